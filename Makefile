@@ -1,0 +1,41 @@
+# The commands of this project. Each sets up .venv by itself when it is missing or stale.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow test-node check format clean
+
+demo: $(READY)
+	$(BIN)/python -m s2ap_export.demo --output build/model.onnx
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest
+
+# The model file in Node.js, without this package; needs node and npm.
+test-node: $(READY)
+	cd tests/contract/node && npm install --ignore-scripts --no-package-lock --no-audit --no-fund
+	$(BIN)/python -m pytest tests/contract/test_node.py
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "s2ap-defend needs Python 3.11 or newer, found $$($(PYTHON) --version); set PYTHON=/path/to/python3"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[train,dev]"
+	@touch $(READY)

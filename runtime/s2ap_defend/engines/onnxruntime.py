@@ -1,0 +1,77 @@
+"""ONNX Runtime on the CPU, on CUDA, or through its TensorRT provider."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+
+from s2ap_defend.engines import Array
+from s2ap_defend.errors import EngineError, ModelFileError
+
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+
+_PROVIDERS: dict[str, tuple[str, ...]] = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeEngine:
+    """One ONNX Runtime session.
+
+    Args:
+        model: Path of a model file (its external data lies beside it) or serialised bytes.
+        device: 'auto' takes CUDA where it works and the CPU elsewhere; a named device is used or refused.
+        threads: Threads inside one operator; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        EngineError: If the device is not there.
+        ModelFileError: If ONNX Runtime refuses the model.
+    """
+
+    def __init__(self, model: Path | bytes, *, device: Device = "auto", threads: int | None = None) -> None:
+        if device != "auto" and device not in _PROVIDERS:
+            raise EngineError(f"device {device!r} is not known; choose auto, {', '.join(_PROVIDERS)}")
+        chosen = ("cuda" if _cuda_is_usable() else "cpu") if device == "auto" else device
+        wanted = _PROVIDERS[chosen]
+        if wanted[0] not in onnxruntime.get_available_providers():
+            raise EngineError(f"this ONNX Runtime has no {wanted[0]}; install s2ap-defend[gpu] or use --device cpu")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY if chosen == "cpu" else _ERRORS_ONLY + 1
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        source: Any = str(model) if isinstance(model, Path) else model
+        try:
+            self._session = onnxruntime.InferenceSession(source, options, providers=list(wanted))
+        except Exception as error:  # the runtime raises its own, undocumented types
+            raise ModelFileError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+        self.provider: str = self._session.get_providers()[0]
+        if device != "auto" and self.provider != wanted[0]:
+            raise EngineError(
+                f"device {device!r} was asked for, but ONNX Runtime could only start {self.provider}; "
+                "check the driver and the CUDA libraries (s2ap-defend[gpu]) or use --device cpu"
+            )
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
+        """Evaluate the graph; see Engine.run."""
+        try:
+            return list(self._session.run(list(outputs), dict(feeds)))
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed on {self.provider}: {_first_line(error)}") from error
+
+
+def version() -> str:
+    """Version of ONNX Runtime."""
+    return str(onnxruntime.__version__)
+
+
+def _cuda_is_usable() -> bool:
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and Path("/dev/nvidiactl").exists()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,185 @@
+"""Open, verify and write the defended model file, the one contract between the packages (docs/model-file.md)."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from s2ap_defend.errors import ModelFileError
+from s2ap_defend.manifest import METADATA_KEY, Manifest, read_manifest
+
+HARDEN_COMMAND = "s2ap-defend harden RECIPE -o model.onnx"
+MAX_EMBEDDED_BYTES = 1_900_000_000
+TABLES = ("edges", "increments", "lower", "upper")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A verified defended model file.
+
+    Attributes:
+        path: Where it was read.
+        manifest: The checked manifest.
+        proto: The ONNX model with all weights in memory.
+        size_bytes: Size of the file and of its external data.
+    """
+
+    path: Path
+    manifest: Manifest
+    proto: ModelProto
+    size_bytes: int
+
+
+def open_model_file(path: Path) -> ModelFile:
+    """Read a defended model file and verify its manifest, its hashes and its test tables.
+
+    The hashes find damage and careless edits. They are no signature: who can replace the file can replace them.
+
+    Raises:
+        ModelFileError: If the file cannot be read, is no ONNX model, has no manifest, or was changed.
+    """
+    proto = _load(path)
+    texts = [entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY]
+    if not texts:
+        raise ModelFileError(f"{path} is an ONNX model without a defence; make one with: {HARDEN_COMMAND}")
+    manifest = read_manifest(texts[0], source=path.name)
+    for what, found, expected in (
+        ("weights", weights_sha256(proto), manifest.weights_sha256),
+        ("graph", graph_sha256(proto), manifest.graph_sha256),
+    ):
+        if found != expected:
+            raise ModelFileError(
+                f"{path} was changed after it was written: its {what} have SHA-256 {found[:12]}..., the manifest "
+                f"says {expected[:12]}...; fetch or export the file again"
+            )
+    _check_tables(proto, manifest, path)
+    data = path.with_name(path.name + ".data")
+    size_bytes = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    return ModelFile(path, manifest, proto, size_bytes)
+
+
+def write_model_file(model: ModelProto, manifest: Manifest, path: Path, *, external_data: bool | None = None) -> None:
+    """Write a defended model file; nothing is left behind when writing fails.
+
+    Args:
+        model: The defended graph.
+        manifest: Its manifest; the two hashes in it are computed anew.
+        path: The file to write.
+        external_data: Whether weights go to `NAME.data` beside the file; None decides by size.
+
+    Raises:
+        ModelFileError: If the folder cannot be written.
+    """
+    hashes = {"weights_sha256": weights_sha256(model), "graph_sha256": graph_sha256(model)}
+    sealed = manifest.model_copy(update=hashes)
+    written = ModelProto()
+    written.CopyFrom(model)
+    del written.metadata_props[:]
+    written.metadata_props.add(key=METADATA_KEY, value=sealed.to_json())
+    external = model.ByteSize() > MAX_EMBEDDED_BYTES if external_data is None else external_data
+    check_writable(path)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        onnx.save_model(
+            written,
+            folder / path.name,
+            save_as_external_data=external,
+            location=f"{path.name}.data" if external else None,
+            size_threshold=1024,
+        )
+        for name in (f"{path.name}.data", path.name):
+            if (folder / name).exists():
+                (folder / name).replace(path.with_name(name))
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Check that `path` can be written, before the work that produces it; its folder is made when missing.
+
+    Raises:
+        ModelFileError: If it cannot.
+    """
+    try:
+        if path.is_dir():
+            raise ModelFileError(f"{path} is a folder; name a file to write, such as {path / 'model.onnx'}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be written: {error.strerror or error}") from error
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ModelFileError(f"{path} exists and is read-only; choose another file")
+
+
+def weights_sha256(model: ModelProto) -> str:
+    """SHA-256 over every tensor of the model: name, type, shape and little-endian values, in file order."""
+    digest = hashlib.sha256()
+    for tensor in _tensors(model.graph):
+        array = numpy_helper.to_array(tensor)
+        digest.update(f"{tensor.name}:{tensor.data_type}:{list(tensor.dims)}\n".encode())
+        digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def graph_sha256(model: ModelProto) -> str:
+    """SHA-256 over the graph without the values of its tensors, and over the operator sets."""
+    bare = GraphProto()
+    bare.CopyFrom(model.graph)
+    for tensor in _tensors(bare):
+        name, data_type, dims = tensor.name, tensor.data_type, list(tensor.dims)
+        tensor.Clear()
+        tensor.name, tensor.data_type = name, data_type
+        tensor.dims.extend(dims)
+    opsets = ",".join(f"{opset.domain}:{opset.version}" for opset in model.opset_import)
+    return hashlib.sha256(opsets.encode() + bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs inside a node: branches of an If."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                yield attribute.t
+        for inner in subgraphs(node):
+            yield from _tensors(inner)
+
+
+def _load(path: Path) -> ModelProto:
+    try:
+        proto = onnx.load(path)
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{error.filename or path} does not exist") from error
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelFileError(f"{path} is truncated or no ONNX model; fetch or export it again") from error
+    if not proto.graph.node:
+        raise ModelFileError(f"{path} holds no ONNX graph; it is empty or truncated")
+    return proto
+
+
+def _check_tables(proto: ModelProto, manifest: Manifest, path: Path) -> None:
+    test = manifest.test.to_test()
+    in_graph = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    for name in TABLES:
+        array = in_graph.get(f"test/{name}")
+        if array is None or not np.array_equal(array.reshape(getattr(test, name).shape), getattr(test, name)):
+            raise ModelFileError(f"{path}: the manifest's test/{name} differ from the graph's; export the model again")

@@ -1,0 +1,177 @@
+"""Cutting stages out of a defended model: the purifier, the classifier or one member as a model of its own."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from s2ap_defend.errors import ModelFileError
+from s2ap_defend.model_file import subgraphs
+
+PURIFIER = "purifier"
+CLASSIFIER = "classifier"
+
+_OUTPUTS = {PURIFIER: ("purified", "reconstruction_error")}
+_LOG_PROBABILITIES = ("log_probabilities",)
+_SHAPED_LIKE = {"log_probabilities": "probabilities"}  # stage output -> output of the file with the same shape
+_FLOATING = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+
+
+@dataclass(frozen=True)
+class StageSize:
+    """Size of one stage.
+
+    Attributes:
+        nodes: Operators, those in branches included.
+        parameters: Floating-point numbers in its tensors, zeros included.
+        size_bytes: Bytes of all its tensors.
+    """
+
+    nodes: int
+    parameters: int
+    size_bytes: int
+
+
+def member_scope(index: int) -> str:
+    """Scope of the member that is asked at position `index`, from 0."""
+    return f"member_{index:03d}"
+
+
+def cut_stage(proto: ModelProto, scope: str) -> ModelProto:
+    """Cut one stage out of a defended model.
+
+    The stage is the nodes named `scope/...`, in whatever graph they are, with the initialisers that they read. Its
+    input is called `image`, [batch, C, H, W]; outputs are `purified` and `reconstruction_error` of the purifier and
+    `log_probabilities` of any other stage. Weights are copied, the defended model stays as it is.
+
+    Args:
+        proto: A defended model, weights in memory.
+        scope: 'purifier', 'classifier' or 'member_000', 'member_001', ...
+
+    Raises:
+        ModelFileError: If the model has no such stage, or it cannot run alone.
+    """
+    graph, enclosing = _graph_of(proto, scope)
+    nodes = [_copy(node) for node in graph.node if _scope(node) == scope]
+    produced = {name for node in nodes for name in node.output}
+    initializers = {tensor.name: tensor for outer in enclosing for tensor in outer.initializer}
+    constants = {node.output[0]: node for outer in enclosing for node in outer.node if node.op_type == "Constant"}
+    read = list(dict.fromkeys(name for node in nodes for name in _reads(node) if name and name not in produced))
+    inputs = [name for name in read if name not in initializers and name not in constants]
+    if len(inputs) != 1:
+        raise ModelFileError(
+            f"stage {scope} reads {len(inputs)} values from outside ({', '.join(inputs[:3]) or 'none'}), expected the "
+            "image alone; export the model again"
+        )
+    wanted = _OUTPUTS.get(scope, _LOG_PROBABILITIES)
+    missing = [name for name in wanted if f"{scope}/{name}" not in produced]
+    inner = produced - {f"{scope}/{name}" for name in wanted}  # declared shapes make the stage quick to load
+    if missing:
+        raise ModelFileError(f"stage {scope} has no value {scope}/{missing[0]}; export the model again")
+    _rename(nodes, {inputs[0]: "image"} | {f"{scope}/{name}": name for name in wanted})
+    stage = helper.make_model(
+        helper.make_graph(
+            nodes=[_copy(constants[name]) for name in read if name in constants] + nodes,
+            name=scope,
+            inputs=[_value(proto, "image", "image")],
+            outputs=[_value(proto, name, _SHAPED_LIKE.get(name, name)) for name in wanted],
+            initializer=[initializers[name] for name in read if name in initializers],
+            value_info=[value for outer in enclosing for value in outer.value_info if value.name in inner],
+        ),
+        opset_imports=proto.opset_import,
+        functions=list(proto.functions),
+        ir_version=proto.ir_version,
+    )
+    stage.producer_name = proto.producer_name
+    return stage
+
+
+def stage_sizes(proto: ModelProto) -> dict[str, StageSize]:
+    """Sizes of all stages by scope, in the order of the graph; nodes outside any scope are left out."""
+    nodes: dict[str, int] = {}
+    parameters: dict[str, int] = {}
+    size_bytes: dict[str, int] = {}
+    for graph in _graphs(proto.graph):
+        tensors = [(tensor.name, tensor) for tensor in graph.initializer]
+        for node in graph.node:
+            nodes[_scope(node)] = nodes.get(_scope(node), 0) + 1
+            tensors += [(node.name, attribute.t) for attribute in node.attribute if attribute.HasField("t")]
+        for name, tensor in tensors:
+            scope, elements = name.partition("/")[0], _elements(tensor)
+            if tensor.data_type in _FLOATING:
+                parameters[scope] = parameters.get(scope, 0) + elements
+            width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            size_bytes[scope] = size_bytes.get(scope, 0) + elements * width
+    return {
+        scope: StageSize(count, parameters.get(scope, 0), size_bytes.get(scope, 0))
+        for scope, count in nodes.items()
+        if scope
+    }
+
+
+def _graph_of(proto: ModelProto, scope: str) -> tuple[GraphProto, list[GraphProto]]:
+    """The one graph with nodes of a scope, and the graphs around it from the outside in, itself included."""
+    found = [chain for chain in _chains([proto.graph]) if any(_scope(node) == scope for node in chain[-1].node)]
+    if len(found) == 1:
+        return found[0][-1], found[0]
+    if found:
+        raise ModelFileError(f"stage {scope} is spread over {len(found)} graphs, expected one; export the model again")
+    scopes = sorted({_scope(node) for graph in _graphs(proto.graph) for node in graph.node} - {""})
+    raise ModelFileError(f"the model has no stage {scope!r}; it has {', '.join(scopes) or 'none'}")
+
+
+def _chains(chain: list[GraphProto]) -> Iterator[list[GraphProto]]:
+    yield chain
+    for node in chain[-1].node:
+        for inner in subgraphs(node):
+            yield from _chains([*chain, inner])
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    return (chain[-1] for chain in _chains([graph]))
+
+
+def _scope(node: NodeProto) -> str:
+    scope, slash, _ = node.name.partition("/")
+    return scope if slash else ""
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """Names that a node reads from its graph and from those around it."""
+    yield from node.input
+    for inner in subgraphs(node):
+        own = {tensor.name for tensor in inner.initializer} | {name for n in inner.node for name in n.output}
+        yield from (name for n in inner.node for name in _reads(n) if name not in own)
+        yield from (output.name for output in inner.output if output.name not in own)
+
+
+def _rename(nodes: Iterable[NodeProto], names: dict[str, str]) -> None:
+    for node in nodes:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for inner in subgraphs(node):
+            _rename(inner.node, names)
+            for output in inner.output:
+                output.name = names.get(output.name, output.name)
+
+
+def _value(proto: ModelProto, name: str, like: str) -> ValueInfoProto:
+    """Declaration of a stage's input or output with the shape of one of the file's, the batch dynamic."""
+    for declared in (*proto.graph.input, *proto.graph.output):
+        if declared.name == like:
+            dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in declared.type.tensor_type.shape.dim]
+            return helper.make_tensor_value_info(name, declared.type.tensor_type.elem_type, ["batch", *dims[1:]])
+    raise ModelFileError(f"the model declares no {like}; it is no defended model, export it again")
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    copied = NodeProto()
+    copied.CopyFrom(node)
+    return copied
+
+
+def _elements(tensor: TensorProto) -> int:
+    count = 1
+    for dim in tensor.dims:
+        count *= dim
+    return count

@@ -1,0 +1,60 @@
+"""What the defence answers: one row per image in every array."""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The outputs of a defended model for N images of K classes, in the order of the model file.
+
+    Attributes:
+        label: Final label [N]: the base label, or the members' vote where the input was flagged.
+        adversarial: Whether the sequential test flagged the input [N].
+        base_label: The classifier's label on the purified image [N].
+        probabilities: The classifier's softmax on the purified image [N, K].
+        label_change_rate: Share of the asked members whose label differs from base_label [N], in [0, 1].
+        log_likelihood_ratio: Evidence for 'adversarial' when the test stopped [N], in nats.
+        members_used: Members asked, those asked only for the vote included [N].
+        votes: Members that voted for each class [N, K].
+        purified: The purified image [N, C, H, W], in [0, 1].
+        reconstruction_error: Expected squared reconstruction error of the last purification step [N].
+    """
+
+    label: Int64
+    adversarial: Bool
+    base_label: Int64
+    probabilities: Float32
+    label_change_rate: Float32
+    log_likelihood_ratio: Float64
+    members_used: Int64
+    votes: Int64
+    purified: Float32
+    reconstruction_error: Float32
+
+    FIELDS: ClassVar[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def rows(self, index: slice | Int64) -> "Verdicts":
+        """Return the chosen rows of every array."""
+        return Verdicts(**{name: getattr(self, name)[index] for name in self.FIELDS})
+
+    @classmethod
+    def concatenate(cls, parts: "list[Verdicts]") -> "Verdicts":
+        """Join verdicts along the rows; at least one part is needed."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.FIELDS})
+
+
+Verdicts.FIELDS = tuple(field.name for field in fields(Verdicts))

@@ -1,0 +1,92 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2ap_defend.errors import InputError
+from s2ap_defend.images import check_images, decode_image, load_images
+
+GREY = (1, 8, 8)
+
+
+def png(mode: str = "L", size: tuple[int, int] = (8, 8), **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size, **options).save(buffer, "PNG")  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def test_a_grey_png_decodes_to_its_pixels_over_255() -> None:
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    decoded = decode_image(buffer.getvalue(), GREY)
+    assert decoded.dtype == np.float32
+    assert np.array_equal(decoded, (pixels / np.float32(255.0))[None])
+
+
+def test_an_rgb_image_keeps_its_channel_order() -> None:
+    decoded = decode_image(png("RGB", color=(255, 0, 51)), (3, 8, 8))
+    assert decoded[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not a PNG or JPEG"),
+        (b"GIF89a....", "not a PNG or JPEG"),
+        (png()[:40], "damaged|not a PNG"),
+        (png(size=(9, 8)), "9x8 pixels, the model takes 8x8"),
+        (png("RGBA"), "transparency"),
+        (png("I;16"), "pixel format I;16"),
+        (png("1", size=(20000, 10000)), "pixels"),
+    ],
+)
+def test_a_bad_image_is_refused_with_one_sentence(data: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        decode_image(data, GREY)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([[0.0]], "list"),
+        (np.zeros((1, 1, 8, 8)), "float64"),
+        (np.zeros((1, 8, 8), np.float32), r"shape \[1, 8, 8\]"),
+        (np.zeros((2, 3, 8, 8), np.float32), r"shape \[2, 3, 8, 8\]"),
+        (np.zeros((0, 1, 8, 8), np.float32), "empty"),
+        (np.full((1, 1, 8, 8), np.nan, np.float32), "NaN"),
+        (np.full((1, 1, 8, 8), np.inf, np.float32), "infinite"),
+        (np.full((1, 1, 8, 8), 255, np.float32), "divide 8-bit pixels by 255"),
+        (np.full((1, 1, 8, 8), -0.1, np.float32), r"\[-0.1, -0.1\]"),
+    ],
+)
+def test_arrays_that_the_model_does_not_take_are_refused(images: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_images(images, GREY)
+
+
+def test_arrays_in_files_may_hold_one_image_or_a_batch(tmp_path: Path) -> None:
+    batch = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
+    np.save(tmp_path / "one.npy", batch[0])
+    np.savez(tmp_path / "many.npz", images=batch, labels=np.arange(3))
+    assert np.array_equal(load_images(tmp_path / "one.npy", GREY), batch[:1])
+    assert np.array_equal(load_images(tmp_path / "many.npz", GREY), batch)
+
+
+def test_files_that_hold_something_else_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
+    np.save(tmp_path / "bytes.npy", np.zeros((8, 8), np.uint8))
+    (tmp_path / "text.txt").write_text("x")
+    for name, message in (
+        ("objects.npy", "pickled"),
+        ("two.npz", "one called 'images'"),
+        ("bytes.npy", "uint8"),
+        ("text.txt", "ending .txt"),
+        ("missing.png", "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_images(tmp_path / name, GREY)
