@@ -1,0 +1,184 @@
+"""The web application around one classifier."""
+
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from s2ap_defend import __version__
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.errors import DefendError
+from s2ap_defend.serve import metadata, openapi, page, responses
+from s2ap_defend.serve.codecs import ImageFileCodec, ProtocolCodec
+from s2ap_defend.serve.config import ServerConfig
+from s2ap_defend.serve.endpoint import InferenceEndpoint
+from s2ap_defend.serve.errors import UnavailableError
+from s2ap_defend.serve.responses import json_response
+from s2ap_defend.serve.service import Service
+
+DECODER_THREADS = 2
+
+
+def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
+    """Build the application; the model is warmed up when the application starts.
+
+    Args:
+        classifier: What it serves, under the stem of its file's name.
+        config: Limits, and whether evidence is exposed. Where to listen is not the application's business.
+
+    Returns:
+        An ASGI application; `app.state.service` is the Service inside.
+    """
+    service = Service(classifier, config)
+    decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-decode")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+            decoders.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(
+        title="s2ap-defend",
+        version=__version__,
+        summary="An image classifier that defends itself.",
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        exception_handlers={
+            HTTPException: responses.on_http_error,
+            RequestValidationError: responses.on_validation_error,
+            DefendError: responses.on_defend_error,
+            Exception: responses.on_bug,
+        },
+    )
+    app.state.service = service
+    infer = InferenceEndpoint(service, ProtocolCodec(service.contract), decoders)
+    classify = InferenceEndpoint(service, ImageFileCodec(service.contract, classifier.classes), decoders)
+    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
+        app.router.routes.append(Route(path, infer, methods=["POST"]))
+    app.router.routes.append(Route("/classify-image", classify, methods=["POST"]))
+    app.include_router(_health(service))
+    app.include_router(_models(service))
+    app.include_router(_operations(service))
+    app.include_router(_page(service))
+    _extend_openapi(app)
+    return app
+
+
+def _health(service: Service) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    def check_ready() -> None:
+        service.check_ready()
+        if service.state == "draining":
+            raise UnavailableError("the server is stopping")
+
+    @router.get("/v2/health/live", summary="Whether the process runs.")
+    async def live() -> Response:
+        return json_response({"live": True})
+
+    @router.get("/v2/health/ready", summary="Whether new requests should be sent here.")
+    async def ready() -> Response:
+        check_ready()
+        return json_response({"ready": True})
+
+    @router.get("/v2/models/{model}/ready", summary="Whether the model takes requests.")
+    @router.get("/v2/models/{model}/versions/{version}/ready", summary="Whether the model takes requests.")
+    async def model_ready(model: str, version: str | None = None) -> Response:
+        service.check_model(model, version)
+        check_ready()
+        return json_response({"name": model, "ready": True})
+
+    return router
+
+
+def _models(service: Service) -> APIRouter:
+    router = APIRouter(tags=["models"])
+    contract = service.contract
+
+    def statistics() -> dict[str, Any]:
+        return {"model_stats": [service.statistics.to_json(contract.model, contract.version)]}
+
+    @router.get("/v2", summary="The server and its extensions of the protocol.")
+    async def server_metadata() -> Response:
+        return json_response(metadata.describe_server(__version__))
+
+    @router.get("/v2/models/stats", summary="Statistics of all models.")
+    async def all_statistics() -> Response:
+        return json_response(statistics())
+
+    @router.get("/v2/models/{model}", summary="Inputs and outputs of the model.")
+    @router.get("/v2/models/{model}/versions/{version}", summary="Inputs and outputs of the model.")
+    async def model_metadata(model: str, version: str | None = None) -> Response:
+        service.check_model(model, version)
+        return json_response(metadata.describe_model(contract))
+
+    @router.get("/v2/models/{model}/config", summary="Configuration of the model.")
+    @router.get("/v2/models/{model}/versions/{version}/config", summary="Configuration of the model.")
+    async def model_config(model: str, version: str | None = None) -> Response:
+        service.check_model(model, version)
+        return json_response(metadata.configure_model(contract, service.config.max_batch_rows))
+
+    @router.get("/v2/models/{model}/stats", summary="Statistics of the model.")
+    @router.get("/v2/models/{model}/versions/{version}/stats", summary="Statistics of the model.")
+    async def model_statistics(model: str, version: str | None = None) -> Response:
+        service.check_model(model, version)
+        return json_response(statistics())
+
+    return router
+
+
+def _operations(service: Service) -> APIRouter:
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/metrics", summary="Prometheus metrics.")
+    async def metrics(request: Request) -> Response:
+        body, content_type = service.metrics.render(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+    return router
+
+
+def _page(service: Service) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def index() -> Response:
+        return page.page_file("page.html")
+
+    @router.get("/page.css")
+    async def style() -> Response:
+        return page.page_file("page.css")
+
+    @router.get("/page.js")
+    async def script() -> Response:
+        return page.page_file("page.js")
+
+    @router.get("/page.json")
+    async def description() -> Response:
+        return json_response(page.describe_page(service.classifier.manifest, service.contract))
+
+    return router
+
+
+def _extend_openapi(app: FastAPI) -> None:
+    def schema() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            app.openapi_schema = openapi.add_endpoints(found)
+        return app.openapi_schema
+
+    app.openapi = schema  # type: ignore[method-assign]

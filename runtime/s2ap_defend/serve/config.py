@@ -1,0 +1,83 @@
+"""The server's settings, checked when they are made."""
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from s2ap_defend.engines.onnxruntime import Device
+from s2ap_defend.errors import RecipeError
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """How one model file is served.
+
+    Attributes:
+        model: The defended model file; its stem is the model's name in URLs.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one, which the log names.
+        insecure: Allow an address that other machines reach, although the server has no authentication.
+        expose_evidence: Answer with all outputs, not only `label` and `adversarial`. Evidence is an oracle for
+            adaptive attackers.
+        device: Where the model runs.
+        threads: CPU threads inside one operator; None leaves the choice to the engine.
+        max_batch_rows: Images that run together; larger requests are split.
+        max_queue_rows: Images that may wait.
+        max_queue_bytes: Bytes of images that may wait, and, counted apart, of bodies being received.
+        max_body_bytes: Largest request body, both as sent and inflated.
+        body_timeout_s: Seconds a client has to send its body.
+        drain_delay_s: Seconds that SIGTERM leaves for load balancers to see that the server is no longer ready.
+        grace_s: Seconds that accepted requests have to finish after that.
+    """
+
+    model: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    insecure: bool = False
+    expose_evidence: bool = False
+    device: Device = "auto"
+    threads: int | None = None
+    max_batch_rows: int = 32
+    max_queue_rows: int = 1024
+    max_queue_bytes: int = 512 * MIB
+    max_body_bytes: int = 32 * MIB
+    body_timeout_s: float = 30.0
+    drain_delay_s: float = 5.0
+    grace_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            RecipeError: If a value cannot work, or other machines could reach the server and `insecure` is not set.
+        """
+        if not 0 <= self.port <= 65535:
+            raise RecipeError(f"port {self.port} does not exist, expected 0 to 65535")
+        for name in ("max_batch_rows", "max_queue_rows", "max_queue_bytes", "max_body_bytes"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.max_queue_rows < self.max_batch_rows:
+            raise RecipeError(
+                f"max_queue_rows {self.max_queue_rows} is less than max_batch_rows {self.max_batch_rows}; "
+                "a full batch must fit into the queue"
+            )
+        for name in ("body_timeout_s", "drain_delay_s", "grace_s"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise RecipeError(f"{name} is {getattr(self, name)}, expected seconds, 0 or more")
+        if not is_loopback(self.host) and not self.insecure:
+            raise RecipeError(
+                f"host {self.host} can be reached by other machines and this server has no authentication; put a "
+                "proxy that checks who is asking in front of 127.0.0.1, or accept the risk with --insecure"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`: a loopback address or 'localhost'; other names are not looked up."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,81 @@
+"""The errors of the server: each knows its HTTP status, its extra headers and its name in the metrics.
+
+DefendError
+└── RequestError
+    ├── ProtocolError      400, 403 or 415   also an InputError: the request is not what the model takes
+    ├── UnknownModelError  404
+    ├── BodyTimeoutError   408
+    ├── TooLargeError      413
+    ├── QueueFullError     429
+    ├── UnavailableError   503
+    └── DeadlineError      504
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from s2ap_defend.errors import DefendError, InputError
+
+
+class RequestError(DefendError):
+    """A request that is not answered with verdicts; the message goes to the client as it is."""
+
+    status: int = 500
+    outcome: ClassVar[str] = "error"
+    headers: ClassVar[Mapping[str, str]] = {}
+
+
+class ProtocolError(RequestError, InputError):
+    """The request is malformed (400), asks for what is hidden (403) or has an unknown encoding (415)."""
+
+    status = 400
+    outcome = "invalid"
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class UnknownModelError(RequestError):
+    """The URL names another model or version."""
+
+    status = 404
+    outcome = "not_found"
+
+
+class BodyTimeoutError(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    outcome = "timeout"
+    headers: ClassVar[Mapping[str, str]] = {"connection": "close"}
+
+
+class TooLargeError(RequestError):
+    """The request can never be served by this server, however long it waits."""
+
+    status = 413
+    outcome = "too_large"
+
+
+class QueueFullError(RequestError):
+    """There is no room in the queue now."""
+
+    status = 429
+    outcome = "queue_full"
+    headers: ClassVar[Mapping[str, str]] = {"retry-after": "1"}
+
+
+class UnavailableError(RequestError):
+    """The model is not ready yet, or the server is stopping."""
+
+    status = 503
+    outcome = "unavailable"
+    headers: ClassVar[Mapping[str, str]] = {"retry-after": "2"}
+
+
+class DeadlineError(RequestError):
+    """The client's own deadline passed before there was an answer."""
+
+    status = 504
+    outcome = "deadline"

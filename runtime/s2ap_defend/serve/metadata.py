@@ -1,0 +1,50 @@
+"""What the server tells about itself and its model, in the protocol's shapes."""
+
+from typing import Any
+
+from s2ap_defend.serve.protocol import DATATYPES, INPUT, Contract
+
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "parameters", "schedule_policy", "statistics"]
+PLATFORM = "onnxruntime_onnx"
+
+
+def describe_server(version: str) -> dict[str, Any]:
+    """Body of GET v2."""
+    return {"name": "s2ap-defend", "version": version, "extensions": EXTENSIONS}
+
+
+def describe_model(contract: Contract) -> dict[str, Any]:
+    """Body of GET v2/models/{model}."""
+    return {
+        "name": contract.model,
+        "versions": [contract.version],
+        "platform": PLATFORM,
+        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *contract.shape]}],
+        "outputs": [
+            {"name": name, "datatype": DATATYPES[name], "shape": [-1, *_row_shape(name, contract)]}
+            for name in contract.outputs
+        ],
+    }
+
+
+def configure_model(contract: Contract, max_batch_rows: int) -> dict[str, Any]:
+    """Body of GET v2/models/{model}/config; as the format wants it, shapes leave out the batch."""
+    return {
+        "name": contract.model,
+        "platform": PLATFORM,
+        "backend": "onnxruntime",
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": max_batch_rows,
+        "input": [{"name": INPUT, "data_type": "TYPE_FP32", "dims": list(contract.shape)}],
+        "output": [
+            {"name": name, "data_type": f"TYPE_{DATATYPES[name]}", "dims": _row_shape(name, contract)}
+            for name in contract.outputs
+        ],
+        "dynamic_batching": {"max_queue_delay_microseconds": 0},
+    }
+
+
+def _row_shape(name: str, contract: Contract) -> list[int]:
+    if name == "purified":
+        return list(contract.shape)
+    return [contract.classes] if name in {"probabilities", "votes"} else []

@@ -1,0 +1,136 @@
+"""Prometheus metrics of one server; every label has a small, fixed set of values.
+
+What is evidence in an answer is evidence here too: members asked, label change rates and corrections of single
+requests could be read off two scrapes, so they are only counted when the server exposes evidence.
+"""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from s2ap_defend.serve.batcher import BatchReport
+from s2ap_defend.types import Verdicts
+
+SUCCESS, CANCELLED, ERROR = "success", "cancelled", "error"
+REJECTIONS = ("unavailable", "queue_full", "too_large", "deadline", "timeout")
+OUTCOMES = (SUCCESS, CANCELLED, ERROR, "invalid", "not_found", *REJECTIONS)
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+RATES = tuple(i / 20 for i in range(21))
+MODEL_LABELS = ("model", "version")
+
+
+class Metrics:
+    """Counts what a server does.
+
+    Args:
+        model: Name of the model.
+        version: Its version.
+        build: What is running, for s2ap_build_info.
+        evidence: Whether metrics may tell what single answers hide.
+        pending_requests: Returns the requests that wait or run now.
+        pending_rows: Returns their images.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        *,
+        build: dict[str, str],
+        evidence: bool,
+        pending_requests: Callable[[], float],
+        pending_rows: Callable[[], float],
+    ) -> None:
+        self._registry = registry = CollectorRegistry()
+        labels = (model, version)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, MODEL_LABELS, registry=registry).labels(*labels)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, MODEL_LABELS, registry=registry).labels(*labels)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, MODEL_LABELS, buckets=buckets, registry=registry).labels(*labels)
+
+        requests = Counter(
+            "s2ap_inference_requests",
+            "Inference requests by outcome.",
+            (*MODEL_LABELS, "protocol", "outcome"),
+            registry=registry,
+        )
+        rejected = Counter(
+            "s2ap_inference_rejected",
+            "Requests turned away, by reason.",
+            (*MODEL_LABELS, "reason"),
+            registry=registry,
+        )
+        compute = Histogram(
+            "s2ap_inference_compute_duration_seconds",
+            "Time of a batch on the device, by stage.",
+            (*MODEL_LABELS, "stage"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        verdicts = Counter("s2ap_defense_verdicts", "Images by verdict.", (*MODEL_LABELS, "verdict"), registry=registry)
+        self._requests = {outcome: requests.labels(*labels, "http", outcome) for outcome in OUTCOMES}
+        self._rejected = {reason: rejected.labels(*labels, reason) for reason in REJECTIONS}
+        self._compute = compute.labels(*labels, "whole")
+        self._clean, self._adversarial = (verdicts.labels(*labels, verdict) for verdict in ("clean", "adversarial"))
+        self._rows = counter("s2ap_inference_rows", "Images answered.")
+        self._batches = counter("s2ap_inference_batches", "Batches run.")
+        self._duration = histogram(
+            "s2ap_inference_request_duration_seconds", "Time from a request's head to its answer.", SECONDS
+        )
+        self._queue = histogram("s2ap_inference_queue_duration_seconds", "Time that requests waited.", SECONDS)
+        self._batch_rows = histogram("s2ap_inference_batch_rows", "Images in a batch.", POWERS)
+        self._ready = gauge("s2ap_model_ready", "1 when the model takes requests.")
+        gauge("s2ap_inference_pending_requests", "Requests that wait or run.").set_function(pending_requests)
+        gauge("s2ap_inference_pending_rows", "Images that wait or run.").set_function(pending_rows)
+        self._evidence = evidence
+        if evidence:
+            self._members = histogram("s2ap_defense_members_used", "Members asked for an image.", POWERS)
+            self._rates = histogram("s2ap_defense_label_change_rate", "Share of members that disagree.", RATES)
+            self._corrections = counter("s2ap_defense_corrections", "Images whose label the members changed.")
+        Info("s2ap_build", "What is running.", registry=registry).info(build)
+        ProcessCollector(registry=registry)
+
+    def set_ready(self, ready: bool) -> None:
+        """Tell whether the model takes requests."""
+        self._ready.set(float(ready))
+
+    def count_request(self, outcome: str, duration_s: float) -> None:
+        """Count one finished request; `outcome` is one of OUTCOMES."""
+        self._requests[outcome].inc()
+        self._duration.observe(duration_s)
+        if outcome in self._rejected:
+            self._rejected[outcome].inc()
+
+    def count_verdicts(self, verdicts: Verdicts) -> None:
+        """Count the images of one answer."""
+        flagged = int(verdicts.adversarial.sum())
+        self._rows.inc(len(verdicts))
+        if flagged:
+            self._adversarial.inc(flagged)
+        if flagged < len(verdicts):
+            self._clean.inc(len(verdicts) - flagged)
+        if self._evidence:
+            self._corrections.inc(int((verdicts.label != verdicts.base_label).sum()))
+            for members, rate in zip(verdicts.members_used.tolist(), verdicts.label_change_rate.tolist(), strict=True):
+                self._members.observe(members)
+                self._rates.observe(rate)
+
+    def count_batch(self, report: BatchReport) -> None:
+        """Count one batch."""
+        self._batches.inc()
+        self._batch_rows.observe(report.result.rows)
+        self._compute.observe(report.result.compute_ns / 1e9)
+        for waited_ns in report.queue_ns:
+            self._queue.observe(waited_ns / 1e9)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """(body, content type) of a scrape, in the format that the Accept header prefers."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type

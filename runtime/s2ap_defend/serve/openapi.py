@@ -1,0 +1,137 @@
+"""OpenAPI descriptions of the endpoints that FastAPI does not see, because they are plain ASGI applications."""
+
+from typing import Any
+
+ERROR = {
+    "description": "The request was not answered.",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+}
+ERRORS = {str(status): ERROR for status in (400, 403, 404, 408, 413, 415, 429, 500, 503, 504)}
+SCHEMAS: dict[str, Any] = {
+    "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
+    "InferRequest": {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "timeout": {"type": "integer", "description": "Microseconds until the answer is no longer wanted."},
+                    "priority": {"type": "integer", "description": "1 (first) to 10 (last); 0 is the default, 5."},
+                    "binary_data_output": {"type": "boolean"},
+                },
+            },
+            "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": {"$ref": "#/components/schemas/Input"}},
+            "outputs": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": {"name": {"type": "string"}, "parameters": {"type": "object"}},
+                },
+            },
+        },
+    },
+    "Input": {
+        "type": "object",
+        "required": ["name", "datatype", "shape"],
+        "properties": {
+            "name": {"const": "image"},
+            "datatype": {"const": "FP32"},
+            "shape": {"type": "array", "items": {"type": "integer"}, "minItems": 4, "maxItems": 4},
+            "data": {"type": "array", "items": {}, "description": "Values in [0, 1], flat or nested as the shape."},
+            "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
+        },
+    },
+    "InferResponse": {
+        "type": "object",
+        "required": ["model_name", "model_version", "outputs"],
+        "properties": {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "outputs": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["name", "datatype", "shape"],
+                    "properties": {
+                        "name": {"type": "string"},
+                        "datatype": {"type": "string"},
+                        "shape": {"type": "array", "items": {"type": "integer"}},
+                        "data": {"type": "array", "items": {}},
+                        "parameters": {"type": "object"},
+                    },
+                },
+            },
+        },
+    },
+    "ImageVerdict": {
+        "type": "object",
+        "required": ["label", "class", "adversarial"],
+        "properties": {
+            "label": {"type": "integer"},
+            "class": {"type": "string"},
+            "adversarial": {"type": "boolean"},
+            "evidence": {"type": "object", "description": "Only if the server exposes evidence."},
+        },
+    },
+}
+
+
+def _answer(schema: str) -> dict[str, Any]:
+    return {
+        "description": "Verdicts, one row per image.",
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+    }
+
+
+def _infer(*parameters: str) -> dict[str, Any]:
+    return {
+        "post": {
+            "tags": ["inference"],
+            "summary": "Purify, detect and label images (Open Inference Protocol v2, binary tensors too).",
+            "parameters": [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}},
+                    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                },
+            },
+            "responses": {"200": _answer("InferResponse"), **ERRORS},
+        }
+    }
+
+
+PATHS: dict[str, Any] = {
+    "/v2/models/{model}/infer": _infer("model"),
+    "/v2/models/{model}/versions/{version}/infer": _infer("model", "version"),
+    "/classify-image": {
+        "post": {
+            "tags": ["inference"],
+            "summary": "Purify, detect and label one PNG or JPEG file of the model's size.",
+            "requestBody": {
+                "required": True,
+                "content": {
+                    kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/png", "image/jpeg")
+                },
+            },
+            "responses": {"200": _answer("ImageVerdict"), **ERRORS},
+        }
+    },
+}
+
+
+def add_endpoints(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return an OpenAPI schema with the inference endpoints added."""
+    components = schema.get("components", {})
+    schemas = {**components.get("schemas", {}), **SCHEMAS}
+    return {
+        **schema,
+        "paths": {**schema.get("paths", {}), **PATHS},
+        "components": {**components, "schemas": schemas},
+    }

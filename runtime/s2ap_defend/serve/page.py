@@ -1,0 +1,53 @@
+"""The page at /: HTML, a style sheet and a script, shipped with the package; nothing is loaded from elsewhere."""
+
+import math
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from starlette.responses import Response
+
+from s2ap_defend.manifest import Manifest
+from s2ap_defend.serve.protocol import Contract
+
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "cache-control": "no-cache",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+MEDIA_TYPES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+
+
+def page_file(name: str) -> Response:
+    """One of the page's files."""
+    content = files("s2ap_defend.serve").joinpath(name).read_bytes()
+    return Response(content, media_type=MEDIA_TYPES[name], headers=HEADERS)
+
+
+def describe_page(manifest: Manifest, contract: Contract) -> dict[str, Any]:
+    """What the page must know: the model, and what its evidence is to be compared with, if that is exposed."""
+    channels, height, width = contract.shape
+    description: dict[str, Any] = {
+        "model": contract.model,
+        "classes": list(manifest.classes),
+        "input": {"channels": channels, "height": height, "width": width},
+        "evidence": None,
+    }
+    if "base_label" in contract.outputs:
+        test = manifest.test
+        description["evidence"] = {
+            "members": len(manifest.members),
+            "clean_rate": float(np.mean([member.clean_disagreement_rate for member in manifest.members])),
+            "adversarial_rate": float(np.mean([member.adversarial_disagreement_rate for member in manifest.members])),
+            "lower": [_finite(value) for value in test.lower],
+            "upper": [_finite(value) for value in test.upper],
+        }
+    return description
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,268 @@
+"""Open Inference Protocol v2 with the binary tensor extension: bytes to arrays and back, pure functions.
+
+A request is JSON, or JSON followed by raw little-endian tensors (the header Inference-Header-Content-Length gives the
+length of the JSON), or, with that header 0, one raw image. The protocol: github.com/kserve/open-inference-protocol and
+Triton's extension_binary_data. Whatever the bytes are, decoding raises nothing but ProtocolError.
+"""
+
+import math
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from s2ap_defend.serve.errors import ProtocolError
+from s2ap_defend.types import Float32, Verdicts
+
+INPUT = "image"
+DATATYPES = {
+    "label": "INT64",
+    "adversarial": "BOOL",
+    "base_label": "INT64",
+    "probabilities": "FP32",
+    "label_change_rate": "FP32",
+    "log_likelihood_ratio": "FP64",
+    "members_used": "INT64",
+    "votes": "INT64",
+    "purified": "FP32",
+    "reconstruction_error": "FP32",
+}
+PUBLIC_OUTPUTS = ("label", "adversarial")
+LITTLE_ENDIAN = {"INT64": "<i8", "BOOL": "|b1", "FP32": "<f4", "FP64": "<f8"}
+DEFAULT_PRIORITY, LOWEST_PRIORITY = 5, 10
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What the served model takes and what this server gives.
+
+    Attributes:
+        model: Its name.
+        shape: (C, H, W) of one image.
+        classes: Number of classes.
+        outputs: Names of the outputs that clients may see, in the order of the answer.
+    """
+
+    model: str
+    shape: tuple[int, int, int]
+    classes: int
+    outputs: tuple[str, ...] = PUBLIC_OUTPUTS
+    version: str = "1"
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """One decoded request.
+
+    Attributes:
+        images: [N, C, H, W] float32; the values are not checked yet.
+        outputs: Wanted outputs, each with whether it is wanted as binary data.
+        id: The client's name for the request, which the answer repeats.
+        timeout_s: Seconds after which the client does not want the answer any more.
+        priority: 1 (first) to 10 (last).
+    """
+
+    images: Float32
+    outputs: tuple[tuple[str, bool], ...]
+    id: str | None = None
+    timeout_s: float | None = None
+    priority: int = DEFAULT_PRIORITY
+
+
+def decode_header_length(value: str | None) -> int | None:
+    """Value of the header Inference-Header-Content-Length; None when the body is JSON alone.
+
+    Raises:
+        ProtocolError: If it is no number.
+    """
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) < 16):
+        raise ProtocolError(f"the header Inference-Header-Content-Length is {value[:40]!r}, expected a number of bytes")
+    return int(value)
+
+
+def decode_request(body: bytes, header_length: int | None, contract: Contract) -> InferRequest:
+    """Decode the body of an infer request.
+
+    Raises:
+        ProtocolError: With the first thing that is wrong, in one sentence.
+    """
+    if header_length == 0:
+        image = _from_bytes(memoryview(body), (1, *contract.shape), "the raw body")
+        return InferRequest(images=image, outputs=tuple((name, True) for name in contract.outputs))
+    head, tail = memoryview(body), memoryview(b"")
+    if header_length is not None:
+        if header_length > len(body):
+            raise ProtocolError(
+                f"the header Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes"
+            )
+        head, tail = head[:header_length], head[header_length:]
+    request = _object(_parse_json(head), "the request")
+    parameters = _object(request.get("parameters", {}), "parameters")
+    identity = request.get("id")
+    if not (identity is None or isinstance(identity, str)):
+        raise ProtocolError("id must be a string")
+    timeout_us = _whole_number(parameters.get("timeout", 0), "parameter timeout", "microseconds")
+    priority = (
+        _whole_number(parameters.get("priority", 0), "parameter priority", "1 for the highest") or DEFAULT_PRIORITY
+    )
+    return InferRequest(
+        images=_decode_image(request.get("inputs"), tail, contract),
+        outputs=_decode_outputs(request.get("outputs"), parameters, contract),
+        id=identity,
+        timeout_s=timeout_us / 1e6 if timeout_us else None,
+        priority=min(priority, LOWEST_PRIORITY),
+    )
+
+
+def encode_response(request: InferRequest, verdicts: Verdicts, contract: Contract) -> tuple[bytes, int | None]:
+    """Encode an answer: (body, length of its JSON when binary tensors follow, else None)."""
+    answer: dict[str, Any] = {"model_name": contract.model, "model_version": contract.version}
+    if request.id is not None:
+        answer["id"] = request.id
+    answer["outputs"] = outputs = []
+    tensors: list[bytes] = []
+    for name, binary in request.outputs:
+        array = np.ascontiguousarray(getattr(verdicts, name))
+        output: dict[str, Any] = {"name": name, "datatype": DATATYPES[name], "shape": array.shape}
+        if binary:
+            data = array.astype(LITTLE_ENDIAN[DATATYPES[name]], copy=False).tobytes()
+            output["parameters"] = {"binary_data_size": len(data)}
+            tensors.append(data)
+        else:
+            output["data"] = array.reshape(-1)
+        outputs.append(output)
+    head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    return (b"".join([head, *tensors]), len(head)) if tensors else (head, None)
+
+
+def _parse_json(data: memoryview) -> Any:  # noqa: ANN401
+    try:
+        return orjson.loads(data)
+    except ValueError as error:
+        raise ProtocolError(f"the request is not valid JSON: {error}") from error
+
+
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ProtocolError(f"{what} must be a JSON object")
+    return value
+
+
+def _list_of_objects(value: object, what: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise ProtocolError(f"{what} must be a list")
+    return [_object(item, f"each of the {what}") for item in value]
+
+
+def _whole_number(value: object, what: str, unit: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ProtocolError(f"{what} must be a whole number, 0 or more ({unit})")
+    return value
+
+
+def _decode_image(inputs: object, tail: memoryview, contract: Contract) -> Float32:
+    tensors = _list_of_objects(inputs if inputs is not None else [], "inputs")
+    names = [tensor.get("name") for tensor in tensors]
+    if names != [INPUT]:
+        raise ProtocolError(f"the inputs are {_show(names)}, expected exactly one called {INPUT!r}")
+    tensor = tensors[0]
+    shape = _check_shape(tensor.get("shape"), contract)
+    if tensor.get("datatype") != "FP32":
+        raise ProtocolError(f"{INPUT} has datatype {_show(tensor.get('datatype'))}, expected 'FP32'")
+    parameters = _object(tensor.get("parameters", {}), f"parameters of {INPUT}")
+    if "shared_memory_region" in parameters:
+        raise ProtocolError("shared memory is not supported; send the tensor in the body")
+    if "binary_data_size" not in parameters:
+        if tail:
+            raise ProtocolError(f"{len(tail)} bytes follow the JSON, but no input has a binary_data_size")
+        if "data" not in tensor:
+            raise ProtocolError(f"{INPUT} has neither data nor a binary_data_size")
+        return _from_json(tensor["data"], shape)
+    if "data" in tensor:
+        raise ProtocolError(f"{INPUT} has both data and a binary_data_size")
+    size = _whole_number(parameters["binary_data_size"], "binary_data_size", "bytes")
+    if size != len(tail):
+        raise ProtocolError(
+            f"binary_data_size is {size}, but {len(tail)} bytes follow the JSON, "
+            "whose length the header Inference-Header-Content-Length gives"
+        )
+    return _from_bytes(tail, shape, INPUT)
+
+
+def _check_shape(shape: object, contract: Contract) -> tuple[int, ...]:
+    expected = f"[N, {', '.join(map(str, contract.shape))}]"
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        raise ProtocolError(f"the shape of {INPUT} must be a list of whole numbers, {expected}")
+    if len(shape) != 4 or tuple(shape[1:]) != contract.shape:
+        raise ProtocolError(f"{INPUT} has shape {_show(shape)}, the model takes {expected}")
+    if shape[0] < 1:
+        raise ProtocolError(f"{INPUT} has shape {_show(shape)}, which is an empty batch; send at least one image")
+    return tuple(shape)
+
+
+def _from_bytes(data: memoryview, shape: tuple[int, ...], what: str) -> Float32:
+    expected = 4 * math.prod(shape)  # Python integers do not overflow
+    if len(data) != expected:
+        raise ProtocolError(f"{what} has {len(data)} bytes, but FP32 of shape {_show(list(shape))} has {expected}")
+    array = np.frombuffer(data, dtype="<f4").reshape(shape).astype(np.float32, copy=False)
+    return array if array.flags.aligned else array.copy()  # the JSON before it has any length
+
+
+def _from_json(data: object, shape: tuple[int, ...]) -> Float32:
+    if not isinstance(data, list):
+        raise ProtocolError(f"data of {INPUT} must be a list of numbers")
+    try:
+        array = np.array(data)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise ProtocolError(f"data of {INPUT} must be a flat list, or lists nested as its shape") from error
+    if array.size and array.dtype.kind not in "fiu":
+        raise ProtocolError(f"data of {INPUT} must hold numbers only")
+    if array.size != math.prod(shape) or (array.ndim > 1 and array.shape != shape):
+        found = f"{array.size} numbers" if array.ndim == 1 else f"lists nested as {_show(list(array.shape))}"
+        raise ProtocolError(f"data of {INPUT} holds {found}, but its shape is {_show(list(shape))}")
+    with np.errstate(over="ignore"):  # becomes infinite, which is then refused by its value
+        return array.astype(np.float32).reshape(shape)
+
+
+def _decode_outputs(outputs: object, parameters: dict[str, Any], contract: Contract) -> tuple[tuple[str, bool], ...]:
+    default = _flag(parameters, "binary_data_output", False)
+    if not outputs and isinstance(outputs, list | None):
+        return tuple((name, default) for name in contract.outputs)
+    wanted: dict[str, bool] = {}
+    for output in _list_of_objects(outputs, "outputs"):
+        name = output.get("name")
+        options = _object(output.get("parameters", {}), "parameters of an output")
+        if not isinstance(name, str) or name not in DATATYPES:
+            raise ProtocolError(f"there is no output {_show(name)}; choose from {_listed(contract.outputs)}")
+        if name not in contract.outputs:
+            raise ProtocolError(
+                f"output {name!r} is evidence, which this server hides because it guides attackers; "
+                "start it with --expose-evidence to see it",
+                status=403,
+            )
+        if name in wanted:
+            raise ProtocolError(f"output {name!r} is asked for twice")
+        if "classification" in options or "shared_memory_region" in options:
+            raise ProtocolError("the classification and shared memory extensions are not supported")
+        wanted[name] = _flag(options, "binary_data", default)
+    return tuple(wanted.items())
+
+
+def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise ProtocolError(f"parameter {name} must be true or false")
+    return value
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def _show(value: object) -> str:
+    return reprlib.repr(value)  # bounded in depth and size, whatever a client sends

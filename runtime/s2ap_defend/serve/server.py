@@ -1,0 +1,135 @@
+"""Run the application: listen, warm up, serve, drain, stop."""
+
+import asyncio
+import logging
+import math
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.errors import EngineError, RecipeError
+from s2ap_defend.serve.app import create_app
+from s2ap_defend.serve.config import ServerConfig, is_loopback
+from s2ap_defend.serve.service import Service
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 75
+SWITCH_INTERVAL_S = 0.0005
+
+
+def serve(config: ServerConfig) -> None:
+    """Serve a model file until SIGTERM or SIGINT; returns after a clean stop.
+
+    On SIGTERM the server is no longer ready, serves on for `drain_delay_s`, stops accepting, and gives what it has
+    accepted `grace_s` to finish. SIGINT, and a second signal, skip the delay; a third skips the grace.
+
+    Raises:
+        RecipeError: If the address cannot be listened on.
+        ModelFileError: If the model file cannot be used.
+        EngineError: If the device cannot be used, or the model fails when it is warmed up.
+    """
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    with listen(config.host, config.port) as listener:
+        classifier = DefendedClassifier.load(config.model, device=config.device, threads=config.threads)
+        app = create_app(classifier, config)
+        service: Service = app.state.service
+        logger.info("listening on %s (%s)", _url(listener), classifier.provider)
+        if not is_loopback(config.host):
+            logger.warning("other machines can reach this server and it has no authentication")
+        if config.expose_evidence:
+            logger.warning("answers carry evidence, which is an oracle for adaptive attackers")
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)  # the event loop must not wait 5 ms for a decoding thread
+        try:
+            _Server(app, service, config).run(sockets=[listener])
+        except SystemExit as error:
+            raise EngineError("the application did not start; the log says why") from error
+        finally:
+            sys.setswitchinterval(interval)
+        if service.failure is not None:
+            raise service.failure
+        logger.info("stopped")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the listening socket.
+
+    Raises:
+        RecipeError: If the address is taken, not of this machine, or needs rights that this process lacks.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        in_use = error.errno is not None and "in use" in (error.strerror or "")
+        advice = "stop the other server or choose another --port" if in_use else "choose another --host or --port"
+        raise RecipeError(f"cannot listen on {host} port {port}: {error.strerror or error}; {advice}") from error
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our way to stop; it alone would refuse connections the moment a signal arrives."""
+
+    def __init__(self, app: FastAPI, service: Service, config: ServerConfig) -> None:
+        windows = sys.platform == "win32"
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="asyncio" if windows else "uvloop",
+                http="h11" if windows else "httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=math.ceil(config.grace_s) + 1,  # after ours, which answers with 503
+            )
+        )
+        self._service = service
+        self._drain_delay_s = config.drain_delay_s
+        self._grace_s = config.grace_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._signals = 0
+        service.on_failure = self._stop
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal; see uvicorn.Server."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Take a signal; called by Python between two instructions of the main thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._on_signal, sig)
+
+    def _on_signal(self, sig: int) -> None:
+        self._signals += 1
+        if self._signals > 2:
+            self._service.abort()
+            self.force_exit = True
+        elif self._signals > 1 or sig == signal.SIGINT or self._drain_delay_s == 0:
+            self._stop()
+        else:
+            logger.info("draining: not ready any more, stopping in %g s", self._drain_delay_s)
+            self._service.drain()
+            asyncio.get_running_loop().call_later(self._drain_delay_s, self._stop)
+
+    def _stop(self) -> None:
+        if not self.should_exit:
+            logger.info("stopping: accepted requests have %g s to finish", self._grace_s)
+            self._service.drain()
+            self.should_exit = True
+            asyncio.get_running_loop().call_later(self._grace_s, self._service.abort)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,144 @@
+"""The state of one server: the model, its batcher, and whether it takes requests."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from s2ap_defend import __version__
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.errors import DefendError
+from s2ap_defend.serve.batcher import Batcher, BatchReport, Ticket
+from s2ap_defend.serve.config import ServerConfig
+from s2ap_defend.serve.errors import UnavailableError, UnknownModelError
+from s2ap_defend.serve.metrics import Metrics
+from s2ap_defend.serve.protocol import PUBLIC_OUTPUTS, Contract, InferRequest
+from s2ap_defend.serve.statistics import Statistics
+from s2ap_defend.types import Verdicts
+
+logger = logging.getLogger(__name__)
+
+State = Literal["starting", "ready", "draining", "failed"]
+STOP_TIMEOUT_S = 2.0
+
+
+class Service:
+    """Serves one classifier.
+
+    Attributes:
+        state: 'starting' until the model is warm, then 'ready', 'draining' when the server is about to stop; 'failed'
+            when the model could not even run once, and then `failure` says why.
+        aborted: Whether what is unfinished is given up, because the server's grace is over.
+    """
+
+    def __init__(self, classifier: DefendedClassifier, config: ServerConfig) -> None:
+        self.classifier = classifier
+        self.config = config
+        self.contract = Contract(
+            model=classifier.path.stem,
+            shape=classifier.input_shape,
+            classes=len(classifier.classes),
+            outputs=Verdicts.FIELDS if config.expose_evidence else PUBLIC_OUTPUTS,
+        )
+        self.batcher = Batcher(
+            classifier,
+            max_batch_rows=config.max_batch_rows,
+            max_queue_rows=config.max_queue_rows,
+            max_queue_bytes=config.max_queue_bytes,
+            on_batch=self._count_batch,
+        )
+        self.statistics = Statistics()
+        self.metrics = Metrics(
+            self.contract.model,
+            self.contract.version,
+            build={"version": __version__, "provider": classifier.provider},
+            evidence=config.expose_evidence,
+            pending_requests=lambda: self.batcher.pending_requests,
+            pending_rows=lambda: self.batcher.pending_rows,
+        )
+        self.state: State = "starting"
+        self.failure: DefendError | None = None
+        self.aborted = False
+        self.on_failure: Callable[[], None] | None = None
+        self.receiving_bytes = 0
+        self._warm_up_task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the batcher and begin to warm up; returns before the model is ready."""
+        self.batcher.start()
+        self._warm_up_task = asyncio.create_task(self._warm_up())
+
+    async def wait_until_warm(self) -> None:
+        """Wait for the end of the warm-up, whatever it was."""
+        if self._warm_up_task is not None:
+            await self._warm_up_task
+
+    def drain(self) -> None:
+        """Tell load balancers that no more requests should come; those that do are still served."""
+        if self.state in {"starting", "ready"}:
+            self.state = "draining"
+        self.metrics.set_ready(False)
+
+    def abort(self) -> None:
+        """Answer everything that waits or runs with 503."""
+        self.aborted = True
+        self.batcher.abort(UnavailableError("the server stopped before this request was answered"))
+
+    async def stop(self) -> None:
+        """Stop the batcher; a batch that does not end is left behind after two seconds."""
+        self.drain()
+        if self._warm_up_task is not None:
+            self._warm_up_task.cancel()
+        if not await self.batcher.close(STOP_TIMEOUT_S):
+            logger.warning("a batch is still running and was left behind")
+
+    def check_model(self, model: str, model_version: str | None) -> None:
+        """Check the names of a URL.
+
+        Raises:
+            UnknownModelError: If another model or version is served here.
+        """
+        if model != self.contract.model:
+            raise UnknownModelError(f"there is no model {model[:80]!r}; this server has {self.contract.model!r}")
+        if model_version not in {None, self.contract.version}:
+            raise UnknownModelError(
+                f"model {model!r} has no version {model_version[:20] if model_version else ''!r}; "
+                f"it has {self.contract.version!r}"
+            )
+
+    def check_ready(self) -> None:
+        """Check that requests are taken; a draining server still takes them.
+
+        Raises:
+            UnavailableError: If the model is not warm yet, or has failed.
+        """
+        if self.state in {"starting", "failed"}:
+            raise UnavailableError("the model is not ready yet" if self.state == "starting" else "the model failed")
+
+    def enqueue(self, request: InferRequest, arrived_s: float) -> Ticket:
+        """Queue a request that arrived at `arrived_s` of the event loop's clock; see `Batcher.enqueue`."""
+        deadline_s = math.inf if request.timeout_s is None else arrived_s + request.timeout_s
+        return self.batcher.enqueue(request.images, priority=request.priority, deadline_s=deadline_s)
+
+    async def _warm_up(self) -> None:
+        started = time.perf_counter()
+        try:
+            for rows in sorted({1, self.config.max_batch_rows}):
+                await self.batcher.warm_up(np.full((rows, *self.contract.shape), 0.5, dtype=np.float32))
+        except DefendError as error:
+            self.state, self.failure = "failed", error
+            if self.on_failure is not None:
+                self.on_failure()
+            return
+        if self.state == "starting":
+            self.state = "ready"
+            self.metrics.set_ready(True)
+            logger.info("ready: model %s, warm after %.1f s", self.contract.model, time.perf_counter() - started)
+
+    def _count_batch(self, report: BatchReport) -> None:
+        self.metrics.count_batch(report)
+        self.statistics.count_batch(report)

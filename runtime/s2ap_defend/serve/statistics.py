@@ -1,0 +1,85 @@
+"""Counters in the shape of the protocol's statistics extension."""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from s2ap_defend.serve.batcher import BatchReport
+from s2ap_defend.serve.device import BatchResult
+from s2ap_defend.types import Verdicts
+
+
+@dataclass
+class Duration:
+    """How often something happened, and how long it took in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        """Count one more."""
+        self.count += 1
+        self.ns += ns
+
+    def to_json(self) -> dict[str, int]:
+        """The protocol's $duration_stat."""
+        return {"count": self.count, "ns": self.ns}
+
+
+STAGES = ("compute_input", "compute_infer", "compute_output")
+
+
+class Statistics:
+    """Statistics of the one model that a server serves, since it started."""
+
+    def __init__(self) -> None:
+        self._inference_count = 0
+        self._execution_count = 0
+        self._last_inference_ms = 0
+        self._requests = {name: Duration() for name in ("success", "fail", "queue", *STAGES)}
+        self._batches: defaultdict[int, dict[str, Duration]] = defaultdict(
+            lambda: {stage: Duration() for stage in STAGES}
+        )
+
+    def count_request(self, succeeded: bool, duration_ns: int) -> None:
+        """Count one finished request."""
+        self._requests["success" if succeeded else "fail"].add(duration_ns)
+
+    def count_batch(self, report: BatchReport) -> None:
+        """Count one batch; a request in several batches counts in each."""
+        result = report.result
+        self._last_inference_ms = time.time_ns() // 1_000_000
+        if any(isinstance(outcome, Verdicts) for outcome in result.outcomes):
+            self._execution_count += 1
+            self._inference_count += sum(len(part) for part in result.outcomes if isinstance(part, Verdicts))
+        for waited_ns in report.queue_ns:
+            self._requests["queue"].add(waited_ns)
+        for stage, ns in _stages(result).items():
+            self._batches[result.rows][stage].add(ns)
+            for _ in report.queue_ns:
+                self._requests[stage].add(ns)
+
+    def to_json(self, model: str, version: str) -> dict[str, Any]:
+        """The protocol's $model_stat."""
+        nothing = Duration().to_json()
+        return {
+            "name": model,
+            "version": version,
+            "last_inference": self._last_inference_ms,
+            "inference_count": self._inference_count,
+            "execution_count": self._execution_count,
+            "inference_stats": {
+                **{name: duration.to_json() for name, duration in self._requests.items()},
+                "cache_hit": nothing,
+                "cache_miss": nothing,
+            },
+            "batch_stats": [
+                {"batch_size": rows, **{stage: duration.to_json() for stage, duration in stages.items()}}
+                for rows, stages in sorted(self._batches.items())
+            ],
+        }
+
+
+def _stages(result: BatchResult) -> dict[str, int]:
+    return dict(zip(STAGES, (result.input_ns, result.compute_ns, result.output_ns), strict=True))

@@ -1,0 +1,604 @@
+"""The application over a real defended model: routes, answers, limits and what it hides."""
+
+import asyncio
+import base64
+import gzip
+import io
+import json
+import threading
+import time
+from contextlib import asynccontextmanager
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.serve import ServerConfig, create_app
+from s2ap_defend.types import Verdicts
+
+CHUNK = {"type": "http.request", "body": b"", "more_body": True}
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_model_path) -> DefendedClassifier:
+    return DefendedClassifier.load(tiny_model_path, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def name(tiny_model_path) -> str:
+    return tiny_model_path.stem
+
+
+@pytest.fixture(scope="module")
+def batch(classifier) -> np.ndarray:
+    return np.random.default_rng(5).random((4, *classifier.input_shape), dtype=np.float32)
+
+
+class Client:
+    """Requests to an application on an event loop of its own; what the application starts runs during them."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+        self._runner = asyncio.Runner()
+        self._http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://server"
+        )
+
+    def __enter__(self):
+        self._lifespan = self.app.router.lifespan_context(self.app)
+        self._runner.run(self._open())
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._runner.run(self._close())
+        self._runner.close()
+
+    def request(self, method, path, **options) -> httpx.Response:
+        return self._runner.run(self._http.request(method, path, **options))
+
+    def get(self, path, **options) -> httpx.Response:
+        return self.request("GET", path, **options)
+
+    def post(self, path, **options) -> httpx.Response:
+        return self.request("POST", path, **options)
+
+    async def _open(self) -> None:
+        await self._lifespan.__aenter__()
+        await self.app.state.service.wait_until_warm()
+
+    async def _close(self) -> None:
+        await self._http.aclose()
+        await self._lifespan.__aexit__(None, None, None)
+
+
+def serving(classifier, **options) -> Client:
+    return Client(create_app(classifier, ServerConfig(model=classifier.path, **options)))
+
+
+@pytest.fixture(scope="module")
+def client(classifier):
+    with serving(classifier) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def open_client(classifier):
+    with serving(classifier, expose_evidence=True) as client:
+        yield client
+
+
+def infer(client, images, path=None, **changes):
+    tensor = {"name": "image", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}
+    model = client.app.state.service.contract.model
+    return client.post(path or f"/v2/models/{model}/infer", json={"inputs": [tensor], **changes})
+
+
+def tensors(response) -> dict[str, np.ndarray]:
+    assert response.status_code == 200, response.text
+    return {output["name"]: np.array(output["data"]).reshape(output["shape"]) for output in response.json()["outputs"]}
+
+
+async def in_chunks(*chunks):
+    for chunk in chunks:
+        yield chunk
+
+
+def assert_error(response, status: int, text: str) -> None:
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    assert text in response.json()["error"]
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image [C, H, W] as a PNG file."""
+    pixels = np.rint(image * 255).astype(np.uint8).transpose(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_answer_is_label_and_adversarial_and_nothing_else(client, classifier, batch, name):
+    response = infer(client, batch, id="mine")
+    found, expected = tensors(response), classifier(batch)
+    assert list(found) == ["label", "adversarial"]
+    np.testing.assert_array_equal(found["label"], expected.label)
+    np.testing.assert_array_equal(found["adversarial"], expected.adversarial)
+    assert (response.json()["id"], response.json()["model_name"], response.json()["model_version"]) == (
+        "mine",
+        name,
+        "1",
+    )
+
+
+def test_exposed_evidence_is_every_output_of_the_classifier(open_client, classifier, batch):
+    found, expected = tensors(infer(open_client, batch)), classifier(batch)
+    assert tuple(found) == Verdicts.FIELDS
+    for field in Verdicts.FIELDS:
+        np.testing.assert_array_equal(found[field].astype(getattr(expected, field).dtype), getattr(expected, field))
+
+
+def test_asking_for_hidden_evidence_is_forbidden_and_says_how_to_see_it(client, open_client, batch):
+    wanted = [{"name": "votes"}]
+    assert_error(infer(client, batch, outputs=wanted), 403, "--expose-evidence")
+    assert list(tensors(infer(open_client, batch, outputs=wanted))) == ["votes"]
+
+
+@pytest.mark.parametrize("length", [None, 0])
+def test_raw_and_binary_bodies_get_binary_answers(client, classifier, batch, name, length):
+    head = b"" if length == 0 else binary_head(batch[:1])
+    response = client.post(
+        f"/v2/models/{name}/versions/1/infer",
+        content=head + batch[:1].tobytes(),
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )
+    size = int(response.headers["inference-header-content-length"])
+    outputs = json.loads(response.content[:size])["outputs"]
+    assert [output["parameters"]["binary_data_size"] for output in outputs] == [8, 1]
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert np.frombuffer(response.content[size : size + 8], "<i8") == classifier(batch[:1]).label
+
+
+def binary_head(images: np.ndarray) -> bytes:
+    tensor = {"name": "image", "shape": list(images.shape), "datatype": "FP32"}
+    tensor["parameters"] = {"binary_data_size": images.nbytes}
+    return json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("pixel", "text"),
+    [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (1.5, "values lie in"), (-0.5, "values lie in")],
+)
+def test_values_that_are_no_pixels_are_refused(client, batch, name, pixel, text):
+    wrong = batch.copy()
+    wrong[2, 0, 3, 3] = pixel
+    head = binary_head(wrong)
+    response = client.post(
+        f"/v2/models/{name}/infer",
+        content=head + wrong.tobytes(),
+        headers={"Inference-Header-Content-Length": str(len(head))},
+    )
+    assert_error(response, 400, text)
+
+
+def test_a_wrong_request_never_reaches_the_batch_of_its_neighbours(classifier, batch):
+    with serving(classifier) as client:
+        assert_error(infer(client, np.full_like(batch, 2.0)), 400, "values lie in")
+        assert len(tensors(infer(client, batch))["label"]) == 4
+        stats = client.get("/v2/models/stats").json()["model_stats"][0]
+        assert (stats["inference_count"], stats["execution_count"]) == (4, 1)
+
+
+def test_every_error_of_the_router_is_an_error_object(client, name):
+    assert_error(client.get("/nothing"), 404, "there is nothing at /nothing")
+    assert_error(client.get("/v2/"), 404, "there is nothing")
+    assert_error(client.get("/v2/models/other"), 404, "there is no model 'other'")
+    assert_error(client.get(f"/v2/models/{name}/versions/2"), 404, "has no version '2'")
+    assert_error(client.post("/v2/models/other/infer", content=b"{}"), 404, "there is no model 'other'")
+    assert_error(client.get("/docs"), 404, "there is nothing")  # FastAPI's page loads scripts from elsewhere
+    refused = client.get(f"/v2/models/{name}/infer")
+    assert_error(refused, 405, "GET is not allowed")
+    assert refused.headers["allow"] == "POST"
+    refused = client.request("DELETE", "/v2")
+    assert_error(refused, 405, "DELETE is not allowed")
+    assert "GET" in refused.headers["allow"]
+
+
+def test_bodies_are_limited_as_sent_and_as_inflated(classifier, batch, name):
+    with serving(classifier, max_body_bytes=4000) as client:
+        url = f"/v2/models/{name}/infer"
+        assert_error(client.post(url, content=bytes(5000)), 413, "the body has 5000 bytes, this server takes 4000")
+        assert_error(client.post(url, content=in_chunks(bytes(3000), bytes(3000))), 413, "more than 4000 bytes")
+        bomb = gzip.compress(bytes(100_000))
+        assert_error(client.post(url, content=bomb, headers={"Content-Encoding": "gzip"}), 413, "inflated body")
+        assert_error(client.post(url, content=b"x", headers={"Content-Encoding": "br"}), 415, "gzip or deflate")
+
+
+def test_compressed_requests_are_taken(client, classifier, batch, name):
+    tensor = {"name": "image", "shape": list(batch.shape), "datatype": "FP32", "data": batch.tolist()}
+    body = gzip.compress(json.dumps({"inputs": [tensor]}).encode())
+    response = client.post(f"/v2/models/{name}/infer", content=body, headers={"Content-Encoding": "gzip"})
+    np.testing.assert_array_equal(tensors(response)["label"], classifier(batch).label)
+
+
+def test_a_request_larger_than_a_batch_is_answered_whole(classifier):
+    many = np.random.default_rng(6).random((150, *classifier.input_shape), dtype=np.float32)
+    with serving(classifier, max_batch_rows=16, max_queue_rows=150) as client:
+        np.testing.assert_array_equal(tensors(infer(client, many))["label"], classifier(many).label)
+        too_many = np.concatenate([many, many[:1]])
+        assert_error(infer(client, too_many), 413, "151 images")
+
+
+def test_health_metadata_and_configuration(client, name, classifier):
+    shape = list(classifier.input_shape)
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    assert client.get(f"/v2/models/{name}/ready").json() == {"name": name, "ready": True}
+    assert client.get(f"/v2/models/{name}/versions/1/ready").status_code == 200
+    assert client.get("/v2").json()["name"] == "s2ap-defend"
+    metadata = client.get(f"/v2/models/{name}").json()
+    assert metadata["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, *shape]}]
+    assert metadata["outputs"] == [
+        {"name": "label", "datatype": "INT64", "shape": [-1]},
+        {"name": "adversarial", "datatype": "BOOL", "shape": [-1]},
+    ]
+    config = client.get(f"/v2/models/{name}/versions/1/config").json()
+    assert config["max_batch_size"] == 32
+    assert config["input"] == [{"name": "image", "data_type": "TYPE_FP32", "dims": shape}]
+
+
+def test_metadata_describes_exactly_the_tensors_that_are_answered(open_client, batch, name):
+    described = {output["name"]: output for output in open_client.get(f"/v2/models/{name}").json()["outputs"]}
+    answered = infer(open_client, batch).json()["outputs"]
+    assert list(described) == [output["name"] for output in answered]
+    for output in answered:
+        assert output["datatype"] == described[output["name"]]["datatype"]
+        assert output["shape"] == [len(batch), *described[output["name"]]["shape"][1:]]
+
+
+def test_statistics_have_the_protocols_shape(classifier, batch, name):
+    with serving(classifier) as client:
+        infer(client, batch)
+        infer(client, batch[:1])
+        infer(client, batch * 3)
+        (stats,) = client.get(f"/v2/models/{name}/stats").json()["model_stats"]
+    assert (stats["name"], stats["version"]) == (name, "1")
+    assert (stats["inference_count"], stats["execution_count"]) == (5, 2)
+    assert abs(stats["last_inference"] / 1000 - time.time()) < 60
+    counts = {key: value["count"] for key, value in stats["inference_stats"].items()}
+    assert counts["success"] == counts["queue"] == counts["compute_infer"] == 2
+    assert counts["fail"] == 1
+    assert [entry["batch_size"] for entry in stats["batch_stats"]] == [1, 4]
+    assert stats["batch_stats"][0]["compute_infer"]["ns"] > 0
+
+
+def scrape(client) -> dict[str, dict[tuple[str, ...], float]]:
+    text = client.get("/metrics").text
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = tuple(value for label, value in sorted(sample.labels.items()) if label not in {"model", "version"})
+            found.setdefault(sample.name, {})[key] = sample.value
+    return found
+
+
+def test_metrics_count_requests_images_verdicts_and_rejections(classifier, batch):
+    with serving(classifier, expose_evidence=True) as client:
+        infer(client, batch)
+        infer(client, batch * 3)
+        client.post("/v2/models/other/infer", content=b"{}")
+        infer(client, np.zeros((2000, *classifier.input_shape), np.float32))
+        found = scrape(client)
+        assert client.get("/metrics").headers["content-type"].startswith("text/plain")
+    expected = classifier(batch)
+    requests = found["s2ap_inference_requests_total"]
+    assert requests["success", "http"] == 1
+    assert requests["invalid", "http"] == 1
+    assert requests["not_found", "http"] == 1
+    assert requests["too_large", "http"] == 1
+    assert found["s2ap_inference_rejected_total"]["too_large",] == 1
+    assert found["s2ap_inference_rows_total"][()] == 4
+    assert found["s2ap_inference_batches_total"][()] == 1
+    assert found["s2ap_inference_batch_rows_sum"][()] == 4
+    assert found["s2ap_inference_request_duration_seconds_count"][()] == 4
+    assert found["s2ap_inference_queue_duration_seconds_count"][()] == 1
+    assert found["s2ap_inference_compute_duration_seconds_count"]["whole",] == 1
+    assert found["s2ap_inference_pending_rows"][()] == 0
+    assert found["s2ap_inference_pending_requests"][()] == 0
+    assert found["s2ap_model_ready"][()] == 1
+    assert found["s2ap_defense_verdicts_total"]["adversarial",] == expected.adversarial.sum()
+    assert found["s2ap_defense_verdicts_total"]["clean",] == 4 - expected.adversarial.sum()
+    assert found["s2ap_defense_members_used_sum"][()] == expected.members_used.sum()
+    assert found["s2ap_defense_label_change_rate_count"][()] == 4
+    assert found["s2ap_defense_corrections_total"][()] == (expected.label != expected.base_label).sum()
+    assert "s2ap_build_info" in found
+
+
+def test_metrics_hide_what_answers_hide(client, batch):
+    infer(client, batch)
+    hidden = {"s2ap_defense_members_used", "s2ap_defense_label_change_rate", "s2ap_defense_corrections"}
+    assert not [name for name in scrape(client) if name.startswith(tuple(hidden))]
+
+
+def test_metrics_do_not_grow_with_what_clients_send(client):
+    before = len(client.get("/metrics").text.splitlines())
+    for number in range(5):
+        client.post(f"/v2/models/other-{number}/infer", content=b"{}")
+    assert len(client.get("/metrics").text.splitlines()) == before
+
+
+def test_an_image_file_is_classified_as_its_pixels_are(client, classifier):
+    pixels = np.random.default_rng(7).integers(0, 256, classifier.input_shape).astype(np.float32) / np.float32(255)
+    expected = classifier(pixels[None])
+    response = client.post("/classify-image", content=png(pixels), headers={"Content-Type": "image/png"})
+    assert response.json() == {
+        "label": expected.label[0],
+        "class": classifier.classes[expected.label[0]],
+        "adversarial": bool(expected.adversarial[0]),
+    }
+
+
+def test_an_image_file_is_answered_with_the_purified_image_when_evidence_is_exposed(open_client, classifier, batch):
+    answer = open_client.post("/classify-image", content=png(batch[0])).json()
+    expected = classifier(np.rint(batch[:1] * 255) / np.float32(255))
+    evidence = answer["evidence"]
+    assert evidence["votes"] == expected.votes[0].tolist()
+    assert evidence["members_used"] == expected.members_used[0]
+    assert evidence["base_class"] == classifier.classes[expected.base_label[0]]
+    kind, _, data = evidence["purified"].partition(",")
+    assert kind == "data:image/png;base64"
+    purified = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), dtype=np.float32) / 255
+    np.testing.assert_allclose(purified, expected.purified[0, 0], atol=0.5 / 255 + 1e-6)
+
+
+def test_an_image_file_of_another_size_or_kind_is_refused_and_never_resized(client, batch):
+    large = np.kron(batch[0], np.ones((1, 2, 2), np.float32))
+    assert_error(client.post("/classify-image", content=png(large)), 400, "is 16x16 pixels, the model takes 8x8")
+    assert_error(client.post("/classify-image", content=b"GIF89a"), 400, "not a PNG or JPEG image")
+    assert_error(client.post("/classify-image", content=b""), 400, "not a PNG or JPEG image")
+    refused = client.post("/classify-image", files={"file": ("a.png", png(batch[0]), "image/png")})
+    assert_error(refused, 415, "send the bytes of one PNG or JPEG file")
+    assert_error(client.get("/classify-image"), 405, "GET is not allowed")
+
+
+class HeldClassifier(DefendedClassifier):
+    """A defended classifier that can be held inside a batch."""
+
+    gate = threading.Event()
+
+    def __call__(self, images):
+        assert self.gate.wait(10)
+        return super().__call__(images)
+
+
+@pytest.fixture
+def held(tiny_model_path):
+    classifier = HeldClassifier.load(tiny_model_path, device="cpu", threads=1)
+    classifier.gate = threading.Event()
+    yield classifier
+    classifier.gate.set()
+
+
+@asynccontextmanager
+async def application(classifier, **options):
+    """The application without a server between: `call` takes ASGI messages and gives status, headers and JSON."""
+    app = create_app(classifier, ServerConfig(model=classifier.path, **options))
+    service = app.state.service
+
+    async def call(path, body=b"", *, method="POST", headers=(), receive=None):
+        sent = []
+        raw = {"content-length": str(len(body)), **dict(headers)}
+
+        async def once():
+            if sent_body:
+                await asyncio.Event().wait()
+            sent_body.append(True)
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message):
+            sent.append(message)
+
+        sent_body: list[bool] = []
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(key.encode(), value.encode()) for key, value in raw.items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 2),
+            "state": {},
+        }
+        await app(scope, receive or once, send)
+        if not sent:
+            return None
+        return sent[0]["status"], dict(sent[0]["headers"]), json.loads(b"".join(part["body"] for part in sent[1:]))
+
+    async with app.router.lifespan_context(app):
+        yield service, call
+
+
+def message(images: np.ndarray, **parameters) -> bytes:
+    tensor = {"name": "image", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}
+    return json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+
+
+def test_it_is_alive_but_not_ready_before_the_model_is_warm(held, batch, name):
+    async def scenario():
+        async with application(held) as (service, call):
+            assert (await call("/v2/health/live", method="GET"))[0] == 200
+            for path in ("/v2/health/ready", f"/v2/models/{name}/ready"):
+                status, headers, answer = await call(path, method="GET")
+                assert (status, answer) == (503, {"error": "the model is not ready yet"})
+                assert b"retry-after" in headers
+            assert (await call(f"/v2/models/{name}/infer", message(batch)))[0] == 503
+            held.gate.set()
+            await service.wait_until_warm()
+            assert (await call("/v2/health/ready", method="GET"))[0] == 200
+            assert (await call(f"/v2/models/{name}/infer", message(batch)))[0] == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_draining_server_is_not_ready_but_still_answers(classifier, batch, name):
+    async def scenario():
+        async with application(classifier) as (service, call):
+            await service.wait_until_warm()
+            service.drain()
+            assert (await call("/v2/health/ready", method="GET"))[::2] == (503, {"error": "the server is stopping"})
+            assert (await call("/v2/health/live", method="GET"))[0] == 200
+            assert (await call(f"/v2/models/{name}/infer", message(batch)))[0] == 200
+
+    asyncio.run(scenario())
+
+
+@asynccontextmanager
+async def busy(held, batch, name, **options):
+    """An application whose device is held inside a batch."""
+    async with application(held, **options) as (service, call):
+        held.gate.set()
+        await service.wait_until_warm()
+        held.gate.clear()
+        first = asyncio.ensure_future(call(f"/v2/models/{name}/infer", message(batch[:1])))
+        while service.batcher.pending_rows == 0 or service.batcher.queued_rows:
+            await asyncio.sleep(0.001)
+        yield service, call
+        held.gate.set()
+        assert (await first)[0] == 200
+
+
+def test_a_full_queue_answers_429_with_retry_after(held, batch, name):
+    async def scenario():
+        async with busy(held, batch, name, max_batch_rows=2, max_queue_rows=4) as (service, call):
+            waiting = asyncio.ensure_future(call(f"/v2/models/{name}/infer", message(batch)))
+            while service.batcher.queued_rows < 4:
+                await asyncio.sleep(0.001)
+            status, headers, answer = await call(f"/v2/models/{name}/infer", message(batch[:1]))
+            assert (status, headers[b"retry-after"]) == (429, b"1")
+            assert list(answer) == ["error"]
+            held.gate.set()
+            assert (await waiting)[0] == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_in_microseconds_answers_504_while_the_device_is_busy(held, batch, name):
+    async def scenario():
+        async with busy(held, batch, name) as (service, call):
+            status, _, answer = await call(f"/v2/models/{name}/infer", message(batch, timeout=30_000))
+            assert (status, list(answer)) == (504, ["error"])
+            assert not held.gate.is_set()
+            assert service.batcher.queued_rows == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_gives_back_its_place_in_the_queue(held, batch, name):
+    async def scenario():
+        async with busy(held, batch, name) as (service, call):
+            body = message(batch)
+            messages = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]
+
+            async def receive():
+                await asyncio.sleep(0)
+                return messages.pop(0)
+
+            headers = {"content-length": str(len(body))}
+            assert await call(f"/v2/models/{name}/infer", headers=headers, receive=receive) is None
+            assert service.batcher.queued_rows == 0
+            assert service.receiving_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_announces_too_much_is_refused_before_it_is_read(classifier, name):
+    async def scenario():
+        async def receive():
+            raise AssertionError("the body was read")
+
+        async with application(classifier) as (service, call):
+            await service.wait_until_warm()
+            headers = {"content-length": str(10**12), "expect": "100-continue"}
+            status, answered, answer = await call(f"/v2/models/{name}/infer", headers=headers, receive=receive)
+            assert (status, answered[b"connection"]) == (413, b"close")
+            assert "1000000000000 bytes" in answer["error"]
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_does_not_come_answers_408_and_bodies_in_flight_are_limited(classifier, name):
+    async def scenario():
+        async def receive():
+            await asyncio.sleep(0.01)
+            return CHUNK
+
+        options = {"body_timeout_s": 0.05, "max_queue_bytes": 1500}
+        async with application(classifier, **options) as (service, call):
+            await service.wait_until_warm()
+            headers = {"content-length": "1000"}
+            slow = asyncio.ensure_future(call(f"/v2/models/{name}/infer", headers=headers, receive=receive))
+            await asyncio.sleep(0.01)
+            assert (await call(f"/v2/models/{name}/infer", headers=headers, receive=receive))[0] == 429
+            status, answered, answer = await slow
+            assert (status, answered[b"connection"]) == (408, b"close")
+            assert answer == {"error": "the body did not arrive within 0.05 s"}
+            assert service.receiving_bytes == 0
+
+    asyncio.run(scenario())
+
+
+class BrokenClassifier(DefendedClassifier):
+    """A defended classifier that fails on bright images."""
+
+    def __call__(self, images):
+        if images.mean() > 0.9:
+            raise ValueError("secret internals")
+        return super().__call__(images)
+
+
+def test_a_model_that_fails_answers_500_without_its_internals_and_serves_on(tiny_model_path, batch):
+    broken = BrokenClassifier.load(tiny_model_path, device="cpu", threads=1)
+    with serving(broken) as client:
+        assert_error(infer(client, np.ones_like(batch)), 500, "the model failed on this request")
+        assert "secret" not in infer(client, np.ones_like(batch[:1])).text
+        assert len(tensors(infer(client, batch))["label"]) == 4
+        assert scrape(client)["s2ap_inference_requests_total"]["error", "http"] == 2
+
+
+def test_a_bug_in_the_server_answers_500_as_an_error_object(classifier, batch):
+    with serving(classifier) as client:
+        client.app.state.service.classifier = None
+        assert_error(infer(client, batch), 500, "the server failed on this request")
+        assert_error(client.get("/page.json"), 500, "the server failed on this request")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"host": "0.0.0.0"}, "put a proxy that checks who is asking in front of 127.0.0.1"),  # noqa: S104
+        ({"host": "example.org"}, "accept the risk with --insecure"),
+        ({"host": "::"}, "can be reached by other machines"),
+        ({"port": 70000}, "port 70000 does not exist"),
+        ({"max_batch_rows": 0}, "max_batch_rows is 0"),
+        ({"max_queue_rows": 1}, "a full batch must fit into the queue"),
+        ({"grace_s": -1.0}, "grace_s is -1.0"),
+    ],
+)
+def test_settings_that_cannot_work_or_are_not_safe_are_refused(tmp_path, options, text):
+    with pytest.raises(RecipeError) as caught:
+        ServerConfig(model=tmp_path / "model.onnx", **options)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_addresses_are_safe(tmp_path, host):
+    assert ServerConfig(model=tmp_path / "model.onnx", host=host).host == host
+    assert ServerConfig(model=tmp_path / "model.onnx", host="0.0.0.0", insecure=True).insecure  # noqa: S104

@@ -1,0 +1,101 @@
+"""The page at / needs nothing but this server."""
+
+import asyncio
+import re
+from html.parser import HTMLParser
+from importlib.resources import files
+
+import httpx
+import pytest
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.serve import ServerConfig, create_app
+
+FILES = ("page.html", "page.css", "page.js")
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_model_path):
+    return DefendedClassifier.load(tiny_model_path, device="cpu", threads=1)
+
+
+def get(classifier, *paths, **options) -> list[httpx.Response]:
+    async def fetch():
+        app = create_app(classifier, ServerConfig(model=classifier.path, **options))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+            return [await http.get(path) for path in paths]
+
+    return asyncio.run(fetch())
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.ids: list[str] = []
+        self.inline = False
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.found += [found[key] for key in ("src", "href") if key in found]
+        self.ids += [found["id"]] if "id" in found else []
+        self.inline |= "style" in found or any(key.startswith("on") for key in found)
+        self.inline |= tag in {"script", "style"} and "src" not in found
+
+
+def parsed(text: str) -> Links:
+    links = Links()
+    links.feed(text)
+    return links
+
+
+def test_everything_that_the_page_links_to_is_served_here(classifier):
+    (page,) = get(classifier, "/")
+    assert page.headers["content-type"].startswith("text/html")
+    links = [f"/{link}" for link in parsed(page.text).found if link != "data:,"]
+    assert {"/page.css", "/page.js", "/metrics", "/openapi.json"} <= set(links)
+    assert [response.status_code for response in get(classifier, *links)] == [200] * len(links)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_of_the_page_names_another_server(name):
+    text = files("s2ap_defend.serve").joinpath(name).read_text("utf-8")
+    assert not re.search(r"https?:|[\"'(]//|@import|url\(", text)
+
+
+def test_the_policy_forbids_other_servers_and_inline_code_and_the_page_keeps_to_it(classifier):
+    (response,) = get(classifier, "/")
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert not parsed(response.text).inline
+
+
+def test_the_script_uses_only_elements_that_exist():
+    page = parsed(files("s2ap_defend.serve").joinpath("page.html").read_text("utf-8"))
+    script = files("s2ap_defend.serve").joinpath("page.js").read_text("utf-8")
+    used = set(re.findall(r'\$\("([a-z-]+)"\)', script))
+    assert used <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_page_learns_what_evidence_is_compared_with_only_if_evidence_is_exposed(classifier):
+    hidden = get(classifier, "/page.json")[0].json()
+    assert hidden["evidence"] is None
+    assert hidden["input"] == dict(zip(("channels", "height", "width"), classifier.input_shape, strict=True))
+    assert hidden["classes"] == list(classifier.classes)
+    evidence = get(classifier, "/page.json", expose_evidence=True)[0].json()["evidence"]
+    assert evidence["members"] == len(classifier.manifest.members)
+    assert len(evidence["lower"]) == len(evidence["upper"]) == evidence["members"]
+
+
+def test_the_openapi_description_names_every_endpoint_of_the_protocol(classifier):
+    schema = get(classifier, "/openapi.json")[0].json()
+    model = "/v2/models/{model}"
+    expected = {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/metrics", "/classify-image"}
+    for prefix in (model, f"{model}/versions/{{version}}"):
+        expected |= {prefix, f"{prefix}/ready", f"{prefix}/config", f"{prefix}/stats", f"{prefix}/infer"}
+    assert set(schema["paths"]) == expected
+    references = set(re.findall(r"#/components/schemas/(\w+)", str(schema)))
+    assert references <= set(schema["components"]["schemas"])

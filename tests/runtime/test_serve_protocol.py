@@ -1,0 +1,304 @@
+"""The codec: what it takes, what it says of everything else, and that nothing but ProtocolError ever leaves it."""
+
+import gzip
+import json
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s2ap_defend.serve.body import inflate
+from s2ap_defend.serve.errors import ProtocolError, TooLargeError
+from s2ap_defend.serve.protocol import Contract, InferRequest, decode_header_length, decode_request, encode_response
+from s2ap_defend.types import Verdicts
+
+SHAPE = (1, 2, 3)
+CONTRACT = Contract(model="digits", shape=SHAPE, classes=10)
+OPEN = Contract(model="digits", shape=SHAPE, classes=10, outputs=Verdicts.FIELDS)
+VALUES = [0.0, 0.25, 0.5, 0.75, 1.0, 0.125]
+NESTED = [[[[0.0, 0.25, 0.5], [0.75, 1.0, 0.125]]]]
+IMAGES = np.array(VALUES, dtype=np.float32).reshape(1, *SHAPE)
+
+
+def request(**changes):
+    image = {"name": "image", "shape": [1, *SHAPE], "datatype": "FP32", "data": VALUES}
+    return {"inputs": [image], **changes}
+
+
+def image(**changes):
+    made = {**request()["inputs"][0], **changes}
+    return {"inputs": [{key: value for key, value in made.items() if value is not None}]}
+
+
+def binary(data: bytes, size: int | None = None, **changes):
+    parameters = {"binary_data_size": len(data) if size is None else size}
+    head = json.dumps({**image(data=None, parameters=parameters), **changes}).encode()
+    return head + data, len(head)
+
+
+def decode(message, contract=CONTRACT) -> InferRequest:
+    return decode_request(json.dumps(message).encode(), None, contract)
+
+
+def verdicts(rows: int) -> Verdicts:
+    rng = np.random.default_rng(rows)
+    return Verdicts(
+        label=rng.integers(0, 10, rows),
+        adversarial=rng.random(rows) < 0.5,
+        base_label=rng.integers(0, 10, rows),
+        probabilities=rng.random((rows, 10), dtype=np.float32),
+        label_change_rate=rng.random(rows, dtype=np.float32),
+        log_likelihood_ratio=rng.normal(size=rows),
+        members_used=rng.integers(1, 20, rows),
+        votes=rng.integers(0, 20, (rows, 10)),
+        purified=rng.random((rows, *SHAPE), dtype=np.float32),
+        reconstruction_error=rng.random(rows, dtype=np.float32),
+    )
+
+
+@pytest.mark.parametrize("data", [VALUES, NESTED], ids=["flat", "nested"])
+def test_json_data_may_be_flat_or_nested_as_its_shape(data):
+    decoded = decode(image(data=data))
+    assert decoded.images.dtype == np.float32
+    np.testing.assert_array_equal(decoded.images, IMAGES)
+    assert decoded.outputs == (("label", False), ("adversarial", False))
+
+
+@pytest.mark.parametrize("padding", range(4))
+def test_binary_data_is_aligned_whatever_the_length_of_the_json_before_it(padding):
+    body, length = binary(IMAGES.tobytes(), id="x" * padding)
+    decoded = decode_request(body, length, CONTRACT)
+    np.testing.assert_array_equal(decoded.images, IMAGES)
+    assert decoded.images.flags.aligned
+    assert decoded.images.flags.c_contiguous
+
+
+def test_header_length_zero_means_one_raw_image_and_a_binary_answer():
+    decoded = decode_request(IMAGES.tobytes(), 0, CONTRACT)
+    np.testing.assert_array_equal(decoded.images, IMAGES)
+    assert decoded.outputs == (("label", True), ("adversarial", True))
+
+
+def test_parameters_give_id_deadline_and_priority():
+    decoded = decode(request(id="mine", parameters={"timeout": 1500, "priority": 2, "unknown": {"is": "ignored"}}))
+    assert (decoded.id, decoded.timeout_s, decoded.priority) == ("mine", 0.0015, 2)
+    assert decode(request(parameters={"timeout": 0, "priority": 0})).timeout_s is None
+    assert decode(request(parameters={"priority": 0})).priority == 5
+    assert decode(request(parameters={"priority": 2**63})).priority == 10
+
+
+def test_an_output_overrides_binary_data_output():
+    wanted = [{"name": "adversarial", "parameters": {"binary_data": False}}, {"name": "label"}]
+    decoded = decode(request(outputs=wanted, parameters={"binary_data_output": True}))
+    assert decoded.outputs == (("adversarial", False), ("label", True))
+
+
+MALFORMED = [
+    ([1], "the request must be a JSON object"),
+    ({}, "the inputs are [], expected exactly one called 'image'"),
+    ({"inputs": {}}, "inputs must be a list"),
+    ({"inputs": ["image"]}, "each of the inputs must be a JSON object"),
+    ({"inputs": [*request()["inputs"], *request()["inputs"]]}, "the inputs are ['image', 'image'], expected exactly"),
+    (image(name="images"), "the inputs are ['images'], expected exactly one called 'image'"),
+    (image(name=[[[[[[[[1]]]]]]]]), "expected exactly one called 'image'"),
+    (image(shape=None), "the shape of image must be a list of whole numbers, [N, 1, 2, 3]"),
+    (image(shape=[1.0, 1, 2, 3]), "the shape of image must be a list of whole numbers"),
+    (image(shape=[True, 1, 2, 3]), "the shape of image must be a list of whole numbers"),
+    (image(shape=[1, 2, 3]), "image has shape [1, 2, 3], the model takes [N, 1, 2, 3]"),
+    (image(shape=[1, 1, 3, 2]), "image has shape [1, 1, 3, 2], the model takes [N, 1, 2, 3]"),
+    (image(shape=[-1, 1, 2, 3]), "which is an empty batch"),
+    (image(shape=[0, 1, 2, 3], data=[]), "which is an empty batch; send at least one image"),
+    (image(shape=[2**62, 1, 2, 3]), f"data of image holds 6 numbers, but its shape is [{2**62}, 1, 2, 3]"),
+    (image(shape=[2**32, 1, -2, -3]), "the model takes [N, 1, 2, 3]"),
+    (image(datatype="FP64"), "image has datatype 'FP64', expected 'FP32'"),
+    (image(datatype=None), "image has datatype None, expected 'FP32'"),
+    (image(data=None), "image has neither data nor a binary_data_size"),
+    (image(data="AAAA"), "data of image must be a list of numbers"),
+    (image(data=[]), "data of image holds 0 numbers, but its shape is [1, 1, 2, 3]"),
+    (image(data=VALUES[:5]), "data of image holds 5 numbers, but its shape is [1, 1, 2, 3]"),
+    (image(data=[[VALUES]]), "data of image holds lists nested as [1, 1, 6], but its shape is [1, 1, 2, 3]"),
+    (image(data=[[0.0], [0.0, 0.0]]), "data of image must be a flat list, or lists nested as its shape"),
+    (image(data=["0.5"] * 6), "data of image must hold numbers only"),
+    (image(data=[None] * 6), "data of image must hold numbers only"),
+    (image(data=[True] * 6), "data of image must hold numbers only"),
+    (image(data=[{}] * 6), "data of image must hold numbers only"),
+    (image(parameters=[]), "parameters of image must be a JSON object"),
+    (image(parameters={"binary_data_size": 24}), "image has both data and a binary_data_size"),
+    (image(data=None, parameters={"binary_data_size": "24"}), "binary_data_size must be a whole number"),
+    (image(data=None, parameters={"binary_data_size": -1}), "binary_data_size must be a whole number, 0 or more"),
+    (image(data=None, parameters={"binary_data_size": 24}), "binary_data_size is 24, but 0 bytes follow the JSON"),
+    (image(parameters={"shared_memory_region": "x"}), "shared memory is not supported"),
+    (request(id=5), "id must be a string"),
+    (request(parameters=[]), "parameters must be a JSON object"),
+    (request(parameters={"timeout": -1}), "parameter timeout must be a whole number, 0 or more (microseconds)"),
+    (request(parameters={"timeout": 1.5}), "parameter timeout must be a whole number"),
+    (request(parameters={"priority": True}), "parameter priority must be a whole number"),
+    (request(parameters={"binary_data_output": 1}), "parameter binary_data_output must be true or false"),
+    (request(outputs="label"), "outputs must be a list"),
+    (request(outputs=[{}]), "there is no output None; choose from label, adversarial"),
+    (request(outputs=[{"name": "logits"}]), "there is no output 'logits'; choose from label, adversarial"),
+    (request(outputs=[{"name": "label"}, {"name": "label"}]), "output 'label' is asked for twice"),
+    (request(outputs=[{"name": "label", "parameters": {"binary_data": 1}}]), "binary_data must be true or false"),
+    (request(outputs=[{"name": "label", "parameters": {"classification": 3}}]), "classification and shared memory"),
+]
+
+
+@pytest.mark.parametrize(("message", "expected"), MALFORMED, ids=[expected[:60] for _, expected in MALFORMED])
+def test_a_malformed_request_is_refused_with_one_clear_sentence(message, expected):
+    with pytest.raises(ProtocolError) as caught:
+        decode(message)
+    assert expected in str(caught.value)
+    assert caught.value.status == 400
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "length", "expected"),
+    [
+        (b"", None, "not valid JSON"),
+        (b"{", None, "not valid JSON"),
+        (b'{"inputs": NaN}', None, "not valid JSON"),
+        (b"\xff\xfe", None, "not valid JSON"),
+        (b"[" * 100_000, None, "not valid JSON"),
+        (b"{}", 3, "is 3, but the body has 2 bytes"),
+        (b"", 0, "the raw body has 0 bytes, but FP32 of shape [1, 1, 2, 3] has 24"),
+        (b"\x00" * 48, 0, "the raw body has 48 bytes, but FP32 of shape [1, 1, 2, 3] has 24"),
+        (*binary(b"\x00" * 20), "image has 20 bytes, but FP32 of shape [1, 1, 2, 3] has 24"),
+        (*binary(b"\x00" * 24, 20), "binary_data_size is 20, but 24 bytes follow the JSON"),
+    ],
+)
+def test_a_malformed_body_is_refused_with_one_clear_sentence(body, length, expected):
+    with pytest.raises(ProtocolError) as caught:
+        decode_request(body, length, CONTRACT)
+    assert expected in str(caught.value)
+
+
+def test_bytes_after_the_json_without_a_binary_input_are_refused():
+    body = json.dumps(request()).encode()
+    with pytest.raises(ProtocolError, match="5 bytes follow the JSON, but no input has a binary_data_size"):
+        decode_request(body + b"extra", len(body), CONTRACT)
+
+
+def test_a_number_too_large_for_float32_becomes_infinite_and_fails_by_its_value_later():
+    assert np.isinf(decode(image(data=[1e300, *VALUES[1:]])).images[0, 0, 0, 0])
+
+
+def test_hidden_evidence_is_forbidden_and_the_message_says_how_to_see_it():
+    with pytest.raises(ProtocolError, match="--expose-evidence") as caught:
+        decode(request(outputs=[{"name": "votes"}]))
+    assert caught.value.status == 403
+    assert decode(request(outputs=[{"name": "votes"}]), OPEN).outputs == (("votes", False),)
+
+
+@pytest.mark.parametrize("value", ["-1", "1.0", "", " 1", "0x10", "9" * 40, "\u0661"])
+def test_a_header_length_that_is_no_number_is_refused(value):
+    with pytest.raises(ProtocolError, match="Inference-Header-Content-Length"):
+        decode_header_length(value)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", Verdicts.FIELDS)
+def test_every_output_survives_json_and_binary_exactly(name, rows):
+    expected = getattr(verdicts(rows), name)
+    for as_binary in (False, True):
+        wanted = InferRequest(images=IMAGES, outputs=((name, as_binary), ("label", as_binary)), id="7")
+        body, length = encode_response(wanted, verdicts(rows), OPEN)
+        head = json.loads(body[:length])
+        output = head["outputs"][0]
+        assert (head["model_name"], head["model_version"], head["id"]) == ("digits", "1", "7")
+        assert (output["name"], output["shape"]) == (name, list(expected.shape))
+        if as_binary:
+            size = output["parameters"]["binary_data_size"]
+            found = np.frombuffer(body[length : length + size], expected.dtype.newbyteorder("<"))
+            assert len(body) == length + size + 8 * rows
+        else:
+            assert length is None
+            found = np.array(output["data"]).astype(expected.dtype)
+        np.testing.assert_array_equal(found.reshape(output["shape"]), expected)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def edited(**fields):
+    """Objects in which every field is missing, as it should be, or anything."""
+    return st.fixed_dictionaries({}, optional={key: good | JSON for key, good in fields.items()})
+
+
+FLAGS = edited(binary_data=st.just(True), classification=st.just(1))
+INPUTS = edited(
+    name=st.just("image"),
+    shape=st.just([1, *SHAPE]),
+    datatype=st.just("FP32"),
+    data=st.just(VALUES) | st.just(NESTED),
+    parameters=edited(binary_data_size=st.just(24)),
+)
+REQUESTS = edited(
+    id=st.just("7"),
+    inputs=st.lists(INPUTS, min_size=1, max_size=2),
+    outputs=st.lists(edited(name=st.sampled_from(Verdicts.FIELDS), parameters=FLAGS), max_size=3),
+    parameters=edited(timeout=st.just(5), priority=st.just(1), binary_data_output=st.just(True)),
+)
+
+
+def attempt(body, length):
+    try:
+        decoded = decode_request(body, length, CONTRACT)
+    except ProtocolError as error:
+        assert str(error)  # noqa: PT017
+    else:
+        assert decoded.images.shape[1:] == SHAPE
+        assert decoded.images.dtype == np.float32
+
+
+@given(st.binary(max_size=200), st.none() | st.integers(0, 250))
+def test_no_bytes_raise_anything_but_the_codecs_own_error(body, length):
+    attempt(body, length)
+
+
+@given(REQUESTS | JSON, st.binary(max_size=8) | st.just(IMAGES.tobytes()), st.booleans())
+def test_no_edited_request_raises_anything_but_the_codecs_own_error(message, tail, has_header):
+    body = json.dumps(message).encode()
+    attempt(body + tail, len(body) if has_header else None)
+
+
+@pytest.mark.parametrize(("name", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress), (None, bytes)])
+def test_a_compressed_body_inflates_to_itself_up_to_the_limit(name, pack):
+    content = bytes(range(256)) * 4
+    assert inflate(pack(content), name, limit_bytes=1024) == content
+
+
+@pytest.mark.parametrize(("name", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_body_that_inflates_beyond_the_limit_is_refused(name, pack):
+    bomb = pack(bytes(50_000_000))
+    assert len(bomb) < 100_000
+    with pytest.raises(TooLargeError, match="more than 1000 bytes"):
+        inflate(bomb, name, limit_bytes=1000)
+
+
+def test_cut_off_foreign_and_trailing_compressed_bytes_are_refused():
+    packed = gzip.compress(b"hello")
+    for body, message in [(packed[:-9], "cut off"), (b"hello", "is not gzip data"), (packed + b"x", "1 bytes follow")]:
+        with pytest.raises(ProtocolError, match=message):
+            inflate(body, "gzip", limit_bytes=100)
+    with pytest.raises(ProtocolError, match="expected gzip or deflate") as caught:
+        inflate(packed, "br", limit_bytes=100)
+    assert caught.value.status == 415
+
+
+@given(st.binary(max_size=60), st.sampled_from(["gzip", "deflate"]))
+def test_inflate_raises_nothing_but_the_codecs_own_error(body, name):
+    try:
+        inflate(body, name, limit_bytes=100)
+    except (ProtocolError, TooLargeError) as error:
+        assert str(error)  # noqa: PT017
