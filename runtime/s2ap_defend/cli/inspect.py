@@ -1,0 +1,108 @@
+"""`s2ap-defend inspect`: what is in a model file."""
+
+from pathlib import Path
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from s2ap_defend.manifest import Manifest
+from s2ap_defend.model_file import ModelFile, open_model_file
+from s2ap_defend.stages import StageSize, stage_sizes
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def inspect(model: Path, as_json: bool) -> None:
+    """Verify a model file and show its manifest, stages, members and measured accuracy."""
+    opened = open_model_file(model)
+    stages = stage_sizes(opened.proto)
+    if as_json:
+        click.echo(orjson.dumps(_as_json(opened, stages), option=orjson.OPT_INDENT_2).decode())
+        return
+    console = Console()
+    manifest, made = opened.manifest, opened.manifest.provenance
+    more = " ..." if len(manifest.classes) > 12 else ""
+    console.print(
+        f"{model}  {opened.size_bytes / 1e6:.2f} MB  format {manifest.format_version}  hashes verified\n"
+        f"input   float32 [N, {', '.join(map(str, manifest.input.shape))}] in [0, 1]\n"
+        f"classes {len(manifest.classes)}: {', '.join(manifest.classes[:12])}{more}\n"
+        f"made by recipe {made.recipe}, seed {made.seed}, data {made.data}, classifier {made.classifier}",
+        markup=False,
+        highlight=False,
+    )
+    for table in (_stage_table(stages), _member_table(manifest), _test_table(manifest), _measured_table(manifest)):
+        console.print(table)
+
+
+def _as_json(opened: ModelFile, stages: dict[str, StageSize]) -> dict[str, object]:
+    return {
+        "path": str(opened.path),
+        "size_bytes": opened.size_bytes,
+        "verified": True,
+        "stages": {
+            scope: {"nodes": size.nodes, "parameters": size.parameters, "size_bytes": size.size_bytes}
+            for scope, size in stages.items()
+        },
+        "manifest": opened.manifest.model_dump(mode="json"),
+    }
+
+
+def _stage_table(stages: dict[str, StageSize]) -> Table:
+    table = Table("stage", "nodes", "parameters", "kB", title="Stages", title_justify="left")
+    for scope, size in stages.items():
+        table.add_row(scope, f"{size.nodes}", f"{size.parameters:,}", f"{size.size_bytes / 1e3:,.1f}")
+    return table
+
+
+def _member_table(manifest: Manifest) -> Table:
+    columns = ("asked", "method", "sparsity", "adv. trained", "clean acc.", "robust acc.", "q0", "q1")
+    table = Table(*columns, title="Members, in the order they are asked", title_justify="left")
+    for i, member in enumerate(manifest.members):
+        table.add_row(
+            str(i + 1),
+            member.method,
+            f"{member.sparsity:.0%}",
+            "yes" if member.adversarially_trained else "no",
+            f"{member.clean_accuracy:.1%}",
+            f"{member.robust_accuracy:.1%}",
+            f"{member.clean_disagreement_rate:.3f}",
+            f"{member.adversarial_disagreement_rate:.3f}",
+        )
+    return table
+
+
+def _test_table(manifest: Manifest) -> Table:
+    test, purifier = manifest.test, manifest.purifier
+    first_clean = next((i + 1 for i, value in enumerate(test.lower) if value is not None), None)
+    table = Table("part", "setting", title="Defence", title_justify="left")
+    table.add_row("test", f"{test.kind}; {len(test.increments[0])} bins of {test.evidence}")
+    table.add_row("false alarms", f"alpha {test.alpha:g}, calibrated on {test.calibration_samples} clean inputs")
+    table.add_row("clean after", f"{first_clean or 'never'} members or more; undecided at the end: {test.truncation}")
+    table.add_row(
+        "correction", f"{test.vote_members} members vote, the base label's votes weigh {test.base_vote_weight:.2f}"
+    )
+    table.add_row(
+        "purifier",
+        f"{purifier.mode} gradient, sigma {purifier.sigma:g}, radius {purifier.radius:g} {purifier.norm}, "
+        f"{purifier.steps} steps of {purifier.step_size:g}, rho {purifier.rho:g}, bank of {purifier.bank_size}",
+    )
+    return table
+
+
+def _measured_table(manifest: Manifest) -> Table:
+    columns = ("attack", "eps", "samples", "bare", "defended", "flagged", "members")
+    table = Table(*columns, title="Accuracy measured when the file was made", title_justify="left")
+    for row in manifest.measured:
+        table.add_row(
+            row.attack,
+            f"{row.eps:g}",
+            str(row.samples),
+            f"{row.bare_accuracy:.1%}",
+            f"{row.robust_accuracy:.1%}",
+            f"{row.flagged:.1%}",
+            f"{row.members_used:.1f}",
+        )
+    return table

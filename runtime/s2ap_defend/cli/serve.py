@@ -1,0 +1,54 @@
+"""`s2ap-defend serve`: the inference server."""
+
+from pathlib import Path
+
+import click
+
+from s2ap_defend.cli.options import device_option
+from s2ap_defend.engines.onnxruntime import Device
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--insecure", is_flag=True, help="Allow an address that other machines reach, without authentication.")
+@click.option("--expose-evidence", is_flag=True, help="Answer with votes, evidence and the purified image as well.")
+@device_option
+@click.option("--threads", type=click.IntRange(1), help="CPU threads inside one operator.")
+@click.option("--max-batch-rows", default=32, show_default=True, help="Images that run together.")
+@click.option("--max-queue-rows", default=1024, show_default=True, help="Images that may wait; more get 429.")
+@click.option("--drain-delay", default=5.0, show_default=True, help="Seconds between SIGTERM and the last accept.")
+@click.option("--grace", default=20.0, show_default=True, help="Seconds that accepted requests have to finish.")
+def serve(
+    model: Path,
+    host: str,
+    port: int,
+    insecure: bool,
+    expose_evidence: bool,
+    device: Device,
+    threads: int | None,
+    max_batch_rows: int,
+    max_queue_rows: int,
+    drain_delay: float,
+    grace: float,
+) -> None:
+    """Serve a model file: Open Inference Protocol v2 over HTTP, a page at /, metrics at /metrics."""
+    from s2ap_defend.serve.config import ServerConfig
+    from s2ap_defend.serve.server import serve as run_server
+
+    run_server(
+        ServerConfig(
+            model=model,
+            host=host,
+            port=port,
+            insecure=insecure,
+            expose_evidence=expose_evidence,
+            device=device,
+            threads=threads,
+            max_batch_rows=max_batch_rows,
+            max_queue_rows=max_queue_rows,
+            drain_delay_s=drain_delay,
+            grace_s=grace,
+        )
+    )

@@ -1,0 +1,122 @@
+import io
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from PIL import Image
+
+from s2ap_defend import DefendedClassifier
+from s2ap_defend.cli.main import run
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Run a command that must fail: exit code 2 and one line on standard error, which is returned."""
+    assert run([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("Error: ")
+    return captured.err
+
+
+@pytest.fixture
+def digit(tmp_path: Path) -> Path:
+    path = tmp_path / "digit.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(path)
+    return path
+
+
+def test_classify_prints_json_that_equals_the_library(
+    tiny_model_path: Path, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
+    np.save(tmp_path / "three.npy", images)
+    assert run(["classify", str(tiny_model_path), str(digit), str(tmp_path / "three.npy"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    verdicts = DefendedClassifier.load(tiny_model_path, device="cpu")(images)
+    assert [Path(row["file"]).name for row in rows] == ["digit.png", "three.npy", "three.npy", "three.npy"]
+    assert [row["label"] for row in rows[1:]] == verdicts.label.tolist()
+    assert [row["adversarial"] for row in rows[1:]] == verdicts.adversarial.tolist()
+    assert [row["votes"] for row in rows[1:]] == verdicts.votes.tolist()
+
+
+def test_classify_prints_a_row_for_every_image(
+    tiny_model_path: Path, digit: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["classify", str(tiny_model_path), str(digit), "--device", "cpu"]) == 0
+    assert "digit.png" in capsys.readouterr().out
+
+
+def test_inspect_shows_stages_members_and_that_the_hashes_hold(
+    tiny_model_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(tiny_model_path)]) == 0
+    text = capsys.readouterr().out
+    assert "hashes verified" in text
+    assert "member_005" in text
+    assert run(["inspect", str(tiny_model_path), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert set(described["stages"]) >= {"purifier", "classifier", "member_000", "test"}
+    assert len(described["manifest"]["members"]) == 6
+
+
+def test_a_model_without_defence_is_refused_by_every_command(
+    tmp_path: Path, digit: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    answer = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "plain", [value], [answer])
+    plain = tmp_path / "plain.onnx"
+    onnx.save_model(helper.make_model(graph), plain)
+    for arguments in (["classify", plain, digit], ["inspect", plain], ["serve", plain, "--port", "0"]):
+        assert "s2ap-defend harden" in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (b"\x89PNG nonsense", "x.png", "not a PNG or JPEG"),
+        (None, "x.png", "cannot be read"),
+        (np.zeros((1, 1, 8, 8)), "x.npy", "float64"),
+        (np.zeros((1, 3, 8, 8), np.float32), "x.npy", "expected float32 [N, 1, 8, 8]"),
+        (np.zeros((0, 1, 8, 8), np.float32), "x.npy", "empty"),
+        (np.full((1, 1, 8, 8), np.nan, np.float32), "x.npy", "NaN"),
+        (np.full((1, 1, 8, 8), 2.0, np.float32), "x.npy", "[0, 1]"),
+    ],
+)
+def test_bad_images_are_refused_with_one_line(
+    tiny_model_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes | np.ndarray | None,
+    name: str,
+    message: str,
+) -> None:
+    path = tmp_path / name
+    if isinstance(content, np.ndarray):
+        buffer = io.BytesIO()
+        np.save(buffer, content)
+        content = buffer.getvalue()
+    if content is not None:
+        path.write_bytes(content)
+    assert message in refused(capsys, "classify", tiny_model_path, path)
+
+
+def test_unknown_commands_and_options_suggest_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'classify'?" in refused(capsys, "clasify")
+    assert "--jsn" in refused(capsys, "inspect", "x.onnx", "--jsn")
+
+
+def test_a_port_in_use_is_named(tiny_model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert str(port) in refused(capsys, "serve", tiny_model_path, "--port", str(port), "--device", "cpu")
+
+
+def test_an_address_that_others_reach_needs_insecure(tiny_model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--insecure" in refused(capsys, "serve", tiny_model_path, "--host", "0.0.0.0")  # noqa: S104

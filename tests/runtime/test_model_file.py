@@ -1,0 +1,122 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from s2ap_defend import DefendedClassifier, ModelFileError
+from s2ap_defend.manifest import METADATA_KEY
+from s2ap_defend.model_file import check_writable, open_model_file, weights_sha256, write_model_file
+
+
+def test_a_file_opens_verified_and_passes_the_full_checker(tiny_model_path: Path) -> None:
+    opened = open_model_file(tiny_model_path)
+    onnx.checker.check_model(opened.proto, full_check=True)
+    assert opened.manifest.weights_sha256 == weights_sha256(opened.proto)
+    assert {opset.domain for opset in opened.proto.opset_import} <= {"", "ai.onnx"}
+    assert not opened.proto.functions
+
+
+def test_weights_in_external_data_give_the_same_verdicts_and_hashes(
+    tiny_model_path: Path, tmp_path: Path, random_images: np.ndarray
+) -> None:
+    opened = open_model_file(tiny_model_path)
+    path = tmp_path / "apart.onnx"
+    write_model_file(opened.proto, opened.manifest, path, external_data=True)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["apart.onnx", "apart.onnx.data"]
+    assert open_model_file(path).manifest == opened.manifest
+    together = DefendedClassifier.load(tiny_model_path, device="cpu")(random_images)
+    assert np.array_equal(DefendedClassifier.load(path, device="cpu")(random_images).votes, together.votes)
+    (tmp_path / "apart.onnx.data").unlink()
+    with pytest.raises(ModelFileError):
+        open_model_file(path)
+
+
+def test_a_changed_byte_in_the_weights_is_found(tiny_model_path: Path, tmp_path: Path) -> None:
+    proto = onnx.load(tiny_model_path)
+    weights = next(tensor.raw_data for tensor in proto.graph.initializer if len(tensor.raw_data) > 64)
+    data = bytearray(tiny_model_path.read_bytes())
+    place = bytes(data).find(weights)
+    data[place + 2] ^= 1
+    changed = tmp_path / "changed.onnx"
+    changed.write_bytes(data)
+    with pytest.raises(ModelFileError, match="was changed after it was written: its weights have SHA-256"):
+        open_model_file(changed)
+
+
+def test_a_changed_node_is_found(tiny_model_path: Path, tmp_path: Path) -> None:
+    proto = onnx.load(tiny_model_path)
+    proto.graph.node[0].name = "other"
+    onnx.save_model(proto, tmp_path / "changed.onnx")
+    with pytest.raises(ModelFileError, match="its graph have SHA-256"):
+        open_model_file(tmp_path / "changed.onnx")
+
+
+def test_test_tables_that_differ_from_the_graph_are_found(tiny_model_path: Path, tmp_path: Path) -> None:
+    proto = onnx.load(tiny_model_path)
+    manifest = json.loads(proto.metadata_props[0].value)
+    manifest["test"]["upper"][0] = 99.0
+    proto.metadata_props[0].value = json.dumps(manifest)
+    onnx.save_model(proto, tmp_path / "changed.onnx")
+    with pytest.raises(ModelFileError, match="test/upper differ"):
+        open_model_file(tmp_path / "changed.onnx")
+
+
+def test_a_plain_onnx_model_is_refused_with_the_command_that_hardens_it(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1])
+    answer = helper.make_tensor_value_info("label", onnx.TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["label"])], "plain", [value], [answer])
+    onnx.save_model(helper.make_model(graph), tmp_path / "plain.onnx")
+    with pytest.raises(ModelFileError, match=r"without a defence; make one with: s2ap-defend harden"):
+        open_model_file(tmp_path / "plain.onnx")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_refused(tiny_model_path: Path, tmp_path: Path, share: float) -> None:
+    data = tiny_model_path.read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ModelFileError, match=r"truncated|was changed|without a defence"):
+        open_model_file(tmp_path / "cut.onnx")
+
+
+def test_a_file_that_is_no_onnx_model_or_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("hello, this is no model at all")
+    with pytest.raises(ModelFileError, match=r"text\.onnx is truncated or no ONNX model|holds no ONNX graph"):
+        open_model_file(tmp_path / "text.onnx")
+    with pytest.raises(ModelFileError, match=re.escape("missing.onnx does not exist")):
+        open_model_file(tmp_path / "missing.onnx")
+    with pytest.raises(ModelFileError):
+        open_model_file(tmp_path)
+
+
+def test_another_manifest_version_is_refused(tiny_model_path: Path, tmp_path: Path) -> None:
+    proto = onnx.load(tiny_model_path)
+    entry = next(entry for entry in proto.metadata_props if entry.key == METADATA_KEY)
+    entry.value = entry.value.replace('"format_version":1', '"format_version":2')
+    onnx.save_model(proto, tmp_path / "newer.onnx")
+    with pytest.raises(ModelFileError, match="manifest version 2, this runtime reads 1"):
+        open_model_file(tmp_path / "newer.onnx")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tiny_model_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    shutil.copy(tiny_model_path, path)
+    opened = open_model_file(path)
+    before = path.read_bytes()
+    (tmp_path / "model.onnx.data").mkdir()  # the data file cannot take this name
+    with pytest.raises(ModelFileError, match="cannot be written"):
+        write_model_file(opened.proto, opened.manifest, path, external_data=True)
+    assert path.read_bytes() == before
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelFileError, match="is a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(ModelFileError, match="cannot be written"):
+        check_writable(tmp_path / "file" / "model.onnx")
