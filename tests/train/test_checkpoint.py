@@ -1,0 +1,120 @@
+import hashlib
+import json
+import pickle
+import stat
+
+import pytest
+import torch
+
+from s2ap_defend.errors import RecipeError
+from s2ap_train.checkpoint import load_checkpoint, restore, save_checkpoint
+from s2ap_train.models import SmallCNN, build
+
+
+@pytest.fixture
+def model():
+    return SmallCNN(widths=(3, 4), pool_after=(0, 1), seed=7).eval()
+
+
+@pytest.fixture
+def folder(tmp_path, model):
+    folder = tmp_path / "runs" / "base"
+    save_checkpoint(folder, tensors=model.state_dict(), record={"architecture": model.architecture(), "seed": 7})
+    return folder
+
+
+def test_a_checkpoint_rebuilds_the_model(folder, model):
+    tensors, record = load_checkpoint(folder)
+    rebuilt = build(record["architecture"])
+    restore(rebuilt, tensors)
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(rebuilt.eval()(images), model(images))
+    assert record["seed"] == 7
+    assert record["weights_sha256"] == hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def test_the_folder_holds_two_files_and_no_pickle(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.json", "weights.safetensors"]
+    with pytest.raises((pickle.UnpicklingError, ValueError, EOFError)):
+        pickle.loads((folder / "weights.safetensors").read_bytes())  # noqa: S301
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+
+
+def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_beside(folder, model):
+    tensors, record = load_checkpoint(folder)
+    save_checkpoint(folder, tensors={**tensors, "classifier.bias": torch.ones(10)}, record={**record, "seed": 8})
+    again, record = load_checkpoint(folder)
+    assert record["seed"] == 8
+    assert torch.equal(again["classifier.bias"], torch.ones(10))
+    assert [path.name for path in folder.parent.iterdir()] == ["base"]
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(RecipeError, match="is not JSON"):
+        save_checkpoint(folder, tensors={"w": torch.ones(1)}, record={"loss": float("nan")})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["base"]
+
+
+def test_another_folder_is_not_overwritten(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RecipeError, match="exists and is not a checkpoint; choose another folder"):
+        save_checkpoint(tmp_path, tensors={}, record={})
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "weights.safetensors"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(RecipeError, match=rf"{name} cannot be read \(No such file"):
+        load_checkpoint(folder)
+
+
+def test_truncated_or_changed_weights_are_refused(folder):
+    path = folder / "weights.safetensors"
+    content = path.read_bytes()
+    for broken in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b""):
+        path.write_bytes(broken)
+        with pytest.raises(RecipeError, match=r"has SHA-256 .*expects .*truncated or was changed"):
+            load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "carries format version 2, this version reads 1"),
+        ({"module": "os"}, r"holds the keys \['format_version', 'module', .*expected exactly"),
+        ({"record": []}, "expected exactly"),
+    ],
+)
+def test_a_foreign_record_is_refused(folder, change, message):
+    path = folder / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(RecipeError, match=message):
+        load_checkpoint(folder)
+
+
+def test_a_record_that_is_not_json_is_refused(folder):
+    (folder / "checkpoint.json").write_text('{"format_version": 1,')
+    with pytest.raises(RecipeError, match="is not JSON"):
+        load_checkpoint(folder)
+
+
+def test_weights_are_never_filtered_to_fit(folder, model):
+    tensors, _ = load_checkpoint(folder)
+    before = model.classifier.bias.clone()
+    renamed = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    with pytest.raises(RecipeError, match=r"missing \['blocks.0.*unknown \['module.blocks"):
+        restore(model, renamed)
+    other = SmallCNN(widths=(3, 5), pool_after=(0, 1)).state_dict()
+    with pytest.raises(RecipeError, match=r"has shape .* in the checkpoint, the SmallCNN expects"):
+        restore(model, other)
+    assert torch.equal(model.classifier.bias, before)
+
+
+def test_memory_layout_and_integers_survive(tmp_path):
+    tensors = {"a": torch.arange(6).reshape(2, 3).T, "b": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+    save_checkpoint(tmp_path / "c", tensors=tensors, record={})
+    loaded, _ = load_checkpoint(tmp_path / "c")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())

@@ -1,0 +1,111 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from s2ap_defend.sequential import SequentialTest, run_sequential_test
+from s2ap_train.evaluate.objectives import (
+    EvidenceSurrogate,
+    agreement_objective,
+    difference_of_logits_ratio,
+    evidence_objective,
+    margin,
+    targeted_margin,
+)
+
+CPU = torch.device("cpu")
+TEST = SequentialTest(
+    evidence="surprise",
+    edges=np.array([[0.5, 1.5, 3.0]] * 3, dtype=np.float32),
+    increments=np.array([[-1.0, -0.2, 0.6, 2.0]] * 3),
+    lower=np.array([-math.inf, -1.8, -1.8]),
+    upper=np.full(3, 2.5),
+    final_threshold=math.inf,
+    vote_members=3,
+    base_vote_weight=1.0,
+    waves=(3,),
+)
+
+
+def log_probabilities(of_label, classes=3):
+    """Members that give label 0 these log-probabilities [n] and share the rest [n, 1, classes]."""
+    rest = [math.log((1 - math.exp(value)) / (classes - 1)) for value in of_label]
+    return torch.tensor([[[value, *[other] * (classes - 1)]] for value, other in zip(of_label, rest, strict=True)])
+
+
+def test_margins_are_those_worked_by_hand():
+    scores = torch.tensor([[3.0, 1.0, -1.0], [0.0, 2.0, 1.5]])
+    y = torch.tensor([0, 0])
+    assert margin(scores, y).tolist() == [2.0, -2.0]
+    assert targeted_margin(scores, torch.tensor([1, 1])).tolist() == [2.0, -0.5]
+
+
+def test_the_difference_of_logits_ratio_does_not_change_with_scale_and_shift():
+    scores = torch.tensor([[3.0, 1.0, -1.0, 0.5]])
+    y = torch.tensor([0])
+    assert float(difference_of_logits_ratio(scores, y)) == pytest.approx(2.0 / 2.5)
+    torch.testing.assert_close(difference_of_logits_ratio(7 * scores - 4, y), difference_of_logits_ratio(scores, y))
+
+
+def test_at_the_middle_of_every_bin_the_surrogate_is_the_table():
+    surrogate = EvidenceSurrogate(TEST, CPU)
+    middles, values = [0.0, 1.0, 2.25, 3.75], TEST.increments[0]  # outer bins are as wide as their neighbours
+    for middle, value in zip(middles, values, strict=True):
+        ratios = surrogate._increments(log_probabilities([-max(middle, 1e-4)] * 3), torch.tensor([0]))
+        np.testing.assert_allclose(ratios[:, 0].numpy(), value, atol=2e-3)
+
+
+def test_the_surrogate_follows_the_test_on_random_answers():
+    # The interpolated evidence need not equal the table's, but both must mostly agree on who is flagged.
+    generator = torch.Generator().manual_seed(0)
+    answers = (2.0 * torch.randn((3, 500, 3), generator=generator)).log_softmax(2)
+    labels = answers.mean(0).argmax(1)
+    flagged = run_sequential_test(TEST, answers.numpy(), labels.numpy()).adversarial
+    predicted = (EvidenceSurrogate(TEST, CPU).excess(answers, labels) > 0).numpy()
+    assert 0.0 < flagged.mean() < 1.0
+    assert (flagged == predicted).mean() > 0.8
+
+
+def test_an_early_stop_at_clean_excuses_later_members():
+    # Two confident members reach L <= -1.8 after member 2; the third, which would raise an alarm, is never asked.
+    surrogate = EvidenceSurrogate(dataclasses.replace(TEST, upper=np.array([2.5, 2.5, -0.5])), CPU)
+    calm, loud = -0.001, -6.0
+    assert float(surrogate.excess(log_probabilities([calm, calm, loud]), torch.tensor([0]))) <= 0.0
+    assert float(surrogate.excess(log_probabilities([-1.0, -1.0, loud]), torch.tensor([0]))) > 0.0
+
+
+def test_a_detector_that_never_flags_leaves_the_classifier_as_the_only_aim():
+    never = dataclasses.replace(TEST, upper=np.full(3, math.inf), final_threshold=math.inf)
+    objective = evidence_objective(EvidenceSurrogate(never, CPU))
+    m = log_probabilities([-6.0, -6.0, -6.0])
+    c = torch.tensor([[5.0, 0.0, 0.0]]).log_softmax(1)
+    t = torch.tensor([0])
+    assert float(objective.loss(c, m, torch.tensor([1]), t)) < 0.5  # only the small pull towards agreement is left
+
+
+def test_the_surrogate_has_a_gradient_where_the_table_is_flat():
+    surrogate = EvidenceSurrogate(TEST, CPU)
+    m = log_probabilities([-9.0, -9.0, -9.0]).requires_grad_()
+    (gradient,) = torch.autograd.grad(surrogate.excess(m, torch.tensor([0])).sum(), m)
+    assert (gradient[:, 0, 0] < 0.0).all()
+
+
+def test_agreement_of_few_members_asks_only_for_those():
+    assert (agreement_objective().members, agreement_objective(2).members) == (None, 2)
+
+
+def test_margin_evidence_with_one_edge_is_read_from_the_margin():
+    test = dataclasses.replace(
+        TEST,
+        evidence="margin",
+        edges=np.full((3, 1), 1e-4, dtype=np.float32),
+        increments=np.array([[-1.0, 2.0]] * 3),
+    )
+    surrogate = EvidenceSurrogate(test, CPU)
+    label = torch.tensor([0])
+    agreeing, objecting = log_probabilities([-0.05] * 3), log_probabilities([-3.0] * 3)
+    assert float(surrogate.excess(objecting, label)) > 0.0
+    # agreement is the table's first bin: L = -1, -2, -3 comes no nearer to the alarm at 2.5 than 3.5
+    assert float(surrogate.excess(agreeing, label)) == pytest.approx(-3.5)

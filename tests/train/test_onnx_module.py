@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from s2ap_defend.errors import ModelFileError
+from s2ap_train.twin import torch_stage
+
+RANDOM = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def ints(*values):
+    return np.array(values, dtype=np.int64)
+
+
+def stage(nodes, constants, outputs=("y",), shape=("batch", 2, 4, 4)):
+    graph = helper.make_graph(
+        nodes,
+        "stage",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_empty_tensor_value_info(name) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+IMAGE = RANDOM.uniform(0.1, 0.9, (3, 2, 4, 4)).astype(np.float32)
+
+CASES = {
+    "Conv": ([normal(5, 2, 3, 3), normal(5)], {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+    "Conv with uneven pads": ([normal(4, 2, 2, 2)], {"pads": [0, 1, 1, 0]}),
+    "Conv in groups": ([normal(4, 1, 3, 3)], {"group": 2}),
+    "ConvTranspose": ([normal(2, 3, 2, 2), normal(3)], {"strides": [2, 2]}),
+    "ConvTranspose with output padding": (
+        [normal(2, 3, 3, 3)],
+        {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]},
+    ),
+    "MaxPool": ([], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    "AveragePool": ([], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    "GlobalAveragePool": ([], {}),
+    "InstanceNormalization": ([normal(2), normal(2)], {"epsilon": 1e-3}),
+    "BatchNormalization": ([normal(2), normal(2), normal(2), normal(2) ** 2 + 1], {}),
+    "ReduceSum": ([ints(2, 3)], {"keepdims": 0}),
+    "ReduceMean": ([ints(-1)], {}),
+    "ReduceSumSquare": ([ints(1, 2, 3)], {"keepdims": 1}),
+    "ReduceMax": ([ints(1)], {"keepdims": 0}),
+    "Reshape": ([ints(0, -1)], {}),
+    "Flatten": ([], {"axis": 1}),
+    "Transpose": ([], {"perm": [0, 2, 3, 1]}),
+    "Unsqueeze": ([ints(1, -1)], {}),
+    "Slice": ([ints(1), ints(-1), ints(2)], {}),
+    "Slice backwards": ([ints(-1), ints(-9), ints(3), ints(-1)], {}),
+    "Gather": ([ints(1, 0, -1)], {"axis": 2}),
+    "Expand": ([ints(2, 1, 1, 1, 1)], {}),
+    "Tile": ([ints(1, 2, 1, 1)], {}),
+    "Concat": ([normal(3, 1, 4, 4)], {"axis": 1}),
+    "Pad": ([ints(0, 0, 1, 0, 0, 0, 0, 2)], {}),
+    "Resize": (
+        [np.array([], np.float32), np.array([1, 1, 2, 2], np.float32)],
+        {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"},
+    ),
+    "LogSoftmax": ([], {"axis": 1}),
+    "Softmax": ([], {"axis": -1}),
+    "Clip": ([np.float32(0.3), np.float32(0.6)], {}),
+    "Max": ([normal(4), np.float32(0.4)], {}),
+    "Min": ([normal(4, 4)], {}),
+    "Pow": ([np.float32(3.0)], {}),
+    "Div": ([normal(2, 1, 1)], {}),
+    "Sub": ([normal(2, 1, 1)], {}),
+    "MatMul": ([normal(4, 6)], {}),
+    **{name: ([], {}) for name in ("Sigmoid", "Relu", "Exp", "Log", "Sqrt", "Tanh", "Erf", "Reciprocal", "Neg", "Abs")},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_operator_computes_what_the_onnx_reference_computes(case):
+    operands, attributes = CASES[case]
+    constants = {f"c{i}": np.asarray(value) for i, value in enumerate(operands)}
+    model = stage([helper.make_node(case.split()[0], ["image", *constants], ["y"], **attributes)], constants)
+    (expected,) = ReferenceEvaluator(model).run(None, {"image": IMAGE})
+    (found,) = torch_stage(model)(torch.from_numpy(IMAGE))
+    assert tuple(found.shape) == expected.shape
+    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5, atol=2e-6)
+
+
+def test_shapes_that_are_computed_from_the_batch_follow_it():
+    nodes = [
+        helper.make_node("Shape", ["image"], ["n"], start=0, end=1),
+        helper.make_node("Concat", ["n", "rest"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["image", "shape"], ["y"]),
+    ]
+    run = torch_stage(stage(nodes, {"rest": ints(32)}))
+    assert [run(torch.zeros(n, 2, 4, 4))[0].shape for n in (1, 5)] == [(1, 32), (5, 32)]
+
+
+def test_gemm_with_bias_and_transposed_weights_is_a_linear_layer():
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w", "b"], ["y"], transB=1),
+    ]
+    weight, bias = normal(3, 32), normal(3)
+    (found,) = torch_stage(stage(nodes, {"w": weight, "b": bias}))(torch.from_numpy(IMAGE))
+    np.testing.assert_allclose(found.numpy(), IMAGE.reshape(3, -1) @ weight.T + bias, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_through_a_traced_descent_step_is_the_second_derivative():
+    # The graph holds z = x - 0.1 * d/dx sum(x^3), the derivative written out as operators; so dz/dx = 1 - 0.6 x.
+    nodes = [
+        helper.make_node("Mul", ["image", "image"], ["square"]),
+        helper.make_node("Mul", ["square", "three"], ["gradient"]),
+        helper.make_node("Mul", ["gradient", "eta"], ["step"]),
+        helper.make_node("Sub", ["image", "step"], ["y"]),
+    ]
+    run = torch_stage(stage(nodes, {"three": np.float32(3), "eta": np.float32(0.1)}))
+    x = torch.from_numpy(IMAGE).requires_grad_()
+    run(x)[0].sum().backward()
+    torch.testing.assert_close(x.grad, 1 - 0.6 * x.detach())
+
+
+def test_float64_passes_a_numerical_gradient_check():
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["h"], pads=[1, 1, 1, 1]),
+        helper.make_node("InstanceNormalization", ["h", "g", "b"], ["n"]),
+        helper.make_node("Sigmoid", ["n"], ["s"]),
+        helper.make_node("Cast", ["s"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["c", "axes"], ["y"]),
+    ]
+    model = stage(nodes, {"w": normal(2, 2, 3, 3), "g": normal(2), "b": normal(2), "axes": ints(1, 2)})
+    run = torch_stage(model, dtype=torch.float64)
+    x = torch.from_numpy(IMAGE[:1]).double().requires_grad_()
+    assert run(x)[0].dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda images: run(images)[0], (x,))
+
+
+def test_straight_through_keeps_the_value_of_clip_and_passes_its_gradient():
+    model = stage(
+        [helper.make_node("Clip", ["image", "low", "high"], ["y"])], {"low": np.float32(0), "high": np.float32(1)}
+    )
+    x = torch.full((1, 2, 4, 4), 1.5, requires_grad=True)
+    gradients = []
+    for straight in (False, True):
+        (y,) = torch_stage(model, straight_through_clip=straight)(x)
+        assert torch.all(y == 1.0)
+        gradients.append(float(torch.autograd.grad(y.sum(), x)[0].mean()))
+    assert gradients == [0.0, 1.0]
+
+
+def test_what_does_not_depend_on_the_image_is_computed_once_and_what_nobody_reads_never():
+    nodes = [
+        helper.make_node("Mul", ["a", "a"], ["four"]),
+        helper.make_node("Add", ["image", "four"], ["y"]),
+        helper.make_node("Exp", ["image"], ["unused"]),
+    ]
+    run = torch_stage(stage(nodes, {"a": np.float32(2)}))
+    assert len(run._steps) == 1
+    torch.testing.assert_close(run(torch.ones(1, 2, 4, 4))[0], torch.full((1, 2, 4, 4), 5.0))
+
+
+def test_the_same_function_can_be_called_again_with_another_batch():
+    run = torch_stage(stage([helper.make_node("Relu", ["image"], ["h"]), helper.make_node("Neg", ["h"], ["y"])], {}))
+    first = run(torch.from_numpy(IMAGE))[0]
+    assert run(torch.from_numpy(IMAGE[:1]))[0].shape[0] == 1
+    torch.testing.assert_close(run(torch.from_numpy(IMAGE))[0], first, rtol=0, atol=0)
+
+
+def test_an_unknown_operator_is_named():
+    model = stage([helper.make_node("Multinomial", ["image"], ["y"], name="classifier/odd")], {})
+    with pytest.raises(
+        ModelFileError, match=r"node 'classifier/odd' .* operator ai\.onnx\.Multinomial is not supported"
+    ):
+        torch_stage(model)
+
+
+def test_an_unsupported_setting_is_named():
+    model = stage([helper.make_node("Resize", ["image", "", "s"], ["y"], mode="cubic")], {"s": np.ones(4, np.float32)})
+    with pytest.raises(ModelFileError, match="Resize in mode cubic"):
+        torch_stage(model)
+
+
+def test_a_graph_with_two_inputs_is_no_stage():
+    model = stage([helper.make_node("Relu", ["image"], ["y"])], {})
+    model.graph.input.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, [1]))
+    with pytest.raises(ModelFileError, match=r"a stage has one input, this graph has \['image', 'other'\]"):
+        torch_stage(model)

@@ -1,0 +1,88 @@
+"""The evaluation as a table: oblivious next to adaptive, bare next to defended, never one without the other."""
+
+from rich.console import Console
+from rich.table import Table
+
+from s2ap_train.evaluate.figures import AttackFigures
+from s2ap_train.evaluate.protocol import Evaluation
+
+_KNOWLEDGE = {
+    "fgsm": "made on the bare classifier",
+    "pgd": "made on the bare classifier",
+    "unrolled-pgd": "knows everything",
+    "square": "queries only",
+}
+
+
+def print_report(evaluation: Evaluation, console: Console) -> None:
+    """Print every attack and the worst case per image for the bare classifier and the defended file."""
+    bare, defended = evaluation.bare, evaluation.defended
+    table = Table(
+        title=f"{evaluation.samples} images, l_inf {evaluation.eps:g}, seed {evaluation.seed}",
+        title_justify="left",
+    )
+    table.add_column("attack")
+    table.add_column("attacker", overflow="fold")
+    table.add_column("bare: attack wins", justify="right")
+    table.add_column("defended: attack wins", justify="right")
+    table.add_column("95 %", justify="right")
+    table.add_column("flagged", justify="right")
+    table.add_column("corrected", justify="right")
+    table.add_column("label right", justify="right")
+    table.add_column("members", justify="right")
+    table.add_row(
+        "clean",
+        "none",
+        _percent(bare.clean.attack_success),
+        _percent(defended.clean.attack_success),
+        "",
+        _percent(defended.clean.flagged),
+        "",
+        _percent(defended.clean.accuracy),
+        f"{defended.clean.members_used:.1f}",
+    )
+    for name, figures in defended.attacks.items():
+        table.add_row(name, _KNOWLEDGE[name], _percent(bare.attacks[name].attack_success), *_cells(figures))
+    table.add_section()
+    low, high = defended.worst_case.robust_accuracy_interval
+    table.add_row(
+        "worst case",
+        "best of all, per image",
+        _percent(1.0 - bare.worst_case.robust_accuracy),
+        f"[bold]{_percent(1.0 - defended.worst_case.robust_accuracy)}[/bold]",
+        _interval(1.0 - high, 1.0 - low),
+        "",
+        "",
+        _percent(defended.worst_case.label_accuracy),
+        "",
+    )
+    console.print(table)
+    console.print(
+        f"robust accuracy (right or flagged under every attack): bare {_percent(bare.worst_case.robust_accuracy)}, "
+        f"defended {_percent(defended.worst_case.robust_accuracy)}; {evaluation.seconds:.0f} s"
+    )
+    alone = defended.worst_case.broken_only_by.get("square", 0)
+    if alone:
+        console.print(
+            f"square alone broke {alone} images that the gradient attack did not: give the adaptive attack a larger "
+            "budget before these figures are quoted"
+        )
+
+
+def _cells(figures: AttackFigures) -> tuple[str, ...]:
+    return (
+        _percent(figures.attack_success),
+        _interval(*figures.attack_success_interval),
+        _percent(figures.flagged),
+        _percent(figures.corrected),
+        _percent(figures.label_accuracy),
+        f"{figures.members_used:.1f}",
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100.0 * share:.1f} %"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{100.0 * low:.0f}-{100.0 * high:.0f} %"

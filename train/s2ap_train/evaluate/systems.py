@@ -1,0 +1,128 @@
+"""What is attacked: the defended file as it is served, and the bare classifier that is inside it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.model_file import ModelFile
+from s2ap_defend.sequential import SequentialTest
+from s2ap_defend.stages import CLASSIFIER, cut_stage
+from s2ap_defend.types import Bool, Float32, Float64, Int64, Verdicts
+
+RIGHT = 1e3
+"""Score of an image whose base label is right and whose margin is zero; flagged images score below."""
+
+_BATCH = 256
+_WORTH_A_WORKER = 16
+_FLOOR = 1e-30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a system answers to N attacked images.
+
+    Attributes:
+        label: Final label [N].
+        flagged: Whether the input was called adversarial [N].
+        members_used: Members asked [N].
+        score: How far the attacker is from success [N]: negative exactly where the image is not flagged and its
+            label is wrong. Larger is further away.
+    """
+
+    label: Int64
+    flagged: Bool
+    members_used: Int64
+    score: Float64
+
+    @property
+    def success(self) -> Bool:
+        """Images with which the attacker won [N]: not flagged and the final label is wrong."""
+        return np.asarray(self.score < 0.0)
+
+
+class System(Protocol):
+    """Answers images; the attacker may ask as often as it likes."""
+
+    def __call__(self, images: Float32, labels: Int64) -> Outcome:
+        """Outcome for images [N, C, H, W] whose true labels [N] the attacker knows."""
+
+
+class DefendedSystem:
+    """The defended file, run by the runtime that serves it.
+
+    Args:
+        classifier: The loaded file.
+        workers: Parts of a batch that are evaluated side by side; start the classifier with one thread then.
+    """
+
+    def __init__(self, classifier: DefendedClassifier, *, workers: int = 1) -> None:
+        self._classifier = classifier
+        self._test = classifier.manifest.test.to_test()
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="defended")
+
+    def __call__(self, images: Float32, labels: Int64) -> Outcome:
+        """Outcome of the served verdicts."""
+        count = max(-(-len(images) // _BATCH), min(self._workers, len(images) // _WORTH_A_WORKER), 1)
+        parts = list(self._pool.map(self._classifier, np.array_split(images, count)))
+        return judge(Verdicts.concatenate(parts), labels, self._test)
+
+
+class BareSystem:
+    """The classifier stage alone: no purifier, no members, no test. It never flags."""
+
+    def __init__(self, file: ModelFile, *, threads: int | None = None) -> None:
+        stage = cut_stage(file.proto, CLASSIFIER)
+        self._engine = OnnxRuntimeEngine(stage.SerializeToString(), device="cpu", threads=threads)
+
+    def __call__(self, images: Float32, labels: Int64) -> Outcome:
+        """Outcome of the classifier's labels; the score is its margin."""
+        (log_probabilities,) = self._engine.run({"image": images}, ["log_probabilities"])
+        label = log_probabilities.argmax(axis=1)
+        margin = _margin(log_probabilities.astype(np.float64), labels)
+        score = np.where(label != labels, np.minimum(margin, -_FLOOR), np.maximum(margin, _FLOOR))
+        nothing = np.zeros(len(labels), dtype=np.int64)
+        return Outcome(label=label, flagged=nothing.astype(bool), members_used=nothing, score=score)
+
+
+def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
+    """Judge verdicts from the attacker's side.
+
+    The score leads a black-box search: first across the classifier's boundary (RIGHT plus its margin in nats, less
+    the evidence that members already give for other labels), then below the detector's boundary while the label
+    stays wrong (excess of the log-likelihood ratio), until the image is wrong and not flagged (negative).
+
+    Args:
+        verdicts: Of the attacked images.
+        labels: True labels [N].
+        test: The sequential test; its boundaries tell how far the evidence has to fall.
+    """
+    success = ~verdicts.adversarial & (verdicts.label != labels)
+    margin = _margin(np.log(np.maximum(verdicts.probabilities.astype(np.float64), _FLOOR)), labels)
+    stop = np.clip(verdicts.members_used, 1, test.members) - 1
+    boundary = np.where(np.isfinite(test.upper[stop]), test.upper[stop], min(test.final_threshold, RIGHT / 2))
+    boundary = np.maximum(boundary, -RIGHT / 2)
+    excess = np.clip(verdicts.log_likelihood_ratio - boundary, 0.0, RIGHT / 2) + verdicts.label_change_rate + _FLOOR
+    others = 1.0 - np.take_along_axis(verdicts.votes, labels[:, None], axis=1)[:, 0] / np.maximum(
+        verdicts.members_used, 1
+    )
+    right = RIGHT + np.maximum(margin, 0.0) - 0.5 * others
+    score = np.where(verdicts.base_label != labels, excess, right)
+    return Outcome(
+        label=verdicts.label,
+        flagged=verdicts.adversarial,
+        members_used=verdicts.members_used,
+        score=np.where(success, -1.0, score),
+    )
+
+
+def _margin(log_probabilities: Float64, labels: Int64) -> Float64:
+    """Log-probability of the true label less that of the best other label [N], in nats."""
+    rows = np.arange(len(labels))
+    others = log_probabilities.copy()
+    others[rows, labels] = -np.inf
+    return np.asarray(log_probabilities[rows, labels] - others.max(axis=1))

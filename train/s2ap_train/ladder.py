@@ -1,0 +1,191 @@
+"""The closing table of a hardening: the same attacks on less and less defence."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.progress import Reporter
+from s2ap_defend.types import Float32, Int64
+from s2ap_train.data import ImageSet
+from s2ap_train.evaluate import AdaptiveBudget, Evaluation
+from s2ap_train.evaluate.adaptive import Descent, View, adaptive_attack, bare_plan
+from s2ap_train.evaluate.objectives import classifier_objective
+from s2ap_train.evaluate.oblivious import pgd
+from s2ap_train.evaluate.systems import Outcome
+from s2ap_train.parts import Parts
+from s2ap_train.recipe import Recipe
+from s2ap_train.twin import Twin
+
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One row: shares of the test images.
+
+    Attributes:
+        name: What is attacked.
+        clean_accuracy: Final label right without attack.
+        pgd_accuracy: Robust accuracy under PGD made on the bare network of this row.
+        adaptive_accuracy: Robust accuracy under the strongest attack that knows everything in this row, PGD included.
+        flagged: Share flagged under the adaptive attack; 0 where nothing can flag.
+        clean_flagged: Share of clean images flagged.
+        members_used: Members asked on clean images.
+    """
+
+    name: str
+    clean_accuracy: float
+    pgd_accuracy: float
+    adaptive_accuracy: float
+    flagged: float = 0.0
+    clean_flagged: float = 0.0
+    members_used: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """All rows, least defended first, and what they were measured on."""
+
+    rungs: tuple[Rung, ...]
+    samples: int
+    eps: float
+
+
+class UnflaggingSystem:
+    """A network, or a chain of them, that answers a label and never flags.
+
+    Args:
+        log_probabilities: Images [N, C, H, W] in [0, 1] -> log-probabilities [N, K].
+    """
+
+    def __init__(self, log_probabilities: Network) -> None:
+        self._log_probabilities = log_probabilities
+
+    def __call__(self, images: Float32, labels: Int64) -> Outcome:
+        """Outcome of the labels; the score is the margin of the true label."""
+        with torch.no_grad():
+            answers = self._log_probabilities(torch.from_numpy(images)).numpy().astype(np.float64)
+        rows = np.arange(len(labels))
+        others = answers.copy()
+        others[rows, labels] = -np.inf
+        margin = answers[rows, labels] - others.max(axis=1)
+        label = answers.argmax(axis=1)
+        score = np.where(label != labels, np.minimum(margin, -1e-30), np.maximum(margin, 1e-30))
+        nothing = np.zeros(len(labels), dtype=np.int64)
+        return Outcome(label=label, flagged=nothing.astype(bool), members_used=nothing, score=score)
+
+
+def measure_ladder(
+    recipe: Recipe, parts: Parts, file: Path, data: ImageSet, evaluation: Evaluation, reporter: Reporter
+) -> Ladder:
+    """Measure every row; the last one repeats the figures of `evaluation`, the attacks on the file.
+
+    Args:
+        recipe: Gives eps, seed and budget.
+        parts: The trained networks.
+        file: The model file, for its purifier and classifier.
+        data: Test images.
+        evaluation: The evaluation of the file on the same images.
+        reporter: Told about every row.
+    """
+    budget = AdaptiveBudget.quick() if recipe.evaluation.budget == "quick" else AdaptiveBudget.standard()
+    rungs = []
+    with reporter.step("ablation", 4) as step:
+        for name, network in (
+            ("undefended", parts.plain),
+            ("adversarially trained", parts.adversarial),
+            ("S2AP-pruned", parts.s2ap),
+        ):
+            view = _network_view(network.model)
+            rungs.append(_rung(name, view, view, bare_plan(budget), data, recipe, budget))
+            step.advance(name)
+        twin = Twin.from_file(open_model_file(file))
+        rungs.append(
+            _rung("with purifier", _purified_view(twin), _classifier_view(twin), _plan(), data, recipe, budget)
+        )
+        step.advance("with purifier")
+    defended = evaluation.defended
+    rungs.append(
+        Rung(
+            name="full defence",
+            clean_accuracy=defended.clean.accuracy,
+            pgd_accuracy=1.0 - defended.attacks["pgd"].attack_success,
+            adaptive_accuracy=defended.worst_case.robust_accuracy,
+            flagged=defended.attacks["unrolled-pgd"].flagged,
+            clean_flagged=defended.clean.flagged,
+            members_used=defended.clean.members_used,
+        )
+    )
+    return Ladder(tuple(rungs), len(data), recipe.eps)
+
+
+def print_ladder(ladder: Ladder, console: Console) -> None:
+    """Print the rows as a table, with how to read it."""
+    table = Table(
+        "", "clean accuracy", "PGD, oblivious", "adaptive, worst case", "flagged: clean", "adaptive", "members asked"
+    )
+    for rung in ladder.rungs:
+        table.add_row(
+            rung.name,
+            f"{rung.clean_accuracy:.1%}",
+            f"{rung.pgd_accuracy:.1%}",
+            f"[bold]{rung.adaptive_accuracy:.1%}[/bold]",
+            f"{rung.clean_flagged:.1%}",
+            f"{rung.flagged:.1%}",
+            f"{rung.members_used:.1f}",
+        )
+    console.print(table)
+    console.print(
+        f"{ladder.samples} test images, l_inf eps {ladder.eps:g}. An attack succeeds when the input is not flagged and "
+        "the final label is wrong. 'Adaptive' knows everything, thresholds included.",
+        highlight=False,
+    )
+
+
+def _rung(
+    name: str, view: View, bare: View, plan: list[Descent], data: ImageSet, recipe: Recipe, budget: AdaptiveBudget
+) -> Rung:
+    system = UnflaggingSystem(lambda images: view(images, "exact", 0)[0])
+    oblivious = pgd(lambda images: bare(images, "none", 0)[0], data, eps=recipe.eps, seed=recipe.seed)
+    result = adaptive_attack(
+        system, view, plan, data, eps=recipe.eps, budget=budget, seed=recipe.seed, candidates=[oblivious]
+    )
+    return Rung(
+        name=name,
+        clean_accuracy=1.0 - float(system(data.images, data.labels).success.mean()),
+        pgd_accuracy=1.0 - float(system(oblivious, data.labels).success.mean()),
+        adaptive_accuracy=1.0 - float(system(result.images, data.labels).success.mean()),
+    )
+
+
+def _network_view(network: Network) -> View:
+    return lambda images, path, members: (network(images).log_softmax(1), None)  # noqa: ARG005
+
+
+def _classifier_view(twin: Twin) -> View:
+    return lambda images, path, members: (twin.classify(images), None)  # noqa: ARG005
+
+
+def _purified_view(twin: Twin) -> View:
+    def view(images: Tensor, path: str, members: int | None) -> tuple[Tensor, Tensor | None]:  # noqa: ARG001
+        purified = images if path == "none" else twin.purify(images, path)  # type: ignore[arg-type]
+        return twin.classify(purified), None
+
+    return view
+
+
+def _plan() -> list[Descent]:
+    return [
+        Descent(classifier_objective("cross_entropy"), "none", "random"),
+        Descent(classifier_objective("margin"), "identity", "random"),
+        Descent(classifier_objective("cross_entropy"), "exact", "random"),
+        Descent(classifier_objective("dlr"), "exact", "best"),
+        Descent(classifier_objective("margin"), "straight_through", "random"),
+    ]

@@ -1,0 +1,39 @@
+"""Modes of a network for the length of one block of code; every one is undone on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def evaluation_mode(model: object) -> Iterator[None]:
+    """Within this context a module and all its parts are in evaluation mode; a plain function is left alone."""
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def batch_norm_statistics_frozen(model: nn.Module) -> Iterator[None]:
+    """Within this context a pass in training mode normalises with the batch but leaves the running statistics alone.
+
+    For the passes that only look for a perturbation of weights or scores (AWP, S2AP): their inputs must not be averaged
+    twice.
+    """
+    tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True

@@ -1,0 +1,63 @@
+"""Masks of kept weights: True = kept. How they are cut from scores, counted and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Masks = Mapping[str, Tensor]
+
+
+def kept_count(size: int, keep_ratio: float) -> int:
+    """Weights that a layer keeps: size - int((1 - keep_ratio) * size), HYDRA's count, and at least one."""
+    return max(1, size - int((1 - keep_ratio) * size))
+
+
+def top_k_mask(scores: Tensor, keep_ratio: float) -> Tensor:
+    """Mask of the largest |scores| of one layer, any shape, exactly `kept_count` of them.
+
+    Chosen by index and not by a threshold, so equal scores do not change the count.
+
+    Raises:
+        ValueError: Unless 0 < keep_ratio <= 1.
+    """
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"keep_ratio is {keep_ratio}; it must be above 0 and at most 1")
+    size = scores.abs().flatten()
+    chosen = size.topk(kept_count(size.numel(), keep_ratio), sorted=False).indices
+    mask = torch.zeros_like(size, dtype=torch.bool)
+    mask[chosen] = True
+    return mask.reshape(scores.shape)
+
+
+def layer_masks(scores: Mapping[str, Tensor], keep_ratio: float) -> dict[str, Tensor]:
+    """`top_k_mask` of every layer, each with the same ratio, by name."""
+    return {name: top_k_mask(s.detach(), keep_ratio) for name, s in scores.items()}
+
+
+def sparsity(masks: Masks) -> float:
+    """Fraction of all weights under masks that are zero, of the total and not the mean of layers.
+
+    Biases and batch normalisation are not masked and do not count.
+    """
+    return 1 - sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+
+
+def hamming(before: Masks, after: Masks) -> float:
+    """Fraction of positions at which two masks differ, over all layers."""
+    return _differing(before, after) / sum(m.numel() for m in before.values())
+
+
+def flip_rate(before: Masks, after: Masks) -> float:
+    """Fraction of kept weights that another mask replaces by others: differing positions / (2 * kept).
+
+    The Hamming distance on the scale of the kept weights: 0 = the same mask, 1 = nothing in common, at any sparsity.
+    Both masks must keep the same number.
+    """
+    return _differing(before, after) / (2 * sum(int(m.sum()) for m in before.values()))
+
+
+def _differing(before: Masks, after: Masks) -> int:
+    return sum(int((mask ^ after[name]).sum()) for name, mask in before.items())

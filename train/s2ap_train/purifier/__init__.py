@@ -1,0 +1,19 @@
+"""Purification of images by gradient: the score model, its training, and the purifier itself."""
+
+from s2ap_train.purifier.bank import hadamard_bank
+from s2ap_train.purifier.purify import Purification, field, purify
+from s2ap_train.purifier.score import ScoreTraining, TrainedScore, denoising_error, train_score_model
+from s2ap_train.purifier.unet import UNet, build
+
+__all__ = [
+    "Purification",
+    "ScoreTraining",
+    "TrainedScore",
+    "UNet",
+    "build",
+    "denoising_error",
+    "field",
+    "hadamard_bank",
+    "purify",
+    "train_score_model",
+]

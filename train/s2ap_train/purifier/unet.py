@@ -1,0 +1,196 @@
+"""The score model: a small U-Net that predicts the noise in an image.
+
+It decides which operators an exported purifier contains, so it is built from convolutions, group normalisation and
+SiLU alone: smooth everywhere (a ReLU would mask gradients), every image on its own (batch normalisation would not).
+Resolution changes by 2x2 convolutions of stride 2 and their transposes, each the other's gradient.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import group_norm, silu
+
+from s2ap_defend.errors import RecipeError
+
+__all__ = ["NAME", "UNet", "build"]
+
+NAME = "unet"
+CHANNELS_PER_GROUP = 8
+NORM_EPS = 1e-5
+
+
+class ModulatedNorm(nn.Module):
+    """Group normalisation whose scale and shift depend on the embedding of sigma.
+
+    With a constant sigma both are constants, so an exported graph multiplies and adds once.
+    """
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.groups = channels // CHANNELS_PER_GROUP
+        self.modulation = nn.Linear(embedding, 2 * channels)
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Normalise features [B, C, H, W] and modulate them by the embedding [1 or B, E]."""
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        modulated: Tensor = group_norm(features, self.groups, eps=NORM_EPS) * (1 + scale) + shift
+        return modulated
+
+
+class ResidualBlock(nn.Module):
+    """Convolution 3x3, norm, SiLU, convolution 3x3, added to the input: [B, C, H, W] -> the same."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.convolution1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = ModulatedNorm(channels, embedding)
+        self.convolution2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Apply the block."""
+        hidden = silu(self.norm(self.convolution1(features), embedding))
+        result: Tensor = features + self.convolution2(hidden)
+        return result
+
+
+class UNet(nn.Module):
+    """Predicts standard normal noise e from y = x + sigma e: net(y, sigma) -> [B, C, H, W].
+
+    Around the network F lies the preconditioning of Karras et al. 2022 (arXiv 2206.00364, table 1), written for
+    noise: e = a (y - mean) + b F(y), where the first term is the best linear guess for pixels of `data_mean` and
+    `data_std`, and F has to explain the rest, which has unit variance. Skip connections add (they do not concatenate).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        width: int = 16,
+        multipliers: Sequence[int] = (1, 2),
+        *,
+        data_mean: float = 0.5,
+        data_std: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        """Build and initialise the network; the global random state is neither used nor changed.
+
+        Args:
+            in_channels: Channels of an image.
+            width: Channels of the first level, a multiple of 8.
+            multipliers: Channels of each level in units of `width`; every level after the first halves the resolution,
+                so height and width of an image must be multiples of 2 ** (levels - 1).
+            data_mean: Mean of the pixels of the data.
+            data_std: Their standard deviation.
+            seed: Seed of the initial weights.
+
+        Raises:
+            ValueError: If a size is below one, `width` is no multiple of 8, or `data_std` is not positive.
+        """
+        super().__init__()
+        multipliers = tuple(multipliers)
+        if in_channels < 1 or width < 1 or width % CHANNELS_PER_GROUP or min(multipliers, default=0) < 1:
+            raise ValueError(
+                f"a UNet needs channels, a width that is a multiple of {CHANNELS_PER_GROUP} and multipliers of 1 or "
+                f"more; found {in_channels} channels, width {width}, multipliers {multipliers}"
+            )
+        if not data_std > 0:
+            raise ValueError(f"data_std must be positive, found {data_std}; the images may all be constant")
+        self.in_channels, self.width, self.multipliers = in_channels, width, multipliers
+        self.data_mean, self.data_std = data_mean, data_std
+        embedding = 4 * width
+        widths = [width * multiplier for multiplier in multipliers]
+        steps = list(itertools.pairwise(widths))
+        with torch.random.fork_rng(devices=[]):  # layer constructors draw from the global generator
+            torch.default_generator.manual_seed(seed)
+            self.embedding = nn.Sequential(
+                nn.Linear(2 * width, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
+            )
+            self.head = nn.Conv2d(in_channels, width, 3, padding=1)
+            self.down_blocks = nn.ModuleList(ResidualBlock(c, embedding) for c in widths)
+            self.downs = nn.ModuleList(nn.Conv2d(i, o, 2, stride=2) for i, o in steps)
+            self.middle = ResidualBlock(widths[-1], embedding)
+            self.ups = nn.ModuleList(nn.ConvTranspose2d(o, i, 2, stride=2) for i, o in steps)
+            self.up_blocks = nn.ModuleList(ResidualBlock(c, embedding) for c in widths)
+            self.tail_norm = ModulatedNorm(width, embedding)
+            self.tail = nn.Conv2d(width, in_channels, 3, padding=1)
+        self._damp()
+
+    def _damp(self) -> None:
+        """Start as the identity: no modulation, no residual branch, no noise beyond the linear guess."""
+        for module in self.modules():
+            if isinstance(module, ModulatedNorm):
+                module.modulation.weight.data.mul_(0.1)
+                nn.init.zeros_(module.modulation.bias)
+            elif isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.convolution2.weight)
+        nn.init.zeros_(self.tail.weight)
+        if self.tail.bias is not None:
+            nn.init.zeros_(self.tail.bias)
+
+    def forward(self, noisy: Tensor, sigma: Tensor | float) -> Tensor:
+        """Predict the noise.
+
+        Args:
+            noisy: y = x + sigma e [B, C, H, W], x in [0, 1].
+            sigma: Standard deviation of the noise in pixels: one number, or one per image [B].
+
+        Returns:
+            Prediction of e, unit variance, [B, C, H, W].
+        """
+        sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).reshape(-1)  # [1 or B]
+        embedding = self.embedding(self._frequencies(sigma))
+        total = (sigma.square() + self.data_std**2)[:, None, None, None]
+        centred = noisy - self.data_mean
+        features = self.head(centred)
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.down_blocks):
+            if level > 0:
+                features = self.downs[level - 1](features)
+            features = block(features, embedding)
+            skips.append(features)
+        features = self.middle(features, embedding)
+        for level in reversed(range(len(skips))):
+            features = self.up_blocks[level](features + skips[level], embedding)
+            if level > 0:
+                features = self.ups[level - 1](features)
+        rest = self.tail(silu(self.tail_norm(features, embedding)))
+        noise: Tensor = centred * (sigma[:, None, None, None] / total) + rest * (self.data_std * total.rsqrt())
+        return noise
+
+    def _frequencies(self, sigma: Tensor) -> Tensor:
+        """Sines and cosines of ln(sigma) at octaves [B, 2 * width]: four waves or fewer over a factor e of sigma."""
+        octaves = torch.arange(self.width, dtype=sigma.dtype, device=sigma.device) / self.width
+        angles = sigma.log()[:, None] * (0.25 * math.tau * 16.0**octaves)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    def architecture(self) -> dict[str, Any]:
+        """What `build` needs to rebuild this network, as JSON values; weights are not part of it."""
+        return {
+            "name": NAME,
+            "in_channels": self.in_channels,
+            "width": self.width,
+            "multipliers": list(self.multipliers),
+            "data_mean": self.data_mean,
+            "data_std": self.data_std,
+        }
+
+
+def build(architecture: Mapping[str, Any], *, seed: int = 0) -> UNet:
+    """The network that `architecture()` described, with fresh weights from `seed`.
+
+    Raises:
+        RecipeError: If the name is unknown, or the other keys are not the arguments of that network.
+    """
+    arguments = dict(architecture)
+    name = arguments.pop("name", None)
+    if name != NAME:
+        raise RecipeError(f"unknown score model {name!r}; expected {NAME!r}")
+    try:
+        return UNet(**arguments, seed=seed)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"score model {name!r} cannot be built from {arguments}: {error}") from error

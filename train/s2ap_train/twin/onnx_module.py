@@ -1,0 +1,184 @@
+"""An ONNX stage as a differentiable torch function: the white-box attacker's view of the file that is served.
+
+The weights and the operators are those of the file, not of the network it was exported from. Where the stage contains
+gradient operators that were traced into it (the purifier), autograd through them is the exact unrolled gradient.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from torch import Tensor
+
+from s2ap_defend.errors import ModelFileError
+from s2ap_train.twin.operators import OPERATORS, STRAIGHT_THROUGH_OPERATORS
+from s2ap_train.twin.rearranging import Function
+
+
+@dataclass(frozen=True)
+class _Step:
+    function: Function
+    inputs: tuple[int, ...]  # slots; slot 0 is always None, the absent optional input
+    outputs: tuple[int, ...]
+    dead: tuple[int, ...]  # slots whose values nobody needs any more
+
+
+class TorchStage:
+    """Evaluates one stage: images [N, C, H, W] -> a tuple of the stage's outputs, in their order.
+
+    Attributes:
+        dtype: Floating type that the stage computes in.
+    """
+
+    def __init__(self, slots: list[Tensor | None], image: int, steps: list[_Step], outputs: list[int]) -> None:
+        self._slots = slots
+        self._image = image
+        self._steps = steps
+        self._outputs = outputs
+        self.dtype = next((s.dtype for s in slots if s is not None and s.is_floating_point()), torch.float32)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Outputs for images; gradients flow back to them."""
+        values: list[Any] = list(self._slots)
+        values[self._image] = images
+        for step in self._steps:
+            result = step.function(*[values[slot] for slot in step.inputs])
+            if len(step.outputs) == 1:
+                values[step.outputs[0]] = result
+            else:
+                for slot, value in zip(step.outputs, result, strict=True):
+                    values[slot] = value
+            for slot in step.dead:
+                values[slot] = None
+        return tuple(values[slot] for slot in self._outputs)
+
+
+def torch_stage(
+    stage: ModelProto,
+    device: torch.device | str = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    straight_through_clip: bool = False,
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Turn a stage with one input into a differentiable function of torch tensors.
+
+    What does not depend on the image is computed once, here. The function holds no state and may be called from
+    several threads.
+
+    Args:
+        stage: ONNX model with one input, as `s2ap_defend.stages.cut_stage` gives it.
+        device: Where weights live and the images must be.
+        dtype: torch.float32, or torch.float64 for gradient checks; images must have it.
+        straight_through_clip: Clip passes gradients on unchanged, also outside its bounds; values stay exact.
+
+    Raises:
+        ModelFileError: If the stage has more than one input or an operator that is not supported.
+    """
+    if len(stage.graph.input) != 1:
+        raise ModelFileError(f"a stage has one input, this graph has {[i.name for i in stage.graph.input]}")
+    builder = _Builder(torch.device(device), dtype, straight_through_clip)
+    return builder.build(stage)
+
+
+class _Builder:
+    def __init__(self, device: torch.device, dtype: torch.dtype, straight_through_clip: bool) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.operators = STRAIGHT_THROUGH_OPERATORS if straight_through_clip else OPERATORS
+        self.slots: list[Tensor | None] = [None]
+        self.slot_of: dict[str, int] = {"": 0}
+
+    def build(self, stage: ModelProto) -> TorchStage:
+        graph = stage.graph
+        for initializer in graph.initializer:
+            self._slot(initializer.name, self._tensor(initializer))
+        image = self._slot(graph.input[0].name)
+        steps: list[_Step] = []
+        for node in _needed(graph.node, {output.name for output in graph.output}):
+            function = self._function(node)
+            inputs = tuple(self._known(name, node) for name in node.input)
+            if all(slot == 0 or self.slots[slot] is not None for slot in inputs):
+                self._evaluate(node, function, inputs)
+            else:
+                outputs = tuple(self._slot(name) for name in node.output)
+                steps.append(_Step(function, inputs, outputs, ()))
+        results = [self.slot_of[output.name] for output in graph.output]
+        return TorchStage(self.slots, image, self._freeing(steps, set(results)), results)
+
+    def _slot(self, name: str, value: Tensor | None = None) -> int:
+        self.slots.append(value)
+        self.slot_of[name] = len(self.slots) - 1
+        return self.slot_of[name]
+
+    def _known(self, name: str, node: NodeProto) -> int:
+        if name not in self.slot_of:
+            raise ModelFileError(f"{_title(node)} reads {name!r}, which the stage does not define")
+        return self.slot_of[name]
+
+    def _evaluate(self, node: NodeProto, function: Function, inputs: tuple[int, ...]) -> None:
+        with torch.no_grad():
+            result = function(*[self.slots[slot] for slot in inputs])
+        for name, value in zip(node.output, (result,) if isinstance(result, Tensor) else result, strict=True):
+            self._slot(name, value)
+
+    def _tensor(self, proto: TensorProto) -> Tensor:
+        value = torch.from_numpy(numpy_helper.to_array(proto).copy())
+        return value.to(self.device, self.dtype) if value.is_floating_point() else value
+
+    def _function(self, node: NodeProto) -> Function:
+        attributes: dict[str, Any] = {
+            a.name: self._tensor(a.t) if a.type == AttributeProto.TENSOR else onnx.helper.get_attribute_value(a)
+            for a in node.attribute
+        }
+        if node.op_type == "Constant" and not node.domain:
+            value = self._constant(node, attributes)
+            return lambda: value
+        if node.op_type not in self.operators or node.domain not in {"", "ai.onnx"}:
+            raise ModelFileError(
+                f"{_title(node)} cannot be differentiated: operator {node.domain or 'ai.onnx'}.{node.op_type} is not "
+                "supported by the twin; export the stage without it"
+            )
+        if node.op_type == "Cast" and attributes["to"] == TensorProto.FLOAT and self.dtype == torch.float64:
+            attributes["to"] = TensorProto.DOUBLE
+        try:
+            return self.operators[node.op_type](attributes)
+        except (ValueError, KeyError) as error:
+            raise ModelFileError(f"{_title(node)} cannot be differentiated: {error} is not supported") from error
+
+    def _constant(self, node: NodeProto, attributes: dict[str, Any]) -> Tensor:
+        for name, dtype in (("value_float", self.dtype), ("value_floats", self.dtype)):
+            if name in attributes:
+                return torch.tensor(attributes[name], dtype=dtype, device=self.device)
+        for name in ("value_int", "value_ints"):
+            if name in attributes:
+                return torch.tensor(attributes[name], dtype=torch.int64)
+        if "value" not in attributes:
+            raise ModelFileError(f"{_title(node)} is a constant without numbers")
+        value: Tensor = attributes["value"]
+        return value
+
+    def _freeing(self, steps: list[_Step], kept: set[int]) -> list[_Step]:
+        last = {slot: i for i, step in enumerate(steps) for slot in (*step.outputs, *step.inputs)}
+        constant = {slot for slot, value in enumerate(self.slots) if value is not None} | {0}
+        dead: list[list[int]] = [[] for _ in steps]
+        for slot, i in last.items():
+            if slot not in kept and slot not in constant:
+                dead[i].append(slot)
+        return [_Step(s.function, s.inputs, s.outputs, tuple(d)) for s, d in zip(steps, dead, strict=True)]
+
+
+def _needed(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
+    """Nodes that the outputs depend on, in their order."""
+    wanted, needed = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            needed.append(node)
+            wanted.update(node.input)
+    return needed[::-1]
+
+
+def _title(node: NodeProto) -> str:
+    return f"node {node.name or node.output[0]!r}"
