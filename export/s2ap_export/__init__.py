@@ -1,0 +1,1 @@
+"""Turn trained parts into one defended ONNX file."""

@@ -1,0 +1,102 @@
+"""`make demo`: harden the digits, then watch clean and attacked ones go through the file."""
+
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.progress import Reporter
+from s2ap_defend.types import Float32, Int64, Verdicts
+from s2ap_export.harden import harden
+from s2ap_train.data import ImageSet
+from s2ap_train.evaluate.oblivious import pgd
+from s2ap_train.evaluate.systems import BareSystem
+from s2ap_train.ladder import print_ladder
+from s2ap_train.recipe import load_recipe
+from s2ap_train.twin import Twin
+
+SHOWN = 8
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), default=Path("build/model.onnx"), show_default=True)
+def demo(output: Path) -> None:
+    """Harden the digits, classify clean and attacked ones, and say how to serve the file."""
+    console = Console()
+    recipe = load_recipe("digits")
+    hardened = harden(recipe, output, output.with_name(f"{output.name}.training"), Reporter(console))
+    print_ladder(hardened.ladder, console)
+
+    data = recipe.load_data().test.subset(slice(0, SHOWN))
+    file = open_model_file(output)
+    attacked = pgd(Twin.from_file(file).classify, data, eps=recipe.eps, seed=recipe.seed)
+    classifier = DefendedClassifier.load(output)
+    bare = BareSystem(file)
+    for title, images in (("clean", data.images), ("attacked (PGD on the bare classifier)", attacked)):
+        console.print(_table(title, data.labels, bare(images, data.labels).label, classifier(images)))
+    folder = output.parent / "demo"
+    _save(folder, data, attacked)
+    console.print(
+        f"\nThe defended model is {output}. Serve it and drop the images of {folder} on its page:\n"
+        f"    .venv/bin/s2ap-defend serve {output} --expose-evidence      then open http://127.0.0.1:8000\n"
+        f"Attack it with everything that is known:\n"
+        f"    .venv/bin/s2ap-defend evaluate {output} --recipe digits --budget standard",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _table(title: str, truth: Int64, bare: Int64, verdicts: Verdicts) -> Table:
+    table = Table(
+        "digit",
+        "bare classifier",
+        "verdict",
+        "final label",
+        "members asked",
+        "that disagree",
+        "what happened",
+        title=title,
+    )
+    for i in range(len(truth)):
+        label, flagged = int(verdicts.label[i]), bool(verdicts.adversarial[i])
+        table.add_row(
+            str(truth[i]),
+            str(bare[i]),
+            "[red]adversarial[/red]" if flagged else "[green]clean[/green]",
+            str(label),
+            str(verdicts.members_used[i]),
+            f"{verdicts.label_change_rate[i]:.0%}",
+            _story(flagged=flagged, right=label == truth[i], bare_right=bool(bare[i] == truth[i])),
+        )
+    return table
+
+
+def _story(*, flagged: bool, right: bool, bare_right: bool) -> str:
+    if flagged:
+        return (
+            "flagged, label corrected"
+            if right and not bare_right
+            else f"flagged, label {'right' if right else 'wrong'}"
+        )
+    if right:
+        return "right" if bare_right else "right after purification"
+    return "[bold red]fooled[/bold red]"
+
+
+def _save(folder: Path, data: ImageSet, attacked: Float32) -> None:
+    """PNG files for the page: 8-bit, so an attacked image loses what lies below half a grey level."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, images in (("clean", data.images), ("attacked", attacked)):
+        for i, image in enumerate(images):
+            pixels = np.rint(image[0] * 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}-{name}-{data.labels[i]}.png")
+
+
+if __name__ == "__main__":
+    demo()
