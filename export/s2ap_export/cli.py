@@ -17,8 +17,16 @@ from s2ap_defend.progress import Reporter
     help="Folder of the checkpoints; by default OUTPUT.training beside the output.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
+@click.option("--workers", type=click.IntRange(1), help="Processes that train at the same time; one a core by default.")
 @click.option("--seed", type=int, help="Seed of split and training, instead of the recipe's.")
-def harden(recipe: str, output: Path, work_dir: Path | None, overrides: tuple[str, ...], seed: int | None) -> None:
+def harden(
+    recipe: str,
+    output: Path,
+    work_dir: Path | None,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    seed: int | None,
+) -> None:
     """Train, prune, calibrate and export RECIPE to one defended model file.
 
     RECIPE is the name of a packaged recipe, such as 'digits', or the path of a .toml file. Finished parts are kept in
@@ -31,6 +39,6 @@ def harden(recipe: str, output: Path, work_dir: Path | None, overrides: tuple[st
     changes = overrides if seed is None else (*overrides, f"seed={seed}")
     console = Console()
     folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
-    hardened = run(load_recipe(recipe, changes), output, folder, Reporter(console))
+    hardened = run(load_recipe(recipe, changes), output, folder, Reporter(console), workers=workers)
     print_ladder(hardened.ladder, console)
     console.print(f"wrote {hardened.path}", markup=False, highlight=False, soft_wrap=True)

@@ -58,7 +58,7 @@ class Hardened:
     ladder: Ladder
 
 
-def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter) -> Hardened:
+def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter, *, workers: int | None = None) -> Hardened:
     """Train, prune, calibrate, export and measure.
 
     Every trained part is kept in `work_dir`; run again, finished parts are reused.
@@ -68,6 +68,7 @@ def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter) -> 
         output: The model file to write; checked before anything is trained.
         work_dir: Folder of the checkpoints.
         reporter: Told about every step.
+        workers: Processes that train at the same time; None takes one a core.
 
     Raises:
         ModelFileError: If the output cannot be written.
@@ -77,7 +78,7 @@ def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter) -> 
     candidate = work_dir / "unmeasured" / output.name
     check_writable(candidate)
     splits = recipe.load_data()
-    parts = train_parts(recipe, splits, work_dir, reporter)
+    parts = train_parts(recipe, splits, work_dir, reporter, workers=workers)
     with reporter.step("export", 3) as step:
         stages = _trace(recipe, parts, splits.image_shape)
         step.advance("traced")

@@ -141,7 +141,7 @@ def calibrate(clean: Answers, attacked: Answers, held_out: Answers, config: Dete
         beta=config.beta,
         calibration_samples=len(held_out.label),
     )
-    weight = base_vote_weight(tables.to_test(), clean.reorder(order), fooled.reorder(order))
+    weight = base_vote_weight(tables.to_test(), clean.reorder(order), attacked.reorder(order))
     return Calibration(
         order=order,
         tables=tables.model_copy(update={"base_vote_weight": weight}),
@@ -236,14 +236,17 @@ def conformal_boundary(maxima: Float64, alpha: float) -> float:
     return float(np.nextafter(np.sort(maxima)[rank - 1], math.inf))
 
 
-def base_vote_weight(test: SequentialTest, clean: Answers, fooled: Answers) -> float:
-    """P(the base label is right | flagged) if clean and fooled inputs were equally frequent: the soft veto."""
-    flagged = [
-        run_sequential_test(test, part.log_probabilities, part.base_label).adversarial.mean()
-        for part in (clean, fooled)
-    ]
-    total = float(flagged[0] + flagged[1])
-    return float(flagged[0]) / total if total > 0 else 1.0
+def base_vote_weight(test: SequentialTest, clean: Answers, attacked: Answers) -> float:
+    """P(the base label is right | flagged) where clean and attacked inputs are equally frequent: the soft veto.
+
+    The members' votes for the base label of a flagged input weigh this much; 0 would be a hard veto.
+    """
+    flagged, right = 0.0, 0.0
+    for part in (clean, attacked):
+        alarm = run_sequential_test(test, part.log_probabilities, part.base_label).adversarial
+        flagged += float(alarm.mean())
+        right += float((alarm & part.right).mean())
+    return right / flagged if flagged > 0 else 1.0
 
 
 def _evidence(answers: Answers, edges: Float32, increments: Float64) -> Float64:

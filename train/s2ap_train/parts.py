@@ -5,13 +5,10 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from s2ap_defend.errors import RecipeError
@@ -19,6 +16,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_train.data import Splits
 from s2ap_train.purifier import UNet
 from s2ap_train.recipe import Recipe
+from s2ap_train.threads import one_thread
 from s2ap_train.workbench import MissingPart, Workbench
 from s2ap_train.workshop import Network, Workshop
 
@@ -65,7 +63,7 @@ def train_parts(
         _train_in_processes(recipe, missing, work_dir, reporter, min(processes, len(missing)))
         reporter = _silent()
     workshop = Workshop(recipe, splits, Workbench(work_dir, reporter))
-    with _one_thread():
+    with one_thread():
         plain, standard = workshop.standard_networks()
         adversarial, s2ap = workshop.robust_classifiers()
         robust = [workshop.robust_member(i) for i in range(members.s2ap.count)]
@@ -109,20 +107,10 @@ def _train_group(recipe: Recipe, work_dir: Path, name: str) -> str:
     text = io.StringIO()
     reporter = Reporter(Console(file=text, width=200), line_every_s=math.inf)
     workshop = Workshop(recipe, recipe.load_data(), Workbench(work_dir, reporter))
-    with _one_thread():
+    with one_thread():
         workshop.groups()[name]()
     return text.getvalue().rstrip()
 
 
 def _silent() -> Reporter:
     return Reporter(Console(file=io.StringIO()))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

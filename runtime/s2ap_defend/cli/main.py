@@ -73,7 +73,10 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line and return its exit code: 0, or 2 after one line on standard error."""
     try:
-        result = cli.main(arguments, prog_name="s2ap-defend", standalone_mode=False)
+        with cli.make_context("s2ap-defend", list(arguments)) as context:
+            result = cli.invoke(context)
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except click.UsageError as error:
         where = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
         return _fail(error.format_message() + where)

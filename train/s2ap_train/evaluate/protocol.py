@@ -3,8 +3,7 @@
 import difflib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +30,7 @@ from s2ap_train.evaluate.adaptive import (
 )
 from s2ap_train.evaluate.figures import SystemFigures, attack_figures, clean_figures, worst_case
 from s2ap_train.evaluate.systems import BareSystem, DefendedSystem, Outcome, System
+from s2ap_train.threads import one_thread
 from s2ap_train.twin import Twin
 
 ATTACKS = ("clean", "fgsm", "pgd", "unrolled-pgd", "square")
@@ -121,7 +121,7 @@ def evaluate_file(
     images = check_images(data.images, file.manifest.input.shape)
     _check_labels(data, len(file.manifest.classes))
     workers = threads or torch.get_num_threads()
-    with _one_thread_each():
+    with one_thread():
         session = _Session(
             ImageSet(images, data.labels),
             eps,
@@ -257,17 +257,6 @@ def _check_labels(data: ImageSet, classes: int) -> None:
             f"labels have shape {list(labels.shape)}, expected one of 0..{classes - 1} for each of {len(data.images)} "
             "images"
         )
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Within this context torch computes in the calling thread: samples, not operators, are shared between threads."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _versions() -> dict[str, str]:

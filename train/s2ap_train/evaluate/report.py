@@ -1,5 +1,6 @@
 """The evaluation as a table: oblivious next to adaptive, bare next to defended, never one without the other."""
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -7,10 +8,10 @@ from s2ap_train.evaluate.figures import AttackFigures
 from s2ap_train.evaluate.protocol import Evaluation
 
 _KNOWLEDGE = {
-    "fgsm": "made on the bare classifier",
-    "pgd": "made on the bare classifier",
-    "unrolled-pgd": "knows everything",
-    "square": "queries only",
+    "fgsm": "oblivious",
+    "pgd": "oblivious",
+    "unrolled-pgd": "knows all",
+    "square": "queries",
 }
 
 
@@ -20,11 +21,13 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
     table = Table(
         title=f"{evaluation.samples} images, l_inf {evaluation.eps:g}, seed {evaluation.seed}",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
-    table.add_column("attack")
-    table.add_column("attacker", overflow="fold")
-    table.add_column("bare: attack wins", justify="right")
-    table.add_column("defended: attack wins", justify="right")
+    table.add_column("attack", no_wrap=True)
+    table.add_column("attacker", no_wrap=True)
+    table.add_column("wins: bare", justify="right")
+    table.add_column("defended", justify="right")
     table.add_column("95 %", justify="right")
     table.add_column("flagged", justify="right")
     table.add_column("corrected", justify="right")
@@ -47,7 +50,7 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
     low, high = defended.worst_case.robust_accuracy_interval
     table.add_row(
         "worst case",
-        "best of all, per image",
+        "all, per image",
         _percent(1.0 - bare.worst_case.robust_accuracy),
         f"[bold]{_percent(1.0 - defended.worst_case.robust_accuracy)}[/bold]",
         _interval(1.0 - high, 1.0 - low),
@@ -59,7 +62,10 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
     console.print(table)
     console.print(
         f"robust accuracy (right or flagged under every attack): bare {_percent(bare.worst_case.robust_accuracy)}, "
-        f"defended {_percent(defended.worst_case.robust_accuracy)}; {evaluation.seconds:.0f} s"
+        f"defended {_percent(defended.worst_case.robust_accuracy)}; {evaluation.seconds:.0f} s\n"
+        "wins: not flagged and the final label is wrong. oblivious: made on the bare classifier.",
+        highlight=False,
+        soft_wrap=True,
     )
     alone = defended.worst_case.broken_only_by.get("square", 0)
     if alone:

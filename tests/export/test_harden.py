@@ -1,0 +1,145 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from s2ap_defend import DefendedClassifier
+from s2ap_defend.cli.main import run
+from s2ap_defend.model_file import open_model_file
+from s2ap_train.checkpoint import load_checkpoint
+
+SMALL = {
+    "widths": "[4, 4, 8]",
+    "plain.epochs": 2,
+    "adversarial.epochs": 2,
+    "s2ap.training.epochs": 2,
+    "finetune.epochs": 1,
+    "members.s2ap.count": 2,
+    "members.s2ap.widths": "[[4, 4, 8]]",
+    "members.s2ap.pretraining.epochs": 1,
+    "members.s2ap.s2ap.training.epochs": 2,
+    "members.s2ap.finetune.epochs": 1,
+    "members.random_channel.count": 2,
+    "members.random_channel.settings.training.epochs": 1,
+    "members.l1_norm.count": 1,
+    "members.l1_norm.settings.training.epochs": 1,
+    "score_model.epochs": 1,
+    "score_model.width": 8,
+    "evaluation.samples": 12,
+}
+OVERRIDES = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def hardened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A defended file made by the real command with networks too small and short to defend anything."""
+    path = tmp_path_factory.mktemp("harden") / "model.onnx"
+    assert run(["harden", "digits", "-o", str(path), "--workers", "1", *OVERRIDES]) == 0
+    return path
+
+
+def test_harden_writes_a_verified_file_with_members_measured_under_attack(hardened: Path) -> None:
+    manifest = open_model_file(hardened).manifest
+    assert [row.attack for row in manifest.measured] == ["clean", "fgsm", "pgd", "unrolled-pgd", "square"]
+    assert sorted(member.method for member in manifest.members) == [
+        "l1-norm",
+        "random-channel",
+        "random-channel",
+        "s2ap",
+        "s2ap",
+    ]
+    assert manifest.provenance.recipe == "digits"
+    assert DefendedClassifier.load(hardened, device="cpu").input_shape == (1, 8, 8)
+
+
+def test_checkpoints_hold_masks_scores_and_the_flip_rate(hardened: Path) -> None:
+    tensors, record = load_checkpoint(hardened.with_name("model.onnx.training") / "s2ap")
+    assert record["flip_rate"] is not None
+    for name in [name for name in tensors if name.startswith("mask.")]:
+        weight = tensors[name.replace("mask.", "weight.")]
+        assert (weight[~tensors[name]] == 0).all()
+        assert name.replace("mask.", "score.") in tensors
+
+
+def test_a_second_run_trains_nothing_and_writes_the_same_weights(
+    hardened: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = open_model_file(hardened).manifest
+    assert run(["harden", "digits", "-o", str(hardened), "--workers", "1", *OVERRIDES]) == 0
+    output = capsys.readouterr().out
+    for part in ("plain", "adversarial", "s2ap", "member-s2ap-0", "member-l1-norm-0", "score-model"):
+        assert f"{part}: reused" in output
+    after = open_model_file(hardened).manifest
+    assert (after.weights_sha256, after.graph_sha256) == (before.weights_sha256, before.graph_sha256)
+    assert after.members == before.members
+
+
+def test_evaluate_writes_the_documented_json(hardened: Path, tmp_path: Path) -> None:
+    target = tmp_path / "figures.json"
+    arguments = ["evaluate", str(hardened), "--recipe", "digits", "--samples", "10", "--json", str(target)]
+    assert run(arguments) == 0
+    figures = json.loads(target.read_bytes())
+    for system in (figures, figures["bare"]):
+        assert set(system["clean"]) >= {"accuracy", "flagged", "members_used"}
+        assert 0.0 <= system["worst_case"]["robust_accuracy"] <= 1.0
+        assert set(system["attacks"]) == {"fgsm", "pgd", "unrolled-pgd", "square"}
+        for attack in system["attacks"].values():
+            assert set(attack) >= {"attack_success", "flagged", "corrected", "members_used"}
+        union = 1.0 - system["worst_case"]["robust_accuracy"]
+        assert union >= max(attack["attack_success"] for attack in system["attacks"].values()) - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["harden", "digit", "-o", "x.onnx"], "did you mean 'digits'"),
+        (["harden", "digits", "-o", "x.onnx", "--set", "purifer.sigma=1"], "did you mean 'purifier'"),
+        (["harden", "digits"], "Missing option '-o'"),
+        (["harden", "digits", "-o", "/proc/no/model.onnx"], "/proc/no/model.onnx cannot be written"),
+        (["evaluate", "missing.onnx", "--recipe", "digits"], "missing.onnx does not exist"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line_before_any_training(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_suggests_the_nearest_attack(hardened: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", str(hardened), "--recipe", "digits", "--attacks", "clean,sqare", "--samples", "10"]) == 2
+    assert "did you mean square" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_with_one_line_and_the_next_run_goes_on(tmp_path: Path, workers: str) -> None:
+    path = tmp_path / "model.onnx"
+    slow = [*OVERRIDES, "--set", "adversarial.epochs=500", "--workers", workers]
+    command = [sys.executable, "-m", "s2ap_defend", "harden", "digits", "-o", str(path), *slow]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    kept = tmp_path / "model.onnx.training" / ("plain" if workers == "1" else "score-model") / "checkpoint.json"
+    deadline = time.monotonic() + 120
+    while not kept.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert errors.count("\n") == 1, errors
+    assert "run the same command again to resume" in errors
+    assert kept.exists()
+    assert not path.exists()
