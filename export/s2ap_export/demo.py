@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.model_file import open_model_file
@@ -32,15 +33,22 @@ def demo(output: Path) -> None:
     hardened = harden(recipe, output, output.with_name(f"{output.name}.training"), Reporter(console))
     print_ladder(hardened.ladder, console)
 
-    data = recipe.load_data().test.subset(slice(0, SHOWN))
+    data = recipe.load_data().test
     file = open_model_file(output)
     attacked = pgd(Twin.from_file(file).classify, data, eps=recipe.eps, seed=recipe.seed)
     classifier = DefendedClassifier.load(output)
     bare = BareSystem(file)
-    for title, images in (("clean", data.images), ("attacked (PGD on the bare classifier)", attacked)):
-        console.print(_table(title, data.labels, bare(images, data.labels).label, classifier(images)))
+    before, after = bare(data.images, data.labels).label, bare(attacked, data.labels).label
+    fooled = np.flatnonzero((before == data.labels) & (after != data.labels))
+    shown = fooled[:SHOWN]
+    some = data.subset(shown)
+    console.print(f"\nDigits that PGD turns against the bare classifier (l_inf {recipe.eps:g}), before the attack:")
+    console.print(_table(some.labels, before[shown], classifier(some.images)))
+    console.print("The same digits, attacked:")
+    console.print(_table(some.labels, after[shown], classifier(attacked[shown])))
+    console.print(_summary(data.labels[fooled], classifier(attacked[fooled]), len(data)), highlight=False)
     folder = output.parent / "demo"
-    _save(folder, data, attacked)
+    _save(folder, some, attacked[shown])
     console.print(
         f"\nThe defended model is {output}. Serve it and drop the images of {folder} on its page:\n"
         f"    .venv/bin/s2ap-defend serve {output} --expose-evidence      then open http://127.0.0.1:8000\n"
@@ -52,17 +60,9 @@ def demo(output: Path) -> None:
     )
 
 
-def _table(title: str, truth: Int64, bare: Int64, verdicts: Verdicts) -> Table:
-    table = Table(
-        "digit",
-        "bare classifier",
-        "verdict",
-        "final label",
-        "members asked",
-        "that disagree",
-        "what happened",
-        title=title,
-    )
+def _table(truth: Int64, bare: Int64, verdicts: Verdicts) -> Table:
+    columns = ("digit", "bare", "verdict", "final", "members", "disagree", "what happened")
+    table = Table(*(Column(name, no_wrap=True) for name in columns), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i in range(len(truth)):
         label, flagged = int(verdicts.label[i]), bool(verdicts.adversarial[i])
         table.add_row(
@@ -75,6 +75,15 @@ def _table(title: str, truth: Int64, bare: Int64, verdicts: Verdicts) -> Table:
             _story(flagged=flagged, right=label == truth[i], bare_right=bool(bare[i] == truth[i])),
         )
     return table
+
+
+def _summary(truth: Int64, verdicts: Verdicts, total: int) -> str:
+    right, flagged = verdicts.label == truth, verdicts.adversarial
+    return (
+        f"Of {total} test digits PGD fools the bare classifier on {len(truth)}. Of these the defended file labels "
+        f"{int((right & ~flagged).sum())} rightly as clean, flags and corrects {int((right & flagged).sum())}, flags "
+        f"with a wrong label {int((~right & flagged).sum())}, and is fooled by {int((~right & ~flagged).sum())}."
+    )
 
 
 def _story(*, flagged: bool, right: bool, bare_right: bool) -> str:

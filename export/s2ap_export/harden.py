@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
+from pydantic import TypeAdapter, ValidationError
 
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.errors import RecipeError
@@ -20,7 +21,7 @@ from s2ap_defend.manifest import (
     Provenance,
     PurifierDescription,
 )
-from s2ap_defend.model_file import check_writable, write_model_file
+from s2ap_defend.model_file import check_writable, open_model_file, write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
 from s2ap_export.compose import compose
@@ -34,6 +35,7 @@ from s2ap_train.models import fold_batch_norm
 from s2ap_train.parts import Parts, train_parts
 from s2ap_train.purifier import Purification, hadamard_bank
 from s2ap_train.recipe import Recipe
+from s2ap_train.workbench import fingerprint
 from s2ap_train.workshop import Network
 
 UNSEALED = "0" * 64
@@ -90,11 +92,44 @@ def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter, *, 
         write_model_file(model, manifest, candidate)
         step.advance(f"{len(members)} members, {candidate.stat().st_size / 1e6:.1f} MB")
     data = splits.test.subset(slice(0, recipe.evaluation.samples))
-    evaluation = _evaluate(recipe, candidate, data, reporter)
-    ladder = measure_ladder(recipe, parts, candidate, data, evaluation, reporter)
-    measured = manifest.model_copy(update={"measured": _measurements(evaluation)})
+    figures = _measure(recipe, parts, candidate, data, work_dir, reporter)
+    measured = manifest.model_copy(update={"measured": _measurements(figures.evaluation)})
     write_model_file(model, measured, output)
-    return Hardened(output, measured, evaluation, ladder)
+    return Hardened(output, measured, figures.evaluation, figures.ladder)
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What was measured, and of what."""
+
+    key: str
+    evaluation: Evaluation
+    ladder: Ladder
+
+
+_FIGURES = TypeAdapter(_Figures)
+
+
+def _measure(recipe: Recipe, parts: Parts, file: Path, data: ImageSet, work_dir: Path, reporter: Reporter) -> _Figures:
+    """Attack the file and its ablations; figures of the same file under the same attacks are reused."""
+    sealed = open_model_file(file).manifest
+    key = fingerprint((sealed.weights_sha256, sealed.graph_sha256, recipe.evaluation, recipe.eps, recipe.seed))
+    kept = work_dir / "figures.json"
+    if kept.exists():
+        try:
+            figures = _FIGURES.validate_json(kept.read_bytes())
+        except ValidationError:
+            reporter.line(f"{kept.name}: measured again, it cannot be read")
+        else:
+            if figures.key == key:
+                reporter.line("attacks, ablation: reused")
+                return figures
+    evaluation = _evaluate(recipe, file, data, reporter)
+    figures = _Figures(key, evaluation, measure_ladder(recipe, parts, file, data, evaluation, reporter))
+    beside = kept.with_name(f".{kept.name}.tmp")
+    beside.write_bytes(_FIGURES.dump_json(figures, indent=2))
+    beside.replace(kept)
+    return figures
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,8 @@ def measure_ladder(
 
 def print_ladder(ladder: Ladder, console: Console) -> None:
     """Print the rows as a table, with how to read it."""
-    columns = ("", "clean", "PGD", "adaptive", "label right", "flagged", "members")
-    table = Table(*(Column(name, no_wrap=True) for name in columns), box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ("", "clean", "PGD", "adaptive", "label", "flagged", "asked")
+    table = Table(*(Column(name, no_wrap=True) for name in columns), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for rung in ladder.rungs:
         table.add_row(
             rung.name,
@@ -151,12 +151,13 @@ def print_ladder(ladder: Ladder, console: Console) -> None:
     console.print(
         f"{ladder.samples} test images, l_inf eps {ladder.eps:g}; a 95 % interval is up to "
         f"{98 / ladder.samples**0.5:.0f} points wide each way.\n"
-        "clean        accuracy without attack\n"
-        "PGD          attack made on the row's network, without its defence\n"
-        "adaptive     worst case per image of all attacks; the attacker knows everything, thresholds included, and\n"
-        "             wins when the input is not flagged and the final label is wrong\n"
-        "label right  worst case if a flagged image with a wrong label counts against the defence too\n"
-        "flagged      clean / adaptive; members: asked for a clean image",
+        "clean     accuracy without attack\n"
+        "PGD       accuracy under an attack made on the row's network, without its defence\n"
+        "adaptive  worst case per image of all attacks; the attacker knows everything, thresholds included,\n"
+        "          and wins when the input is not flagged and the final label is wrong\n"
+        "label     the same, if a flagged image with a wrong label counts against the defence too\n"
+        "flagged   clean images / images under the adaptive attack\n"
+        "asked     members asked for a clean image",
         highlight=False,
         soft_wrap=True,
     )

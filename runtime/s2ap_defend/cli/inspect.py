@@ -32,6 +32,7 @@ def inspect(model: Path, as_json: bool) -> None:
         f"made by recipe {made.recipe}, seed {made.seed}, data {made.data}, classifier {made.classifier}",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
     for table in (_stage_table(stages), _member_table(manifest), _test_table(manifest), _measured_table(manifest)):
         console.print(table)
