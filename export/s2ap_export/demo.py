@@ -5,13 +5,13 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image
-from rich import box
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
+from s2ap_defend.tables import plain_table
 from s2ap_defend.types import Float32, Int64, Verdicts
 from s2ap_export.harden import harden
 from s2ap_train.data import ImageSet
@@ -61,8 +61,7 @@ def demo(output: Path) -> None:
 
 
 def _table(truth: Int64, bare: Int64, verdicts: Verdicts) -> Table:
-    columns = ("digit", "bare", "verdict", "final", "members", "disagree", "what happened")
-    table = Table(*(Column(name, no_wrap=True) for name in columns), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = plain_table("digit", "bare", "verdict", "final", "members", "disagree", "what happened")
     for i in range(len(truth)):
         label, flagged = int(verdicts.label[i]), bool(verdicts.adversarial[i])
         table.add_row(

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor
 
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
+from s2ap_defend.tables import plain_table
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.data import ImageSet
 from s2ap_train.evaluate import AdaptiveBudget, Evaluation
@@ -135,8 +134,7 @@ def measure_ladder(
 
 def print_ladder(ladder: Ladder, console: Console) -> None:
     """Print the rows as a table, with how to read it."""
-    columns = ("", "clean", "PGD", "adaptive", "label", "flagged", "asked")
-    table = Table(*(Column(name, no_wrap=True) for name in columns), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = plain_table("", "clean", "PGD", "adaptive", "label", "flagged", "asked")
     for rung in ladder.rungs:
         table.add_row(
             rung.name,

@@ -12,6 +12,7 @@ from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.cli.options import device_option
 from s2ap_defend.engines.onnxruntime import Device
 from s2ap_defend.images import load_images
+from s2ap_defend.tables import plain_table
 from s2ap_defend.types import Float32, Verdicts
 
 ROWS_PER_BATCH = 256
@@ -64,7 +65,7 @@ def _describe(classifier: DefendedClassifier, verdicts: Verdicts, i: int, path: 
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("image", "verdict", "label", "classifier said", "members asked", "that disagree", "evidence (nats)")
+    table = plain_table("image", "verdict", "label", "classifier", "members", "disagree", "nats")
     for row in rows:
         name = Path(row["file"]).name + (f" [{row['index']}]" if row["index"] or _repeats(rows, row) else "")
         table.add_row(

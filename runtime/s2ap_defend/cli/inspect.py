@@ -10,6 +10,7 @@ from rich.table import Table
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.stages import StageSize, stage_sizes
+from s2ap_defend.tables import plain_table
 
 
 @click.command()
@@ -52,15 +53,15 @@ def _as_json(opened: ModelFile, stages: dict[str, StageSize]) -> dict[str, objec
 
 
 def _stage_table(stages: dict[str, StageSize]) -> Table:
-    table = Table("stage", "nodes", "parameters", "kB", title="Stages", title_justify="left")
+    table = plain_table("stage", "nodes", "parameters", "kB", title="Stages")
     for scope, size in stages.items():
         table.add_row(scope, f"{size.nodes}", f"{size.parameters:,}", f"{size.size_bytes / 1e3:,.1f}")
     return table
 
 
 def _member_table(manifest: Manifest) -> Table:
-    columns = ("asked", "method", "sparsity", "adv. trained", "clean acc.", "robust acc.", "q0", "q1")
-    table = Table(*columns, title="Members, in the order they are asked", title_justify="left")
+    columns = ("asked", "method", "sparse", "adv. trained", "clean", "robust", "q0", "q1")
+    table = plain_table(*columns, title="Members, in the order they are asked")
     for i, member in enumerate(manifest.members):
         table.add_row(
             str(i + 1),
@@ -78,7 +79,8 @@ def _member_table(manifest: Manifest) -> Table:
 def _test_table(manifest: Manifest) -> Table:
     test, purifier = manifest.test, manifest.purifier
     first_clean = next((i + 1 for i, value in enumerate(test.lower) if value is not None), None)
-    table = Table("part", "setting", title="Defence", title_justify="left")
+    table = plain_table("part", "setting", title="Defence")
+    table.columns[1].no_wrap = False
     table.add_row("test", f"{test.kind}; {len(test.increments[0])} bins of {test.evidence}")
     table.add_row("false alarms", f"alpha {test.alpha:g}, calibrated on {test.calibration_samples} clean inputs")
     table.add_row("clean after", f"{first_clean or 'never'} members or more; undecided at the end: {test.truncation}")
@@ -95,7 +97,7 @@ def _test_table(manifest: Manifest) -> Table:
 
 def _measured_table(manifest: Manifest) -> Table:
     columns = ("attack", "eps", "samples", "bare", "defended", "flagged", "members")
-    table = Table(*columns, title="Accuracy measured when the file was made", title_justify="left")
+    table = plain_table(*columns, title="Accuracy measured when the file was made")
     for row in manifest.measured:
         table.add_row(
             row.attack,
