@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -19,7 +18,7 @@ from s2ap_train.evaluate import AdaptiveBudget, Evaluation
 from s2ap_train.evaluate.adaptive import Descent, View, adaptive_attack, bare_plan
 from s2ap_train.evaluate.objectives import classifier_objective
 from s2ap_train.evaluate.oblivious import pgd
-from s2ap_train.evaluate.systems import Outcome
+from s2ap_train.evaluate.systems import Outcome, never_flagged
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.parts import Parts
 from s2ap_train.recipe import Recipe
@@ -76,15 +75,7 @@ class UnflaggingSystem:
     def __call__(self, images: Float32, labels: Int64) -> Outcome:
         """Outcome of the labels; the score is the margin of the true label."""
         with torch.no_grad():
-            answers = self._log_probabilities(torch.from_numpy(images)).numpy().astype(np.float64)
-        rows = np.arange(len(labels))
-        others = answers.copy()
-        others[rows, labels] = -np.inf
-        margin = answers[rows, labels] - others.max(axis=1)
-        label = answers.argmax(axis=1)
-        score = np.where(label != labels, np.minimum(margin, -1e-30), np.maximum(margin, 1e-30))
-        nothing = np.zeros(len(labels), dtype=np.int64)
-        return Outcome(label=label, flagged=nothing.astype(bool), members_used=nothing, score=score)
+            return never_flagged(self._log_probabilities(torch.from_numpy(images)).numpy(), labels)
 
 
 def measure_ladder(

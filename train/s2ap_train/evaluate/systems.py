@@ -82,11 +82,21 @@ class BareSystem:
     def __call__(self, images: Float32, labels: Int64) -> Outcome:
         """Outcome of the classifier's labels; the score is its margin."""
         (log_probabilities,) = self._engine.run({"image": images}, ["log_probabilities"])
-        label = log_probabilities.argmax(axis=1)
-        margin = _margin(log_probabilities.astype(np.float64), labels)
-        score = np.where(label != labels, np.minimum(margin, -_FLOOR), np.maximum(margin, _FLOOR))
-        nothing = np.zeros(len(labels), dtype=np.int64)
-        return Outcome(label=label, flagged=nothing.astype(bool), members_used=nothing, score=score)
+        return never_flagged(log_probabilities, labels)
+
+
+def never_flagged(log_probabilities: Float32, labels: Int64) -> Outcome:
+    """Outcome of a classifier without detector: its labels, with its margin of the true label as the score.
+
+    Args:
+        log_probabilities: Of the attacked images [N, K].
+        labels: True labels [N].
+    """
+    label = log_probabilities.argmax(axis=1)
+    margin = _margin(log_probabilities.astype(np.float64), labels)
+    score = np.where(label != labels, np.minimum(margin, -_FLOOR), np.maximum(margin, _FLOOR))
+    nothing = np.zeros(len(labels), dtype=np.int64)
+    return Outcome(label=label, flagged=nothing.astype(bool), members_used=nothing, score=score)
 
 
 def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
