@@ -154,4 +154,4 @@ def test_the_report_shows_bare_beside_defended_and_the_worst_case(evaluation):
     for words in ("wins: bare", "defended", "knows all", "worst case", "robust accuracy"):
         assert words in text
     worst = 100 * (1 - evaluation.defended.worst_case.robust_accuracy)
-    assert f"{worst:.1f} %" in text
+    assert f"{worst:.1f}%" in text

@@ -28,7 +28,7 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
     table.add_column("attacker", no_wrap=True)
     table.add_column("wins: bare", justify="right")
     table.add_column("defended", justify="right")
-    table.add_column("95 %", justify="right")
+    table.add_column("95%", justify="right")
     table.add_column("flagged", justify="right")
     table.add_column("corrected", justify="right")
     table.add_column("label right", justify="right")
@@ -87,8 +87,8 @@ def _cells(figures: AttackFigures) -> tuple[str, ...]:
 
 
 def _percent(share: float) -> str:
-    return f"{100.0 * share:.1f} %"
+    return f"{100.0 * share:.1f}%"
 
 
 def _interval(low: float, high: float) -> str:
-    return f"{100.0 * low:.0f}-{100.0 * high:.0f} %"
+    return f"{100.0 * low:.0f}-{100.0 * high:.0f}%"
