@@ -151,7 +151,7 @@ def test_the_report_shows_bare_beside_defended_and_the_worst_case(evaluation):
     console = Console(file=io.StringIO(), width=160)
     print_report(evaluation, console)
     text = console.file.getvalue()
-    for words in ("wins: bare", "defended", "knows all", "worst case", "robust accuracy"):
+    for words in ("Attacks that win", "bare", "defended", "knows all", "worst case", "robust accuracy"):
         assert words in text
     worst = 100 * (1 - evaluation.defended.worst_case.robust_accuracy)
     assert f"{worst:.1f}%" in text

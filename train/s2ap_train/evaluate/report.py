@@ -1,9 +1,8 @@
 """The evaluation as a table: oblivious next to adaptive, bare next to defended, never one without the other."""
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from s2ap_defend.tables import plain_table
 from s2ap_train.evaluate.figures import AttackFigures
 from s2ap_train.evaluate.protocol import Evaluation
 
@@ -18,21 +17,13 @@ _KNOWLEDGE = {
 def print_report(evaluation: Evaluation, console: Console) -> None:
     """Print every attack and the worst case per image for the bare classifier and the defended file."""
     bare, defended = evaluation.bare, evaluation.defended
-    table = Table(
-        title=f"{evaluation.samples} images, l_inf {evaluation.eps:g}, seed {evaluation.seed}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
+    table = plain_table(
+        *("attack", "attacker", "bare", "defended", "95%", "flagged", "corrected", "label", "asked"),
+        title=f"Attacks that win: {evaluation.samples} images, l_inf {evaluation.eps:g}, seed {evaluation.seed}",
     )
-    table.add_column("attack", no_wrap=True)
-    table.add_column("attacker", no_wrap=True)
-    table.add_column("wins: bare", justify="right")
-    table.add_column("defended", justify="right")
-    table.add_column("95%", justify="right")
-    table.add_column("flagged", justify="right")
-    table.add_column("corrected", justify="right")
-    table.add_column("label right", justify="right")
-    table.add_column("members", justify="right")
+    table.padding = 0
+    for column in table.columns[2:]:
+        column.justify = "right"
     table.add_row(
         "clean",
         "none",
@@ -50,7 +41,7 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
     low, high = defended.worst_case.robust_accuracy_interval
     table.add_row(
         "worst case",
-        "all, per image",
+        "all",
         _percent(1.0 - bare.worst_case.robust_accuracy),
         f"[bold]{_percent(1.0 - defended.worst_case.robust_accuracy)}[/bold]",
         _interval(1.0 - high, 1.0 - low),
@@ -63,7 +54,9 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
     console.print(
         f"robust accuracy (right or flagged under every attack): bare {_percent(bare.worst_case.robust_accuracy)}, "
         f"defended {_percent(defended.worst_case.robust_accuracy)}; {evaluation.seconds:.0f} s\n"
-        "wins: not flagged and the final label is wrong. oblivious: made on the bare classifier.",
+        "An attack wins when the input is not flagged and the final label is wrong; worst case: per image.\n"
+        "oblivious: made on the bare classifier. corrected: flagged, and the final label is the true one.\n"
+        "label: final label right, flagged or not. asked: members.",
         highlight=False,
         soft_wrap=True,
     )
