@@ -140,7 +140,7 @@ def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
         text = (resources.files("s2ap_train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     else:
         hint = _nearest(name, packaged_recipes())
-        raise RecipeError(f"recipe {name!r} is not known; {hint}, or give the path of a .toml file")
+        raise RecipeError(f"recipe {name!r} is neither packaged nor the path of a .toml file; {hint}")
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
