@@ -21,7 +21,7 @@ from s2ap_defend.manifest import (
     Provenance,
     PurifierDescription,
 )
-from s2ap_defend.model_file import check_writable, open_model_file, write_model_file
+from s2ap_defend.model_file import check_writable, open_model_file, replace_file, write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
 from s2ap_export.compose import compose
@@ -126,9 +126,7 @@ def _measure(recipe: Recipe, parts: Parts, file: Path, data: ImageSet, work_dir:
                 return figures
     evaluation = _evaluate(recipe, file, data, reporter)
     figures = _Figures(key, evaluation, measure_ladder(recipe, parts, file, data, evaluation, reporter))
-    beside = kept.with_name(f".{kept.name}.tmp")
-    beside.write_bytes(_FIGURES.dump_json(figures, indent=2))
-    beside.replace(kept)
+    replace_file(kept, _FIGURES.dump_json(figures, indent=2))
     return figures
 
 
@@ -233,7 +231,7 @@ def _purifier(config: Purification, shape: tuple[int, int, int]) -> PurifierDesc
 
 
 def _evaluate(recipe: Recipe, file: Path, data: ImageSet, reporter: Reporter) -> Evaluation:
-    budget = AdaptiveBudget.quick() if recipe.evaluation.budget == "quick" else AdaptiveBudget.standard()
+    budget = AdaptiveBudget.named(recipe.evaluation.budget)
     with reporter.step("attacks", 1) as step:
         return evaluate_file(
             file,

@@ -122,6 +122,13 @@ def check_writable(path: Path) -> None:
         raise ModelFileError(f"{path} exists and is read-only; choose another file")
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside `path`, then rename it: a reader sees the old content or the new one."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
 def weights_sha256(model: ModelProto) -> str:
     """SHA-256 over every tensor of the model: name, type, shape and little-endian values, in file order."""
     digest = hashlib.sha256()

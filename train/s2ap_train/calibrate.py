@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from s2ap_defend.manifest import TestTables
-from s2ap_defend.sequential import SequentialTest, member_scores, run_sequential_test, wald_boundaries
+from s2ap_defend.sequential import NEAR_TIE, SequentialTest, member_scores, run_sequential_test, wald_boundaries
 from s2ap_defend.types import Bool, Float32, Float64, Int64
 
 
@@ -68,7 +68,7 @@ class Answers:
     def disagreement_rates(self) -> Float64:
         """Share of inputs on which each member's label differs from the base label [n]."""
         margins = member_scores("margin", self.log_probabilities, self.base_label)
-        return np.asarray((margins >= 1e-4).mean(axis=1), dtype=np.float64)
+        return np.asarray((margins >= NEAR_TIE).mean(axis=1), dtype=np.float64)
 
 
 @dataclass(frozen=True)

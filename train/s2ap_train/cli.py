@@ -1,13 +1,14 @@
 """`s2ap-defend evaluate`; light to import, the work is imported when it is asked for."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 import orjson
 from rich.console import Console
 
 from s2ap_defend.errors import InputError
-from s2ap_defend.model_file import check_writable, open_model_file
+from s2ap_defend.model_file import check_writable, open_model_file, replace_file
 from s2ap_defend.progress import Reporter
 
 
@@ -39,7 +40,7 @@ def evaluate(
     samples: int | None,
     eps: float | None,
     seed: int | None,
-    budget: str,
+    budget: Literal["quick", "standard"],
     threads: int | None,
     json_file: Path | None,
 ) -> None:
@@ -69,12 +70,10 @@ def evaluate(
             attacks=names,
             eps=settings.eps if eps is None else eps,
             seed=settings.seed if seed is None else seed,
-            budget=AdaptiveBudget.quick() if budget == "quick" else AdaptiveBudget.standard(),
+            budget=AdaptiveBudget.named(budget),
             threads=threads,
             on_progress=lambda name, done, total: step.advance(f"{name} {done}/{total}", done=0),
         )
     print_report(evaluation, console)
     if json_file is not None:
-        beside = json_file.with_name(f".{json_file.name}.tmp")
-        beside.write_bytes(orjson.dumps(evaluation.to_json(), option=orjson.OPT_INDENT_2))
-        beside.replace(json_file)
+        replace_file(json_file, orjson.dumps(evaluation.to_json(), option=orjson.OPT_INDENT_2))

@@ -91,7 +91,7 @@ def measure_ladder(
         evaluation: The evaluation of the file on the same images.
         reporter: Told about every row.
     """
-    budget = AdaptiveBudget.quick() if recipe.evaluation.budget == "quick" else AdaptiveBudget.standard()
+    budget = AdaptiveBudget.named(recipe.evaluation.budget)
     rungs = []
     with reporter.step("ablation", 4) as step, one_thread():
         for name, network in (

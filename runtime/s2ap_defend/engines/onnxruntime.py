@@ -64,11 +64,6 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime failed on {self.provider}: {_first_line(error)}") from error
 
 
-def version() -> str:
-    """Version of ONNX Runtime."""
-    return str(onnxruntime.__version__)
-
-
 def _cuda_is_usable() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and Path("/dev/nvidiactl").exists()
 

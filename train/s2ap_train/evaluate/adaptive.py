@@ -74,6 +74,11 @@ class AdaptiveBudget:
         """The budget of figures that are quoted."""
         return cls()
 
+    @classmethod
+    def named(cls, name: Literal["quick", "standard"]) -> "AdaptiveBudget":
+        """The preset of that name."""
+        return cls.quick() if name == "quick" else cls.standard()
+
 
 @dataclass(frozen=True)
 class Descent:
