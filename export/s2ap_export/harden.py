@@ -111,9 +111,9 @@ _FIGURES = TypeAdapter(_Figures)
 
 
 def _measure(recipe: Recipe, parts: Parts, file: Path, data: ImageSet, work_dir: Path, reporter: Reporter) -> _Figures:
-    """Attack the file and its ablations; figures of the same file under the same attacks are reused."""
+    """Attack the file and its ablations; figures of the same file and the same recipe are reused."""
     sealed = open_model_file(file).manifest
-    key = fingerprint((sealed.weights_sha256, sealed.graph_sha256, recipe.evaluation, recipe.eps, recipe.seed))
+    key = fingerprint((sealed.weights_sha256, sealed.graph_sha256, recipe))  # the ablations are not in the file
     kept = work_dir / "figures.json"
     if kept.exists():
         try:

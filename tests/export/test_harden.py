@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,9 +75,23 @@ def test_a_second_run_trains_nothing_and_writes_the_same_weights(
     output = capsys.readouterr().out
     for part in ("plain", "adversarial", "s2ap", "member-s2ap-0", "member-l1-norm-0", "score-model"):
         assert f"{part}: reused" in output
+    assert "attacks, ablation: reused" in output
     after = open_model_file(hardened).manifest
     assert (after.weights_sha256, after.graph_sha256) == (before.weights_sha256, before.graph_sha256)
     assert after.members == before.members
+
+
+def test_figures_are_measured_again_when_only_a_network_beside_the_file_changed(
+    hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "work"
+    shutil.copytree(hardened.with_name("model.onnx.training"), folder)
+    arguments = ["harden", "digits", "-o", str(tmp_path / "m.onnx"), "--work-dir", str(folder), "--workers", "1"]
+    assert run([*arguments, *OVERRIDES, "--set", "finetune.epochs=2"]) == 0
+    output = capsys.readouterr().out
+    assert "plain: reused" in output
+    assert "s2ap: reused" not in output.replace("member-s2ap", "")
+    assert "attacks, ablation: reused" not in output
 
 
 def test_evaluate_writes_the_documented_json(hardened: Path, tmp_path: Path) -> None:
