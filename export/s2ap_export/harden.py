@@ -273,15 +273,16 @@ def _measurements(evaluation: Evaluation) -> tuple[Measurement, ...]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the source tree that this package lies in; None for an installed wheel."""
+    """The commit of the source tree that tracks this file; None for an installed wheel, inside a repository or not."""
+    here = Path(__file__)
+    commit = _git(here.parent, "rev-parse", "HEAD")
+    return commit if commit and _git(here.parent, "ls-files", here.name) else None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(  # noqa: S603
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
