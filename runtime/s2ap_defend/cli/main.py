@@ -15,7 +15,19 @@ from s2ap_defend.errors import DefendError
 
 ENTRY_POINTS = "s2ap_defend.commands"
 EXIT_ERROR = 2
-TRAIN_MODULES = {"torch", "sklearn", "foolbox", "pyautoattack", "safetensors", "scipy", "eagerpy"}
+TRAIN_MODULES = {
+    "eagerpy",
+    "foolbox",
+    "lightning_fabric",
+    "matplotlib",
+    "pyautoattack",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "torch",
+    "torch_pruning",
+    "torchvision",
+}
 
 
 class RootGroup(click.Group):
