@@ -89,7 +89,7 @@ def trace_classifier(module: nn.Module, input_shape: tuple[int, int, int], scope
     def log_probabilities(images: Tensor) -> Tensor:
         return torch.log_softmax(classifier(images), dim=1)
 
-    traced = _traced(log_probabilities, input_shape)
+    traced = _traced(torch.func.functionalize(log_probabilities), input_shape)  # ReLU(inplace=True) and +=
     build = _builder(scope, classifier)
     return _stage(build, traced, lower(traced, "image", build), ["log_probabilities"])
 

@@ -15,16 +15,16 @@ from s2ap_defend.model_file import open_model_file
 from s2ap_train.checkpoint import load_checkpoint
 
 SMALL = {
-    "widths": "[4, 4, 8]",
+    "model.widths": "[4, 4, 8]",
     "plain.epochs": 2,
     "adversarial.epochs": 2,
-    "s2ap.training.epochs": 2,
+    "pruning.training.epochs": 2,
     "finetune.epochs": 1,
-    "members.s2ap.count": 2,
-    "members.s2ap.widths": "[[4, 4, 8]]",
-    "members.s2ap.pretraining.epochs": 1,
-    "members.s2ap.s2ap.training.epochs": 2,
-    "members.s2ap.finetune.epochs": 1,
+    "members.robust.count": 2,
+    "members.robust.models": '[{name = "small_cnn", widths = [4, 4, 8]}]',
+    "members.robust.pretraining.epochs": 1,
+    "members.robust.pruning.training.epochs": 2,
+    "members.robust.finetune.epochs": 1,
     "members.random_channel.count": 2,
     "members.random_channel.settings.training.epochs": 1,
     "members.l1_norm.count": 1,
@@ -59,7 +59,7 @@ def test_harden_writes_a_verified_file_with_members_measured_under_attack(harden
 
 
 def test_checkpoints_hold_masks_scores_and_the_flip_rate(hardened: Path) -> None:
-    tensors, record = load_checkpoint(hardened.with_name("model.onnx.training") / "s2ap")
+    tensors, record = load_checkpoint(hardened.with_name("model.onnx.training") / "pruned")
     assert record["flip_rate"] is not None
     for name in [name for name in tensors if name.startswith("mask.")]:
         weight = tensors[name.replace("mask.", "weight.")]
@@ -73,7 +73,7 @@ def test_a_second_run_trains_nothing_and_writes_the_same_weights(
     before = open_model_file(hardened).manifest
     assert run(["harden", "digits", "-o", str(hardened), "--workers", "1", *OVERRIDES]) == 0
     output = capsys.readouterr().out
-    for part in ("plain", "adversarial", "s2ap", "member-s2ap-0", "member-l1-norm-0", "score-model"):
+    for part in ("plain", "adversarial", "pruned", "member-robust-0", "member-l1-norm-0", "score-model"):
         assert f"{part}: reused" in output
     assert "attacks, ablation: reused" in output
     after = open_model_file(hardened).manifest
@@ -90,7 +90,7 @@ def test_figures_are_measured_again_when_only_a_network_beside_the_file_changed(
     assert run([*arguments, *OVERRIDES, "--set", "finetune.epochs=2"]) == 0
     output = capsys.readouterr().out
     assert "plain: reused" in output
-    assert "s2ap: reused" not in output.replace("member-s2ap", "")
+    assert "pruned: reused" not in output
     assert "attacks, ablation: reused" not in output
 
 

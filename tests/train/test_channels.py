@@ -3,13 +3,13 @@ import torch
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.ensemble import L1Norm, RandomChannel, l1_norm_member, random_channel_member
-from s2ap_train.ensemble.keep_rates import kept_widths, random_keep_rates
+from s2ap_train.ensemble.keep_rates import kept_sizes, random_keep_rates
 from s2ap_train.ensemble.l1_norm import largest_channels
-from s2ap_train.models import SmallCNN, build
-from s2ap_train.pruning.channels import fresh_network, gate_channels, remove_channels
+from s2ap_train.models import ResNet18, SmallCNN, build
+from s2ap_train.models.channel_groups import channel_groups, remove_channels
 from s2ap_train.training import TrainingConfig, accuracy, train_classifier
 
-QUICK = TrainingConfig(epochs=2, lr=0.1, batch_size=20)
+QUICK = TrainingConfig(epochs=2, lr=0.1, batch_size=20, loss="natural", eps=0.0)
 
 
 def blobs(count=60, seed=0):
@@ -22,50 +22,46 @@ def blobs(count=60, seed=0):
 def base():
     model = SmallCNN(classes=2, widths=(8, 12, 10), pool_after=(0, 2))
     train_classifier(model, *blobs(), blobs(20, seed=1), QUICK, seed=0)
-    generator = torch.Generator().manual_seed(5)
-    for block in model.each_block():  # a shift that a gate before the normalisation would let through
-        block.norm.bias.data.uniform_(-0.5, 0.5, generator=generator)
     return model
 
 
-KEPT = [torch.tensor([0, 3, 7]), torch.tensor([1, 2, 5, 11]), torch.tensor([9])]
+KEPT = [[0, 3, 7], [1, 2, 5, 11], [9]]
 
 
-def test_removing_channels_equals_gating_them_after_batch_norm(base):
-    images, _ = blobs()
-    smaller, gated = remove_channels(base, KEPT), gate_channels(base, KEPT)
-    assert smaller.widths == (3, 4, 1)
-    assert (smaller(images) - gated(images)).abs().max() < 1e-5
-    assert (smaller(images) - base(images)).abs().max() > 1e-3
+def cut(model):
+    groups = channel_groups(model, model.image_shape)
+    kept = {
+        group.name: torch.isin(torch.arange(group.size), torch.tensor(rows))
+        for group, rows in zip(groups, KEPT, strict=True)
+    }
+    return remove_channels(model, groups, kept, model.image_shape)
 
 
 def test_removal_copies_weights_and_batch_norm_statistics(base):
-    smaller = remove_channels(base, KEPT)
+    smaller = cut(base)
     first, second = base.each_block()[1], smaller.each_block()[1]
+    assert smaller.widths == (3, 4, 1)
     assert torch.equal(second.convolution.weight, first.convolution.weight[KEPT[1]][:, KEPT[0]])
     for name in ("weight", "bias", "running_mean", "running_var"):
         assert torch.equal(getattr(second.norm, name), getattr(first.norm, name)[KEPT[1]])
     assert second.norm.num_batches_tracked == first.norm.num_batches_tracked
+    columns = base.classifier.weight.unflatten(1, (10, -1))[:, KEPT[2]].flatten(1)
+    assert torch.equal(smaller.classifier.weight, columns), "a channel is one column a pixel"
 
 
-def test_a_smaller_network_is_rebuilt_from_its_architecture(base):
-    smaller = remove_channels(base, KEPT)
+def test_a_smaller_network_is_described_by_its_widths(base):
+    smaller = cut(base)
+    assert smaller.architecture() == {**base.architecture(), "widths": [3, 4, 1]}
     rebuilt = build(smaller.architecture())
     rebuilt.load_state_dict(smaller.state_dict(), strict=True)
     assert torch.equal(rebuilt.eval()(blobs()[0]), smaller(blobs()[0]))
 
 
 def test_keeping_everything_changes_nothing(base):
-    everything = [torch.arange(width) for width in base.widths]
-    assert torch.equal(remove_channels(base, everything)(blobs()[0]), base(blobs()[0]))
-
-
-@pytest.mark.parametrize("kept", [KEPT[:2], [*KEPT[:2], torch.tensor([10])], [*KEPT[:2], torch.tensor([1, 1])]])
-def test_channels_that_do_not_exist_are_refused(base, kept):
-    with pytest.raises(ValueError, match=r"kept channels are given for 2 blocks|block 2 keeps channels"):
-        remove_channels(base, kept)
-    with pytest.raises(ValueError, match="block 2 keeps channels"):
-        gate_channels(base, [*KEPT[:2], torch.tensor([], dtype=torch.int64)])
+    groups = channel_groups(base, base.image_shape)
+    everything = {group.name: torch.ones(group.size, dtype=torch.bool) for group in groups}
+    same = remove_channels(base, groups, everything, base.image_shape)
+    assert torch.equal(same(blobs()[0]), base.eval()(blobs()[0]))
 
 
 def test_keep_rates_stay_in_range_with_the_mean_asked_for():
@@ -74,7 +70,7 @@ def test_keep_rates_stay_in_range_with_the_mean_asked_for():
         assert sum(rates) / 5 == pytest.approx(0.5)
         assert 0.1 <= min(rates) <= max(rates) <= 0.9
     assert random_keep_rates(1, torch.Generator()) == [0.5]
-    assert kept_widths([16, 16, 4], [0.1, 0.9, 0.1]) == [2, 14, 1]
+    assert kept_sizes([16, 16, 4], [0.1, 0.9, 0.1]) == [2, 14, 1]
 
 
 def test_impossible_keep_rates_are_refused():
@@ -86,7 +82,9 @@ def test_the_largest_filters_are_kept():
     model = SmallCNN(widths=(3, 2), pool_after=(0, 1))
     for channel, size in enumerate((0.2, -0.5, 0.3)):
         model.each_block()[0].convolution.weight.data[channel] = size
-    assert [channels.tolist() for channels in largest_channels(model, [2, 2])] == [[1, 2], [0, 1]]
+    groups = channel_groups(model, model.image_shape)
+    kept = largest_channels(dict(model.named_parameters()), groups, [2, 2])
+    assert [channels.tolist() for channels in kept.values()] == [[False, True, True], [True, True]]
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -99,14 +97,28 @@ def test_members_are_smaller_trained_networks_decided_by_their_seed(base, method
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     first, again, other = (make(base, *blobs(), blobs(20, seed=1), config, seed=seed) for seed in (0, 0, 1))
     assert first.kept == again.kept != other.kept
-    assert first.model.widths == tuple(len(channels) for channels in first.kept)
+    assert first.model.widths == tuple(len(channels) for channels in first.kept.values())
     assert torch.equal(first.model.classifier.weight, again.model.classifier.weight)
     assert accuracy(first.model, *blobs(40, seed=3)) > 0.9
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
 
 
-def test_fresh_networks_inherit_nothing(base):
-    fresh, inherited = fresh_network(base, KEPT, seed=4), remove_channels(base, KEPT)
-    assert fresh.widths == inherited.widths
-    assert not torch.equal(fresh.classifier.weight, inherited.classifier.weight)
-    assert torch.equal(fresh.classifier.weight, fresh_network(base, KEPT, seed=4).classifier.weight)
+def test_members_can_be_cut_from_a_residual_network():
+    base = ResNet18(1, 2, 8, width=0.0625)
+    config = RandomChannel(fresh=True, training=TrainingConfig(epochs=1, batch_size=30, loss="natural", eps=0.0))
+    member = random_channel_member(base, *blobs(), blobs(20, seed=1), config, seed=0)
+    assert member.model.architecture()["channels"] == {name: len(kept) for name, kept in member.kept.items()}
+    assert member.model(blobs(3)[0]).shape == (3, 2)
+
+
+def test_fresh_weights_inherit_nothing_and_have_the_scale_of_their_own_fan_in():
+    base = ResNet18(width=0.25)
+    groups = channel_groups(base, base.image_shape, verify=False)
+    kept = {group.name: torch.arange(group.size) < group.size // 4 for group in groups}
+    inherited = remove_channels(base, groups, kept, base.image_shape)
+    fresh, same = (build(inherited.architecture(), seed=4) for _ in range(2))
+    weight = fresh.stages[3][1].conv1.weight
+    assert not torch.equal(weight, inherited.stages[3][1].conv1.weight)
+    assert torch.equal(weight, same.stages[3][1].conv1.weight)
+    expected = (2 / weight[0].numel()) ** 0.5
+    assert weight.detach().std().item() == pytest.approx(expected, rel=3 / (2 * weight.numel()) ** 0.5)

@@ -9,6 +9,7 @@ import torch
 from s2ap_defend.errors import RecipeError
 from s2ap_train.checkpoint import load_checkpoint, restore, save_checkpoint
 from s2ap_train.models import SmallCNN, build
+from s2ap_train.run_folder import read_run, write_run
 
 
 @pytest.fixture
@@ -83,9 +84,10 @@ def test_truncated_or_changed_weights_are_refused(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "carries format version 2, this version reads 1"),
+        ({"format_version": 1}, "carries format version 1, this version reads 2"),
         ({"module": "os"}, r"holds the keys \['format_version', 'module', .*expected exactly"),
         ({"record": []}, "expected exactly"),
+        ({"sha256": {"../weights.safetensors": "0"}}, "expected exactly"),
     ],
 )
 def test_a_foreign_record_is_refused(folder, change, message):
@@ -96,7 +98,7 @@ def test_a_foreign_record_is_refused(folder, change, message):
 
 
 def test_a_record_that_is_not_json_is_refused(folder):
-    (folder / "checkpoint.json").write_text('{"format_version": 1,')
+    (folder / "checkpoint.json").write_text('{"format_version": 2,')
     with pytest.raises(RecipeError, match="is not JSON"):
         load_checkpoint(folder)
 
@@ -118,3 +120,28 @@ def test_memory_layout_and_integers_survive(tmp_path):
     save_checkpoint(tmp_path / "c", tensors=tensors, record={})
     loaded, _ = load_checkpoint(tmp_path / "c")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_run_folder_gives_back_what_was_written_and_knows_when_it_was_changed(tmp_path, model):
+    parts = {
+        "weights": model.state_dict(),
+        "masks": {"classifier.weight": torch.rand(model.classifier.weight.shape) > 0.5},
+        "scores": {"classifier.weight": torch.rand(model.classifier.weight.shape)},
+    }
+    config, metrics = {"sparsity": 0.5}, {"robust_accuracy": 0.75, "collapse": None}
+    write_run(tmp_path / "run", **parts, config=config, metrics=metrics, record={"architecture": model.architecture()})
+    run = read_run(tmp_path / "run")
+    for name, tensors in parts.items():
+        assert all(torch.equal(getattr(run, name)[key], tensor) for key, tensor in tensors.items())
+    assert run.config == config
+    assert run.metrics == {"format_version": 1, **metrics}
+    restore(build(run.record["architecture"]), run.weights)
+    changed = (tmp_path / "run" / "metrics.json").read_text().replace("0.75", "0.95")
+    (tmp_path / "run" / "metrics.json").write_text(changed)
+    with pytest.raises(RecipeError, match=r"metrics.json has SHA-256 .*truncated or was changed"):
+        read_run(tmp_path / "run")
+
+
+def test_a_checkpoint_that_is_no_run_is_named(folder):
+    with pytest.raises(RecipeError, match="is a checkpoint but not a run"):
+        read_run(folder)

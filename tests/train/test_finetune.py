@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from s2ap_train.models import SmallCNN, fold_batch_norm
-from s2ap_train.pruning import Finetune, finetune, prune_magnitude
+from s2ap_train.pruning import Hydra, finetune, prune_magnitude, search_masks
 from s2ap_train.pruning.masks import sparsity
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.training import TrainingConfig
@@ -14,13 +14,17 @@ def blobs(count=60, seed=0):
     return 0.4 * torch.rand(count, 1, 8, 8, generator=generator) + 0.5 * labels[:, None, None, None], labels
 
 
+def tune(pruned, structure="unstructured", **extra):
+    config = TrainingConfig(epochs=2, batch_size=20, eps=0.1, attack_steps=1, validation_steps=1, **extra)
+    return finetune(pruned, *blobs(), blobs(20, seed=1), config, structure=structure, seed=0)
+
+
 @pytest.mark.parametrize("extra", [{}, {"average_decay": 0.9}, {"weight_radius": 0.05}])
 def test_finetuning_keeps_zeros_exactly_and_moves_the_rest(extra):
     pruned = prune_magnitude(SmallCNN(classes=2, widths=(6, 8), seed=1), sparsity=0.8)
     before = {name: weight.detach().clone() for name, weight in prunable_weights(pruned.model).items()}
-    config = Finetune(TrainingConfig(epochs=2, batch_size=20, eps=0.1, attack_steps=1, validation_steps=1, **extra))
-    finetune(pruned.model, *blobs(), blobs(20, seed=1), config, masks=pruned.masks, seed=0)
-    for name, weight in prunable_weights(pruned.model).items():
+    tuned = tune(pruned, **extra)
+    for name, weight in prunable_weights(tuned.model).items():
         assert torch.equal(weight != 0, pruned.masks[name])
         assert not torch.equal(weight, before[name])
     assert sparsity(pruned.masks) == pytest.approx(0.8, abs=0.005)
@@ -37,3 +41,27 @@ def test_the_dense_network_equals_the_masked_one():
     assert (folded(images) - expected).abs().max() < 1e-5
     zeros = [int((p == 0).sum()) for p in folded.parameters() if p.dim() > 1]
     assert zeros == [int((~mask).sum()) for mask in pruned.masks.values()]
+
+
+def test_a_two_four_pattern_survives_fine_tuning():
+    config = Hydra(0.5, "2:4", training=TrainingConfig(epochs=1, batch_size=20, eps=0.1, attack_steps=1))
+    model = SmallCNN(classes=2, widths=(8, 8), seed=1)
+    pruned = search_masks(model, *blobs(), blobs(20, seed=1), config, seed=0)
+    weights = prunable_weights(tune(pruned, "2:4", weight_radius=0.01).model)
+    assert set(pruned.masks) == set(weights) - {"blocks.0.convolution.weight"}, "one grey channel is no group of four"
+    for name in pruned.masks:
+        groups = weights[name].movedim(1, -1).unflatten(-1, (-1, 4)).count_nonzero(-1)
+        assert (groups == 2).all(), "exactly two of every four inputs"
+
+
+def test_channels_are_gone_before_fine_tuning_and_the_logits_are_those_of_the_gated_network():
+    config = Hydra(0.5, "channel", training=TrainingConfig(epochs=1, batch_size=20, eps=0.1, attack_steps=1))
+    model = SmallCNN(classes=2, widths=(8, 8), seed=1)
+    pruned = search_masks(model, *blobs(), blobs(20, seed=1), config, seed=0)
+    images, _ = blobs()
+    shipped = finetune(pruned, *blobs(), blobs(20, seed=1), None, structure="channel", seed=0).model
+    assert shipped.widths == (4, 4)
+    torch.testing.assert_close(shipped(images), pruned.model(images), atol=1e-5, rtol=0)
+    tuned = tune(pruned, "channel").model
+    assert sum(p.numel() for p in tuned.parameters()) == sum(p.numel() for p in shipped.parameters())
+    assert (tuned(images) - shipped(images)).abs().max() > 1e-3

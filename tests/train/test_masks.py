@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from s2ap_train.pruning.masks import flip_rate, hamming, kept_count, layer_masks, sparsity, top_k_mask
-from s2ap_train.pruning.scores import masked_weights, scaled_magnitude, straight_through
+from s2ap_train.pruning.masks import flip_rate, hamming, kept_count, sparsity, top_k_mask
+from s2ap_train.pruning.scores import scaled_magnitude, straight_through
+from s2ap_train.pruning.structures import Unstructured
 
 
 @pytest.mark.parametrize("keep_ratio", [0.01, 0.1, 0.2, 1 / 3, 0.5, 0.99, 1.0])
@@ -55,8 +56,8 @@ def test_the_score_gradient_is_the_formula_at_kept_and_pruned_positions():
     generator = torch.Generator().manual_seed(0)
     weight, scores = torch.randn(6, generator=generator), torch.randn(6, generator=generator).requires_grad_()
     target = torch.randn(6, generator=generator)
-    masks = layer_masks({"w": scores}, 0.5)
-    effective = masked_weights({"w": weight}, {"w": scores}, masks)["w"]
+    masks = {"w": top_k_mask(scores.detach(), 0.5)}
+    effective = Unstructured().effective({"w": weight}, {"w": straight_through(scores, masks["w"])})["w"]
     assert torch.equal(effective, weight * masks["w"])
     (gradient,) = torch.autograd.grad(((effective - target) ** 2).sum(), scores)
     torch.testing.assert_close(gradient, 2 * (weight * masks["w"] - target) * weight * scores.detach().sign())

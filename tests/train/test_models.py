@@ -1,15 +1,25 @@
+import importlib
+import json
+import sys
+
 import pytest
 import torch
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models import (
+    VGG16,
+    Classifier,
+    ResNet18,
     SmallCNN,
+    UserNetwork,
+    WideResNet,
     batch_norm_statistics_frozen,
     build,
+    create,
     evaluation_mode,
-    evaluation_view,
-    fold_batch_norm,
 )
+from s2ap_train.models.channel_groups import channel_groups, remove_channels
+from s2ap_train.models.classifier import scaled_channels
 
 
 def trained_looking(model: SmallCNN) -> SmallCNN:
@@ -45,10 +55,16 @@ def test_architecture_rebuilds_the_same_network():
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ({"name": "big_cnn"}, "unknown architecture 'big_cnn'; choose one of small_cnn"),
+        (
+            {"name": "big_cnn"},
+            "unknown architecture 'big_cnn'; choose one of resnet18, small_cnn, user, vgg16_bn, wide",
+        ),
         ({}, "unknown architecture None"),
         ({"name": "small_cnn", "depth": 3}, "'small_cnn' cannot be built from .*depth"),
         ({"name": "small_cnn", "widths": [4, 0]}, "every size must be at least 1"),
+        ({"name": "resnet18", "classes": 0}, "classes 0, image_size 32; every size must be at least 1"),
+        ({"name": "vgg16_bn", "width": 0}, "width is 0; the factor of the channels must be above 0"),
+        ({"name": "user"}, "'user' cannot be built from .*factory"),
         ({"name": "small_cnn", "widths": [4, 4], "pool_after": [2]}, "must name blocks from 0 to 1"),
         ({"name": "small_cnn", "widths": [4] * 4, "pool_after": [0, 1, 2, 3]}, "leave nothing of an image of 8 pixels"),
     ],
@@ -56,26 +72,6 @@ def test_architecture_rebuilds_the_same_network():
 def test_an_architecture_that_cannot_be_built_is_refused(architecture, message):
     with pytest.raises(RecipeError, match=message):
         build(architecture)
-
-
-def test_folding_batch_norm_keeps_the_logits():
-    model = trained_looking(SmallCNN(widths=(16, 16, 32), pool_after=(0, 2)))
-    folded = fold_batch_norm(model)
-    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert (folded(images) - model(images)).abs().max() < 1e-5
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-
-
-def test_folding_keeps_zero_weights_zero_and_shares_nothing():
-    model = trained_looking(SmallCNN(widths=(4, 4), pool_after=(0, 1)))
-    model.each_block()[1].convolution.weight.data[0] = 0.0
-    before = model.classifier.weight.clone()
-    folded = fold_batch_norm(model)
-    convolutions = [module for module in folded if isinstance(module, torch.nn.Conv2d)]
-    assert torch.count_nonzero(convolutions[1].weight[0]) == 0
-    for parameter in folded.parameters():
-        parameter.zero_()
-    assert torch.equal(model.classifier.weight, before)
 
 
 def test_frozen_statistics_do_not_move_although_the_batch_normalises():
@@ -108,8 +104,195 @@ def test_by_default_two_pools_stand_in_the_middle(blocks, pools):
     assert SmallCNN(widths=(2,) * blocks).pool_after == pools
 
 
-def test_the_view_for_attacks_has_the_logits_of_evaluation_mode():
-    model, images = trained_looking(SmallCNN(widths=(4, 4, 4))), torch.rand(4, 1, 8, 8)
-    torch.testing.assert_close(evaluation_view(model.train())(images), model.eval()(images))
-    other = torch.nn.Linear(2, 2)
-    assert evaluation_view(other) is other
+SCALED = {"resnet18": ResNet18, "vgg16_bn": VGG16, "wide_resnet_28_4": WideResNet}
+
+
+@pytest.mark.parametrize("size", [8, 28, 33])
+@pytest.mark.parametrize("name", SCALED)
+def test_published_networks_take_any_image_and_are_rebuilt_from_their_architecture(name, size):
+    model = create({"name": name, "width": 0.125}, (2, size, size), 6, seed=3)
+    assert isinstance(model, SCALED[name])
+    images = torch.rand(3, 2, size, size)
+    logits = model.eval()(images)
+    assert logits.shape == (3, 6)
+    rebuilt = build(json.loads(json.dumps(model.architecture())), seed=3)
+    assert torch.equal(rebuilt.eval()(images), logits), "architecture and seed decide everything"
+    other = build(model.architecture(), seed=4)
+    other.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(other.eval()(images), logits)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_published_networks_begin_with_he_weights_without_touching_the_global_random_state(name):
+    before = torch.get_rng_state()
+    model = SCALED[name](width=0.25)
+    assert torch.equal(torch.get_rng_state(), before)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            weight = module.weight.detach()
+            error = 4 / (2 * weight.numel()) ** 0.5  # standard errors of a standard deviation
+            assert weight.std().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=error)
+            assert module.bias is None or not module.bias.any()
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.dim() == 4)
+
+
+def test_the_published_networks_have_their_published_channels_and_strides():
+    resnet, vgg, wide = ResNet18(), VGG16(), WideResNet()
+    assert [stage[0].conv1.out_channels for stage in resnet.stages] == [64, 128, 256, 512]
+    assert resnet.stages(torch.zeros(1, 64, 32, 32)).shape == (1, 512, 4, 4), "no max-pool, three strides of two"
+    convolutions = [m.out_channels for m in vgg.features if isinstance(m, torch.nn.Conv2d)]
+    assert convolutions == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+    assert vgg.features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 1, 1)
+    assert wide.stages(wide.stem(torch.zeros(1, 3, 32, 32))).shape == (1, 256, 8, 8)
+    deep = [m for m in wide.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(deep) == 25, "28 with the three 1x1 shortcuts"
+
+
+def test_pixels_are_normalised_inside():
+    for model in (ResNet18(width=0.0625), VGG16(width=0.0625), WideResNet(width=0.125), SmallCNN(3, image_size=32)):
+        seen = []
+        first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+        first.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(inputs[0]))
+        model.eval()(torch.tensor([0.0, 0.5, 1.0]).reshape(3, 1, 1, 1).expand(3, 3, 32, 32))
+        assert seen[0][:, 0, 0, 0].tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "expected"),
+    [
+        (64, 1, 64),
+        (64, 0.25, 16),
+        (64, 0.3, 16),
+        (64, 0.2, 16),
+        (64, 0.125, 8),
+        (16, 0.25, 4),
+        (16, 0.01, 1),
+        (8, 3, 24),
+    ],
+)
+def test_scaled_channels_are_multiples_of_eight_from_eight_on(channels, width, expected):
+    assert scaled_channels(channels, width) == expected
+
+
+def test_the_small_network_has_a_width_too_and_describes_its_channels():
+    model = create({"name": "small_cnn", "width": 0.5}, (1, 8, 8), 10)
+    assert model.widths == (8, 8, 8, 16, 16, 32)
+    assert build(model.architecture()).widths == model.widths
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "message"),
+    [
+        ("resnet18", (3, 32, 28), "networks take square images, the data has 32x28; resize it with image_size"),
+        ({"name": "resnet18", "classes": 3}, (3, 32, 32), "the table of the network sets classes; leave that to the"),
+        ("resnet99", (3, 32, 32), "unknown architecture 'resnet99'"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data_is_not_created(network, shape, message):
+    with pytest.raises(RecipeError, match=message):
+        create(network, shape, 10)
+
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def make(in_channels, classes):
+    return nn.Sequential(nn.Conv2d(in_channels, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(6, classes))
+
+def everything(**sizes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(sizes["in_channels"] * sizes["image_size"] ** 2, sizes["classes"]))
+
+def nothing():
+    return None
+
+def fails(classes):
+    raise ZeroDivisionError("no classes left")
+
+def demands(depth):
+    return nn.Identity()
+
+def images():
+    return nn.Identity()
+
+def cannot_run():
+    return nn.Linear(999, 3)
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def factories(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_networks.py").write_text(FACTORIES)
+    (tmp_path / "my_broken.py").write_text("import there_is_no_such_package\n")
+    (tmp_path / "my_failing.py").write_text("raise LookupError('half written')\n")
+    yield "my_networks"
+    for name in ("my_networks", "my_broken", "my_failing"):
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+
+
+def test_a_users_network_is_made_by_its_factory_and_rebuilt_from_its_architecture(factories):
+    before = torch.get_rng_state()
+    model = create(f"{factories}:make", (2, 9, 9), 4, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert isinstance(model, UserNetwork)
+    assert isinstance(model, Classifier)
+    assert model.architecture() == {
+        "name": "user",
+        "factory": "my_networks:make",
+        "in_channels": 2,
+        "classes": 4,
+        "image_size": 9,
+    }
+    images = torch.rand(3, 2, 9, 9)
+    assert torch.equal(model.eval()(images), model.network(images)), "taken as it is"
+    assert torch.equal(build(model.architecture(), seed=1).eval()(images), model(images))
+    assert not torch.equal(build(model.architecture(), seed=2).eval()(images), model(images))
+    assert create({"name": "user", "factory": f"{factories}:everything"}, (1, 4, 4), 3)(
+        images[:, :1, :4, :4]
+    ).shape == (
+        3,
+        3,
+    )
+
+
+def test_a_users_network_without_channels_is_rebuilt_too(factories):
+    model = create(f"{factories}:make", (2, 9, 9), 4).eval()
+    groups = channel_groups(model, model.image_shape)
+    assert [group.name for group in groups] == ["network.0.weight"]
+    smaller = remove_channels(model, groups, {"network.0.weight": torch.arange(6) < 2}, model.image_shape)
+    rebuilt = build(smaller.architecture())
+    rebuilt.load_state_dict(smaller.state_dict(), strict=True)
+    images = torch.rand(3, 2, 9, 9)
+    assert torch.equal(rebuilt.eval()(images), smaller(images))
+    assert smaller.architecture()["channels"] == {"network.0.weight": 2}
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("my_networks", "the factory is 'my_networks', expected package.module:function"),
+        ("my_networks:", "expected package.module:function"),
+        ("nowhere.networks:make", "there is no module nowhere; run from the folder that holds it, or install it"),
+        ("my_networks:missing", "my_networks holds nothing called missing, expected a function"),
+        ("my_networks:constant", "my_networks holds a int called constant"),
+        ("my_broken:make", "importing my_broken failed: No module named 'there_is_no_such_package'; install what"),
+        ("my_failing:make", "importing my_failing failed with LookupError: half written; correct the module"),
+        ("my_networks:nothing", "returned a NoneType, expected a torch.nn.Module"),
+        ("my_networks:fails", "factory my_networks:fails failed with ZeroDivisionError: no classes left"),
+        ("my_networks:demands", "failed with TypeError: .*'depth'; it is called with those of in_channels, classes"),
+        (
+            "my_networks:images",
+            r"maps images of shape \(2, 2, 9, 9\) to \(2, 2, 9, 9\), expected logits of shape \(2, 4\)",
+        ),
+        ("my_networks:cannot_run", r"failed on images of shape \(2, 2, 9, 9\) with RuntimeError"),
+    ],
+)
+def test_a_factory_that_makes_no_classifier_is_refused(factories, factory, message):
+    with pytest.raises(RecipeError, match=message):
+        build({"name": "user", "factory": factory, "in_channels": 2, "classes": 4, "image_size": 9})

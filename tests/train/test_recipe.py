@@ -3,31 +3,63 @@ from pathlib import Path
 import pytest
 
 from s2ap_defend import RecipeError
-from s2ap_train.recipe import load_recipe, packaged_recipes
+from s2ap_train.pruning import S2AP, Harp, Hydra, Magnitude
+from s2ap_train.recipe import load_pruning_recipe, load_recipe, packaged_recipes
 from s2ap_train.workbench import fingerprint
 
 
 def test_the_packaged_recipes_load() -> None:
     assert "digits" in packaged_recipes()
     for name in packaged_recipes():
-        assert load_recipe(name).name == name
+        recipe = load_pruning_recipe(name)
+        assert recipe.name == name
+        assert recipe.adversarial.adversarial
+        assert recipe.pruning.training.eps == recipe.adversarial.eps
+
+
+def test_the_digits_recipe_hardens_and_prunes_the_same_network() -> None:
+    hardening, pruning = load_recipe("digits"), load_pruning_recipe("digits")
+    assert hardening.pruning == pruning.pruning == Hydra(0.5, training=pruning.pruning.training, s2ap=S2AP())
+    assert not hasattr(pruning, "members")
+
+
+def test_one_table_serves_every_method() -> None:
+    harp = load_pruning_recipe("digits", ("pruning.method=s2ap", "pruning.base=harp", "pruning.s2ap.radius=0.1"))
+    assert isinstance(harp.pruning, Harp)
+    assert harp.pruning.s2ap == S2AP(radius=0.1)
+    plain = load_pruning_recipe("digits", ("pruning.method=hydra",)).pruning
+    assert isinstance(plain, Hydra)
+    assert plain.s2ap is None
+    magnitude = load_pruning_recipe("digits", ("pruning.method=magnitude", "pruning.scope=lamp")).pruning
+    assert magnitude == Magnitude(0.5, scope="lamp")
+
+
+def test_a_recipe_for_pruning_only_cannot_harden() -> None:
+    with pytest.raises(RecipeError, match="use it with s2ap-defend prune"):
+        load_recipe("cifar10-small")
 
 
 def test_overrides_change_nested_keys() -> None:
-    recipe = load_recipe("digits", ("members.s2ap.count=2", "classifier=plain", "s2ap.radius=0.5"))
-    assert (recipe.members.s2ap.count, recipe.classifier, recipe.s2ap.radius) == (2, "plain", 0.5)
+    recipe = load_recipe("digits", ("members.robust.count=2", "classifier=plain", "pruning.s2ap.radius=0.5"))
+    assert (recipe.members.robust.count, recipe.classifier, recipe.pruning.s2ap.radius) == (2, "plain", 0.5)
 
 
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
         ("digit", (), "did you mean 'digits'"),
-        ("imagenet-22k", (), "choose from digits"),
+        ("imagenet-22k", (), "choose from .*digits"),
+        ("digits", ("pruning.method=hidra",), r"pruning.method is 'hidra'; did you mean 'hydra'"),
+        ("digits", ("pruning.base=magnitude",), "trains no scores that S2AP could perturb; choose from hydra, harp"),
+        ("digits", ("pruning.sparcity=0.5",), r"key pruning.sparcity is not known; did you mean 'sparsity'"),
+        ("digits", ("pruning.s2ap.radius=-1",), "must not be negative"),
+        ("digits", ("pruning.structure=2:4", "pruning.sparsity=0.9"), "2:4 removes exactly half"),
+        ("digits", ("data.source=digit",), "data"),
         ("missing.toml", (), "cannot be read"),
         ("digits", ("purifer.sigma=1",), r"key purifer is not known; did you mean 'purifier'"),
         ("digits", ("purifier.sgma=1",), r"key purifier.sgma is not known; did you mean 'sigma'"),
-        ("digits", ("members.s2ap.cuont=1",), r"did you mean 'count'"),
-        ("digits", ("s2ap.training.epoch=1",), r"did you mean 'epochs'"),
+        ("digits", ("members.robust.cuont=1",), r"did you mean 'count'"),
+        ("digits", ("pruning.training.epoch=1",), r"key pruning.training.epoch is not known; did you mean 'epochs'"),
         ("digits", ("eps=2",), "eps is 2"),
         ("digits", ("seed",), "has no '='"),
         ("digits", ("purifier.sigma=-1",), "sigma"),
@@ -46,17 +78,12 @@ def test_a_recipe_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "r.toml"))
 
 
-def test_unknown_data_is_refused() -> None:
-    with pytest.raises(RecipeError, match="data 'digit' is not known; did you mean 'digits'"):
-        load_recipe("digits", ("data=digit",)).load_data()
-
-
 def test_a_fingerprint_changes_with_every_setting() -> None:
     recipe = load_recipe("digits")
-    same = fingerprint((recipe.s2ap, 1))
-    assert fingerprint((load_recipe("digits").s2ap, 1)) == same
-    assert fingerprint((recipe.s2ap, 2)) != same
-    assert fingerprint((load_recipe("digits", ("s2ap.sparsity=0.6",)).s2ap, 1)) != same
+    same = fingerprint((recipe.pruning, 1))
+    assert fingerprint((load_recipe("digits").pruning, 1)) == same
+    assert fingerprint((recipe.pruning, 2)) != same
+    assert fingerprint((load_recipe("digits", ("pruning.sparsity=0.6",)).pruning, 1)) != same
 
 
 def test_the_splits_are_disjoint_and_the_same_for_the_same_seed() -> None:

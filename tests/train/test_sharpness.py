@@ -1,9 +1,16 @@
+import itertools
+
 import pytest
 import torch
 
-from s2ap_train.pruning.masks import layer_masks
-from s2ap_train.pruning.scores import masked_weights
+from s2ap_train.pruning.allocation import UniformKeep
 from s2ap_train.pruning.sharpness import largest_eigenvalue, mask_sharpness
+from s2ap_train.pruning.structures import Unstructured
+
+
+def masked(weights, scores, keep_ratio):
+    keep = UniformKeep(Unstructured(), keep_ratio)
+    return Unstructured().effective(weights, keep.values(scores, keep.masks(scores)))
 
 
 def toy(sign=1.0):
@@ -22,7 +29,7 @@ def toy(sign=1.0):
         return sign * torch.nn.functional.cross_entropy(logits, y)
 
     def loss(point):
-        return loss_of_weights(masked_weights(weights, point, layer_masks(point, 0.6)))
+        return loss_of_weights(masked(weights, point, 0.6))
 
     return loss, loss_of_weights, weights, scores
 
@@ -31,7 +38,7 @@ def toy(sign=1.0):
 @pytest.mark.parametrize("relative", [False, True])
 def test_power_iteration_finds_the_largest_eigenvalue_of_the_exact_surrogate_hessian(relative, sign):
     loss, loss_of_weights, weights, scores = toy(sign)
-    masks = layer_masks(scores, 0.6)
+    masks = UniformKeep(Unstructured(), 0.6).masks(scores)
     effective = torch.cat([(weights[name] * masks[name]).flatten() for name in scores])
 
     def flat(vector):
@@ -63,9 +70,43 @@ def test_sharpness_of_a_loss_known_by_hand():
     scores = {"w": torch.tensor([1.0, 0.9])}
 
     def loss(point):
-        mask = layer_masks(point, 0.5)
-        kept = masked_weights({"w": torch.tensor([1.0, 1.0])}, point, mask)["w"]
+        kept = masked({"w": torch.tensor([1.0, 1.0])}, point, 0.5)["w"]
         return 5 * kept[1]
 
     assert mask_sharpness(loss, scores, radius=0.5, generator=torch.Generator().manual_seed(0)) == 5.0
     assert mask_sharpness(loss, scores, radius=0.01, generator=torch.Generator().manual_seed(0)) == 0.0
+
+
+def test_what_rescaling_the_scores_changes():
+    """No mask changes, so the sharpness does not; the straight-through slope is 1 at every scale, nor does D H D.
+
+    The relative one is in units of the norms: ten times the scores, a hundred times the eigenvalue.
+    """
+    loss, _, _, scores = toy()
+    found = []
+    for scale in (1, 10):
+        point = {name: scale * s for name, s in scores.items()}
+        sharpness = mask_sharpness(loss, point, radius=0.3, generator=torch.Generator().manual_seed(0))
+        eigenvalues = [
+            largest_eigenvalue(loss, point, generator=torch.Generator().manual_seed(1), relative=relative)
+            for relative in (False, True)
+        ]
+        found.append([sharpness, *eigenvalues])
+    assert found[1] == pytest.approx([found[0][0], found[0][1], 100 * found[0][2]])
+
+
+def test_sharpness_is_never_above_the_worst_of_all_masks():
+    """Six weights, three kept: all 20 masks, enumerated."""
+    generator = torch.Generator().manual_seed(0)
+    scores, costs = torch.rand(6, generator=generator), torch.randn(6, generator=generator)
+
+    def loss(point):
+        return masked({"w": costs}, point, 0.5)["w"].sum().square()
+
+    worst = max(float(costs[list(kept)].sum().square()) for kept in itertools.combinations(range(6), 3))
+    worst -= float(loss({"w": scores}))
+    found = [
+        mask_sharpness(loss, {"w": scores}, radius=radius, generator=torch.Generator().manual_seed(1), directions=200)
+        for radius in (0.2, 5.0)
+    ]
+    assert 0 <= found[0] <= found[1] == pytest.approx(worst)

@@ -1,8 +1,8 @@
-"""Checkpoint folders: weights in safetensors, everything else in JSON; written whole or not at all, and never a pickle.
+"""Checkpoint folders: tensors in safetensors, everything else in JSON; written whole or not at all, and never a pickle.
 
 folder/
-    checkpoint.json         {"format_version": 1, "weights_sha256": "...", "record": {...}}
-    weights.safetensors
+    checkpoint.json         {"format_version": 2, "sha256": {"weights.safetensors": "...", ...}, "record": {...}}
+    weights.safetensors     and whatever else was stored; every file is verified when it is read
 """
 
 from __future__ import annotations
@@ -24,77 +24,128 @@ from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS_FILE = "weights.safetensors"
 RECORD_FILE = "checkpoint.json"
-_KEYS = {"format_version", "weights_sha256", "record"}
+_KEYS = {"format_version", "sha256", "record"}
 
 
 def save_checkpoint(folder: Path, *, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write a checkpoint folder, replacing one that is there.
-
-    Both files are written to a folder beside the target and flushed before it is renamed, so a reader sees the old
-    checkpoint or the new one. (Replacing takes two renames: if the machine stops between them, the old one is left
-    beside, named `.<name>.*.old`.)
+    """Write a checkpoint folder of one set of tensors, replacing one that is there.
 
     Args:
         folder: Where; missing parents are made.
         tensors: Weights by name; any device and memory layout.
-        record: Architecture, configuration, history, provenance: JSON values only. `weights_sha256` is added.
+        record: Architecture, configuration, history, provenance: JSON values only; reading adds `weights_sha256`.
 
     Raises:
         RecipeError: If the record holds something that JSON does not, or the target is not a checkpoint folder.
     """
-    weights = save_safetensors({name: t.detach().cpu().contiguous().clone() for name, t in sorted(tensors.items())})
-    document = {
-        "format_version": FORMAT_VERSION,
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "record": {key: value for key, value in record.items() if key != "weights_sha256"},
-    }
-    try:
-        text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(
-            f"the record of checkpoint {folder} is not JSON: {error}; store numbers, strings and lists"
-        ) from error
-    if folder.exists() and not (folder / RECORD_FILE).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise RecipeError(f"{folder} exists and is not a checkpoint; choose another folder or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".new", dir=folder.parent))
-    try:
-        _write(beside / WEIGHTS_FILE, weights)
-        _write(beside / RECORD_FILE, text.encode() + b"\n")
-        beside.chmod(0o755)
-        _replace(folder, beside)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    write_folder(folder, {WEIGHTS_FILE: tensor_bytes(tensors)}, record)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint folder: (tensors by name, record with `weights_sha256`).
 
     Raises:
-        RecipeError: If a file is missing, cannot be read, carries another version or unknown keys, or the
-            weights are not those that were saved.
+        RecipeError: If a file is missing, cannot be read, carries another version or unknown keys, or is not what was
+            saved.
+    """
+    files, record = read_folder(folder)
+    tensors = tensors_of(folder, WEIGHTS_FILE, files)
+    return tensors, {**record, "weights_sha256": hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()}
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
+    """Write files and their record as one checkpoint folder, replacing one that is there.
+
+    All is written to a folder beside the target and flushed before it is renamed, so a reader sees the old checkpoint
+    or the new one. (Replacing takes two renames: if the machine stops between them, the old one is left beside, named
+    `.<name>.*.old`.)
+
+    Raises:
+        RecipeError: As `save_checkpoint`, or if the folder cannot be written.
+    """
+    document = {
+        "format_version": FORMAT_VERSION,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "record": {key: value for key, value in record.items() if key != "weights_sha256"},
+    }
+    check_replaceable(folder)
+    files = {**files, RECORD_FILE: json_bytes(document, f"the record of checkpoint {folder}")}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".new", dir=folder.parent))
+    except OSError as error:
+        raise RecipeError(f"checkpoint {folder} cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        for name, content in files.items():
+            _write(beside / name, content)
+        beside.chmod(0o755)
+        _replace(folder, beside)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def read_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Read a checkpoint folder: (verified content of every stored file by name, record).
+
+    Raises:
+        RecipeError: As `load_checkpoint`.
     """
     document = _read_document(folder / RECORD_FILE)
-    weights = _read(folder / WEIGHTS_FILE)
-    found = hashlib.sha256(weights).hexdigest()
-    if found != document["weights_sha256"]:
-        raise RecipeError(
-            f"{folder / WEIGHTS_FILE} has SHA-256 {found[:12]}..., {RECORD_FILE} expects "
-            f"{document['weights_sha256'][:12]}...; "
-            "the file is truncated or was changed: copy the folder again or train it again"
-        )
+    files = {}
+    for name, expected in document["sha256"].items():
+        files[name] = _read(folder / name)
+        found = hashlib.sha256(files[name]).hexdigest()
+        if found != expected:
+            raise RecipeError(
+                f"{folder / name} has SHA-256 {found[:12]}..., {RECORD_FILE} expects {expected[:12]}...; "
+                "the file is truncated or was changed: copy the folder again or train it again"
+            )
+    return files, document["record"]
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a target that holds something else than a checkpoint.
+
+    Raises:
+        RecipeError: If the folder exists, is not empty and is not a checkpoint, or is a file.
+    """
+    if folder.exists() and not (folder / RECORD_FILE).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise RecipeError(f"{folder} exists and is not a checkpoint; choose another folder or remove it")
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as a safetensors file, names in order."""
+    return save_safetensors({name: t.detach().cpu().contiguous().clone() for name, t in sorted(tensors.items())})
+
+
+def tensors_of(folder: Path, name: str, files: Mapping[str, bytes]) -> dict[str, Tensor]:
+    """The tensors of one file of a folder that was read.
+
+    Raises:
+        RecipeError: If the folder has no such file, or it is not a safetensors file.
+    """
+    if name not in files:
+        raise RecipeError(f"{folder} has no {name}, only {', '.join(sorted(files)) or 'nothing'}; train it again")
     try:
-        tensors: dict[str, Tensor] = load_safetensors(weights)
-    except (
-        safetensors.SafetensorError,
-        KeyError,
-        ValueError,
-    ) as error:  # pragma: no cover  (a right hash of a wrong file)
-        raise RecipeError(f"{folder / WEIGHTS_FILE} is not a safetensors file: {error}; train it again") from error
-    return tensors, {**document["record"], "weights_sha256": found}
+        tensors: dict[str, Tensor] = load_safetensors(files[name])
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:  # pragma: no cover  (right hash, wrong file)
+        raise RecipeError(f"{folder / name} is not a safetensors file: {error}; train it again") from error
+    return tensors
+
+
+def json_bytes(document: object, what: str) -> bytes:
+    """A document as indented JSON.
+
+    Raises:
+        RecipeError: If it holds something that JSON does not; `what` names it.
+    """
+    try:
+        return json.dumps(document, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{what} is not JSON: {error}; store numbers, strings and lists") from error
 
 
 def restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -143,7 +194,8 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise RecipeError(
-            f"{path} cannot be read ({error.strerror}); a checkpoint folder holds {RECORD_FILE} and {WEIGHTS_FILE}"
+            f"{path} cannot be read ({error.strerror}); "
+            f"a checkpoint folder holds {RECORD_FILE} and the files that it names"
         ) from error
 
 
@@ -157,14 +209,18 @@ def _read_document(path: Path) -> dict[str, Any]:
         raise RecipeError(
             f"{path} carries format version {version!r}, this version reads {FORMAT_VERSION}; train it again"
         )
-    if (
-        document.keys() != _KEYS
-        or not isinstance(document["record"], dict)
-        or not isinstance(document["weights_sha256"], str)
-    ):
+    if document.keys() != _KEYS or not isinstance(document["record"], dict) or not _are_hashes(document["sha256"]):
         raise RecipeError(
             f"{path} holds the keys {sorted(document)}, expected exactly {sorted(_KEYS)}; "
             "it was not written by s2ap-defend"
         )
     content: dict[str, Any] = document
     return content
+
+
+def _are_hashes(value: object) -> bool:
+    """Whether this maps bare file names to hashes; a name with a folder in it could lead anywhere."""
+    return isinstance(value, dict) and all(
+        isinstance(hashed, str) and name == Path(name).name and name not in {"", "..", RECORD_FILE}
+        for name, hashed in value.items()
+    )

@@ -97,7 +97,7 @@ def measure_ladder(
         for name, network in (
             ("undefended", parts.plain),
             ("adversarially trained", parts.adversarial),
-            ("S2AP-pruned", parts.s2ap),
+            (f"{parts.pruned.method}-pruned".replace("s2ap", "S2AP"), parts.pruned),
         ):
             view = _network_view(fold_batch_norm(network.model))
             rungs.append(_rung(name, view, view, bare_plan(budget), data, recipe, budget))

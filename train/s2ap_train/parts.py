@@ -27,13 +27,13 @@ class Parts:
 
     plain: Network
     adversarial: Network
-    s2ap: Network
+    pruned: Network
     members: tuple[Network, ...]
     score_model: UNet
 
     def classifier(self, name: str) -> Network:
-        """The network of that name: 'plain', 'adversarial' or 's2ap'."""
-        return {"plain": self.plain, "adversarial": self.adversarial, "s2ap": self.s2ap}[name]
+        """The network of that name: 'plain', 'adversarial' or 'pruned'."""
+        return {"plain": self.plain, "adversarial": self.adversarial, "pruned": self.pruned}[name]
 
 
 def train_parts(
@@ -55,8 +55,8 @@ def train_parts(
         RecipeError: If a setting cannot be trained.
     """
     members = recipe.members
-    if members.s2ap.count + members.random_channel.count + members.l1_norm.count == 0:
-        raise RecipeError("the recipe has no members; give members.s2ap.count or another family a count above 0")
+    if members.robust.count + members.random_channel.count + members.l1_norm.count == 0:
+        raise RecipeError("the recipe has no members; give members.robust.count or another family a count above 0")
     processes = workers if workers is not None else os.cpu_count() or 1
     missing = _missing(Workshop(recipe, splits, Workbench(work_dir, _silent(), train=False)))
     if processes > 1 and len(missing) > 1:
@@ -65,9 +65,9 @@ def train_parts(
     workshop = Workshop(recipe, splits, Workbench(work_dir, reporter))
     with one_thread():
         plain, standard = workshop.standard_networks()
-        adversarial, s2ap = workshop.robust_classifiers()
-        robust = [workshop.robust_member(i) for i in range(members.s2ap.count)]
-        return Parts(plain, adversarial, s2ap, (*robust, *standard), workshop.score_model())
+        adversarial, pruned = workshop.robust_classifiers()
+        robust = [workshop.robust_member(i) for i in range(members.robust.count)]
+        return Parts(plain, adversarial, pruned, (*robust, *standard), workshop.score_model())
 
 
 def _missing(workshop: Workshop) -> list[str]:

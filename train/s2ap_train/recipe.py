@@ -2,24 +2,32 @@
 
 import difflib
 import tomllib
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.calibrate import Detection
-from s2ap_train.data import Splits, load_digits
+from s2ap_train.compute import ComputeSettings
+from s2ap_train.data import DataSettings, Splits, load_data
 from s2ap_train.ensemble.l1_norm import L1Norm
 from s2ap_train.ensemble.random_channel import RandomChannel
-from s2ap_train.pruning.s2ap import S2AP
+from s2ap_train.pruning import FlyingBird, ScratchTicket, TwinRep
+from s2ap_train.pruning.methods import METHODS, PruningMethod, without_foreign_keys
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining
 from s2ap_train.training import TrainingConfig
 
-DATA = {"digits": load_digits}
+R = TypeVar("R", bound=BaseModel)
+_ONLY_FOR_HARDENING = ("classifier", "plain", "members", "score_model", "purifier", "detection", "evaluation")
+ModelTable = str | dict[str, Any]
+"""A network: its name, `name` and arguments, or package.module:factory; checked when it is made."""
+Pruning = Annotated[PruningMethod, Field(discriminator="method"), BeforeValidator(without_foreign_keys)]
+"""A method's settings by its name; "s2ap" stands for its `base` with S2AP."""
 
 
 class _Table(BaseModel):
@@ -27,18 +35,20 @@ class _Table(BaseModel):
 
 
 class RobustMembers(_Table):
-    """Adversarially trained S2AP members: each is pretrained, pruned and fine-tuned with a seed of its own.
+    """Adversarially trained, pruned members: each is pretrained, pruned and fine-tuned with a seed of its own.
 
     Attributes:
         count: How many.
-        widths: Channel widths, one list a member, repeated when there are fewer lists than members.
-        pretraining: Adversarial training before the mask search.
+        models: Networks, one table a member, repeated when there are fewer tables than members.
+        pretraining: Adversarial training before pruning.
+        pruning: Method and its hyper-parameters.
+        finetune: Adversarial training after it.
     """
 
     count: Annotated[int, Field(ge=0)]
-    widths: tuple[tuple[int, ...], ...]
+    models: Annotated[tuple[ModelTable, ...], Field(min_length=1)]
     pretraining: TrainingConfig
-    s2ap: S2AP
+    pruning: Pruning
     finetune: TrainingConfig
 
 
@@ -59,7 +69,7 @@ class L1NormMembers(_Table):
 class Members(_Table):
     """The ensemble: the paper's families and the robust backbone."""
 
-    s2ap: RobustMembers
+    robust: RobustMembers
     random_channel: RandomChannelMembers
     l1_norm: L1NormMembers
 
@@ -76,43 +86,101 @@ class EvaluationSettings(_Table):
     budget: Literal["quick", "standard"]
 
 
-class Recipe(_Table):
-    """One complete hardening.
+class MeasureSettings(_Table):
+    """What `prune` measures beside accuracy, on test images.
 
     Attributes:
-        name: Name in the manifest.
+        samples: Test images at the most.
+        steps: PGD steps.
+        restarts: Random starts, each run once for the cross-entropy and once for the margin; the worst counts.
+        sharpness_radius: Largest relative change of scores, the same for every method.
+        sharpness_samples: Validation images that sharpness and curvature are measured on.
+        curvature_iterations: Products with the surrogate Hessian.
+        transferability: Whether attacks are carried between the dense, the pruned and the INT8 network.
+        sensitivity: Whether input gradients are measured and the attack's own sanity is checked.
+    """
+
+    samples: Annotated[int, Field(ge=2)] = 256
+    steps: Annotated[int, Field(ge=1)] = 20
+    restarts: Annotated[int, Field(ge=1)] = 2
+    sharpness_radius: Annotated[float, Field(gt=0)] = 0.05
+    sharpness_samples: Annotated[int, Field(ge=2)] = 128
+    curvature_iterations: Annotated[int, Field(ge=1)] = 30
+    transferability: bool = True
+    sensitivity: bool = True
+
+
+class PruningRecipe(_Table):
+    """One pruned robust classifier: data, network, adversarial training, pruning, fine-tuning.
+
+    Attributes:
+        name: Name in manifests and metrics.
         data: Data set.
         seed: Seed of the split and of everything that is trained.
-        eps: Attack budget, l_inf in [0, 1] pixels.
-        classifier: Which trained network is defended: the plain, the adversarially trained or the S2AP-pruned one.
-        widths: Channel widths of that network.
+        eps: Attack budget, l_inf in [0, 1] pixels, of everything that is measured.
+        model: The network: `name` and its arguments.
+        compute: Where it is trained, and in which precision.
+        adversarial: Training of the dense network.
+        pruning: Method and its hyper-parameters.
+        finetune: Training of what is left.
+        measures: What `prune` measures.
     """
 
     name: str
-    data: str
+    data: DataSettings
     seed: int
     eps: Annotated[float, Field(gt=0, le=1)]
-    classifier: Literal["plain", "adversarial", "s2ap"]
-    widths: tuple[int, ...]
-    plain: TrainingConfig
+    model: ModelTable
+    compute: ComputeSettings = ComputeSettings()
     adversarial: TrainingConfig
-    s2ap: S2AP
+    pruning: Pruning
     finetune: TrainingConfig
+    measures: MeasureSettings = MeasureSettings()
+
+    @model_validator(mode="after")
+    def _train_as_long(self) -> Self:
+        """Methods that begin with random weights are trained as the dense network would be, not as a mask search is."""
+        pruning = self.pruning
+        if isinstance(pruning, ScratchTicket):
+            pruning = replace(pruning, training=replace(pruning.training, epochs=self.adversarial.epochs))
+        elif isinstance(pruning, (FlyingBird, TwinRep)):
+            pruning = replace(pruning, training=self.adversarial)
+        object.__setattr__(self, "pruning", pruning)
+        return self
+
+    def load_data(self, on_progress: Callable[[int, int], None] | None = None) -> Splits:
+        """Load and split the data of the recipe.
+
+        Raises:
+            RecipeError: If the data set is not there, or is not as it should be.
+        """
+        return load_data(self.data, self.seed, on_progress)
+
+
+class Recipe(PruningRecipe):
+    """One complete hardening.
+
+    Attributes:
+        classifier: Which trained network is defended: the plain, the adversarially trained or the pruned one.
+        plain: Natural training of the plain network.
+        members: The ensemble.
+        score_model: Training of the purifier's score model.
+        purifier: The purification.
+        detection: The sequential test.
+        evaluation: The closing table.
+    """
+
+    classifier: Literal["plain", "adversarial", "pruned"]
+    plain: TrainingConfig
     members: Members
     score_model: ScoreTraining
     purifier: Purification
     detection: Detection
     evaluation: EvaluationSettings
 
-    def load_data(self) -> Splits:
-        """Load and split the data of the recipe.
 
-        Raises:
-            RecipeError: If there is no such data set.
-        """
-        if self.data not in DATA:
-            raise RecipeError(f"data {self.data!r} is not known; {_nearest(self.data, list(DATA))}")
-        return DATA[self.data](self.seed)
+_SHORT_FOR = {"data": "source", "model": "name"}
+"""Keys whose table may be given as one name, and what that name is."""
 
 
 def packaged_recipes() -> list[str]:
@@ -121,16 +189,35 @@ def packaged_recipes() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Load a packaged recipe by name or any recipe by the path of its .toml file.
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe for `harden`: a packaged one by name or any by the path of its .toml file.
 
     Args:
         name: 'digits', or a path that ends in .toml.
         overrides: 'key.subkey=value' with a TOML value, applied in order.
 
     Raises:
-        RecipeError: If there is no such recipe or key, or a value cannot work.
+        RecipeError: If there is no such recipe or key, a value cannot work, or the recipe is for pruning only.
     """
+    data = _read(name, overrides)
+    missing = [key for key in _ONLY_FOR_HARDENING if key not in data]
+    if len(missing) == len(_ONLY_FOR_HARDENING):
+        raise RecipeError(
+            f"recipe {name} is for pruning, it has no {missing[0]}, members or purifier; use it with s2ap-defend prune"
+        )
+    return _validated(Recipe, name, data)
+
+
+def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningRecipe:
+    """Load a recipe for `prune`, without what it holds for `harden`. Arguments and errors as in `load_recipe`."""
+    data = _read(name, overrides)
+    if any(key in data for key in _ONLY_FOR_HARDENING):
+        _validated(Recipe, name, data)  # a misspelt key is refused, whoever it is for
+        data = {key: value for key, value in data.items() if key not in _ONLY_FOR_HARDENING}
+    return _validated(PruningRecipe, name, data)
+
+
+def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     if name.endswith(".toml"):
         try:
             text = Path(name).read_text(encoding="utf-8")
@@ -147,10 +234,14 @@ def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"recipe {name} is not TOML: {error}") from error
     for override in overrides:
         _apply(data, override)
+    return data
+
+
+def _validated(kind: type[R], name: str, data: dict[str, Any]) -> R:
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"recipe {name}: {_explain(error)}") from error
+        raise RecipeError(f"recipe {name}: {_explain(error, kind)}") from error
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -164,26 +255,38 @@ def _apply(data: dict[str, Any], override: str) -> None:
     *path, last = key.strip().split(".")
     table = data
     for part in path:
+        if part in _SHORT_FOR and isinstance(table.get(part), str):
+            table[part] = {_SHORT_FOR[part]: table[part]}
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise RecipeError(f"--set {override!r}: {part} is a value, not a table")
     table[last] = parsed
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: object) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    path = _path(first["loc"])
+    place = ".".join(path)
     if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-        return f"key {place} is not known; {_nearest(str(first['loc'][-1]), _keys_at(first['loc'][:-1]))}"
+        return f"key {place} is not known; {_nearest(path[-1], _keys_at(kind, first['loc'][:-1]))}"
     if first["type"] in {"missing", "missing_argument"}:
         return f"key {place} is missing"
-    return f"{place} is {first['input']!r}: {first['msg']}"
+    if first["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        found = first["input"].get("method") if isinstance(first["input"], dict) else first["input"]
+        return f"{place}.method is {found!r}; {_nearest(str(found), ['s2ap', *METHODS])}"
+    reasons = dict.fromkeys(one["msg"] for one in error.errors() if _path(one["loc"]) == path)
+    return f"{place} is {first['input']!r}: {' or '.join(reasons)}"
 
 
-def _keys_at(path: tuple[int | str, ...]) -> list[str]:
-    kind: Any = Recipe
+def _path(location: tuple[int | str, ...]) -> list[str]:
+    """Keys of a place in a recipe, without what pydantic adds for the branch of a union."""
+    path = [str(part) for part in location if part not in METHODS]
+    return path[:-1] if path[-1] in {"float", "int", "str"} or path[-1].startswith(("literal[", "dict[")) else path
+
+
+def _keys_at(kind: Any, path: tuple[int | str, ...]) -> list[str]:  # noqa: ANN401
     for part in path:
-        kind = _field_types(kind).get(str(part), kind)
+        kind = METHODS.get(str(part)) or _field_types(kind).get(str(part), kind)
     return list(_field_types(kind))
 
 
@@ -191,8 +294,6 @@ def _field_types(kind: object) -> dict[str, Any]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: field.annotation for name, field in kind.model_fields.items()}
     if is_dataclass(kind):
-        from typing import get_type_hints
-
         hints = get_type_hints(kind)
         return {field.name: hints[field.name] for field in fields(kind)}
     return {}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
 from s2ap_train.checkpoint import load_checkpoint, restore, save_checkpoint
+from s2ap_train.snapshots import Snapshots
 from s2ap_train.training import OnEpoch
 
 M = TypeVar("M", bound=nn.Module)
@@ -45,12 +46,14 @@ class Workbench:
         work_dir: Folder of the checkpoints.
         reporter: Told about every part.
         train: Whether a part that cannot be reloaded is trained; otherwise MissingPart is raised.
+        keep: Whether what is trained is kept; of several processes that train one part, only the first does.
     """
 
-    def __init__(self, work_dir: Path, reporter: Reporter, *, train: bool = True) -> None:
+    def __init__(self, work_dir: Path, reporter: Reporter, *, train: bool = True, keep: bool = True) -> None:
         self._work_dir = work_dir
         self._reporter = reporter
         self._train = train
+        self._keep = keep
 
     def part(
         self,
@@ -59,7 +62,7 @@ class Workbench:
         settings: object,
         epochs: int,
         rebuild: Callable[[Mapping[str, Any]], M],
-        train: Callable[[OnEpoch], Trained[M]],
+        train: Callable[[OnEpoch, Snapshots], Trained[M]],
         note: Callable[[Mapping[str, float]], str],
         summary: Callable[[Mapping[str, Any]], str],
     ) -> tuple[M, Mapping[str, Any]]:
@@ -70,7 +73,8 @@ class Workbench:
             settings: Everything that decides the result: a kept checkpoint is reused only if it was made with the same.
             epochs: Epochs of the whole training, for the progress bar.
             rebuild: An untrained module from the record's architecture.
-            train: The training; its argument is called after every epoch.
+            train: The training; it calls its first argument after every epoch and keeps its state in the second, to go
+                on where it was killed.
             note: What to show of an epoch's metrics.
             summary: What to show of a record.
         """
@@ -82,11 +86,14 @@ class Workbench:
             return reused[0].eval(), reused[1]
         if not self._train:
             raise MissingPart(name)
+        snapshots = Snapshots(self._work_dir / f"{name}.unfinished", key)
         with self._reporter.step(name, epochs) as step:
-            trained = train(lambda _, metrics: step.advance(note(metrics)))
+            trained = train(lambda _, metrics: step.advance(note(metrics)), snapshots)
             step.note = summary(trained.record)
-        weights = {f"{_WEIGHT}{key}": value for key, value in trained.model.state_dict().items()}
-        save_checkpoint(folder, tensors=weights | dict(trained.beside), record={**trained.record, "settings": key})
+        if self._keep:
+            weights = {f"{_WEIGHT}{key}": value for key, value in trained.model.state_dict().items()}
+            save_checkpoint(folder, tensors=weights | dict(trained.beside), record={**trained.record, "settings": key})
+            snapshots.clear()
         return trained.model.eval(), trained.record
 
     def _reload(
@@ -104,6 +111,12 @@ class Workbench:
             self._reporter.line(f"{folder.name}: trained again, because {error}")
             return None
         return model, record
+
+
+def accuracies(metrics: Mapping[str, float]) -> str:
+    """What to show of an epoch of a classifier: accuracy, robust accuracy and mask flips, as far as they are there."""
+    names = {"validation_accuracy": "accuracy", "validation_robust_accuracy": "robust", "flip_rate": "mask flips"}
+    return "  ".join(f"{text} {metrics[key]:.1%}" for key, text in names.items() if key in metrics)
 
 
 def fingerprint(settings: object) -> str:

@@ -1,29 +1,31 @@
 """How each part of a recipe is trained: classifiers, members and the score model."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from s2ap_defend.errors import RecipeError
 from s2ap_train.attacks.accuracy import accuracy, robust_accuracy
 from s2ap_train.data import Splits
 from s2ap_train.ensemble import ChannelMember, l1_norm_member, random_channel_member
-from s2ap_train.models import SmallCNN
+from s2ap_train.models import Classifier
 from s2ap_train.models import build as build_classifier
-from s2ap_train.pruning.finetune import Finetune, finetune
-from s2ap_train.pruning.s2ap import S2AP, prune_s2ap
+from s2ap_train.models import create as create_classifier
+from s2ap_train.pruning import Magnitude, PruningMethod, finetune, prune
+from s2ap_train.pruning.methods import method_name, needs_training, needs_tuning, structure_name
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.purifier import UNet, train_score_model
 from s2ap_train.purifier import build as build_score_model
-from s2ap_train.recipe import Recipe
+from s2ap_train.recipe import ModelTable, Recipe
+from s2ap_train.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, TrainingConfig, train_classifier
-from s2ap_train.workbench import Trained, Workbench
+from s2ap_train.workbench import Trained, Workbench, accuracies
 
 VALIDATION_ATTACK_STEPS = 20
+_NATURAL = {"plain", "random-channel", "l1-norm"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Network:
 
     Attributes:
         model: In evaluation mode.
-        method: 'plain', 'adversarial', 's2ap', 'random-channel' or 'l1-norm'.
+        method: 'plain', 'adversarial', a pruning method such as 's2ap', 'random-channel' or 'l1-norm'.
         sparsity: Fraction of the weights of the unpruned network that are zero or removed.
         adversarially_trained: Whether it was trained against attacks.
         seed: Of initialisation, mask and data order.
@@ -40,7 +42,7 @@ class Network:
         robust_accuracy: Under PGD at the recipe's eps.
     """
 
-    model: SmallCNN
+    model: Classifier
     method: str
     sparsity: float
     adversarially_trained: bool
@@ -51,11 +53,12 @@ class Network:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """A classifier after training and, where it was pruned, masks and scores."""
+    """A classifier after training and, where it was pruned, masks and scores; `weights` counts those before pruning."""
 
-    model: SmallCNN
-    kept: Mapping[str, Tensor]
-    history: tuple[dict[str, float], ...]
+    model: Classifier
+    weights: int
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    history: tuple[dict[str, float], ...] = ()
 
 
 class Workshop:
@@ -76,7 +79,9 @@ class Workshop:
 
     def groups(self) -> dict[str, Callable[[], object]]:
         """Independent pieces of work by name, long ones first."""
-        members = {f"member-s2ap-{i}": partial(self.robust_member, i) for i in range(self.recipe.members.s2ap.count)}
+        members = {
+            f"member-robust-{i}": partial(self.robust_member, i) for i in range(self.recipe.members.robust.count)
+        }
         return {
             "score-model": self.score_model,
             "adversarial": self.robust_classifiers,
@@ -92,31 +97,38 @@ class Workshop:
             "adversarial",
             recipe.adversarial,
             seed,
-            lambda hook: self._fit(recipe.widths, recipe.adversarial, seed, hook),
+            lambda hook, snapshots: self._fit(recipe.model, recipe.adversarial, seed, hook, snapshots),
             epochs=recipe.adversarial.epochs,
         )
-        s2ap = self._network(
-            "s2ap",
-            "s2ap",
-            (recipe.adversarial, recipe.s2ap, recipe.finetune),
+        pruned = self._network(
+            "pruned",
+            method_name(recipe.pruning),
+            (recipe.adversarial, recipe.pruning, recipe.finetune),
             seed,
-            lambda hook: self._prune(adversarial.model, recipe.s2ap, recipe.finetune, seed, hook),
-            epochs=recipe.s2ap.training.epochs + recipe.finetune.epochs,
+            lambda hook, snapshots: self._prune(
+                adversarial.model, recipe.pruning, recipe.finetune, seed, hook, snapshots
+            ),
+            epochs=_epochs(recipe.pruning, recipe.finetune),
         )
-        return adversarial, s2ap
+        return adversarial, pruned
 
     def robust_member(self, i: int) -> Network:
         """S2AP member number i, with pretraining, mask and data order of its own."""
-        family = self.recipe.members.s2ap
-        seed, widths = self.recipe.seed + 100 + i, family.widths[i % len(family.widths)]
+        family = self.recipe.members.robust
+        seed, model = self.recipe.seed + 100 + i, family.models[i % len(family.models)]
+        trained = needs_training(family.pruning)
 
-        def build(hook: OnEpoch) -> _Fitted:
-            dense = self._fit(widths, family.pretraining, seed, hook)
-            return self._prune(dense.model, family.s2ap, family.finetune, seed, hook)
+        def build(hook: OnEpoch, snapshots: Snapshots) -> _Fitted:
+            if trained:
+                dense = self._fit(model, family.pretraining, seed, hook, snapshots.child("dense")).model
+            else:
+                dense = self._create(model, seed)
+            return self._prune(dense, family.pruning, family.finetune, seed, hook, snapshots)
 
-        epochs = family.pretraining.epochs + family.s2ap.training.epochs + family.finetune.epochs
-        settings = (widths, family.pretraining, family.s2ap, family.finetune)
-        return self._network(f"member-s2ap-{i}", "s2ap", settings, seed, build, epochs=epochs)
+        epochs = _epochs(family.pruning, family.finetune) + (family.pretraining.epochs if trained else 0)
+        settings = (model, family.pretraining, family.pruning, family.finetune)
+        method = method_name(family.pruning)
+        return self._network(f"member-robust-{i}", method, settings, seed, build, epochs=epochs)
 
     def standard_networks(self) -> tuple[Network, list[Network]]:
         """The plain network and the members that are cut from it."""
@@ -126,7 +138,7 @@ class Workshop:
             "plain",
             recipe.plain,
             recipe.seed,
-            lambda hook: self._fit(recipe.widths, recipe.plain, recipe.seed, hook),
+            lambda hook, snapshots: self._fit(recipe.model, recipe.plain, recipe.seed, hook, snapshots),
             epochs=recipe.plain.epochs,
         )
         families = self.recipe.members
@@ -145,15 +157,17 @@ class Workshop:
                 members.append(self._network(name, method, settings, seed, build, epochs=epochs))
         return plain, members
 
-    def _remove_channels(self, make: Callable[..., ChannelMember], base: SmallCNN, seed: int, hook: OnEpoch) -> _Fitted:
-        member = make(base, *self.train_arrays, self.validation, seed=seed, on_epoch=hook)
-        return _Fitted(member.model, {}, member.training.history)
+    def _remove_channels(
+        self, make: Callable[..., ChannelMember], base: Classifier, seed: int, hook: OnEpoch, snapshots: Snapshots
+    ) -> _Fitted:
+        member = make(base, *self.train_arrays, self.validation, seed=seed, snapshots=snapshots, on_epoch=hook)
+        return _Fitted(member.model, _weights(base), {}, member.training.history)
 
     def score_model(self) -> UNet:
         """The score model of the purifier."""
         config, seed = self.recipe.score_model, self.recipe.seed
 
-        def train(hook: OnEpoch) -> Trained[UNet]:
+        def train(hook: OnEpoch, _: Snapshots) -> Trained[UNet]:
             images, validation = self.splits.train.images, self.splits.validation.images
             trained = train_score_model(images, config, seed=seed, validation=validation, on_epoch=hook)
             record = {
@@ -174,31 +188,44 @@ class Workshop:
         )
         return net.requires_grad_(False)
 
-    def _fit(self, widths: tuple[int, ...], config: TrainingConfig, seed: int, hook: OnEpoch) -> _Fitted:
-        channels, height, width = self.splits.image_shape
-        if height != width:
-            raise RecipeError(f"the small CNN takes square images, the data has {width}x{height}")
-        model = SmallCNN(channels, len(self.splits.classes), widths, height, seed=seed)
-        training = train_classifier(model, *self.train_arrays, self.validation, config, seed=seed, on_epoch=hook)
-        return _Fitted(model, {}, training.history)
+    def _create(self, model: ModelTable, seed: int) -> Classifier:
+        return create_classifier(model, self.splits.image_shape, len(self.splits.classes), seed)
 
-    def _prune(self, dense: SmallCNN, s2ap: S2AP, tuning: TrainingConfig, seed: int, hook: OnEpoch) -> _Fitted:
-        pruned = prune_s2ap(dense, *self.train_arrays, self.validation, s2ap, seed=seed, on_epoch=hook)
-        model = pruned.model
-        if not isinstance(model, SmallCNN):  # our own bug
-            raise TypeError(f"pruning returned a {type(model).__name__}")
+    def _fit(
+        self, table: ModelTable, config: TrainingConfig, seed: int, hook: OnEpoch, snapshots: Snapshots
+    ) -> _Fitted:
+        model = self._create(table, seed)
+        training = train_classifier(
+            model, *self.train_arrays, self.validation, config, seed=seed, snapshots=snapshots, on_epoch=hook
+        )
+        return _Fitted(model, _weights(model), {}, training.history)
+
+    def _prune(
+        self,
+        dense: Classifier,
+        pruning: PruningMethod,
+        tuning: TrainingConfig,
+        seed: int,
+        hook: OnEpoch,
+        snapshots: Snapshots,
+    ) -> _Fitted:
+        data = (*self.train_arrays, self.validation)
+        pruned = prune(dense, *data, pruning, seed=seed, snapshots=snapshots.child("pruning"), on_epoch=hook)
         tuned = finetune(
-            model,
-            *self.train_arrays,
-            self.validation,
-            Finetune(training=tuning),
-            masks=pruned.masks,
+            pruned,
+            *data,
+            tuning if needs_tuning(pruning) else None,
+            structure=structure_name(pruning),
             seed=seed,
+            snapshots=snapshots.child("finetune"),
             on_epoch=hook,
         )
         kept = {f"mask.{name}": mask for name, mask in pruned.masks.items()}
         kept |= {f"score.{name}": score for name, score in pruned.scores.items()}
-        return _Fitted(model, kept, pruned.history + tuned.history)
+        history = () if tuned.tuning is None else tuned.tuning.history
+        if not isinstance(tuned.model, Classifier):  # our own bug
+            raise TypeError(f"pruning returned a {type(tuned.model).__name__}")
+        return _Fitted(tuned.model, _weights(dense), kept, pruned.history + history)
 
     def _network(
         self,
@@ -206,23 +233,23 @@ class Workshop:
         method: str,
         settings: object,
         seed: int,
-        build: Callable[[OnEpoch], _Fitted],
+        build: Callable[[OnEpoch, Snapshots], _Fitted],
         *,
         epochs: int,
     ) -> Network:
         recipe = self.recipe
 
-        def train(hook: OnEpoch) -> Trained[SmallCNN]:
-            fitted = build(hook)
+        def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
+            fitted = build(hook, snapshots)
             return Trained(fitted.model, self._measure(fitted, method, seed), fitted.kept)
 
         model, record = self.workbench.part(
             name,
-            settings=(recipe.data, recipe.seed, recipe.widths, recipe.eps, settings, seed),
+            settings=(recipe.data, recipe.seed, recipe.model, recipe.eps, settings, seed),
             epochs=epochs,
             rebuild=build_classifier,
             train=train,
-            note=_accuracies,
+            note=accuracies,
             summary=_summary,
         )
         return Network(
@@ -236,13 +263,13 @@ class Workshop:
         )
 
     def _measure(self, fitted: _Fitted, method: str, seed: int) -> dict[str, Any]:
-        model, robust = fitted.model, method in {"adversarial", "s2ap"}
+        model, robust = fitted.model, method not in _NATURAL
         flips = [epoch["flip_rate"] for epoch in fitted.history if "flip_rate" in epoch]
         return {
             "architecture": model.architecture(),
             "method": method,
             "seed": seed,
-            "sparsity": self._sparsity(model, method),
+            "sparsity": 1.0 - _nonzero(model) / fitted.weights,
             "adversarially_trained": robust,
             "clean_accuracy": accuracy(model, *self.validation),
             "robust_accuracy": robust_accuracy(
@@ -252,19 +279,19 @@ class Workshop:
             "history": list(fitted.history),
         }
 
-    def _sparsity(self, model: SmallCNN, method: str) -> float:
-        weights = prunable_weights(model).values()
-        nonzero = sum(int(torch.count_nonzero(weight)) for weight in weights)
-        if method == "s2ap":
-            return 1.0 - nonzero / sum(weight.numel() for weight in weights)
-        channels, height, _ = self.splits.image_shape
-        whole = SmallCNN(channels, len(self.splits.classes), self.recipe.widths, height, seed=0)
-        return 1.0 - nonzero / sum(weight.numel() for weight in prunable_weights(whole).values())
+
+def _epochs(pruning: PruningMethod, tuning: TrainingConfig) -> int:
+    """Epochs of pruning and fine-tuning, as far as they are known before."""
+    searched = 0 if isinstance(pruning, Magnitude) else pruning.training.epochs
+    return searched + (tuning.epochs if needs_tuning(pruning) else 0)
 
 
-def _accuracies(metrics: Mapping[str, float]) -> str:
-    names = {"validation_accuracy": "accuracy", "validation_robust_accuracy": "robust", "flip_rate": "mask flips"}
-    return "  ".join(f"{text} {metrics[key]:.1%}" for key, text in names.items() if key in metrics)
+def _weights(model: Classifier) -> int:
+    return sum(weight.numel() for weight in prunable_weights(model).values())
+
+
+def _nonzero(model: Classifier) -> int:
+    return sum(int(torch.count_nonzero(weight)) for weight in prunable_weights(model).values())
 
 
 def _summary(record: Mapping[str, Any]) -> str:

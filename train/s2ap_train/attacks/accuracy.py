@@ -73,3 +73,9 @@ def _fraction_right(
 def on_device(device: torch.device, images: Array, labels: Array) -> tuple[Tensor, Tensor]:
     """Images and labels, from NumPy or torch, as tensors on a device."""
     return torch.as_tensor(images).to(device), torch.as_tensor(labels).to(device)
+
+
+def image_shape(images: Array) -> tuple[int, int, int]:
+    """(C, H, W) of images [N, C, H, W]."""
+    _, channels, height, width = images.shape
+    return int(channels), int(height), int(width)

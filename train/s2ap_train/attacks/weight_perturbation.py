@@ -1,23 +1,59 @@
-"""The worst weights nearby: the inner maximisation of adversarial weight perturbation."""
+"""The worst weights or scores nearby: the inner maximisation of adversarial weight perturbation and of S2AP."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Norm = Literal["l2", "linf", "adaptive"]
 _TINY = 1e-12
 
 
-def relative_ascent(tensors: Sequence[Tensor], gradients: Sequence[Tensor], radius: float) -> list[Tensor]:
-    """One normalised ascent step per tensor: radius * ||t|| * g / (||g|| + 1e-12), Euclidean norms.
+def relative_ascent(
+    tensors: Sequence[Tensor], gradients: Sequence[Tensor], radius: float, norm: Norm = "l2"
+) -> list[Tensor]:
+    """One steepest ascent step per tensor t along its gradient g, to the edge of a ball that grows with the tensor.
 
-    Wu, Xia, Wang 2020, equation 9 (arXiv 2004.05884), for weights; the same step in score space is S2AP's. Relative,
-    because networks with batch normalisation, and masks of the top k scores, do not change when a layer is rescaled.
+    'l2': radius * ||t|| * g / (||g|| + 1e-12), Wu, Xia, Wang 2020, equation 9 (arXiv 2004.05884), for weights; the same
+    step in score space is S2AP's. 'linf': radius * max|t| * sign g. 'adaptive': radius * sqrt(n) * t^2 g / || |t| g ||,
+    Kwon et al. 2021 (arXiv 2102.11600), times sqrt(n) so that the radius is the root mean square of the n relative
+    changes, as it is for 'l2' when all entries are alike. Relative, because networks
+    with batch normalisation, and masks of the top k scores, do not change when a layer is rescaled.
     """
-    return [radius * t.norm() * g / (g.norm() + _TINY) for t, g in zip(tensors, gradients, strict=True)]
+    return [_ascent(t, g, radius, norm) for t, g in zip(tensors, gradients, strict=True)]
+
+
+def within(offset: Tensor, tensor: Tensor, radius: float, norm: Norm = "l2") -> Tensor:
+    """The offset scaled back into the ball of `relative_ascent` around this tensor, if it lies outside."""
+    if norm == "linf":
+        longest = radius * tensor.abs().max()
+        return offset.clamp(-longest, longest)
+    if norm == "adaptive":
+        length = (offset / tensor.abs().clamp_min(_TINY)).norm()
+        longest = radius * tensor.numel() ** 0.5 * torch.ones_like(length)
+    else:
+        length, longest = offset.norm(), radius * tensor.norm()
+    factor: Tensor = (longest / length.clamp_min(_TINY)).clamp_max(1)
+    return offset * factor
+
+
+def _ascent(tensor: Tensor, gradient: Tensor, radius: float, norm: Norm) -> Tensor:
+    if norm == "linf":
+        direction, length = gradient.sign(), tensor.abs().max()
+    elif norm == "adaptive":
+        relative = tensor.abs() * gradient
+        direction, length = (
+            tensor.abs() * relative / (relative.norm() + _TINY),
+            tensor.new_tensor(tensor.numel()).sqrt(),
+        )
+    else:
+        direction, length = gradient / (gradient.norm() + _TINY), tensor.norm()
+    step: Tensor = radius * length * direction
+    return step
 
 
 def weight_perturbation(

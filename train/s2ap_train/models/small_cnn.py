@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2ap_train.models.classifier import Classifier, initialise, scaled_channels
+
 NAME = "small_cnn"
 
 
@@ -35,7 +37,7 @@ def default_pools(blocks: int) -> tuple[int, ...]:
     return (first, first + max(1, round(blocks / 3))) if blocks > 1 else (0,)
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(Classifier):
     """Blocks of convolution, then one linear layer: images [N, C, H, W] in [0, 1] -> logits [N, K].
 
     The normalisation of the pixels to [-1, 1] is inside. `widths` holds the channels of each block, so a network whose
@@ -51,6 +53,7 @@ class SmallCNN(nn.Module):
         image_size: int = 8,
         *,
         pool_after: Sequence[int] | None = None,
+        width: float = 1.0,
         seed: int = 0,
     ) -> None:
         """Build and initialise the network.
@@ -61,45 +64,40 @@ class SmallCNN(nn.Module):
             widths: Output channels of each block, first to last.
             image_size: Height and width of an image, pixels.
             pool_after: Indices, from 0, of the blocks that end with a 2x2 max-pool; None = `default_pools`.
+            width: Factor of `widths`, see `scaled_channels`; 1 takes them as they are.
             seed: Seed of the initial weights.
 
         Raises:
             ValueError: If a size is below one, `pool_after` names no block, or pooling leaves no pixel.
         """
-        super().__init__()
-        if min(in_channels, classes, image_size, len(widths), *widths) < 1:
-            raise ValueError(
-                f"SmallCNN got in_channels {in_channels}, classes {classes}, widths {tuple(widths)}, image_size "
-                f"{image_size}; every size must be at least 1"
-            )
+        super().__init__(in_channels, classes, image_size)
+        if min(len(widths), *widths) < 1:
+            raise ValueError(f"SmallCNN got widths {tuple(widths)}; every size must be at least 1")
+        widths = widths if width == 1 else [scaled_channels(channels, width) for channels in widths]
         pool_after = default_pools(len(widths)) if pool_after is None else pool_after
         if any(not 0 <= block < len(widths) for block in pool_after):
             raise ValueError(f"pool_after is {tuple(pool_after)}; it must name blocks from 0 to {len(widths) - 1}")
-        self.in_channels, self.classes, self.image_size = in_channels, classes, image_size
-        self.widths, self.pool_after = tuple(widths), tuple(sorted(set(pool_after)))
+        self.pool_after = tuple(sorted(set(pool_after)))
         side = image_size >> len(self.pool_after)
         if side < 1:
             raise ValueError(
                 f"{len(self.pool_after)} pools leave nothing of an image of {image_size} pixels; pool less often"
             )
-        inputs = (in_channels, *self.widths[:-1])
+        inputs = (in_channels, *widths[:-1])
         with torch.random.fork_rng(
             devices=[]
         ):  # layer constructors draw from the global generator: give it back untouched
             self.blocks = nn.ModuleList(
-                Block(i, o, pool=n in self.pool_after) for n, (i, o) in enumerate(zip(inputs, self.widths, strict=True))
+                Block(i, o, pool=n in self.pool_after) for n, (i, o) in enumerate(zip(inputs, widths, strict=True))
             )
-            self.classifier = nn.Linear(self.widths[-1] * side * side, classes)
-        self._initialise(torch.Generator().manual_seed(seed))
+            self.classifier = nn.Linear(widths[-1] * side * side, classes)
+        initialise(self, seed)
         self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
 
-    def _initialise(self, generator: torch.Generator) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-        bound = self.classifier.in_features**-0.5
-        nn.init.uniform_(self.classifier.weight, -bound, bound, generator=generator)
-        nn.init.zeros_(self.classifier.bias)
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Output channels of each block, first to last, as they are now."""
+        return tuple(block.convolution.out_channels for block in self.each_block())
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] of images [N, C, H, W] in [0, 1]."""
@@ -113,8 +111,8 @@ class SmallCNN(nn.Module):
         """The blocks, first to last."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def architecture(self) -> dict[str, Any]:
-        """What `s2ap_train.models.build` needs to rebuild this network, as JSON values; weights are not part of it."""
+    def arguments(self) -> dict[str, Any]:
+        """Name and arguments that make this network, as JSON values; `widths` are those that are left."""
         return {
             "name": NAME,
             "in_channels": self.in_channels,
@@ -123,3 +121,7 @@ class SmallCNN(nn.Module):
             "image_size": self.image_size,
             "pool_after": list(self.pool_after),
         }
+
+    def architecture(self) -> dict[str, Any]:
+        """As `arguments`: widths say it all, also after channels were removed."""
+        return self.arguments()

@@ -1,42 +1,77 @@
-"""Fine-tuning under fixed masks, with adversarial perturbation of the surviving weights."""
+"""Fine-tuning: what pruning left is trained on, against the attack and against its own worst weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from s2ap_train.attacks.accuracy import Array
+from s2ap_train.attacks.accuracy import Array, image_shape
+from s2ap_train.compute import LOCAL, Compute
+from s2ap_train.models.channel_groups import channel_groups, remove_channels
+from s2ap_train.pruning.pruned_model import PrunedModel
+from s2ap_train.pruning.structures import StructureName
+from s2ap_train.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, Training, TrainingConfig, train_classifier
 
 
 @dataclass(frozen=True)
-class Finetune:
-    """Hyper-parameters of `finetune`; `training.weight_radius` is AWP's gamma."""
+class Tuned:
+    """A pruned network after fine-tuning.
 
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(epochs=6, lr=0.05, eps=0.15, weight_radius=0.005)
-    )
+    Attributes:
+        model: The network that is shipped, in evaluation mode; removed channels are gone.
+        pruned: Mask, scores and history of the pruning, and the network before fine-tuning.
+        tuning: The fine-tuning; None where there was none.
+    """
+
+    model: nn.Module
+    pruned: PrunedModel
+    tuning: Training | None
+
+
+def shipped(pruned: PrunedModel, structure: StructureName, image_shape: tuple[int, int, int]) -> nn.Module:
+    """A copy of the pruned network as it is shipped: closed channels are physically gone, masked weights are 0."""
+    if structure != "channel":
+        return copy.deepcopy(pruned.model)
+    groups = channel_groups(pruned.model, image_shape, verify=False)
+    return remove_channels(pruned.model, groups, pruned.masks, image_shape)
 
 
 def finetune(
-    model: nn.Module,
+    pruned: PrunedModel,
     images: Array,
     labels: Array,
     validation: tuple[Array, Array],
-    config: Finetune,
+    config: TrainingConfig | None,
     *,
-    masks: Mapping[str, Tensor],
+    structure: StructureName,
     seed: int,
+    compute: Compute = LOCAL,
+    snapshots: Snapshots | None = None,
     on_epoch: OnEpoch | None = None,
-) -> Training:
-    """Train the surviving weights of a pruned network in place; pruned weights stay exactly 0.
+) -> Tuned:
+    """Train what is left of a pruned network: under fixed masks, or with channels physically removed.
 
-    Adversarial weight perturbation (Wu et al. 2020, arXiv 2004.05884) with masked norms:
-    v_l = gamma * ||w_l m_l|| * g_l m_l / ||g_l m_l||. A baseline compared with S2AP must be fine-tuned with the same
-    `weight_radius`. Arguments and errors as in `train_classifier`.
+    Pruned weights stay exactly 0. `config.weight_radius` perturbs the surviving weights adversarially, in masked norms:
+    v_l = gamma * ||w_l m_l|| * g_l m_l / ||g_l m_l|| (Wu et al. 2020, arXiv 2004.05884). Methods that are compared must
+    be fine-tuned with the same configuration; None ships the pruned network as it is. Arguments as in `prune`.
     """
-    return train_classifier(
-        model, images, labels, validation, config.training, seed=seed, masks=masks, on_epoch=on_epoch
+    model = shipped(pruned, structure, image_shape(images))
+    if config is None:
+        return Tuned(model, pruned, None)
+    masks = {} if structure == "channel" else dict(pruned.masks)
+    tuning = train_classifier(
+        model,
+        images,
+        labels,
+        validation,
+        config,
+        masks=masks,
+        seed=seed,
+        compute=compute,
+        snapshots=snapshots,
+        on_epoch=on_epoch,
     )
+    return Tuned(model, pruned, tuning)

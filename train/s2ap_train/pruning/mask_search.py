@@ -1,69 +1,36 @@
-"""The loop that HYDRA and S2AP share: train scores on adversarial examples, weights frozen, masks cut once per step."""
+"""The loop of all score-based methods: scores trained on attacked images, weights frozen, masks cut once a step."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.attacks.accuracy import Array, on_device
-from s2ap_train.pruning.masks import Masks, flip_rate, hamming, layer_masks
-from s2ap_train.pruning.scores import masked_weights, prunable_weights, scaled_magnitude
+from s2ap_train.attacks.accuracy import Array, image_shape, on_device
+from s2ap_train.compute import Compute
+from s2ap_train.pruning.masks import Masks, flip_rate, hamming
+from s2ap_train.pruning.perturbation import Moved
+from s2ap_train.pruning.pruned_model import PrunedModel
+from s2ap_train.pruning.score_pruning import ScorePruning
+from s2ap_train.pruning.search_state import SearchState
+from s2ap_train.snapshots import Snapshots
 from s2ap_train.training import (
+    Batch,
+    CollapseWatch,
     EpochChoice,
     OnEpoch,
-    TrainingConfig,
     adversarial_examples,
     batches,
+    classes_of,
     cosine,
-    shifted,
-    validate,
+    draw_batch,
+    robust_loss,
+    validate_alike,
 )
-
-Scores = dict[str, Tensor]
-ScoreLoss = Callable[[Masks], Tensor]
-"""Masks by name -> the loss of one batch, differentiable in the scores."""
-
-
-@dataclass(frozen=True)
-class PrunedModel:
-    """A network whose pruned weights are 0, and what led there.
-
-    `history` holds per epoch: loss, validation_accuracy, validation_robust_accuracy (of the mask, before any
-    fine-tuning), hamming and flip_to_previous (the mask against the previous epoch's), flip_rate and radius (means over
-    the epoch's ascent steps; 0 without any).
-    """
-
-    model: nn.Module
-    masks: dict[str, Tensor]
-    scores: Scores
-    history: tuple[dict[str, float], ...]
-    best_epoch: int
-
-
-@dataclass(frozen=True)
-class Moved:
-    """What a perturbation of the scores did: masks there, fraction of kept weights that changed, radius."""
-
-    masks: dict[str, Tensor]
-    flip_rate: float
-    radius: float
-
-
-class ScorePerturbation(Protocol):
-    """Moves the scores in place before the gradient is taken; the loop puts them back."""
-
-    def __call__(self, epoch: int, model: nn.Module, scores: Scores, masks: Masks, loss: ScoreLoss) -> Moved | None:
-        """What it did; None = it left the scores alone."""
 
 
 def search_masks(
@@ -71,131 +38,188 @@ def search_masks(
     images: Array,
     labels: Array,
     validation: tuple[Array, Array],
-    config: TrainingConfig,
+    method: ScorePruning,
     *,
-    sparsity: float,
     seed: int,
-    perturbation: ScorePerturbation | None = None,
+    compute: Compute | None = None,
+    snapshots: Snapshots | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> PrunedModel:
-    """Find which weights of a trained network to keep; the network itself is not changed.
+    """Find what to keep of a network; the network itself is not changed.
 
-    Weights and biases are frozen; scores and the affine part of batch normalisation are trained. Every layer keeps the
-    same ratio. The epoch is chosen by (robust) validation accuracy of the pruned network, as `EpochChoice` does.
+    Weights and biases are frozen; scores and, for most methods, the affine part of batch normalisation are trained. The
+    epoch is chosen by (robust) validation accuracy of the pruned network, as `EpochChoice` does. Running statistics are
+    averaged over the passes that a step is taken on, attacked images under that step's masks; the passes that only look
+    for a perturbation leave them alone.
+
+    A collapse, as `CollapseWatch` sees it, ends the search with the mask of the last good epoch.
 
     Args:
-        model: The trained network.
+        model: The network.
         images: Training images, float32 [N, C, H, W] in [0, 1].
         labels: Their labels, int64 [N].
-        validation: Images and labels that choose the epoch.
-        config: Epochs, learning rate and weight decay of the scores, and the attack.
-        sparsity: Fraction of each layer's weights to remove.
-        seed: Of the order, the shifts and the attack's random start.
-        perturbation: Where else to take the gradient; None is HYDRA.
-        on_epoch: Called after each epoch with its number and record.
+        validation: Images and labels that choose the epoch; never the test set.
+        method: `Hydra`, `Harp` or `ScratchTicket`, which is its configuration.
+        seed: Of the order, the augmentation, the attack's random start and random scores.
+        compute: Device, precision and the other processes; None = this process, on the model's device.
+        snapshots: Where the state is kept after each epoch; the search goes on from the state that is there, to the
+            very mask of an unbroken one.
+        on_epoch: Called after each epoch with its number and record, by the first process; a resumed search calls it
+            for the epochs of the snapshot as well.
 
     Raises:
-        RecipeError: If the sparsity is not in [0, 1), the loss is no longer finite, or the config asks for something
-            that a mask search, whose weights are frozen, does not do.
+        RecipeError: If the loss is no longer finite before any good epoch.
     """
-    if not 0 <= sparsity < 1:
-        raise RecipeError(f"sparsity is {sparsity}; it is the fraction of weights removed, at least 0 and below 1")
-    unused = ("weight_radius", "average_decay", "eps_warmup_epochs", "label_smoothing")
-    if any(getattr(config, name) for name in unused):
-        raise RecipeError(
-            f"a mask search does not use {', '.join(unused)}; set them to 0 here, they belong to fine-tuning"
-        )
-    trainer = _ScoreTrainer(model, 1 - sparsity, config, torch.Generator().manual_seed(seed))
-    all_images, all_labels = on_device(next(model.parameters()).device, images, labels)
-    previous, history = trainer.masks(), []
-    choice, found = EpochChoice(len(validation[0])), None
-    for epoch in range(config.epochs):
-        losses, moves = [], []
-        order = batches(len(all_images), config.batch_size, trainer.generator)
-        for step, rows in enumerate(order):
-            trainer.optimiser.param_groups[0]["lr"] = cosine(config.lr, epoch + step / len(order), config.epochs)
-            x = shifted(all_images[rows], config.shift, trainer.generator)
-            loss, move = trainer.step(x, all_labels[rows], epoch, perturbation)
-            losses.append(loss)
-            moves += [move] if move is not None else []
-        mean_loss = sum(losses) / len(losses)
-        if not math.isfinite(mean_loss):
+    compute = Compute(next(model.parameters()).device) if compute is None else compute
+    all_images, all_labels = on_device(compute.device, images, labels)
+    all_images = compute.images(all_images)
+    validation = on_device(compute.device, *validation)
+    state = SearchState(
+        model,
+        image_shape(images),
+        method,
+        seed=seed,
+        compute=compute,
+        choice=EpochChoice(len(validation[0])),
+        watch=CollapseWatch(classes_of(model, all_images), validation[1]),
+    )
+    report = on_epoch if compute.is_main else None
+    if snapshots is not None and (saved := snapshots.load()) is not None:
+        state.resume(*saved)
+    elif method.score_start == "snip":
+        _measure_scores(state, all_images, all_labels)
+    for epoch, record in enumerate(state.history):
+        if report is not None:
+            report(epoch, record)
+    while state.epoch < method.training.epochs and state.collapse is None:
+        finished = _epoch(state, all_images, all_labels, validation)
+        if snapshots is not None and compute.is_main:
+            snapshots.save(*state.snapshot())
+        if finished and report is not None:
+            report(state.epoch - 1, state.history[-1])
+    best = state.best
+    assert best is not None  # noqa: S101  (the first epoch is always accepted, or refused with an error)
+    return PrunedModel(
+        best.model,
+        best.masks,
+        best.scores,
+        tuple(state.history),
+        state.choice.epoch,
+        collapse=state.collapse,
+        searched=best.searched,
+    )
+
+
+class _BatchLoss:
+    """`ScoreLoss` of one batch."""
+
+    def __init__(self, state: SearchState, batch: Batch, attacked: Tensor) -> None:
+        self._state, self._batch, self._attacked = state, batch, attacked
+
+    def __call__(self, masks: Masks) -> Tensor:
+        state, batch = self._state, self._batch
+        values = state.allocation.values(state.scores, masks)
+        effective = state.structure.effective(state.parameters, values)
+
+        def logits(images: Tensor) -> Tensor:
+            answer: Tensor = functional_call(state.model, effective, (images,))
+            return answer
+
+        with state.compute.autocast():
+            return robust_loss(state.method.training, logits, batch.x, self._attacked, batch.y) * batch.weight
+
+    def gradients(self, masks: Masks, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return self._state.compute.gradients(self(masks), tensors)
+
+
+def _epoch(state: SearchState, images: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor]) -> bool:
+    """One epoch and what is concluded from it; False = its loss was not finite."""
+    config, epoch, compute = state.method.training, state.epoch, state.compute
+    moves, total = [], 0.0
+    order = batches(len(images), config.batch_size, state.generator)
+    for step, rows in enumerate(order):
+        state.optimiser.param_groups[0]["lr"] = cosine(config.lr, epoch + step / len(order), config.epochs)
+        loss, moved = _step(state, draw_batch(images, labels, rows, config, state.generator, compute))
+        total += loss * len(rows)
+        moves += [moved] if moved is not None else []
+        if not math.isfinite(total):
+            break
+    compute.average_statistics(state.model)
+    state.epoch += 1
+    if not math.isfinite(total) or not all(bool(t.isfinite().all()) for t in state.trained):
+        if state.best is None:
             raise RecipeError(
-                f"the loss is {mean_loss} after epoch {epoch} of the mask search; lower lr (now {config.lr})"
+                f"the loss is not finite in epoch {epoch} of {config.epochs} of the mask search, and no epoch before "
+                f"it was good; lower lr (now {config.lr:g})"
             )
-        masks = trainer.masks()
-        pruned = pruned_copy(trainer.model, masks)
-        record = {
-            "loss": mean_loss,
-            "hamming": hamming(previous, masks),
-            "flip_to_previous": flip_rate(previous, masks),
-            "flip_rate": sum(m.flip_rate for m in moves) / max(1, len(moves)),
-            "radius": sum(m.radius for m in moves) / max(1, len(moves)),
-            **validate(pruned, validation, config),
-        }
-        previous = masks
-        history.append(record)
-        if choice.accepts(epoch, record):
-            found = PrunedModel(pruned, masks, trainer.copied_scores(), (), epoch)
-        if on_epoch is not None:
-            on_epoch(epoch, record)
-    assert found is not None  # noqa: S101  (the first epoch is always accepted)
-    return replace(found, history=tuple(history))
+        state.collapse = f"epoch {epoch} of the mask search: {state.watch.reason({'loss': math.nan})}"
+        return False
+    before, state.masks = state.masks, state.allocation.final_masks(state.scores)
+    record = {
+        "loss": total / len(images),
+        "hamming": hamming(before, state.masks),
+        "flip_to_previous": flip_rate(before, state.masks),
+        "flip_rate": sum(m.flip_rate for m in moves) / max(1, len(moves)),
+        "radius": sum(m.radius for m in moves) / max(1, len(moves)),
+        **state.allocation.end_epoch(epoch),
+    }
+    candidate = state.candidate(images)
+    record |= validate_alike(candidate.model, validation, config, compute)
+    state.history.append(record)
+    reason = state.watch.reason(record)
+    if reason is not None:
+        state.collapse = f"epoch {epoch} of the mask search: {reason}"
+    elif state.choice.accepts(epoch, record):
+        state.best = candidate
+    return True
 
 
-def pruned_copy(model: nn.Module, masks: Masks) -> nn.Module:
-    """A copy of the network in evaluation mode with pruned weights set to 0."""
-    pruned = copy.deepcopy(model).eval()
-    with torch.no_grad():
-        for name, weight in prunable_weights(pruned).items():
-            weight.masked_fill_(~masks[name], 0.0)
-    return pruned
+def _step(state: SearchState, batch: Batch) -> tuple[float, Moved | None]:
+    """One step of the optimiser; the gradient is taken at the moved scores and applied at the unmoved ones."""
+    masks = state.allocation.masks(state.scores)  # once: scores do not move during the attack
+    loss = _BatchLoss(state, batch, _attacked(state, batch, masks))
+    state.model.train()
+    saved = {name: s.detach().clone() for name, s in state.scores.items()}
+    moved = None
+    if state.ascent is not None:
+        moved = state.ascent(state.epoch, state.model, state.scores, masks, loss)
+    value = loss(masks if moved is None else moved.masks)
+    penalty = state.allocation.penalty(state.epoch)
+    total = value if penalty is None else value + penalty.to(value)
+    for tensor, gradient in zip(state.trained, state.compute.gradients(total, state.trained), strict=True):
+        tensor.grad = gradient
+    with torch.no_grad():  # restored by copy: adding and subtracting would drift
+        for name, s in state.scores.items():
+            s.copy_(saved[name])
+    state.optimiser.step()
+    return float(state.compute.mean([value.detach()])[0]), moved
 
 
-class _ScoreTrainer:
-    """State of a mask search: a copy of the network, its frozen weights, the scores, and their optimiser."""
-
-    def __init__(self, model: nn.Module, keep_ratio: float, config: TrainingConfig, generator: torch.Generator) -> None:
-        self.model = copy.deepcopy(model)
-        self.generator = generator
-        self._keep_ratio, self._config = keep_ratio, config
-        self._weights = {name: w.detach().clone() for name, w in prunable_weights(self.model).items()}
-        self._scores = {name: scaled_magnitude(w).requires_grad_() for name, w in self._weights.items()}
-        norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
-        self._trained = [*self._scores.values(), *(p for m in norms for p in m.parameters())]
-        self.optimiser = torch.optim.SGD(
-            self._trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+def _attacked(state: SearchState, batch: Batch, masks: Masks) -> Tensor:
+    """The batch's adversarial examples, made on the pruned network in evaluation mode."""
+    config = state.method.training
+    pruned = state.structure.apply(state.model, masks)
+    with state.compute.autocast():
+        return adversarial_examples(
+            pruned, batch.x, batch.y, eps=config.eps, config=config, generator=None, start=batch.start
         )
 
-    def masks(self) -> dict[str, Tensor]:
-        """Masks at the present scores."""
-        return layer_masks(self._scores, self._keep_ratio)
 
-    def copied_scores(self) -> Scores:
-        """The present scores, detached."""
-        return {name: s.detach().clone() for name, s in self._scores.items()}
+def _measure_scores(state: SearchState, images: Tensor, labels: Tensor) -> None:
+    """Start at the sizes of the loss's gradients in the masks, on one batch of the dense network.
 
-    def step(
-        self, x: Tensor, y: Tensor, epoch: int, perturbation: ScorePerturbation | None
-    ) -> tuple[float, Moved | None]:
-        """One step of the optimiser; the gradient is taken at the moved scores and applied at the unmoved ones."""
-        masks = self.masks()  # once: scores do not move during the attack
-        if self._config.eps:
-            pruned = pruned_copy(self.model, masks)
-            x = adversarial_examples(pruned, x, y, eps=self._config.eps, config=self._config, generator=self.generator)
-        self.model.train()
-
-        def loss_at(masks: Masks) -> Tensor:
-            effective = masked_weights(self._weights, self._scores, masks)
-            return cross_entropy(functional_call(self.model, effective, (x,)), y)
-
-        saved = self.copied_scores()
-        moved = perturbation(epoch, self.model, self._scores, masks, loss_at) if perturbation else None
-        loss = loss_at(masks if moved is None else moved.masks)
-        for tensor, gradient in zip(self._trained, torch.autograd.grad(loss, self._trained), strict=True):
-            tensor.grad = gradient
-        with torch.no_grad():  # restored by copy: adding and subtracting would drift
-            for name, s in self._scores.items():
-                s.copy_(saved[name])
-        self.optimiser.step()
-        return float(loss.detach()), moved
+    SNIP (Lee, Ajanthan, Torr 2019, arXiv 1810.02340) with the robust loss, scaled to at most 1 in each layer.
+    """
+    config = state.method.training
+    rows = torch.arange(min(len(images), config.batch_size))
+    batch = draw_batch(images, labels, rows, config, state.generator, state.compute)
+    dense = {name: torch.ones_like(s, dtype=torch.bool) for name, s in state.scores.items()}
+    with torch.no_grad():
+        for s in state.scores.values():
+            s.fill_(1.0)  # of positive sign, so that the straight-through gradient is the mask's
+    state.model.eval()
+    gradients = _BatchLoss(state, batch, _attacked(state, batch, dense)).gradients(dense, list(state.scores.values()))
+    with torch.no_grad():
+        for s, gradient in zip(state.scores.values(), gradients, strict=True):
+            s.copy_(gradient.abs() / gradient.abs().max().clamp_min(torch.finfo(s.dtype).tiny))
+    state.masks = state.allocation.final_masks(state.scores)

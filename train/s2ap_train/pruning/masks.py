@@ -25,16 +25,16 @@ def top_k_mask(scores: Tensor, keep_ratio: float) -> Tensor:
     """
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio is {keep_ratio}; it must be above 0 and at most 1")
+    return largest_mask(scores, kept_count(scores.numel(), keep_ratio))
+
+
+def largest_mask(scores: Tensor, count: int) -> Tensor:
+    """Mask of the `count` largest |scores|, of the scores' shape."""
     size = scores.abs().flatten()
-    chosen = size.topk(kept_count(size.numel(), keep_ratio), sorted=False).indices
+    chosen = size.topk(count, sorted=False).indices
     mask = torch.zeros_like(size, dtype=torch.bool)
     mask[chosen] = True
     return mask.reshape(scores.shape)
-
-
-def layer_masks(scores: Mapping[str, Tensor], keep_ratio: float) -> dict[str, Tensor]:
-    """`top_k_mask` of every layer, each with the same ratio, by name."""
-    return {name: top_k_mask(s.detach(), keep_ratio) for name, s in scores.items()}
 
 
 def sparsity(masks: Masks) -> float:

@@ -1,131 +1,124 @@
-"""S2AP: adversarial pruning whose scores are trained at their worst neighbours, so that the mask is stable."""
+"""S2AP: scores trained at their worst neighbours, so that the mask is stable; a plug-in of every mask search."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.attacks.accuracy import Array
-from s2ap_train.attacks.weight_perturbation import relative_ascent
+from s2ap_train.attacks.weight_perturbation import Norm, relative_ascent, within
 from s2ap_train.models.modes import batch_norm_statistics_frozen
-from s2ap_train.pruning.mask_search import Moved, PrunedModel, ScoreLoss, Scores, search_masks
-from s2ap_train.pruning.masks import Masks, flip_rate, layer_masks
-from s2ap_train.training import OnEpoch, TrainingConfig
+from s2ap_train.pruning.allocation import Allocation
+from s2ap_train.pruning.masks import Masks, flip_rate
+from s2ap_train.pruning.perturbation import Moved, ScoreLoss, Scores
 
-FLIP_BAND = (0.005, 0.02)  # fraction of kept weights that an automatic radius changes
 _FIRST_RADIUS = 0.01
 _FACTOR = 1.25
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class S2AP:
-    """Hyper-parameters of `prune_s2ap`.
+    """Hyper-parameters of the perturbation of scores.
 
-    `radius` is gamma, the length of the perturbation relative to each layer's scores; 0 is HYDRA, bit for bit; "auto"
-    starts at 0.01 and follows the share of kept weights that the perturbation changes, to hold it in `FLIP_BAND`.
+    Score-space sharpness-aware adversarial pruning (arXiv 2510.18381), on top of a method that trains scores (HYDRA,
+    HARP, Robust Scratch Tickets): min over s of max over ||z_l|| <= radius * ||s_l|| of L(w * M(s + z)). The inner step
+    and its norm are inferred from adversarial weight perturbation, not taken from the authors' code.
+
+    Attributes:
+        radius: gamma, relative to each layer's scores; 0 is the method itself, bit for bit; "auto" starts at 0.01 and
+            follows the share of kept weights that the perturbation changes, to hold it in `flip_band`.
+        flip_band: That share's lower and upper end for an automatic radius.
+        norm: Ball of the perturbation: 'l2', 'linf', or 'adaptive' (in units of each score).
+        ascent_steps: Steps to its worst point; each costs one forward and backward pass, the attack is not repeated.
+        warmup_epochs: Epochs of the plain method before the perturbation starts.
     """
 
-    sparsity: float = 0.8
     radius: float | Literal["auto"] = "auto"
+    flip_band: tuple[float, float] = (0.005, 0.02)
+    norm: Norm = "l2"
+    ascent_steps: int = 1
     warmup_epochs: int = 1
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=6, eps=0.15))
 
     def __post_init__(self) -> None:
-        """Refuse a radius or warm-up that means nothing.
+        """Refuse a perturbation that means nothing.
 
         Raises:
-            RecipeError: If the radius is neither "auto" nor a number from 0, or the warm-up is negative.
+            RecipeError: With the setting and what it may be.
         """
         if isinstance(self.radius, str) and self.radius != "auto":
             raise RecipeError(f'radius is {self.radius!r}; give a number from 0 or "auto"')
         if (not isinstance(self.radius, str) and self.radius < 0) or self.warmup_epochs < 0:
             raise RecipeError(f"radius {self.radius} and warmup_epochs {self.warmup_epochs} must not be negative")
+        if self.norm not in ("l2", "linf", "adaptive"):
+            raise RecipeError(f"norm is {self.norm!r}; choose from l2, linf, adaptive")
+        if self.ascent_steps < 1:
+            raise RecipeError(
+                f"ascent_steps is {self.ascent_steps}; it must be at least 1 (radius = 0 switches S2AP off)"
+            )
+        low, high = self.flip_band
+        if not 0 < low < high <= 1:
+            raise RecipeError(f"flip_band is {self.flip_band}; it must be two rising shares in (0, 1]")
 
 
 class ScoreAscent:
-    """The inner maximisation: one normalised step of the scores up the loss, on the batch's own examples.
+    """The inner maximisation: normalised steps of the scores up the loss, on the batch's own examples.
 
-    z_l = gamma * ||s_l||_2 * g_l / (||g_l||_2 + 1e-12) for each layer l, g_l the straight-through gradient at the
-    scores. The only state is the radius, which moves when it is automatic.
+    One step: z_l = gamma * ||s_l||_2 * g_l / (||g_l||_2 + 1e-12) for each layer l, g_l the straight-through gradient at
+    the scores. K steps go gamma / K each, with the gradient where they stand, and are projected onto the ball. The only
+    state is the radius, which moves when it is automatic. Learned quotas are not moved.
+
+    Args:
+        config: Hyper-parameters.
+        allocation: Cuts the moved scores.
     """
 
-    def __init__(self, config: S2AP) -> None:
-        self._automatic = config.radius == "auto"
+    def __init__(self, config: S2AP, allocation: Allocation) -> None:
+        self._config, self._allocation = config, allocation
         self.radius = _FIRST_RADIUS if isinstance(config.radius, str) else config.radius
-        self._warmup_epochs = config.warmup_epochs
-        self._keep_ratio = 1 - config.sparsity
 
     def __call__(self, epoch: int, model: nn.Module, scores: Scores, masks: Masks, loss: ScoreLoss) -> Moved | None:
         """Move the scores; statistics of batch normalisation stay as they are."""
-        if epoch < self._warmup_epochs or self.radius == 0:
+        config = self._config
+        if epoch < config.warmup_epochs or self.radius == 0:
             return None
-        with batch_norm_statistics_frozen(model):
-            gradients = torch.autograd.grad(loss(masks), list(scores.values()))
-        radius = self.radius
-        start = [s.detach() for s in scores.values()]
-        steps = relative_ascent(start, gradients, radius)
-        with torch.no_grad():
-            for s, step in zip(scores.values(), steps, strict=True):
-                s.add_(step)
-        moved = layer_masks(scores, self._keep_ratio)
-        changed = flip_rate(masks, moved)
-        if self._automatic:
-            self.radius = next_radius(radius, changed)
+        start = [s.detach().clone() for s in scores.values()]
+        offsets = [torch.zeros_like(s) for s in start]
+        moved = dict(masks)
+        for _ in range(config.ascent_steps):
+            with batch_norm_statistics_frozen(model):
+                gradients = loss.gradients(moved, list(scores.values()))
+            steps = relative_ascent(start, gradients, self.radius / config.ascent_steps, config.norm)
+            offsets = [self._within(z + step, s) for z, step, s in zip(offsets, steps, start, strict=True)]
+            with torch.no_grad():
+                for s, origin, offset in zip(scores.values(), start, offsets, strict=True):
+                    s.copy_(origin + offset)
+            moved = self._allocation.masks(scores)
+        changed, radius = flip_rate(masks, moved), self.radius
+        if config.radius == "auto":
+            self.radius = next_radius(radius, changed, config.flip_band)
         return Moved(moved, changed, radius)
 
+    def _within(self, offset: Tensor, scores: Tensor) -> Tensor:
+        if self._config.ascent_steps == 1:
+            return offset
+        return within(offset, scores, self.radius, self._config.norm)
 
-def next_radius(radius: float, changed: float) -> float:
+
+def next_radius(radius: float, changed: float, band: tuple[float, float]) -> float:
     """The automatic radius after a step that changed this fraction of the kept weights."""
-    low, high = FLIP_BAND
+    low, high = band
     if changed < low:
         return radius * _FACTOR
     return radius / _FACTOR if changed > high else radius
 
 
-def prune_s2ap(
-    model: nn.Module,
-    images: Array,
-    labels: Array,
-    validation: tuple[Array, Array],
-    config: S2AP,
-    *,
-    seed: int,
-    on_epoch: OnEpoch | None = None,
-) -> PrunedModel:
-    """Keep in every layer the weights of largest trained score, the scores trained against their worst perturbation.
+def changed_nothing(history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether no perturbation of a whole search changed a mask: the radius was too small, or the warm-up too long.
 
-    Score-space sharpness-aware adversarial pruning (arXiv 2510.18381) on HYDRA's scores: min over s of max over
-    ||z_l|| <= gamma ||s_l|| of L(w * M(s + z)), after `warmup_epochs` of plain HYDRA. One ascent step per batch re-uses
-    its adversarial examples; the gradient is taken at s + z and applied at s. The inner step and its norm are inferred
-    from adversarial weight perturbation, not taken from the authors' code.
-
-    A radius so small that no mask changes is HYDRA in disguise: the history says how many weights change, and a warning
-    is logged when none does. The result is meant to be fine-tuned (`finetune`). Arguments and errors as in
-    `search_masks`.
+    If M(s + z) = M(s) the straight-through gradient is that of the plain method: a silent no-op.
     """
-    ascent = ScoreAscent(config) if config.radius else None
-    pruned = search_masks(
-        model,
-        images,
-        labels,
-        validation,
-        config.training,
-        sparsity=config.sparsity,
-        seed=seed,
-        perturbation=ascent,
-        on_epoch=on_epoch,
-    )
-    if ascent is not None and not any(record["flip_rate"] for record in pruned.history):
-        _LOG.warning(
-            "S2AP changed no mask in %d epochs (radius %.3g, warm-up %d): this was HYDRA; raise radius or epochs",
-            len(pruned.history),
-            ascent.radius,
-            config.warmup_epochs,
-        )
-    return pruned
+    return not any(record["flip_rate"] for record in history)

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+ScoreStart = Literal["scaled_magnitude", "kaiming_uniform", "kaiming_normal", "xavier_normal", "snip"]
 
-def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
+
+def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights of the convolutions and linear layers, first and last included, by parameter name."""
-    return {name: p for name, p in model.named_parameters() if p.dim() > 1}
+    layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    return {
+        f"{name}.weight" if name else "weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, layers) and isinstance(module.weight, nn.Parameter)  # not one that is computed
+    }
+
+
+def start_scores(weight: Tensor, start: ScoreStart, generator: torch.Generator) -> Tensor:
+    """Initial scores of one layer, of the weight's shape, detached.
+
+    'scaled_magnitude' is HYDRA's and HARP's; the random ones are drawn from the generator as for weights
+    ('kaiming_uniform' with a = sqrt(5): Robust Scratch Tickets). 'snip' is measured by the mask search on one batch;
+    until then the scores are as for 'scaled_magnitude'.
+    """
+    if start in {"scaled_magnitude", "snip"}:
+        return scaled_magnitude(weight)
+    scores = torch.empty(weight.shape, dtype=weight.dtype)
+    if start == "kaiming_uniform":
+        nn.init.kaiming_uniform_(scores, a=5**0.5, generator=generator)
+    elif start == "kaiming_normal":
+        nn.init.kaiming_normal_(scores, generator=generator)
+    else:
+        nn.init.xavier_normal_(scores, generator=generator)
+    return scores.to(weight.device)
 
 
 def scaled_magnitude(weight: Tensor) -> Tensor:
@@ -43,10 +68,3 @@ def straight_through(scores: Tensor, mask: Tensor) -> Tensor:
     """
     passed: Tensor = _StraightThrough.apply(scores.abs(), mask)
     return passed
-
-
-def masked_weights(
-    weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Weights times mask by name, differentiable in the scores: dL/ds = dL/d(w m) * w * sign(s)."""
-    return {name: weights[name].detach() * straight_through(s, masks[name]) for name, s in scores.items()}

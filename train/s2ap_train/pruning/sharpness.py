@@ -60,15 +60,19 @@ def largest_eigenvalue(
 
     A mask is piecewise constant, so the true Hessian in the scores is 0 almost everywhere. Through the straight-through
     mask it is D H D with H the Hessian in the effective weights and D = diag(w * sign s): an indication, to be read
-    beside `mask_sharpness`. With `relative`, each layer's scores are measured in units of their norm, so that rescaling
-    them changes nothing.
+    beside `mask_sharpness`. The straight-through slope is 1 at every scale, so this does not change when the scores are
+    rescaled, as masks and sharpness do not.
+
+    With `relative` it is the largest eigenvalue of diag(||s_l||) D H D diag(||s_l||): twice the rise that the surrogate
+    predicts for a perturbation whose parts, each in units of its layer's ||s_l||, have total length 1. It grows with
+    the square of the scores, although no mask changes: compare it only between scores of like norms.
 
     Args:
         loss: Scores by name -> loss, twice differentiable.
         scores: Where.
         generator: Of the first vector.
         iterations: Products with the Hessian; twice as many if the eigenvalue of largest size is negative.
-        relative: Scale-free version.
+        relative: Measure each layer's scores in units of their norm.
     """
     point = {name: s.detach().clone().requires_grad_() for name, s in scores.items()}
     leaves = list(point.values())

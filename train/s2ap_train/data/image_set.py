@@ -1,5 +1,6 @@
 """Image sets and their splits. No test image enters training, selection, fitting or calibration."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,30 +56,21 @@ class Splits:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    @property
+    def parts(self) -> dict[str, ImageSet]:
+        """The five parts by name, in the order of the fields."""
+        return {
+            "train": self.train,
+            "validation": self.validation,
+            "fit": self.fit,
+            "calibration": self.calibration,
+            "test": self.test,
+        }
 
-def load_digits(seed: int = 0) -> Splits:
-    """scikit-learn's bundled digits: 1,797 real 8x8 grey images of 0-9 (UCI, Alpaydin and Kaynak 1998).
-
-    Split with `seed` into train 900, validation 100, fit 150, calibration 247, test 400.
-    """
-    from sklearn import datasets
-
-    bunch = datasets.load_digits()
-    images = (bunch.images[:, None] / 16.0).astype(np.float32)
-    labels = bunch.target.astype(np.int64)
-    return split(ImageSet(images, labels), (900, 100, 150, 247, 400), tuple("0123456789"), "digits", seed=seed)
-
-
-def split(
-    data: ImageSet, sizes: tuple[int, int, int, int, int], classes: tuple[str, ...], name: str, *, seed: int
-) -> Splits:
-    """Shuffle with `seed` and cut into train, validation, fit, calibration and test of the given sizes.
-
-    Raises:
-        ValueError: If the sizes do not sum to the number of images.
-    """
-    if sum(sizes) != len(data):
-        raise ValueError(f"split sizes {sizes} sum to {sum(sizes)}, the data has {len(data)} images")
-    order = np.random.default_rng(seed).permutation(len(data))
-    train, validation, fit, calibration, test = (data.subset(i) for i in np.split(order, np.cumsum(sizes)[:-1]))
-    return Splits(train, validation, fit, calibration, test, classes=classes, name=name)
+    def sha256(self) -> str:
+        """SHA-256 over the pixels and labels of all parts: equal exactly where the data and its split are."""
+        digest = hashlib.sha256()
+        for part in self.parts.values():
+            digest.update(np.ascontiguousarray(part.images).data)
+            digest.update(np.ascontiguousarray(part.labels).data)
+        return digest.hexdigest()

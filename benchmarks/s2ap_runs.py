@@ -1,0 +1,163 @@
+"""Runs of the S2AP benchmark: arms and seeds in processes, every one kept in the work folder."""
+
+import io
+import json
+import math
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.model_file import replace_file
+from s2ap_defend.progress import Reporter
+from s2ap_train.compute import Compute, launch
+from s2ap_train.measures.stability import pairwise
+from s2ap_train.models import Classifier, build
+from s2ap_train.prune.pipeline import run_pruning
+from s2ap_train.pruning import prune
+from s2ap_train.pruning.score_pruning import ScorePruning
+from s2ap_train.recipe import PruningRecipe, load_pruning_recipe
+from s2ap_train.run_folder import Run, read_run
+from s2ap_train.threads import one_thread
+from s2ap_train.workbench import Workbench, accuracies, fingerprint
+
+NOT_MEASURED = ("measures.transferability=false", "measures.sensitivity=false")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method at one sparsity."""
+
+    base: str
+    sparsity: float
+    s2ap: bool
+
+    def __str__(self) -> str:
+        return f"{self.base}{'-s2ap' if self.s2ap else ''}-{self.sparsity:g}"
+
+    def recipe(self, name: str, seed: int, overrides: tuple[str, ...]) -> PruningRecipe:
+        """The recipe with this method.
+
+        Raises:
+            RecipeError: If it trains no scores, or the two arms would not be fine-tuned alike with AWP.
+        """
+        method = "s2ap" if self.s2ap else self.base
+        own = (f"pruning.method={method}", f"pruning.base={self.base}", f"pruning.sparsity={self.sparsity}")
+        recipe = load_pruning_recipe(name, [*NOT_MEASURED, *overrides, *own, f"seed={seed}"])
+        if not isinstance(recipe.pruning, ScorePruning) or not recipe.finetune.weight_radius:
+            raise RecipeError(
+                f"{self.base} on recipe {name}: the benchmark compares methods of scores (hydra, harp) that are "
+                f"fine-tuned with finetune.weight_radius above 0, found {recipe.finetune.weight_radius:g}"
+            )
+        return recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an arm and a seed, and where it is kept."""
+
+    arm: Arm
+    seed: int
+    recipe: PruningRecipe
+    searches: int
+    work_dir: Path
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.work_dir / "runs" / f"{self.arm}-seed{self.seed}"
+
+    @property
+    def shared(self) -> Path:
+        """Folder of the dense network of this seed."""
+        return self.work_dir / f"seed{self.seed}"
+
+
+def run_job(job: Job) -> str:
+    """Prune and measure one arm for one seed, and search its mask again; returns one line about it."""
+    with one_thread():
+        run, stability = launch(job.recipe.compute, _run, job)
+    return (
+        f"seed {job.seed}, {job.arm}: mask {run.metrics['mask_robust_accuracy']:.1%}, fine-tuned "
+        f"{run.metrics['robust_accuracy']:.1%} robust, searches differ in {stability['flip_rate']:.1%} of the mask"
+    )
+
+
+def _run(compute: Compute, job: Job) -> tuple[Run, dict[str, float]]:
+    silent = Reporter(Console(file=io.StringIO()), line_every_s=math.inf)
+    try:
+        run_pruning(compute, job.recipe, job.folder, job.shared, silent)
+    except RecipeError:
+        if not (job.folder / "metrics.json").exists():
+            raise
+    run = read_run(job.folder)  # one that collapsed counts with its last good network, and is said to have collapsed
+    return run, _search_again(compute, job, run)
+
+
+def _search_again(compute: Compute, job: Job, run: Run) -> dict[str, float]:
+    """How far masks of searches with other seeds on the same dense network are apart, means over the pairs."""
+    path, key = job.folder.with_suffix(".searches.json"), fingerprint((job.recipe, job.searches))
+    if path.exists() and (kept := json.loads(path.read_bytes()))["settings"] == key:
+        return dict(kept["mean"])
+    splits, recipe = job.recipe.load_data(), job.recipe
+    data = (splits.train.images, splits.train.labels, (splits.validation.images, splits.validation.labels))
+    masks = [run.masks]
+    for number in range(1, job.searches):
+        seed = recipe.seed + 1000 * number
+        found = prune(compute.place(dense_network(job)), *data, recipe.pruning, seed=seed, compute=compute)
+        masks.append({name: mask.cpu() for name, mask in found.masks.items()})
+    mean = asdict(pairwise(masks).mean)
+    replace_file(path, json.dumps({"settings": key, "mean": mean}).encode())
+    return mean
+
+
+def dense_network(job: Job) -> Classifier:
+    """The network that a run of this seed trained and kept."""
+    recipe = job.recipe
+    silent = Reporter(Console(file=io.StringIO()))
+    model, _ = Workbench(job.shared, silent, train=False).part(
+        "dense",
+        settings=(recipe.data, recipe.seed, recipe.model, recipe.adversarial),
+        epochs=recipe.adversarial.epochs,
+        rebuild=build,
+        train=lambda *_: (_ for _ in ()).throw(AssertionError("not trained here")),
+        note=accuracies,
+        summary=str,
+    )
+    return model
+
+
+def run_all(jobs: list[Job], workers: int, reporter: Reporter) -> None:
+    """Run jobs, `workers` at a time, one thread each; first one a seed, which trains the seed's dense network."""
+    first = list({job.seed: job for job in reversed(jobs)}.values())
+    for title, part in (("first arm of each seed", first), ("other arms", [job for job in jobs if job not in first])):
+        with reporter.step(f"{title}, {workers} at a time", len(part)) as step:
+            for line in _results(part, workers):
+                step.advance(line)
+                reporter.line(line)
+            step.note = ""
+
+
+def _results(jobs: list[Job], workers: int) -> Iterator[str]:
+    if workers == 1:
+        yield from map(run_job, jobs)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_on_interrupt)
+    try:
+        for done in as_completed([pool.submit(run_job, job) for job in jobs]):
+            yield done.result()
+    except BaseException:
+        for child in multiprocessing.active_children():  # every epoch is kept: next to nothing is lost
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _die_on_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

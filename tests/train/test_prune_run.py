@@ -1,0 +1,197 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from s2ap_defend.cli.main import run
+from s2ap_train.checkpoint import restore
+from s2ap_train.measures.benchmark import Benchmark
+from s2ap_train.models import build
+from s2ap_train.pruning.scores import prunable_weights
+from s2ap_train.run_folder import read_run
+
+SMALL = {
+    "model.widths": "[8, 8, 16]",
+    "adversarial.epochs": 2,
+    "adversarial.validate_every": 1,
+    "pruning.training.epochs": 3,
+    "finetune.epochs": 2,
+    "finetune.validate_every": 1,
+    "measures.samples": 40,
+    "measures.sharpness_samples": 30,
+    "measures.curvature_iterations": 5,
+    "measures.sensitivity": "false",
+}
+KEYS = {
+    "sparsity",
+    "clean_accuracy",
+    "robust_accuracy",
+    "mask_robust_accuracy",
+    "flip_rate",
+    "sharpness",
+    "hessian_eigenvalue",
+    "seconds_mask_search",
+    "attack",
+}
+
+
+def arguments(*more: str, **changes: object) -> list[str]:
+    settings = {key: value for key, value in SMALL.items() if "--model" not in more or "widths" not in key}
+    settings |= {key.replace("__", "."): value for key, value in changes.items()}
+    return [
+        "prune",
+        "digits",
+        *more,
+        *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
+    ]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prune")
+
+
+@pytest.fixture(scope="module")
+def pruned(work: Path) -> Path:
+    """The run folder of S2AP on HYDRA with a network too small and training too short for good figures."""
+    assert run(arguments("-o", str(work / "s2ap"), "--work-dir", str(work / "shared"))) == 0
+    return work / "s2ap"
+
+
+def test_a_run_folder_holds_everything_and_rebuilds_the_network(pruned: Path) -> None:
+    files = {"checkpoint.json", "weights.safetensors", "masks.safetensors", "scores.safetensors"}
+    assert {path.name for path in pruned.iterdir()} == files | {"config.json", "metrics.json"}
+    found = read_run(pruned)
+    assert set(found.metrics) >= KEYS
+    model = build(found.record["architecture"]).eval()
+    restore(model, found.weights)
+    kept = total = 0
+    for name, weight in prunable_weights(model).items():
+        assert torch.equal(weight != 0, found.masks[name])
+        assert found.scores[name].shape == weight.shape
+        kept, total = kept + int(found.masks[name].sum()), total + weight.numel()
+    assert found.metrics["sparsity"] == pytest.approx(1 - kept / total)
+    assert found.metrics["sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert found.metrics["flip_rate"] > 0
+    assert found.metrics["attack"]["samples"] == 40
+
+
+def test_the_metrics_are_those_of_the_network_in_the_folder(pruned: Path) -> None:
+    from s2ap_train.measures.benchmark import measure_benchmark
+    from s2ap_train.recipe import load_pruning_recipe
+
+    found = read_run(pruned)
+    model = build(found.record["architecture"]).eval()
+    restore(model, found.weights)
+    test = load_pruning_recipe("digits").load_data().test.subset(slice(0, 40))
+    attack = found.metrics["attack"]
+    again = measure_benchmark(
+        model, test.images, test.labels, eps=0.15, seed=0, steps=attack["steps"], restarts=attack["restarts"]
+    )
+    assert Benchmark.from_json(found.metrics["after"]).robust_accuracy == again.robust_accuracy
+    assert found.metrics["clean_accuracy"] == again.clean_accuracy
+
+
+def test_the_same_command_again_trains_nothing(pruned: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (pruned / "metrics.json").read_bytes()
+    assert run(arguments("-o", str(pruned), "--work-dir", str(work / "shared"))) == 0
+    assert "reused, it was made with the same recipe" in capsys.readouterr().out
+    assert (pruned / "metrics.json").read_bytes() == before
+
+
+def test_another_method_is_not_written_over_a_run(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (pruned / "metrics.json").read_bytes()
+    assert run(arguments("-o", str(pruned), "--method", "hydra")) == 2
+    assert "with other settings; choose another folder" in capsys.readouterr().err
+    assert (pruned / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "structure", "base"),
+    [
+        (("--method", "hydra"), "unstructured", "hydra"),
+        (("--method", "s2ap", "--base", "harp", "--gamma", "0.2", "--structure", "channel"), "channel", "harp"),
+        (("--structure", "2:4"), "2:4", "hydra"),
+        (("--method", "magnitude", "--sparsity", "0.8"), "unstructured", "magnitude"),
+        (("--method", "iterative-magnitude", "--sparsity", "0.2"), "unstructured", "iterative-magnitude"),
+        (("--method", "twin-rep"), "unstructured", "twin-rep"),
+        (("--method", "flying-bird"), "unstructured", "flying-bird"),
+        (("--method", "scratch-ticket"), "unstructured", "scratch-ticket"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_every_method_and_structure_makes_a_run(
+    work: Path, pruned: Path, options: tuple[str, ...], structure: str, base: str
+) -> None:
+    folder = work / "-".join((*options, base)).replace(":", "")
+    short = {"measures__transferability": "false", "finetune__epochs": 1, "pruning__training__epochs": 2}
+    assert run(arguments("-o", str(folder), "--work-dir", str(work / "shared"), *options, **short)) == 0
+    found = read_run(folder)
+    assert (found.metrics["structure"], found.metrics["base"]) == (structure, base)
+    assert found.metrics["method"] == ("s2ap" if base in {"hydra", "harp"} and "hydra" not in options else base)
+    assert (found.metrics["flops"] < found.metrics["flops_dense"]) == (structure == "channel")
+    restore(build(found.record["architecture"]), found.weights)
+
+
+def test_a_killed_command_goes_on_and_ends_with_the_mask_of_an_unbroken_one(work: Path, pruned: Path) -> None:
+    """kill -9 in the mask search, then the same command again."""
+    folder, unfinished = work / "killed", work / "killed.work"
+    shutil.copytree(work / "shared" / "dense", unfinished / "dense")
+    command = [sys.executable, "-m", "s2ap_defend", *arguments("-o", str(folder))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    deadline = time.monotonic() + 120
+    while not list(unfinished.glob("run-*/prune/snapshot-*/checkpoint.json")):
+        assert time.monotonic() < deadline, "no epoch of the mask search was kept"
+        assert process.poll() is None, process.communicate()[0].decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not folder.exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "dense: reused" in done.stdout
+    whole, resumed = read_run(pruned), read_run(folder)
+    for tensors in ("masks", "scores", "weights"):
+        first, second = getattr(whole, tensors), getattr(resumed, tensors)
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items()), tensors
+    assert not list(unfinished.glob("run-*")), "what was unfinished is removed"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sparsity", "1.5"), "it is the fraction that is removed"),
+        (("--gamma", "wide"), "radius is 'wide': Input should be"),
+        (("--model", "s2ap_train.nowhere:make"), "s2ap_train.nowhere"),
+        (("--data", "/nowhere"), "come with scikit-learn"),
+        (("--set", "adversarial.loss=natural", "--set", "adversarial.eps=0"), "say --natural if that is what you want"),
+        (("--accelerator", "cuda"), "no CUDA device" if not torch.cuda.is_available() else ""),
+        (("--method", "s2ap", "--structure", "2:4", "--sparsity", "0.9"), "2:4 removes exactly half"),
+    ],
+)
+def test_bad_options_are_one_line_and_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    if not message:
+        pytest.skip("this machine has what the option asks for")
+    assert run(arguments("-o", str(tmp_path / "run"), *options)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_natural_training_is_said_twice_to_be_no_defence(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = {"measures__transferability": "false", "finetune__epochs": 1, "pruning__training__epochs": 2}
+    assert run(arguments("-o", str(work / "natural"), "--natural", **short)) == 0
+    assert "warning: training without attacks" in capsys.readouterr().out
+    config = json.loads((work / "natural" / "config.json").read_text())
+    assert {config[part]["loss"] for part in ("adversarial", "finetune")} == {"natural"}

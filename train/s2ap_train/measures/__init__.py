@@ -1,0 +1,1 @@
+"""What is measured of a pruned network: stability, sensitivity, quantisation, transfer of attacks, before and after."""

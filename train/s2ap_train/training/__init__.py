@@ -1,0 +1,37 @@
+"""Training of classifiers: natural or adversarial, with weights chosen on a validation set."""
+
+from s2ap_train.attacks.accuracy import accuracy, robust_accuracy
+from s2ap_train.training.batches import Batch, apply_masks, augment, batches, cosine, draw_batch, shifted
+from s2ap_train.training.collapse import CollapseWatch
+from s2ap_train.training.config import OnEpoch, RobustLoss, TrainingConfig
+from s2ap_train.training.epoch_choice import EpochChoice
+from s2ap_train.training.loop import Training, classes_of, train_classifier
+from s2ap_train.training.losses import adversarial_examples, robust_loss, start_noise
+from s2ap_train.training.state import MaskUpdate
+from s2ap_train.training.validation import validate, validate_alike
+
+__all__ = [
+    "Batch",
+    "CollapseWatch",
+    "EpochChoice",
+    "MaskUpdate",
+    "OnEpoch",
+    "RobustLoss",
+    "Training",
+    "TrainingConfig",
+    "accuracy",
+    "adversarial_examples",
+    "apply_masks",
+    "augment",
+    "batches",
+    "classes_of",
+    "cosine",
+    "draw_batch",
+    "robust_accuracy",
+    "robust_loss",
+    "shifted",
+    "start_noise",
+    "train_classifier",
+    "validate",
+    "validate_alike",
+]

@@ -1,0 +1,92 @@
+"""Hyper-parameters of training, and the protocol of the hooks that watch it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from s2ap_defend.errors import RecipeError
+
+OnEpoch = Callable[[int, Mapping[str, float]], None]
+"""Called with the number of an epoch, from 0, and its record."""
+
+RobustLoss = Literal["pgd", "trades", "mart", "natural"]
+_BETA: Mapping[str, float] = {"trades": 6.0, "mart": 5.0}  # Zhang et al. 2019, section 5; Wang et al. 2020, section 4
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Hyper-parameters of `train_classifier` and of every other loop that trains on adversarial examples.
+
+    Natural training must be said: `loss` "natural" goes with `eps` 0, every other loss with an `eps` above it.
+    """
+
+    epochs: int = 20
+    lr: float = 0.1
+    batch_size: int = 100
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    label_smoothing: float = 0.0  # of the cross-entropy terms
+    shift: int = 0  # largest random shift of a training image, pixels, edges filled with 0
+    average_decay: float = 0.0  # of the exponential moving average of weights that is validated and returned; 0 = none
+    eps: float = 8 / 255  # l_inf, pixels in [0, 1]
+    eps_warmup_epochs: int = 0  # eps rises linearly from 0 over these
+    attack_steps: int = 5
+    attack_step_size: float | None = None  # pixels; None = 2.5 eps / attack_steps
+    weight_radius: float = 0.0  # of adversarial weight perturbation, relative to each weight's norm; 0 = none
+    weight_warmup_epochs: int = 0  # epochs before the perturbation of weights starts
+    validation_steps: int = 10  # PGD steps of the robust validation accuracy
+    validate_every: int = 1  # epochs; the last one always is
+    loss: RobustLoss = "pgd"
+    beta: float | None = None  # weight of the KL term of "trades" (None = 6) and "mart" (None = 5)
+    flip: bool = False  # mirror each training image left to right with probability 1/2
+    patience: int = 0  # validated epochs without a better one before training stops; 0 = it never stops early
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            RecipeError: If a count is below one, a size, rate or radius is negative or not finite, the loss is unknown
+                or does not go with `eps` or `beta`.
+        """
+        counts = (self.epochs, self.batch_size, self.attack_steps, self.validation_steps, self.validate_every)
+        sizes = [self.lr, self.weight_decay, self.momentum, self.eps, self.weight_radius, self.shift, self.patience]
+        sizes += [self.beta or 0.0, self.attack_step_size or 0.0, self.eps_warmup_epochs, self.weight_warmup_epochs]
+        possible = all(map(math.isfinite, sizes)) and min(sizes) >= 0 and min(counts) >= 1
+        if not possible or not 0 <= self.average_decay < 1 or not 0 <= self.label_smoothing < 1:
+            raise RecipeError(
+                f"this cannot be trained: {self}; counts start at 1, sizes at 0, average_decay and label_smoothing are "
+                "below 1"
+            )
+        if self.loss not in get_args(RobustLoss):
+            raise RecipeError(f"loss {self.loss!r} is not known; choose from {', '.join(get_args(RobustLoss))}")
+        if self.loss == "natural" and self.eps:
+            raise RecipeError(
+                f'loss "natural" trains on clean images, but eps is {self.eps:g}; set eps = 0, or choose the loss '
+                '"pgd", "trades" or "mart"'
+            )
+        if self.loss != "natural" and not self.eps:
+            raise RecipeError(
+                f'eps is 0, but loss "{self.loss}" trains on attacked images; set eps above 0, or say loss = "natural" '
+                "if the network is not meant to be robust"
+            )
+        if self.beta is not None and self.loss not in _BETA:
+            raise RecipeError(f'loss "{self.loss}" has no beta, found {self.beta:g}; leave it out')
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether training sees attacked images."""
+        return self.loss != "natural"
+
+    @property
+    def kl_weight(self) -> float:
+        """Weight of the KL term: `beta`, or the paper's; 0 for a loss without one."""
+        return _BETA.get(self.loss, 0.0) if self.beta is None else self.beta
+
+    def step_size(self, eps: float) -> float:
+        """Length of an attack step at a given eps, pixels."""
+        if self.attack_step_size is None:
+            return 2.5 * eps / self.attack_steps
+        return self.attack_step_size * (eps / self.eps if self.eps else 1.0)

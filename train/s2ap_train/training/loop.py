@@ -1,0 +1,213 @@
+"""The training of a classifier, natural or adversarial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from s2ap_defend.errors import RecipeError
+from s2ap_train.attacks.accuracy import Array, on_device
+from s2ap_train.attacks.weight_perturbation import perturbed, weight_perturbation
+from s2ap_train.compute import Compute
+from s2ap_train.models.modes import batch_norm_statistics_frozen, evaluation_mode
+from s2ap_train.snapshots import Snapshots
+from s2ap_train.training.batches import Batch, apply_masks, batches, cosine, draw_batch
+from s2ap_train.training.collapse import CollapseWatch
+from s2ap_train.training.config import OnEpoch, TrainingConfig
+from s2ap_train.training.epoch_choice import EpochChoice
+from s2ap_train.training.losses import adversarial_examples, robust_loss
+from s2ap_train.training.state import MaskUpdate, TrainingState
+from s2ap_train.training.validation import validate_alike
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training run did.
+
+    `history` has one record per epoch that ended with a finite loss, `best_epoch` is the one, from 0, whose weights
+    were kept. `collapse` says why training ended before its time with the last good weights; None = it did not
+    collapse. `stopped_early` is whether patience ran out.
+    """
+
+    history: tuple[dict[str, float], ...]
+    best_epoch: int
+    collapse: str | None = None
+    stopped_early: bool = False
+
+
+def train_classifier(
+    model: nn.Module,
+    images: Array,
+    labels: Array,
+    validation: tuple[Array, Array],
+    config: TrainingConfig,
+    *,
+    seed: int,
+    masks: Mapping[str, Tensor] | None = None,
+    mask_update: MaskUpdate | None = None,
+    compute: Compute | None = None,
+    snapshots: Snapshots | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Training:
+    """Train a model in place; it ends in evaluation mode with the weights of the epoch that `EpochChoice` took.
+
+    SGD with momentum, learning rate on a cosine to zero. The loss is `robust_loss` in training mode; its examples are
+    made in evaluation mode, and the epoch is chosen by robust validation accuracy where there is one. With
+    `weight_radius` > 0 the gradient is taken at adversarially perturbed weights (Wu et al. 2020), found on the same
+    examples; that pass leaves batch-normalisation statistics alone.
+
+    A collapse, as `CollapseWatch` sees it, ends training with the weights of the last good epoch.
+
+    Args:
+        model: Images [N, C, H, W] in [0, 1] -> logits [N, K].
+        images: Training images, float32 [N, C, H, W] in [0, 1].
+        labels: Their labels, int64 [N].
+        validation: Images and labels that choose the epoch; never the test set.
+        config: Hyper-parameters.
+        seed: Of the order, the augmentation and the attack's random start; it decides the weights on one machine.
+        masks: By parameter name, True = kept: these weights stay exactly 0 wherever their mask is False.
+        mask_update: Called after every optimiser step; it may change the masks, in place or by new ones under the same
+            names. `masks` must then be a mutable mapping and ends with the masks of the chosen epoch. The momentum of
+            weights whose mask changed is set to 0. With several processes it must do the same in all of them.
+        compute: Device, precision and the other processes; None = this process, on the model's device.
+        snapshots: Where the state is kept after each epoch; training goes on from the state that is there, to the very
+            weights of an unbroken run.
+        on_epoch: Called after each epoch with its number and record, by the first process; a resumed training calls it
+            for the epochs of the snapshot as well.
+
+    Raises:
+        RecipeError: If the loss is no longer finite before any good epoch, a mask fits no weight, or a batch is too
+            small for the number of processes.
+    """
+    compute = Compute(next(model.parameters()).device) if compute is None else compute
+    compute.place(model)
+    all_images, all_labels = on_device(compute.device, images, labels)
+    all_images = compute.images(all_images)
+    validation = on_device(compute.device, *validation)
+    state = TrainingState(
+        model,
+        config,
+        masks or {},
+        seed=seed,
+        compute=compute,
+        choice=EpochChoice(len(validation[0])),
+        watch=CollapseWatch(classes_of(model, all_images), validation[1]),
+    )
+    report = on_epoch if compute.is_main else None
+    if snapshots is not None and (saved := snapshots.load()) is not None:
+        state.resume(*saved)
+        for epoch, record in enumerate(state.history):
+            if report is not None:
+                report(epoch, record)
+    while state.epoch < config.epochs and state.collapse is None and not state.stopped_early:
+        finished = _epoch(state, all_images, all_labels, validation, config, mask_update)
+        if snapshots is not None and compute.is_main:
+            snapshots.save(*state.snapshot())
+        if finished and report is not None:
+            report(state.epoch - 1, state.history[-1])
+    assert state.best is not None  # noqa: S101  (the first validated epoch is always accepted, and the last validated)
+    model.load_state_dict(state.best)
+    model.eval()
+    if mask_update is not None and isinstance(masks, MutableMapping):
+        masks.update(state.best_masks)
+    return Training(tuple(state.history), state.choice.epoch, state.collapse, state.stopped_early)
+
+
+def classes_of(model: nn.Module, images: Tensor) -> int:
+    """Number of classes K of a network: the logits it has for the first image [1, C, H, W]."""
+    known = getattr(model, "classes", None)
+    if isinstance(known, int):
+        return known
+    with evaluation_mode(model), torch.no_grad():
+        return int(model(images[:1]).shape[1])
+
+
+def _epoch(
+    state: TrainingState,
+    images: Tensor,
+    labels: Tensor,
+    validation: tuple[Tensor, Tensor],
+    config: TrainingConfig,
+    mask_update: MaskUpdate | None,
+) -> bool:
+    """One epoch and what is concluded from it; False = its loss was not finite."""
+    epoch, compute = state.epoch, state.compute
+    eps = config.eps * min(1.0, (epoch + 1) / (config.eps_warmup_epochs + 1))
+    radius = config.weight_radius if epoch >= config.weight_warmup_epochs else 0.0
+    order, total = batches(len(images), config.batch_size, state.generator), 0.0
+    for step, rows in enumerate(order):
+        state.optimiser.param_groups[0]["lr"] = cosine(config.lr, epoch + step / len(order), config.epochs)
+        batch = draw_batch(images, labels, rows, config, state.generator, compute)
+        total += _step(state, batch, config, eps=eps, radius=radius) * len(rows)
+        if not math.isfinite(total):
+            break
+        if mask_update is not None:
+            state.update_masks(mask_update)
+        if state.average is not None:
+            state.average.update(state.model)
+        state.step += 1
+    compute.average_statistics(state.model, *([] if state.average is None else [state.average.model]))
+    state.epoch += 1
+    record = {"loss": total / len(images)}
+    if not _finite(state.model):
+        record["loss"] = math.nan
+    if not math.isfinite(record["loss"]):
+        if not state.watch.has_learned:
+            raise RecipeError(
+                f"the loss is {record['loss']} in epoch {epoch} of {config.epochs}, and no epoch before it was good; "
+                f"lower lr (now {config.lr:g})"
+            )
+        state.collapse = f"epoch {epoch}: {state.watch.reason(record)}"
+        return False
+    if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs:
+        record |= validate_alike(state.candidate, validation, config, compute)
+    state.history.append(record)
+    had_learned, reason = state.watch.has_learned, state.watch.reason(record)
+    if state.watch.has_learned and not had_learned:
+        state.choice.forget()  # to say one class always is robust, but no attacked network should lose against it
+    if reason is not None:
+        state.collapse = f"epoch {epoch}: {reason}"
+    elif "validation_accuracy" in record:
+        if state.choice.accepts(epoch, record):
+            state.keep()
+        state.stopped_early = epoch + 1 < config.epochs and state.choice.out_of_patience(config.patience)
+    return True
+
+
+def _step(state: TrainingState, batch: Batch, config: TrainingConfig, *, eps: float, radius: float) -> float:
+    """One optimiser step, its gradient taken at the perturbed weights if `radius` > 0; the loss there."""
+    model, compute, trained, masks = state.model, state.compute, state.trained, state.masks
+    x, y = batch.x, batch.y
+    with compute.autocast():
+        attacked = adversarial_examples(model, x, y, eps=eps, config=config, generator=None, start=batch.start)
+    model.train()
+
+    def loss_here() -> Tensor:
+        with compute.autocast():  # one context a pass: within one, lower-precision copies of the weights are reused
+            return robust_loss(config, model, x, attacked, y) * batch.weight
+
+    def gradients_of(loss: Tensor) -> dict[str, Tensor]:
+        return dict(zip(trained, compute.gradients(loss, list(trained.values())), strict=True))
+
+    perturbation: dict[str, Tensor] = {}
+    if radius:
+        with batch_norm_statistics_frozen(model):
+            gradients = gradients_of(loss_here())
+        weights = {name: p for name, p in trained.items() if p.dim() > 1}
+        perturbation = weight_perturbation(weights, gradients, radius, masks)
+    with perturbed(state.parameters, perturbation):
+        loss = loss_here()
+        gradients = gradients_of(loss)
+    for name, gradient in gradients.items():
+        trained[name].grad = gradient.masked_fill(~masks[name], 0.0) if name in masks else gradient
+    state.optimiser.step()
+    apply_masks(state.parameters, masks)
+    return float(compute.mean([loss.detach()])[0])
+
+
+def _finite(model: nn.Module) -> bool:
+    return all(bool(t.isfinite().all()) for t in model.state_dict().values() if t.is_floating_point())
