@@ -3,6 +3,7 @@ from operator import itemgetter
 
 import pytest
 import torch
+from toy_data import blobs
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models import SmallCNN
@@ -11,13 +12,6 @@ from s2ap_train.pruning.allocation import LearnedQuotas, QuotaSettings
 from s2ap_train.pruning.masks import sparsity
 from s2ap_train.pruning.structures import Cost, Unstructured, structure_of
 from s2ap_train.training import TrainingConfig
-
-
-def blobs(count=60, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 2, (count,), generator=generator)
-    return 0.4 * torch.rand(count, 1, 8, 8, generator=generator) + 0.5 * labels[:, None, None, None], labels
-
 
 SIZES = {"a": 100, "b": 300}
 COST = Cost(((100.0, itemgetter("a")), (300.0, itemgetter("b"))))

@@ -153,6 +153,37 @@ def test_the_margin_breaks_what_a_vanishing_cross_entropy_does_not():
     assert found.robust.tolist() == [False, True]
 
 
+def test_the_cross_entropy_breaks_what_the_margin_does_not():
+    """The strongest other class is constant, so the margin has no gradient; the weaker one wins half-way to the edge.
+
+    FGSM walks past that place; steps of half of eps end there or go round it.
+    """
+
+    def two_rivals(x):
+        moved = (x.mean((1, 2, 3)) - 0.5).clamp(-0.1, 0.1)
+        rival = 0.5 + 20 * (0.05 - (moved - 0.05).abs())
+        return torch.stack([torch.ones_like(moved), 0.9 + 0 * moved, rival], dim=1)
+
+    images, labels = torch.full((3, 1, 8, 8), 0.5), torch.zeros(3, dtype=torch.int64)
+    found = measure_benchmark(two_rivals, images, labels, **ATTACK)
+    assert found.fgsm.tolist() == [True] * 3
+    assert found.pgd.tolist() == found.robust.tolist()
+    assert not found.pgd.all()
+
+
+def test_an_image_that_is_broken_is_not_attacked_again():
+    attacked = []
+
+    def counting(x):
+        attacked.append(len(x)) if x.requires_grad else None
+        return linear(x)
+
+    images, labels = pixels(0.4, 0.55, 0.9)
+    measure_benchmark(counting, images, labels, eps=0.1, seed=0, steps=1, restarts=1)
+    # FGSM on all; one run of PGD on the two that are right; one on the margin for the one that still is
+    assert attacked == [3, 2, 1]
+
+
 def test_the_margin_by_hand():
     logits = torch.tensor([[1.0, 4.0, 2.0], [5.0, 0.0, 2.0]])
     assert margin_sum(logits[:1], torch.tensor([1])).item() == -2.0

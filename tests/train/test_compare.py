@@ -188,6 +188,19 @@ def test_a_method_is_compared_with_its_own_base_in_its_own_setting(tmp_path):
     ]
 
 
+def test_a_baseline_on_several_bases_is_taken_on_the_same_base(tmp_path):
+    for method, base in (("hydra", "hydra"), ("harp", "harp"), ("s2ap", "hydra"), ("s2ap", "harp")):
+        make_run(tmp_path / f"{method}-{base}", method, base=base)
+    make_run(tmp_path / "magnitude", "magnitude", base="magnitude")
+    comparison = compare_runs(find_runs([tmp_path]), baseline="s2ap")
+    assert sorted((d.method.name, d.baseline.name) for d in comparison.differences) == [
+        ("harp", "s2ap (harp)"),
+        ("hydra", "s2ap (hydra)"),
+        ("magnitude", "s2ap (harp)"),
+        ("magnitude", "s2ap (hydra)"),
+    ]
+
+
 def test_two_radii_never_share_a_mean(tmp_path):
     for number, radius in enumerate((0.02, 0.05)):
         pruning = {"method": "hydra", "sparsity": 0.8, "s2ap": {"radius": radius}}

@@ -225,9 +225,9 @@ def test_settings_that_contradict_each_other_are_refused(given: object, message:
 
 
 def test_a_recipe_may_leave_the_place_of_its_data_to_the_command() -> None:
-    for given in (DataSettings(source="cifar10"), DataSettings(source="folder", root=())):
-        with pytest.raises(RecipeError, match=rf"say where the data set '{given.source}' lies, with --data PATH"):
-            load_data(given, 0)
+    for unplaced in (DataSettings(source="cifar10"), DataSettings(source="folder", root=())):
+        with pytest.raises(RecipeError, match=rf"say where the data set '{unplaced.source}' lies, with --data PATH"):
+            load_data(unplaced, 0)
 
 
 @pytest.mark.parametrize(

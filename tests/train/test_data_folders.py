@@ -90,6 +90,7 @@ def test_a_folder_its_zip_and_a_zip_for_each_split_are_the_same_data(tmp_path: P
         [write_zip(tmp_path / "all.zip", contents)],
         [write_zip(tmp_path / "wrapped.zip", {f"set/{name}": content for name, content in contents.items()})],
         [write_zip(tmp_path / f"set{n}.zip", part) for n, part in enumerate(by_split)],
+        [write_zip(tmp_path / f"{s}-{s}.zip", p) for s, p in zip(("train", "test"), by_split, strict=True)],
         [write_zip(tmp_path / f"set-{s}.zip", without_prefix(contents, f"{s}/")) for s in ("train", "test")],
         [write_folder(tmp_path / "apart" / s, without_prefix(contents, f"{s}/")) for s in ("train", "test")],
         [write_zip(tmp_path / "train_part.zip", by_split[0]), write_folder(tmp_path / "rest", by_split[1])],

@@ -1,17 +1,12 @@
 import pytest
 import torch
+from toy_data import blobs
 
 from s2ap_train.models import SmallCNN, fold_batch_norm
 from s2ap_train.pruning import Hydra, finetune, prune_magnitude, search_masks
 from s2ap_train.pruning.masks import sparsity
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.training import TrainingConfig
-
-
-def blobs(count=60, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 2, (count,), generator=generator)
-    return 0.4 * torch.rand(count, 1, 8, 8, generator=generator) + 0.5 * labels[:, None, None, None], labels
 
 
 def tune(pruned, structure="unstructured", **extra):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_data import bars, same
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.compute import LOCAL
@@ -24,25 +25,12 @@ from s2ap_train.training import TrainingConfig
 TRAINING = TrainingConfig(epochs=4, lr=0.1, batch_size=20, eps=0.03, attack_steps=1, validation_steps=2)
 
 
-def bars(count=80, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 4, (count,), generator=generator)
-    images = 0.3 * torch.rand(count, 1, 8, 8, generator=generator)
-    for n, label in enumerate(labels.tolist()):
-        images[n, :, 2 * label : 2 * label + 2] += 0.6
-    return images, labels
-
-
 def network(seed=1):
     return SmallCNN(classes=4, widths=(6, 8), pool_after=(0, 1), seed=seed)
 
 
 def fly(config, seed=0, **more):
     return prune_flying_bird(network(), *bars(), bars(40, seed=1), config, seed=seed, **more)
-
-
-def same(first, second):
-    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_erdos_renyi_counts_worked_by_hand():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_data import bars, same
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models import SmallCNN
@@ -20,15 +21,6 @@ from s2ap_train.training import TrainingConfig, train_classifier
 
 RETRAINING = TrainingConfig(epochs=2, lr=0.05, batch_size=20, eps=0.1, attack_steps=1, validation_steps=2)
 CONFIG = IterativeMagnitude(sparsity=0.6, step=0.3, training=RETRAINING)
-
-
-def bars(count=80, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 4, (count,), generator=generator)
-    images = 0.3 * torch.rand(count, 1, 8, 8, generator=generator)
-    for n, label in enumerate(labels.tolist()):
-        images[n, :, 2 * label : 2 * label + 2] += 0.6
-    return images, labels
 
 
 def trained():
@@ -44,10 +36,6 @@ def base():
 
 def prune(base, config=CONFIG, seed=0, **more):
     return prune_iteratively(base, *bars(), bars(40, seed=1), config, seed=seed, **more)
-
-
-def same(first, second):
-    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 @pytest.mark.parametrize(

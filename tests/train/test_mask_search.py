@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toy_data import bars, same
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.compute import Compute
@@ -24,25 +25,12 @@ from s2ap_train.training import CollapseWatch, EpochChoice, TrainingConfig
 SEARCH = TrainingConfig(epochs=4, lr=0.1, batch_size=20, eps=0.1, attack_steps=1, validation_steps=1)
 
 
-def bars(count=80, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 4, (count,), generator=generator)
-    images = 0.3 * torch.rand(count, 1, 8, 8, generator=generator)
-    for n, label in enumerate(labels.tolist()):
-        images[n, :, 2 * label : 2 * label + 2] += 0.6
-    return images, labels
-
-
 def small():
     return SmallCNN(classes=4, widths=(8, 12), pool_after=(0, 1), seed=3)
 
 
 def search(config, *, model=None, **more):
     return search_masks(model or small(), *bars(), bars(40, seed=1), config, seed=0, **more)
-
-
-def same(first, second):
-    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 METHODS = [

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toy_data import bars, same
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.attacks.weight_perturbation import relative_ascent, within
@@ -21,15 +22,6 @@ def with_s2ap(config=PLAIN, **s2ap):
     return replace(config, s2ap=S2AP(**s2ap))
 
 
-def bars(count=80, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 4, (count,), generator=generator)
-    images = 0.3 * torch.rand(count, 1, 8, 8, generator=generator)
-    for n, label in enumerate(labels.tolist()):
-        images[n, :, 2 * label : 2 * label + 2] += 0.6
-    return images, labels
-
-
 @pytest.fixture(scope="module")
 def base():
     model = SmallCNN(classes=4, widths=(8, 12), pool_after=(0, 1))
@@ -40,10 +32,6 @@ def base():
 
 def prune(base, config, seed=0, **more):
     return search_masks(base, *bars(), bars(40, seed=1), config, seed=seed, **more)
-
-
-def same(first, second):
-    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 BASES = [

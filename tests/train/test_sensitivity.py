@@ -170,6 +170,20 @@ def test_shattered_gradients_are_caught(trained, digits):
     assert "more steps" in found
 
 
+def test_an_attack_that_walks_past_the_maximum_and_back_is_caught():
+    """All images are grey. A step takes the mean past the worst place at 3/4 of a step, the next step takes it back."""
+    step = 2.5 * EPS / 10
+
+    def kinked(x):
+        score = 100 * (x.mean((1, 2, 3)) - 0.5 - 0.75 * step).abs()
+        return torch.stack([score, torch.zeros_like(score)], dim=1)
+
+    images, labels = torch.full((20, 1, 4, 4), 0.5), torch.zeros(20, dtype=torch.int64)
+    found = failed(kinked, (images, labels))["loss rises"].found
+    assert found["rise"] > 0
+    assert found["largest_drop"] == pytest.approx(found["rise"])
+
+
 def test_a_network_without_autograd_is_reported_and_not_a_crash(trained, digits):
     assert "gradients exist" in failed(Masked(trained, lambda network, x: network(x.detach())), digits)
 

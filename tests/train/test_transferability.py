@@ -53,6 +53,20 @@ def test_orthogonal_linear_models_do_not_transfer():
     assert found.rate("first", "second") == found.rate("second", "first") == 0.0
 
 
+def test_transfer_has_a_direction():
+    """Reading all pixels: an attack on one half moves the mean by half of eps, 0.04, less than the margin of 0.05."""
+    images, labels = half_images()
+
+    def whole_reader(x):
+        score = x.flatten(1).mean(1) - 0.5
+        return torch.stack([-score, score], dim=1) * 20
+
+    found = transferability({"whole": whole_reader, "half": half_reader(True)}, images, labels, eps=0.08)
+    assert found.rate("whole", "half") == 1.0
+    assert found.rate("half", "whole") < 0.05
+    assert found.to_json()["rate"][0][1] == 1.0  # rows are sources
+
+
 def test_only_images_that_both_classify_correctly_count():
     """The blind model says class 0 always: images of class 1 are its own mistakes, no transfer."""
     images, labels = half_images()

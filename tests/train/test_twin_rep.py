@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from toy_data import bars, same
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models import SmallCNN, evaluation_view
@@ -19,25 +20,12 @@ TRAINING = TrainingConfig(epochs=4, lr=0.3, batch_size=20, eps=0.03, attack_step
 SHAPE = (1, 8, 8)
 
 
-def bars(count=80, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 4, (count,), generator=generator)
-    images = 0.3 * torch.rand(count, 1, 8, 8, generator=generator)
-    for n, label in enumerate(labels.tolist()):
-        images[n, :, 2 * label : 2 * label + 2] += 0.6
-    return images, labels
-
-
 def network(seed=1):
     return SmallCNN(classes=4, widths=(6, 8), pool_after=(0, 1), seed=seed)
 
 
 def twin(config, seed=0, **more):
     return prune_twin_rep(network(), *bars(), bars(40, seed=1), config, seed=seed, **more)
-
-
-def same(first, second):
-    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def layer_of(model, name):

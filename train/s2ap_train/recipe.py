@@ -1,12 +1,8 @@
 """Recipes: everything that `harden` does, as one TOML file."""
 
-import difflib
-import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass, replace
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_type_hints
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,10 +13,13 @@ from s2ap_train.data import DataSettings, Splits, load_data
 from s2ap_train.ensemble.l1_norm import L1Norm
 from s2ap_train.ensemble.random_channel import RandomChannel
 from s2ap_train.pruning import FlyingBird, ScratchTicket, TwinRep
-from s2ap_train.pruning.methods import METHODS, PruningMethod, without_foreign_keys
+from s2ap_train.pruning.methods import PruningMethod, without_foreign_keys
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining
+from s2ap_train.recipe_text import explain, packaged_recipes, read_recipe
 from s2ap_train.training import TrainingConfig
+
+__all__ = ["PruningRecipe", "Recipe", "load_pruning_recipe", "load_recipe", "packaged_recipes"]
 
 R = TypeVar("R", bound=BaseModel)
 _ONLY_FOR_HARDENING = ("classifier", "plain", "members", "score_model", "purifier", "detection", "evaluation")
@@ -179,16 +178,6 @@ class Recipe(PruningRecipe):
     evaluation: EvaluationSettings
 
 
-_SHORT_FOR = {"data": "source", "model": "name"}
-"""Keys whose table may be given as one name, and what that name is."""
-
-
-def packaged_recipes() -> list[str]:
-    """Names of the recipes in the package."""
-    folder = resources.files("s2ap_train") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Load a recipe for `harden`: a packaged one by name or any by the path of its .toml file.
 
@@ -199,7 +188,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: If there is no such recipe or key, a value cannot work, or the recipe is for pruning only.
     """
-    data = _read(name, overrides)
+    data = read_recipe(name, overrides)
     missing = [key for key in _ONLY_FOR_HARDENING if key not in data]
     if len(missing) == len(_ONLY_FOR_HARDENING):
         raise RecipeError(
@@ -210,95 +199,15 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningRecipe:
     """Load a recipe for `prune`, without what it holds for `harden`. Arguments and errors as in `load_recipe`."""
-    data = _read(name, overrides)
+    data = read_recipe(name, overrides)
     if any(key in data for key in _ONLY_FOR_HARDENING):
         _validated(Recipe, name, data)  # a misspelt key is refused, whoever it is for
         data = {key: value for key, value in data.items() if key not in _ONLY_FOR_HARDENING}
     return _validated(PruningRecipe, name, data)
 
 
-def _read(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    if name.endswith(".toml"):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {name} cannot be read: {error}") from error
-    elif name in packaged_recipes():
-        text = (resources.files("s2ap_train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        hint = _nearest(name, packaged_recipes())
-        raise RecipeError(f"recipe {name!r} is neither packaged nor the path of a .toml file; {hint}")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe {name} is not TOML: {error}") from error
-    for override in overrides:
-        _apply(data, override)
-    return data
-
-
 def _validated(kind: type[R], name: str, data: dict[str, Any]) -> R:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"recipe {name}: {_explain(error, kind)}") from error
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise RecipeError(f"--set {override!r} has no '='; write --set seed=1")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    *path, last = key.strip().split(".")
-    table = data
-    for part in path:
-        if part in _SHORT_FOR and isinstance(table.get(part), str):
-            table[part] = {_SHORT_FOR[part]: table[part]}
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise RecipeError(f"--set {override!r}: {part} is a value, not a table")
-    table[last] = parsed
-
-
-def _explain(error: ValidationError, kind: object) -> str:
-    first = error.errors()[0]
-    path = _path(first["loc"])
-    place = ".".join(path)
-    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-        return f"key {place} is not known; {_nearest(path[-1], _keys_at(kind, first['loc'][:-1]))}"
-    if first["type"] in {"missing", "missing_argument"}:
-        return f"key {place} is missing"
-    if first["type"] in {"union_tag_invalid", "union_tag_not_found"}:
-        found = first["input"].get("method") if isinstance(first["input"], dict) else first["input"]
-        return f"{place}.method is {found!r}; {_nearest(str(found), ['s2ap', *METHODS])}"
-    reasons = dict.fromkeys(one["msg"] for one in error.errors() if _path(one["loc"]) == path)
-    return f"{place} is {first['input']!r}: {' or '.join(reasons)}"
-
-
-def _path(location: tuple[int | str, ...]) -> list[str]:
-    """Keys of a place in a recipe, without what pydantic adds for the branch of a union."""
-    path = [str(part) for part in location if part not in METHODS]
-    return path[:-1] if path[-1] in {"float", "int", "str"} or path[-1].startswith(("literal[", "dict[")) else path
-
-
-def _keys_at(kind: Any, path: tuple[int | str, ...]) -> list[str]:  # noqa: ANN401
-    for part in path:
-        kind = METHODS.get(str(part)) or _field_types(kind).get(str(part), kind)
-    return list(_field_types(kind))
-
-
-def _field_types(kind: object) -> dict[str, Any]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return {name: field.annotation for name, field in kind.model_fields.items()}
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return {field.name: hints[field.name] for field in fields(kind)}
-    return {}
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+        raise RecipeError(f"recipe {name}: {explain(error, kind)}") from error

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
@@ -79,3 +80,32 @@ class Snapshots:
         for slot in _SLOTS:
             for left in self._folder.glob(f".{slot}.*"):
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def joined(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of several groups under one roof, named group.name."""
+    return {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+
+
+def grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What `joined` put together, by group; groups without a tensor are not there."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        group, name = key.split(".", 1)
+        groups.setdefault(group, {})[name] = tensor
+    return groups
+
+
+def momentum(optimiser: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Momentum of SGD by name, of the tensors that have one."""
+    buffers = {name: optimiser.state[tensor].get("momentum_buffer") for name, tensor in named.items()}
+    return {name: buffer for name, buffer in buffers.items() if buffer is not None}
+
+
+def restore_momentum(
+    optimiser: torch.optim.Optimizer, named: Mapping[str, Tensor], saved: Mapping[str, Tensor]
+) -> None:
+    """Give tensors the momentum that was saved, in their own memory layout, which decides how sums round."""
+    for name, buffer in saved.items():
+        copied = torch.empty_like(named[name]).copy_(buffer).detach()
+        optimiser.state[named[name]]["momentum_buffer"] = copied

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from s2ap_train.attacks.accuracy import accuracy, robust_accuracy
@@ -16,7 +15,7 @@ from s2ap_train.models import build as build_classifier
 from s2ap_train.models import create as create_classifier
 from s2ap_train.pruning import Magnitude, PruningMethod, finetune, prune
 from s2ap_train.pruning.methods import method_name, needs_training, needs_tuning, structure_name
-from s2ap_train.pruning.scores import prunable_weights
+from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.purifier import UNet, train_score_model
 from s2ap_train.purifier import build as build_score_model
 from s2ap_train.recipe import ModelTable, Recipe
@@ -161,7 +160,7 @@ class Workshop:
         self, make: Callable[..., ChannelMember], base: Classifier, seed: int, hook: OnEpoch, snapshots: Snapshots
     ) -> _Fitted:
         member = make(base, *self.train_arrays, self.validation, seed=seed, snapshots=snapshots, on_epoch=hook)
-        return _Fitted(member.model, _weights(base), {}, member.training.history)
+        return _Fitted(member.model, weight_counts(base)[1], {}, member.training.history)
 
     def score_model(self) -> UNet:
         """The score model of the purifier."""
@@ -198,7 +197,7 @@ class Workshop:
         training = train_classifier(
             model, *self.train_arrays, self.validation, config, seed=seed, snapshots=snapshots, on_epoch=hook
         )
-        return _Fitted(model, _weights(model), {}, training.history)
+        return _Fitted(model, weight_counts(model)[1], {}, training.history)
 
     def _prune(
         self,
@@ -225,7 +224,7 @@ class Workshop:
         history = () if tuned.tuning is None else tuned.tuning.history
         if not isinstance(tuned.model, Classifier):  # our own bug
             raise TypeError(f"pruning returned a {type(tuned.model).__name__}")
-        return _Fitted(tuned.model, _weights(dense), kept, pruned.history + history)
+        return _Fitted(tuned.model, weight_counts(dense)[1], kept, pruned.history + history)
 
     def _network(
         self,
@@ -269,7 +268,7 @@ class Workshop:
             "architecture": model.architecture(),
             "method": method,
             "seed": seed,
-            "sparsity": 1.0 - _nonzero(model) / fitted.weights,
+            "sparsity": 1.0 - weight_counts(model)[0] / fitted.weights,
             "adversarially_trained": robust,
             "clean_accuracy": accuracy(model, *self.validation),
             "robust_accuracy": robust_accuracy(
@@ -284,14 +283,6 @@ def _epochs(pruning: PruningMethod, tuning: TrainingConfig) -> int:
     """Epochs of pruning and fine-tuning, as far as they are known before."""
     searched = 0 if isinstance(pruning, Magnitude) else pruning.training.epochs
     return searched + (tuning.epochs if needs_tuning(pruning) else 0)
-
-
-def _weights(model: Classifier) -> int:
-    return sum(weight.numel() for weight in prunable_weights(model).values())
-
-
-def _nonzero(model: Classifier) -> int:
-    return sum(int(torch.count_nonzero(weight)) for weight in prunable_weights(model).values())
 
 
 def _summary(record: Mapping[str, Any]) -> str:

@@ -96,7 +96,7 @@ class Compute:
         try:
             flat = self._fabric.all_reduce(flat, reduce_op="mean")
         except RuntimeError as error:
-            raise LostProcessError(f"process {self.rank} lost another one: {error}") from error
+            raise LostProcessError(str(error).partition("\n")[0]) from error
         parts = flat.split([tensor.numel() for tensor in tensors])
         return [
             torch.empty_like(tensor).copy_(part.reshape(tensor.shape))

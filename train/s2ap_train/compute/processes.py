@@ -84,14 +84,18 @@ def _failure(folder: Path, exit_code: int) -> Exception:
 
     A killed process leaves none, and those that lost it are not the cause.
     """
-    left = sorted(failure for path in folder.glob("error*.pt") if (failure := _read(path))[0] < 2)
-    if not left:
-        how = f" by {signal.Signals(-exit_code).name}" if exit_code < 0 else ""
-        return RecipeError(
-            f"a training process was killed{how} before it was done; if memory ran out, lower batch_size or devices"
-        )
-    rank_of_cause, _, message, whole = left[0]
-    return RuntimeError(f"a training process failed:\n{whole}") if rank_of_cause else RecipeError(message)
+    left = sorted(_read(path) for path in folder.glob("error*.pt"))
+    if left and left[0][0] < 2:
+        rank_of_cause, _, message, whole = left[0]
+        return RuntimeError(f"a training process failed:\n{whole}") if rank_of_cause else RecipeError(message)
+    how = (
+        f"by {signal.Signals(-exit_code).name}"
+        if exit_code < 0
+        else f"or cut off ({left[0][2] if left else exit_code})"
+    )
+    return RecipeError(
+        f"a training process was killed {how} before it was done; if memory ran out, lower batch_size or devices"
+    )
 
 
 def _read(path: Path, *, mmap: bool = False) -> Any:  # noqa: ANN401

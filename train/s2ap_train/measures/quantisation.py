@@ -52,7 +52,7 @@ class QuantisedLayer(nn.Module):
         scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
         zero_points = torch.zeros(len(scale), dtype=torch.int32, device=device)
         quantised = torch.fake_quantize_per_channel_affine(weight, scale, zero_points, 0, -_WEIGHT_MAX, _WEIGHT_MAX)
-        self.weight = nn.Parameter(quantised.masked_fill(weight == 0, 0.0), requires_grad=False)  # no negative zeros
+        self.weight = nn.Parameter(quantised, requires_grad=False)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
         low, high = min(low, 0.0), max(high, 0.0)
         step = max((high - low) / _ACTIVATION_MAX, float(torch.finfo(torch.float32).tiny))

@@ -17,12 +17,12 @@ from s2ap_train.measures.sanity import sanity_checks
 from s2ap_train.measures.sensitivity import sensitivity
 from s2ap_train.measures.transferability import transferability
 from s2ap_train.models import Classifier
-from s2ap_train.models.cost import flops
+from s2ap_train.models.cost import flops, parameter_count
 from s2ap_train.pruning import Tuned
 from s2ap_train.pruning.methods import base_name, method_name, structure_name
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.score_surface import score_surface
-from s2ap_train.pruning.scores import prunable_weights
+from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.pruning.sharpness import largest_eigenvalue, mask_sharpness
 from s2ap_train.pruning.structures import structure_of
 from s2ap_train.recipe import PruningRecipe
@@ -81,8 +81,8 @@ def run_metrics(
         step.advance(f"pruned {_share(after)}")
         gradients = _sensitivity(recipe, tuned.model, images) if settings.sensitivity else None
         step.advance(f"pruned {_share(after)}")
-    weights = sum(w.numel() for w in prunable_weights(_whole(pruned)).values())
-    left = sum(int(torch.count_nonzero(w)) for w in prunable_weights(tuned.model).values())
+    _, weights = weight_counts(_whole(pruned))
+    left, _ = weight_counts(tuned.model)
     history = [record for record in pruned.history if "flip_rate" in record]
     return {
         "name": recipe.name,
@@ -113,7 +113,7 @@ def run_metrics(
             "split": "test",
             "seed": attack.seed,
         },
-        "parameters": sum(p.numel() for p in tuned.model.parameters()),
+        "parameters": parameter_count(tuned.model),
         "flops": flops(tuned.model, shape),
         "flops_dense": flops(_whole(pruned), shape),
         "stability": {

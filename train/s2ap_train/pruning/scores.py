@@ -20,6 +20,12 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def weight_counts(model: nn.Module) -> tuple[int, int]:
+    """(How many prunable weights are not 0, how many there are)."""
+    weights = prunable_weights(model).values()
+    return sum(int(torch.count_nonzero(w)) for w in weights), sum(w.numel() for w in weights)
+
+
 def start_scores(weight: Tensor, start: ScoreStart, generator: torch.Generator) -> Tensor:
     """Initial scores of one layer, of the weight's shape, detached.
 

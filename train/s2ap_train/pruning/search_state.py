@@ -18,6 +18,7 @@ from s2ap_train.pruning.perturbation import Scores
 from s2ap_train.pruning.s2ap import ScoreAscent
 from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.pruning.structures import structure_of
+from s2ap_train.snapshots import grouped, joined, momentum, restore_momentum
 from s2ap_train.training import CollapseWatch, EpochChoice
 
 
@@ -80,12 +81,11 @@ class SearchState:
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values that `resume` needs."""
-        momenta = {str(i): m for i, t in enumerate(self.trained) if (m := self._momentum(t)) is not None}
         groups: dict[str, Mapping[str, Tensor]] = {
             "model": self.model.state_dict(),
             "score": self.scores,
             "allocation": self.allocation.parameters(),
-            "momentum": momenta,
+            "momentum": momentum(self.optimiser, self._numbered()),
             "mask": self.masks,
             "generator": {"state": self.generator.get_state()},
         }
@@ -96,7 +96,6 @@ class SearchState:
                 "best_mask": self.best.masks,
                 "best_score": self.best.scores,
             }
-        tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
         record = {
             "epoch": self.epoch,
             "history": self.history,
@@ -107,7 +106,7 @@ class SearchState:
             "radius": None if self.ascent is None else self.ascent.radius,
             "collapse": self.collapse,
         }
-        return tensors, record
+        return joined(groups), record
 
     def resume(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Go on from a `snapshot`: copied into tensors that exist, whose memory layout decides how sums round.
@@ -115,19 +114,14 @@ class SearchState:
         Raises:
             RecipeError: If it is that of another network.
         """
-        groups: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            group, name = key.split(".", 1)
-            groups.setdefault(group, {})[name] = tensor
+        groups = grouped(tensors)
         restore(self.model, groups["model"])
         with torch.no_grad():
             for name, s in self.scores.items():
                 s.copy_(groups["score"][name])
             for name, parameter in self.allocation.parameters().items():
                 parameter.copy_(groups["allocation"][name])
-        for number, saved in groups.get("momentum", {}).items():
-            trained = self.trained[int(number)]
-            self.optimiser.state[trained]["momentum_buffer"] = torch.empty_like(trained).copy_(saved).detach()
+        restore_momentum(self.optimiser, self._numbered(), groups.get("momentum", {}))
         self.masks = self._masks(groups["mask"])
         self.generator.set_state(groups["generator"]["state"])
         if "best_model" in groups:
@@ -149,6 +143,5 @@ class SearchState:
     def _masks(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: saved[name].to(s.device) for name, s in self.scores.items()}
 
-    def _momentum(self, tensor: Tensor) -> Tensor | None:
-        momentum: Tensor | None = self.optimiser.state[tensor].get("momentum_buffer")
-        return momentum
+    def _numbered(self) -> dict[str, Tensor]:
+        return {str(number): tensor for number, tensor in enumerate(self.trained)}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from s2ap_train.checkpoint import restore
 from s2ap_train.compute import Compute
 from s2ap_train.models.weight_average import WeightAverage
+from s2ap_train.snapshots import grouped, joined, momentum, restore_momentum
 from s2ap_train.training.batches import apply_masks
 from s2ap_train.training.collapse import CollapseWatch
 from s2ap_train.training.config import TrainingConfig
@@ -90,14 +91,13 @@ class TrainingState:
         """Tensors and JSON values that `resume` needs."""
         groups: dict[str, Mapping[str, Tensor]] = {
             "model": self.model.state_dict(),
-            "momentum": {name: m for name, p in self.trained.items() if (m := self._momentum(p)) is not None},
+            "momentum": momentum(self.optimiser, self.trained),
             "mask": self.masks,
             "best": self.best or {},
             "best_mask": self.best_masks,
             "average": {} if self.average is None else self.average.model.state_dict(),
             "generator": {"state": self.generator.get_state()},
         }
-        tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
         record = {
             "epoch": self.epoch,
             "step": self.step,
@@ -109,7 +109,7 @@ class TrainingState:
             "collapse": self.collapse,
             "stopped_early": self.stopped_early,
         }
-        return tensors, record
+        return joined(groups), record
 
     def resume(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Go on from a `snapshot`.
@@ -117,14 +117,9 @@ class TrainingState:
         Raises:
             RecipeError: If it is that of another network.
         """
-        groups: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            group, name = key.split(".", 1)
-            groups.setdefault(group, {})[name] = tensor
+        groups = grouped(tensors)
         restore(self.model, groups["model"])
-        for name, saved in groups.get("momentum", {}).items():
-            parameter = self.parameters[name]
-            self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(saved).detach()
+        restore_momentum(self.optimiser, self.trained, groups.get("momentum", {}))
         for name, saved in groups.get("mask", {}).items():
             self.masks[name].copy_(saved)
         if "best" in groups:
@@ -141,7 +136,3 @@ class TrainingState:
         self.watch.restore(record["watch"])
         self.compute.restore(record["compute"])
         self.collapse, self.stopped_early = record["collapse"], record["stopped_early"]
-
-    def _momentum(self, parameter: nn.Parameter) -> Tensor | None:
-        momentum: Tensor | None = self.optimiser.state[parameter].get("momentum_buffer")
-        return momentum

@@ -1,0 +1,109 @@
+"""Recipes as text: found, read, overridden, and explained where they are wrong."""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ValidationError
+
+from s2ap_defend.errors import RecipeError
+from s2ap_train.pruning.methods import METHODS
+
+_SHORT_FOR = {"data": "source", "model": "name"}
+"""Keys whose table may be given as one name, and what that name is."""
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    folder = resources.files("s2ap_train") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_recipe(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The tables of a packaged recipe, or of a .toml file, with overrides applied in order.
+
+    Raises:
+        RecipeError: If there is no such recipe, it is not TOML, or an override cannot be applied.
+    """
+    if name.endswith(".toml"):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {name} cannot be read: {error}") from error
+    elif name in packaged_recipes():
+        text = (resources.files("s2ap_train") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        hint = _nearest(name, packaged_recipes())
+        raise RecipeError(f"recipe {name!r} is neither packaged nor the path of a .toml file; {hint}")
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {name} is not TOML: {error}") from error
+    for override in overrides:
+        _apply(data, override)
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {override!r} has no '='; write --set seed=1")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *path, last = key.strip().split(".")
+    table = data
+    for part in path:
+        if part in _SHORT_FOR and isinstance(table.get(part), str):
+            table[part] = {_SHORT_FOR[part]: table[part]}
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {override!r}: {part} is a value, not a table")
+    table[last] = parsed
+
+
+def explain(error: ValidationError, kind: object) -> str:
+    """What is wrong in a recipe of this kind, in one line: the key, the nearest name that exists, or the reason."""
+    first = error.errors()[0]
+    path = _path(first["loc"])
+    place = ".".join(path)
+    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        return f"key {place} is not known; {_nearest(path[-1], _keys_at(kind, first['loc'][:-1]))}"
+    if first["type"] in {"missing", "missing_argument"}:
+        return f"key {place} is missing"
+    if first["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        found = first["input"].get("method") if isinstance(first["input"], dict) else first["input"]
+        return f"{place}.method is {found!r}; {_nearest(str(found), ['s2ap', *METHODS])}"
+    reasons = dict.fromkeys(one["msg"] for one in error.errors() if _path(one["loc"]) == path)
+    return f"{place} is {first['input']!r}: {' or '.join(reasons)}"
+
+
+def _path(location: tuple[int | str, ...]) -> list[str]:
+    """Keys of a place in a recipe, without what pydantic adds for the branch of a union."""
+    path = [str(part) for part in location if part not in METHODS]
+    return path[:-1] if path[-1] in {"float", "int", "str"} or path[-1].startswith(("literal[", "dict[")) else path
+
+
+def _keys_at(kind: Any, path: tuple[int | str, ...]) -> list[str]:  # noqa: ANN401
+    for part in path:
+        kind = METHODS.get(str(part)) or _field_types(kind).get(str(part), kind)
+    return list(_field_types(kind))
+
+
+def _field_types(kind: object) -> dict[str, Any]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return {field.name: hints[field.name] for field in fields(kind)}
+    return {}
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
