@@ -97,7 +97,7 @@ def test_blocks_that_add_to_the_same_stream_share_one_gate():
     )
     assert set(stream.producers) == {"stem.weight", "stages.0.0.conv2.weight", "stages.0.1.conv2.weight"}
     assert {"norm.weight", "stages.0.0.bn2.weight", "stages.0.1.bn2.bias"} <= set(stream.gates)
-    assert "stages.1.0.downsample.0.weight" in stream.consumers
+    assert "stages.1.0.downsample.1.weight" in stream.consumers
     wide = channel_groups(WideResNet(width=0.25), (3, 32, 32), verify=False)
     stream = next(g for g in wide if g.name == "stages.1.0.convolution2.weight")
     assert "stages.1.0.shortcut.weight" in stream.producers

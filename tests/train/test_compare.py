@@ -146,6 +146,14 @@ def test_one_seed_has_an_interval_over_its_images(tmp_path):
     assert comparison.to_json()["differences"][0]["over_images"]["0"]["gained"] == 4
 
 
+def test_a_damaged_benchmark_is_refused_with_the_name_of_its_run(tmp_path):
+    broken = benchmark_json(0, [1] * 10, [0] * 10) | {"robust_accuracy": 0.5}
+    make_run(tmp_path / "h", "hydra", after=benchmark_json(0, [1] * 10, [0] * 10))
+    make_run(tmp_path / "s", "s2ap", after=broken)
+    with pytest.raises(RecipeError, match=r"/s, after: the benchmark of pruned says robust accuracy 0\.5"):
+        compare_runs(find_runs([tmp_path]))
+
+
 def test_seeds_that_were_tested_on_the_same_images_agree_as_often_as_counted(tmp_path):
     for seed, predicted in enumerate(([0, 1, 2, 3], [0, 1, 2, 0], [0, 0, 2, 0])):
         make_run(tmp_path / str(seed), seed=seed, after=benchmark_json(7, [1] * 4, predicted, seed=seed))

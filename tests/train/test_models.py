@@ -1,5 +1,6 @@
 import importlib
 import json
+import subprocess
 import sys
 
 import pytest
@@ -296,3 +297,22 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
 def test_a_factory_that_makes_no_classifier_is_refused(factories, factory, message):
     with pytest.raises(RecipeError, match=message):
         build({"name": "user", "factory": factory, "in_channels": 2, "classes": 4, "image_size": 9})
+
+
+THIN = """
+import torch
+from s2ap_train.models import create
+
+torch.set_num_threads(2)
+for name in ("resnet18", "wide_resnet_28_4"):
+    model = create({"name": name, "width": 0.125}, (3, 32, 32), 10).train()
+    for batch in (125, 63):
+        images = torch.rand(batch, 3, 32, 32).to(memory_format=torch.channels_last)
+        torch.autograd.grad(model(images).sum(), list(model.parameters()))
+"""
+
+
+def test_thin_networks_train_with_two_threads_at_any_batch_size():
+    """A strided 1x1 convolution of fewer than 16 channels killed the process with a segmentation fault."""
+    done = subprocess.run([sys.executable, "-c", THIN], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -146,11 +146,18 @@ def _over_images(
 ) -> dict[int, PairedDifference]:
     found = {}
     for seed in seeds:
-        tested = [runs[seed].metrics.get("after") or {} for runs in (baseline, method)]
-        if all("correct" in after for after in tested):
-            before, after = (Benchmark.from_json(document) for document in tested)
+        pair = (baseline[seed], method[seed])
+        if all("correct" in (run.metrics.get("after") or {}) for run in pair):
+            before, after = (_benchmark(run) for run in pair)
             found[seed] = before_after(before, after)["robust"]
     return found
+
+
+def _benchmark(run: Run) -> Benchmark:
+    try:
+        return Benchmark.from_json(run.metrics["after"])
+    except RecipeError as error:
+        raise RecipeError(f"{run.folder}, after: {error}") from error
 
 
 def _check_same_images(first: Run, second: Run) -> None:

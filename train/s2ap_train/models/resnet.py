@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from s2ap_train.models.classifier import ScaledClassifier
+from s2ap_train.models.classifier import ScaledClassifier, shortcut
 
 NAME = "resnet18"
 STAGES = (64, 128, 256, 512)
@@ -38,8 +38,7 @@ class ResNet18(ScaledClassifier):
 
 
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    shortcut = None
-    if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+    changed = stride != 1 or inputs != outputs
+    bypass = nn.Sequential(*shortcut(inputs, outputs, stride), nn.BatchNorm2d(outputs)) if changed else None
     rest = (BasicBlock(outputs, outputs) for _ in range(BLOCKS_PER_STAGE - 1))
-    return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut), *rest)
+    return nn.Sequential(BasicBlock(inputs, outputs, stride, bypass), *rest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from s2ap_train.models.classifier import ScaledClassifier
+from s2ap_train.models.classifier import ScaledClassifier, shortcut
 
 NAME = "wide_resnet_28_4"
 STEM = 16
@@ -26,7 +26,7 @@ class PreActivationBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
         self.convolution2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         changes = stride != 1 or inputs != outputs
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False) if changes else None
+        self.shortcut = shortcut(inputs, outputs, stride) if changes else None
 
     def forward(self, stream: Tensor) -> Tensor:
         """Add the block's part to the stream."""

@@ -166,7 +166,9 @@ def _epoch(state: SearchState, images: Tensor, labels: Tensor, validation: tuple
     candidate = state.candidate(images)
     record |= validate_alike(candidate.model, validation, config, compute)
     state.history.append(record)
-    reason = state.watch.reason(record)
+    had_learned, reason = state.watch.has_learned, state.watch.reason(record)
+    if state.watch.has_learned and not had_learned:
+        state.choice.forget()  # one class always is robust, but no network that learns should lose against that
     if reason is not None:
         state.collapse = f"epoch {epoch} of the mask search: {reason}"
     elif state.choice.accepts(epoch, record):
