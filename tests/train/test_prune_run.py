@@ -81,6 +81,7 @@ def test_a_run_folder_holds_everything_and_rebuilds_the_network(pruned: Path) ->
     assert found.metrics["sparsity"] == pytest.approx(0.5, abs=0.01)
     assert found.metrics["flip_rate"] > 0
     assert found.metrics["attack"]["samples"] == 40
+    assert set(found.metrics["transferability"]["models"]) == {"dense", "pruned", "int8"}
 
 
 def test_the_metrics_are_those_of_the_network_in_the_folder(pruned: Path) -> None:

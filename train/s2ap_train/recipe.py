@@ -97,6 +97,8 @@ class MeasureSettings(_Table):
         curvature_iterations: Products with the surrogate Hessian.
         transferability: Whether attacks are carried between the dense, the pruned and the INT8 network.
         sensitivity: Whether input gradients are measured and the attack's own sanity is checked.
+        autoattack: Test images that AutoAttack's standard version is run on, on the shipped network; 0 = none. It takes
+            hundreds of times as long as the attacks above.
     """
 
     samples: Annotated[int, Field(ge=2)] = 256
@@ -107,6 +109,7 @@ class MeasureSettings(_Table):
     curvature_iterations: Annotated[int, Field(ge=1)] = 30
     transferability: bool = True
     sensitivity: bool = True
+    autoattack: Annotated[int, Field(ge=0)] = 0
 
 
 class PruningRecipe(_Table):

@@ -11,6 +11,7 @@ from torch import nn
 
 from s2ap_defend.progress import Reporter
 from s2ap_train.data import ImageSet, Splits
+from s2ap_train.measures.autoattack import autoattack
 from s2ap_train.measures.benchmark import Benchmark, BenchmarkAttack, before_after, measure_benchmark
 from s2ap_train.measures.quantisation import int8_twin, quantisation_error
 from s2ap_train.measures.sanity import sanity_checks
@@ -54,7 +55,7 @@ def run_metrics(
 
     Args:
         recipe: What was asked for.
-        splits: Test images for accuracy; validation images for sharpness, and to calibrate INT8.
+        splits: Test images for accuracy, validation images for sharpness, calibration images for INT8.
         dense: The network before pruning; None for a method that starts from random weights.
         tuned: The pruned network.
         timings: Of the phases.
@@ -68,7 +69,7 @@ def run_metrics(
     images = splits.test.subset(slice(0, settings.samples))
     attack = BenchmarkAttack(recipe.eps, settings.steps, settings.restarts, seed=recipe.seed)
     shape = splits.image_shape
-    with reporter.step("measures", 6) as step:
+    with reporter.step("measures", 7) as step:
         before = None if dense is None else _benchmark("dense", dense, images, attack)
         step.advance("dense" if before is None else f"dense {_share(before)}")
         mask = _benchmark("mask", pruned.model, images, attack)
@@ -80,6 +81,8 @@ def run_metrics(
         carried = _transferability(recipe, dense, tuned.model, splits, images) if settings.transferability else None
         step.advance(f"pruned {_share(after)}")
         gradients = _sensitivity(recipe, tuned.model, images) if settings.sensitivity else None
+        step.advance(f"pruned {_share(after)}")
+        hardest = _autoattack(recipe, tuned.model, splits) if settings.autoattack else None
         step.advance(f"pruned {_share(after)}")
     _, weights = weight_counts(_whole(pruned))
     left, _ = weight_counts(tuned.model)
@@ -128,6 +131,7 @@ def run_metrics(
         else {name: difference.to_json() for name, difference in before_after(before, after).items()},
         "transferability": carried,
         "sensitivity": gradients,
+        "autoattack": hardest,
         "collapse": collapse,
         "history": {
             "prune": list(pruned.history),
@@ -181,7 +185,7 @@ def _transferability(
     recipe: PruningRecipe, dense: Classifier | None, shipped: nn.Module, splits: Splits, images: ImageSet
 ) -> dict[str, Any]:
     """Attacks carried between the dense, the pruned and the INT8 network, and what INT8 changes."""
-    quantised = int8_twin(shipped, splits.validation.images)
+    quantised = int8_twin(shipped, splits.calibration.images)
     models = {"pruned": shipped, "int8": quantised} | ({} if dense is None else {"dense": dense})
     settings = recipe.measures
     matrix = transferability(
@@ -196,6 +200,11 @@ def _sensitivity(recipe: PruningRecipe, shipped: nn.Module, images: ImageSet) ->
     measured = sensitivity(shipped, images.images, images.labels, eps=recipe.eps, seed=recipe.seed)
     checks = sanity_checks(shipped, images.images, images.labels, eps=recipe.eps, seed=recipe.seed)
     return {**measured.to_json(), "checks": [check.to_json() for check in checks]}
+
+
+def _autoattack(recipe: PruningRecipe, shipped: nn.Module, splits: Splits) -> dict[str, Any]:
+    images = splits.test.subset(slice(0, recipe.measures.autoattack))
+    return autoattack(shipped, images.images, images.labels, eps=recipe.eps, seed=recipe.seed).to_json()
 
 
 def _whole(pruned: PrunedModel) -> nn.Module:

@@ -48,8 +48,26 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
         )
     if metrics["method"] == "s2ap" and not metrics["flip_rate"]:
         lines.append("warning: S2AP changed no mask, so this was its base method; raise gamma or the epochs")
+    if metrics["autoattack"] is not None:
+        hardest = metrics["autoattack"]
+        which = ", ".join(hardest["attacks"])
+        lines.append(f"AutoAttack ({which}), {hardest['samples']} images: {hardest['robust_accuracy']:.1%}")
+    if metrics["transferability"] is not None:
+        lines += _carried(metrics["transferability"])
     if metrics["seconds_mask_search"] is not None:
         lines.append(f"pruning took {metrics['seconds_mask_search']:.1f} s")
     failed = [check for check in (metrics["sensitivity"] or {}).get("checks", []) if not check["passed"]]
     lines += [f"CHECK FAILED: {check['name']}: {check['meaning']}" for check in failed]
     return lines
+
+
+def _carried(transferability: Mapping[str, Any]) -> list[str]:
+    """Attacks made on one network and judged by another, both directions."""
+    names = transferability["models"]
+    rates = [
+        f"{source} -> {target} {rate:.0%}"
+        for source, row in zip(names, transferability["rate"], strict=True)
+        for target, rate in zip(names, row, strict=True)
+        if source != target and rate is not None
+    ]
+    return [f"attacks that carry over, of images that both classify: {', '.join(rates)}"] if rates else []
