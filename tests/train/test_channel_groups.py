@@ -100,7 +100,7 @@ def test_blocks_that_add_to_the_same_stream_share_one_gate():
     assert "stages.1.0.downsample.1.weight" in stream.consumers
     wide = channel_groups(WideResNet(width=0.25), (3, 32, 32), verify=False)
     stream = next(g for g in wide if g.name == "stages.1.0.convolution2.weight")
-    assert "stages.1.0.shortcut.weight" in stream.producers
+    assert "stages.1.0.shortcut.1.weight" in stream.producers
     assert {"stages.1.1.norm1.weight", "stages.2.0.norm1.bias"} <= set(stream.gates), "norms that read the stream"
 
 
