@@ -1,8 +1,5 @@
 """Networks of several kinds: gating after normalisation, removal, and what cannot be pruned."""
 
-import statistics
-import time
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -104,7 +101,7 @@ def test_blocks_that_add_to_the_same_stream_share_one_gate():
     assert {"stages.1.1.norm1.weight", "stages.2.0.norm1.bias"} <= set(stream.gates), "norms that read the stream"
 
 
-def test_a_resnet18_of_half_its_channels_has_under_half_of_the_operations_and_is_faster():
+def test_a_resnet18_of_half_its_channels_has_under_half_of_the_operations_and_the_gated_logits():
     model = with_statistics(ResNet18())
     x = images(model.image_shape)
     for module in model.modules():
@@ -115,17 +112,10 @@ def test_a_resnet18_of_half_its_channels_has_under_half_of_the_operations_and_is
     groups = channel_groups(model.eval(), model.image_shape, verify=False)
     kept = half(groups)
     smaller = remove_channels(model, groups, kept, model.image_shape)
-    seconds = {model: [], smaller: []}
     with torch.no_grad():
         assert (smaller(x) - gate_channels(model, groups, kept)(x)).abs().max() < 1e-5
         assert (smaller(x) - model(x)).abs().max() > 0.1
-        for _ in range(5):
-            for network, found in seconds.items():
-                began = time.perf_counter()
-                network(x)
-                found.append(time.perf_counter() - began)
     assert flops(smaller, model.image_shape) <= 0.5 * flops(model, model.image_shape)
-    assert statistics.median(seconds[smaller]) < statistics.median(seconds[model])
 
 
 def test_gating_the_convolution_instead_would_not_be_removal():
