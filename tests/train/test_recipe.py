@@ -34,6 +34,12 @@ def test_one_table_serves_every_method() -> None:
     assert magnitude == Magnitude(0.5, scope="lamp")
 
 
+def test_harden_does_not_ignore_where_it_is_told_to_train() -> None:
+    with pytest.raises(RecipeError, match="sets compute, which prune reads"):
+        load_recipe("digits", ("compute.precision=bf16",))
+    assert load_pruning_recipe("digits", ("compute.precision=bf16",)).compute.precision == "bf16"
+
+
 def test_a_recipe_for_pruning_only_cannot_harden() -> None:
     with pytest.raises(RecipeError, match="use it with s2ap-defend prune"):
         load_recipe("cifar10-small")

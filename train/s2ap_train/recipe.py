@@ -197,6 +197,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             f"recipe {name} is for pruning, it has no {missing[0]}, members or purifier; use it with s2ap-defend prune"
         )
+    if "compute" in data:
+        raise RecipeError(
+            f"recipe {name} sets compute, which prune reads; harden trains on the CPU, one process a core: remove it"
+        )
     return _validated(Recipe, name, data)
 
 
