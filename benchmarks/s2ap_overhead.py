@@ -29,7 +29,10 @@ class Overhead:
 
 
 def overhead(job: Job, attack_steps: int, rounds: int) -> Overhead:
-    """Time one mask search with and without S2AP in alternating rounds, in this process on one thread."""
+    """Time one mask search with and without S2AP in alternating rounds, in this process on one thread.
+
+    On a CPU these are seconds of the processor, which other processes on the machine do not lengthen.
+    """
     config, splits = job.recipe.pruning, job.recipe.load_data()
     assert isinstance(config, ScorePruning)  # noqa: S101  (checked by `Arm.recipe`)
     assert config.s2ap is not None  # noqa: S101
@@ -39,9 +42,10 @@ def overhead(job: Job, attack_steps: int, rounds: int) -> Overhead:
 
     def seconds(compute: Compute, method: ScorePruning) -> float:
         dense = compute.place(dense_network(job))
-        began = time.perf_counter()
+        clock = time.process_time if compute.device.type == "cpu" else time.perf_counter
+        began = clock()
         prune(dense, part.images, part.labels, (few.images, few.labels), method, seed=0, compute=compute)
-        return time.perf_counter() - began
+        return clock() - began
 
     def measure(compute: Compute) -> tuple[list[float], list[float]]:
         ratios, bases = [], []

@@ -69,13 +69,31 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
-        return self.work_dir / "runs" / f"{self.arm}-seed{self.seed}"
+        """The run folder; runs of other settings lie beside it."""
+        return self.work_dir / "runs" / f"{self.arm}-seed{self.seed}-{fingerprint(self.recipe)[:8]}"
+
+    @property
+    def searches_file(self) -> Path:
+        """What further searches of the mask said."""
+        return self.work_dir / "runs" / f"{self.folder.name}.searches.json"
 
     @property
     def shared(self) -> Path:
         """Folder of the dense network of this seed."""
         return self.work_dir / f"seed{self.seed}"
+
+    @property
+    def key(self) -> str:
+        """Of everything that decides the result."""
+        return fingerprint((self.recipe, self.searches))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run and its searches are kept."""
+        try:
+            return self.folder.exists() and json.loads(self.searches_file.read_bytes())["settings"] == self.key
+        except (OSError, ValueError, KeyError):
+            return False
 
 
 def run_job(job: Job) -> str:
@@ -93,26 +111,23 @@ def _run(compute: Compute, job: Job) -> tuple[Run, dict[str, float]]:
     try:
         run_pruning(compute, job.recipe, job.folder, job.shared, silent)
     except RecipeError:
-        if not (job.folder / "metrics.json").exists():
+        if not job.folder.exists() or read_run(job.folder).metrics["collapse"] is None:
             raise
-    run = read_run(job.folder)  # one that collapsed counts with its last good network, and is said to have collapsed
+    run = read_run(job.folder)  # one that collapsed counts with its last good network; the table counts them
     return run, _search_again(compute, job, run)
 
 
 def _search_again(compute: Compute, job: Job, run: Run) -> dict[str, float]:
     """How far masks of searches with other seeds on the same dense network are apart, means over the pairs."""
-    path, key = job.folder.with_suffix(".searches.json"), fingerprint((job.recipe, job.searches))
-    if path.exists() and (kept := json.loads(path.read_bytes()))["settings"] == key:
-        return dict(kept["mean"])
     splits, recipe = job.recipe.load_data(), job.recipe
     data = (splits.train.images, splits.train.labels, (splits.validation.images, splits.validation.labels))
-    masks = [run.masks]
+    dense, masks = compute.place(dense_network(job)), [run.masks]
     for number in range(1, job.searches):
         seed = recipe.seed + 1000 * number
-        found = prune(compute.place(dense_network(job)), *data, recipe.pruning, seed=seed, compute=compute)
+        found = prune(dense, *data, recipe.pruning, seed=seed, compute=compute)
         masks.append({name: mask.cpu() for name, mask in found.masks.items()})
     mean = asdict(pairwise(masks).mean)
-    replace_file(path, json.dumps({"settings": key, "mean": mean}).encode())
+    replace_file(job.searches_file, json.dumps({"settings": job.key, "mean": mean}).encode())
     return mean
 
 
@@ -133,14 +148,21 @@ def dense_network(job: Job) -> Classifier:
 
 
 def run_all(jobs: list[Job], workers: int, reporter: Reporter) -> None:
-    """Run jobs, `workers` at a time, one thread each; first one a seed, which trains the seed's dense network."""
-    first = list({job.seed: job for job in reversed(jobs)}.values())
-    for title, part in (("first arm of each seed", first), ("other arms", [job for job in jobs if job not in first])):
+    """Run jobs that are not finished, `workers` at a time; first one a seed, which trains the seed's dense network."""
+    missing = [job for job in jobs if not job.finished]
+    if len(missing) < len(jobs):
+        reporter.line(f"{len(jobs) - len(missing)} of {len(jobs)} runs reused")
+    first = list({job.seed: job for job in reversed(missing)}.values())
+    for title, part in (
+        ("first arm of each seed", first),
+        ("other arms", [job for job in missing if job not in first]),
+    ):
+        if not part:
+            continue
         with reporter.step(f"{title}, {workers} at a time", len(part)) as step:
             for line in _results(part, workers):
-                step.advance(line)
+                step.advance()
                 reporter.line(line)
-            step.note = ""
 
 
 def _results(jobs: list[Job], workers: int) -> Iterator[str]:
