@@ -3,7 +3,7 @@ import torch
 from toy_data import blobs
 
 from s2ap_train.models import SmallCNN, fold_batch_norm
-from s2ap_train.pruning import Hydra, finetune, prune_magnitude, search_masks
+from s2ap_train.pruning import S2AP, Harp, Hydra, finetune, prune_magnitude, search_masks
 from s2ap_train.pruning.masks import sparsity
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.training import TrainingConfig
@@ -23,6 +23,33 @@ def test_finetuning_keeps_zeros_exactly_and_moves_the_rest(extra):
         assert torch.equal(weight != 0, pruned.masks[name])
         assert not torch.equal(weight, before[name])
     assert sparsity(pruned.masks) == pytest.approx(0.8, abs=0.005)
+
+
+TRAINING = TrainingConfig(epochs=1, batch_size=20, eps=0.1, attack_steps=1, validation_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "structure"),
+    [(Hydra, "unstructured"), (Hydra, "2:4"), (Hydra, "channel"), (Harp, "unstructured"), (Harp, "channel")],
+)
+def test_weights_that_a_mask_search_froze_are_trained_again(method, structure):
+    config = method(0.5, structure, training=TRAINING, s2ap=S2AP(0.05, warmup_epochs=0))
+    pruned = search_masks(SmallCNN(classes=2, widths=(8, 8), seed=1), *blobs(), blobs(20, seed=1), config, seed=0)
+    before = finetune(pruned, *blobs(), blobs(20, seed=1), None, structure=structure, seed=0).model
+    after = tune(pruned, structure, weight_radius=0.01).model
+    for name, weight in prunable_weights(after).items():
+        moved = weight != prunable_weights(before)[name]
+        assert moved[weight != 0].float().mean() > 0.9, name
+        if structure != "channel" and name in pruned.masks:
+            assert torch.equal(weight != 0, pruned.masks[name])
+
+
+def test_a_network_without_batch_normalisation_is_pruned_and_fine_tuned():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    pruned = search_masks(model, *blobs(), blobs(20, seed=1), Hydra(0.5, training=TRAINING), seed=0)
+    tuned = tune(pruned).model
+    assert not torch.equal(tuned[1].weight, pruned.model[1].weight)
+    assert torch.equal(tuned[1].weight != 0, pruned.masks["1.weight"])
 
 
 def test_the_dense_network_equals_the_masked_one():

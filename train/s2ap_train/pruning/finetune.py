@@ -32,11 +32,14 @@ class Tuned:
 
 
 def shipped(pruned: PrunedModel, structure: StructureName, image_shape: tuple[int, int, int]) -> nn.Module:
-    """A copy of the pruned network as it is shipped: closed channels are physically gone, masked weights are 0."""
+    """A copy of the pruned network as it is shipped: closed channels are physically gone, masked weights are 0.
+
+    All its parameters can be trained again, also where the mask search froze them.
+    """
     if structure != "channel":
-        return copy.deepcopy(pruned.model)
+        return copy.deepcopy(pruned.model).requires_grad_(True)
     groups = channel_groups(pruned.model, image_shape, verify=False)
-    return remove_channels(pruned.model, groups, pruned.masks, image_shape)
+    return remove_channels(pruned.model, groups, pruned.masks, image_shape).requires_grad_(True)
 
 
 def finetune(
