@@ -87,3 +87,24 @@ def test_channels_are_gone_before_fine_tuning_and_the_logits_are_those_of_the_ga
     tuned = tune(pruned, "channel").model
     assert sum(p.numel() for p in tuned.parameters()) == sum(p.numel() for p in shipped.parameters())
     assert (tuned(images) - shipped(images)).abs().max() > 1e-3
+
+
+class Tied(torch.nn.Module):
+    """A network with a weight that two layers share, and a layer that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+        self.last, self.unused = torch.nn.Linear(64, 2), torch.nn.Linear(64, 2)
+
+    def forward(self, images):
+        return self.last(torch.relu(self.second(torch.relu(self.first(images.flatten(1))))))
+
+
+def test_shared_weights_are_pruned_once_and_unused_ones_do_not_matter():
+    pruned = search_masks(Tied(), *blobs(), blobs(20, seed=1), Hydra(0.5, training=TRAINING), seed=0)
+    assert set(pruned.masks) == {"first.weight", "last.weight", "unused.weight"}
+    tuned = tune(pruned, weight_radius=0.01).model
+    assert tuned.second.weight is tuned.first.weight
+    assert torch.equal(tuned.first.weight != 0, pruned.masks["first.weight"])

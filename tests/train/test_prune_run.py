@@ -7,13 +7,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from s2ap_defend.cli.main import run
+from s2ap_defend.errors import RecipeError
 from s2ap_train.checkpoint import restore
 from s2ap_train.measures.benchmark import Benchmark
 from s2ap_train.models import build
+from s2ap_train.prune.lock import locked
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.run_folder import read_run
 
@@ -81,6 +84,7 @@ def test_a_run_folder_holds_everything_and_rebuilds_the_network(pruned: Path) ->
     assert found.metrics["sparsity"] == pytest.approx(0.5, abs=0.01)
     assert found.metrics["flip_rate"] > 0
     assert found.metrics["attack"]["samples"] == 40
+    assert len(found.metrics["history"]["finetune"]) == 2, "weights were fine-tuned"
     assert set(found.metrics["transferability"]["models"]) == {"dense", "pruned", "int8"}
 
 
@@ -176,6 +180,10 @@ def test_a_killed_command_goes_on_and_ends_with_the_mask_of_an_unbroken_one(work
         (("--set", "adversarial.loss=natural", "--set", "adversarial.eps=0"), "say --natural if that is what you want"),
         (("--accelerator", "cuda"), "no CUDA device" if not torch.cuda.is_available() else ""),
         (("--method", "s2ap", "--structure", "2:4", "--sparsity", "0.9"), "2:4 removes exactly half"),
+        (("--method", "flying-bird", "--structure", "channel"), "prunes single weights only"),
+        (("--method", "hydra", "--gamma", "0.5"), "--gamma is for S2AP, the method is hydra"),
+        (("--set", "finetune.loss=natural", "--set", "finetune.eps=0"), "finetune trains without attacks"),
+        (("--set", "pruning.method=[1]"), "pruning.method is [1]"),
     ],
 )
 def test_bad_options_are_one_line_and_write_nothing(
@@ -188,6 +196,49 @@ def test_bad_options_are_one_line_and_write_nothing(
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("phase", ["finetune.lr=1e9", "pruning.training.lr=1e9"])
+def test_a_collapse_in_the_first_epoch_fails_and_leaves_the_last_good_network(
+    work: Path, pruned: Path, phase: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = work / phase.replace("=", "-")
+    long = {"adversarial__epochs": 8, "adversarial__lr": 0.3, "adversarial__eps": 0.05}
+    command = [*arguments("-o", str(folder), "--work-dir", str(work / "long"), **long), "--set", phase]
+    assert run(command) == 2
+    assert "holds the last good network before it" in capsys.readouterr().err
+    found = read_run(folder).metrics
+    assert found["collapse"] is not None
+    assert found["mask_clean_accuracy"] > 0.3
+    if phase.startswith("finetune"):
+        assert found["clean_accuracy"] == found["mask_clean_accuracy"], "what was there before fine-tuning"
+    else:
+        assert found["clean_accuracy"] > 0.3
+
+
+def test_a_run_of_other_data_is_neither_reused_nor_written_over(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images, labels = (digits.images / 16).astype(np.float32), digits.target.astype(np.int64)
+    command = arguments("-o", str(work / "npz"), "--method", "magnitude", "--data", str(work / "data.npz"))
+    command += ["--set", "data.source=npz", "--set", "measures.transferability=false"]
+    np.savez(work / "data.npz", images=images[:400], labels=labels[:400])
+    assert run(command) == 0
+    np.savez(work / "data.npz", images=images[400:800], labels=labels[400:800])
+    assert run(command) == 2
+    assert "with other settings" in capsys.readouterr().err
+    assert run([*command, "-o", str(work / "npz2"), "--work-dir", str(work / "npz.work")]) == 0
+    assert "dense: reused" not in capsys.readouterr().out
+
+
+def test_the_same_run_twice_at_once_is_refused(tmp_path: Path) -> None:
+    with locked(tmp_path / "work" / ".lock", wait=False):  # noqa: SIM117
+        with pytest.raises(RecipeError, match="another process is making the same run"):
+            with locked(tmp_path / "work" / ".lock", wait=False):
+                pass
+    with locked(tmp_path / "work" / ".lock", wait=False):
+        pass
 
 
 def test_natural_training_is_said_twice_to_be_no_defence(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

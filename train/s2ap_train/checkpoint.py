@@ -73,16 +73,16 @@ def write_folder(folder: Path, files: Mapping[str, bytes], record: Mapping[str, 
     }
     check_replaceable(folder)
     files = {**files, RECORD_FILE: json_bytes(document, f"the record of checkpoint {folder}")}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".new", dir=folder.parent))
-    except OSError as error:
-        raise RecipeError(f"checkpoint {folder} cannot be written ({error.strerror}); choose another folder") from error
+    beside = _beside(folder)
     try:
         for name, content in files.items():
             _write(beside / name, content)
         beside.chmod(0o755)
         _replace(folder, beside)
+    except OSError as error:
+        raise RecipeError(
+            f"checkpoint {folder} cannot be written ({error.strerror}); make room or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -110,10 +110,12 @@ def check_replaceable(folder: Path) -> None:
     """Refuse a target that holds something else than a checkpoint.
 
     Raises:
-        RecipeError: If the folder exists, is not empty and is not a checkpoint, or is a file.
+        RecipeError: If the folder exists, is not empty and is not a checkpoint, or is a file, or nothing can be written
+            beside it.
     """
     if folder.exists() and not (folder / RECORD_FILE).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise RecipeError(f"{folder} exists and is not a checkpoint; choose another folder or remove it")
+    _beside(folder).rmdir()
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -170,6 +172,15 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])
+
+
+def _beside(folder: Path) -> Path:
+    """A new empty folder beside the target, which a rename can move there."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".new", dir=folder.parent))
+    except OSError as error:
+        raise RecipeError(f"checkpoint {folder} cannot be written ({error.strerror}); choose another folder") from error
 
 
 def _write(path: Path, content: bytes) -> None:

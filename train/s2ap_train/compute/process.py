@@ -68,16 +68,16 @@ class Compute:
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
 
     def gradients(self, loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Gradients of a loss in tensors, averaged over the processes.
+        """Gradients of a loss in tensors, averaged over the processes; 0 for a tensor that the loss does not use.
 
         For precision "16" the loss is scaled by a power of two so that float16 does not round small gradients to 0;
         where the scale is too large for a gradient to be finite, it is halved and the backward pass runs again. So no
         step is skipped, and a gradient that is still not finite is a fault of the training.
         """
         if self.precision != "16":
-            return self.mean(list(torch.autograd.grad(loss, tensors)))
+            return self.mean(list(torch.autograd.grad(loss, tensors, materialize_grads=True)))
         while True:
-            scaled = torch.autograd.grad(loss * self.loss_scale, tensors, retain_graph=True)
+            scaled = torch.autograd.grad(loss * self.loss_scale, tensors, retain_graph=True, materialize_grads=True)
             gradients = self.mean([gradient / self.loss_scale for gradient in scaled])  # alike in all processes
             if bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()):
                 self._steps_since_overflow += 1

@@ -59,12 +59,16 @@ def prune(
     from s2ap_train.recipe import load_pruning_recipe
 
     settings = load_pruning_recipe(recipe, [*_changes(options), *overrides])
+    for option in ("base", "gamma"):
+        if options[option] is not None and getattr(settings.pruning, "s2ap", None) is None:
+            raise RecipeError(f"--{option} is for S2AP, the method is {settings.pruning.method}; add --method s2ap")
     console = Console()
     if natural:
         settings = _natural(settings)
         _warn(console, "training without attacks: expect next to no robust accuracy, before pruning and after")
-    elif not settings.adversarial.adversarial:
-        raise RecipeError(f"recipe {settings.name} trains without attacks; say --natural if that is what you want")
+    elif unattacked := _unattacked(settings):
+        raise RecipeError(f"{unattacked} trains without attacks; say --natural if that is what you want")
+    output = output.resolve()
     folder = output.with_name(f"{output.name}.work") if work_dir is None else work_dir
     metrics = launch(settings.compute, _run, settings, output, folder)
     print_summary(metrics, console)
@@ -100,6 +104,13 @@ def _changes(options: dict[str, str | float | Path | None]) -> Iterator[str]:
         if value is not None:
             number = isinstance(value, (int, float)) or (option == "gamma" and value != "auto")
             yield f"{_KEYS[option]}={value}" if number else f'{_KEYS[option]}="{value}"'
+
+
+def _unattacked(settings: "PruningRecipe") -> str | None:
+    """The first training of a recipe that sees no attacks."""
+    trainings = {"adversarial": settings.adversarial, "finetune": settings.finetune}
+    trainings["pruning.training"] = getattr(settings.pruning, "training", settings.adversarial)
+    return next((name for name, training in trainings.items() if not training.adversarial), None)
 
 
 def _natural(settings: "PruningRecipe") -> "PruningRecipe":

@@ -87,6 +87,7 @@ def run_metrics(
     _, weights = weight_counts(_whole(pruned))
     left, _ = weight_counts(tuned.model)
     history = [record for record in pruned.history if "flip_rate" in record]
+    moves = [record for record in pruned.history if "hamming" in record and "flip_to_previous" in record]
     return {
         "name": recipe.name,
         "method": method_name(recipe.pruning),
@@ -120,8 +121,8 @@ def run_metrics(
         "flops": flops(tuned.model, shape),
         "flops_dense": flops(_whole(pruned), shape),
         "stability": {
-            "hamming_between_epochs": [record["hamming"] for record in history],
-            "flip_between_epochs": [record["flip_to_previous"] for record in history],
+            "hamming_between_epochs": [record["hamming"] for record in moves],
+            "flip_between_epochs": [record["flip_to_previous"] for record in moves],
         },
         "before": None if before is None else before.to_json(),
         "mask": mask.to_json(),

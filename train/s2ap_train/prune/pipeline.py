@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,11 +19,12 @@ from s2ap_train.compute import Compute, ComputeSettings
 from s2ap_train.data import Splits
 from s2ap_train.models import Classifier, create
 from s2ap_train.models import build as build_classifier
+from s2ap_train.prune.lock import locked
 from s2ap_train.prune.metrics import Timings, run_metrics
 from s2ap_train.prune.stopwatch import Stopwatch
-from s2ap_train.pruning import Magnitude, Tuned, finetune, prune
+from s2ap_train.pruning import IterativeMagnitude, Magnitude, Tuned, finetune, prune
 from s2ap_train.pruning.methods import needs_training, needs_tuning, structure_name
-from s2ap_train.recipe import PruningRecipe
+from s2ap_train.recipe import ModelTable, PruningRecipe
 from s2ap_train.run_folder import read_run, write_run
 from s2ap_train.snapshots import Snapshots
 from s2ap_train.threads import one_thread
@@ -49,14 +53,29 @@ def run_pruning(
             network, and the message says so.
     """
     check_replaceable(output)
-    where = ComputeSettings(precision=recipe.compute.precision)  # the rest does not change what
-    key = fingerprint(recipe.model_copy(update={"compute": where}))
-    if (finished := _finished(output, key)) is not None:
-        reporter.line(f"{output}: reused, it was made with the same recipe")
-        return _reported(finished, output)
     with reporter.step("data", 1) as loading:
         splits = recipe.load_data(lambda done, total: loading.advance(f"{done}/{total} images", done=0))
         loading.note = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test"
+    what = (recipe.model_copy(update={"compute": _what_counts(recipe.compute)}), splits.sha256(), _code(recipe.model))
+    key = fingerprint(what)
+    if (finished := _finished(output, key)) is not None:
+        reporter.line(f"{output}: reused, it was made with the same recipe and data")
+        return _reported(finished, output)
+    if not compute.is_main:
+        return _made(compute, recipe, splits, output, work_dir, key, reporter)
+    with locked(work_dir / f".run-{key[:12]}.lock", wait=False):
+        return _made(compute, recipe, splits, output, work_dir, key, reporter)
+
+
+def _made(
+    compute: Compute,
+    recipe: PruningRecipe,
+    splits: Splits,
+    output: Path,
+    work_dir: Path,
+    key: str,
+    reporter: Reporter,
+) -> Mapping[str, Any]:
     run = _Run(compute, recipe, splits, work_dir, key, reporter)
     with one_thread() if recipe.data.source == "digits" else nullcontext():
         dense = run.trained() if needs_training(recipe.pruning) else None
@@ -105,7 +124,9 @@ class _Run:
     def trained(self) -> Classifier:
         """The dense network, adversarially trained."""
         recipe = self.recipe
-        parts = (recipe.data, recipe.seed, recipe.model, recipe.adversarial)
+        where = _what_counts(recipe.compute)
+        data = (recipe.data, self.splits.sha256())
+        parts = (data, recipe.seed, recipe.model, _code(recipe.model), recipe.adversarial, where)
         watch = Stopwatch(self.work_dir / "dense.seconds" if self.compute.is_main else None, fingerprint(parts))
 
         def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
@@ -128,15 +149,17 @@ class _Run:
             }
             return Trained(model, record)
 
-        model, record = Workbench(self.work_dir, self.reporter, keep=self.compute.is_main).part(
-            "dense",
-            settings=parts,
-            epochs=recipe.adversarial.epochs,
-            rebuild=build_classifier,
-            train=train,
-            note=accuracies,
-            summary=lambda record: accuracies(record["history"][-1]),
-        )
+        lock = locked(self.work_dir / ".dense.lock", wait=True) if self.compute.is_main else nullcontext()
+        with lock:  # another run that trains the same network is waited for, and its network reused
+            model, record = Workbench(self.work_dir, self.reporter, keep=self.compute.is_main).part(
+                "dense",
+                settings=parts,
+                epochs=recipe.adversarial.epochs,
+                rebuild=build_classifier,
+                train=train,
+                note=accuracies,
+                summary=lambda record: accuracies(record["history"][-1]),
+            )
         watch.clear()
         self.dense_seconds = record["seconds"]
         self._note("training of the dense network", record["collapse"])
@@ -146,6 +169,8 @@ class _Run:
         """The pruned network, fine-tuned where its method needs it."""
         recipe, watch = self.recipe, self.stopwatch
         epochs = 1 if isinstance(recipe.pruning, Magnitude) else recipe.pruning.training.epochs
+        if isinstance(recipe.pruning, IterativeMagnitude):
+            epochs *= len(recipe.pruning.schedule())
         watch.start()
         with self.reporter.step("prune", epochs) as step:
             found = prune(
@@ -200,6 +225,27 @@ def _finished(output: Path, key: str) -> Mapping[str, Any] | None:
     raise RecipeError(
         f"{output} holds a run of {run.metrics['name']} with other settings; choose another folder or remove it"
     )
+
+
+def _what_counts(compute: ComputeSettings) -> ComputeSettings:
+    """The settings that change results: batch normalisation sees the share of one device."""
+    return ComputeSettings(devices=compute.devices, precision=compute.precision)
+
+
+def _code(model: ModelTable) -> str | None:
+    """SHA-256 of the file that a user's factory comes from; None for a network of ours."""
+    factory = model if isinstance(model, str) else str(model.get("factory", ""))
+    if ":" not in factory:
+        return None
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.util.find_spec(factory.partition(":")[0])
+    except (ImportError, ValueError):
+        found = None  # the error comes where the network is made
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    source = Path(found.origin) if found is not None and found.origin else None
+    return hashlib.sha256(source.read_bytes()).hexdigest() if source is not None and source.is_file() else None
 
 
 def _architecture(model: nn.Module) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def finetune(
         labels,
         validation,
         config,
+        trained=True,
         masks=masks,
         seed=seed,
         compute=compute,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.attacks.accuracy import Array, image_shape, on_device
+from s2ap_train.attacks.accuracy import Array, accuracy, image_shape, on_device
 from s2ap_train.compute import Compute
 from s2ap_train.pruning.masks import Masks, flip_rate, hamming
 from s2ap_train.pruning.perturbation import Moved
@@ -28,6 +28,7 @@ from s2ap_train.training import (
     classes_of,
     cosine,
     draw_batch,
+    global_random_state,
     robust_loss,
     validate_alike,
 )
@@ -86,13 +87,18 @@ def search_masks(
     report = on_epoch if compute.is_main else None
     if snapshots is not None and (saved := snapshots.load()) is not None:
         state.resume(*saved)
-    elif method.score_start == "snip":
-        _measure_scores(state, all_images, all_labels)
+    else:
+        if method.score_start == "snip":
+            _measure_scores(state, all_images, all_labels)
+        first = state.candidate(all_images)
+        if method.starts_trained and state.watch.begin_with(accuracy(first.model, *validation)):
+            state.best = first  # what is left if the first epoch collapses
     for epoch, record in enumerate(state.history):
         if report is not None:
             report(epoch, record)
     while state.epoch < method.training.epochs and state.collapse is None:
-        finished = _epoch(state, all_images, all_labels, validation)
+        with global_random_state(seed, state.epoch):
+            finished = _epoch(state, all_images, all_labels, validation)
         if snapshots is not None and compute.is_main:
             snapshots.save(*state.snapshot())
         if finished and report is not None:
@@ -147,7 +153,7 @@ def _epoch(state: SearchState, images: Tensor, labels: Tensor, validation: tuple
     compute.average_statistics(state.model)
     state.epoch += 1
     if not math.isfinite(total) or not all(bool(t.isfinite().all()) for t in state.trained):
-        if state.best is None:
+        if not state.watch.has_learned:
             raise RecipeError(
                 f"the loss is not finite in epoch {epoch} of {config.epochs} of the mask search, and no epoch before "
                 f"it was good; lower lr (now {config.lr:g})"

@@ -54,7 +54,7 @@ def without_foreign_keys(table: object) -> object:
     if not isinstance(table, Mapping):
         return table
     settings = dict(table)
-    base = settings.pop("base", DEFAULT_BASE)
+    base = str(settings.pop("base", DEFAULT_BASE))
     if settings.get("method") == "s2ap":
         if not issubclass(METHODS.get(base, object), ScorePruning):
             scored = [name for name, method in METHODS.items() if issubclass(method, ScorePruning)]
@@ -64,9 +64,14 @@ def without_foreign_keys(table: object) -> object:
         settings |= {"method": base, "s2ap": settings.get("s2ap", {})}
     else:
         settings.pop("s2ap", None)
-    if settings.get("method") not in METHODS:
+    if not isinstance(settings.get("method"), str) or settings["method"] not in METHODS:
         return settings
     own = {part.name for part in fields(METHODS[settings["method"]])}
+    if "structure" not in own and settings.get("structure", "unstructured") != "unstructured":
+        raise RecipeError(
+            f"{settings['method']} prunes single weights only, not structure {settings['structure']!r}; "
+            'take another method or structure = "unstructured"'
+        )
     foreign = {part.name for method in METHODS.values() for part in fields(method)} - own
     return {key: value for key, value in settings.items() if key not in foreign}
 

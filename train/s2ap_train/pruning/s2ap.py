@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -51,8 +52,11 @@ class S2AP:
         """
         if isinstance(self.radius, str) and self.radius != "auto":
             raise RecipeError(f'radius is {self.radius!r}; give a number from 0 or "auto"')
-        if (not isinstance(self.radius, str) and self.radius < 0) or self.warmup_epochs < 0:
-            raise RecipeError(f"radius {self.radius} and warmup_epochs {self.warmup_epochs} must not be negative")
+        refused = not isinstance(self.radius, str) and not (math.isfinite(self.radius) and self.radius >= 0)
+        if refused or self.warmup_epochs < 0:
+            raise RecipeError(
+                f"radius {self.radius} and warmup_epochs {self.warmup_epochs} must be finite and must not be negative"
+            )
         if self.norm not in ("l2", "linf", "adaptive"):
             raise RecipeError(f"norm is {self.norm!r}; choose from l2, linf, adaptive")
         if self.ascent_steps < 1:

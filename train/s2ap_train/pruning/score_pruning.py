@@ -41,6 +41,8 @@ class ScorePruning:
 
     trains_affine: ClassVar[bool] = True
     """Whether the affine part of batch normalisation is trained beside the scores."""
+    starts_trained: ClassVar[bool] = True
+    """Whether the network that is searched was trained: a fall from the first mask's accuracy is then a collapse."""
 
     def __post_init__(self) -> None:
         """Refuse what a mask search cannot do.

@@ -26,6 +26,7 @@ class ScratchTicket(ScorePruning):
     method: Literal["scratch-ticket"] = field(default="scratch-ticket", kw_only=True)
 
     trains_affine: ClassVar[bool] = False
+    starts_trained: ClassVar[bool] = False
 
     def network(self, model: nn.Module, *, seed: int) -> nn.Module:
         """The random network."""

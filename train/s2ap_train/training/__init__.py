@@ -1,7 +1,16 @@
 """Training of classifiers: natural or adversarial, with weights chosen on a validation set."""
 
 from s2ap_train.attacks.accuracy import accuracy, robust_accuracy
-from s2ap_train.training.batches import Batch, apply_masks, augment, batches, cosine, draw_batch, shifted
+from s2ap_train.training.batches import (
+    Batch,
+    apply_masks,
+    augment,
+    batches,
+    cosine,
+    draw_batch,
+    global_random_state,
+    shifted,
+)
 from s2ap_train.training.collapse import CollapseWatch
 from s2ap_train.training.config import OnEpoch, RobustLoss, TrainingConfig
 from s2ap_train.training.epoch_choice import EpochChoice
@@ -27,6 +36,7 @@ __all__ = [
     "classes_of",
     "cosine",
     "draw_batch",
+    "global_random_state",
     "robust_accuracy",
     "robust_loss",
     "shifted",

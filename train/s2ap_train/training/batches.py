@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,17 @@ def draw_batch(
     part = compute.share(x)
     weight = len(part) * compute.world_size / len(rows)
     return Batch(part, compute.share(y), None if start is None else compute.share(start), weight)
+
+
+@contextmanager
+def global_random_state(seed: int, epoch: int) -> Iterator[None]:
+    """Within this context what layers draw for themselves, such as dropout, depends on seed and epoch only.
+
+    So a resumed run draws what an unbroken one does; the global random state is as before afterwards.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed * 100_003 + epoch)
+        yield
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:

@@ -40,6 +40,15 @@ class CollapseWatch:
         self._largest_share = max(0.5, commonest + self._error(commonest))
         self._best = 0.0  # accuracy of the best epoch without a sign
 
+    def begin_with(self, accuracy: float) -> bool:
+        """Whether the network that a training begins with tells classes apart, by its validation accuracy.
+
+        If it does, a fall from there is a collapse, also in the first epoch.
+        """
+        if accuracy > self._chance:
+            self._best = accuracy
+        return self.has_learned
+
     @property
     def has_learned(self) -> bool:
         """Whether an epoch without a sign of collapse was seen."""

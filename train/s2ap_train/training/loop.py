@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.attacks.accuracy import Array, on_device
+from s2ap_train.attacks.accuracy import Array, accuracy, on_device
 from s2ap_train.attacks.weight_perturbation import perturbed, weight_perturbation
 from s2ap_train.compute import Compute
 from s2ap_train.models.modes import batch_norm_statistics_frozen, evaluation_mode
 from s2ap_train.snapshots import Snapshots
-from s2ap_train.training.batches import Batch, apply_masks, batches, cosine, draw_batch
+from s2ap_train.training.batches import Batch, apply_masks, batches, cosine, draw_batch, global_random_state
 from s2ap_train.training.collapse import CollapseWatch
 from s2ap_train.training.config import OnEpoch, TrainingConfig
 from s2ap_train.training.epoch_choice import EpochChoice
@@ -29,8 +29,8 @@ class Training:
     """What a training run did.
 
     `history` has one record per epoch that ended with a finite loss, `best_epoch` is the one, from 0, whose weights
-    were kept. `collapse` says why training ended before its time with the last good weights; None = it did not
-    collapse. `stopped_early` is whether patience ran out.
+    were kept. `collapse` says why training ended before its time with the last good weights, those that it began with
+    if no epoch was good; None = it did not collapse. `stopped_early` is whether patience ran out.
     """
 
     history: tuple[dict[str, float], ...]
@@ -47,6 +47,7 @@ def train_classifier(
     config: TrainingConfig,
     *,
     seed: int,
+    trained: bool = False,
     masks: Mapping[str, Tensor] | None = None,
     mask_update: MaskUpdate | None = None,
     compute: Compute | None = None,
@@ -69,6 +70,8 @@ def train_classifier(
         validation: Images and labels that choose the epoch; never the test set.
         config: Hyper-parameters.
         seed: Of the order, the augmentation and the attack's random start; it decides the weights on one machine.
+        trained: Whether the model was trained before: a fall from its accuracy is then a collapse, also in the first
+            epoch, and leaves the model as it came.
         masks: By parameter name, True = kept: these weights stay exactly 0 wherever their mask is False.
         mask_update: Called after every optimiser step; it may change the masks, in place or by new ones under the same
             names. `masks` must then be a mutable mapping and ends with the masks of the chosen epoch. The momentum of
@@ -103,8 +106,11 @@ def train_classifier(
         for epoch, record in enumerate(state.history):
             if report is not None:
                 report(epoch, record)
+    elif trained and state.watch.begin_with(accuracy(model, *validation)):
+        state.keep()  # what is left if the first epoch collapses
     while state.epoch < config.epochs and state.collapse is None and not state.stopped_early:
-        finished = _epoch(state, all_images, all_labels, validation, config, mask_update)
+        with global_random_state(seed, state.epoch):
+            finished = _epoch(state, all_images, all_labels, validation, config, mask_update)
         if snapshots is not None and compute.is_main:
             snapshots.save(*state.snapshot())
         if finished and report is not None:
