@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.checkpoint import load_checkpoint, restore, save_checkpoint
+from s2ap_train.checkpoint import load_checkpoint, restore, save_checkpoint, tensor_bytes, write_folder
 from s2ap_train.models import SmallCNN, build
 from s2ap_train.run_folder import read_run, write_run
 
@@ -145,3 +145,31 @@ def test_a_run_folder_gives_back_what_was_written_and_knows_when_it_was_changed(
 def test_a_checkpoint_that_is_no_run_is_named(folder):
     with pytest.raises(RecipeError, match="is a checkpoint but not a run"):
         read_run(folder)
+
+
+TABLE = b'{"format_version": 1}'
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"metrics.json": None}, r"has no metrics\.json, only config\.json, masks\.safetensors, .*; run prune again"),
+        ({"config.json": None}, r"has no config\.json, only masks\.safetensors"),
+        ({"metrics.json": b"not json"}, r"metrics\.json is not JSON \(Expecting value.*; run prune again"),
+        ({"metrics.json": b"\xff\xfe{"}, r"metrics\.json is not JSON"),
+        ({"metrics.json": b"[" * 100_000}, r"metrics\.json is not JSON"),
+        ({"config.json": b"{"}, r"config\.json is not JSON"),
+        ({"metrics.json": b"[]"}, r"metrics\.json holds a list, expected a table of keys and values; run prune again"),
+        ({"config.json": b"[1]"}, r"config\.json holds a list, expected a table"),
+        ({"metrics.json": b"{}"}, r"metrics\.json has version None, this version reads 1"),
+    ],
+)
+def test_a_run_whose_files_agree_with_their_hashes_but_not_with_its_format_is_refused(tmp_path, files, message):
+    tensors = dict.fromkeys(("weights.safetensors", "masks.safetensors", "scores.safetensors"), tensor_bytes({}))
+    whole = {**tensors, "config.json": b"{}", "metrics.json": TABLE}
+    write_folder(tmp_path / "whole", whole, {"kind": "run"})
+    assert read_run(tmp_path / "whole").metrics == {"format_version": 1}
+    wrong = {name: content for name, content in (whole | files).items() if content is not None}
+    write_folder(tmp_path / "wrong", wrong, {"kind": "run"})
+    with pytest.raises(RecipeError, match=rf"/wrong.*{message}"):
+        read_run(tmp_path / "wrong")

@@ -16,12 +16,13 @@ from s2ap_defend.errors import ModelFileError, RecipeError
 from s2ap_train.checkpoint import save_checkpoint
 from s2ap_train.compare import compare_runs, find_runs
 from s2ap_train.compare.cli import compare
+from s2ap_train.compare.measures import MEASURES
 from s2ap_train.compare.page import FILES, PAGE
 from s2ap_train.compare.report import print_comparison, tables
 from s2ap_train.measures.benchmark import Benchmark, BenchmarkAttack
 from s2ap_train.measures.paired import agresti_min
 from s2ap_train.pruning.masks import flip_rate, top_k_mask
-from s2ap_train.run_folder import write_run
+from s2ap_train.run_folder import read_run, write_run
 
 ROBUST = {"hydra": (0.40, 0.44, 0.42), "s2ap": (0.43, 0.45, 0.47)}
 """Planted robust accuracies of seeds 0, 1, 2: paired differences 0.03, 0.01, 0.05."""
@@ -395,3 +396,84 @@ def test_methods_without_scores_leave_gaps_and_not_zeros(tmp_path):
     assert set(sharpness.rows[0][1:]) == {"-"}
     assert comparison.to_json()["groups"][0]["measures"]["sharpness"] == {"mean": None, "std": None, "values": []}
     assert CliRunner().invoke(compare, [str(tmp_path / "run"), "-o", str(tmp_path / "out")]).exception is None
+
+
+def make_wrong_run(folder, **metrics):
+    """A run whose metrics were changed, and its hashes with them."""
+    run = read_run(make_run(folder))
+    parts = {name: getattr(run, name) for name in ("weights", "masks", "scores", "config", "record")}
+    write_run(folder, **parts, metrics={**run.metrics, **metrics})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "a"}, r"seed is 'a', expected a whole number"),
+        ({"seed": 0.5}, r"seed is 0\.5, expected a whole number"),
+        ({"seed": True}, r"seed is True, expected a whole number"),
+        ({"method": ["hydra"]}, r"method is \['hydra'\], expected text"),
+        ({"base": {}}, r"base is \{\}, expected text"),
+        ({"data": 3}, r"data is 3, expected text or a table"),
+        ({"target_sparsity": "0.8"}, r"target_sparsity is '0\.8', expected a finite number"),
+        ({"seconds_mask_search": -1.0}, r"seconds_mask_search is -1\.0, expected a finite number from 0"),
+        ({"sharpness": 10**400}, r"sharpness is 1000*\.\.\., expected a finite number"),
+        ({"stability": [0.1]}, r"stability is \[0\.1\], expected a table"),
+        ({"stability": {"flip_between_epochs": 0.1}}, r"stability, flip_between_epochs is 0\.1, expected a list of"),
+        ({"stability": {"flip_between_epochs": ["x"]}}, r"stability, flip_between_epochs is \['x'\], expected a list"),
+        ({"after": "x"}, r"after is 'x', expected a table"),
+        ({"after": {"images_sha256": ["f"]}}, r"after, images_sha256 is \['f'\], expected text"),
+        ({"after": {"predicted": "0123"}}, r"after, predicted is '0123', expected a list of whole numbers"),
+        ({"after": {"predicted": [0, 2**63]}}, r"after, predicted is .*, expected a list of whole numbers"),
+        ({"after": {"correct": "ff"}}, r"after, correct is 'ff', expected a table"),
+    ],
+)
+def test_metrics_of_another_type_are_refused_with_the_file_and_the_key(tmp_path, change, message):
+    make_wrong_run(tmp_path / "run", **change)
+    with pytest.raises(RecipeError, match=rf"/run/metrics\.json: {message}"):
+        find_runs([tmp_path])
+
+
+@pytest.mark.parametrize("measure", [each.key for each in MEASURES if each.key != "flip_between_epochs"])
+def test_every_figure_that_is_compared_must_be_a_number(tmp_path, measure):
+    make_wrong_run(tmp_path / "run", **{measure: "x"})
+    with pytest.raises(RecipeError, match=rf"/run/metrics\.json: {measure} is 'x', expected a finite number"):
+        find_runs([tmp_path])
+
+
+def test_runs_of_the_same_images_with_other_numbers_of_predictions_are_refused(tmp_path):
+    for seed, predicted in enumerate(([0, 1, 2, 3], [0, 1, 2])):
+        after = {"images_sha256": "f" * 64, "predicted": predicted}
+        make_run(tmp_path / str(seed), seed=seed, after=after)
+    with pytest.raises(RecipeError, match="on the same images but hold 4 and 3 predictions"):
+        compare_runs(find_runs([tmp_path]))
+
+
+def test_a_benchmark_with_a_number_beyond_all_floats_is_refused(tmp_path):
+    whole = benchmark_json(0, [1] * 10, [0] * 10)
+    make_run(tmp_path / "h", "hydra", after=whole | {"attack": {**whole["attack"], "eps": 10**400}})
+    make_run(tmp_path / "s", "s2ap", after=whole)
+    with pytest.raises(RecipeError, match="/h, after: int too large"):
+        compare_runs(find_runs([tmp_path]))
+
+
+def test_unlike_searches_of_two_methods_are_named_beside_the_difference(tmp_path):
+    """HARP with 5 epochs against HYDRA with 2; what only one of them has is the method itself."""
+    own = {
+        "hydra": {"method": "hydra", "recalibrate": True, "training": {"epochs": 2, "lr": 0.1}},
+        "harp": {"method": "harp", "recalibrate": False, "training": {"epochs": 5, "lr": 0.1}, "target": "flops"},
+        "magnitude": {"method": "magnitude", "minimum_kept": 1},
+    }
+    starts = {"hydra": {"score_start": "scaled_magnitude"}, "harp": {"score_start": "snip"}, "magnitude": {}}
+    for method, settings in own.items():
+        make_run(tmp_path / method, method, base=method, config={"pruning": {**settings, **starts[method]}})
+    comparison = compare_runs(find_runs([tmp_path]), baseline="hydra")
+    unlike = {difference.method.name: difference.unlike for difference in comparison.differences}
+    assert unlike == {
+        "harp": {
+            "pruning.recalibrate": (True, False),
+            "pruning.score_start": ("scaled_magnitude", "snip"),
+            "pruning.training.epochs": (2, 5),
+        },
+        "magnitude": {},
+    }
+    assert "pruning.training.epochs 2 and 5: the difference may come from there" in text_of(comparison)

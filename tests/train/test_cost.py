@@ -5,6 +5,9 @@ from torch import nn
 from s2ap_train.models import VGG16, ResNet18, SmallCNN, WideResNet
 from s2ap_train.models.channel_groups import channel_groups, remove_channels
 from s2ap_train.models.cost import flops, layer_costs, parameter_count
+from s2ap_train.pruning import Harp
+from s2ap_train.pruning.masks import sparsity
+from s2ap_train.pruning.structures import Unstructured
 
 
 def test_flops_and_parameters_are_those_worked_out_by_hand():
@@ -12,8 +15,8 @@ def test_flops_and_parameters_are_those_worked_out_by_hand():
     assert flops(model, (2, 4, 4)) == 2 * (3 * 2 * 9 * 16) + 2 * 48 * 5
     assert parameter_count(model) == 3 * 2 * 9 + 3 + 48 * 5 + 5
     assert [(cost.weight, cost.flops, cost.parameters) for cost in layer_costs(model, (2, 4, 4), ())] == [
-        ("0.weight", 1728, 57),
-        ("3.weight", 480, 245),
+        ("0.weight", 1728, 54),
+        ("3.weight", 480, 240),
     ]
 
 
@@ -95,3 +98,22 @@ def test_counting_leaves_the_modes_of_a_network_as_they_were():
     flops(model, model.image_shape)
     assert model.training
     assert torch.equal(model.blocks[0].norm.running_mean, before)
+
+
+def test_biases_are_no_part_of_the_parameters_that_a_share_is_of():
+    """512 weights in 256 rows of a layer with biases, 1024 in 4 rows of one without: one third, two thirds."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 256), nn.ReLU(), nn.Linear(256, 4, bias=False))
+    assert [cost.parameters for cost in layer_costs(model, (2, 1, 1), ())] == [512, 1024]
+
+
+def test_the_parameter_target_of_harp_is_met_on_a_network_with_many_biases():
+    """400 weights with 100 biases, and 400 with 4: were biases counted, unequal shares would miss the target."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 4))
+    structure, names = Unstructured(), ["1.weight", "3.weight"]
+    allocation = Harp(0.7).allocation(structure, model, (4, 1, 1), names)
+    with torch.no_grad():
+        allocation.parameters()["quota.1.weight"].add_(1.0)
+    scores = structure.initial_scores(model, "kaiming_normal", torch.Generator().manual_seed(0))
+    masks = allocation.final_masks(scores)
+    assert masks["1.weight"].sum() > masks["3.weight"].sum() + 50, "the shares are unequal"
+    assert sparsity(masks) == pytest.approx(0.7, abs=2 / 800)

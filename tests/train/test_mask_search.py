@@ -19,7 +19,7 @@ from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.scratch_ticket import random_network
 from s2ap_train.pruning.search_state import SearchState
 from s2ap_train.pruning.structures import structure_of
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.snapshots import Snapshots, grouped
 from s2ap_train.training import CollapseWatch, EpochChoice, TrainingConfig
 
 SEARCH = TrainingConfig(epochs=4, lr=0.1, batch_size=20, eps=0.1, attack_steps=1, validation_steps=1)
@@ -203,3 +203,57 @@ def test_the_surface_at_its_own_scores_is_the_loss_of_the_pruned_network(structu
     expected = torch.nn.functional.cross_entropy(pruned.model(x), y)
     torch.testing.assert_close(surface(pruned.scores), expected, atol=1e-5, rtol=1e-5)
     assert same(before, pruned.model.state_dict())
+
+
+@pytest.mark.parametrize("last", [0, 2])
+def test_a_resumed_search_goes_on_with_the_automatic_radius_that_it_had(tmp_path, last):
+    """The band is above every flip rate here, so that the radius grows at each of the four steps of an epoch."""
+    config = Hydra(0.7, training=SEARCH, s2ap=S2AP("auto", flip_band=(0.9, 1.0), warmup_epochs=0))
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(epoch, _):
+        if epoch == last:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        search(config, snapshots=Snapshots(tmp_path, "settings"), on_epoch=stop)
+    whole, resumed = search(config), search(config, snapshots=Snapshots(tmp_path, "settings"))
+    radii = [record["radius"] for record in whole.history]
+    assert radii == pytest.approx(
+        [0.01 * 1.25 ** (4 * epoch) * sum(1.25**n for n in range(4)) / 4 for epoch in range(4)]
+    )
+    assert [record["radius"] for record in resumed.history] == radii
+    assert resumed.history == whole.history
+    assert same(whole.scores, resumed.scores)
+    assert same(whole.masks, resumed.masks)
+
+
+def test_an_epoch_that_is_clearly_worse_is_not_the_one_that_is_kept(tmp_path):
+    """In the last epoch two classes have each other's labels: worse by far, and no collapse."""
+    (images, labels), (x, y) = bars(160), bars(200, seed=1)
+    poisoned, snapshots, masks = labels.clone(), Snapshots(tmp_path, "settings"), []
+
+    def note_and_poison(epoch, _):
+        masks.append(grouped(snapshots.load()[0])["mask"])
+        poisoned.copy_(torch.tensor([1, 0, 2, 3])[labels])
+
+    training = replace(SEARCH, epochs=2, lr=1.0, batch_size=10, loss="natural", eps=0.0)
+    pruned = search_masks(
+        small(),
+        images,
+        poisoned,
+        (x, y),
+        Hydra(0.7, training=training),
+        seed=0,
+        snapshots=snapshots,
+        on_epoch=note_and_poison,
+    )
+    accuracies = [record["validation_accuracy"] for record in pruned.history]
+    assert pruned.collapse is None
+    assert accuracies[1] < accuracies[0] - 0.2
+    assert pruned.best_epoch == 0
+    assert same(pruned.masks, masks[0])
+    assert not same(pruned.masks, masks[1])
+    assert float((pruned.model(x).argmax(1) == y).float().mean()) == pytest.approx(accuracies[0])

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -163,6 +164,37 @@ def test_no_norm_and_no_number_of_steps_leaves_the_ball(base, norm, steps):
         assert float(largest) >= 0.05, "it goes to the edge, or nearly"
 
 
+class WatchedLoss(BatchLoss):
+    """That loss, which notes where the scores are whenever its gradient is asked for."""
+
+    def __init__(self, model, scores):
+        super().__init__(model, scores)
+        self.visited = []
+
+    def gradients(self, masks, tensors):
+        self.visited.append({name: s.detach().clone() for name, s in self.scores.items()})
+        return super().gradients(masks, tensors)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_each_of_k_steps_goes_a_kth_of_the_radius(base, norm):
+    """Steps of full length, projected, would stand at the edge of the ball after the first of them."""
+    scores = {name: scaled_magnitude(w).requires_grad_() for name, w in prunable_weights(base).items()}
+    start = {name: s.detach().clone() for name, s in scores.items()}
+    loss = WatchedLoss(base, scores)
+    config = S2AP(0.1, norm=norm, ascent_steps=4, warmup_epochs=0)
+    ScoreAscent(config, loss.allocation)(0, base, scores, loss.allocation.masks(scores), loss)
+    visited = [*loss.visited, {name: s.detach() for name, s in scores.items()}]
+    assert len(visited) == 5
+    assert same(visited[0], start)
+    order = 2 if norm == "l2" else math.inf
+    for name, origin in start.items():
+        whole = 0.1 * float(origin.flatten().norm(order))
+        reached = [float((place[name] - origin).flatten().norm(order)) for place in visited]
+        assert reached[1] == pytest.approx(whole / 4, rel=1e-3)
+        assert all(length <= step * whole / 4 * (1 + 1e-3) for step, length in enumerate(reached))
+
+
 def test_the_steps_of_the_norms_by_hand():
     scores, gradient = torch.tensor([3.0, -4.0]), torch.tensor([0.0, 2.0])
     l2, linf, adaptive = (relative_ascent([scores], [gradient], 0.1, norm)[0] for norm in ("l2", "linf", "adaptive"))
@@ -220,6 +252,8 @@ def test_a_radius_that_changes_no_mask_is_the_base_in_disguise_and_known_as_such
     [
         (lambda: S2AP(radius="large"), "give a number from 0 or"),
         (lambda: S2AP(radius=-0.1), "must not be negative"),
+        (lambda: S2AP(radius=math.nan), "radius nan and warmup_epochs 1 must be finite and must not be negative"),
+        (lambda: S2AP(radius=math.inf), "radius inf and warmup_epochs 1 must be finite and must not be negative"),
         (lambda: S2AP(warmup_epochs=-1), "must not be negative"),
         (lambda: S2AP(norm="l1"), "choose from l2, linf, adaptive"),
         (lambda: S2AP(ascent_steps=0), "ascent_steps is 0"),

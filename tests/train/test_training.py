@@ -7,6 +7,7 @@ import torch
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models import SmallCNN
 from s2ap_train.models.weight_average import WeightAverage
+from s2ap_train.snapshots import Snapshots
 from s2ap_train.training import (
     EpochChoice,
     TrainingConfig,
@@ -272,3 +273,48 @@ def test_the_weight_average_lies_between_and_follows():
     for _ in range(300):
         average.update(model)
     assert average.model.weight.item() == pytest.approx(1.0, abs=1e-6)
+
+
+class Dropping(SmallCNN):
+    """A network that draws from the global random state while it trains."""
+
+    def forward(self, images):
+        return torch.nn.functional.dropout(super().forward(images), 0.3, self.training)
+
+
+def test_layers_that_draw_for_themselves_draw_the_same_in_a_resumed_run(tmp_path):
+    def trained(**more):
+        return train(ROBUST, model=Dropping(classes=4, widths=(6, 8), pool_after=(0, 1)), **more)[0].state_dict()
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(epoch, _):
+        torch.rand(1)  # whoever else draws in between
+        if epoch == 1:
+            raise StoppedError
+
+    whole, again = trained(), trained()
+    with pytest.raises(StoppedError):
+        trained(snapshots=Snapshots(tmp_path / "s", "x"), on_epoch=stop)
+    resumed = trained(snapshots=Snapshots(tmp_path / "s", "x"))
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, again[name])
+        assert torch.equal(tensor, resumed[name])
+
+
+def test_weights_are_perturbed_where_they_are_kept_and_by_the_radius_of_what_is_kept():
+    """Each step has a pass at the weights and one at the perturbed ones; dead weights neither move nor count."""
+    mask = torch.rand(8, 6, 3, 3, generator=torch.Generator().manual_seed(0)) > 0.6
+    model, passes = small(), []
+
+    def note(layer, _):
+        if layer.training:
+            passes.append(layer.weight.detach().clone())
+
+    model.blocks[1].convolution.register_forward_pre_hook(note)
+    train(replace(ROBUST, epochs=1, weight_radius=0.05), model=model, masks={MASKED: mask})
+    assert len(passes) == 2 * 4
+    for weight, perturbed in zip(passes[::2], passes[1::2], strict=True):
+        assert torch.count_nonzero(perturbed[~mask]) == 0
+        assert float((perturbed - weight).norm() / weight.norm()) == pytest.approx(0.05, rel=1e-3)

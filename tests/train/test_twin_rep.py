@@ -209,3 +209,23 @@ def test_ten_epochs_or_a_third_of_a_short_run_come_before_pruning():
     assert TwinRep(training=TrainingConfig(epochs=6)).dense_epochs == 2
     assert TwinRep(training=TrainingConfig(epochs=2)).dense_epochs == 1
     assert TwinRep(pruning_epoch=4).dense_epochs == 4
+
+
+@pytest.mark.parametrize("product", ["elementwise", "channel"])
+def test_what_is_pruned_at_the_cut_is_exactly_zero_at_every_later_step(product):
+    model, steps = network(), []
+
+    def note(module, _):
+        if module.training:
+            weights = {name: layer_of(module, name).weight.detach() for name in prunable_weights(model)}
+            steps.append({name: weight.clone() for name, weight in weights.items()})
+
+    model.register_forward_pre_hook(note)
+    config = TwinRep(sparsity=0.7, product=product, training=TRAINING)
+    result = prune_twin_rep(model, *bars(), bars(40, seed=1), config, seed=0)
+    assert len(steps) == 4 * TRAINING.epochs
+    dense, sparse = steps[: 4 * config.dense_epochs], steps[4 * config.dense_epochs :]
+    for name, mask in result.masks.items():
+        assert all(torch.count_nonzero(step[name][~mask]) == (~mask).sum() for step in dense)
+        assert all(torch.count_nonzero(step[name][~mask]) == 0 for step in sparse)
+        assert mask.all() or not torch.equal(sparse[0][name], sparse[-1][name]), "and what is left is trained"

@@ -36,6 +36,13 @@ def demands(depth):
 def images():
     return nn.Identity()
 
+class Sums(nn.Module):
+    def forward(self, images):
+        return images.flatten(1)[:, :4]
+
+def no_parameters():
+    return Sums()
+
 def cannot_run():
     return nn.Linear(999, 3)
 
@@ -109,6 +116,10 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
         (
             "my_networks:images",
             r"maps images of shape \(2, 2, 9, 9\) to \(2, 2, 9, 9\), expected logits of shape \(2, 4\)",
+        ),
+        (
+            "my_networks:no_parameters",
+            "the network of factory my_networks:no_parameters, a Sums, has no parameters, expected weights to train",
         ),
         ("my_networks:cannot_run", r"failed on images of shape \(2, 2, 9, 9\) with RuntimeError"),
     ],

@@ -88,12 +88,13 @@ def read_run(folder: Path) -> Run:
     """Read a run folder and verify the hash of every file.
 
     Raises:
-        RecipeError: If it is not a run folder, a file is missing or was changed, or its metrics have another version.
+        RecipeError: If it is not a run folder, a file is missing or was changed, its configuration or metrics are no
+            table in JSON, or its metrics have another version.
     """
     files, record = read_folder(folder)
     if record.get("kind") != "run":
         raise RecipeError(f"{folder} is a checkpoint but not a run; give a folder that `s2ap-defend prune` wrote")
-    metrics = json.loads(files[METRICS_FILE])
+    metrics = _table(folder, METRICS_FILE, files)
     if metrics.get("format_version") != METRICS_VERSION:
         raise RecipeError(
             f"{folder / METRICS_FILE} has version {metrics.get('format_version')!r}, this version reads "
@@ -104,7 +105,22 @@ def read_run(folder: Path) -> Run:
         weights=tensors_of(folder, WEIGHTS_FILE, files),
         masks=tensors_of(folder, MASKS_FILE, files),
         scores=tensors_of(folder, SCORES_FILE, files),
-        config=json.loads(files[CONFIG_FILE]),
+        config=_table(folder, CONFIG_FILE, files),
         metrics=metrics,
         record=record,
     )
+
+
+def _table(folder: Path, name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The table of one JSON file of a run."""
+    if name not in files:
+        raise RecipeError(f"{folder} has no {name}, only {', '.join(sorted(files)) or 'nothing'}; run prune again")
+    try:
+        document = json.loads(files[name])
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{folder / name} is not JSON ({error}); run prune again") from error
+    if not isinstance(document, dict):
+        raise RecipeError(
+            f"{folder / name} holds a {type(document).__name__}, expected a table of keys and values; run prune again"
+        )
+    return document

@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.compare.groups import MEASURES, Group, epoch_flips, group_runs, settings_of, value_of
+from s2ap_train.compare.groups import Group, epoch_flips, group_runs, settings_of, value_of
+from s2ap_train.compare.measures import MEASURES
 from s2ap_train.compare.runs import check_comparable, differences
 from s2ap_train.measures.benchmark import Benchmark, before_after
 from s2ap_train.measures.paired import PairedDifference, SeedDifference, seed_difference
@@ -17,6 +18,8 @@ from s2ap_train.run_folder import Run
 
 _OF_S2AP = ("pruning.s2ap", "pruning.method", "pruning.base")
 _OF_THE_METHOD = ("pruning.",)
+_OF_EVERY_METHOD = ("pruning.training.", "pruning.recalibrate", "pruning.score_start")
+"""Settings of pruning that mean the same in all methods that have them."""
 FORMAT_VERSION = 1
 
 
@@ -30,7 +33,7 @@ class MethodDifference:
         seeds: Seeds of both.
         measures: Paired differences by measure; a measure needs both values for a seed to count.
         unlike: Settings besides the pruning method's own in which the two differ, with (baseline's, method's) values:
-            a difference may come from these.
+            a difference may come from these. How both trained and began their scores is never a method's own.
         over_images: By seed, the robust accuracy paired image by image, where both runs hold the bits of the same
             images. Its interval speaks of other images, not of other seeds.
     """
@@ -129,16 +132,24 @@ def _difference(method: Group, baseline: Group) -> MethodDifference:
         known = [(before, after) for before, after in pairs if before is not None and after is not None]
         if known:
             measures[measure.key] = seed_difference([before for before, _ in known], [after for _, after in known])
-    unlike = differences(settings_of(baseline.runs[0]), settings_of(method.runs[0]))
-    own_settings = _OF_S2AP if method.base == baseline.base else _OF_THE_METHOD
     return MethodDifference(
         method=method,
         baseline=baseline,
         seeds=seeds,
         measures=measures,
-        unlike={key: values for key, values in unlike.items() if not key.startswith(own_settings)},
+        unlike=_unlike(baseline, method),
         over_images=_over_images(others, own, seeds),
     )
+
+
+def _unlike(baseline: Group, method: Group) -> dict[str, tuple[Any, Any]]:
+    first, second = settings_of(baseline.runs[0]), settings_of(method.runs[0])
+    own = _OF_S2AP if method.base == baseline.base else _OF_THE_METHOD
+
+    def counts(key: str) -> bool:
+        return not key.startswith(own) or (key.startswith(_OF_EVERY_METHOD) and key in first and key in second)
+
+    return {key: values for key, values in differences(first, second).items() if counts(key)}
 
 
 def _over_images(
@@ -156,7 +167,7 @@ def _over_images(
 def _benchmark(run: Run) -> Benchmark:
     try:
         return Benchmark.from_json(run.metrics["after"])
-    except RecipeError as error:
+    except (RecipeError, OverflowError) as error:  # a whole number in JSON may be larger than any float
         raise RecipeError(f"{run.folder}, after: {error}") from error
 
 

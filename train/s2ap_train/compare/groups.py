@@ -22,29 +22,6 @@ _NOT_SETTINGS = {"seed", "name", "root", "accelerator", "devices", "channels_las
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A figure of a run: its key in metrics.json, what it is called, and whether it is a share in [0, 1]."""
-
-    key: str
-    title: str
-    share: bool = False
-
-
-MEASURES = (
-    Measure("sparsity", "pruned", share=True),
-    Measure("clean_accuracy", "clean", share=True),
-    Measure("mask_robust_accuracy", "mask robust", share=True),
-    Measure("robust_accuracy", "robust", share=True),
-    Measure("seconds_mask_search", "seconds"),
-    Measure("sharpness", "sharpness"),
-    Measure("hessian_eigenvalue", "lambda max"),
-    Measure("hessian_eigenvalue_relative", "lambda max, relative"),
-    Measure("flip_rate", "flip rate", share=True),
-    Measure("flip_between_epochs", "between epochs", share=True),
-)
-
-
-@dataclass(frozen=True)
 class Summary:
     """A measure over seeds: the values, their mean, and their sample standard deviation, None for fewer than two."""
 
@@ -180,8 +157,11 @@ def _setting(run: Run) -> Setting:
 
 def _agreement(runs: Sequence[Run]) -> Summary:
     tested = [run.metrics.get("after") or {} for run in runs]
-    if len({after.get("images_sha256") for after in tested}) > 1 or any("predicted" not in after for after in tested):
+    if len({after.get("images_sha256") for after in tested}) > 1 or any(
+        after.get("predicted") is None for after in tested
+    ):
         return Summary(())
+    _check_predictions(runs)
     matrix = agreement([torch.tensor(after["predicted"]) for after in tested])
     pairs = itertools.combinations(range(len(runs)), 2)
     return Summary(tuple(float(matrix[i, j]) for i, j in pairs))
@@ -192,6 +172,18 @@ def _variants(members: Sequence[Sequence[Run]]) -> list[str]:
     settings = [settings_of(runs[0]) for runs in members]
     keys = sorted({key for other in settings for key in differences(settings[0], other)})
     return [", ".join(f"{key} {own.get(key)}" for key in keys) for own in settings]
+
+
+def _check_predictions(runs: Sequence[Run]) -> None:
+    first = runs[0]
+    expected = len(first.metrics["after"]["predicted"])
+    for run in runs[1:]:
+        found = len(run.metrics["after"]["predicted"])
+        if found != expected:
+            raise RecipeError(
+                f"{first.folder} and {run.folder} were tested on the same images but hold {expected} and {found} "
+                "predictions (after.predicted); one of them was changed: run prune again"
+            )
 
 
 def _check_seeds(runs: Sequence[Run]) -> None:

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from s2ap_defend.tables import plain_table
 from s2ap_train.compare.comparison import Comparison, MethodDifference
-from s2ap_train.compare.groups import MEASURES, Group, Measure, Setting, Summary
+from s2ap_train.compare.groups import Group, Setting, Summary
+from s2ap_train.compare.measures import MEASURES, Measure
 from s2ap_train.compare.runs import described
 
 _BY_KEY = {measure.key: measure for measure in MEASURES}

@@ -9,9 +9,8 @@ from typing import Any
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.checkpoint import RECORD_FILE
+from s2ap_train.compare.measures import check_metrics
 from s2ap_train.run_folder import METRICS_FILE, Run, read_run
-
-REQUIRED = ("method", "structure", "seed", "data", "model", "sparsity", "attack")
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
@@ -21,7 +20,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
 
     Raises:
         RecipeError: If a folder is missing, is no run and holds none, a file was changed, or the metrics lack what a
-            comparison needs.
+            comparison needs or hold it with another type.
     """
     found: dict[Path, Run] = {}
     for folder in folders:
@@ -35,7 +34,8 @@ def find_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
             raise RecipeError(f"{folder} holds no run; give folders that `s2ap-defend prune` wrote")
         for candidate in candidates:
             if candidate.resolve() not in found:
-                found[candidate.resolve()] = _checked(read_run(candidate))
+                found[candidate.resolve()] = run = read_run(candidate)
+                check_metrics(run)
     return tuple(found.values())
 
 
@@ -105,17 +105,6 @@ def _below(folder: Path) -> Iterator[Path]:
             if METRICS_FILE in files:
                 yield Path(parent)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-
-
-def _checked(run: Run) -> Run:
-    missing = [key for key in REQUIRED if run.metrics.get(key) is None]
-    if missing:
-        raise RecipeError(
-            f"{run.folder / METRICS_FILE} lacks {', '.join(missing)}; the run was not finished: run prune again"
-        )
-    if not isinstance(run.metrics["attack"], Mapping):
-        raise RecipeError(f"{run.folder / METRICS_FILE} describes no attack; run prune again")
-    return run
 
 
 def _attack(run: Run) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class LayerCost:
     Attributes:
         weight: Name of its weight.
         flops: For one image; a multiply-add counts 2.
-        parameters: Weight and bias.
+        parameters: Numbers in its weight, which is what pruning removes; its bias is not counted.
         outputs: The group of its output channels; None for the logits and for outputs of several groups.
         inputs: The group of its input channels; None for the image and for inputs of several groups.
         output_shares: By group, its fraction of the output channels; what is missing to 1 cannot be removed.
@@ -100,7 +100,7 @@ def layer_costs(
         cost = LayerCost(
             weight=weight,
             flops=sum(counts.get(".".join(filter(None, (type(model).__name__, name))), {}).values()),
-            parameters=parameter_count(module),
+            parameters=module.weight.numel(),
             outputs=_single(written),
             inputs=_single(read),
             output_shares=written,

@@ -40,7 +40,8 @@ class UserNetwork(Classifier):
             seed: Of torch's global generator while the factory runs; its state is put back afterwards.
 
         Raises:
-            RecipeError: If the factory cannot be found or called, or what it returns does not map images to logits.
+            RecipeError: If the factory cannot be found or called, or what it returns does not map images to
+                logits or has no parameters.
             ValueError: If a size is below 1.
         """
         super().__init__(in_channels, classes, image_size)
@@ -51,6 +52,7 @@ class UserNetwork(Classifier):
             torch.manual_seed(seed)
             self.network = _made(factory, function, sizes)
         _check_logits(factory, self.network, self.image_shape, classes)
+        _check_parameters(factory, self.network)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] of images [N, C, H, W] in [0, 1]."""
@@ -130,4 +132,12 @@ def _check_logits(name: str, network: nn.Module, image_shape: tuple[int, int, in
         raise RecipeError(
             f"the network of factory {name} maps images of shape {tuple(images.shape)} to {found}, expected logits of "
             f"shape {(2, classes)}, one column per class"
+        )
+
+
+def _check_parameters(name: str, network: nn.Module) -> None:
+    if next(network.parameters(), None) is None:
+        raise RecipeError(
+            f"the network of factory {name}, a {type(network).__name__}, has no parameters, expected weights to train "
+            "and prune; return a module whose layers hold them as parameters"
         )

@@ -22,7 +22,7 @@ class Harp(ScorePruning):
     ours. S2AP moves the scores and never the shares. The result is meant to be fine-tuned.
 
     Attributes:
-        target: What `sparsity` is the removed share of: the parameters of the pruned layers, or their FLOPs.
+        target: What `sparsity` is the removed share of: the weights of the pruned layers, or their FLOPs.
         quotas: Of the learned shares.
     """
 

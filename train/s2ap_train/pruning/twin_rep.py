@@ -202,9 +202,9 @@ def factorised(model: nn.Module, product: Product, start: Start, *, seed: int) -
     network = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     weights = prunable_weights(network)
-    names: dict[int, str] = {}
-    for name, weight in weights.items():
-        if names.setdefault(id(weight), name) != name:
+    names = {id(weight): name for name, weight in weights.items()}
+    for name, weight in network.named_parameters(remove_duplicate=False):
+        if names.get(id(weight), name) != name:
             raise RecipeError(
                 f"{name} and {names[id(weight)]} are one weight, TwinRep gives each layer its own; take another method"
             )
