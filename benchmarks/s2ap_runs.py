@@ -18,7 +18,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_train.compute import Compute, launch
 from s2ap_train.measures.stability import pairwise
 from s2ap_train.models import Classifier, build
-from s2ap_train.prune.pipeline import run_pruning
+from s2ap_train.prune.pipeline import dense_settings, run_pruning
 from s2ap_train.pruning import prune
 from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.recipe import PruningRecipe, load_pruning_recipe
@@ -137,7 +137,7 @@ def dense_network(job: Job) -> Classifier:
     silent = Reporter(Console(file=io.StringIO()))
     model, _ = Workbench(job.shared, silent, train=False).part(
         "dense",
-        settings=(recipe.data, recipe.seed, recipe.model, recipe.adversarial),
+        settings=dense_settings(recipe, recipe.load_data()),
         epochs=recipe.adversarial.epochs,
         rebuild=build,
         train=lambda *_: (_ for _ in ()).throw(AssertionError("not trained here")),

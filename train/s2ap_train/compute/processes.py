@@ -69,6 +69,9 @@ def _work(fabric: Any, folder_name: str, threads: int) -> None:  # noqa: ANN401
         if compute.is_main:
             torch.save(result, folder / "result.pt")
         compute.mean([torch.zeros(1, device=compute.device)])  # ended together: none is missed by another
+        torch.distributed.destroy_process_group()  # its threads, left running, may abort a process that ends
+        if not compute.is_main:
+            os._exit(0)  # the first process returns to the launcher, which waits for its answer
     except Exception as error:  # whatever it is, the launching process must hear of it
         whole = "".join(traceback.format_exception(error))
         rank_of_cause = 0 if isinstance(error, DefendError) else 2 if isinstance(error, LostProcessError) else 1

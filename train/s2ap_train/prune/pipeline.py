@@ -124,9 +124,7 @@ class _Run:
     def trained(self) -> Classifier:
         """The dense network, adversarially trained."""
         recipe = self.recipe
-        where = _what_counts(recipe.compute)
-        data = (recipe.data, self.splits.sha256())
-        parts = (data, recipe.seed, recipe.model, _code(recipe.model), recipe.adversarial, where)
+        parts = dense_settings(recipe, self.splits)
         watch = Stopwatch(self.work_dir / "dense.seconds" if self.compute.is_main else None, fingerprint(parts))
 
         def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
@@ -209,6 +207,12 @@ class _Run:
         if collapse is not None:
             self.collapse = self.collapse or f"{phase}, {collapse}"
             self.reporter.line(f"{phase} collapsed ({collapse}); going on with the last good epoch")
+
+
+def dense_settings(recipe: PruningRecipe, splits: Splits) -> tuple[object, ...]:
+    """Everything that decides the dense network of a recipe: what its checkpoint is kept under."""
+    data = (recipe.data, splits.sha256())
+    return data, recipe.seed, recipe.model, _code(recipe.model), recipe.adversarial, _what_counts(recipe.compute)
 
 
 def _finished(output: Path, key: str) -> Mapping[str, Any] | None:
