@@ -145,7 +145,12 @@ def test_ctrl_c_ends_with_one_line_and_the_next_run_goes_on(tmp_path: Path, work
     slow = [*OVERRIDES, "--set", "adversarial.epochs=500", "--workers", workers]
     command = [sys.executable, "-m", "s2ap_defend", "harden", "digits", "-o", str(path), *slow]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  (a background job ignores it)
     )
     kept = tmp_path / "model.onnx.training" / ("plain" if workers == "1" else "score-model") / "checkpoint.json"
     deadline = time.monotonic() + 120
