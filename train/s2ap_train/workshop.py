@@ -13,8 +13,8 @@ from s2ap_train.ensemble import ChannelMember, l1_norm_member, random_channel_me
 from s2ap_train.models import Classifier
 from s2ap_train.models import build as build_classifier
 from s2ap_train.models import create as create_classifier
-from s2ap_train.pruning import Magnitude, PruningMethod, finetune, prune
-from s2ap_train.pruning.methods import method_name, needs_training, needs_tuning, structure_name
+from s2ap_train.pruning import PruningMethod, finetune, prune
+from s2ap_train.pruning.methods import epochs_known, method_name, needs_training, needs_tuning, structure_name
 from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.purifier import UNet, train_score_model
 from s2ap_train.purifier import build as build_score_model
@@ -281,8 +281,7 @@ class Workshop:
 
 def _epochs(pruning: PruningMethod, tuning: TrainingConfig) -> int:
     """Epochs of pruning and fine-tuning, as far as they are known before."""
-    searched = 0 if isinstance(pruning, Magnitude) else pruning.training.epochs
-    return searched + (tuning.epochs if needs_tuning(pruning) else 0)
+    return epochs_known(pruning) + (tuning.epochs if needs_tuning(pruning) else 0)
 
 
 def _summary(record: Mapping[str, Any]) -> str:

@@ -22,8 +22,8 @@ from s2ap_train.models import build as build_classifier
 from s2ap_train.prune.lock import locked
 from s2ap_train.prune.metrics import Timings, run_metrics
 from s2ap_train.prune.stopwatch import Stopwatch
-from s2ap_train.pruning import IterativeMagnitude, Magnitude, Tuned, finetune, prune
-from s2ap_train.pruning.methods import needs_training, needs_tuning, structure_name
+from s2ap_train.pruning import Tuned, finetune, prune
+from s2ap_train.pruning.methods import epochs_known, needs_training, needs_tuning, structure_name
 from s2ap_train.recipe import ModelTable, PruningRecipe
 from s2ap_train.run_folder import read_run, write_run
 from s2ap_train.snapshots import Snapshots
@@ -56,32 +56,24 @@ def run_pruning(
     with reporter.step("data", 1) as loading:
         splits = recipe.load_data(lambda done, total: loading.advance(f"{done}/{total} images", done=0))
         loading.note = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test"
-    what = (recipe.model_copy(update={"compute": _what_counts(recipe.compute)}), splits.sha256(), _code(recipe.model))
-    key = fingerprint(what)
+    dense = dense_settings(recipe, splits)
+    key = fingerprint((recipe.model_copy(update={"compute": _what_counts(recipe.compute)}), dense))
     if (finished := _finished(output, key)) is not None:
         reporter.line(f"{output}: reused, it was made with the same recipe and data")
         return _reported(finished, output)
-    if not compute.is_main:
-        return _made(compute, recipe, splits, output, work_dir, key, reporter)
-    with locked(work_dir / f".run-{key[:12]}.lock", wait=False):
-        return _made(compute, recipe, splits, output, work_dir, key, reporter)
+    run = _Run(compute, recipe, splits, work_dir, key, dense, reporter)
+    with locked(work_dir / f".run-{key[:12]}.lock", wait=False) if compute.is_main else nullcontext():
+        return _made(run, output)
 
 
-def _made(
-    compute: Compute,
-    recipe: PruningRecipe,
-    splits: Splits,
-    output: Path,
-    work_dir: Path,
-    key: str,
-    reporter: Reporter,
-) -> Mapping[str, Any]:
-    run = _Run(compute, recipe, splits, work_dir, key, reporter)
+def _made(run: _Run, output: Path) -> Mapping[str, Any]:
+    """Go through the phases and write the run folder."""
+    recipe, splits = run.recipe, run.splits
     with one_thread() if recipe.data.source == "digits" else nullcontext():
         dense = run.trained() if needs_training(recipe.pruning) else None
         tuned = run.pruned(run.fresh() if dense is None else dense)
-        metrics = run_metrics(recipe, splits, dense, tuned, run.timings(), reporter, collapse=run.collapse)
-    if compute.is_main:
+        metrics = run_metrics(recipe, splits, dense, tuned, run.timings(), run.reporter, collapse=run.collapse)
+    if run.compute.is_main:
         write_run(
             output,
             weights=tuned.model.state_dict(),
@@ -89,7 +81,7 @@ def _made(
             scores=tuned.pruned.scores,
             config=recipe.model_dump(mode="json"),
             metrics=metrics,
-            record={"architecture": _architecture(tuned.model), "classes": list(splits.classes), "settings": key},
+            record={"architecture": _architecture(tuned.model), "classes": list(splits.classes), "settings": run.key},
         )
         run.snapshots.clear()
         run.stopwatch.clear()
@@ -106,10 +98,17 @@ class _Run:
     """What the phases share."""
 
     def __init__(
-        self, compute: Compute, recipe: PruningRecipe, splits: Splits, work_dir: Path, key: str, reporter: Reporter
+        self,
+        compute: Compute,
+        recipe: PruningRecipe,
+        splits: Splits,
+        work_dir: Path,
+        key: str,
+        dense: tuple[object, ...],
+        reporter: Reporter,
     ) -> None:
         self.compute, self.recipe, self.splits, self.reporter = compute, recipe, splits, reporter
-        self.work_dir = work_dir
+        self.work_dir, self.key, self.dense_settings = work_dir, key, dense
         self.snapshots = Snapshots(work_dir / f"run-{key[:12]}", key)
         self.stopwatch = Stopwatch(work_dir / f"run-{key[:12]}.seconds" if compute.is_main else None, key)
         self.data = (splits.train.images, splits.train.labels, (splits.validation.images, splits.validation.labels))
@@ -123,8 +122,7 @@ class _Run:
 
     def trained(self) -> Classifier:
         """The dense network, adversarially trained."""
-        recipe = self.recipe
-        parts = dense_settings(recipe, self.splits)
+        recipe, parts = self.recipe, self.dense_settings
         watch = Stopwatch(self.work_dir / "dense.seconds" if self.compute.is_main else None, fingerprint(parts))
 
         def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
@@ -166,11 +164,8 @@ class _Run:
     def pruned(self, start: Classifier) -> Tuned:
         """The pruned network, fine-tuned where its method needs it."""
         recipe, watch = self.recipe, self.stopwatch
-        epochs = 1 if isinstance(recipe.pruning, Magnitude) else recipe.pruning.training.epochs
-        if isinstance(recipe.pruning, IterativeMagnitude):
-            epochs *= len(recipe.pruning.schedule())
         watch.start()
-        with self.reporter.step("prune", epochs) as step:
+        with self.reporter.step("prune", max(1, epochs_known(recipe.pruning))) as step:
             found = prune(
                 start,
                 *self.data,

@@ -22,7 +22,7 @@ from s2ap_train.pruning.masks import sparsity as masks_sparsity
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.step_judge import StepJudge
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.snapshots import Snapshots, grouped, joined
 from s2ap_train.training import (
     OnEpoch,
     Training,
@@ -234,15 +234,13 @@ class _Run:
         """Keep the state after a step."""
         if snapshots is None or not self.compute.is_main:
             return
-        groups = {"model": self.model.state_dict(), "mask": self.masks}
-        tensors = {f"{group}.{name}": t for group, named in groups.items() for name, t in named.items()}
         record: dict[str, Any] = {
             "steps": [asdict(step) for step in self.steps],
             "history": self.history,
             "best_epoch": self.best_epoch,
             "collapse": self.collapse,
         }
-        snapshots.save(tensors, record)
+        snapshots.save(joined({"model": self.model.state_dict(), "mask": self.masks}), record)
 
     def resume(self, snapshots: Snapshots | None, on_epoch: OnEpoch | None) -> None:
         """Take over a saved state, if there is one, and report its epochs."""
@@ -250,9 +248,10 @@ class _Run:
         if saved is None:
             return
         tensors, record = saved
-        restore(self.model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        groups = grouped(tensors)
+        restore(self.model, groups["model"])
         for name, mask in self.masks.items():
-            mask.copy_(tensors[f"mask.{name}"])
+            mask.copy_(groups["mask"][name])
         self.steps = [PruningStep(**step) for step in record["steps"]]
         self.history = list(record["history"])
         self.best_epoch, self.collapse = record["best_epoch"], record["collapse"]

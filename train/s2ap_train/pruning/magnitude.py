@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.pruning.masks import Masks, kept_count, largest_mask
+from s2ap_train.pruning.masks import Masks, kept_count, largest_mask, largest_values
 from s2ap_train.pruning.pruned_model import PrunedModel, pruned_copy
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.structures import StructureName, structure_of
@@ -127,7 +127,7 @@ def magnitude_masks(
     if scope != "layer":
         return global_masks(sizes, kept_count(sum(s.numel() for s in sizes.values()), 1 - sparsity), minimum_kept)
     counts = {name: max(minimum_kept, kept_count(s.numel(), 1 - sparsity)) for name, s in sizes.items()}
-    return {name: _largest(s, min(counts[name], s.numel())) for name, s in sizes.items()}
+    return {name: largest_values(s, min(counts[name], s.numel())) for name, s in sizes.items()}
 
 
 def check_magnitude(sparsity: float, scope: Scope, minimum_kept: int) -> None:
@@ -152,7 +152,7 @@ def global_masks(scores: Mapping[str, Tensor], kept: int, minimum_kept: int = 1)
     Raises:
         RecipeError: If the minima of all layers are more than `kept`.
     """
-    masks = {name: _largest(s, min(minimum_kept, s.numel())) for name, s in scores.items()}
+    masks = {name: largest_values(s, min(minimum_kept, s.numel())) for name, s in scores.items()}
     free = kept - sum(int(m.sum()) for m in masks.values())
     if free < 0:
         raise RecipeError(
@@ -160,7 +160,7 @@ def global_masks(scores: Mapping[str, Tensor], kept: int, minimum_kept: int = 1)
             "sparsity keeps in all; lower minimum_kept or the sparsity"
         )
     remaining = [s.masked_fill(masks[name], -torch.inf).flatten() for name, s in scores.items()]
-    chosen = torch.split(_largest(torch.cat(remaining), free), [s.numel() for s in scores.values()])
+    chosen = torch.split(largest_values(torch.cat(remaining), free), [s.numel() for s in scores.values()])
     return {name: mask | more.reshape(mask.shape) for (name, mask), more in zip(masks.items(), chosen, strict=True)}
 
 
@@ -176,10 +176,3 @@ def lamp_scores(weight: Tensor) -> Tensor:
     scores = torch.zeros_like(squares)
     scores[order] = squares / at_least_as_large.clamp_min(torch.finfo(squares.dtype).tiny)
     return scores.reshape(weight.shape)
-
-
-def _largest(sizes: Tensor, count: int) -> Tensor:
-    """Mask of exactly `count` of the largest values."""
-    mask = torch.zeros(sizes.numel(), dtype=torch.bool, device=sizes.device)
-    mask[sizes.flatten().topk(count, sorted=False).indices] = True
-    return mask.reshape(sizes.shape)

@@ -30,11 +30,15 @@ def top_k_mask(scores: Tensor, keep_ratio: float) -> Tensor:
 
 def largest_mask(scores: Tensor, count: int) -> Tensor:
     """Mask of the `count` largest |scores|, of the scores' shape."""
-    size = scores.abs().flatten()
-    chosen = size.topk(count, sorted=False).indices
-    mask = torch.zeros_like(size, dtype=torch.bool)
-    mask[chosen] = True
-    return mask.reshape(scores.shape)
+    return largest_values(scores.abs(), count)
+
+
+def largest_values(values: Tensor, count: int) -> Tensor:
+    """Mask of the `count` largest values as they are, signed, of the values' shape."""
+    flat = values.flatten()
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[flat.topk(count, sorted=False).indices] = True
+    return mask.reshape(values.shape)
 
 
 def sparsity(masks: Masks) -> float:

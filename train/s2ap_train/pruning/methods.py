@@ -108,6 +108,14 @@ def needs_tuning(config: PruningMethod) -> bool:
     return not isinstance(config, _NEEDS_NO_TUNING)
 
 
+def epochs_known(config: PruningMethod) -> int:
+    """Epochs that pruning takes if nothing collapses; 0 for a method that trains nothing."""
+    if isinstance(config, Magnitude):
+        return 0
+    steps = len(config.schedule()) if isinstance(config, IterativeMagnitude) else 1
+    return steps * config.training.epochs
+
+
 def structure_name(config: PruningMethod) -> StructureName:
     """What is pruned: 'unstructured', 'channel' or '2:4'."""
     return config.structure if isinstance(config, (ScorePruning, Magnitude, TwinRep)) else "unstructured"
