@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.ensemble import L1Norm, RandomChannel, l1_norm_member, random_channel_member
+from s2ap_train.ensemble import ChannelPruning, channel_member, largest_channels, random_channels
 from s2ap_train.ensemble.keep_rates import kept_sizes, random_keep_rates
-from s2ap_train.ensemble.l1_norm import largest_channels
 from s2ap_train.models import ResNet18, SmallCNN, build
 from s2ap_train.models.channel_groups import channel_groups, remove_channels
 from s2ap_train.training import TrainingConfig, accuracy, train_classifier
@@ -83,19 +82,21 @@ def test_the_largest_filters_are_kept():
     for channel, size in enumerate((0.2, -0.5, 0.3)):
         model.each_block()[0].convolution.weight.data[channel] = size
     groups = channel_groups(model, model.image_shape)
-    kept = largest_channels(dict(model.named_parameters()), groups, [2, 2])
+    kept = largest_channels(model, groups, [2, 2], torch.Generator())
     assert [channels.tolist() for channels in kept.values()] == [[False, True, True], [True, True]]
 
 
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("method", ["random", "l1"])
 def test_members_are_smaller_trained_networks_decided_by_their_seed(base, method, fresh):
-    make, config = {
-        "random": (random_channel_member, RandomChannel(fresh=fresh, training=QUICK)),
-        "l1": (l1_norm_member, L1Norm(fresh=fresh, training=QUICK)),
-    }[method]
+    choose, config = (
+        {"random": random_channels, "l1": largest_channels}[method],
+        ChannelPruning(fresh=fresh, training=QUICK),
+    )
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    first, again, other = (make(base, *blobs(), blobs(20, seed=1), config, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        channel_member(base, choose, *blobs(), blobs(20, seed=1), config, seed=seed) for seed in (0, 0, 1)
+    )
     assert first.kept == again.kept != other.kept
     assert first.model.widths == tuple(len(channels) for channels in first.kept.values())
     assert torch.equal(first.model.classifier.weight, again.model.classifier.weight)
@@ -105,8 +106,8 @@ def test_members_are_smaller_trained_networks_decided_by_their_seed(base, method
 
 def test_members_can_be_cut_from_a_residual_network():
     base = ResNet18(1, 2, 8, width=0.0625)
-    config = RandomChannel(fresh=True, training=TrainingConfig(epochs=1, batch_size=30, loss="natural", eps=0.0))
-    member = random_channel_member(base, *blobs(), blobs(20, seed=1), config, seed=0)
+    config = ChannelPruning(fresh=True, training=TrainingConfig(epochs=1, batch_size=30, loss="natural", eps=0.0))
+    member = channel_member(base, random_channels, *blobs(), blobs(20, seed=1), config, seed=0)
     assert member.model.architecture()["channels"] == {name: len(kept) for name, kept in member.kept.items()}
     assert member.model(blobs(3)[0]).shape == (3, 2)
 

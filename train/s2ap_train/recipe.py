@@ -10,8 +10,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_train.calibrate import Detection
 from s2ap_train.compute import ComputeSettings
 from s2ap_train.data import DataSettings, Splits, load_data
-from s2ap_train.ensemble.l1_norm import L1Norm
-from s2ap_train.ensemble.random_channel import RandomChannel
+from s2ap_train.ensemble import ChannelPruning
 from s2ap_train.pruning import FlyingBird, ScratchTicket, TwinRep
 from s2ap_train.pruning.methods import PruningMethod, without_foreign_keys
 from s2ap_train.purifier.purify import Purification
@@ -51,26 +50,19 @@ class RobustMembers(_Table):
     finetune: TrainingConfig
 
 
-class RandomChannelMembers(_Table):
-    """Naturally trained members with randomly chosen channels, physically removed."""
+class ChannelMembers(_Table):
+    """Naturally trained members, channels physically removed: at random, or all but those of the largest filters."""
 
     count: Annotated[int, Field(ge=0)]
-    settings: RandomChannel
-
-
-class L1NormMembers(_Table):
-    """Naturally trained members that keep the channels of the largest filters."""
-
-    count: Annotated[int, Field(ge=0)]
-    settings: L1Norm
+    settings: ChannelPruning
 
 
 class Members(_Table):
     """The ensemble: the paper's families and the robust backbone."""
 
     robust: RobustMembers
-    random_channel: RandomChannelMembers
-    l1_norm: L1NormMembers
+    random_channel: ChannelMembers
+    l1_norm: ChannelMembers
 
 
 class EvaluationSettings(_Table):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from s2ap_train.attacks.accuracy import accuracy, robust_accuracy
 from s2ap_train.data import Splits
-from s2ap_train.ensemble import ChannelMember, l1_norm_member, random_channel_member
+from s2ap_train.ensemble import ChannelPruning, channel_member, largest_channels, random_channels
+from s2ap_train.ensemble.channel_choice import ChooseChannels
 from s2ap_train.models import Classifier
 from s2ap_train.models import build as build_classifier
 from s2ap_train.models import create as create_classifier
@@ -141,25 +142,30 @@ class Workshop:
             epochs=recipe.plain.epochs,
         )
         families = self.recipe.members
-        random_channel = partial(random_channel_member, config=families.random_channel.settings)
-        l1_norm = partial(l1_norm_member, config=families.l1_norm.settings)
         members = []
-        for method, family, make, first_seed in (
-            ("random-channel", families.random_channel, random_channel, 200),
-            ("l1-norm", families.l1_norm, l1_norm, 300),
+        for method, family, choose, first_seed in (
+            ("random-channel", families.random_channel, random_channels, 200),
+            ("l1-norm", families.l1_norm, largest_channels, 300),
         ):
             for i in range(family.count):
                 seed = self.recipe.seed + first_seed + i
                 name, settings = f"member-{method}-{i}", (self.recipe.plain, family.settings)
-                build = partial(self._remove_channels, make, plain.model, seed)
+                build = partial(self._remove_channels, plain.model, choose, family.settings, seed)
                 epochs = family.settings.training.epochs
                 members.append(self._network(name, method, settings, seed, build, epochs=epochs))
         return plain, members
 
     def _remove_channels(
-        self, make: Callable[..., ChannelMember], base: Classifier, seed: int, hook: OnEpoch, snapshots: Snapshots
+        self,
+        base: Classifier,
+        choose: ChooseChannels,
+        config: ChannelPruning,
+        seed: int,
+        hook: OnEpoch,
+        snapshots: Snapshots,
     ) -> _Fitted:
-        member = make(base, *self.train_arrays, self.validation, seed=seed, snapshots=snapshots, on_epoch=hook)
+        data = (*self.train_arrays, self.validation)
+        member = channel_member(base, choose, *data, config, seed=seed, snapshots=snapshots, on_epoch=hook)
         return _Fitted(member.model, weight_counts(base)[1], {}, member.training.history)
 
     def score_model(self) -> UNet:
