@@ -1,60 +1,80 @@
 """Attacked images on which the evidence of the members is fitted.
 
-Several budgets, on the classifier alone and on classifier and members together: a table fitted on one oblivious
-attack would trust members that are fooled together with the classifier.
+Several budgets and norms, on the classifier alone and on classifier and members together: a table fitted on one
+oblivious attack would trust members that are fooled together with the classifier, and one fitted on small changes of
+every pixel would distrust the members that notice a large change of few.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from s2ap_defend.types import Float32
+from s2ap_train.attacks.catalogue import ATTACKS
+from s2ap_train.attacks.joint import Network, joint_network
 from s2ap_train.attacks.pgd import pgd
 from s2ap_train.data import ImageSet
 
 EPS_FACTORS = (0.5, 1.0, 1.5)
 STEPS = 10
 RELATIVE_STEP = 0.25
+NEAR_AND_SPARSE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"deepfool": {}, "jsma": {"tries": 1}, "local-search": {"rounds": 20}}
+)
+"""Attacks that end just behind the boundary, or change few pixels, and what is cut of their cost."""
 
-Network = Callable[[Tensor], Tensor]
-"""Images [N, C, H, W] in [0, 1] -> logits [N, K], in evaluation mode."""
+__all__ = ["attacked_alone", "attacked_fitting_images", "attacked_together"]
 
 
 def attacked_fitting_images(
     classifier: Network, members: Sequence[Network], data: ImageSet, *, eps: float, seed: int
 ) -> ImageSet:
-    """PGD images at half, one and one and a half eps, on the classifier and on classifier and members together.
+    """All attacked images of `attacked_alone` and `attacked_together` with their true labels.
+
+    Nine times as many as `data` holds; not all fool the classifier.
 
     Args:
         classifier: The network that is defended.
         members: All members.
         data: Images of the fitting split.
         eps: l_inf budget of the recipe, pixels in [0, 1].
-        seed: Of the random starts.
-
-    Returns:
-        Attacked images with their true labels, six times as many as `data` holds; not all fool the classifier.
+        seed: Of everything random.
     """
+    attacked = [
+        *attacked_alone(classifier, data, eps=eps, seed=seed),
+        *attacked_together(classifier, members, data, eps=eps, seed=seed),
+    ]
+    return ImageSet(np.concatenate(attacked), np.tile(data.labels, len(attacked)))
+
+
+def attacked_alone(classifier: Network, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
+    """PGD on the classifier at half, one and one and a half eps, then DeepFool, JSMA and Local Search [N, C, H, W]."""
+    return [
+        *_pgd(classifier, data, eps=eps, seed=seed),
+        *(
+            ATTACKS[name](classifier, data.images, data.labels, seed=seed, **settings)
+            for name, settings in NEAR_AND_SPARSE.items()
+        ),
+    ]
+
+
+def attacked_together(
+    classifier: Network, members: Sequence[Network], data: ImageSet, *, eps: float, seed: int
+) -> list[Float32]:
+    """PGD at the same budgets by an attacker who climbs classifier and members together."""
+    return _pgd(joint_network(classifier, members), data, eps=eps, seed=seed + 1)
+
+
+def _pgd(network: Network, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-
-    def together(images: Tensor) -> Tensor:
-        answers = torch.stack([member(images).log_softmax(1) for member in members]).mean(0)
-        return (classifier(images).log_softmax(1) + answers) / 2
-
-    attacked = [
-        pgd(
-            network,
-            x,
-            y,
-            eps=factor * eps,
-            steps=STEPS,
-            step_size=RELATIVE_STEP * factor * eps,
-            generator=generator,
-        )
-        for network in (classifier, together)
-        for factor in EPS_FACTORS
-    ]
-    labels = np.tile(data.labels, len(attacked))
-    return ImageSet(torch.cat(attacked).numpy(), labels)
+    attacked = []
+    for factor in EPS_FACTORS:
+        radius = factor * eps
+        step_size = RELATIVE_STEP * radius
+        found = pgd(network, x, y, eps=radius, steps=STEPS, step_size=step_size, generator=generator)
+        attacked.append(np.asarray(found.numpy(), dtype=np.float32))
+    return attacked

@@ -1,4 +1,4 @@
-"""Attacks that training needs: on the pixels of an image and on the weights of a network."""
+"""Attacks: what training needs, on pixels and on weights, and the catalogue under which detection is measured."""
 
 from s2ap_train.attacks.pgd import pgd
 

@@ -1,22 +1,21 @@
-"""Attacks on the bare classifier by an attacker who does not know of the defence (foolbox)."""
+"""Attacks on the bare classifier by an attacker who does not know of the defence (foolbox).
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+Unlike those of `s2ap_train.attacks.catalogue` they attack every image, also one that the classifier gets wrong: the
+defended file may get it right.
+"""
+
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from s2ap_defend.types import Float32
+from s2ap_train.attacks.budget import project
+from s2ap_train.attacks.from_foolbox import PGD_RELATIVE_STEP, PGD_STEPS, fgsm_attack, pgd_attack, run_foolbox
+from s2ap_train.attacks.right_images import BATCH, Classifier, weights_frozen
 from s2ap_train.data import ImageSet
+from s2ap_train.models.modes import evaluation_mode
 
-_BATCH = 256
-PGD_STEPS = 20
-PGD_RELATIVE_STEP = 0.25
-
-Classifier = Callable[[Tensor], Tensor]
-"""Images [N, C, H, W] in [0, 1] -> logits or log-probabilities [N, K], differentiable."""
+__all__ = ["PGD_RELATIVE_STEP", "PGD_STEPS", "Classifier", "fgsm", "pgd", "project"]
 
 
 def fgsm(classifier: Classifier, data: ImageSet, *, eps: float, seed: int) -> Float32:
@@ -28,10 +27,7 @@ def fgsm(classifier: Classifier, data: ImageSet, *, eps: float, seed: int) -> Fl
         eps: l_inf budget, pixels in [0, 1].
         seed: Unused: the step is deterministic. There so that oblivious attacks are called alike.
     """
-    with _quiet_import():
-        from foolbox.attacks.fast_gradient_method import LinfFastGradientAttack
-
-    return _run(LinfFastGradientAttack(random_start=False), classifier, data, eps=eps, seed=seed)
+    return _run(fgsm_attack(), classifier, data, eps=eps, seed=seed)
 
 
 def pgd(classifier: Classifier, data: ImageSet, *, eps: float, seed: int) -> Float32:
@@ -43,47 +39,16 @@ def pgd(classifier: Classifier, data: ImageSet, *, eps: float, seed: int) -> Flo
         eps: l_inf budget, pixels in [0, 1].
         seed: Of the random start.
     """
-    with _quiet_import():
-        from foolbox.attacks.projected_gradient_descent import LinfProjectedGradientDescentAttack
-
-    attack = LinfProjectedGradientDescentAttack(rel_stepsize=PGD_RELATIVE_STEP, steps=PGD_STEPS, random_start=True)
-    return _run(attack, classifier, data, eps=eps, seed=seed)
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Foolbox imports a name that SciPy has moved; its warning is none of the user's business."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
-
-
-class _Module(nn.Module):
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self._classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self._classifier(images)
+    return _run(pgd_attack(), classifier, data, eps=eps, seed=seed)
 
 
 def _run(attack: Any, classifier: Classifier, data: ImageSet, *, eps: float, seed: int) -> Float32:  # noqa: ANN401
-    from foolbox.criteria import Misclassification
-    from foolbox.models.pytorch import PyTorchModel
-
-    model = PyTorchModel(_Module(classifier).eval(), bounds=(0, 1), device="cpu")
     parts = []
-    with torch.random.fork_rng(devices=[]):  # foolbox draws from the global generator: it is given back untouched
+    # foolbox draws from the global generator, which is given back untouched, and would leave gradients in weights
+    with evaluation_mode(classifier), weights_frozen(classifier), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for start in range(0, len(data), _BATCH):
-            part = data.subset(slice(start, start + _BATCH))
-            criterion = Misclassification(torch.from_numpy(part.labels))
-            _, clipped, _ = attack(model, torch.from_numpy(part.images), criterion, epsilons=eps)
-            parts.append(clipped.detach())
+        for start in range(0, len(data), BATCH):
+            part = data.subset(slice(start, start + BATCH))
+            x, y = torch.from_numpy(part.images), torch.from_numpy(part.labels)
+            parts.append(run_foolbox(attack, classifier, x, y, eps=eps))
     return project(torch.cat(parts).numpy(), data.images, eps)
-
-
-def project(attacked: Float32, images: Float32, eps: float) -> Float32:
-    """The nearest images inside the l_inf ball of radius eps and inside [0, 1]."""
-    lower, upper = (images - eps).clip(0.0), (images + eps).clip(max=1.0)
-    return attacked.clip(lower, upper).astype("float32")

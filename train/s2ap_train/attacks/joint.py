@@ -1,0 +1,32 @@
+"""Classifier and members as one network: what an attacker who knows the ensemble climbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Network = Callable[[Tensor], Tensor]
+"""Images [N, C, H, W] in [0, 1] -> logits [N, K], in evaluation mode."""
+
+
+def joint_network(classifier: Network, members: Sequence[Network]) -> Network:
+    """Images [N, C, H, W] -> mean of the classifier's log-probabilities and the members' mean ones [N, K].
+
+    Half the weight is the classifier's: an attacker gains nothing as long as it is right. Raising the cross-entropy of
+    the label against this network is the joint attack.
+
+    Args:
+        classifier: The network that is defended.
+        members: The members that the attacker knows; without any, the classifier's log-probabilities are all.
+    """
+
+    def network(images: Tensor) -> Tensor:
+        own = classifier(images).log_softmax(1)
+        if not members:
+            return own
+        theirs = torch.stack([member(images).log_softmax(1) for member in members]).mean(0)
+        return (own + theirs) / 2
+
+    return network
