@@ -1,4 +1,4 @@
-"""A real defended model file, small and untrained, for every test that needs one."""
+"""Real defended model files, small and untrained, for every test that needs one."""
 
 import hashlib
 from pathlib import Path
@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto
 
 from s2ap_defend.manifest import (
+    CalibrationRecord,
     InputDescription,
     Manifest,
     Member,
     Provenance,
     PurifierDescription,
+    Seeds,
     TestTables,
 )
 from s2ap_defend.model_file import write_model_file
@@ -25,63 +28,105 @@ from s2ap_train.purifier import Purification, UNet, hadamard_bank
 SHAPE = (1, 8, 8)
 MEMBERS = 6
 WAVES = (2, 3, 1)
+PURIFICATION = Purification(sigma=0.3, radius=0.1, steps=1, rho=0.2, bank_size=2)
+TABLES = TestTables(
+    kind="hand-made",
+    evidence="surprise",
+    edges=((2.13, 2.68), (2.3, 2.87), (2.0, 3.1), (2.0, 2.5), (2.27, 2.45), (2.3, 2.6)),  # about the median scores
+    increments=((-1.0, -0.25, 1.0),) * MEMBERS,
+    lower=(None, *(-1.25,) * (MEMBERS - 1)),
+    upper=(1.0,) * MEMBERS,
+    truncation="sign",
+    correction="correct",
+    curtailed=True,
+    vote_members=3,
+    base_vote_weights=(0.75, 0.5),
+    base_vote_edges=(1.625,),
+    waves=WAVES,
+    alpha=0.05,
+    beta=0.05,
+    calibration=CalibrationRecord(on="correct", samples=0),
+)
 
 
 @pytest.fixture(scope="session")
-def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A defended file for 1x8x8 images and ten classes: untrained networks, and tables under which images are decided
-    after different numbers of members, some flagged and some not."""
+def tiny_stages() -> tuple[ModelProto, ModelProto, list[ModelProto]]:
+    """Purifier, classifier and members for 1x8x8 images and ten classes: untrained networks."""
     torch.set_num_threads(1)
-    purification = Purification(sigma=0.3, radius=0.1, steps=1, rho=0.2, bank_size=2)
-    bank = hadamard_bank(purification.bank_size, SHAPE, purification.bank_seed)
-    stages = [
+    bank = hadamard_bank(PURIFICATION.bank_size, SHAPE, PURIFICATION.bank_seed)
+    purifier = trace_purifier(UNet(1, 8, (1, 2), seed=0), bank, PURIFICATION, SHAPE, PURIFIER)
+    classifier, *members = (
         trace_classifier(fold_batch_norm(SmallCNN(1, 10, (4, 6, 6, 8), 8, seed=seed).eval()), SHAPE, scope)
         for seed, scope in enumerate([CLASSIFIER, *map(member_scope, range(MEMBERS))])
-    ]
-    tables = TestTables(
-        kind="hand-made",
-        evidence="surprise",
-        edges=((2.1, 2.7),) * MEMBERS,
-        increments=((-1.0, -0.25, 1.0),) * MEMBERS,
-        lower=(None, *(-2.0,) * (MEMBERS - 1)),
-        upper=(2.5,) * MEMBERS,
-        truncation="sign",
-        vote_members=4,
-        base_vote_weight=0.5,
-        waves=WAVES,
-        alpha=0.05,
-        beta=0.05,
-        calibration_samples=0,
     )
-    purifier = trace_purifier(UNet(1, 8, (1, 2), seed=0), bank, purification, SHAPE, PURIFIER)
-    model = compose(purifier, stages[0], stages[1:], tables.to_test())
+    return purifier, classifier, members
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(
+    tiny_stages: tuple[ModelProto, ModelProto, list[ModelProto]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A defended file with tables under which images are decided after different numbers of members, some flagged and
+    corrected, some not."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
+    _write(tiny_stages, TABLES, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def abstaining_model_path(
+    tiny_stages: tuple[ModelProto, ModelProto, list[ModelProto]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same networks where what is flagged is rejected and what is undecided abstains."""
+    path = tmp_path_factory.mktemp("abstaining") / "abstaining.onnx"
+    _write(tiny_stages, TABLES.model_copy(update={"correction": "reject", "truncation": "abstain"}), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of the files that every later release must read."""
+    return Path(__file__).parent / "contract" / "golden"
+
+
+@pytest.fixture(scope="session")
+def random_images() -> np.ndarray:
+    """256 images [256, 1, 8, 8] of uniform noise."""
+    return np.random.default_rng(0).random((256, *SHAPE), dtype=np.float32)
+
+
+def _write(stages: tuple[ModelProto, ModelProto, list[ModelProto]], tables: TestTables, path: Path) -> None:
+    bank = hadamard_bank(PURIFICATION.bank_size, SHAPE, PURIFICATION.bank_seed)
     member = Member(
         method="untrained",
         sparsity=0.0,
         adversarially_trained=False,
-        seed=0,
+        seeds=Seeds(initialisation=0, mask=1, order=2),
+        flops=12_345,
+        parameters=678,
+        milliseconds=None,
         clean_disagreement_rate=0.5,
         adversarial_disagreement_rate=0.5,
         clean_accuracy=0.1,
         robust_accuracy=0.1,
     )
     manifest = Manifest(
-        format_version=1,
+        format_version=2,
         input=InputDescription(channels=1, height=8, width=8),
         classes=tuple("0123456789"),
         members=(member,) * MEMBERS,
         test=tables,
         purifier=PurifierDescription(
-            mode=purification.mode,
-            norm=purification.norm,
-            sigma=purification.sigma,
-            radius=purification.radius,
-            steps=purification.steps,
-            step_size=purification.step_size,
-            rho=purification.rho,
-            reuse_ascent=purification.reuse_ascent,
-            bank_size=purification.bank_size,
-            bank_seed=purification.bank_seed,
+            mode=PURIFICATION.mode,
+            norm=PURIFICATION.norm,
+            sigma=PURIFICATION.sigma,
+            radius=PURIFICATION.radius,
+            steps=PURIFICATION.steps,
+            step_size=PURIFICATION.step_size,
+            rho=PURIFICATION.rho,
+            reuse_ascent=PURIFICATION.reuse_ascent,
+            bank_size=PURIFICATION.bank_size,
+            bank_seed=PURIFICATION.bank_seed,
             bank_sha256=hashlib.sha256(bank.numpy().tobytes()).hexdigest(),
         ),
         measured=(),
@@ -89,12 +134,4 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weights_sha256="0" * 64,
         graph_sha256="0" * 64,
     )
-    path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
-    write_model_file(model, manifest, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def random_images() -> np.ndarray:
-    """256 images [256, 1, 8, 8] of uniform noise."""
-    return np.random.default_rng(0).random((256, *SHAPE), dtype=np.float32)
+    write_model_file(compose(*stages, tables.to_test()), manifest, path)

@@ -6,12 +6,13 @@ Names that others rely on (docs/model-file.md):
         outputs of the stages. A stage is exactly the nodes named `scope/...`; it reads one value from outside.
     image, purifier/purified, test/wave_NNN/image
         what the purifier, the classifier and members of the first wave, and members of later waves read.
-    test/edges, test/increments, test/lower, test/upper
-        initialisers of the main graph.
+    test/edges, test/increments, test/lower, test/upper, test/base_vote_weights, test/base_vote_edges
+        initialisers of the main graph; the last two where flagged inputs are corrected, edges where there are any.
 
 The first wave asks every image and lies in the main graph. Each later wave is the branch of an `If` that is taken when
-an image still needs it: its images are gathered, its members run, what they say is scattered back. The weights of a
-member lie in its wave's branch, where engines rearrange them as they do elsewhere.
+an image still needs it, undecided or in a vote that is not settled: its images are gathered, its members run, what they
+say is scattered back. The weights of a member lie in its wave's branch, where engines rearrange them as they do
+elsewhere.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
+from s2ap_export.answers import Tables, wave_tables
 from s2ap_export.graph_builder import BATCH, IR_VERSION, OPSET, PRODUCER, GraphBuilder
 from s2ap_export.scopes import rename_scope, rename_values
-from s2ap_export.waves import Tables, decide, initial_state, scan_wave, state_size, wave_tables
+from s2ap_export.waves import decide, initial_state, scan_wave, state_size, waiting_rows
 
 __all__ = ["compose"]
 
@@ -73,7 +75,7 @@ def compose(
         first += size
 
     build = GraphBuilder("test/decision")
-    decision = decide(build, test, state, base_label, classes)
+    decision = decide(build, test, tables[0], state, base_label, classes)
     outputs: dict[str, tuple[str, int, list[int]]] = {
         "label": (decision.label, TensorProto.INT64, []),
         "adversarial": (decision.adversarial, TensorProto.BOOL, []),
@@ -85,6 +87,7 @@ def compose(
         "votes": (decision.votes, TensorProto.INT64, [classes]),
         "purified": (PURIFIED, TensorProto.FLOAT, list(image_shape)),
         "reconstruction_error": (f"{PURIFIER}/reconstruction_error", TensorProto.FLOAT, []),
+        "abstained": (decision.abstained, TensorProto.BOOL, []),
     }
     _move(build, graph)
     for name, (value, element, row) in outputs.items():
@@ -125,7 +128,7 @@ def _conditional(
 ) -> str:
     """Add a wave that runs for the rows that still need its first member; returns the state after it."""
     build = GraphBuilder(f"{scope}/condition")
-    active = _active(build, state, votes_on=scan.first < scan.test.vote_members)
+    active = waiting_rows(build, scan.test, scan.first, state)
     counts = build.op("Cast", active, to=TensorProto.INT32)
     highest = build.op("ReduceMax", counts, build.constant(np.array([0], dtype=np.int64)), keepdims=0)
     anyone = build.op("Cast", highest, to=TensorProto.BOOL)
@@ -158,20 +161,6 @@ def _conditional(
         helper.make_node("If", [anyone], [result], name=f"{scope}/if", then_branch=taken, else_branch=skipped)
     )
     return result
-
-
-def _active(build: GraphBuilder, state: str, *, votes_on: bool) -> str:
-    """Rows [N] that the next member asks: undecided ones, and flagged ones as long as they are voted on."""
-    decided, adversarial = (
-        build.op(
-            "Cast",
-            build.op("Gather", state, build.constant(np.int64(column)), axis=1),
-            to=TensorProto.BOOL,
-        )
-        for column in (1, 2)
-    )
-    undecided = build.op("Not", decided)
-    return build.op("Or", undecided, adversarial) if votes_on else undecided
 
 
 def _wave_scope(wave: int) -> str:

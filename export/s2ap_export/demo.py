@@ -68,20 +68,25 @@ def _table(truth: Int64, bare: Int64, verdicts: Verdicts) -> Table:
             str(truth[i]),
             str(bare[i]),
             "[red]adversarial[/red]" if flagged else "[green]clean[/green]",
-            str(label),
+            "none" if verdicts.abstained[i] else str(label),
             str(verdicts.members_used[i]),
             f"{verdicts.label_change_rate[i]:.0%}",
-            _story(flagged=flagged, right=label == truth[i], bare_right=bool(bare[i] == truth[i])),
+            "no answer"
+            if verdicts.abstained[i]
+            else _story(flagged=flagged, right=label == truth[i], bare_right=bool(bare[i] == truth[i])),
         )
     return table
 
 
 def _summary(truth: Int64, verdicts: Verdicts, total: int) -> str:
-    right, flagged = verdicts.label == truth, verdicts.adversarial
+    right, flagged, abstained = verdicts.label == truth, verdicts.adversarial, verdicts.abstained
+    unanswered = f", does not answer {int(abstained.sum())}" if abstained.any() else ""
+    right, wrong = right & ~abstained, ~right & ~abstained
     return (
         f"Of {total} test digits PGD fools the bare classifier on {len(truth)}. Of these the defended file labels "
         f"{int((right & ~flagged).sum())} rightly as clean, flags and corrects {int((right & flagged).sum())}, flags "
-        f"with a wrong label {int((~right & flagged).sum())}, and is fooled by {int((~right & ~flagged).sum())}."
+        f"with a wrong label {int((wrong & flagged).sum())}{unanswered}, and is fooled by "
+        f"{int((wrong & ~flagged).sum())}."
     )
 
 

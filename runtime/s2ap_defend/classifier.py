@@ -40,7 +40,7 @@ class DefendedClassifier:
         """
         model = open_model_file(Path(path))
         engine = OnnxRuntimeEngine(model.path, device=device, threads=threads)
-        return cls(model.path, model.manifest, WholeExecutor(engine))
+        return cls(model.path, model.manifest, WholeExecutor(engine, format_version=model.format_version))
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -1,11 +1,13 @@
 """The manifest: everything a reader must know of a defended model file beside its graph.
 
 It is JSON under metadata_props["s2ap_defend"], data only: no Python name, path or URL. docs/model-file.md is the
-normative description. Unknown keys, another version and contradictory numbers are refused.
+normative description. Unknown keys, an unknown version and contradictory numbers are refused. Version 1 is read as
+version 2: what it says in other words is translated, what it does not say is null.
 """
 
 import json
 import math
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,12 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.sequential import SequentialTest
+from s2ap_defend.upgrade import upgrade_version_1
 
 METADATA_KEY = "s2ap_defend"
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
+READABLE_VERSIONS = (1, 2)
 
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -39,21 +44,62 @@ class InputDescription(_Part):
         return self.channels, self.height, self.width
 
 
+class Seeds(_Part):
+    """What a member was drawn from: its initial weights, its mask or channels, the order of its training data."""
+
+    initialisation: int
+    mask: int
+    order: int
+
+
 class Member(_Part):
     """One pruned member, in the order in which members are asked.
 
     Disagreement rates are the measured probabilities that its label differs from the classifier's on clean and on
-    attacked inputs of the fitting split.
+    attacked inputs of the fitting split. What one image costs is null where it was not measured: `flops` counts two
+    operations a multiply-accumulate, `milliseconds` is the time on the engine that calibrated.
     """
 
     method: str
     sparsity: Rate
     adversarially_trained: bool
-    seed: int
+    seeds: Seeds
+    flops: Count | None = None
+    parameters: Count | None = None
+    milliseconds: Annotated[float, Field(ge=0)] | None = None
     clean_disagreement_rate: Rate
     adversarial_disagreement_rate: Rate
     clean_accuracy: Rate
     robust_accuracy: Rate
+
+
+class CalibrationRecord(_Part):
+    """How the boundaries were calibrated, and what that promises.
+
+    Attributes:
+        on: Which held-out clean inputs counted: those that the classifier gets right, or all.
+        samples: How many they were.
+        expected_false_alarm_rate: Of a new input exchangeable with them, averaged over calibration samples.
+        false_alarm_bound: Upper 95 % bound of the false-alarm rate, given this calibration sample.
+        correlation: Mean pairwise phi of the members' disagreements on clean inputs.
+        effective_members: Independent members that would say as much as these.
+        reference_ratios: Ascending final log-likelihood ratios of all held-out clean inputs, right or wrong, as served:
+            what the drift monitor compares with. May be empty.
+    """
+
+    on: Literal["correct", "all"]
+    samples: Count
+    expected_false_alarm_rate: Rate | None = None
+    false_alarm_bound: Rate | None = None
+    correlation: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
+    effective_members: Annotated[float, Field(ge=0.0)] | None = None
+    reference_ratios: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _ascends(self) -> "CalibrationRecord":
+        if any(later < earlier for earlier, later in pairwise(self.reference_ratios)):
+            raise ValueError("reference_ratios must ascend")
+        return self
 
 
 class TestTables(_Part):
@@ -67,13 +113,16 @@ class TestTables(_Part):
     increments: tuple[tuple[float, ...], ...]
     lower: tuple[float | None, ...]
     upper: tuple[float | None, ...]
-    truncation: Literal["clean", "adversarial", "sign"]
-    vote_members: Annotated[int, Field(ge=0)]
-    base_vote_weight: Rate
+    truncation: Literal["clean", "adversarial", "sign", "abstain"]
+    correction: Literal["correct", "reject"]
+    curtailed: bool
+    vote_members: Count
+    base_vote_weights: tuple[Rate, ...]
+    base_vote_edges: tuple[float, ...]
     waves: tuple[Positive, ...]
     alpha: Rate
     beta: Rate
-    calibration_samples: Annotated[int, Field(ge=0)]
+    calibration: CalibrationRecord
 
     @model_validator(mode="after")
     def _describes_a_test(self) -> "TestTables":
@@ -82,7 +131,7 @@ class TestTables(_Part):
 
     def to_test(self) -> SequentialTest:
         """Return the tables as arrays, as the numpy reference takes them."""
-        thresholds = {"clean": math.inf, "adversarial": -math.inf, "sign": 0.0}
+        thresholds = {"clean": math.inf, "adversarial": -math.inf, "sign": 0.0, "abstain": math.inf}
         return SequentialTest(
             evidence=self.evidence,
             edges=np.array(self.edges, dtype=np.float32),
@@ -91,8 +140,12 @@ class TestTables(_Part):
             upper=np.array([math.inf if value is None else value for value in self.upper]),
             final_threshold=thresholds[self.truncation],
             vote_members=self.vote_members,
-            base_vote_weight=self.base_vote_weight,
             waves=self.waves,
+            base_vote_weights=np.array(self.base_vote_weights, dtype=np.float64),
+            base_vote_edges=np.array(self.base_vote_edges, dtype=np.float64),
+            correct=self.correction == "correct",
+            curtail=self.curtailed,
+            undecided_abstains=self.truncation == "abstain",
         )
 
 
@@ -138,7 +191,7 @@ class Provenance(_Part):
 class Manifest(_Part):
     """The whole manifest of a defended model file."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     input: InputDescription
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     members: Annotated[tuple[Member, ...], Field(min_length=1)]
@@ -163,27 +216,18 @@ class Manifest(_Part):
 
 
 def read_manifest(text: str, *, source: str) -> Manifest:
-    """Parse and check a manifest.
+    """Parse and check a manifest; one of version 1 is translated to version 2.
 
     Args:
         text: The JSON text.
         source: Name of the file, for messages.
 
     Raises:
-        ModelFileError: If the text is not JSON, of another version, or holds unknown or contradictory keys.
+        ModelFileError: If the text is not JSON, of an unknown version, or holds unknown or contradictory keys.
     """
+    version = manifest_version(text, source=source)
     try:
-        data: Any = json.loads(text)
-    except ValueError as error:
-        raise ModelFileError(f"{source}: the manifest is not JSON ({error}); export the model again") from error
-    version = data.get("format_version") if isinstance(data, dict) else None
-    if version != FORMAT_VERSION:
-        raise ModelFileError(
-            f"{source} carries manifest version {version!r}, this runtime reads {FORMAT_VERSION}; "
-            "install the s2ap-defend release that wrote it or export it again"
-        )
-    try:
-        return Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(text if version == FORMAT_VERSION else _upgraded(text, source))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "manifest"
@@ -191,3 +235,30 @@ def read_manifest(text: str, *, source: str) -> Manifest:
         raise ModelFileError(
             f"{source}: the manifest is not valid at {place}: {first['msg']}{more}; export the model again"
         ) from error
+
+
+def manifest_version(text: str, *, source: str) -> int:
+    """Version of a manifest's JSON text.
+
+    Raises:
+        ModelFileError: If the text is not JSON or its version is not one of READABLE_VERSIONS.
+    """
+    try:
+        data: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{source}: the manifest is not JSON ({error}); export the model again") from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if type(version) is not int or version not in READABLE_VERSIONS:
+        raise ModelFileError(
+            f"{source} carries manifest version {version!r}, this runtime reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; install the s2ap-defend release that wrote it or export "
+            "it again"
+        )
+    return version
+
+
+def _upgraded(text: str, source: str) -> str:
+    try:
+        return json.dumps(upgrade_version_1(json.loads(text)))
+    except ValueError as error:
+        raise ModelFileError(f"{source}: the manifest is not valid: {error}; export the model again") from error

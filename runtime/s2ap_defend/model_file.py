@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from s2ap_defend.errors import ModelFileError
-from s2ap_defend.manifest import METADATA_KEY, Manifest, read_manifest
+from s2ap_defend.manifest import METADATA_KEY, Manifest, manifest_version, read_manifest
+from s2ap_defend.types import Verdicts
 
 HARDEN_COMMAND = "s2ap-defend harden RECIPE -o model.onnx"
 MAX_EMBEDDED_BYTES = 1_900_000_000
@@ -27,12 +28,14 @@ class ModelFile:
 
     Attributes:
         path: Where it was read.
-        manifest: The checked manifest.
+        format_version: Version of the format that it is written in.
+        manifest: The checked manifest, in the words of the newest version.
         proto: The ONNX model with all weights in memory.
         size_bytes: Size of the file and of its external data.
     """
 
     path: Path
+    format_version: int
     manifest: Manifest
     proto: ModelProto
     size_bytes: int
@@ -50,7 +53,7 @@ def open_model_file(path: Path) -> ModelFile:
     texts = [entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY]
     if not texts:
         raise ModelFileError(f"{path} is an ONNX model without a defence; make one with: {HARDEN_COMMAND}")
-    manifest = read_manifest(texts[0], source=path.name)
+    version, manifest = manifest_version(texts[0], source=path.name), read_manifest(texts[0], source=path.name)
     for what, found, expected in (
         ("weights", weights_sha256(proto), manifest.weights_sha256),
         ("graph", graph_sha256(proto), manifest.graph_sha256),
@@ -60,10 +63,11 @@ def open_model_file(path: Path) -> ModelFile:
                 f"{path} was changed after it was written: its {what} have SHA-256 {found[:12]}..., the manifest "
                 f"says {expected[:12]}...; fetch or export the file again"
             )
-    _check_tables(proto, manifest, path)
+    _check_outputs(proto, version, path)
+    _check_tables(proto, manifest, version, path)
     data = path.with_name(path.name + ".data")
     size_bytes = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
-    return ModelFile(path, manifest, proto, size_bytes)
+    return ModelFile(path, version, manifest, proto, size_bytes)
 
 
 def write_model_file(model: ModelProto, manifest: Manifest, path: Path, *, external_data: bool | None = None) -> None:
@@ -76,8 +80,9 @@ def write_model_file(model: ModelProto, manifest: Manifest, path: Path, *, exter
         external_data: Whether weights go to `NAME.data` beside the file; None decides by size.
 
     Raises:
-        ModelFileError: If the folder cannot be written.
+        ModelFileError: If the folder cannot be written, or the graph has other outputs than its version has.
     """
+    _check_outputs(model, manifest.format_version, path)
     hashes = {"weights_sha256": weights_sha256(model), "graph_sha256": graph_sha256(model)}
     sealed = manifest.model_copy(update=hashes)
     written = ModelProto()
@@ -183,10 +188,27 @@ def _load(path: Path) -> ModelProto:
     return proto
 
 
-def _check_tables(proto: ModelProto, manifest: Manifest, path: Path) -> None:
+def output_names(version: int) -> tuple[str, ...]:
+    """Names of the outputs of a file, in order; version 1 has no `abstained`, none of its inputs does."""
+    return Verdicts.FIELDS if version > 1 else tuple(name for name in Verdicts.FIELDS if name != "abstained")
+
+
+def _check_outputs(proto: ModelProto, version: int, path: Path) -> None:
+    found, expected = tuple(output.name for output in proto.graph.output), output_names(version)
+    if found != expected:
+        raise ModelFileError(
+            f"{path}: a file of version {version} has the outputs {', '.join(expected)}; found "
+            f"{', '.join(found) or 'none'}; export the model again"
+        )
+
+
+def _check_tables(proto: ModelProto, manifest: Manifest, version: int, path: Path) -> None:
     test = manifest.test.to_test()
+    names: tuple[str, ...] = TABLES
+    if version > 1 and test.correct:
+        names += ("base_vote_weights", "base_vote_edges") if len(test.base_vote_edges) else ("base_vote_weights",)
     in_graph = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    for name in TABLES:
-        array = in_graph.get(f"test/{name}")
-        if array is None or not np.array_equal(array.reshape(getattr(test, name).shape), getattr(test, name)):
+    for name in names:
+        expected, array = getattr(test, name), in_graph.get(f"test/{name}")
+        if array is None or not np.array_equal(array, expected):
             raise ModelFileError(f"{path}: the manifest's test/{name} differ from the graph's; export the model again")

@@ -27,6 +27,8 @@ class Verdicts:
         votes: Members that voted for each class [N, K].
         purified: The purified image [N, C, H, W], in [0, 1].
         reconstruction_error: Expected squared reconstruction error of the last purification step [N].
+        abstained: Whether the defence gives no answer [N]: flagged in a model that rejects instead of correcting, or
+            undecided in one that abstains then. `label` is the base label, which nobody should rely on.
     """
 
     label: Int64
@@ -39,6 +41,7 @@ class Verdicts:
     votes: Int64
     purified: Float32
     reconstruction_error: Float32
+    abstained: Bool
 
     FIELDS: ClassVar[tuple[str, ...]]
 

@@ -45,6 +45,8 @@ def test_the_public_surface_is_what_is_documented() -> None:
     assert s2ap_defend.__all__ == [
         "DefendError",
         "DefendedClassifier",
+        "DriftMonitor",
+        "DriftReport",
         "EngineError",
         "InputError",
         "ModelFileError",

@@ -19,7 +19,7 @@ from s2ap_train.purifier import Purification, UNet, hadamard_bank
 
 SHAPE = (1, 4, 4)
 CLASSES = 5
-TESTED = ("label", "adversarial", "label_change_rate", "log_likelihood_ratio", "members_used", "votes")
+TESTED = ("label", "adversarial", "label_change_rate", "log_likelihood_ratio", "members_used", "votes", "abstained")
 
 
 def passing_purifier() -> ModelProto:
@@ -73,7 +73,7 @@ def random_test(members: int, bins: int, waves: tuple[int, ...], seed: int = 0, 
         "upper": upper,
         "final_threshold": 0.0,
         "vote_members": members // 2,
-        "base_vote_weight": 0.7,
+        "base_vote_weights": np.array([0.7]),
         "waves": waves,
     }
     return SequentialTest(**(tables | changes))  # type: ignore[arg-type]
@@ -104,7 +104,22 @@ CASES = {
     "votes after every decision": {"bins": 3, "waves": (2, 3, 4), "vote_members": 9},
     "votes end inside a wave": {"bins": 3, "waves": (2, 3, 4), "vote_members": 6, "upper": np.full(9, 0.4)},
     "no votes": {"bins": 3, "waves": (2, 3, 4), "vote_members": 0},
-    "vetoed base": {"bins": 3, "waves": (3, 3, 3), "base_vote_weight": 0.0, "vote_members": 9},
+    "vetoed base": {"bins": 3, "waves": (3, 3, 3), "base_vote_weights": np.zeros(1), "vote_members": 9},
+    "veto by evidence": {
+        "bins": 3,
+        "waves": (3, 3, 3),
+        "base_vote_weights": np.array([1.0, 1 / 3, 0.0]),
+        "base_vote_edges": np.array([0.7, 1.4]),
+        "vote_members": 9,
+    },
+    "full votes": {"bins": 3, "waves": (2, 3, 4), "vote_members": 9, "curtail": False},
+    "rejected": {"bins": 3, "waves": (2, 3, 4), "vote_members": 9, "correct": False},
+    "undecided abstain": {
+        "bins": 3,
+        "waves": (2, 3, 4),
+        "final_threshold": np.inf,
+        "undecided_abstains": True,
+    },
     "never decided, clean": {
         "bins": 3,
         "waves": (3, 3, 3),
@@ -217,35 +232,6 @@ def test_members_after_the_decision_do_not_run(stages: tuple[ModelProto, ModelPr
     assert (verdicts(compose(purifier, classifier, chosen, decided), poisoned).members_used == 2).all()
 
 
-def test_a_wave_runs_only_for_the_images_that_need_it(
-    stages: tuple[ModelProto, ModelProto, list[ModelProto]],
-) -> None:
-    purifier, classifier, members = stages
-    test = random_test(
-        3,
-        2,
-        (2, 1),
-        evidence="margin",
-        edges=np.full((3, 1), 1e-4, dtype=np.float32),
-        increments=np.tile([-1.0, 1.0], (3, 1)),  # it agrees, it disagrees
-        lower=np.array([-0.5, -0.5, -np.inf]),
-        upper=np.full(3, np.inf),
-        vote_members=0,
-    )
-    harmless = [members[4], members[1], members[2]]  # the first agrees with the classifier on every other image
-    x = images(32)
-    x[:16, 0, 0, 0] = 1.0  # would stop the run if the last member saw it
-    x[16:, 0, 0, 0] = 0.5
-    used = verdicts(compose(purifier, classifier, harmless, test), x).members_used
-    assert set(used.tolist()) == {1, 3}  # decided by agreement at once, or never
-    rows = (used == 1) | (np.arange(32) >= 16)
-    assert (x[rows, 0, 0, 0] == 1.0).any()
-    assert (used[rows] == 3).any()
-    guarded = [*harmless[:2], failing_member(harmless[2])]
-    found = verdicts(compose(purifier, classifier, guarded, test), x[rows])
-    np.testing.assert_array_equal(found.members_used, used[rows])
-
-
 def test_the_composed_file_keeps_the_contract(stages: tuple[ModelProto, ModelProto, list[ModelProto]]) -> None:
     test = random_test(9, 4, (2, 3, 4))
     model = compose(*stages, test)
@@ -256,7 +242,7 @@ def test_the_composed_file_keeps_the_contract(stages: tuple[ModelProto, ModelPro
     assert not model.functions
     assert sorted(stage_sizes(model)) == ["classifier", *(f"member_{i:03d}" for i in range(9)), "purifier", "test"]
     tables = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name.startswith("test/")}
-    for name in ("edges", "increments", "lower", "upper"):
+    for name in ("edges", "increments", "lower", "upper", "base_vote_weights"):
         np.testing.assert_array_equal(tables[f"test/{name}"], getattr(test, name))
     branches = [node for node in model.graph.node if node.op_type == "If"]
     assert [node.name for node in branches] == ["test/wave_001/if", "test/wave_002/if"]
@@ -272,6 +258,16 @@ def test_a_member_cut_out_answers_as_the_stage_that_was_put_in(
         np.testing.assert_array_equal(
             session(cut).run(None, {"image": x})[0], session(stage).run(None, {"image": x})[0]
         )
+
+
+def test_a_file_taken_apart_is_composed_again_under_another_test(
+    stages: tuple[ModelProto, ModelProto, list[ModelProto]],
+) -> None:
+    before, after = random_test(9, 2, (2, 3, 4)), random_test(9, 4, (5, 4), seed=3, correct=False)
+    model = compose(*stages, before)
+    members = [cut_stage(model, f"member_{i:03d}") for i in range(9)]
+    again = compose(cut_stage(model, "purifier"), cut_stage(model, "classifier"), members, after)
+    assert again.SerializeToString(deterministic=True) == compose(*stages, after).SerializeToString(deterministic=True)
 
 
 def test_base_label_and_probabilities_are_the_classifiers_on_the_purified_image() -> None:

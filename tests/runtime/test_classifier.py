@@ -40,6 +40,7 @@ def test_verdicts_have_the_documented_shapes_and_types(
         "votes": (np.int64, (5, 10)),
         "purified": (np.float32, (5, 1, 8, 8)),
         "reconstruction_error": (np.float32, (5,)),
+        "abstained": (np.bool_, (5,)),
     }
     assert set(expected) == set(Verdicts.FIELDS)
     for name, (kind, shape) in expected.items():
@@ -48,6 +49,25 @@ def test_verdicts_have_the_documented_shapes_and_types(
     assert verdicts.probabilities.sum(axis=1) == pytest.approx(1.0, abs=1e-6)
     assert (verdicts.votes.sum(axis=1) == verdicts.members_used).all()
     assert np.abs(verdicts.purified - random_images[:5]).max() <= 0.1 + 1e-6
+
+
+def test_a_file_that_rejects_answers_neither_what_it_flags_nor_what_it_cannot_decide(
+    abstaining_model_path: Path, classifier: DefendedClassifier, random_images: np.ndarray
+) -> None:
+    abstaining = DefendedClassifier.load(abstaining_model_path, device="cpu")
+    verdicts, corrected = abstaining(random_images), classifier(random_images)
+    assert 0 < verdicts.adversarial.mean() < verdicts.abstained.mean() < 1
+    assert verdicts.abstained[verdicts.adversarial].all()
+    assert np.array_equal(verdicts.label, verdicts.base_label)
+    assert (verdicts.members_used <= corrected.members_used).all()
+    assert not corrected.abstained.any()
+
+
+def test_nothing_abstains_in_a_file_of_version_1(golden: Path, random_images: np.ndarray) -> None:
+    verdicts = DefendedClassifier.load(golden / "version-1.onnx", device="cpu")(random_images)
+    assert verdicts.abstained.shape == (256,)
+    assert verdicts.adversarial.any()
+    assert not verdicts.abstained.any()
 
 
 def test_outputs_are_bit_identical_over_runs_batch_sizes_and_order(

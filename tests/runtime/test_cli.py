@@ -63,6 +63,36 @@ def test_inspect_shows_stages_members_and_that_the_hashes_hold(
     assert len(described["manifest"]["members"]) == 6
 
 
+def test_classify_says_where_there_is_no_answer(
+    abstaining_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).random((32, 1, 8, 8), dtype=np.float32)
+    np.save(tmp_path / "images.npy", images)
+    verdicts = DefendedClassifier.load(abstaining_model_path, device="cpu")(images)
+    command = ["classify", str(abstaining_model_path), str(tmp_path / "images.npy"), "--device", "cpu"]
+    assert run([*command, "--json"]) == 0
+    assert [row["abstained"] for row in json.loads(capsys.readouterr().out)] == verdicts.abstained.tolist()
+    assert run(command) == 0
+    text = capsys.readouterr().out
+    assert text.count("no answer") == verdicts.abstained.sum()
+    assert text.count("undecided") == (verdicts.abstained & ~verdicts.adversarial).sum() > 0
+    assert text.count("adversarial") == verdicts.adversarial.sum() > 0
+
+
+def test_inspect_shows_how_the_test_ends_corrects_and_was_calibrated(
+    tiny_model_path: Path, abstaining_model_path: Path, golden: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = {
+        tiny_model_path: ("undecided at the end: sign", "votes for the base label weigh 0.75, 0.50 from 1.62 nats"),
+        abstaining_model_path: ("undecided at the end: abstain", "a flagged input is rejected"),
+        golden / "version-1.onnx": ("format 1", "members vote; votes for the base label weigh 0.50"),
+    }
+    for path, texts in expected.items():
+        assert run(["inspect", str(path)]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert all(text in shown for text in texts), shown
+
+
 def test_a_model_without_defence_is_refused_by_every_command(
     tmp_path: Path, digit: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

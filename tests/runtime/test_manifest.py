@@ -1,10 +1,11 @@
 import json
+import math
 from typing import Any
 
 import pytest
 
 from s2ap_defend.errors import ModelFileError
-from s2ap_defend.manifest import Manifest, read_manifest
+from s2ap_defend.manifest import CalibrationRecord, Manifest, Seeds, read_manifest
 
 
 def manifest_data() -> dict[str, Any]:
@@ -12,14 +13,17 @@ def manifest_data() -> dict[str, Any]:
         "method": "s2ap",
         "sparsity": 0.5,
         "adversarially_trained": True,
-        "seed": 1,
+        "seeds": {"initialisation": 1, "mask": 2, "order": 3},
+        "flops": 1000,
+        "parameters": None,
+        "milliseconds": 0.25,
         "clean_disagreement_rate": 0.05,
         "adversarial_disagreement_rate": 0.6,
         "clean_accuracy": 0.97,
         "robust_accuracy": 0.6,
     }
     return {
-        "format_version": 1,
+        "format_version": 2,
         "input": {"channels": 1, "height": 8, "width": 8},
         "classes": ["0", "1"],
         "members": [member],
@@ -32,11 +36,22 @@ def manifest_data() -> dict[str, Any]:
             "upper": [2.9],
             "truncation": "clean",
             "vote_members": 1,
-            "base_vote_weight": 1.0,
+            "correction": "correct",
+            "curtailed": True,
+            "base_vote_weights": [1.0, 0.5],
+            "base_vote_edges": [3.0],
             "waves": [1],
             "alpha": 0.05,
             "beta": 0.05,
-            "calibration_samples": 0,
+            "calibration": {
+                "on": "all",
+                "samples": 400,
+                "expected_false_alarm_rate": 0.05,
+                "false_alarm_bound": 0.07,
+                "correlation": 0.5,
+                "effective_members": 2.0,
+                "reference_ratios": [-1.5, 0.0, 2.0],
+            },
         },
         "purifier": {
             "mode": "full",
@@ -72,9 +87,71 @@ def test_a_manifest_survives_writing_and_reading_bit_for_bit() -> None:
     assert again.to_json() == manifest.to_json()
 
 
+def version_1(**changes: object) -> dict[str, Any]:
+    """A manifest as version 1 wrote it."""
+    data = manifest_data() | {"format_version": 1}
+    test, (member,) = data["test"], data["members"]
+    for key in ("correction", "curtailed", "base_vote_weights", "base_vote_edges", "calibration"):
+        del test[key]
+    for key in ("seeds", "flops", "parameters", "milliseconds"):
+        del member[key]
+    member["seed"] = 7
+    data["test"] = test | {"base_vote_weight": 0.25, "calibration_samples": 300} | changes
+    return data
+
+
+def test_version_1_is_read_in_the_words_of_version_2() -> None:
+    manifest = read_manifest(json.dumps(version_1()), source="model.onnx")
+    test, (member,) = manifest.test, manifest.members
+    assert manifest.format_version == 2
+    assert (test.base_vote_weights, test.base_vote_edges) == ((0.25,), ())
+    assert (test.correction, test.curtailed) == ("correct", False)
+    assert test.calibration == CalibrationRecord(on="correct", samples=300)
+    assert member.seeds == Seeds(initialisation=7, mask=7, order=7)
+    assert (member.flops, member.parameters, member.milliseconds) == (None, None, None)
+    assert read_manifest(manifest.to_json(), source="model.onnx") == manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"curtailed": True}, r"model\.onnx: the manifest is not valid: test\.curtailed is no key of version 1"),
+        ({"base_vote_weight": "much"}, r"test\.base_vote_weights\.0"),
+        ({"calibration_samples": -1}, r"test\.calibration\.samples"),
+        ({"surprise": 1}, r"test\.surprise"),
+        ({"lower": []}, "lower"),
+    ],
+)
+def test_what_is_wrong_in_version_1_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        read_manifest(json.dumps(version_1(**changes)), source="model.onnx")
+
+
+@pytest.mark.parametrize(("part", "value"), [("test", 3), ("members", {}), ("members", [3]), ("members", None)])
+def test_parts_of_version_1_that_are_no_objects_are_refused(part: str, value: object) -> None:
+    with pytest.raises(ModelFileError, match=part):
+        read_manifest(json.dumps(version_1() | {part: value}), source="model.onnx")
+
+
+@pytest.mark.parametrize("truncation", ["clean", "adversarial", "sign", "abstain"])
+@pytest.mark.parametrize("correction", ["correct", "reject"])
+def test_policies_become_the_tables_of_the_reference(truncation: str, correction: str) -> None:
+    data = manifest_data()
+    data["test"] |= {"truncation": truncation, "correction": correction}
+    test = read_manifest(json.dumps(data), source="model.onnx").test.to_test()
+    threshold = {"clean": math.inf, "adversarial": -math.inf, "sign": 0.0, "abstain": math.inf}[truncation]
+    assert test.final_threshold == threshold
+    assert test.undecided_abstains == (truncation == "abstain")
+    assert test.correct == (correction == "correct")
+    assert test.curtail
+    assert (test.base_vote_weights.tolist(), test.base_vote_edges.tolist()) == ([1.0, 0.5], [3.0])
+
+
 def test_another_version_is_refused_with_both_versions() -> None:
-    data = manifest_data() | {"format_version": 2}
-    with pytest.raises(ModelFileError, match=r"model\.onnx carries manifest version 2, this runtime reads 1; install"):
+    data = manifest_data() | {"format_version": 3}
+    with pytest.raises(
+        ModelFileError, match=r"model\.onnx carries manifest version 3, this runtime reads 1 and 2; install"
+    ):
         read_manifest(json.dumps(data), source="model.onnx")
 
 
@@ -96,6 +173,13 @@ def test_text_that_is_no_manifest_is_refused(text: str) -> None:
         (("members",), [], "members"),
         (("classes",), ["a", "a"], "class names repeat"),
         (("input", "channels"), 0, r"input\.channels"),
+        (("test", "truncation"), "maybe", r"test\.truncation"),
+        (("test", "base_vote_weights"), [1.0], "base_vote_weights"),
+        (("test", "base_vote_weights"), [1.0, 1.5], r"base_vote_weights\.1"),
+        (("test", "calibration", "on"), "wrong", r"test\.calibration\.on"),
+        (("test", "calibration", "reference_ratios"), [1.0, 0.0], "reference_ratios must ascend"),
+        (("members", 0, "seeds", "mask"), None, r"members\.0\.seeds\.mask"),
+        (("members", 0, "flops"), -1, r"members\.0\.flops"),
     ],
 )
 def test_unknown_or_contradictory_keys_are_named(path: tuple[str, ...], value: object, message: str) -> None:

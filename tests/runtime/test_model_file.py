@@ -10,7 +10,14 @@ from onnx import helper
 
 from s2ap_defend import DefendedClassifier, ModelFileError
 from s2ap_defend.manifest import METADATA_KEY
-from s2ap_defend.model_file import check_writable, open_model_file, weights_sha256, write_model_file
+from s2ap_defend.model_file import (
+    check_writable,
+    graph_sha256,
+    open_model_file,
+    output_names,
+    weights_sha256,
+    write_model_file,
+)
 
 
 def test_a_file_opens_verified_and_passes_the_full_checker(tiny_model_path: Path) -> None:
@@ -66,6 +73,45 @@ def test_test_tables_that_differ_from_the_graph_are_found(tiny_model_path: Path,
         open_model_file(tmp_path / "changed.onnx")
 
 
+def test_weights_of_the_base_label_that_differ_from_the_graph_are_found(tiny_model_path: Path, tmp_path: Path) -> None:
+    proto = onnx.load(tiny_model_path)
+    manifest = json.loads(proto.metadata_props[0].value)
+    manifest["test"]["base_vote_edges"][0] = 1.75
+    proto.metadata_props[0].value = json.dumps(manifest)
+    onnx.save_model(proto, tmp_path / "changed.onnx")
+    with pytest.raises(ModelFileError, match="test/base_vote_edges differ"):
+        open_model_file(tmp_path / "changed.onnx")
+
+
+def test_outputs_other_than_those_of_the_version_are_refused(tiny_model_path: Path, tmp_path: Path) -> None:
+    message = r"changed\.onnx: a file of version 2 has the outputs label, .*, abstained; found label, .*error; export"
+    manifest = open_model_file(tiny_model_path).manifest
+    proto = onnx.load(tiny_model_path)
+    del proto.graph.output[-1]
+    with pytest.raises(ModelFileError, match=message):
+        write_model_file(proto, manifest, tmp_path / "changed.onnx")
+    assert not list(tmp_path.iterdir())
+    sealed = manifest.model_copy(update={"graph_sha256": graph_sha256(proto)})
+    proto.metadata_props[0].value = sealed.to_json()
+    onnx.save_model(proto, tmp_path / "changed.onnx")
+    with pytest.raises(ModelFileError, match=message):
+        open_model_file(tmp_path / "changed.onnx")
+
+
+def test_a_file_that_rejects_needs_no_weights_of_the_base_label(abstaining_model_path: Path) -> None:
+    opened = open_model_file(abstaining_model_path)
+    assert opened.manifest.test.correction == "reject"
+    assert not any("base_vote" in tensor.name for tensor in opened.proto.graph.initializer)
+
+
+def test_a_file_of_version_1_is_opened_as_version_2(golden: Path) -> None:
+    opened = open_model_file(golden / "version-1.onnx")
+    assert (opened.format_version, opened.manifest.format_version) == (1, 2)
+    assert [output.name for output in opened.proto.graph.output] == list(output_names(1))
+    assert opened.manifest.test.base_vote_weights == (0.5,)
+    assert not opened.manifest.test.curtailed
+
+
 def test_a_plain_onnx_model_is_refused_with_the_command_that_hardens_it(tmp_path: Path) -> None:
     value = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1])
     answer = helper.make_tensor_value_info("label", onnx.TensorProto.FLOAT, [1])
@@ -96,9 +142,9 @@ def test_a_file_that_is_no_onnx_model_or_not_there_is_refused(tmp_path: Path) ->
 def test_another_manifest_version_is_refused(tiny_model_path: Path, tmp_path: Path) -> None:
     proto = onnx.load(tiny_model_path)
     entry = next(entry for entry in proto.metadata_props if entry.key == METADATA_KEY)
-    entry.value = entry.value.replace('"format_version":1', '"format_version":2')
+    entry.value = entry.value.replace('"format_version":2', '"format_version":3')
     onnx.save_model(proto, tmp_path / "newer.onnx")
-    with pytest.raises(ModelFileError, match="manifest version 2, this runtime reads 1"):
+    with pytest.raises(ModelFileError, match="manifest version 3, this runtime reads 1 and 2"):
         open_model_file(tmp_path / "newer.onnx")
 
 

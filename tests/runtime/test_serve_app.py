@@ -121,12 +121,13 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_the_answer_is_label_and_adversarial_and_nothing_else(client, classifier, batch, name):
+def test_the_answer_is_the_verdict_and_nothing_else(client, classifier, batch, name):
     response = infer(client, batch, id="mine")
     found, expected = tensors(response), classifier(batch)
-    assert list(found) == ["label", "adversarial"]
+    assert list(found) == ["label", "adversarial", "abstained"]
     np.testing.assert_array_equal(found["label"], expected.label)
     np.testing.assert_array_equal(found["adversarial"], expected.adversarial)
+    np.testing.assert_array_equal(found["abstained"], expected.abstained)
     assert (response.json()["id"], response.json()["model_name"], response.json()["model_version"]) == (
         "mine",
         name,
@@ -157,7 +158,7 @@ def test_raw_and_binary_bodies_get_binary_answers(client, classifier, batch, nam
     )
     size = int(response.headers["inference-header-content-length"])
     outputs = json.loads(response.content[:size])["outputs"]
-    assert [output["parameters"]["binary_data_size"] for output in outputs] == [8, 1]
+    assert [output["parameters"]["binary_data_size"] for output in outputs] == [8, 1, 1]
     assert response.headers["content-type"] == "application/octet-stream"
     assert np.frombuffer(response.content[size : size + 8], "<i8") == classifier(batch[:1]).label
 
@@ -244,6 +245,7 @@ def test_health_metadata_and_configuration(client, name, classifier):
     assert metadata["outputs"] == [
         {"name": "label", "datatype": "INT64", "shape": [-1]},
         {"name": "adversarial", "datatype": "BOOL", "shape": [-1]},
+        {"name": "abstained", "datatype": "BOOL", "shape": [-1]},
     ]
     config = client.get(f"/v2/models/{name}/versions/1/config").json()
     assert config["max_batch_size"] == 32
@@ -317,6 +319,24 @@ def test_metrics_count_requests_images_verdicts_and_rejections(classifier, batch
     assert "s2ap_build_info" in found
 
 
+def test_a_model_that_abstains_says_so_in_answers_and_metrics(abstaining_model_path):
+    abstaining = DefendedClassifier.load(abstaining_model_path, device="cpu", threads=1)
+    images = np.random.default_rng(0).integers(0, 256, (16, *abstaining.input_shape)) / np.float32(255)
+    images = images.astype(np.float32)
+    expected = abstaining(images)
+    undecided = expected.abstained & ~expected.adversarial
+    kinds = {"adversarial": expected.adversarial, "undecided": undecided, "clean": ~expected.abstained}
+    assert all(rows.any() for rows in kinds.values())
+    with serving(abstaining) as client:
+        assert tensors(infer(client, images))["abstained"].tolist() == expected.abstained.tolist()
+        counted = {verdict: int(rows.sum()) for verdict, rows in kinds.items()}
+        assert {verdict: scrape(client)["s2ap_defense_verdicts_total"][verdict,] for verdict in kinds} == counted
+        for rows in kinds.values():
+            i = int(rows.argmax())
+            answer = client.post("/classify-image", content=png(images[i])).json()
+            assert (answer["abstained"], answer["label"]) == (expected.abstained[i], expected.base_label[i])
+
+
 def test_metrics_hide_what_answers_hide(client, batch):
     infer(client, batch)
     hidden = {"s2ap_defense_members_used", "s2ap_defense_label_change_rate", "s2ap_defense_corrections"}
@@ -338,6 +358,7 @@ def test_an_image_file_is_classified_as_its_pixels_are(client, classifier):
         "label": expected.label[0],
         "class": classifier.classes[expected.label[0]],
         "adversarial": bool(expected.adversarial[0]),
+        "abstained": False,
     }
 
 

@@ -40,6 +40,7 @@ def echo(batch) -> Verdicts:
         votes=np.zeros((rows, 2), np.int64),
         purified=batch,
         reconstruction_error=np.zeros(rows, np.float32),
+        abstained=np.zeros(rows, bool),
     )
 
 

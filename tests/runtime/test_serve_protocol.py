@@ -55,6 +55,7 @@ def verdicts(rows: int) -> Verdicts:
         votes=rng.integers(0, 20, (rows, 10)),
         purified=rng.random((rows, *SHAPE), dtype=np.float32),
         reconstruction_error=rng.random(rows, dtype=np.float32),
+        abstained=rng.random(rows) < 0.5,
     )
 
 
@@ -63,7 +64,7 @@ def test_json_data_may_be_flat_or_nested_as_its_shape(data):
     decoded = decode(image(data=data))
     assert decoded.images.dtype == np.float32
     np.testing.assert_array_equal(decoded.images, IMAGES)
-    assert decoded.outputs == (("label", False), ("adversarial", False))
+    assert decoded.outputs == (("label", False), ("adversarial", False), ("abstained", False))
 
 
 @pytest.mark.parametrize("padding", range(4))
@@ -78,7 +79,7 @@ def test_binary_data_is_aligned_whatever_the_length_of_the_json_before_it(paddin
 def test_header_length_zero_means_one_raw_image_and_a_binary_answer():
     decoded = decode_request(IMAGES.tobytes(), 0, CONTRACT)
     np.testing.assert_array_equal(decoded.images, IMAGES)
-    assert decoded.outputs == (("label", True), ("adversarial", True))
+    assert decoded.outputs == (("label", True), ("adversarial", True), ("abstained", True))
 
 
 def test_parameters_give_id_deadline_and_priority():

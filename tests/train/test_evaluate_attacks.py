@@ -30,7 +30,8 @@ class Linear:
             values = logits(torch.from_numpy(images)).numpy().astype(np.float64)
         margin = np.where(labels == 1, values[:, 1], -values[:, 1])
         nothing = np.zeros(len(labels), dtype=np.int64)
-        return Outcome(label=values.argmax(1), flagged=nothing.astype(bool), members_used=nothing, score=margin)
+        never = nothing.astype(bool)
+        return Outcome(label=values.argmax(1), flagged=never, abstained=never, members_used=nothing, score=margin)
 
 
 def view(images, path, members):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,6 @@ TEST = SequentialTest(
     upper=np.full(2, 3.0),
     final_threshold=0.0,
     vote_members=2,
-    base_vote_weight=1.0,
     waves=(2,),
 )
 
@@ -41,6 +42,7 @@ def planted():
         votes=np.array([[2, 0, 0], [0, 2, 0], [2, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]]),
         purified=np.zeros((6, 1, 1, 1), dtype=np.float32),
         reconstruction_error=np.zeros(6, dtype=np.float32),
+        abstained=np.zeros(6, dtype=bool),
     )
 
 
@@ -52,6 +54,7 @@ def outcome(*success, label=None):
     return Outcome(
         label=np.where(success, 1, 0) if label is None else np.array(label),
         flagged=np.zeros(len(success), dtype=bool),
+        abstained=np.zeros(len(success), dtype=bool),
         members_used=np.ones(len(success), dtype=np.int64),
         score=np.where(success, -1.0, 1.0),
     )
@@ -73,6 +76,36 @@ def test_figures_of_six_planted_verdicts_are_those_counted_by_hand():
 def test_clean_accuracy_counts_final_labels_flagged_or_not():
     figures = clean_figures(judge(planted(), LABELS, TEST), LABELS)
     assert (figures.accuracy, figures.flagged, figures.attack_success) == pytest.approx((3 / 6, 3 / 6, 2 / 6))
+
+
+def test_an_abstained_input_is_neither_the_attackers_success_nor_a_right_label():
+    verdicts = dataclasses.replace(planted(), abstained=np.array([True, True, True, True, True, False]))
+    outcome = judge(verdicts, LABELS, TEST)
+    assert outcome.success.tolist() == [False, False, False, False, False, True]
+    figures = attack_figures(outcome, LABELS, seconds=1.0, configuration={})
+    assert (figures.attack_success, figures.flagged, figures.abstained) == pytest.approx((1 / 6, 3 / 6, 5 / 6))
+    assert (figures.corrected, figures.label_accuracy) == (0.0, 0.0)
+    clean = clean_figures(outcome, LABELS)
+    assert (clean.accuracy, clean.attack_success, clean.abstained) == pytest.approx((0.0, 1 / 6, 5 / 6))
+    worst = worst_case({"clean": outcome}, LABELS)
+    assert (worst.robust_accuracy, worst.label_accuracy) == pytest.approx((5 / 6, 0.0))
+
+
+def test_the_score_of_an_undecided_input_that_abstains_leads_below_the_clean_boundary():
+    test = dataclasses.replace(
+        TEST, lower=np.full(2, -1.5), final_threshold=np.inf, undecided_abstains=True, upper=np.full(2, np.inf)
+    )
+    nobody, four = np.zeros(6, dtype=bool), np.isin(np.arange(6), [3, 4])
+    verdicts = dataclasses.replace(
+        planted(),
+        adversarial=nobody,
+        abstained=four,
+        log_likelihood_ratio=np.array([-2.0, -2.0, -2.0, 1.0, -1.0, -2.0]),
+        label_change_rate=np.zeros(6, dtype=np.float32),
+    )
+    score = judge(verdicts, LABELS, test).score
+    assert score[[3, 4]] == pytest.approx([2.5, 0.5])
+    assert score[5] == -1.0
 
 
 def test_the_score_leads_from_right_to_wrong_but_flagged_to_success():

@@ -24,7 +24,6 @@ TEST = SequentialTest(
     upper=np.full(3, 2.5),
     final_threshold=math.inf,
     vote_members=3,
-    base_vote_weight=1.0,
     waves=(3,),
 )
 
@@ -74,6 +73,17 @@ def test_an_early_stop_at_clean_excuses_later_members():
     calm, loud = -0.001, -6.0
     assert float(surrogate.excess(log_probabilities([calm, calm, loud]), torch.tensor([0]))) <= 0.0
     assert float(surrogate.excess(log_probabilities([-1.0, -1.0, loud]), torch.tensor([0]))) > 0.0
+
+
+def test_where_the_undecided_abstain_only_a_clean_stop_is_below_the_alarm():
+    never = np.array([-math.inf, -math.inf, -1.8])
+    passing = dataclasses.replace(TEST, lower=never)
+    abstaining = dataclasses.replace(passing, undecided_abstains=True)
+    unsure, calm = log_probabilities([-1.0, -1.0, -1.0]), log_probabilities([-0.001, -0.001, -0.001])
+    label = torch.tensor([0])
+    assert float(EvidenceSurrogate(passing, CPU).excess(unsure, label)) < 0.0
+    assert float(EvidenceSurrogate(abstaining, CPU).excess(unsure, label)) > 0.0
+    assert float(EvidenceSurrogate(abstaining, CPU).excess(calm, label)) < 0.0
 
 
 def test_a_detector_that_never_flags_leaves_the_classifier_as_the_only_aim():

@@ -53,6 +53,7 @@ def _describe(classifier: DefendedClassifier, verdicts: Verdicts, i: int, path: 
         "label": label,
         "class": classifier.classes[label],
         "adversarial": bool(verdicts.adversarial[i]),
+        "abstained": bool(verdicts.abstained[i]),
         "base_label": base,
         "base_class": classifier.classes[base],
         "probability": float(verdicts.probabilities[i, base]),
@@ -70,14 +71,20 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         name = Path(row["file"]).name + (f" [{row['index']}]" if row["index"] or _repeats(rows, row) else "")
         table.add_row(
             name,
-            "[red]adversarial[/red]" if row["adversarial"] else "[green]clean[/green]",
-            row["class"],
+            _verdict(row),
+            "no answer" if row["abstained"] else row["class"],
             f"{row['base_class']} ({row['probability']:.0%})",
             str(row["members_used"]),
             f"{row['label_change_rate']:.0%}",
             f"{row['log_likelihood_ratio']:+.2f}",
         )
     return table
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if row["adversarial"]:
+        return "[red]adversarial[/red]"
+    return "[yellow]undecided[/yellow]" if row["abstained"] else "[green]clean[/green]"
 
 
 def _repeats(rows: list[dict[str, Any]], row: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from s2ap_defend.manifest import Manifest
+from s2ap_defend.manifest import CalibrationRecord, Manifest, TestTables
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.stages import StageSize, stage_sizes
 from s2ap_defend.tables import plain_table
@@ -27,7 +27,7 @@ def inspect(model: Path, as_json: bool) -> None:
     manifest, made = opened.manifest, opened.manifest.provenance
     more = " ..." if len(manifest.classes) > 12 else ""
     console.print(
-        f"{model}  {opened.size_bytes / 1e6:.2f} MB  format {manifest.format_version}  hashes verified\n"
+        f"{model}  {opened.size_bytes / 1e6:.2f} MB  format {opened.format_version}  hashes verified\n"
         f"input   float32 [N, {', '.join(map(str, manifest.input.shape))}] in [0, 1]\n"
         f"classes {len(manifest.classes)}: {', '.join(manifest.classes[:12])}{more}\n"
         f"made by recipe {made.recipe}, seed {made.seed}, data {made.data}, classifier {made.classifier}",
@@ -43,6 +43,7 @@ def _as_json(opened: ModelFile, stages: dict[str, StageSize]) -> dict[str, objec
     return {
         "path": str(opened.path),
         "size_bytes": opened.size_bytes,
+        "format_version": opened.format_version,
         "verified": True,
         "stages": {
             scope: {"nodes": size.nodes, "parameters": size.parameters, "size_bytes": size.size_bytes}
@@ -60,8 +61,9 @@ def _stage_table(stages: dict[str, StageSize]) -> Table:
 
 
 def _member_table(manifest: Manifest) -> Table:
-    columns = ("asked", "method", "sparse", "adv. trained", "clean", "robust", "q0", "q1")
+    columns = ("#", "method", "sparse", "adv.", "clean", "robust", "q0", "q1", "MFLOPs", "ms")
     table = plain_table(*columns, title="Members, in the order they are asked")
+    table.padding = 0  # one blank between columns, so that long methods fit into 80
     for i, member in enumerate(manifest.members):
         table.add_row(
             str(i + 1),
@@ -72,6 +74,8 @@ def _member_table(manifest: Manifest) -> Table:
             f"{member.robust_accuracy:.1%}",
             f"{member.clean_disagreement_rate:.3f}",
             f"{member.adversarial_disagreement_rate:.3f}",
+            "-" if member.flops is None else f"{member.flops / 1e6:,.3g}",
+            "-" if member.milliseconds is None else f"{member.milliseconds:.3g}",
         )
     return table
 
@@ -82,17 +86,42 @@ def _test_table(manifest: Manifest) -> Table:
     table = plain_table("part", "setting", title="Defence")
     table.columns[1].no_wrap = False
     table.add_row("test", f"{test.kind}; {len(test.increments[0])} bins of {test.evidence}")
-    table.add_row("false alarms", f"alpha {test.alpha:g}, calibrated on {test.calibration_samples} clean inputs")
+    table.add_row("false alarms", f"alpha {test.alpha:g}, {_calibrated(test.calibration)}")
+    if test.calibration.effective_members is not None:
+        table.add_row("members", _dependence(test.calibration))
     table.add_row("clean after", f"{first_clean or 'never'} members or more; undecided at the end: {test.truncation}")
-    table.add_row(
-        "correction", f"{test.vote_members} members vote, the base label's votes weigh {test.base_vote_weight:.2f}"
-    )
+    table.add_row("correction", _correction(test))
     table.add_row(
         "purifier",
         f"{purifier.mode} gradient, sigma {purifier.sigma:g}, radius {purifier.radius:g} {purifier.norm}, "
         f"{purifier.steps} steps of {purifier.step_size:g}, rho {purifier.rho:g}, bank of {purifier.bank_size}",
     )
     return table
+
+
+def _calibrated(record: CalibrationRecord) -> str:
+    inputs = "clean inputs" if record.on == "all" else "clean inputs that the classifier gets right"
+    text = f"calibrated on {record.samples} {inputs}"
+    if record.expected_false_alarm_rate is not None:
+        text += f"; {record.expected_false_alarm_rate:.2%} expected of new ones"
+    if record.false_alarm_bound is not None:
+        text += f", at most {record.false_alarm_bound:.2%} with 95 % confidence"
+    return text
+
+
+def _dependence(record: CalibrationRecord) -> str:
+    text = f"they say as much as {record.effective_members:.1f} independent ones"
+    return text if record.correlation is None else f"correlation {record.correlation:.2f}: {text}"
+
+
+def _correction(test: TestTables) -> str:
+    if test.correction == "reject":
+        return "none: a flagged input is rejected"
+    weights = [f"{weight:.2f}" for weight in test.base_vote_weights]
+    for i, edge in enumerate(test.base_vote_edges):
+        weights[i + 1] += f" from {edge:.2f} nats"
+    ends = ", as soon as the winner is certain" if test.curtailed else ""
+    return f"{test.vote_members} members vote{ends}; votes for the base label weigh {', '.join(weights)}"
 
 
 def _measured_table(manifest: Manifest) -> Table:

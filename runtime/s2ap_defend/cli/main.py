@@ -10,6 +10,7 @@ from rich.console import Console
 from s2ap_defend import __version__
 from s2ap_defend.cli.classify import classify
 from s2ap_defend.cli.inspect import inspect
+from s2ap_defend.cli.plan import plan
 from s2ap_defend.cli.serve import serve
 from s2ap_defend.errors import DefendError
 
@@ -74,6 +75,7 @@ def cli() -> None:
 
 cli.add_command(classify)
 cli.add_command(inspect)
+cli.add_command(plan)
 cli.add_command(serve)
 
 

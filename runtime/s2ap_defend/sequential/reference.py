@@ -24,6 +24,7 @@ class SequentialOutcome:
     log_likelihood_ratio: Float64
     members_used: Int64
     votes: Int64
+    abstained: Bool
 
 
 def member_scores(evidence: Evidence, log_probabilities: Float32, base_label: Int64) -> Float32:
@@ -52,37 +53,77 @@ def run_sequential_test(test: SequentialTest, log_probabilities: Float32, base_l
     _, count, classes = log_probabilities.shape
     scores = member_scores(test.evidence, log_probabilities, base_label)  # [n, N]
     margins = member_scores("margin", log_probabilities, base_label)
+    vote_members = test.vote_members if test.correct else 0
     ratio = np.zeros(count)
     decided = np.zeros(count, dtype=bool)
     adversarial = np.zeros(count, dtype=bool)
+    settled = np.zeros(count, dtype=bool)
     votes = np.zeros((count, classes), dtype=np.int64)
     summed = np.zeros((count, classes))
     for i in range(test.members):
         undecided = ~decided
-        asked = undecided | (adversarial & (i < test.vote_members))
+        asked = undecided | (adversarial & ~settled & (i < vote_members))
         vote = np.where(margins[i] < NEAR_TIE, base_label, log_probabilities[i].argmax(axis=-1))
         votes[asked, vote[asked]] += 1
         summed[asked] += log_probabilities[i][asked].astype(np.float64)
-        bins = (scores[i][:, None] >= test.edges[i][None, :]).sum(axis=1)
-        ratio = np.where(undecided, ratio + test.increments[i, bins], ratio)
+        ratio = np.where(undecided, ratio + _increments(test, i, scores[i]), ratio)
         crossed_upper = undecided & (ratio >= test.upper[i])
         adversarial |= crossed_upper
         decided |= crossed_upper | (undecided & (ratio <= test.lower[i]))
-    adversarial |= ~decided & (ratio > test.final_threshold)
+        if test.curtail and i + 1 < vote_members:
+            weighted = weighted_votes(votes, base_label, base_vote_weight(test, ratio))
+            runner_up, leader = np.partition(weighted, classes - 2, axis=1)[:, -2:].T
+            settled |= adversarial & (leader - runner_up > vote_members - (i + 1))
+    undecided = ~decided
+    adversarial |= undecided & (ratio > test.final_threshold)
+    abstained = (adversarial & (not test.correct)) | (undecided & test.undecided_abstains)
     used = votes.sum(axis=1)
     of_base = np.take_along_axis(votes, base_label[:, None], axis=1)[:, 0]
-    corrected = correction_vote(votes, summed, base_label, test.base_vote_weight)
+    corrected = correction_vote(votes, summed, base_label, base_vote_weight(test, ratio))
     return SequentialOutcome(
-        label=np.where(adversarial, corrected, base_label),
+        label=np.where(adversarial & test.correct, corrected, base_label),
         adversarial=adversarial,
         label_change_rate=((used - of_base) / used).astype(np.float32),
         log_likelihood_ratio=ratio,
         members_used=used,
         votes=votes,
+        abstained=abstained,
     )
 
 
-def correction_vote(votes: Int64, summed: Float64, base_label: Int64, base_vote_weight: float) -> Int64:
+def log_likelihood_path(test: SequentialTest, log_probabilities: Float32, base_label: Int64) -> Float64:
+    """Log-likelihood ratio after each member if nobody stopped [n, N], in nats.
+
+    `run_sequential_test` stops on this path: its ratio is the path's value at the stop, to the last bit.
+
+    Args:
+        test: The tables; its boundaries are not used.
+        log_probabilities: Member log-probabilities [n, N, K], members in the order they are asked.
+        base_label: Label of the classifier on the purified image [N].
+    """
+    scores = member_scores(test.evidence, log_probabilities, base_label)
+    path = np.zeros((test.members, len(base_label)))
+    ratio = np.zeros(len(base_label))
+    for i in range(test.members):
+        ratio = ratio + _increments(test, i, scores[i])
+        path[i] = ratio
+    return path
+
+
+def base_vote_weight(test: SequentialTest, log_likelihood_ratio: Float64) -> Float64:
+    """Weight of a vote for the base label of inputs flagged with these log-likelihood ratios [N]."""
+    place = np.searchsorted(test.base_vote_edges, log_likelihood_ratio, side="right")
+    return np.asarray(test.base_vote_weights[place], dtype=np.float64)
+
+
+def weighted_votes(votes: Int64, base_label: Int64, base_vote_weight: float | Float64) -> Float64:
+    """Votes [N, K] with those for the base label [N] weighted by one number or one of each input [N]."""
+    weighted = votes.astype(np.float64)
+    weighted[np.arange(len(votes)), base_label] *= base_vote_weight
+    return weighted
+
+
+def correction_vote(votes: Int64, summed: Float64, base_label: Int64, base_vote_weight: float | Float64) -> Int64:
     """Label with the most votes [N], the base label's votes weighted.
 
     Ties go to the higher summed log-probability, then to the lower class index.
@@ -91,10 +132,14 @@ def correction_vote(votes: Int64, summed: Float64, base_label: Int64, base_vote_
         votes: Votes [N, K].
         summed: Sum of the asked members' log-probabilities [N, K].
         base_label: Label of the classifier [N].
-        base_vote_weight: Weight of the base label's votes.
+        base_vote_weight: Weight of the base label's votes, one number or one of each input [N].
     """
-    weighted = votes.astype(np.float64)
-    rows = np.arange(len(votes))
-    weighted[rows, base_label] *= base_vote_weight
+    weighted = weighted_votes(votes, base_label, base_vote_weight)
     tied = weighted == weighted.max(axis=1, keepdims=True)
     return np.asarray(np.where(tied, summed, -np.inf).argmax(axis=1), dtype=np.int64)
+
+
+def _increments(test: SequentialTest, member: int, scores: Float32) -> Float64:
+    """Evidence of one member's scores [N]."""
+    bins = (scores[:, None] >= test.edges[member][None, :]).sum(axis=1)
+    return np.asarray(test.increments[member, bins], dtype=np.float64)

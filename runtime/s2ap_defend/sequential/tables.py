@@ -7,7 +7,7 @@ members, graded evidence and calibrated boundaries differ only in these numbers,
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -30,8 +30,19 @@ class SequentialTest:
         upper: Adversarial boundary after each member [n]; +inf where 'adversarial' may not be decided.
         final_threshold: Rule for inputs undecided after all members: adversarial when L exceeds it.
         vote_members: A flagged input goes on until this many members have voted on its label.
-        base_vote_weight: Weight in [0, 1] of votes for the base label in the correction of a flagged input.
         waves: Sizes of the groups in which members are evaluated; they change speed, never a result.
+        base_vote_weights: Soft veto, M weights in [0, 1]: in the correction of an input that was flagged with L, a
+            vote for the base label weighs `base_vote_weights[number of base_vote_edges <= L]`, any other vote 1.
+        base_vote_edges: Ascending, finite edges [M - 1] of L, in nats.
+        correct: Whether a flagged input gets the members' label; otherwise it is rejected: no member is asked for a
+            vote, the base label stays and the input abstains.
+        curtail: Whether the vote on a flagged input ends as soon as no remaining vote can change or tie its winner.
+            That saves members and never changes a label.
+        undecided_abstains: Whether an input undecided after all members abstains, neither clean nor adversarial;
+            final_threshold must be +inf then.
+
+    Raises:
+        ValueError: If the tables contradict each other.
     """
 
     evidence: Evidence
@@ -41,8 +52,12 @@ class SequentialTest:
     upper: Float64
     final_threshold: float
     vote_members: int
-    base_vote_weight: float
     waves: tuple[int, ...]
+    base_vote_weights: Float64 = field(default_factory=lambda: np.ones(1))
+    base_vote_edges: Float64 = field(default_factory=lambda: np.empty(0))
+    correct: bool = True
+    curtail: bool = True
+    undecided_abstains: bool = False
 
     def __post_init__(self) -> None:
         members, bins = self.increments.shape
@@ -62,10 +77,29 @@ class SequentialTest:
             raise ValueError(f"waves {self.waves} must be positive and sum to {members} members")
         if not 0 <= self.vote_members <= members:
             raise ValueError(f"vote_members must be in 0..{members}, got {self.vote_members}")
-        if not 0.0 <= self.base_vote_weight <= 1.0 or math.isnan(self.final_threshold):
-            raise ValueError("base_vote_weight must be in [0, 1] and final_threshold must be a number")
+        if math.isnan(self.final_threshold):
+            raise ValueError("final_threshold must be a number")
+        if self.undecided_abstains and self.final_threshold != math.inf:
+            raise ValueError(
+                f"final_threshold is {self.final_threshold} although undecided inputs abstain; "
+                "set it to inf, or undecided_abstains to False"
+            )
+        self._check_base_votes()
 
     @property
     def members(self) -> int:
         """Number of members n."""
         return len(self.increments)
+
+    def _check_base_votes(self) -> None:
+        weights, edges = self.base_vote_weights, self.base_vote_edges
+        if weights.ndim != 1 or edges.ndim != 1 or len(weights) != len(edges) + 1:
+            raise ValueError(f"base_vote_weights need one entry more than base_vote_edges, got {weights} and {edges}")
+        if weights.dtype != np.float64 or edges.dtype != np.float64:
+            raise ValueError(
+                f"base_vote_weights and base_vote_edges must be float64, got {weights.dtype} and {edges.dtype}"
+            )
+        if not ((weights >= 0.0) & (weights <= 1.0)).all():
+            raise ValueError(f"base_vote_weights must be in [0, 1], got {weights}")
+        if not np.isfinite(edges).all() or (np.diff(edges) < 0).any():
+            raise ValueError(f"base_vote_edges must be finite and ascend, got {edges}")

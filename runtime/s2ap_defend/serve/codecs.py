@@ -70,6 +70,7 @@ class ImageFileCodec:
             "label": label,
             "class": self._classes[label],
             "adversarial": bool(verdicts.adversarial[0]),
+            "abstained": bool(verdicts.abstained[0]),
         }
         if "base_label" in self._contract.outputs:
             base_label = int(verdicts.base_label[0])

@@ -1,7 +1,8 @@
 """Prometheus metrics of one server; every label has a small, fixed set of values.
 
 What is evidence in an answer is evidence here too: members asked, label change rates and corrections of single
-requests could be read off two scrapes, so they are only counted when the server exposes evidence.
+requests could be read off two scrapes, so they are only counted when the server exposes evidence. What the drift
+monitor says is about whole windows of images; the service decides how often it is renewed.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from s2ap_defend.drift import DriftReport
 from s2ap_defend.serve.batcher import BatchReport
 from s2ap_defend.types import Verdicts
 
@@ -18,6 +20,7 @@ OUTCOMES = (SUCCESS, CANCELLED, ERROR, "invalid", "not_found", *REJECTIONS)
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 RATES = tuple(i / 20 for i in range(21))
+VERDICTS = ("clean", "adversarial", "undecided")
 MODEL_LABELS = ("model", "version")
 
 
@@ -29,6 +32,7 @@ class Metrics:
         version: Its version.
         build: What is running, for s2ap_build_info.
         evidence: Whether metrics may tell what single answers hide.
+        drift: Whether there is a drift monitor.
         pending_requests: Returns the requests that wait or run now.
         pending_rows: Returns their images.
     """
@@ -40,6 +44,7 @@ class Metrics:
         *,
         build: dict[str, str],
         evidence: bool,
+        drift: bool,
         pending_requests: Callable[[], float],
         pending_rows: Callable[[], float],
     ) -> None:
@@ -78,7 +83,7 @@ class Metrics:
         self._requests = {outcome: requests.labels(*labels, "http", outcome) for outcome in OUTCOMES}
         self._rejected = {reason: rejected.labels(*labels, reason) for reason in REJECTIONS}
         self._compute = compute.labels(*labels, "whole")
-        self._clean, self._adversarial = (verdicts.labels(*labels, verdict) for verdict in ("clean", "adversarial"))
+        self._verdicts = {verdict: verdicts.labels(*labels, verdict) for verdict in VERDICTS}
         self._rows = counter("s2ap_inference_rows", "Images answered.")
         self._batches = counter("s2ap_inference_batches", "Batches run.")
         self._duration = histogram(
@@ -94,6 +99,15 @@ class Metrics:
             self._members = histogram("s2ap_defense_members_used", "Members asked for an image.", POWERS)
             self._rates = histogram("s2ap_defense_label_change_rate", "Share of members that disagree.", RATES)
             self._corrections = counter("s2ap_defense_corrections", "Images whose label the members changed.")
+        if drift:
+            self._drift = {
+                "drifted": gauge("s2ap_drift_detected", "1 once served images differ from the calibration images."),
+                "window": gauge("s2ap_drift_window_rows", "Images that the drift statistics are about."),
+                "statistic": gauge("s2ap_drift_ks_statistic", "Distance of conformal p-values from uniform."),
+                "p_value": gauge("s2ap_drift_p_value", "P-value of that distance at one look."),
+                "mean_p_value": gauge("s2ap_drift_mean_p_value", "Mean conformal p-value; 0.5 without drift."),
+                "log_martingale": gauge("s2ap_drift_log_martingale", "Evidence against no drift, in nats."),
+            }
         Info("s2ap_build", "What is running.", registry=registry).info(build)
         ProcessCollector(registry=registry)
 
@@ -110,12 +124,11 @@ class Metrics:
 
     def count_verdicts(self, verdicts: Verdicts) -> None:
         """Count the images of one answer."""
-        flagged = int(verdicts.adversarial.sum())
         self._rows.inc(len(verdicts))
-        if flagged:
-            self._adversarial.inc(flagged)
-        if flagged < len(verdicts):
-            self._clean.inc(len(verdicts) - flagged)
+        adversarial, undecided = verdicts.adversarial, verdicts.abstained & ~verdicts.adversarial
+        for verdict, rows in zip(VERDICTS, (~adversarial & ~undecided, adversarial, undecided), strict=True):
+            if rows.any():
+                self._verdicts[verdict].inc(int(rows.sum()))
         if self._evidence:
             self._corrections.inc(int((verdicts.label != verdicts.base_label).sum()))
             for members, rate in zip(verdicts.members_used.tolist(), verdicts.label_change_rate.tolist(), strict=True):
@@ -129,6 +142,11 @@ class Metrics:
         self._compute.observe(report.result.compute_ns / 1e9)
         for waited_ns in report.queue_ns:
             self._queue.observe(waited_ns / 1e9)
+
+    def set_drift(self, report: DriftReport) -> None:
+        """Publish what the drift monitor says."""
+        for name, drift_gauge in self._drift.items():
+            drift_gauge.set(float(getattr(report, name)))
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """(body, content type) of a scrape, in the format that the Accept header prefers."""

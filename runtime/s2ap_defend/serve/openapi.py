@@ -69,11 +69,15 @@ SCHEMAS: dict[str, Any] = {
     },
     "ImageVerdict": {
         "type": "object",
-        "required": ["label", "class", "adversarial"],
+        "required": ["label", "class", "adversarial", "abstained"],
         "properties": {
             "label": {"type": "integer"},
             "class": {"type": "string"},
             "adversarial": {"type": "boolean"},
+            "abstained": {
+                "type": "boolean",
+                "description": "The defence gives no answer; label is what the classifier alone says.",
+            },
             "evidence": {"type": "object", "description": "Only if the server exposes evidence."},
         },
     },

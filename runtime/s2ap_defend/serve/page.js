@@ -71,10 +71,12 @@ function complain(message, offerResize) {
 }
 
 function show(answer, blob, name, milliseconds) {
-  const verdict = answer.adversarial ? "adversarial" : "clean";
-  $("verdict").textContent = `${answer.class} – ${verdict}`;
+  const verdict = answer.adversarial ? "adversarial" : answer.abstained ? "undecided" : "clean";
+  const label = answer.abstained ? "no answer" : answer.class;
+  $("verdict").textContent = `${label} – ${verdict}`;
   $("verdict").className = verdict;
-  $("summary").textContent = `${name}: label ${answer.class}, ${verdict}, answered in ${milliseconds.toFixed(0)} ms`;
+  $("summary").textContent = `${name}: ${answer.abstained ? label : `label ${label}`}, ${verdict}, ` +
+    `answered in ${milliseconds.toFixed(0)} ms`;
   if (shown) URL.revokeObjectURL(shown);
   $("original").src = shown = URL.createObjectURL(blob);
 
@@ -109,7 +111,7 @@ function showEvidence(answer, evidence) {
     const row = element("tr");
     const name = element("th", model.classes[i]);
     name.scope = "row";
-    if (i === answer.label) row.className = "label";
+    if (i === answer.label && !answer.abstained) row.className = "label";
     row.append(name, bar(evidence.probabilities[i], 1, percent(evidence.probabilities[i])),
       bar(evidence.votes[i], evidence.members_used, String(evidence.votes[i])));
     return row;

@@ -29,8 +29,9 @@ DATATYPES = {
     "votes": "INT64",
     "purified": "FP32",
     "reconstruction_error": "FP32",
+    "abstained": "BOOL",
 }
-PUBLIC_OUTPUTS = ("label", "adversarial")
+PUBLIC_OUTPUTS = ("label", "adversarial", "abstained")
 LITTLE_ENDIAN = {"INT64": "<i8", "BOOL": "|b1", "FP32": "<f4", "FP64": "<f8"}
 DEFAULT_PRIORITY, LOWEST_PRIORITY = 5, 10
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from s2ap_defend import __version__
 from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.drift import DriftMonitor
 from s2ap_defend.errors import DefendError
 from s2ap_defend.serve.batcher import Batcher, BatchReport, Ticket
 from s2ap_defend.serve.config import ServerConfig
@@ -52,11 +53,14 @@ class Service:
             on_batch=self._count_batch,
         )
         self.statistics = Statistics()
+        references = classifier.manifest.test.calibration.reference_ratios
+        self.drift = DriftMonitor(classifier.manifest) if references else None
         self.metrics = Metrics(
             self.contract.model,
             self.contract.version,
             build={"version": __version__, "provider": classifier.provider},
             evidence=config.expose_evidence,
+            drift=self.drift is not None,
             pending_requests=lambda: self.batcher.pending_requests,
             pending_rows=lambda: self.batcher.pending_rows,
         )
@@ -66,6 +70,9 @@ class Service:
         self.on_failure: Callable[[], None] | None = None
         self.receiving_bytes = 0
         self._warm_up_task: asyncio.Task[None] | None = None
+        self._drift_rows = 0
+        if self.drift is not None:
+            self._publish_drift(self.drift)
 
     async def start(self) -> None:
         """Start the batcher and begin to warm up; returns before the model is ready."""
@@ -142,3 +149,23 @@ class Service:
     def _count_batch(self, report: BatchReport) -> None:
         self.metrics.count_batch(report)
         self.statistics.count_batch(report)
+        if self.drift is not None:
+            for outcome in report.result.outcomes:
+                if isinstance(outcome, Verdicts):
+                    self._watch(self.drift, outcome)
+
+    def _watch(self, drift: DriftMonitor, verdicts: Verdicts) -> None:
+        """Let the drift monitor see served images; without evidence it speaks once a window, about all of it.
+
+        A mean of p-values before and after one request would tell the rank of its log-likelihood ratio.
+        """
+        drift.observe(verdicts)
+        self._drift_rows += len(verdicts)
+        if self.config.expose_evidence or self._drift_rows >= drift.window:
+            self._publish_drift(drift)
+
+    def _publish_drift(self, drift: DriftMonitor) -> None:
+        self._drift_rows = 0
+        report = drift.report()
+        self.metrics.set_drift(report)
+        self.statistics.drift = report

@@ -2,9 +2,10 @@
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from s2ap_defend.drift import DriftReport
 from s2ap_defend.serve.batcher import BatchReport
 from s2ap_defend.serve.device import BatchResult
 from s2ap_defend.types import Verdicts
@@ -31,9 +32,14 @@ STAGES = ("compute_input", "compute_infer", "compute_output")
 
 
 class Statistics:
-    """Statistics of the one model that a server serves, since it started."""
+    """Statistics of the one model that a server serves, since it started.
+
+    Attributes:
+        drift: What the drift monitor said last, None without one.
+    """
 
     def __init__(self) -> None:
+        self.drift: DriftReport | None = None
         self._inference_count = 0
         self._execution_count = 0
         self._last_inference_ms = 0
@@ -61,7 +67,7 @@ class Statistics:
                 self._requests[stage].add(ns)
 
     def to_json(self, model: str, version: str) -> dict[str, Any]:
-        """The protocol's $model_stat."""
+        """The protocol's $model_stat, and `drift` where there is a monitor."""
         nothing = Duration().to_json()
         return {
             "name": model,
@@ -78,6 +84,7 @@ class Statistics:
                 {"batch_size": rows, **{stage: duration.to_json() for stage, duration in stages.items()}}
                 for rows, stages in sorted(self._batches.items())
             ],
+            **({} if self.drift is None else {"drift": asdict(self.drift)}),
         }
 
 

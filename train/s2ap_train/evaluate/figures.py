@@ -17,16 +17,18 @@ class CleanFigures:
     """Shares of the clean images.
 
     Attributes:
-        accuracy: Final label right, flagged or not.
+        accuracy: Answered, and the final label is right, flagged or not.
         flagged: False alarms and rightly flagged mistakes together.
         members_used: Mean number of members asked.
-        attack_success: Not flagged and wrong, before any attack.
+        attack_success: Answered, not flagged and wrong, before any attack.
+        abstained: Not answered.
     """
 
     accuracy: float
     flagged: float
     members_used: float
     attack_success: float
+    abstained: float
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,13 @@ class AttackFigures:
     """Shares of all attacked images, those that were misclassified before the attack included.
 
     Attributes:
-        attack_success: Not flagged and final label wrong.
+        attack_success: Answered, not flagged, and the final label is wrong.
         attack_success_interval: Its 95 % Clopper-Pearson interval.
         flagged: Flagged.
-        corrected: Flagged, and the final label is the true one.
-        label_accuracy: Final label right; a flagged image with a wrong label counts as wrong.
+        corrected: Flagged and answered, and the final label is the true one.
+        label_accuracy: Answered, and the final label is right; a flagged image with a wrong label counts as wrong.
         members_used: Mean number of members asked.
+        abstained: Not answered.
         seconds: Time that the attack took.
         configuration: Its settings and, of an attack in parts, which part broke how many images.
     """
@@ -50,6 +53,7 @@ class AttackFigures:
     corrected: float
     label_accuracy: float
     members_used: float
+    abstained: float
     seconds: float
     configuration: Mapping[str, Any]
 
@@ -59,9 +63,10 @@ class WorstCase:
     """Per image the worst of the clean input and all attacks.
 
     Attributes:
-        robust_accuracy: Share of images that no attack broke: always flagged or right.
+        robust_accuracy: Share of images that no attack broke: always flagged, not answered, or right.
         robust_accuracy_interval: Its 95 % Clopper-Pearson interval.
-        label_accuracy: Share whose final label was right under every attack; being flagged does not count.
+        label_accuracy: Share whose final label was right under every attack; to be flagged, or not answered, does not
+            count.
         broken_only_by: How many images one attack alone broke. Square here means that the gradient attack is weak.
     """
 
@@ -99,10 +104,11 @@ def clopper_pearson(successes: int, trials: int, confidence: float = CONFIDENCE)
 def clean_figures(outcome: Outcome, labels: Int64) -> CleanFigures:
     """Figures of clean images."""
     return CleanFigures(
-        accuracy=_share(outcome.label == labels),
+        accuracy=_share(outcome.right(labels)),
         flagged=_share(outcome.flagged),
         members_used=float(outcome.members_used.mean()),
         attack_success=_share(outcome.success),
+        abstained=_share(outcome.abstained),
     )
 
 
@@ -114,9 +120,10 @@ def attack_figures(
         attack_success=_share(outcome.success),
         attack_success_interval=clopper_pearson(int(outcome.success.sum()), len(labels)),
         flagged=_share(outcome.flagged),
-        corrected=_share(outcome.flagged & (outcome.label == labels)),
-        label_accuracy=_share(outcome.label == labels),
+        corrected=_share(outcome.flagged & outcome.right(labels)),
+        label_accuracy=_share(outcome.right(labels)),
         members_used=float(outcome.members_used.mean()),
+        abstained=_share(outcome.abstained),
         seconds=seconds,
         configuration=configuration,
     )
@@ -125,7 +132,7 @@ def attack_figures(
 def worst_case(outcomes: Mapping[str, Outcome], labels: Int64) -> WorstCase:
     """Worst case per image over outcomes by name, the clean one among them."""
     broken = np.stack([outcome.success for outcome in outcomes.values()])  # [attacks, N]
-    wrong = np.stack([outcome.label != labels for outcome in outcomes.values()])
+    wrong = np.stack([~outcome.right(labels) for outcome in outcomes.values()])
     survived = ~broken.any(axis=0)
     alone = broken & (broken.sum(axis=0) == 1)
     return WorstCase(

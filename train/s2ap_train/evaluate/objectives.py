@@ -3,6 +3,7 @@
 c is the classifier's log-probabilities [N, K], m the members' [n, N, K], y the true labels [N], t target labels [N].
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -69,12 +70,13 @@ class EvidenceSurrogate:
         self._slope = 0.1 * (self._values.amax(1, keepdim=True) - self._values.amin(1, keepdim=True)) / span
         self._upper = torch.tensor(test.upper, dtype=torch.float32, device=device)[:, None]
         self._lower = torch.tensor(test.lower, dtype=torch.float32, device=device)[:, None]
-        self._final = test.final_threshold
+        self._final = -math.inf if test.undecided_abstains else test.final_threshold
 
     def excess(self, members: Tensor, label: Tensor) -> Tensor:
-        """How far the evidence lies above what passes unflagged when the base label is `label` [N], in nats.
+        """How far the evidence lies above what is answered unflagged when the base label is `label` [N], in nats.
 
-        The attacker may stop the test early at 'clean' or reach the end; the easier of the two counts.
+        The attacker may stop the test early at 'clean' or reach the end; the easier of the two counts. Where the
+        undecided abstain, the end is no way out.
         """
         ratio = self._increments(members, label).cumsum(0)  # [n, N]
         alarm = (ratio - self._upper).cummax(0).values

@@ -52,14 +52,19 @@ def print_report(evaluation: Evaluation, console: Console) -> None:
     )
     console.print(table)
     console.print(
-        f"robust accuracy (right or flagged under every attack): bare {_percent(bare.worst_case.robust_accuracy)}, "
+        "robust accuracy (right, flagged or not answered under every attack): "
+        f"bare {_percent(bare.worst_case.robust_accuracy)}, "
         f"defended {_percent(defended.worst_case.robust_accuracy)}; {evaluation.seconds:.0f} s\n"
-        "An attack wins when the input is not flagged and the final label is wrong; worst case: per image.\n"
+        "An attack wins when the input is answered, not flagged, and the final label is wrong; worst case: per image.\n"
         "oblivious: made on the bare classifier. corrected: flagged, and the final label is the true one.\n"
         "label: final label right, flagged or not. asked: members.",
         highlight=False,
         soft_wrap=True,
     )
+    unanswered = {"clean": defended.clean.abstained} | {n: f.abstained for n, f in defended.attacks.items()}
+    if any(unanswered.values()):
+        shares = ", ".join(f"{name} {_percent(share)}" for name, share in unanswered.items())
+        console.print(f"not answered (the defence abstains): {shares}", highlight=False, soft_wrap=True)
     alone = defended.worst_case.broken_only_by.get("square", 0)
     if alone:
         console.print(

@@ -28,20 +28,26 @@ class Outcome:
     Attributes:
         label: Final label [N].
         flagged: Whether the input was called adversarial [N].
+        abstained: Whether the system gave no answer [N]: that is no success of the attacker, and no right label.
         members_used: Members asked [N].
-        score: How far the attacker is from success [N]: negative exactly where the image is not flagged and its
-            label is wrong. Larger is further away.
+        score: How far the attacker is from success [N]: negative exactly where the image is answered, not flagged, and
+            its label is wrong. Larger is further away.
     """
 
     label: Int64
     flagged: Bool
+    abstained: Bool
     members_used: Int64
     score: Float64
 
     @property
     def success(self) -> Bool:
-        """Images with which the attacker won [N]: not flagged and the final label is wrong."""
+        """Images with which the attacker won [N]: answered, not flagged, and the final label is wrong."""
         return np.asarray(self.score < 0.0)
+
+    def right(self, labels: Int64) -> Bool:
+        """Images that got an answer, and the right one [N]; flagged or not."""
+        return np.asarray(~self.abstained & (self.label == labels))
 
 
 class System(Protocol):
@@ -96,7 +102,8 @@ def never_flagged(log_probabilities: Float32, labels: Int64) -> Outcome:
     margin = _margin(log_probabilities.astype(np.float64), labels)
     score = np.where(label != labels, np.minimum(margin, -_FLOOR), np.maximum(margin, _FLOOR))
     nothing = np.zeros(len(labels), dtype=np.int64)
-    return Outcome(label=label, flagged=nothing.astype(bool), members_used=nothing, score=score)
+    never = nothing.astype(bool)
+    return Outcome(label=label, flagged=never, abstained=never, members_used=nothing, score=score)
 
 
 def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
@@ -104,17 +111,19 @@ def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
 
     The score leads a black-box search: first across the classifier's boundary (RIGHT plus its margin in nats, less
     the evidence that members already give for other labels), then below the detector's boundary while the label
-    stays wrong (excess of the log-likelihood ratio), until the image is wrong and not flagged (negative).
+    stays wrong (excess of the log-likelihood ratio), until the image is wrong, not flagged and answered (negative).
+    Where the undecided abstain, the boundary that counts for them is the one below which an image is clean.
 
     Args:
         verdicts: Of the attacked images.
         labels: True labels [N].
         test: The sequential test; its boundaries tell how far the evidence has to fall.
     """
-    success = ~verdicts.adversarial & (verdicts.label != labels)
+    success = ~verdicts.adversarial & ~verdicts.abstained & (verdicts.label != labels)
     margin = _margin(np.log(np.maximum(verdicts.probabilities.astype(np.float64), _FLOOR)), labels)
     stop = np.clip(verdicts.members_used, 1, test.members) - 1
     boundary = np.where(np.isfinite(test.upper[stop]), test.upper[stop], min(test.final_threshold, RIGHT / 2))
+    boundary = np.where(verdicts.abstained & ~verdicts.adversarial, test.lower[stop], boundary)
     boundary = np.maximum(boundary, -RIGHT / 2)
     excess = np.clip(verdicts.log_likelihood_ratio - boundary, 0.0, RIGHT / 2) + verdicts.label_change_rate + _FLOOR
     others = 1.0 - np.take_along_axis(verdicts.votes, labels[:, None], axis=1)[:, 0] / np.maximum(
@@ -125,6 +134,7 @@ def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
     return Outcome(
         label=verdicts.label,
         flagged=verdicts.adversarial,
+        abstained=verdicts.abstained,
         members_used=verdicts.members_used,
         score=np.where(success, -1.0, score),
     )

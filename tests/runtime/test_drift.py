@@ -1,0 +1,334 @@
+"""The drift monitor: uniform without drift, loud with it; and what a server tells of it."""
+
+import asyncio
+import math
+import threading
+import tracemalloc
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from s2ap_defend import DefendedClassifier, DriftMonitor, DriftReport, InputError, ModelFileError, RecipeError, Verdicts
+from s2ap_defend.drift import kolmogorov_survival
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.serve import ServerConfig, create_app
+
+GOLDEN = Path(__file__).parents[1] / "contract" / "golden" / "version-1.onnx"
+
+
+def served(ratios, flagged=None) -> Verdicts:
+    """Verdicts of N one-pixel images with these log-likelihood ratios."""
+    ratios = np.asarray(ratios, dtype=np.float64)
+    count = len(ratios)
+    return Verdicts(
+        label=np.zeros(count, dtype=np.int64),
+        adversarial=np.zeros(count, dtype=bool) if flagged is None else np.asarray(flagged),
+        base_label=np.zeros(count, dtype=np.int64),
+        probabilities=np.ones((count, 1), dtype=np.float32),
+        label_change_rate=np.zeros(count, dtype=np.float32),
+        log_likelihood_ratio=ratios,
+        members_used=np.ones(count, dtype=np.int64),
+        votes=np.ones((count, 1), dtype=np.int64),
+        purified=np.zeros((count, 1, 1, 1), dtype=np.float32),
+        reconstruction_error=np.zeros(count, dtype=np.float32),
+        abstained=np.zeros(count, dtype=bool),
+    )
+
+
+def within_three_standard_errors(rate: float, nominal: float, draws: int) -> bool:
+    return abs(rate - nominal) <= 3.0 * math.sqrt(nominal * (1.0 - nominal) / draws)
+
+
+def test_kolmogorovs_distribution_has_its_tabulated_quantiles() -> None:
+    # Smirnov 1948: K .8276 has half of the mass above, 1.3581 five percent, 1.6276 one percent.
+    for x, above in ((0.8276, 0.5), (1.3581, 0.05), (1.6276, 0.01), (0.4410, 0.99)):
+        assert kolmogorov_survival(x) == pytest.approx(above, abs=5e-5)
+    assert kolmogorov_survival(0.0) == 1.0
+    assert kolmogorov_survival(1.0 - 1e-12) == pytest.approx(kolmogorov_survival(1.0), abs=1e-10)
+
+
+def test_two_inputs_have_the_distance_that_paper_and_pencil_give() -> None:
+    # Among the references 1 .. 999 the p-values are .2 and .5 within 1/1000; their steps are 0, .5, 1.
+    report = DriftMonitor(np.arange(1.0, 1000.0)).update(served([800.5, 500.5], [True, False]))
+    assert report.statistic == pytest.approx(0.5, abs=2e-3)
+    assert report.mean_p_value == pytest.approx(0.35, abs=2e-3)
+    assert report.flagged == 0.5
+    assert (report.count, report.window) == (2, 2)
+    effective = math.sqrt(2.0 * 999.0 / 1001.0)
+    assert report.p_value == pytest.approx(
+        kolmogorov_survival((effective + 0.12 + 0.11 / effective) * report.statistic)
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "high"), [(5.0, 0.0, 0.25), (2.0, 0.0, 0.5), (1.5, 0.25, 0.5), (0.0, 0.75, 1.0)]
+)
+def test_a_p_value_is_uniform_between_the_ranks_that_ties_allow(ratio: float, low: float, high: float) -> None:
+    # Among 1, 1, 2 and itself: 5 is first of four, 2 shares the first two places, 1.5 is second, 0 is last.
+    report = DriftMonitor([1.0, 1.0, 2.0], window=5000).update(served(np.full(5000, ratio)))
+    spread = (high - low) / math.sqrt(12.0 * 5000)
+    assert abs(report.mean_p_value - (low + high) / 2.0) <= 3.0 * spread
+
+
+def test_nothing_served_is_no_drift() -> None:
+    report = DriftMonitor([0.0]).report()
+    assert (report.count, report.window, report.statistic, report.p_value, report.drifted) == (0, 0, 0.0, 1.0, False)
+    assert report.log_martingale == 0.0
+    assert math.isnan(report.mean_p_value)
+    assert math.isnan(report.flagged)
+
+
+def test_one_look_raises_false_alarms_at_its_nominal_rate() -> None:
+    draws, rng = 2000, np.random.default_rng(1)
+    p_values = []
+    for seed in range(draws):
+        monitor = DriftMonitor(rng.normal(size=150), window=80, seed=seed)
+        p_values.append(monitor.update(served(rng.normal(size=80))).p_value)
+    for level in (0.05, 0.2):
+        assert within_three_standard_errors(np.mean(np.array(p_values) <= level), level, draws)
+
+
+def test_ties_are_conservative_and_unbiased() -> None:
+    draws, rng = 600, np.random.default_rng(2)
+    chances = [0.7, 0.2, 0.06, 0.04]
+    reports = []
+    for seed in range(draws):
+        monitor = DriftMonitor(rng.choice([-2.0, -1.0, 0.5, 3.0], 150, p=chances), window=80, seed=seed)
+        reports.append(monitor.update(served(rng.choice([-2.0, -1.0, 0.5, 3.0], 80, p=chances))))
+    rate = np.mean([report.p_value <= 0.05 for report in reports])
+    assert rate <= 0.05 + 3.0 * math.sqrt(0.05 * 0.95 / draws)
+    means = np.array([report.mean_p_value for report in reports])
+    assert abs(means.mean() - 0.5) <= 3.0 * means.std() / math.sqrt(draws)
+    same = DriftMonitor([1.0] * 50).update(served([1.0] * 500))
+    assert same.p_value > 0.01
+    assert not same.drifted
+
+
+def test_the_alarm_that_is_watched_all_the_time_keeps_its_level() -> None:
+    # A small reference and a long stream: ranks against the reference alone would raise it almost surely.
+    draws, level, rng = 120, 0.1, np.random.default_rng(3)
+    alarms = 0
+    for seed in range(draws):
+        monitor = DriftMonitor(rng.normal(size=15), level=level, seed=seed)
+        alarms += monitor.update(served(rng.normal(size=1000))).drifted
+    assert alarms / draws <= level + 3.0 * math.sqrt(level * (1.0 - level) / draws)
+
+
+def test_the_martingale_has_mean_one() -> None:
+    rng = np.random.default_rng(4)
+    capital = np.array(
+        [
+            math.exp(
+                DriftMonitor(rng.integers(0, 3, 4), seed=seed).update(served(rng.integers(0, 3, 6))).log_martingale
+            )
+            for seed in range(3000)
+        ]
+    )
+    assert capital.std() > 0.05
+    assert abs(capital.mean() - 1.0) <= 3.0 * capital.std() / math.sqrt(len(capital))
+
+
+@pytest.mark.parametrize("shift", [-0.7, 0.7])
+def test_a_shift_after_a_long_calm_is_found_on_either_side(shift: float) -> None:
+    rng = np.random.default_rng(5)
+    monitor = DriftMonitor(rng.normal(size=500), window=300)
+    calm = monitor.update(served(rng.normal(size=4000)))
+    assert not calm.drifted
+    assert calm.p_value > 0.01
+    shifted = monitor.update(served(rng.normal(size=300) + shift))
+    assert shifted.drifted
+    assert shifted.p_value < 1e-6
+    assert (shifted.mean_p_value < 0.45) if shift > 0 else (shifted.mean_p_value > 0.55)
+    assert shifted.log_martingale > math.log(100.0)
+
+
+def test_a_wider_distribution_of_the_same_centre_is_seen_by_the_distance() -> None:
+    rng = np.random.default_rng(6)
+    report = DriftMonitor(rng.normal(size=500)).update(served(3.0 * rng.normal(size=500)))
+    assert report.p_value < 1e-6
+    assert report.mean_p_value == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_window_slides_and_the_alarm_stays() -> None:
+    rng = np.random.default_rng(7)
+    monitor = DriftMonitor(rng.normal(size=400), window=200)
+    drifted = monitor.update(served(rng.normal(size=250) + 2.0, np.ones(250, dtype=bool)))
+    assert (drifted.count, drifted.window, drifted.flagged) == (250, 200, 1.0)
+    half = monitor.update(served(rng.normal(size=100)))
+    assert half.flagged == 0.5
+    again = monitor.update(served(rng.normal(size=100)))
+    assert (again.count, again.window, again.flagged) == (450, 200, 0.0)
+    assert drifted.p_value < half.p_value < 1e-6
+    assert again.p_value > 0.01
+    assert again.drifted
+    many = monitor.update(served(np.full(1000, 5.0)))  # more than a window at once
+    assert (many.count, many.window) == (1450, 200)
+    assert many.mean_p_value < 0.01
+
+
+def test_the_alarm_outlives_the_evidence_that_raised_it() -> None:
+    rng = np.random.default_rng(13)
+    monitor = DriftMonitor(rng.normal(size=400))
+    assert monitor.update(served(rng.normal(size=60) + 2.0)).drifted
+    monitor.observe(served(rng.normal(size=2000)))
+    later = monitor.update(served(rng.normal(size=1)))
+    assert later.log_martingale < 0.0
+    assert later.drifted
+
+
+def test_how_inputs_are_batched_changes_nothing() -> None:
+    rng = np.random.default_rng(8)
+    reference, ratios = rng.integers(0, 5, 40), rng.integers(0, 6, 90)
+    whole, parts = DriftMonitor(reference, window=50, seed=3), DriftMonitor(reference, window=50, seed=3)
+    for part in np.split(ratios, [1, 7, 70]):
+        parts.observe(served(part))
+    assert parts.report() == whole.update(served(ratios))
+    assert DriftMonitor(reference, window=50, seed=4).update(served(ratios)) != whole.report()
+
+
+def test_memory_does_not_grow_with_what_is_served() -> None:
+    rng = np.random.default_rng(9)
+    monitor = DriftMonitor(rng.normal(size=100), window=64)
+    monitor.update(served(rng.normal(size=200)))
+    tracemalloc.start()
+    for _ in range(40):
+        monitor.update(served(rng.normal(size=200)))
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 10_000
+
+
+def test_threads_lose_no_input() -> None:
+    monitor = DriftMonitor(np.linspace(-1.0, 1.0, 50), window=64)
+    batch = served(np.linspace(-1.0, 1.0, 5), np.array([True, False, False, False, False]))
+    threads = [threading.Thread(target=lambda: [monitor.update(batch) for _ in range(100)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    report = monitor.report()
+    assert report.count == 8 * 100 * 5
+    assert report.flagged == pytest.approx(0.2, abs=0.02)
+
+
+def test_ratios_that_are_no_numbers_count_as_the_most_extreme() -> None:
+    monitor = DriftMonitor(np.arange(99.0))
+    report = monitor.update(served([math.nan, math.inf]))
+    assert report.mean_p_value <= 0.01
+    assert monitor.update(served([-math.inf] * 2)).mean_p_value == pytest.approx(0.5, abs=0.01)
+
+
+def test_an_endless_drift_does_not_overflow() -> None:
+    monitor = DriftMonitor(np.linspace(-1.0, 1.0, 100_000))
+    report = monitor.update(served(np.full(4000, 9.0)))
+    assert report.drifted
+    assert math.isfinite(report.log_martingale)
+    assert report.log_martingale > 500.0
+
+
+def test_a_file_without_reference_ratios_is_refused_with_what_to_do(tiny_model_path) -> None:
+    for path in (GOLDEN, tiny_model_path):
+        with pytest.raises(ModelFileError, match=r"no reference log-likelihood ratios.*s2ap-defend calibrate"):
+            DriftMonitor(open_model_file(path).manifest)
+
+
+@pytest.mark.parametrize(
+    ("reference", "options", "error", "message"),
+    [
+        ([], {}, InputError, "0 reference ratios"),
+        ([0.0, math.nan], {}, InputError, "finite"),
+        ([0.0], {"window": 0}, RecipeError, "window is 0"),
+        ([0.0], {"level": 0.0}, RecipeError, "level 0"),
+        ([0.0], {"level": math.nan}, RecipeError, "0 < level < 1"),
+    ],
+)
+def test_references_and_options_out_of_range_are_refused(reference, options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        DriftMonitor(reference, **options)
+
+
+@pytest.fixture(scope="module")
+def watched(tiny_model_path) -> DefendedClassifier:
+    """A classifier whose manifest carries reference ratios."""
+    classifier = DefendedClassifier.load(tiny_model_path, device="cpu", threads=1)
+    images = np.random.default_rng(10).random((64, *classifier.input_shape), dtype=np.float32)
+    ratios = sorted(classifier(images).log_likelihood_ratio.tolist())
+    record = classifier.manifest.test.calibration.model_copy(
+        update={"reference_ratios": tuple(ratios), "expected_false_alarm_rate": 0.125}
+    )
+    test = classifier.manifest.test.model_copy(update={"calibration": record})
+    manifest = classifier.manifest.model_copy(update={"test": test})
+    return DefendedClassifier(classifier.path, manifest, classifier._executor)
+
+
+def ask(classifier, batches, **options) -> tuple[dict[str, float], dict]:
+    """Send batches of images to an application; the drift gauges and the model's statistics then."""
+
+    async def session():
+        app = create_app(classifier, ServerConfig(model=classifier.path, **options))
+        model = app.state.service.contract.model
+        async with app.router.lifespan_context(app):
+            await app.state.service.wait_until_warm()
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+                for images in batches:
+                    tensor = {
+                        "name": "image",
+                        "shape": images.shape,
+                        "datatype": "FP32",
+                        "data": images.ravel().tolist(),
+                    }
+                    answer = await http.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]})
+                    assert answer.status_code == 200, answer.text
+                metrics = (await http.get("/metrics")).text
+                statistics = (await http.get("/v2/models/stats")).json()["model_stats"][0]
+        gauges = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(metrics)
+            for sample in family.samples
+            if sample.name.startswith("s2ap_drift_")
+        }
+        return gauges, statistics
+
+    return asyncio.run(session())
+
+
+def test_a_server_with_evidence_tells_the_drift_of_every_batch(watched) -> None:
+    images = np.random.default_rng(11).random((6, *watched.input_shape), dtype=np.float32)
+    gauges, statistics = ask(watched, [images[:4], images[4:]], expose_evidence=True)
+    expected = DriftMonitor(watched.manifest).update(watched(images))
+    assert expected.expected_flagged == 0.125
+    assert gauges == {
+        "s2ap_drift_detected": 0.0,
+        "s2ap_drift_window_rows": 6.0,
+        "s2ap_drift_ks_statistic": pytest.approx(expected.statistic),
+        "s2ap_drift_p_value": pytest.approx(expected.p_value),
+        "s2ap_drift_mean_p_value": pytest.approx(expected.mean_p_value),
+        "s2ap_drift_log_martingale": pytest.approx(expected.log_martingale),
+    }
+    assert statistics["drift"]["count"] == 6
+    assert statistics["drift"]["statistic"] == pytest.approx(expected.statistic)
+    assert set(statistics["drift"]) == set(DriftReport.__dataclass_fields__)
+
+
+def test_a_server_without_evidence_tells_drift_once_a_window_only(watched) -> None:
+    rng = np.random.default_rng(12)
+    window = DriftMonitor(watched.manifest).window
+    part = rng.random((window // 2 - 1, *watched.input_shape), dtype=np.float32)
+    gauges, statistics = ask(watched, [part, part])
+    assert gauges["s2ap_drift_window_rows"] == 0.0
+    assert math.isnan(gauges["s2ap_drift_mean_p_value"])
+    assert statistics["drift"]["count"] == 0
+    assert statistics["drift"]["mean_p_value"] is None
+    gauges, statistics = ask(watched, [part, part, part[:2], part[:1]])
+    assert gauges["s2ap_drift_window_rows"] == window
+    assert statistics["drift"]["count"] == window  # the last image belongs to the next window
+
+
+def test_a_server_of_a_file_without_references_has_no_drift_metrics(tiny_model_path) -> None:
+    gauges, statistics = ask(DefendedClassifier.load(tiny_model_path, device="cpu", threads=1), [])
+    assert gauges == {}
+    assert "drift" not in statistics
