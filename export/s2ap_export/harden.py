@@ -1,46 +1,35 @@
 """The one-call pipeline: data to a defended model file, measured under attack before it is handed over."""
 
-import hashlib
-import subprocess
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
 from pydantic import TypeAdapter, ValidationError
 
-from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.manifest import (
-    FORMAT_VERSION,
-    InputDescription,
-    Manifest,
-    Measurement,
-    Member,
-    Provenance,
-    PurifierDescription,
-)
-from s2ap_defend.model_file import check_writable, open_model_file, replace_file, write_model_file
+from s2ap_defend.manifest import Manifest, Measurement
+from s2ap_defend.model_file import check_writable, open_model_file, replace_file, weights_sha256, write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
 from s2ap_export.compose import compose
+from s2ap_export.description import describe
 from s2ap_export.trace import trace_classifier, trace_purifier
-from s2ap_train.calibrate import Answers, Calibration, calibrate
+from s2ap_train.calibrate import Calibration, Detection, calibrate
+from s2ap_train.calibrate.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.evaluate import AdaptiveBudget, Evaluation, evaluate_file
 from s2ap_train.fitting_attacks import attacked_fitting_images
+from s2ap_train.jobs import Workers
 from s2ap_train.ladder import Ladder, measure_ladder
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.parts import Parts, train_parts
-from s2ap_train.purifier import Purification, hadamard_bank
+from s2ap_train.purifier import hadamard_bank
 from s2ap_train.recipe import Recipe
 from s2ap_train.workbench import fingerprint
-from s2ap_train.workshop import Network
 
-UNSEALED = "0" * 64
 ATTACKS = ("clean", "fgsm", "pgd", "unrolled-pgd", "square")
-LIBRARIES = ("s2ap-defend", "torch", "onnx", "numpy")
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class Hardened:
     ladder: Ladder
 
 
-def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter, *, workers: int | None = None) -> Hardened:
+def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter, *, workers: Workers = None) -> Hardened:
     """Train, prune, calibrate, export and measure.
 
     Every trained part is kept in `work_dir`; run again, finished parts are reused.
@@ -70,7 +59,7 @@ def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter, *, 
         output: The model file to write; checked before anything is trained.
         work_dir: Folder of the checkpoints.
         reporter: Told about every step.
-        workers: Processes that train at the same time; None takes one a core.
+        workers: Processes that train at the same time, None takes one a core; or "ray".
 
     Raises:
         ModelFileError: If the output cannot be written.
@@ -84,11 +73,13 @@ def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter, *, 
     with reporter.step("export", 3) as step:
         stages = _trace(recipe, parts, splits.image_shape)
         step.advance("traced")
-        calibration = _calibrate(recipe, parts, stages, splits)
+        engines = StageEngines(stages.purifier, stages.classifier, stages.members)
+        milliseconds = _milliseconds(engines, stages, splits.fit, work_dir)
+        calibration = _calibrate(recipe, parts, engines, milliseconds, splits)
         step.advance("calibrated")
         members = [stages.members[i] for i in calibration.order]
         model = compose(stages.purifier, stages.classifier, members, calibration.tables.to_test())
-        manifest = _manifest(recipe, parts, calibration, splits)
+        manifest = describe(recipe, parts, calibration, milliseconds, splits)
         write_model_file(model, manifest, candidate)
         step.advance(f"{len(members)} members, {candidate.stat().st_size / 1e6:.1f} MB")
     data = splits.test.subset(slice(0, recipe.evaluation.samples))
@@ -152,9 +143,27 @@ def _trace(recipe: Recipe, parts: Parts, shape: tuple[int, int, int]) -> _Stages
     )
 
 
-def _calibrate(recipe: Recipe, parts: Parts, stages: _Stages, splits: Splits) -> Calibration:
+_MILLISECONDS = TypeAdapter(dict[str, float])
+
+
+def _milliseconds(engines: StageEngines, stages: _Stages, data: ImageSet, work_dir: Path) -> tuple[float, ...]:
+    """Time of one image in each member; measured once for the same members, so that a second run writes the same."""
+    keys = [weights_sha256(member) for member in stages.members]
+    kept = work_dir / "milliseconds.json"
+    known: dict[str, float] = {}
+    if kept.exists():
+        with contextlib.suppress(ValidationError):  # measured again
+            known = _MILLISECONDS.validate_json(kept.read_bytes())
+    if not known.keys() >= {*keys}:
+        known = dict(zip(keys, engines.milliseconds(data.images).tolist(), strict=True))
+        replace_file(kept, _MILLISECONDS.dump_json(known, indent=2))
+    return tuple(known[key] for key in keys)
+
+
+def _calibrate(
+    recipe: Recipe, parts: Parts, engines: StageEngines, milliseconds: tuple[float, ...], splits: Splits
+) -> Calibration:
     """Calibrate on the answers of the exported stages, by the engine that serves them."""
-    engines = _Engines(stages)
     attacked = attacked_fitting_images(
         parts.classifier(recipe.classifier).model,
         [member.model for member in parts.members],
@@ -162,72 +171,27 @@ def _calibrate(recipe: Recipe, parts: Parts, stages: _Stages, splits: Splits) ->
         eps=recipe.eps,
         seed=recipe.seed,
     )
+    image = np.arange(len(attacked)) % len(splits.fit)  # the attacked images are copies of the fitting images, in order
     try:
         return calibrate(
-            engines.answers(splits.fit),
-            engines.answers(attacked),
-            engines.answers(splits.calibration),
+            engines.answers(splits.fit.images, splits.fit.labels),
+            engines.answers(attacked.images, attacked.labels, image=image),
+            engines.answers(splits.calibration.images, splits.calibration.labels),
             recipe.detection,
+            costs=_costs(recipe.detection, parts, milliseconds),
         )
-    except ValueError as error:
+    except RecipeError as error:
         raise RecipeError(f"recipe {recipe.name}: {error}") from error
 
 
-class _Engines:
-    def __init__(self, stages: _Stages) -> None:
-        self._purifier = OnnxRuntimeEngine(stages.purifier.SerializeToString(), device="cpu")
-        self._classifier = OnnxRuntimeEngine(stages.classifier.SerializeToString(), device="cpu")
-        self._members = [OnnxRuntimeEngine(member.SerializeToString(), device="cpu") for member in stages.members]
-
-    def answers(self, data: ImageSet) -> Answers:
-        """What classifier and members say of purified images."""
-        (purified,) = self._purifier.run({"image": data.images}, ["purified"])
-        (log_probabilities,) = self._classifier.run({"image": purified}, ["log_probabilities"])
-        asked = [engine.run({"image": purified}, ["log_probabilities"])[0] for engine in self._members]
-        return Answers(np.stack(asked), log_probabilities.argmax(axis=1), data.labels)
-
-
-def _manifest(recipe: Recipe, parts: Parts, calibration: Calibration, splits: Splits) -> Manifest:
-    channels, height, width = splits.image_shape
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        input=InputDescription(channels=channels, height=height, width=width),
-        classes=splits.classes,
-        members=tuple(
-            _member(parts.members[i], calibration, place) for place, i in enumerate(calibration.order.tolist())
-        ),
-        test=calibration.tables,
-        purifier=_purifier(recipe.purifier, splits.image_shape),
-        measured=(),
-        provenance=Provenance(
-            recipe=recipe.name,
-            seed=recipe.seed,
-            data=splits.name,
-            classifier=recipe.classifier,
-            versions={name: version(name) for name in LIBRARIES},
-            git_commit=_git_commit(),
-        ),
-        weights_sha256=UNSEALED,
-        graph_sha256=UNSEALED,
-    )
-
-
-def _member(member: Network, calibration: Calibration, place: int) -> Member:
-    return Member(
-        method=member.method,
-        sparsity=member.sparsity,
-        adversarially_trained=member.adversarially_trained,
-        seed=member.seed,
-        clean_disagreement_rate=float(calibration.clean_disagreement_rates[place]),
-        adversarial_disagreement_rate=float(calibration.adversarial_disagreement_rates[place]),
-        clean_accuracy=member.clean_accuracy,
-        robust_accuracy=member.robust_accuracy,
-    )
-
-
-def _purifier(config: Purification, shape: tuple[int, int, int]) -> PurifierDescription:
-    bank = hadamard_bank(config.bank_size, shape, config.bank_seed).numpy()
-    return PurifierDescription(**asdict(config), bank_sha256=hashlib.sha256(bank.tobytes()).hexdigest())
+def _costs(config: Detection, parts: Parts, milliseconds: tuple[float, ...]) -> tuple[float, ...] | None:
+    match config.cost:
+        case "flops":
+            return tuple(float(member.flops) for member in parts.members)
+        case "milliseconds":
+            return milliseconds
+        case _:
+            return None
 
 
 def _evaluate(recipe: Recipe, file: Path, data: ImageSet, reporter: Reporter) -> Evaluation:
@@ -270,19 +234,3 @@ def _measurements(evaluation: Evaluation) -> tuple[Measurement, ...]:
         for name, figures in defended.attacks.items()
     ]
     return tuple(rows)
-
-
-def _git_commit() -> str | None:
-    """The commit of the source tree that tracks this file; None for an installed wheel, inside a repository or not."""
-    here = Path(__file__)
-    commit = _git(here.parent, "rev-parse", "HEAD")
-    return commit if commit and _git(here.parent, "ls-files", here.name) else None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,101 @@
+"""The manifest of a hardened model: what its networks, its calibration and its purifier were."""
+
+import hashlib
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from s2ap_defend.manifest import (
+    FORMAT_VERSION,
+    InputDescription,
+    Manifest,
+    Member,
+    Provenance,
+    PurifierDescription,
+)
+from s2ap_train.calibrate import Calibration
+from s2ap_train.data import Splits
+from s2ap_train.parts import Parts
+from s2ap_train.purifier import Purification, hadamard_bank
+from s2ap_train.recipe import Recipe
+from s2ap_train.workshop import Network
+
+__all__ = ["describe"]
+
+UNSEALED = "0" * 64
+LIBRARIES = ("s2ap-defend", "torch", "onnx", "numpy")
+
+
+def describe(
+    recipe: Recipe, parts: Parts, calibration: Calibration, milliseconds: tuple[float, ...], splits: Splits
+) -> Manifest:
+    """The manifest before anything is measured and before the file is sealed.
+
+    Args:
+        recipe: What was made.
+        parts: Its networks, members in the order in which they were trained.
+        calibration: Order, tables and rates of the members.
+        milliseconds: Time of one image in each member, in the order in which they were trained.
+        splits: The data.
+    """
+    channels, height, width = splits.image_shape
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        input=InputDescription(channels=channels, height=height, width=width),
+        classes=splits.classes,
+        members=tuple(
+            _member(parts.members[i], milliseconds[i], calibration, place)
+            for place, i in enumerate(calibration.order.tolist())
+        ),
+        test=calibration.tables,
+        purifier=_purifier(recipe.purifier, splits.image_shape),
+        measured=(),
+        provenance=Provenance(
+            recipe=recipe.name,
+            seed=recipe.seed,
+            data=splits.name,
+            classifier=recipe.classifier,
+            versions={name: version(name) for name in LIBRARIES},
+            git_commit=_git_commit(),
+        ),
+        weights_sha256=UNSEALED,
+        graph_sha256=UNSEALED,
+    )
+
+
+def _member(member: Network, milliseconds: float, calibration: Calibration, place: int) -> Member:
+    return Member(
+        method=member.method,
+        sparsity=member.sparsity,
+        adversarially_trained=member.adversarially_trained,
+        seeds=member.seeds,
+        flops=member.flops,
+        parameters=member.parameters,
+        milliseconds=milliseconds,
+        clean_disagreement_rate=float(calibration.clean_disagreement_rates[place]),
+        adversarial_disagreement_rate=float(calibration.adversarial_disagreement_rates[place]),
+        clean_accuracy=member.clean_accuracy,
+        robust_accuracy=member.robust_accuracy,
+    )
+
+
+def _purifier(config: Purification, shape: tuple[int, int, int]) -> PurifierDescription:
+    bank = hadamard_bank(config.bank_size, shape, config.bank_seed).numpy()
+    return PurifierDescription(**asdict(config), bank_sha256=hashlib.sha256(bank.tobytes()).hexdigest())
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree that tracks this file; None for an installed wheel, inside a repository or not."""
+    here = Path(__file__)
+    commit = _git(here.parent, "rev-parse", "HEAD")
+    return commit if commit and _git(here.parent, "ls-files", here.name) else None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,45 @@
+"""Made-up members with a known structure: strongly correlated through the difficulty of each input."""
+
+import numpy as np
+
+from s2ap_train.calibrate import Answers
+
+CLASSES = 4
+
+
+def correlated_answers(
+    rng: np.random.Generator, count: int, disagreement: list[float], *, fooled: bool = False, wrong: float = 0.0
+) -> Answers:
+    """Members that find the base label unlikely with the given rates.
+
+    Args:
+        rng: Of everything.
+        count: Inputs.
+        disagreement: Rate of each member.
+        fooled: Whether the true label is the one that members prefer; otherwise it is the base label.
+        wrong: Share of inputs whose true label is neither.
+    """
+    difficulty = rng.normal(size=count)
+    logits = rng.normal(scale=0.5, size=(len(disagreement), count, CLASSES))
+    base = rng.integers(0, CLASSES, count)
+    other = (base + 1) % CLASSES
+    for i, rate in enumerate(disagreement):
+        threshold = np.quantile(difficulty + rng.normal(size=count), 1.0 - rate)
+        differs = difficulty + rng.normal(size=count) > threshold
+        logits[i, np.arange(count), np.where(differs, other, base)] += 4.0
+    logp = (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
+    label = other if fooled else np.where(rng.random(count) < wrong, (base + 2) % CLASSES, base)
+    return Answers(logp, base, label)
+
+
+def voted(votes: list[list[bool]], *, right: bool = True) -> Answers:
+    """Members that agree or disagree as told, two classes, the base label is 0.
+
+    Args:
+        votes: Whether each member disagrees with each input [n][N].
+        right: Whether the base label is right.
+    """
+    differs = np.array(votes)
+    logp = np.where(differs[..., None], [[np.log(0.1), np.log(0.9)]], [[np.log(0.9), np.log(0.1)]]).astype(np.float32)
+    base = np.zeros(differs.shape[1], dtype=np.int64)
+    return Answers(logp, base, base if right else base + 1)
