@@ -18,18 +18,16 @@ so it is the most that S2AP can cost; rounds of both arms alternate in one proce
 
 import json
 import os
-import platform
-import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
+from report import aligned, machine
 from rich.console import Console
 from s2ap_overhead import Overhead, overhead
 from s2ap_runs import Arm, Job, run_all
@@ -154,23 +152,6 @@ def time_table(times: list[Overhead]) -> list[str]:
         for found in times
     ]
     return aligned(rows)
-
-
-def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of a table in Markdown, columns of one width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-
-
-def machine() -> dict[str, object]:
-    """What the figures were measured on."""
-    cpu = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.+)", cpu.read_text()) if cpu.exists() else None
-    name = model[1] if model else platform.processor() or platform.machine()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": name, "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__}
 
 
 def _listed(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], list[Any]]:

@@ -1,0 +1,176 @@
+"""Figures of one group of members: a family, or the chosen mix, under one kind of sequential test."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from detection_sets import AttackedSet
+
+from s2ap_defend.sequential import SequentialTest, run_sequential_test
+from s2ap_defend.types import Bool, Float32, Float64, Int64
+from s2ap_train.calibrate import (
+    Answers,
+    Calibration,
+    Detection,
+    alarm_statistic,
+    calibrate,
+    conformal_boundary,
+    majority,
+)
+from s2ap_train.data import ImageSet
+from s2ap_train.evaluate.detection import Share, detected_at, roc_area
+from s2ap_train.measures.predictions import logits
+from s2ap_train.workshop import Network
+
+RATES = (0.01, 0.05)
+"""False-alarm rates at which detection is reported."""
+REDRAWS = 20
+ALPHAS = (0.01, 0.02, 0.05)
+
+
+def log_probabilities(networks: Sequence[Network], images: Float32) -> Float32:
+    """What networks say of images [n, N, K]."""
+    said = [logits(network.model, images).log_softmax(1) for network in networks]
+    return np.asarray(torch.stack(said).numpy(), dtype=np.float32)
+
+
+class Asker:
+    """Answers of a base and a group of members to images, each network asked once for each set."""
+
+    def __init__(self, base: Network) -> None:
+        self._base = base
+        self._said: dict[tuple[int, int], Float32] = {}
+
+    def __call__(self, members: Sequence[Network], data: ImageSet | AttackedSet) -> Answers:
+        """Answers of these members; the data must stay alive and unchanged."""
+        said = [self._ask(network, data.images) for network in (self._base, *members)]
+        return Answers(np.stack(said[1:]), said[0].argmax(axis=1), data.labels)
+
+    def about(self, members: Sequence[Network], attacked: ImageSet, images: int) -> Answers:
+        """Answers to attacked copies, one set of so many images after another."""
+        return replace(self(members, attacked), image=np.arange(len(attacked)) % images)
+
+    def _ask(self, network: Network, images: Float32) -> Float32:
+        key = (id(network), id(images))
+        if key not in self._said:
+            self._said[key] = log_probabilities([network], images)[0]
+        return self._said[key]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a calibrated test makes of one set of inputs.
+
+    Attributes:
+        chosen: Which inputs count [N]: clean ones that the base gets right, or of these the ones that then fool it.
+        statistic: What the alarm boundary is compared with [N], or the label change rate of all members.
+        flagged: Called adversarial [N].
+        right: Final label right [N].
+        decided_after: Members asked until the test decided [N].
+        members_used: Those asked for the vote on the label included [N].
+    """
+
+    chosen: Bool
+    statistic: Float64
+    flagged: Bool
+    right: Bool
+    decided_after: Int64
+    members_used: Int64
+
+
+class CalibratedGroup:
+    """Members with a test that was calibrated for them.
+
+    Args:
+        fit: Clean and attacked inputs that fit the tables.
+        held_out: Clean inputs for the boundary.
+        config: Kind and settings of the test.
+        costs: Milliseconds of each member for an image.
+    """
+
+    def __init__(
+        self, fit: tuple[Answers, Answers], held_out: Answers, config: Detection, costs: Sequence[float] | None = None
+    ) -> None:
+        self.config = config
+        self.calibration: Calibration = calibrate(*fit, held_out, config, costs=costs)
+        self.test: SequentialTest = self.calibration.tables.to_test()
+        self._decision_only = replace(self.test, vote_members=0)
+
+    def judge(self, answers: Answers, chosen: Bool) -> Judged:
+        """What the test decides, as the file would; `chosen` says which inputs count."""
+        ordered = answers.reorder(self.calibration.order)
+        outcome = run_sequential_test(self.test, ordered.log_probabilities, ordered.base_label)
+        decision = run_sequential_test(self._decision_only, ordered.log_probabilities, ordered.base_label)
+        paper = self.config.kind == "paper"
+        return Judged(
+            chosen=chosen,
+            statistic=answers.disagreements.mean(axis=0) if paper else alarm_statistic(self.test, ordered),
+            flagged=outcome.adversarial,
+            right=np.asarray(~outcome.abstained & (outcome.label == answers.label)),
+            decided_after=decision.members_used,
+            members_used=outcome.members_used,
+        )
+
+
+def clean_figures(judged: Judged, answers: Answers) -> dict[str, Any]:
+    """Figures on clean images."""
+    right = judged.chosen
+    return {
+        "bare_accuracy": Share.of(right).to_json(),
+        "accuracy": Share.of(judged.right).to_json(),
+        "vote_only_accuracy": Share.of(majority(answers) == answers.label).to_json(),
+        "false_alarms": Share.of(judged.flagged[right]).to_json(),
+        "mistakes_flagged": Share.of(judged.flagged[~right]).to_json(),
+        "accuracy_lost": float(right.mean() - judged.right.mean()),
+        "decided_after": float(judged.decided_after.mean()),
+        "members_used": float(judged.members_used.mean()),
+    }
+
+
+def attack_figures(judged: Judged, clean: Judged, answers: Answers) -> dict[str, Any]:
+    """Figures on attacked images that fool the base; `clean` gives the negatives."""
+    fooled, negative = judged.chosen, clean.statistic[clean.chosen]
+    statistic = judged.statistic[fooled]
+    if not fooled.any():
+        return {"fooled": 0}
+    detected = judged.flagged[fooled]
+    voted = majority(answers)[fooled]
+    return {
+        "fooled": int(fooled.sum()),
+        "auroc": roc_area(negative, statistic).to_json(),
+        **{f"detected_at_{rate:g}": detected_at(negative, statistic, rate).to_json() for rate in RATES},
+        "detected": Share.of(detected).to_json(),
+        "corrected": Share.of(judged.right[fooled]).to_json(),
+        "corrected_of_detected": Share.of(judged.right[fooled][detected]).to_json(),
+        "vote_only_corrected": Share.of(voted == answers.label[fooled]).to_json(),
+        "group_disagrees": Share.of(voted != answers.base_label[fooled]).to_json(),
+        "decided_after": float(judged.decided_after[fooled].mean()),
+        "members_used": float(judged.members_used[fooled].mean()),
+    }
+
+
+def redrawn_false_alarms(statistic: Float64, *, seed: int) -> dict[str, dict[str, float]]:
+    """False-alarm rate of conformal boundaries over redraws of which clean inputs calibrate and which measure.
+
+    Args:
+        statistic: Of clean inputs that fitted nothing.
+        seed: Of the redraws.
+    """
+    generator, found = np.random.default_rng(seed), {}
+    half = len(statistic) // 2
+    for alpha in ALPHAS:
+        rates = []
+        for _ in range(REDRAWS):
+            drawn = generator.permutation(statistic)
+            rates.append(float((drawn[half:] >= conformal_boundary(drawn[:half], alpha)).mean()))
+        error = float(np.std(rates, ddof=1) / np.sqrt(REDRAWS))
+        found[f"{alpha:g}"] = {"mean": float(np.mean(rates)), "standard_error": error, "calibration_inputs": half}
+    return found
+
+
+def mean_of(figures: Mapping[str, Mapping[str, Any]], key: str) -> float:
+    """Mean of a figure over attacks that fooled the base at least once."""
+    values = [found[key] for found in figures.values() if found["fooled"]]
+    return float(np.mean([value["value"] if isinstance(value, Mapping) else value for value in values]))

@@ -1,0 +1,147 @@
+"""What the detection benchmark measures, as JSON values."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from detection_groups import Judged, redrawn_false_alarms
+from detection_runs import MIX, Benchmark
+from detection_sets import AttackedSet
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.types import Float64
+from s2ap_train.attacks.budget import effect
+from s2ap_train.attacks.catalogue import ATTACKS
+from s2ap_train.evaluate.detection import Share, detected_at, detection_differences
+from s2ap_train.workshop import Network
+
+KINDS = ("wald", "ville", "weighted", "graded", "conformal")
+CORRECTIONS: Mapping[str, Mapping[str, str]] = {
+    "soft veto": {"veto": "soft"},
+    "hard veto": {"veto": "hard"},
+    "no veto": {"veto": "none"},
+    "reject": {"correction": "reject"},
+}
+FALSE_ALARM_RATE = 0.05
+"""At which the mix is compared with its families."""
+
+
+def measure(bench: Benchmark) -> tuple[dict[str, Any], dict[str, dict[str, Judged]]]:
+    """All figures as JSON values, and what our test of every group made of every set."""
+    document: dict[str, Any] = {
+        "bare_accuracy": Share.of(bench.ask((bench.base,), bench.data).right).to_json(),
+        "attacks": {name: reached(bench, name, made) for name, made in bench.attacks.items()},
+        "groups": {},
+        "paper": {},
+        "kinds": {},
+        "corrections": {},
+        "refused": {},
+    }
+    judged = {}
+    with bench.reporter.step("groups", len(bench.groups)) as step:
+        for group, members in bench.groups.items():
+            with refusals(document, group):
+                found, judged[group] = bench.figures(group, members, bench.calibrated(group, members))
+                document["groups"][group] = described(bench, members) | found
+            if group in bench.preset.paper_families:
+                document["paper"][group] = paper_figures(bench, group)
+            step.advance(group)
+    document["mix_against_families"] = compared(bench, judged)
+    document["mix_against_paper"] = matched(document, judged[MIX])
+    mix = bench.groups[MIX]
+    for part, variants in (("kinds", {kind: {"kind": kind} for kind in KINDS}), ("corrections", CORRECTIONS)):
+        for name, settings in variants.items():
+            with refusals(document, name):
+                document[part][name] = bench.figures(MIX, mix, bench.calibrated(MIX, mix, **settings))[0]
+    held_out = bench.ask(mix, bench.splits.calibration)
+    calibrating = bench.calibrated(MIX, mix).judge(held_out, held_out.right)
+    statistics = [made.statistic[made.chosen] for made in (judged[MIX]["clean"], calibrating)]
+    document["redraws"] = redrawn_false_alarms(np.concatenate(statistics), seed=bench.recipe.seed)
+    return document, judged
+
+
+@contextmanager
+def refusals(document: dict[str, Any], name: str) -> Iterator[None]:
+    """Put down why a test cannot be calibrated, and go on; the mix itself must be."""
+    try:
+        yield
+    except RecipeError as error:
+        if name == MIX:
+            raise
+        document["refused"][name] = str(error)
+
+
+def reached(bench: Benchmark, name: str, made: AttackedSet) -> dict[str, Any]:
+    """What a named attack did to the bare base, at the benchmark's budget and, where it is another, at its paper's."""
+    clean, base = bench.data, bench.base.model
+    found = asdict(effect(base, clean.images, clean.labels, made.images)) | {"seconds": made.seconds}
+    if ATTACKS[name].norm == "linf":
+        at_paper = bench.sets.named(name, base, **bench.preset.cut.get(name, {}))
+        found["success_at_paper_budget"] = effect(base, clean.images, clean.labels, at_paper.images).success
+        found["eps"] = bench.preset.eps
+    return found | {"cut": bench.preset.cut.get(name, {}), "source": ATTACKS[name].source}
+
+
+def described(bench: Benchmark, members: tuple[Network, ...]) -> dict[str, Any]:
+    """What the members are, their accuracy on the test images that are attacked."""
+    said = bench.ask(members, bench.data)
+    accuracy = (said.log_probabilities.argmax(axis=2) == said.label).mean(axis=1)
+    return {
+        "members": len(members),
+        "adversarially_trained": sum(member.adversarially_trained for member in members),
+        "clean_accuracy": float(accuracy.mean()),
+        "robust_accuracy_validation": float(np.mean([member.robust_accuracy for member in members])),
+        "sparsity": float(np.mean([member.sparsity for member in members])),
+        "flops_of_base": float(np.mean([member.flops / bench.base.flops for member in members])),
+    }
+
+
+def paper_figures(bench: Benchmark, group: str) -> dict[str, Any]:
+    """The paper's test with as many members of a family as there are, in the order of their training."""
+    members = bench.families[group]
+    return {"members": len(members)} | bench.figures(group, members, bench.calibrated(group, members, kind="paper"))[0]
+
+
+def compared(bench: Benchmark, judged: Mapping[str, Mapping[str, Judged]]) -> dict[str, Any]:
+    """Detection of the mix minus that of each family at one false-alarm rate, with the bootstrap's 95 % interval."""
+    found: dict[str, Any] = {}
+    for group, of_family in judged.items():
+        if group == MIX:
+            continue
+        found[group] = {}
+        for name, theirs in of_family.items():
+            ours = judged[MIX][name]
+            if name == "clean" or not theirs.chosen.any() or not ours.chosen.any():
+                continue
+            difference, low, high = detection_differences(
+                (negatives(judged[MIX]), ours.statistic[ours.chosen]),
+                (negatives(of_family), theirs.statistic[theirs.chosen]),
+                FALSE_ALARM_RATE,
+                paired=not name.startswith("joint"),
+                seed=bench.recipe.seed,
+            )
+            found[group][name] = {"difference": difference, "low": low, "high": high}
+    return found
+
+
+def negatives(judged: Mapping[str, Judged]) -> Float64:
+    """Statistics of the clean images that the base gets right."""
+    return judged["clean"].statistic[judged["clean"].chosen]
+
+
+def matched(document: Mapping[str, Any], mix: Mapping[str, Judged]) -> dict[str, Any]:
+    """Detection by the mix at the very false-alarm rate that the paper's test was measured to have."""
+    found: dict[str, Any] = {}
+    for group, paper in document["paper"].items():
+        rate = paper["clean"]["false_alarms"]["value"]
+        found[group] = {"false_alarm_rate": rate}
+        for name, figures in (paper["attacks"] | paper["budgets"]).items():
+            if figures["fooled"] and not name.startswith("joint"):
+                ours = mix[name].statistic[mix[name].chosen]
+                found[group][name] = {
+                    "paper": figures["detected"],
+                    "mix": detected_at(negatives(mix), ours, rate).to_json(),
+                }
+    return found

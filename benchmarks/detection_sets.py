@@ -1,0 +1,101 @@
+"""Attacked images of the detection benchmark, each set kept in the work folder as soon as it is made."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from s2ap_defend.types import Float32, Int64
+from s2ap_train.attacks.catalogue import ATTACKS
+from s2ap_train.attacks.joint import joint_network
+from s2ap_train.attacks.pgd import pgd
+from s2ap_train.data import ImageSet
+from s2ap_train.workbench import fingerprint
+
+PGD_STEPS = 20
+RELATIVE_STEP = 0.25
+BATCH = 200
+
+
+@dataclass(frozen=True)
+class AttackedSet:
+    """Attacked images with their true labels and what the attack cost.
+
+    Attributes:
+        images: [N, C, H, W] in [0, 1].
+        labels: True labels [N].
+        seconds: Time that the attack took.
+    """
+
+    images: Float32
+    labels: Int64
+    seconds: float
+
+
+class AttackedSets:
+    """Makes attacked sets of the same clean images, or reads those of the same networks and settings again.
+
+    Args:
+        folder: Where they are kept.
+        data: Clean images and labels.
+        seed: Of the attacks.
+    """
+
+    def __init__(self, folder: Path, data: ImageSet, seed: int) -> None:
+        self._folder, self._data, self._seed = folder, data, seed
+        folder.mkdir(parents=True, exist_ok=True)
+        self._key = hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest()
+
+    def named(self, name: str, base: nn.Module, **parameters: float) -> AttackedSet:
+        """An attack of the catalogue on the bare base."""
+        attack = ATTACKS[name]
+        return self._kept(
+            name,
+            (base,),
+            parameters,
+            lambda data: attack(base, data.images, data.labels, seed=self._seed, **parameters),
+        )
+
+    def pgd(self, name: str, base: nn.Module, members: Sequence[nn.Module], eps: float) -> AttackedSet:
+        """PGD on the base, and on base and members together where there are any."""
+        network = joint_network(base, members)
+        generator = torch.Generator().manual_seed(self._seed)
+
+        def attack(data: ImageSet) -> Float32:
+            x, y = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+            step = RELATIVE_STEP * eps
+            attacked = pgd(network, x, y, eps=eps, steps=PGD_STEPS, step_size=step, generator=generator)
+            return np.asarray(attacked.numpy(), dtype=np.float32)
+
+        return self._kept(name, (base, *members), {"eps": eps, "steps": PGD_STEPS}, attack)
+
+    def _kept(
+        self, name: str, networks: Sequence[nn.Module], settings: object, attack: Callable[[ImageSet], Float32]
+    ) -> AttackedSet:
+        weights = [_digest(network) for network in networks]
+        key = fingerprint([self._key, self._seed, weights, settings])
+        file = self._folder / f"{name.replace('/', '_')}-{key[:16]}.npz"
+        if file.exists():
+            with np.load(file) as kept:
+                return AttackedSet(kept["images"], self._data.labels, float(kept["seconds"]))
+        began = time.perf_counter()
+        parts = [
+            attack(self._data.subset(slice(start, start + BATCH))) for start in range(0, len(self._data.labels), BATCH)
+        ]
+        made = AttackedSet(np.concatenate(parts), self._data.labels, time.perf_counter() - began)
+        beside = file.with_suffix(".tmp.npz")
+        np.savez(beside, images=made.images, seconds=made.seconds)
+        beside.replace(file)
+        return made
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
