@@ -3,11 +3,8 @@
 import io
 import json
 import math
-import multiprocessing
-import signal
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +13,8 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_train.compute import Compute, launch
+from s2ap_train.jobs import Job as Task
+from s2ap_train.jobs import run_jobs
 from s2ap_train.measures.stability import pairwise
 from s2ap_train.models import Classifier, build
 from s2ap_train.prune.pipeline import dense_settings, run_pruning
@@ -152,34 +151,14 @@ def run_all(jobs: list[Job], workers: int, reporter: Reporter) -> None:
     missing = [job for job in jobs if not job.finished]
     if len(missing) < len(jobs):
         reporter.line(f"{len(jobs) - len(missing)} of {len(jobs)} runs reused")
-    first = list({job.seed: job for job in reversed(missing)}.values())
-    for title, part in (
-        ("first arm of each seed", first),
-        ("other arms", [job for job in missing if job not in first]),
-    ):
-        if not part:
-            continue
-        with reporter.step(f"{title}, {workers} at a time", len(part)) as step:
-            for line in _results(part, workers):
-                step.advance()
-                reporter.line(line)
-
-
-def _results(jobs: list[Job], workers: int) -> Iterator[str]:
-    if workers == 1:
-        yield from map(run_job, jobs)
+    if not missing:
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _die_on_interrupt)
-    try:
-        for done in as_completed([pool.submit(run_job, job) for job in jobs]):
-            yield done.result()
-    except BaseException:
-        for child in multiprocessing.active_children():  # every epoch is kept: next to nothing is lost
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _die_on_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    first = {job.seed: job for job in reversed(missing)}
+    work = [
+        Task(str(job.folder), run_job, partial(tuple, (job,)), after=() if job is leader else (str(leader.folder),))
+        for job, leader in sorted(((job, first[job.seed]) for job in missing), key=lambda pair: pair[0] is not pair[1])
+    ]
+    with reporter.step(f"runs, {workers} at a time", len(work)) as step:
+        for _, line in run_jobs(work, workers):
+            step.advance()
+            reporter.line(line)

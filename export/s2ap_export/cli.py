@@ -1,11 +1,21 @@
 """`s2ap-defend harden`; light to import, the work is imported when it is asked for."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
 
 from s2ap_defend.progress import Reporter
+
+
+def _workers(ctx: click.Context, option: click.Parameter, value: str | None) -> int | Literal["ray"] | None:
+    """A number of processes, or 'ray'."""
+    if value is None or value == "ray":
+        return value if value is None else "ray"
+    if not value.isascii() or not value.isdigit() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a number of processes from 1 nor 'ray'", ctx, option)
+    return int(value)
 
 
 @click.command()
@@ -17,14 +27,19 @@ from s2ap_defend.progress import Reporter
     help="Folder of the checkpoints; by default OUTPUT.training beside the output.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
-@click.option("--workers", type=click.IntRange(1), help="Processes that train at the same time; one a core by default.")
+@click.option(
+    "--workers",
+    callback=_workers,
+    metavar="N|ray",
+    help="Processes that train at the same time, one a core by default; 'ray': on the cluster of RAY_ADDRESS, or here.",
+)
 @click.option("--seed", type=int, help="Seed of split and training, instead of the recipe's.")
 def harden(
     recipe: str,
     output: Path,
     work_dir: Path | None,
     overrides: tuple[str, ...],
-    workers: int | None,
+    workers: int | Literal["ray"] | None,
     seed: int | None,
 ) -> None:
     """Train, prune, calibrate and export RECIPE to one defended model file.
@@ -33,9 +48,11 @@ def harden(
     the work folder: after an interruption the same command goes on where it stopped.
     """
     from s2ap_export.harden import harden as run
+    from s2ap_train.jobs import check_workers
     from s2ap_train.ladder import print_ladder
     from s2ap_train.recipe import load_recipe
 
+    check_workers(workers)
     changes = overrides if seed is None else (*overrides, f"seed={seed}")
     console = Console()
     folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir

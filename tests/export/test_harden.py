@@ -27,6 +27,7 @@ SMALL = {
     "members.robust.finetune.epochs": 1,
     "members.random_channel.count": 2,
     "members.random_channel.settings.training.epochs": 1,
+    "members.fresh_channel.count": 0,
     "members.l1_norm.count": 1,
     "members.l1_norm.settings.training.epochs": 1,
     "score_model.epochs": 1,
@@ -54,7 +55,20 @@ def test_harden_writes_a_verified_file_with_members_measured_under_attack(harden
         "s2ap",
         "s2ap",
     ]
+    first_seeds = {"s2ap": 100, "l1-norm": 300}
+    for member in manifest.members:
+        assert member.flops > 0
+        assert member.parameters > 0
+        assert member.adversarially_trained is (member.method == "s2ap")
+        assert member.seeds.initialisation == (member.seeds.mask if member.method == "s2ap" else 0)
+        assert member.seeds.mask == member.seeds.order >= first_seeds.get(member.method, 1000)
     assert manifest.provenance.recipe == "digits"
+    assert all((member.milliseconds or 0) > 0 for member in manifest.members)
+    record = manifest.test.calibration
+    assert manifest.test.kind.startswith("conformal")
+    assert record.expected_false_alarm_rate is not None
+    assert record.expected_false_alarm_rate <= manifest.test.alpha
+    assert 0 < record.samples <= len(record.reference_ratios) == 247
     assert DefendedClassifier.load(hardened, device="cpu").input_shape == (1, 8, 8)
 
 
@@ -73,7 +87,7 @@ def test_a_second_run_trains_nothing_and_writes_the_same_weights(
     before = open_model_file(hardened).manifest
     assert run(["harden", "digits", "-o", str(hardened), "--workers", "1", *OVERRIDES]) == 0
     output = capsys.readouterr().out
-    for part in ("plain", "adversarial", "pruned", "member-robust-0", "member-l1-norm-0", "score-model"):
+    for part in ("plain", "adversarial", "pruned", "member-robust-0", "member-l1_norm-0", "score-model"):
         assert f"{part}: reused" in output
     assert "attacks, ablation: reused" in output
     after = open_model_file(hardened).manifest

@@ -4,7 +4,7 @@ import pytest
 
 from s2ap_defend import RecipeError
 from s2ap_train.pruning import S2AP, Harp, Hydra, Magnitude
-from s2ap_train.recipe import load_pruning_recipe, load_recipe, packaged_recipes
+from s2ap_train.recipe import load_ensemble_recipe, load_pruning_recipe, load_recipe, packaged_recipes
 from s2ap_train.workbench import fingerprint
 
 
@@ -40,14 +40,41 @@ def test_harden_does_not_ignore_where_it_is_told_to_train() -> None:
     assert load_pruning_recipe("digits", ("compute.precision=bf16",)).compute.precision == "bf16"
 
 
-def test_a_recipe_for_pruning_only_cannot_harden() -> None:
-    with pytest.raises(RecipeError, match="use it with s2ap-defend prune"):
+def test_a_recipe_for_less_cannot_harden() -> None:
+    with pytest.raises(RecipeError, match=r"is for pruning, it has no classifier, .* use it with s2ap-defend prune"):
+        load_recipe("svhn-wrn28-4")
+    with pytest.raises(RecipeError, match=r"is for ensembles and pruning, .* use it with s2ap-defend prune"):
         load_recipe("cifar10-small")
+
+
+def test_an_ensemble_is_read_from_recipes_that_harden_and_from_those_that_do_not() -> None:
+    hardening = load_recipe("digits")
+    ensemble = load_ensemble_recipe("digits")
+    assert (ensemble.plain, ensemble.members, ensemble.detection) == (
+        hardening.plain,
+        hardening.members,
+        hardening.detection,
+    )
+    assert not hasattr(ensemble, "purifier")
+    assert load_ensemble_recipe("cifar10-resnet18").compute.precision == "bf16"
+    with pytest.raises(RecipeError, match=r"svhn-wrn28-4 is for pruning, it has no plain, members or detection"):
+        load_ensemble_recipe("svhn-wrn28-4")
+
+
+def test_a_key_for_somebody_else_is_checked_all_the_same() -> None:
+    for load in (load_recipe, load_ensemble_recipe, load_pruning_recipe):
+        with pytest.raises(RecipeError, match="did you mean 'sigma'"):
+            load("digits", ("purifier.sgma=1",))
+    for load in (load_ensemble_recipe, load_pruning_recipe):
+        with pytest.raises(RecipeError, match="did you mean 'members'"):
+            load("cifar10-small", ("membrs.robust.count=1",))
+        with pytest.raises(RecipeError, match="did you mean 'count'"):
+            load("cifar10-small", ("members.robust.cuont=1",))
 
 
 def test_overrides_change_nested_keys() -> None:
     recipe = load_recipe("digits", ("members.robust.count=2", "classifier=plain", "pruning.s2ap.radius=0.5"))
-    assert (recipe.members.robust.count, recipe.classifier, recipe.pruning.s2ap.radius) == (2, "plain", 0.5)
+    assert (recipe.members["robust"].count, recipe.classifier, recipe.pruning.s2ap.radius) == (2, "plain", 0.5)
 
 
 @pytest.mark.parametrize(

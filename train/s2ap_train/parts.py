@@ -1,29 +1,35 @@
-"""Training of all parts of a defence, in parallel processes, each part kept and reused."""
+"""Training of all parts of a defence, many at a time, each part kept and reused."""
 
 import io
 import math
-import multiprocessing
-import os
-import signal
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
+from s2ap_train.checkpoint import RECORD_FILE, read_folder, write_folder
 from s2ap_train.data import Splits
+from s2ap_train.jobs import Job, Workers, check_workers, run_jobs, worker_count
 from s2ap_train.purifier import UNet
-from s2ap_train.recipe import Recipe
+from s2ap_train.recipe import EnsembleRecipe, Recipe
 from s2ap_train.threads import one_thread
 from s2ap_train.workbench import MissingPart, Workbench
 from s2ap_train.workshop import Network, Workshop
 
+Checkpoint = tuple[Mapping[str, bytes], Mapping[str, object]]
+"""Files and record of a checkpoint folder."""
+Needs = tuple[str, ...]
+"""Names of the parts that a group starts from."""
+
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that a defended model is composed of."""
+    """Everything that a defended model is composed of; members of all families in the order of the recipe."""
 
     plain: Network
     adversarial: Network
@@ -37,80 +43,135 @@ class Parts:
 
 
 def train_parts(
-    recipe: Recipe, splits: Splits, work_dir: Path, reporter: Reporter, *, workers: int | None = None
+    recipe: Recipe, splits: Splits, work_dir: Path, reporter: Reporter, *, workers: Workers = None
 ) -> Parts:
     """Train or reload every part of the recipe.
 
+    Arguments and errors as in `train_networks`.
+
+    Raises:
+        RecipeError: If the recipe has no members.
+    """
+    if not any(family.count for family in recipe.members.values()):
+        raise RecipeError("the recipe has no members; give members.robust.count or another family a count above 0")
+    workshop = _trained(recipe, splits, work_dir, reporter, workers)
+    with one_thread():
+        plain = workshop.plain()
+        adversarial, pruned = workshop.robust_classifiers()
+        members, score_model = workshop.members(), workshop.score_model()
+    return Parts(plain, adversarial, pruned, tuple(one for family in members.values() for one in family), score_model)
+
+
+def train_networks(
+    recipe: EnsembleRecipe, splits: Splits, work_dir: Path, reporter: Reporter, *, workers: Workers = None
+) -> tuple[Network, dict[str, tuple[Network, ...]]]:
+    """Train or reload the plain network and the members of all families, and nothing else.
+
     Every process trains with one thread: small networks gain nothing from more, and results do not depend on the
-    number of cores.
+    number of cores. Every epoch is kept: started again, a killed run trains what is missing. On Ray each group of parts
+    is a task whose checkpoints come back as bytes, so only whole parts are kept, and the nodes share no disk; each
+    loads the recipe's data by itself.
 
     Args:
         recipe: What to train.
         splits: The data; train and validation are used.
         work_dir: Folder of the checkpoints.
         reporter: Told about every part.
-        workers: Processes that train at the same time; None takes one a core.
+        workers: Who trains at the same time; None takes one process a core.
 
     Raises:
-        RecipeError: If a setting cannot be trained.
+        RecipeError: If a setting cannot be trained, Ray is not there, or a process was killed.
     """
-    members = recipe.members
-    if members.robust.count + members.random_channel.count + members.l1_norm.count == 0:
-        raise RecipeError("the recipe has no members; give members.robust.count or another family a count above 0")
-    processes = workers if workers is not None else os.cpu_count() or 1
-    missing = _missing(Workshop(recipe, splits, Workbench(work_dir, _silent(), train=False)))
-    if processes > 1 and len(missing) > 1:
-        _train_in_processes(recipe, missing, work_dir, reporter, min(processes, len(missing)))
-        reporter = _silent()
-    workshop = Workshop(recipe, splits, Workbench(work_dir, reporter))
+    workshop = _trained(recipe, splits, work_dir, reporter, workers)
     with one_thread():
-        plain, standard = workshop.standard_networks()
-        adversarial, pruned = workshop.robust_classifiers()
-        robust = [workshop.robust_member(i) for i in range(members.robust.count)]
-        return Parts(plain, adversarial, pruned, (*robust, *standard), workshop.score_model())
+        return workshop.plain(), workshop.members()
 
 
-def _missing(workshop: Workshop) -> list[str]:
-    missing = []
-    for name, work in workshop.groups().items():
-        try:
-            work()
-        except MissingPart:
-            missing.append(name)
+def _trained(recipe: EnsembleRecipe, splits: Splits, work_dir: Path, reporter: Reporter, workers: Workers) -> Workshop:
+    """A workshop whose parts are all kept, or that trains them here as they are asked for."""
+    check_workers(workers)
+    missing = _missing(Workshop(recipe, splits, Workbench(work_dir, silent_reporter(), train=False)))
+    if missing and workers == "ray":
+        _train_on_ray(recipe, missing, work_dir, reporter)
+    elif workers != "ray" and worker_count(workers, len(missing)) > 1:
+        _train_in_processes(recipe, missing, work_dir, reporter, worker_count(workers, len(missing)))
+    else:
+        return Workshop(recipe, splits, Workbench(work_dir, reporter))
+    return Workshop(recipe, splits, Workbench(work_dir, silent_reporter()))
+
+
+def _missing(workshop: Workshop) -> dict[str, Needs]:
+    """The groups with a part that is not kept, and what each starts from."""
+    missing = {}
+    with one_thread():
+        for name, group in workshop.groups().items():
+            try:
+                group.work()
+            except MissingPart:
+                missing[name] = group.after
     return missing
 
 
-def _train_in_processes(recipe: Recipe, groups: list[str], work_dir: Path, reporter: Reporter, processes: int) -> None:
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _die_on_interrupt)
-    try:
-        with reporter.step(f"training in {processes} processes", len(groups)) as step:
-            running = [pool.submit(_train_group, recipe, work_dir, name) for name in groups]
-            for done in as_completed(running):
-                text = done.result()
-                step.advance()
-                reporter.line(text)
-    except BaseException:
-        for child in multiprocessing.active_children():  # parts are written whole or not at all: nothing is lost
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+def _train_in_processes(
+    recipe: EnsembleRecipe, groups: Mapping[str, Needs], work_dir: Path, reporter: Reporter, processes: int
+) -> None:
+    """Train groups in new processes; their parts lie in the work folder when this returns."""
+    jobs = [
+        Job(name, _train_group, partial(tuple, (recipe, work_dir, name)), after=needs) for name, needs in groups.items()
+    ]
+    with reporter.step(f"training in {processes} processes", len(jobs)) as step:
+        for _, text in run_jobs(jobs, processes):
+            step.advance()
+            reporter.line(text)
 
 
-def _die_on_interrupt() -> None:
-    """Let Ctrl-C end a worker without a traceback; the parent says what happened."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _train_on_ray(recipe: EnsembleRecipe, groups: Mapping[str, Needs], work_dir: Path, reporter: Reporter) -> None:
+    """Train groups on Ray and write the parts that come back to the work folder."""
+    jobs = [
+        Job(name, _train_elsewhere, partial(_sent, recipe, work_dir, name, needs), after=needs)
+        for name, needs in groups.items()
+    ]
+    with reporter.step("training on Ray", len(jobs)) as step:
+        for _, (text, checkpoints) in run_jobs(jobs, "ray"):
+            _write(work_dir, checkpoints)
+            step.advance()
+            reporter.line(text)
 
 
-def _train_group(recipe: Recipe, work_dir: Path, name: str) -> str:
+def _train_group(recipe: EnsembleRecipe, work_dir: Path, name: str) -> str:
     """Train one group in this process and return what it reported; its parts are kept in the work folder."""
     text = io.StringIO()
     reporter = Reporter(Console(file=text, width=200), line_every_s=math.inf)
     workshop = Workshop(recipe, recipe.load_data(), Workbench(work_dir, reporter))
     with one_thread():
-        workshop.groups()[name]()
+        workshop.groups()[name].work()
     return text.getvalue().rstrip()
 
 
-def _silent() -> Reporter:
+def _sent(
+    recipe: EnsembleRecipe, work_dir: Path, name: str, needs: Needs
+) -> tuple[EnsembleRecipe, str, dict[str, Checkpoint]]:
+    """Arguments of `_train_elsewhere`: with the checkpoints that the group starts from."""
+    return recipe, name, {part: read_folder(work_dir / part) for part in needs}
+
+
+def _train_elsewhere(
+    recipe: EnsembleRecipe, name: str, given: Mapping[str, Checkpoint]
+) -> tuple[str, dict[str, Checkpoint]]:
+    """Train one group on a machine that shares no disk with ours; returns what it reported and its checkpoints."""
+    with tempfile.TemporaryDirectory(prefix="s2ap-") as folder:
+        work_dir = Path(folder)
+        _write(work_dir, given)
+        text = _train_group(recipe, work_dir, name)
+        made = sorted(path.parent.name for path in work_dir.glob(f"*/{RECORD_FILE}"))
+        return text, {part: read_folder(work_dir / part) for part in made if part not in given}
+
+
+def _write(work_dir: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
+    for part, (files, record) in checkpoints.items():
+        write_folder(work_dir / part, files, record)
+
+
+def silent_reporter() -> Reporter:
+    """Tells nobody."""
     return Reporter(Console(file=io.StringIO()))

@@ -3,66 +3,39 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, TypeVar
+from zlib import crc32
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.calibrate import Detection
 from s2ap_train.compute import ComputeSettings
 from s2ap_train.data import DataSettings, Splits, load_data
-from s2ap_train.ensemble import ChannelPruning
+from s2ap_train.ensemble import Family, ModelTable, Pruning
 from s2ap_train.pruning import FlyingBird, ScratchTicket, TwinRep
-from s2ap_train.pruning.methods import PruningMethod, without_foreign_keys
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining
 from s2ap_train.recipe_text import explain, packaged_recipes, read_recipe
 from s2ap_train.training import TrainingConfig
 
-__all__ = ["PruningRecipe", "Recipe", "load_pruning_recipe", "load_recipe", "packaged_recipes"]
+__all__ = [
+    "EnsembleRecipe",
+    "ModelTable",
+    "PruningRecipe",
+    "Recipe",
+    "load_ensemble_recipe",
+    "load_pruning_recipe",
+    "load_recipe",
+    "packaged_recipes",
+]
 
 R = TypeVar("R", bound=BaseModel)
-_ONLY_FOR_HARDENING = ("classifier", "plain", "members", "score_model", "purifier", "detection", "evaluation")
-ModelTable = str | dict[str, Any]
-"""A network: its name, `name` and arguments, or package.module:factory; checked when it is made."""
-Pruning = Annotated[PruningMethod, Field(discriminator="method"), BeforeValidator(without_foreign_keys)]
-"""A method's settings by its name; "s2ap" stands for its `base` with S2AP."""
+_FOR_ENSEMBLES = ("plain", "members", "detection")
+_FOR_HARDENING = ("classifier", "score_model", "purifier", "evaluation")
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RobustMembers(_Table):
-    """Adversarially trained, pruned members: each is pretrained, pruned and fine-tuned with a seed of its own.
-
-    Attributes:
-        count: How many.
-        models: Networks, one table a member, repeated when there are fewer tables than members.
-        pretraining: Adversarial training before pruning.
-        pruning: Method and its hyper-parameters.
-        finetune: Adversarial training after it.
-    """
-
-    count: Annotated[int, Field(ge=0)]
-    models: Annotated[tuple[ModelTable, ...], Field(min_length=1)]
-    pretraining: TrainingConfig
-    pruning: Pruning
-    finetune: TrainingConfig
-
-
-class ChannelMembers(_Table):
-    """Naturally trained members, channels physically removed: at random, or all but those of the largest filters."""
-
-    count: Annotated[int, Field(ge=0)]
-    settings: ChannelPruning
-
-
-class Members(_Table):
-    """The ensemble: the paper's families and the robust backbone."""
-
-    robust: RobustMembers
-    random_channel: ChannelMembers
-    l1_norm: ChannelMembers
 
 
 class EvaluationSettings(_Table):
@@ -151,25 +124,41 @@ class PruningRecipe(_Table):
         return load_data(self.data, self.seed, on_progress)
 
 
-class Recipe(PruningRecipe):
+class EnsembleRecipe(PruningRecipe):
+    """A plain network, families of members, and the sequential test over them.
+
+    Attributes:
+        plain: Natural training of the plain network, of which `model` is the architecture.
+        members: The families by a name of their own; members are flattened in this order.
+        detection: The sequential test.
+    """
+
+    plain: TrainingConfig
+    members: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Family]
+    detection: Detection
+
+    def member_seed(self, family: str, number: int) -> int:
+        """Seed of a member: the recipe's, and the family's first one, which its name decides where it is not given.
+
+        So neither the order of the families nor the counts of others change what a member is.
+        """
+        first = self.members[family].first_seed
+        return self.seed + number + (first if first is not None else 1000 + 1000 * (crc32(family.encode()) % 100_000))
+
+
+class Recipe(EnsembleRecipe):
     """One complete hardening.
 
     Attributes:
         classifier: Which trained network is defended: the plain, the adversarially trained or the pruned one.
-        plain: Natural training of the plain network.
-        members: The ensemble.
         score_model: Training of the purifier's score model.
         purifier: The purification.
-        detection: The sequential test.
         evaluation: The closing table.
     """
 
     classifier: Literal["plain", "adversarial", "pruned"]
-    plain: TrainingConfig
-    members: Members
     score_model: ScoreTraining
     purifier: Purification
-    detection: Detection
     evaluation: EvaluationSettings
 
 
@@ -181,13 +170,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         overrides: 'key.subkey=value' with a TOML value, applied in order.
 
     Raises:
-        RecipeError: If there is no such recipe or key, a value cannot work, or the recipe is for pruning only.
+        RecipeError: If there is no such recipe or key, a value cannot work, or the recipe is not for hardening.
     """
     data = read_recipe(name, overrides)
-    missing = [key for key in _ONLY_FOR_HARDENING if key not in data]
-    if len(missing) == len(_ONLY_FOR_HARDENING):
+    if not any(key in data for key in _FOR_HARDENING):
+        kind = "ensembles and pruning" if any(key in data for key in _FOR_ENSEMBLES) else "pruning"
         raise RecipeError(
-            f"recipe {name} is for pruning, it has no {missing[0]}, members or purifier; use it with s2ap-defend prune"
+            f"recipe {name} is for {kind}, it has no {', '.join(_FOR_HARDENING[:-1])} or {_FOR_HARDENING[-1]}; "
+            "use it with s2ap-defend prune"
         )
     if "compute" in data:
         raise RecipeError(
@@ -196,13 +186,36 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return _validated(Recipe, name, data)
 
 
-def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningRecipe:
-    """Load a recipe for `prune`, without what it holds for `harden`. Arguments and errors as in `load_recipe`."""
+def load_ensemble_recipe(name: str, overrides: Sequence[str] = ()) -> EnsembleRecipe:
+    """Load a recipe for its plain network and members, without what it holds for `harden`.
+
+    Arguments as in `load_recipe`.
+
+    Raises:
+        RecipeError: If there is no such recipe or key, a value cannot work, or the recipe has no members.
+    """
     data = read_recipe(name, overrides)
-    if any(key in data for key in _ONLY_FOR_HARDENING):
-        _validated(Recipe, name, data)  # a misspelt key is refused, whoever it is for
-        data = {key: value for key, value in data.items() if key not in _ONLY_FOR_HARDENING}
-    return _validated(PruningRecipe, name, data)
+    missing = [key for key in _FOR_ENSEMBLES if key not in data]
+    if len(missing) == len(_FOR_ENSEMBLES):
+        raise RecipeError(
+            f"recipe {name} is for pruning, it has no {', '.join(missing[:-1])} or {missing[-1]}; "
+            "use it with s2ap-defend prune"
+        )
+    return _validated(EnsembleRecipe, name, _without(_FOR_HARDENING, Recipe, name, data))
+
+
+def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningRecipe:
+    """Load a recipe for `prune`, without what it holds for others. Arguments and errors as in `load_recipe`."""
+    data = _without(_FOR_HARDENING, Recipe, name, read_recipe(name, overrides))
+    return _validated(PruningRecipe, name, _without(_FOR_ENSEMBLES, EnsembleRecipe, name, data))
+
+
+def _without(keys: tuple[str, ...], kind: type[BaseModel], name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """The tables without these keys; where one is there, all is validated: a misspelt key is refused for everybody."""
+    if not any(key in data for key in keys):
+        return data
+    _validated(kind, name, data)
+    return {key: value for key, value in data.items() if key not in keys}
 
 
 def _validated(kind: type[R], name: str, data: dict[str, Any]) -> R:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.ensemble import FAMILIES
 from s2ap_train.pruning.methods import METHODS
 
 _SHORT_FOR = {"data": "source", "model": "name"}
@@ -77,22 +79,51 @@ def explain(error: ValidationError, kind: object) -> str:
     if first["type"] in {"missing", "missing_argument"}:
         return f"key {place} is missing"
     if first["type"] in {"union_tag_invalid", "union_tag_not_found"}:
-        found = first["input"].get("method") if isinstance(first["input"], dict) else first["input"]
-        return f"{place}.method is {found!r}; {_nearest(str(found), ['s2ap', *METHODS])}"
-    reasons = dict.fromkeys(one["msg"] for one in error.errors() if _path(one["loc"]) == path)
-    return f"{place} is {first['input']!r}: {' or '.join(reasons)}"
+        key, known = ("family", list(FAMILIES)) if _is_member(first["loc"]) else ("method", ["s2ap", *METHODS])
+        found = first["input"].get(key) if isinstance(first["input"], dict) else first["input"]
+        return f"{place}.{key} is {'missing' if found is None else repr(found)}; {_nearest(str(found), known)}"
+    reasons = dict.fromkeys(
+        one["msg"].removeprefix("Value error, ") for one in error.errors() if _path(one["loc"]) == path
+    )
+    shown = "not right" if isinstance(first["input"], dict) else repr(first["input"])
+    return f"{place} is {shown}: {' or '.join(reasons)}"
 
 
 def _path(location: tuple[int | str, ...]) -> list[str]:
     """Keys of a place in a recipe, without what pydantic adds for the branch of a union."""
-    path = [str(part) for part in location if part not in METHODS]
-    return path[:-1] if path[-1] in {"float", "int", "str"} or path[-1].startswith(("literal[", "dict[")) else path
+    path = [str(part) for place, part in enumerate(location) if not _is_branch(location, place)]
+    return (
+        path[:-1]
+        if path[-1] in {"float", "int", "str", "[key]"} or path[-1].startswith(("literal[", "dict["))
+        else path
+    )
+
+
+def _is_member(location: tuple[int | str, ...]) -> bool:
+    """Whether this is the table of one family of members."""
+    return len(location) == 2 and location[0] == "members"
+
+
+def _is_branch(location: tuple[int | str, ...], place: int) -> bool:
+    """Whether pydantic added this part: the method after `pruning`, the family after the name of a table of members."""
+    if _is_member(location[:place]):
+        return location[place] in FAMILIES
+    return place > 0 and location[place - 1] == "pruning" and location[place] in METHODS
 
 
 def _keys_at(kind: Any, path: tuple[int | str, ...]) -> list[str]:  # noqa: ANN401
-    for part in path:
-        kind = METHODS.get(str(part)) or _field_types(kind).get(str(part), kind)
+    for place, part in enumerate(path):
+        if _is_branch(path, place):
+            kind = FAMILIES[str(part)] if _is_member(path[:place]) else METHODS[str(part)]
+        else:
+            kind = _present(_field_types(kind).get(str(part), kind))
     return list(_field_types(kind))
+
+
+def _present(kind: Any) -> Any:  # noqa: ANN401
+    """The type without None."""
+    alternatives = [one for one in get_args(kind) if one is not type(None)]
+    return alternatives[0] if len(alternatives) == 1 and isinstance(kind, UnionType) else kind
 
 
 def _field_types(kind: object) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Long training in parts: each part is kept in a checkpoint folder and reused where its settings are unchanged."""
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
+from rich.console import Console
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
 from s2ap_train.checkpoint import load_checkpoint, restore, save_checkpoint
 from s2ap_train.snapshots import Snapshots
+from s2ap_train.stopwatch import Stopwatch
 from s2ap_train.training import OnEpoch
 
 M = TypeVar("M", bound=nn.Module)
@@ -26,7 +29,8 @@ class Trained(Generic[M]):
 
     Attributes:
         model: The trained module.
-        record: JSON values to keep beside the weights; `architecture` rebuilds the module.
+        record: JSON values to keep beside the weights; `architecture` rebuilds the module. `seconds` of training, those
+            before an interruption included, are added unless they are there.
         beside: Further tensors to keep, such as masks and scores.
     """
 
@@ -54,6 +58,10 @@ class Workbench:
         self._reporter = reporter
         self._train = train
         self._keep = keep
+
+    def silent(self) -> "Workbench":
+        """The same, telling nobody."""
+        return Workbench(self._work_dir, Reporter(Console(file=io.StringIO())), train=self._train, keep=self._keep)
 
     def part(
         self,
@@ -86,15 +94,18 @@ class Workbench:
             return reused[0].eval(), reused[1]
         if not self._train:
             raise MissingPart(name)
-        snapshots = Snapshots(self._work_dir / f"{name}.unfinished", key)
+        unfinished = self._work_dir / f"{name}.unfinished"
+        snapshots, watch = Snapshots(unfinished, key), Stopwatch(unfinished / "seconds" if self._keep else None, key)
         with self._reporter.step(name, epochs) as step:
-            trained = train(lambda _, metrics: step.advance(note(metrics)), snapshots)
+            trained = train(watch.timed(name, lambda _, metrics: step.advance(note(metrics))), snapshots)
+            watch.lap(name)
             step.note = summary(trained.record)
+        record = {"seconds": watch.seconds(name), **trained.record}
         if self._keep:
             weights = {f"{_WEIGHT}{key}": value for key, value in trained.model.state_dict().items()}
-            save_checkpoint(folder, tensors=weights | dict(trained.beside), record={**trained.record, "settings": key})
+            save_checkpoint(folder, tensors=weights | dict(trained.beside), record={**record, "settings": key})
             snapshots.clear()
-        return trained.model.eval(), trained.record
+        return trained.model.eval(), record
 
     def _reload(
         self, folder: Path, key: str, rebuild: Callable[[Mapping[str, Any]], M]

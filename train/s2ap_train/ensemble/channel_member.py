@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from s2ap_train.attacks.accuracy import Array
+from s2ap_train.compute import Compute
 from s2ap_train.ensemble.channel_choice import ChooseChannels
 from s2ap_train.ensemble.keep_rates import kept_sizes, random_keep_rates
 from s2ap_train.models import Classifier, build
@@ -51,6 +52,7 @@ def channel_member(
     config: ChannelPruning,
     *,
     seed: int,
+    compute: Compute | None = None,
     snapshots: Snapshots | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> ChannelMember:
@@ -60,16 +62,25 @@ def channel_member(
     each group keeps, random choices, fresh weights and the order of training. Other arguments and errors as in
     `train_classifier`.
     """
+    compute = Compute(next(base.parameters()).device) if compute is None else compute
     generator = torch.Generator().manual_seed(seed)
     groups = channel_groups(base, base.image_shape, verify=False)
     shares = random_keep_rates(
         len(groups), generator, low=config.keep_low, high=config.keep_high, mean=config.keep_mean
     )
     kept = choose(base, groups, kept_sizes([group.size for group in groups], shares), generator)
-    model = remove_channels(base, groups, kept, base.image_shape)
+    model = compute.place(remove_channels(base, groups, kept, base.image_shape))
     if config.fresh:
-        model = build(model.architecture(), seed=seed).to(next(base.parameters()).device)
+        model = compute.place(build(model.architecture(), seed=seed))
     training = train_classifier(
-        model, images, labels, validation, config.training, seed=seed, snapshots=snapshots, on_epoch=on_epoch
+        model,
+        images,
+        labels,
+        validation,
+        config.training,
+        seed=seed,
+        compute=compute,
+        snapshots=snapshots,
+        on_epoch=on_epoch,
     )
     return ChannelMember(model, {name: stays.nonzero().flatten().tolist() for name, stays in kept.items()}, training)

@@ -24,7 +24,7 @@ def evaluation_view(model: nn.Module) -> nn.Module:
 
     Rounding differs from the model's own. It must be in evaluation mode, or be put there.
     """
-    pairs = _pairs(model)
+    pairs = normalised_layers(model)
     return _folded(model, pairs) if pairs else model
 
 
@@ -36,7 +36,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     computes the same logits as `model.eval()` up to float32 rounding. Zero weights stay exactly zero, and the copy
     shares no tensor with the model.
     """
-    return _folded(model, _pairs(model))
+    return _folded(model, normalised_layers(model))
 
 
 def _folded(model: nn.Module, pairs: Pairs) -> nn.Module:
@@ -76,7 +76,7 @@ def _without_parametrisation(layer: Any) -> Any:  # noqa: ANN401
     return plain
 
 
-def _pairs(model: nn.Module) -> Pairs:
+def normalised_layers(model: nn.Module) -> Pairs:
     """Names of layers and of the normalisations that alone read them.
 
     Following a forward method takes as long as several forward passes, and attacks ask at every training step. What a

@@ -21,12 +21,12 @@ from s2ap_train.models import Classifier, create
 from s2ap_train.models import build as build_classifier
 from s2ap_train.prune.lock import locked
 from s2ap_train.prune.metrics import Timings, run_metrics
-from s2ap_train.prune.stopwatch import Stopwatch
 from s2ap_train.pruning import Tuned, finetune, prune
 from s2ap_train.pruning.methods import epochs_known, needs_training, needs_tuning, structure_name
 from s2ap_train.recipe import ModelTable, PruningRecipe
 from s2ap_train.run_folder import read_run, write_run
 from s2ap_train.snapshots import Snapshots
+from s2ap_train.stopwatch import Stopwatch
 from s2ap_train.threads import one_thread
 from s2ap_train.training import OnEpoch, train_classifier
 from s2ap_train.workbench import Trained, Workbench, accuracies, fingerprint

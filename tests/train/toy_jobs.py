@@ -1,0 +1,26 @@
+"""Work that other processes do in the tests of jobs; light to import there."""
+
+import os
+import signal
+from pathlib import Path
+
+from s2ap_defend.errors import RecipeError
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def fail(text: str) -> int:
+    raise RecipeError(text)
+
+
+def die() -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def names_in(folder: Path, name: str) -> list[str]:
+    """The names of the files in a folder, after adding one."""
+    (folder / name).touch()
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,140 @@
+"""What a family of members is: a table of a recipe that trains its members one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from s2ap_defend.manifest import Seeds
+from s2ap_train.attacks.accuracy import Array
+from s2ap_train.compute import LOCAL, Compute
+from s2ap_train.models import Classifier, create
+from s2ap_train.pruning.scores import weight_counts
+from s2ap_train.snapshots import Snapshots
+from s2ap_train.training import OnEpoch
+
+ModelTable = str | dict[str, Any]
+"""A network: its name, `name` and arguments, or package.module:factory; checked when it is made."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What members are trained on, and where.
+
+    Attributes:
+        images: Training images, float32 [N, C, H, W] in [0, 1].
+        labels: Their labels, int64 [N].
+        validation: Images and labels for every choice; never the test set.
+        classes: Number of classes K.
+        compute: Device and precision.
+    """
+
+    images: Array
+    labels: Array
+    validation: tuple[Array, Array]
+    classes: int
+    compute: Compute = LOCAL
+
+    @property
+    def arrays(self) -> tuple[Array, Array, tuple[Array, Array]]:
+        """Images, labels and the validation set, in the order of `train_classifier`."""
+        return self.images, self.labels, self.validation
+
+    def create(self, model: ModelTable, seed: int) -> Classifier:
+        """A new network for these images."""
+        _, channels, height, width = self.images.shape
+        return create(model, (int(channels), int(height), int(width)), self.classes, seed)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The plain network: its table, and how to get it, trained, with the seed that made it."""
+
+    table: ModelTable
+    seed: int
+    network: Callable[[], Classifier]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A network after training, and how it came about.
+
+    Attributes:
+        model: The network as it is shipped: masks folded into the weights, channels gone.
+        method: What the manifest calls it.
+        seeds: Of initial weights, of mask, channels or mutation, and of the order of the training data.
+        adversarially_trained: Whether the training that its weights ended with saw attacks.
+        dense_weights: Prunable weights before anything was pruned.
+        history: A record per epoch.
+        beside: Masks and scores by name, to be kept.
+        details: Further JSON values for the record.
+    """
+
+    model: Classifier
+    method: str
+    seeds: Seeds
+    adversarially_trained: bool
+    dense_weights: int
+    history: tuple[dict[str, float], ...] = ()
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the dense network's weights that are 0 or gone."""
+        return 1.0 - weight_counts(self.model)[0] / self.dense_weights
+
+
+class MemberFamily(BaseModel):
+    """Members of one kind; families extend it.
+
+    Attributes:
+        count: How many; 0 lists a family without training it.
+        first_seed: Added to the recipe's seed for the first member, and one more for each further; None takes a number
+            that the family's name alone decides.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: Annotated[int, Field(ge=0)]
+    first_seed: Annotated[int, Field(ge=0)] | None = None
+
+    starts_from_base: ClassVar[bool] = False
+    """Whether members need the trained plain network."""
+
+    def epochs(self, number: int) -> int:
+        """Epochs that member `number`, from 0, is trained for, as far as they are known."""
+        raise NotImplementedError
+
+    def decides(self, number: int) -> object:
+        """Everything of this table that decides member `number`: a kept member is reused while it is the same."""
+        raise NotImplementedError
+
+    def train(
+        self,
+        number: int,
+        data: TrainingData,
+        base: Base,
+        *,
+        seed: int,
+        snapshots: Snapshots | None = None,
+        on_epoch: OnEpoch | None = None,
+    ) -> Fitted:
+        """Train member `number`.
+
+        Args:
+            number: From 0; the same seed and number give the same member on one machine.
+            data: What to train on, and where.
+            base: The plain network.
+            seed: Of everything random.
+            snapshots: Where every epoch is kept; training goes on from there.
+            on_epoch: Called after each epoch.
+
+        Raises:
+            RecipeError: If a setting cannot be trained.
+        """
+        raise NotImplementedError

@@ -1,0 +1,185 @@
+"""Members of a network of their own, pruned by any method of `s2ap_train.pruning`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from s2ap_defend.manifest import Seeds
+from s2ap_train.ensemble.family import Base, Fitted, MemberFamily, ModelTable, TrainingData
+from s2ap_train.models import Classifier
+from s2ap_train.pruning import Magnitude, PruningMethod, finetune, prune
+from s2ap_train.pruning.methods import (
+    epochs_known,
+    method_name,
+    needs_training,
+    needs_tuning,
+    structure_name,
+    without_foreign_keys,
+)
+from s2ap_train.pruning.scores import weight_counts
+from s2ap_train.snapshots import Snapshots
+from s2ap_train.training import OnEpoch, TrainingConfig, train_classifier
+
+Pruning = Annotated[PruningMethod, Field(discriminator="method"), BeforeValidator(without_foreign_keys)]
+"""A method's settings by its name; "s2ap" stands for its `base` with S2AP."""
+
+
+class PrunedFamily(MemberFamily):
+    """Each member is trained, pruned and fine-tuned with a seed of its own; it shares nothing with the plain network.
+
+    Attributes:
+        models: Networks, one table a member, repeated when there are fewer tables than members.
+        pretraining: Training before pruning; not read by methods that begin with random weights.
+        pruning: Method and its hyper-parameters.
+        finetune: Training after it; not read by methods that train what they leave.
+    """
+
+    family: Literal["pruned"]
+    models: Annotated[tuple[ModelTable, ...], Field(min_length=1)]
+    pretraining: TrainingConfig | None = None
+    pruning: Pruning
+    finetune: TrainingConfig | None = None
+
+    @model_validator(mode="after")
+    def _has_its_trainings(self) -> Self:
+        for name, needed in (("pretraining", needs_training), ("finetune", needs_tuning)):
+            if getattr(self, name) is None and needed(self.pruning):
+                raise ValueError(f"method {self.pruning.method} needs the table {name}, which is missing")
+        return self
+
+    def epochs(self, number: int) -> int:  # noqa: ARG002
+        """Of all three phases."""
+        before = self.pretraining.epochs if self.pretraining is not None and needs_training(self.pruning) else 0
+        return before + epochs_of(self.pruning, self.finetune)
+
+    def decides(self, number: int) -> object:
+        """Network, trainings and method."""
+        return self.family, self._model(number), self.pretraining, self.pruning, self.finetune
+
+    def train(
+        self,
+        number: int,
+        data: TrainingData,
+        base: Base,  # noqa: ARG002
+        *,
+        seed: int,
+        snapshots: Snapshots | None = None,
+        on_epoch: OnEpoch | None = None,
+    ) -> Fitted:
+        """Train, prune and fine-tune. Arguments and errors as in `MemberFamily.train`."""
+        dense = data.compute.place(data.create(self._model(number), seed))
+        if self.pretraining is not None and needs_training(self.pruning):
+            train_classifier(
+                dense,
+                *data.arrays,
+                self.pretraining,
+                seed=seed,
+                compute=data.compute,
+                snapshots=None if snapshots is None else snapshots.child("dense"),
+                on_epoch=on_epoch,
+            )
+        return fit_pruned(
+            dense,
+            data,
+            self.pruning,
+            self.finetune,
+            pretraining=self.pretraining,
+            seed=seed,
+            snapshots=snapshots,
+            on_epoch=on_epoch,
+        )
+
+    def _model(self, number: int) -> ModelTable:
+        return self.models[number % len(self.models)]
+
+
+def fit_pruned(
+    dense: Classifier,
+    data: TrainingData,
+    pruning: PruningMethod,
+    tuning: TrainingConfig | None,
+    *,
+    pretraining: TrainingConfig | None,
+    seed: int,
+    snapshots: Snapshots | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Fitted:
+    """Prune a network, fine-tune it where its method needs that, and fold the mask; `dense` is not changed.
+
+    Args:
+        dense: The network, trained by `pretraining` with the same seed, or only drawn where the method wants that.
+        data: What to train on, and where.
+        pruning: The method.
+        tuning: Fine-tuning.
+        pretraining: What trained `dense`.
+        seed: Of everything random.
+        snapshots: Where every epoch is kept.
+        on_epoch: Called after each epoch.
+
+    Raises:
+        RecipeError: If the method cannot prune this network so.
+    """
+    pruned = prune(
+        dense,
+        *data.arrays,
+        pruning,
+        seed=seed,
+        compute=data.compute,
+        snapshots=None if snapshots is None else snapshots.child("pruning"),
+        on_epoch=on_epoch,
+    )
+    tuned = finetune(
+        pruned,
+        *data.arrays,
+        tuning if needs_tuning(pruning) else None,
+        structure=structure_name(pruning),
+        seed=seed,
+        compute=data.compute,
+        snapshots=None if snapshots is None else snapshots.child("finetune"),
+        on_epoch=on_epoch,
+    )
+    beside = {f"mask.{name}": mask for name, mask in pruned.masks.items()}
+    beside |= {f"score.{name}": score for name, score in pruned.scores.items()}
+    if not isinstance(tuned.model, Classifier):  # our own bug
+        raise TypeError(f"pruning returned a {type(tuned.model).__name__}")
+    return Fitted(
+        model=tuned.model,
+        method=manifest_name(pruning),
+        seeds=Seeds(initialisation=seed, mask=seed, order=seed),
+        adversarially_trained=_last_training(pretraining, pruning, tuning).adversarial,
+        dense_weights=weight_counts(dense)[1],
+        history=pruned.history + (() if tuned.tuning is None else tuned.tuning.history),
+        beside=beside,
+    )
+
+
+def manifest_name(pruning: PruningMethod) -> str:
+    """What a manifest calls a method: 's2ap', 's2ap-channel', 's2ap-2:4', 'subnetwork', 'iterative-magnitude', ...
+
+    A scratch ticket that is searched on clean images is 'subnetwork' (edge-popup, Ramanujan et al. 2020, arXiv
+    1911.13299); Robust Scratch Tickets search it on attacked ones.
+    """
+    name, structure = method_name(pruning), structure_name(pruning)
+    if name == "scratch-ticket" and not isinstance(pruning, Magnitude) and not pruning.training.adversarial:
+        name = "subnetwork"
+    return name if structure == "unstructured" else f"{name}-{structure}"
+
+
+def epochs_of(pruning: PruningMethod, tuning: TrainingConfig | None) -> int:
+    """Epochs of pruning and fine-tuning, as far as they are known before."""
+    return epochs_known(pruning) + (tuning.epochs if tuning is not None and needs_tuning(pruning) else 0)
+
+
+def _last_training(
+    pretraining: TrainingConfig | None, pruning: PruningMethod, tuning: TrainingConfig | None
+) -> TrainingConfig:
+    """The training that the shipped weights ended with."""
+    if tuning is not None and needs_tuning(pruning):
+        return tuning
+    if not isinstance(pruning, Magnitude):
+        return pruning.training
+    if pretraining is None:  # our own bug: magnitude pruning needs both
+        raise ValueError("a network that was never trained was pruned by magnitude")
+    return pretraining
