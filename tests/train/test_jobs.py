@@ -1,8 +1,13 @@
 """Jobs in this process and in others: their order, and how they end."""
 
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 from toy_jobs import die, double, fail, names_in
@@ -45,6 +50,44 @@ def test_a_killed_process_is_said_in_one_line():
     with pytest.raises(RecipeError, match=r"a training process was killed.*fewer --workers than 2") as caught:
         list(run_jobs(jobs, 2))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_a_parent_that_is_killed(tmp_path, how):
+    start = """if __name__ == "__main__":
+        import sys
+        from functools import partial
+        from pathlib import Path
+        from toy_jobs import stay
+        from s2ap_train.jobs import Job, run_jobs
+        folder = Path(sys.argv[1])
+        list(run_jobs([Job(name, stay, partial(tuple, (folder,))) for name in "ab"], 2))
+    """
+    script = tmp_path / "start.py"
+    script.write_text(start)
+    path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    folder = tmp_path / "workers"
+    folder.mkdir()
+    parent = subprocess.Popen([sys.executable, str(script), str(folder)], env=os.environ | path)
+    deadline = time.monotonic() + 120
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(file.name) for file in folder.iterdir()]
+    assert len(workers) == 2
+    parent.send_signal(how)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(worker) for worker in workers)
+
+
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 def test_jobs_that_wait_for_one_another_or_share_a_name_are_our_own_bug():

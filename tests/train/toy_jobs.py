@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from s2ap_defend.errors import RecipeError
@@ -17,6 +18,13 @@ def fail(text: str) -> int:
 
 def die() -> int:
     os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def stay(folder: Path) -> int:
+    """Say who works here, then work for a minute."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
     return 0
 
 

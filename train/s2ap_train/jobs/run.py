@@ -6,6 +6,7 @@ import importlib.util
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -72,7 +73,7 @@ def _run_here(jobs: Sequence[Job[T]]) -> Iterator[tuple[Job[T], T]]:
 
 def _run_in_processes(jobs: Sequence[Job[T]], processes: int) -> Iterator[tuple[Job[T], T]]:
     schedule = Schedule(jobs)
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _die_on_interrupt)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_the_parent)
     running: dict[Future[T], Job[T]] = {}
     try:
         while True:
@@ -97,6 +98,17 @@ def _run_in_processes(jobs: Sequence[Job[T]], processes: int) -> Iterator[tuple[
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _die_on_interrupt() -> None:
-    """Let Ctrl-C end a worker without a traceback; the parent says what happened."""
+def _end_with_the_parent() -> None:
+    """Let Ctrl-C end a worker without a traceback, and the parent's end, however it came, end it too.
+
+    The parent says what happened; a worker that went on would train what a second start trains as well.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_exit_after_the_parent, daemon=True).start()
+
+
+def _exit_after_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # what is trained is kept after every epoch, written whole or not at all
