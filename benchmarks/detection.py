@@ -71,6 +71,8 @@ def main(
         chosen = load_ensemble_recipe(recipe, [*_root(data), *overrides])
         shown = _listed(families, chosen.members, "family") if families else list(chosen.members)
         mix = {family: chosen.members[family].count for family in shown}
+        if not any(mix.values()):
+            raise click.ClickException(f"the mix is empty: none of {', '.join(mix)} has a count above 0 in the recipe")
         counts = dict.fromkeys(chosen.members, 0) | {
             family: max(count, preset.paper_members if family in preset.paper_families else preset.members)
             for family, count in mix.items()

@@ -1,6 +1,6 @@
 """Figures of one group of members: a family, or the chosen mix, under one kind of sequential test."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from s2ap_train.calibrate import (
     calibrate,
     conformal_boundary,
     majority,
+    samples_needed,
 )
 from s2ap_train.data import ImageSet
 from s2ap_train.evaluate.detection import Share, detected_at, roc_area
@@ -151,26 +152,39 @@ def attack_figures(judged: Judged, clean: Judged, answers: Answers) -> dict[str,
     }
 
 
-def redrawn_false_alarms(statistic: Float64, *, seed: int) -> dict[str, dict[str, float]]:
-    """False-alarm rate of conformal boundaries over redraws of which clean inputs calibrate and which measure.
+def redrawn_false_alarms(calibrating: Float64, measuring: Float64, *, seed: int) -> dict[str, dict[str, Any]]:
+    """False-alarm rate on test inputs of conformal boundaries from random halves of the calibration inputs.
+
+    No test input ever calibrates, so inputs that trained or fitted something among the calibration inputs would show:
+    in the rates, and in the two-sample Kolmogorov-Smirnov p-value ('alike').
 
     Args:
-        statistic: Of clean inputs that fitted nothing.
+        calibrating: Alarm statistics of the calibration inputs that count [n].
+        measuring: Those of the test inputs that count [m].
         seed: Of the redraws.
+
+    Returns:
+        By alpha: the mean rate, its standard error (both samples: sqrt(alpha (1 - alpha) (1 / n + 1 / m))), inputs
+        drawn for a boundary, whether mean <= alpha + 3 errors; without what too few inputs allow.
     """
+    from scipy import stats
+
     generator, found = np.random.default_rng(seed), {}
-    half = len(statistic) // 2
+    half = len(calibrating) // 2
     for alpha in ALPHAS:
+        if half < samples_needed(alpha):
+            continue
         rates = []
         for _ in range(REDRAWS):
-            drawn = generator.permutation(statistic)
-            rates.append(float((drawn[half:] >= conformal_boundary(drawn[:half], alpha)).mean()))
-        error = float(np.std(rates, ddof=1) / np.sqrt(REDRAWS))
-        found[f"{alpha:g}"] = {"mean": float(np.mean(rates)), "standard_error": error, "calibration_inputs": half}
+            drawn = generator.permutation(calibrating)[:half]
+            rates.append(float((measuring >= conformal_boundary(drawn, alpha)).mean()))
+        error = float(np.sqrt(alpha * (1 - alpha) * (1 / len(calibrating) + 1 / len(measuring))))
+        mean = float(np.mean(rates))
+        found[f"{alpha:g}"] = {
+            "mean": mean,
+            "standard_error": error,
+            "calibration_inputs": half,
+            "holds": mean <= alpha + 3 * error,
+            "alike": float(stats.ks_2samp(calibrating, measuring).pvalue),
+        }
     return found
-
-
-def mean_of(figures: Mapping[str, Mapping[str, Any]], key: str) -> float:
-    """Mean of a figure over attacks that fooled the base at least once."""
-    values = [found[key] for found in figures.values() if found["fooled"]]
-    return float(np.mean([value["value"] if isinstance(value, Mapping) else value for value in values]))

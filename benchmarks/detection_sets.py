@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from s2ap_defend.types import Float32, Int64
+from s2ap_train import attacks
 from s2ap_train.attacks.catalogue import ATTACKS
 from s2ap_train.attacks.joint import joint_network
 from s2ap_train.attacks.pgd import pgd
@@ -78,7 +80,7 @@ class AttackedSets:
         self, name: str, networks: Sequence[nn.Module], settings: object, attack: Callable[[ImageSet], Float32]
     ) -> AttackedSet:
         weights = [_digest(network) for network in networks]
-        key = fingerprint([self._key, self._seed, weights, settings])
+        key = fingerprint([self._key, self._seed, weights, settings, attacks_digest()])
         file = self._folder / f"{name.replace('/', '_')}-{key[:16]}.npz"
         if file.exists():
             with np.load(file) as kept:
@@ -92,6 +94,13 @@ class AttackedSets:
         np.savez(beside, images=made.images, seconds=made.seconds)
         beside.replace(file)
         return made
+
+
+@cache
+def attacks_digest() -> str:
+    """SHA-256 over the sources of the attacks: what was attacked by other code is attacked again."""
+    files = sorted(Path(attacks.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _digest(network: nn.Module) -> str:

@@ -1,6 +1,9 @@
-"""The tables of the detection benchmark, in Markdown."""
+"""The tables of the detection benchmark in Markdown; `python benchmarks/detection_tables.py FILE` prints a file's."""
 
+import json
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from report import aligned
@@ -48,7 +51,9 @@ def tables(document: Json) -> dict[str, list[str]]:
         "The paper's test: area under the ROC curve of the label change rate %": _by_attack(paper, "auroc"),
         "The paper's test: members asked": _by_attack(paper, "members_used", clean="members_used"),
         "The paper's test: clean images": _clean_table(paper),
-        "The mix at the paper's test's measured false-alarm rate: detection %, mix / paper": _matched_table(document),
+        "At the false-alarm rate of the paper's test: detection %, mix / paper, + - beyond noise": _matched_table(
+            document
+        ),
         "PGD on the base, and on base and members: ROC area, the group disagrees / corrects %": _budget_table(groups),
         "The same: detection % at 5 % false alarms": _by_attack(groups, "detected_at_0.05", part="budgets"),
         "Where the mix detects less than one of its families at 5 % false alarms, beyond noise": _worse(document),
@@ -126,10 +131,18 @@ def _matched_table(document: Json) -> list[str]:
     names = list(document["groups"]["mix"]["attacks"])
     for group, found in document["mix_against_paper"].items():
         cells = [
-            f"{_short(found[name]['mix'])} / {_short(found[name]['paper'])}" if name in found else "-" for name in names
+            f"{_short(found[name]['mix'])} / {_short(found[name]['paper'])}{_mark(found[name])}"
+            if name in found
+            else "-"
+            for name in names
         ]
         rows.append((NAMES.get(group, group), _percent(found["false_alarm_rate"]), *cells))
     return _rows(("paper's test with", "false alarms %", *names), rows)
+
+
+def _mark(found: Json) -> str:
+    """Which side is better beyond the paired 95 % interval: + the mix, - the other."""
+    return " +" if found["low"] > 0 else " -" if found["high"] < 0 else ""
 
 
 def _budget_table(groups: Json) -> list[str]:
@@ -146,7 +159,8 @@ def _budget_table(groups: Json) -> list[str]:
             else:
                 cells.append("-")
         rows.append((NAMES.get(group, group), _percent(found["clean_accuracy"]), *cells))
-    return _rows(("family", "clean %", *names), rows)
+    fooled = [str(groups["mix"]["budgets"][name]["fooled"]) for name in names]
+    return _rows(("family", "clean %", *names), [*rows, ("(inputs, the mix)", "", *fooled)])
 
 
 def _worse(document: Json) -> list[str]:
@@ -191,10 +205,17 @@ def _redraw_table(redraws: Json) -> list[str]:
     rows = [
         (
             alpha,
-            f"{100 * found['mean']:.2f} +- {100 * found['standard_error']:.2f}",
+            f"{100 * found['mean']:.2f}",
+            f"{100 * found['standard_error']:.2f}",
             str(found["calibration_inputs"]),
-            "yes" if found["mean"] <= float(alpha) + 3 * found["standard_error"] else "NO",
+            "yes" if found["holds"] else "NO",
+            f"{found['alike']:.2f}",
         )
         for alpha, found in redraws.items()
     ]
-    return _rows(("alpha", "false alarms %, mean +- standard error", "calibration inputs", "holds"), rows)
+    header = ("alpha", "false alarms on test inputs %", "standard error", "calibration inputs", "holds", "alike, p")
+    return _rows(header, rows) if rows else ["too few calibration inputs"]
+
+
+if __name__ == "__main__":
+    print_tables(json.loads(Path(sys.argv[1]).read_bytes()))

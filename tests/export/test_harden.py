@@ -28,6 +28,7 @@ SMALL = {
     "members.random_channel.count": 2,
     "members.random_channel.settings.training.epochs": 1,
     "members.fresh_channel.count": 0,
+    "members.lottery_ticket.count": 0,
     "members.l1_norm.count": 1,
     "members.l1_norm.settings.training.epochs": 1,
     "score_model.epochs": 1,

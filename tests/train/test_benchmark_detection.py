@@ -70,7 +70,10 @@ def test_the_papers_test_asks_as_many_members_as_there_are(measured: tuple[Path,
     assert {found["members"] for found in document["paper"].values()} == {4}
     matched = document["mix_against_paper"]["random_channel"]
     assert matched["false_alarm_rate"] == document["paper"]["random_channel"]["clean"]["false_alarms"]["value"]
-    assert matched["pgd"]["mix"]["count"] == matched["pgd"]["paper"]["count"]
+    pgd = matched["pgd"]
+    assert pgd["mix"]["count"] == pgd["paper"]["count"]
+    assert pgd["difference"] == pytest.approx(pgd["mix"]["value"] - pgd["paper"]["value"])
+    assert pgd["low"] <= pgd["difference"] <= pgd["high"]
 
 
 def test_tables_print_what_the_json_holds(measured: tuple[Path, Result, dict[str, Any]]) -> None:
@@ -98,11 +101,28 @@ def test_an_unknown_attack_is_one_line(benchmarks: None, tmp_path: Path) -> None
     assert "attack 'magic' is not known; choose from fgsm" in result.output
 
 
-def test_redrawn_conformal_boundaries_keep_their_rate_and_a_tighter_one_does_not(benchmarks: None) -> None:
+def test_redrawn_boundaries_hold_where_both_parts_are_alike_and_not_where_calibration_inputs_were_known(
+    benchmarks: None,
+) -> None:
     from detection_groups import redrawn_false_alarms
 
-    statistic = np.random.default_rng(0).normal(size=2000)
-    for alpha, found in redrawn_false_alarms(statistic, seed=1).items():
-        assert found["calibration_inputs"] == 1000
-        assert found["mean"] <= float(alpha) + 3 * found["standard_error"]
-        assert found["mean"] > float(alpha) / 2
+    generator = np.random.default_rng(0)
+    measuring = generator.normal(size=2000)
+    found = redrawn_false_alarms(generator.normal(size=1000), measuring, seed=1)
+    assert list(found) == ["0.01", "0.02", "0.05"]
+    assert all(row["holds"] and row["calibration_inputs"] == 500 for row in found.values())
+    assert found["0.05"]["mean"] > 0.025
+    assert found["0.05"]["alike"] > 0.01
+    known = redrawn_false_alarms(generator.normal(size=1000) - 1, measuring, seed=1)
+    assert not any(row["holds"] for row in known.values())
+    assert known["0.05"]["alike"] < 1e-6
+    assert list(redrawn_false_alarms(generator.normal(size=100), measuring, seed=1)) == ["0.02", "0.05"]
+
+
+def test_a_mix_without_members_is_refused_before_training(benchmarks: None, tmp_path: Path) -> None:
+    from detection import main
+
+    result = CliRunner().invoke(main, ["digits", "--work-dir", str(tmp_path / "w"), "--families", "mutation"])
+    assert result.exit_code == 1
+    assert "the mix is empty" in result.output
+    assert not (tmp_path / "w").exists()

@@ -139,7 +139,11 @@ def test_what_a_family_calls_its_epochs_is_what_it_trains(base):
 def test_the_digits_recipe_lists_every_family_and_trains_today_s_mix() -> None:
     recipe = load_recipe("digits")
     counts = {name: table.count for name, table in recipe.members.items()}
-    assert {name: count for name, count in counts.items() if count} == {"robust": 6, "fresh_channel": 3, "l1_norm": 3}
+    assert {name: count for name, count in counts.items() if count} == {
+        "robust": 6,
+        "fresh_channel": 3,
+        "lottery_ticket": 3,
+    }
     assert [recipe.member_seed(name, 1) for name in ("robust", "fresh_channel", "l1_norm")] == [101, 201, 301]
     assert {table.family for table in recipe.members.values()} == set(FAMILIES)
 
