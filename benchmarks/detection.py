@@ -15,9 +15,10 @@ members on clean and 5 on attacked inputs; conformal false alarms are at most al
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 from detection_measures import measure
@@ -95,7 +96,21 @@ def main(
         draw(plot, bench.calibrated(MIX, members), judged[MIX], answers, example)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, json.dumps(document, indent=1).encode() + b"\n")
+        replace_file(file, as_text(document).encode())
+
+
+def as_text(document: Mapping[str, Any]) -> str:
+    """JSON of five decimals, a line for each key."""
+    lines = (f"{json.dumps(key)}: {json.dumps(_rounded(value))}" for key, value in document.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401 - JSON values
+    if isinstance(value, Mapping):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(part) for part in value]
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def _listed(names: str, known: Collection[str], what: str) -> list[str]:

@@ -27,6 +27,7 @@ from s2ap_train.models import fold_batch_norm
 from s2ap_train.parts import Parts, train_parts
 from s2ap_train.purifier import hadamard_bank
 from s2ap_train.recipe import Recipe
+from s2ap_train.threads import one_thread
 from s2ap_train.workbench import fingerprint
 
 ATTACKS = ("clean", "fgsm", "pgd", "unrolled-pgd", "square")
@@ -164,13 +165,14 @@ def _calibrate(
     recipe: Recipe, parts: Parts, engines: StageEngines, milliseconds: tuple[float, ...], splits: Splits
 ) -> Calibration:
     """Calibrate on the answers of the exported stages, by the engine that serves them."""
-    attacked = attacked_fitting_images(
-        parts.classifier(recipe.classifier).model,
-        [member.model for member in parts.members],
-        splits.fit,
-        eps=recipe.eps,
-        seed=recipe.seed,
-    )
+    with one_thread():  # two threads in such small operators are many times slower where others compute, too
+        attacked = attacked_fitting_images(
+            parts.classifier(recipe.classifier).model,
+            [member.model for member in parts.members],
+            splits.fit,
+            eps=recipe.eps,
+            seed=recipe.seed,
+        )
     image = np.arange(len(attacked)) % len(splits.fit)  # the attacked images are copies of the fitting images, in order
     try:
         return calibrate(

@@ -9,6 +9,7 @@ import numpy as np
 
 from s2ap_defend.errors import InputError, ModelFileError, RecipeError
 from s2ap_defend.manifest import Manifest
+from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.types import Float64, Int64, Verdicts
 
 CELLS_PER_NAT = 64
@@ -29,7 +30,9 @@ class DriftReport:
         mean_p_value: Mean conformal p-value: 1/2 without drift, less where inputs look more adversarial than the
             reference, more where they look cleaner; nan before the first input.
         flagged: Share of the window that was flagged; nan before the first input.
-        expected_flagged: False-alarm rate that calibration expects, on the inputs that it counted; None if unknown.
+        expected_flagged: Share of the reference that the file flags: of all held-out clean inputs, right or wrong, as
+            `flagged` is of all served ones, so more than the false-alarm rate where that counts the right ones only.
+            None if unknown: without a manifest, or where a final ratio does not tell whether it was flagged.
         log_martingale: Logarithm of the conformal test martingale now, in nats.
         drifted: Whether the martingale has ever reached 1 / level. It stays so until the monitor is replaced.
     """
@@ -91,13 +94,13 @@ class DriftMonitor:
         self.expected_flagged: float | None = None
         if isinstance(reference, Manifest):
             calibration = reference.test.calibration
-            self.expected_flagged = calibration.expected_false_alarm_rate
             ratios = np.array(calibration.reference_ratios, dtype=np.float64)
             if not len(ratios):
                 raise ModelFileError(
                     "the model file carries no reference log-likelihood ratios, which a drift monitor compares with; "
                     "write it again with `s2ap-defend calibrate`"
                 )
+            self.expected_flagged = _share_flagged(reference.test.to_test(), ratios)
         else:
             ratios = np.array(reference, dtype=np.float64)
         if not len(ratios) or not np.isfinite(ratios).all():
@@ -158,6 +161,18 @@ class DriftMonitor:
             log_martingale=math.log(self._martingale.capital),
             drifted=self._drifted,
         )
+
+
+def _share_flagged(test: SequentialTest, ratios: Float64) -> float | None:
+    """Share of inputs with these final ratios [N] that the test flagged; None where the ratios do not tell.
+
+    They tell where one boundary lies above all that is accepted and is that of every member and of the truncation.
+    """
+    if (test.upper != test.upper[0]).any():
+        return None
+    undecided = np.nextafter(max(test.final_threshold, float(test.lower[-1])), np.inf)  # flagged from here at the end
+    boundary = min(float(test.upper[0]), float(undecided))
+    return None if (test.lower >= boundary).any() else float((ratios >= boundary).mean())
 
 
 class _Martingale:

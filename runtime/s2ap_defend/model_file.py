@@ -91,7 +91,7 @@ def write_model_file(model: ModelProto, manifest: Manifest, path: Path, *, exter
     written.metadata_props.add(key=METADATA_KEY, value=sealed.to_json())
     external = model.ByteSize() > MAX_EMBEDDED_BYTES if external_data is None else external_data
     check_writable(path)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    folder = _temporary_folder(path)
     try:
         onnx.save_model(
             written,
@@ -109,8 +109,17 @@ def write_model_file(model: ModelProto, manifest: Manifest, path: Path, *, exter
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _temporary_folder(path: Path) -> Path:
+    """A new folder beside `path`, whose own folder is made when missing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def check_writable(path: Path) -> None:
-    """Check that `path` can be written, before the work that produces it; its folder is made when missing.
+    """Check that `path` can be written, before the work that produces it; nothing is created, nor its folder.
 
     Raises:
         ModelFileError: If it cannot.
@@ -118,8 +127,7 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise ModelFileError(f"{path} is a folder; name a file to write, such as {path / 'model.onnx'}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
             pass
     except OSError as error:
         raise ModelFileError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -128,7 +136,11 @@ def check_writable(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside `path`, then rename it: a reader sees the old content or the new one."""
+    """Write a file beside `path`, then rename it: a reader sees the old content or the new one.
+
+    Its folder is made when missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
     beside.write_bytes(content)
     beside.replace(path)

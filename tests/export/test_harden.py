@@ -88,6 +88,7 @@ def test_a_second_run_trains_nothing_and_writes_the_same_weights(
     before = open_model_file(hardened).manifest
     assert run(["harden", "digits", "-o", str(hardened), "--workers", "1", *OVERRIDES]) == 0
     output = capsys.readouterr().out
+    assert "members give evidence" in output
     for part in ("plain", "adversarial", "pruned", "member-robust-0", "member-l1_norm-0", "score-model"):
         assert f"{part}: reused" in output
     assert "attacks, ablation: reused" in output

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import socket
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from onnx import helper
 from PIL import Image
 
 from s2ap_defend import DefendedClassifier
+from s2ap_defend.cli.inspect import asked_members
 from s2ap_defend.cli.main import run
+from s2ap_defend.manifest import Manifest, TestTables
+from s2ap_defend.model_file import open_model_file, write_model_file
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
@@ -91,6 +95,46 @@ def test_inspect_shows_how_the_test_ends_corrects_and_was_calibrated(
         assert run(["inspect", str(path)]) == 0
         shown = " ".join(capsys.readouterr().out.split())
         assert all(text in shown for text in texts), shown
+
+
+BELOW = math.nextafter(2.0, -math.inf)
+
+
+@pytest.mark.parametrize(
+    ("silent", "lower", "said"),
+    [
+        (0, (None, None, None, -1.0, -1.0, -1.0), "6 of 6 members give evidence"),
+        (3, (None, None, BELOW, BELOW, BELOW, BELOW), "3 of 6 members give evidence; {} is asked exactly 3 members"),
+        (2, (None, -1.0, -1.0, BELOW, BELOW, BELOW), "4 of 6 members give evidence; {} is asked at most 4 members"),
+        (5, (BELOW,) * 6, "1 of 6 members give evidence; {} is asked exactly 1 member"),
+    ],
+)
+def test_how_many_members_count_and_are_asked(
+    silent: int, lower: tuple[float | None, ...], said: str, tiny_model_path: Path
+) -> None:
+    tables = open_model_file(tiny_model_path).manifest.test.model_dump()
+    increments = [*tables["increments"][: 6 - silent], *[[0.0] * 3] * silent]
+    test = TestTables.model_validate({**tables, "increments": increments, "lower": lower, "upper": [2.0] * 6})
+    assert asked_members(test) == said.format("an input that is not flagged")
+
+
+def test_inspect_says_who_gives_evidence_and_that_nothing_was_measured(
+    tiny_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(tiny_model_path)]) == 0
+    text = capsys.readouterr().out
+    assert "6 of 6 members give evidence" in text
+    assert "no accuracy was measured with these boundaries" in text
+    assert "Accuracy measured" not in text
+    file = open_model_file(tiny_model_path)
+    rates = {"bare_accuracy": 0.1, "robust_accuracy": 0.5, "flagged": 0.5, "members_used": 4.0}
+    row = {"attack": "pgd", "eps": 0.1, "samples": 10, **rates}
+    measured = Manifest.model_validate({**file.manifest.model_dump(), "measured": [row]})
+    write_model_file(file.proto, measured, tmp_path / "measured.onnx")
+    assert run(["inspect", str(tmp_path / "measured.onnx")]) == 0
+    text = capsys.readouterr().out
+    assert "Accuracy measured when the file was made" in text
+    assert "no accuracy was measured" not in text
 
 
 def test_a_model_without_defence_is_refused_by_every_command(

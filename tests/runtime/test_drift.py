@@ -250,6 +250,40 @@ def test_references_and_options_out_of_range_are_refused(reference, options, err
         DriftMonitor(reference, **options)
 
 
+REFERENCE = (-3.0, -2.0, -0.5, 0.0, 0.5, 1.9, 2.0, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"truncation": "clean"}, 2 / 8),  # 2 and more
+        ({"truncation": "abstain"}, 2 / 8),
+        ({"truncation": "clean", "upper": (None, None)}, 0.0),
+        ({"truncation": "sign"}, 4 / 8),  # undecided above 0 as well
+        ({"truncation": "adversarial"}, 6 / 8),  # undecided above the clean boundary -1.5 as well
+        ({"truncation": "sign", "lower": (-1.5, math.nextafter(2.0, -math.inf))}, 2 / 8),  # nothing is left undecided
+        ({"truncation": "sign", "lower": (0.5, -1.5)}, None),  # .25 may be a clean stop or flagged at the end
+        ({"truncation": "clean", "upper": (1.0, 2.0)}, None),  # 1.5 may be an alarm or not
+        ({"truncation": "clean", "upper": (None, 2.0)}, None),
+    ],
+)
+def test_the_expected_share_is_that_of_the_reference_that_the_file_flags(tiny_model_path, changes, expected) -> None:
+    manifest = open_model_file(tiny_model_path).manifest
+    tables = manifest.test.model_dump()
+    two = {name: tables[name][:2] for name in ("edges", "increments")}
+    usual = {"lower": (-1.5, -1.5), "upper": (2.0, 2.0), "waves": (2,), "vote_members": 0}
+    record = {
+        "on": "correct",
+        "samples": 6,
+        "expected_false_alarm_rate": 0.01,
+        "reference_ratios": REFERENCE,
+    }
+    test = type(manifest.test).model_validate({**tables, **two, **usual, "calibration": record, **changes})
+    monitor = DriftMonitor(manifest.model_copy(update={"test": test}))
+    assert monitor.report().expected_flagged == expected
+    assert DriftMonitor(REFERENCE).report().expected_flagged is None
+
+
 @pytest.fixture(scope="module")
 def watched(tiny_model_path) -> DefendedClassifier:
     """A classifier whose manifest carries reference ratios."""
@@ -257,7 +291,7 @@ def watched(tiny_model_path) -> DefendedClassifier:
     images = np.random.default_rng(10).random((64, *classifier.input_shape), dtype=np.float32)
     ratios = sorted(classifier(images).log_likelihood_ratio.tolist())
     record = classifier.manifest.test.calibration.model_copy(
-        update={"reference_ratios": tuple(ratios), "expected_false_alarm_rate": 0.125}
+        update={"reference_ratios": tuple(ratios), "expected_false_alarm_rate": 0.125}  # of the right ones only
     )
     test = classifier.manifest.test.model_copy(update={"calibration": record})
     manifest = classifier.manifest.model_copy(update={"test": test})
@@ -300,7 +334,8 @@ def test_a_server_with_evidence_tells_the_drift_of_every_batch(watched) -> None:
     images = np.random.default_rng(11).random((6, *watched.input_shape), dtype=np.float32)
     gauges, statistics = ask(watched, [images[:4], images[4:]], expose_evidence=True)
     expected = DriftMonitor(watched.manifest).update(watched(images))
-    assert expected.expected_flagged == 0.125
+    reference = np.random.default_rng(10).random((64, *watched.input_shape), dtype=np.float32)
+    assert expected.expected_flagged == watched(reference).adversarial.mean() > 0.0
     assert gauges == {
         "s2ap_drift_detected": 0.0,
         "s2ap_drift_window_rows": 6.0,

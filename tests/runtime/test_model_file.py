@@ -15,6 +15,7 @@ from s2ap_defend.model_file import (
     graph_sha256,
     open_model_file,
     output_names,
+    replace_file,
     weights_sha256,
     write_model_file,
 )
@@ -166,3 +167,18 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path: Pat
         check_writable(tmp_path)
     with pytest.raises(ModelFileError, match="cannot be written"):
         check_writable(tmp_path / "file" / "model.onnx")
+    with pytest.raises(ModelFileError, match="cannot be written"):
+        check_writable(tmp_path / "file" / "folder" / "model.onnx")
+
+
+def test_asking_whether_an_output_can_be_written_creates_nothing_and_writing_makes_its_folder(
+    tiny_model_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "new" / "dir" / "model.onnx"
+    check_writable(path)
+    assert not list(tmp_path.iterdir())
+    opened = open_model_file(tiny_model_path)
+    write_model_file(opened.proto, opened.manifest, path)
+    assert open_model_file(path).manifest.test == opened.manifest.test
+    replace_file(tmp_path / "more" / "figures.json", b"{}")
+    assert (tmp_path / "more" / "figures.json").read_bytes() == b"{}"

@@ -173,7 +173,8 @@ def test_reference_ratios_are_those_of_the_test_as_it_is_served() -> None:
 @pytest.mark.parametrize("truncation", [None, "abstain"])
 @pytest.mark.parametrize("correction", ["correct", "reject"])
 def test_every_kind_compiles_to_tables_that_run(kind: str, truncation: str | None, correction: str) -> None:
-    result = calibrated(Detection(kind=kind, truncation=truncation, correction=correction))  # type: ignore[arg-type]
+    config = Detection(kind=kind, truncation=truncation, correction=correction, evidence="all")  # type: ignore[arg-type]
+    result = calibrated(config)
     assert result.tables.kind.startswith(kind)
     assert result.tables.correction == correction
     fresh = correlated_answers(np.random.default_rng(1), 200, FOOLED, fooled=True).reorder(result.order)
@@ -181,6 +182,15 @@ def test_every_kind_compiles_to_tables_that_run(kind: str, truncation: str | Non
     assert outcome.adversarial.mean() > 0.3
     if correction == "reject":
         assert outcome.abstained[outcome.adversarial].all()
+
+
+def test_a_test_that_may_abstain_counts_every_member() -> None:
+    with pytest.raises(RecipeError, match=r"'abstain' beside evidence 'gaining'.*set detection\.evidence = \"all\""):
+        Detection(truncation="abstain")
+    Detection(truncation="abstain", order="as trained")  # everyone counts there
+    Detection(truncation="abstain", kind="graded")
+    test = calibrated(Detection(truncation="abstain", evidence="all")).tables.to_test()
+    assert (test.increments != 0.0).any(axis=1).all()
 
 
 @pytest.mark.parametrize("truncation", [None, "clean", "adversarial", "sign", "abstain"])

@@ -22,7 +22,8 @@ from s2ap_train.calibrate import (
     majority,
     member_correlation,
 )
-from s2ap_train.calibrate.boundaries import closed_when_nothing_follows
+from s2ap_train.calibrate.boundaries import closed_when_nothing_follows, without_closing
+from s2ap_train.calibrate.calibration import with_conformal_boundary
 from s2ap_train.calibrate.evidence import increasing_ratio
 from s2ap_train.calibrate.ordering import gaining_members
 
@@ -191,6 +192,24 @@ def test_closing_a_test_early_changes_no_verdict_but_those_of_a_truncation_that_
     assert (after.members_used[undecided] == 3).all()
     if final_threshold == math.inf:
         np.testing.assert_array_equal(after.label, before.label)
+
+
+def test_an_alarm_boundary_that_is_raised_above_the_clean_one_does_not_pass_for_a_closed_one() -> None:
+    test = SequentialTest(
+        evidence="margin",
+        edges=np.full((3, 1), 1e-4, dtype=np.float32),
+        increments=np.array([[-3.0, 1.5], [-3.0, 1.5], [0.0, 0.0]]),
+        lower=np.full(3, -2.5),
+        upper=np.full(3, math.inf),
+        final_threshold=math.inf,
+        vote_members=3,
+        waves=(3,),
+    )
+    agreeing = voted([[False] * 30 + [True] * 10] * 3)  # three of four say -3 at once: below the clean boundary
+    raised = with_conformal_boundary(test, agreeing, 0.5)
+    assert -2.5 < raised.upper[0] < -2.5 + 1e-12
+    closed = closed_when_nothing_follows(raised, 1)
+    assert without_closing(closed).tolist() == [-2.5, -math.inf, -math.inf]
 
 
 def test_effective_members_by_hand() -> None:

@@ -191,6 +191,18 @@ def test_seeds_of_a_family_do_not_move_when_others_do() -> None:
         (("members.robust.count=-1",), r"members.robust.count is -1"),
         (("members.a/b.family=mutation",), r"members.a/b is 'a/b'"),
         (("members=3",), r"members is 3"),
+        (
+            ("members.l1_norm.settings.keep_low=0.9", "members.l1_norm.settings.keep_high=0.1"),
+            r"^recipe digits: members.l1_norm.settings: keep rates need .* found low 0.9, mean 0.5, high 0.1$",
+        ),
+        (("members.mutation.settings.rate=2.0",), r"^recipe digits: members.mutation.settings: rate is 2.0, least_acc"),
+        (("members.lottery_ticket.settings.sparsity=0",), r"^recipe digits: members.lottery_ticket.settings: sparsity"),
+        (
+            ("members.lottery_ticket.settings.search.epochs=0",),
+            r"^recipe digits: members.lottery_ticket.settings.search: this cannot be trained",
+        ),
+        (("members.robust.pruning.sparsity=2",), r"^recipe digits: members.robust.pruning: "),
+        (('members.robust.models=["nonet"]',), r"^recipe digits: members.robust.models: unknown architecture 'nonet'"),
     ],
 )
 def test_what_is_wrong_with_a_family_is_named(overrides, message) -> None:

@@ -176,6 +176,31 @@ def test_no_workers_are_refused_before_anything_is_trained(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("members.robust.count=3", 'members.robust.models=["small_cnn", {name = "small_cnn", widths = [0]}]'),
+            r"^recipe digits: members\.robust\.models\[1\]: architecture 'small_cnn' cannot be built",
+        ),
+        (('model="nowhere.to_be_found:make"',), r"^recipe digits: model: factory nowhere.* there is no module nowhere"),
+    ],
+)
+def test_a_network_that_cannot_be_made_is_refused_before_anything_is_trained(overrides, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        trained(tmp_path, overrides=overrides)
+    assert not list(tmp_path.iterdir())
+
+
+def test_networks_that_no_member_has_need_not_be_there(tmp_path):
+    none = tuple(f"members.{name}.count=0" for name in NAMES)
+    there, missing = "small_cnn", "nowhere.to_be_found:make"
+    trained(tmp_path, overrides=(*none, f'members.robust.models=["{missing}"]', "plain.epochs=1"))
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+    family = load_ensemble_recipe("digits", (f'members.robust.models=["{there}", "{missing}"]',)).members["robust"]
+    assert family.model_copy(update={"count": 1}).networks() == {"models[0]": there}
+
+
 def test_hardening_without_members_is_refused(tmp_path):
     recipe = load_recipe("digits", [f"members.{name}.count=0" for name in NAMES])
     with pytest.raises(RecipeError, match=r"no members; give members\.robust\.count"):

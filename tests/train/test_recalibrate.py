@@ -5,6 +5,7 @@ import resource
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,6 +188,9 @@ def test_a_folder_without_labels_will_do_when_all_images_count(
     )
     assert (of_folder["samples"], of_folder["base_accuracy"]) == (60, None)
     assert of_folder == of_zip
+    save_images(tmp_path / "one" / "photos", digits.images[:60], [f"{i:02d}.png" for i in range(60)])
+    of_one = figures(capsys, model, "--data", tmp_path / "one", "--calibrate-on", "all", "--alpha", "0.1")
+    assert of_one == of_folder
     assert "--calibrate-on all" in refused(capsys, model, "--data", folder, "--alpha", "0.1")
 
 
@@ -242,6 +246,11 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(
         (["--alpha", "0"], "alpha 0 is no false-alarm rate"),
         (["--alpha", "1"], "alpha 1 is no false-alarm rate"),
         (["--alpha", "nan"], "alpha nan is no false-alarm rate"),
+        (
+            ["--alpha", ".99"],
+            "alpha 0.99 and the file's miss rate beta 0.05 make one or more together; give an alpha below",
+        ),
+        (["-o", "new/dir/x.onnx"], "needs 49 clean inputs or more"),
         (["--alpha", "0.001"], "a false-alarm rate of 0.001 needs 999 clean inputs or more, got 120 of 120"),
         (["--min-accept", "7", "--alpha", "0.1"], "--min-accept is 7, the file has 6 members"),
         (["--min-accept", "0"], "Invalid value for '--min-accept'"),
@@ -251,8 +260,16 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(
     ],
 )
 def test_settings_that_cannot_work_are_said_in_one_line(
-    arguments: list[str], message: str, model: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    model: Path,
+    npz: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(model.parent)
+    if "-o" in arguments:
+        arguments = [*arguments, "--limit", "30"]
     assert message in refused(capsys, model, "--data", npz, "--calibrate-on", "all", *arguments)
     assert [path.name for path in model.parent.iterdir()] == ["model.onnx"]
 
@@ -330,6 +347,46 @@ def test_an_abstaining_test_goes_on_abstaining() -> None:
     outcome = run_sequential_test(new.to_test(), inputs.log_probabilities, inputs.base_label)
     assert outcome.abstained.any()
     assert not (outcome.abstained & outcome.adversarial).any()
+
+
+def test_the_share_of_clean_images_without_an_answer_is_said(
+    abstaining_model_path: Path, npz: Path, digits: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (abstaining_model_path, "--data", npz, "--alpha", "0.1", "-o", tmp_path / "x.onnx")
+    said = figures(capsys, *arguments)
+    share = DefendedClassifier.load(tmp_path / "x.onnx", device="cpu")(digits.images).abstained.mean()
+    assert said["new"]["abstained"] == pytest.approx(share)
+    assert share > 0.0
+    assert run(["calibrate", *map(str, arguments)]) == 0
+    assert f"Of all 120 images {share:.2%} get no answer now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_accept": 5}, {"kind": "wald"}])
+@pytest.mark.parametrize("between", [0.3, 0.9])
+def test_boundaries_do_not_depend_on_the_alphas_of_earlier_calibrations(
+    settings: dict[str, Any], between: float
+) -> None:
+    rng = np.random.default_rng(5)
+    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
+    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(**settings))
+    inputs = correlated_answers(rng, 300, RATES).reorder(made.order)
+    detour = recalibrate(made.tables, inputs, alpha=between, on="all").tables
+    for accept in (None, 1, 2):
+        direct, after = (
+            recalibrate(tables, inputs, alpha=0.05, on="all", min_accept=accept).tables
+            for tables in (made.tables, detour)
+        )
+        assert (after.lower, after.upper) == (direct.lower, direct.upper)
+
+
+def test_a_clean_boundary_that_is_lost_is_that_of_beta_alone() -> None:
+    rng = np.random.default_rng(5)
+    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
+    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(beta=0.1, min_accept=5))
+    inputs = correlated_answers(rng, 300, RATES).reorder(made.order)
+    assert made.tables.lower[:4] == (None,) * 4  # five members say something: Wald's boundary is nowhere
+    new = recalibrate(made.tables, inputs, alpha=0.05, on="all", min_accept=2).tables
+    assert new.lower[:2] == (None, pytest.approx(math.log(0.1)))
 
 
 def test_the_cross_validated_rate_by_hand() -> None:

@@ -97,6 +97,13 @@ def test_overrides_change_nested_keys() -> None:
         ("digits", ("seed",), "has no '='"),
         ("digits", ("purifier.sigma=-1",), "sigma"),
         ("digits", ("classifier=vgg",), "classifier is 'vgg'"),
+        ("digits", ("model=nonet",), "^recipe digits: model: unknown architecture 'nonet'; choose one of"),
+        ("digits", ("model.wdth=2",), "^recipe digits: model: architecture 'small_cnn' has no wdth; it has pool_after"),
+        ("digits", ("model.classes=3",), "^recipe digits: model: the table of the network sets classes"),
+        ("digits", ("detection.alpha=2",), "^recipe digits: detection: alpha 2 is no false-alarm rate"),
+        ("digits", ("data.root=x",), "^recipe digits: data.root is given for the digits"),
+        ("digits", ("pruning.s2ap.radius=-1",), "^recipe digits: pruning.s2ap: radius -1"),
+        ("digits", ("pruning.training.epochs=0",), "^recipe digits: pruning.training: this cannot be trained"),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_named(name: str, overrides: tuple[str, ...], message: str) -> None:

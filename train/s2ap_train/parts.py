@@ -16,7 +16,7 @@ from s2ap_train.checkpoint import RECORD_FILE, read_folder, write_folder
 from s2ap_train.data import Splits
 from s2ap_train.jobs import Job, Workers, check_workers, run_jobs, worker_count
 from s2ap_train.purifier import UNet
-from s2ap_train.recipe import EnsembleRecipe, Recipe
+from s2ap_train.recipe import EnsembleRecipe, Recipe, check_networks
 from s2ap_train.threads import one_thread
 from s2ap_train.workbench import MissingPart, Workbench
 from s2ap_train.workshop import Network, Workshop
@@ -90,6 +90,8 @@ def train_networks(
 def _trained(recipe: EnsembleRecipe, splits: Splits, work_dir: Path, reporter: Reporter, workers: Workers) -> Workshop:
     """A workshop whose parts are all kept, or that trains them here as they are asked for."""
     check_workers(workers)
+    _, channels, height, width = splits.train.images.shape
+    check_networks(recipe, (channels, height, width), len(splits.classes))
     missing = _missing(Workshop(recipe, splits, Workbench(work_dir, silent_reporter(), train=False)))
     if missing and workers == "ray":
         _train_on_ray(recipe, missing, work_dir, reporter)

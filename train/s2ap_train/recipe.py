@@ -5,13 +5,15 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, TypeVar
 from zlib import crc32
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.calibrate import Detection
 from s2ap_train.compute import ComputeSettings
 from s2ap_train.data import DataSettings, Splits, load_data
 from s2ap_train.ensemble import Family, ModelTable, Pruning
+from s2ap_train.ensemble.placed import placed
+from s2ap_train.models import create
 from s2ap_train.pruning import FlyingBird, ScratchTicket, TwinRep
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining
@@ -23,6 +25,7 @@ __all__ = [
     "ModelTable",
     "PruningRecipe",
     "Recipe",
+    "check_networks",
     "load_ensemble_recipe",
     "load_pruning_recipe",
     "load_recipe",
@@ -36,6 +39,8 @@ _FOR_HARDENING = ("classifier", "score_model", "purifier", "evaluation")
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    _placed = field_validator("*", mode="wrap")(placed)
 
 
 class EvaluationSettings(_Table):
@@ -210,6 +215,31 @@ def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningReci
     return _validated(PruningRecipe, name, _without(_FOR_ENSEMBLES, EnsembleRecipe, name, data))
 
 
+def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], classes: int) -> None:
+    """Make each network of the recipe once, so that one that cannot be made is told before anything is trained.
+
+    Args:
+        recipe: Its plain network, and those of families that have members.
+        image_shape: (C, H, W) of the data.
+        classes: Number of classes.
+
+    Raises:
+        RecipeError: With the key of the first network that cannot be made.
+    """
+    tables = {"model": recipe.model}
+    for name, family in recipe.members.items():
+        tables |= {f"members.{name}.{key}": table for key, table in family.networks().items()}
+    made: list[ModelTable] = []
+    for key, table in tables.items():
+        if table in made:
+            continue
+        try:
+            create(table, image_shape, classes)
+        except RecipeError as error:
+            raise RecipeError(f"recipe {recipe.name}: {key}: {error}") from error
+        made.append(table)
+
+
 def _without(keys: tuple[str, ...], kind: type[BaseModel], name: str, data: dict[str, Any]) -> dict[str, Any]:
     """The tables without these keys; where one is there, all is validated: a misspelt key is refused for everybody."""
     if not any(key in data for key in keys):
@@ -223,3 +253,5 @@ def _validated(kind: type[R], name: str, data: dict[str, Any]) -> R:
         return kind.model_validate(data)
     except ValidationError as error:
         raise RecipeError(f"recipe {name}: {explain(error, kind)}") from error
+    except RecipeError as error:  # from several tables together, so of none alone
+        raise RecipeError(f"recipe {name}: {error}") from error

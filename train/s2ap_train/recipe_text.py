@@ -9,10 +9,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.ensemble import FAMILIES
+from s2ap_train.ensemble.placed import REFUSED
 from s2ap_train.pruning.methods import METHODS
 
 _SHORT_FOR = {"data": "source", "model": "name"}
@@ -74,6 +75,10 @@ def explain(error: ValidationError, kind: object) -> str:
     first = error.errors()[0]
     path = _path(first["loc"])
     place = ".".join(path)
+    if first["type"] == REFUSED:
+        inner = _refused_table(_kind_at(kind, first["loc"]), first["input"])
+        told = first["msg"].startswith((f"{place} ", f"{place}."))
+        return first["msg"] if told else f"{'.'.join((*path, *inner))}: {first['msg']}"
     if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         return f"key {place} is not known; {_nearest(path[-1], _keys_at(kind, first['loc'][:-1]))}"
     if first["type"] in {"missing", "missing_argument"}:
@@ -111,13 +116,35 @@ def _is_branch(location: tuple[int | str, ...], place: int) -> bool:
     return place > 0 and location[place - 1] == "pruning" and location[place] in METHODS
 
 
-def _keys_at(kind: Any, path: tuple[int | str, ...]) -> list[str]:  # noqa: ANN401
+def _refused_table(kind: Any, table: object) -> tuple[str, ...]:  # noqa: ANN401
+    """Keys that lead from a table that was refused to the one inside it that is refused by itself, if there is one."""
+    if not isinstance(table, dict):
+        return ()
+    method = table.get("method")
+    types = _field_types(METHODS.get(str(table.get("base") if method == "s2ap" else method), kind))
+    for key, value in table.items():
+        inner = _present(types.get(key))
+        if isinstance(value, dict) and is_dataclass(inner):
+            try:
+                TypeAdapter(inner).validate_python(value)
+            except RecipeError:
+                return (key, *_refused_table(inner, value))
+            except ValidationError:
+                continue
+    return ()
+
+
+def _keys_at(kind: object, path: tuple[int | str, ...]) -> list[str]:
+    return list(_field_types(_kind_at(kind, path)))
+
+
+def _kind_at(kind: Any, path: tuple[int | str, ...]) -> Any:  # noqa: ANN401
     for place, part in enumerate(path):
         if _is_branch(path, place):
             kind = FAMILIES[str(part)] if _is_member(path[:place]) else METHODS[str(part)]
         else:
             kind = _present(_field_types(kind).get(str(part), kind))
-    return list(_field_types(kind))
+    return kind
 
 
 def _present(kind: Any) -> Any:  # noqa: ANN401

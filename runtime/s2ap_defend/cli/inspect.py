@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+import numpy as np
 import orjson
 from rich.console import Console
 from rich.table import Table
@@ -35,8 +36,12 @@ def inspect(model: Path, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    for table in (_stage_table(stages), _member_table(manifest), _test_table(manifest), _measured_table(manifest)):
+    for table in (_stage_table(stages), _member_table(manifest), _test_table(manifest)):
         console.print(table)
+    if manifest.measured:
+        console.print(_measured_table(manifest))
+    else:
+        console.print("no accuracy was measured with these boundaries; s2ap-defend evaluate does", soft_wrap=True)
 
 
 def _as_json(opened: ModelFile, stages: dict[str, StageSize]) -> dict[str, object]:
@@ -87,6 +92,7 @@ def _test_table(manifest: Manifest) -> Table:
     table.columns[1].no_wrap = False
     table.add_row("test", f"{test.kind}; {len(test.increments[0])} bins of {test.evidence}")
     table.add_row("false alarms", f"alpha {test.alpha:g}, {_calibrated(test.calibration)}")
+    table.add_row("evidence", asked_members(test))
     if test.calibration.effective_members is not None:
         table.add_row("members", _dependence(test.calibration))
     table.add_row("clean after", f"{first_clean or 'never'} members or more; undecided at the end: {test.truncation}")
@@ -97,6 +103,20 @@ def _test_table(manifest: Manifest) -> Table:
         f"{purifier.steps} steps of {purifier.step_size:g}, rho {purifier.rho:g}, bank of {purifier.bank_size}",
     )
     return table
+
+
+def asked_members(tables: TestTables) -> str:
+    """How many members give evidence, and how many an input is asked that is not flagged."""
+    test = tables.to_test()
+    says = int((test.increments != 0.0).any(axis=1).sum())
+    text = f"{says} of {test.members} members give evidence"
+    closed = np.flatnonzero(test.lower == np.nextafter(test.upper, -np.inf))
+    if not len(closed):
+        return text
+    last = int(closed[0]) + 1
+    exactly = not np.isfinite(test.lower[: last - 1]).any()
+    many = f"{'exactly' if exactly else 'at most'} {last} {'members' if last > 1 else 'member'}"
+    return f"{text}; an input that is not flagged is asked {many}"
 
 
 def _calibrated(record: CalibrationRecord) -> str:

@@ -83,7 +83,7 @@ def calibrate(
     if config.order == "greedy" and config.kind != "paper":
         evidence = cross_fitted_evidence(right, fooled, evidence_bins(config))
         order = greedy_order(*evidence, costs)
-        if config.kind == "conformal" and config.evidence == "gaining":
+        if config.chooses_witnesses:
             gaining = gaining_members(evidence[0][order], evidence[1][order])
             witnesses = max(gaining, config.min_accept)
     order = order[: fixed.members]
@@ -133,8 +133,8 @@ def with_conformal_boundary(test: SequentialTest, counted: Answers, alpha: float
     """
     boundary = conformal_boundary(alarm_statistic(test, counted), alpha)
     finite = test.lower[np.isfinite(test.lower)]
-    if len(finite):
-        boundary = max(boundary, float(np.nextafter(finite.max(), math.inf)))
+    if len(finite):  # two floats above it: the one between is the mark of a closed boundary, see `without_closing`
+        boundary = max(boundary, float(np.nextafter(np.nextafter(finite.max(), math.inf), math.inf)))
     bounded = replace(test, upper=np.full(test.members, boundary))
     check_alarm_possible(bounded, alpha)
     return bounded

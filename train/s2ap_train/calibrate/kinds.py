@@ -17,7 +17,7 @@ PAPER_RATE = 0.05  # alpha and beta
 PAPER_MEMBERS = 100
 
 NAMES = {
-    "conformal": "conformal: {evidence}, conformal alarm boundary, Wald clean boundary",
+    "conformal": "conformal: {evidence}, conformal alarm boundary, Wald clean boundary while evidence can follow",
     "graded": "graded: {evidence}, Wald boundaries",
     "weighted": "weighted: {evidence}, Wald boundaries",
     "wald": "wald: votes with shared rates, Wald boundaries",

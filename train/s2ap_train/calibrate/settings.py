@@ -39,7 +39,8 @@ class Detection:
             attacker who knows the order fools the first members: 4 is the default, 6 a strict choice.
         n_max: Members of the test at most, the first of the order; None keeps all.
         truncation: What becomes of inputs undecided after all members; None is 'clean' for 'conformal', which cannot
-            keep alpha under 'sign' or 'adversarial', and 'sign' for the others.
+            keep alpha under 'sign' or 'adversarial', and 'sign' for the others. 'abstain' needs evidence 'all' where
+            evidence could be 'gaining': after the members that count nothing could decide any more.
         calibrate_on: Whether alpha counts clean inputs that the classifier gets right, or all of them. Under 'correct'
             the rate over all inputs is higher: the test also detects the classifier's own mistakes.
         correction: 'correct' gives a flagged input the members' label, 'reject' gives it none.
@@ -91,6 +92,16 @@ class Detection:
                 f"detection.truncation {self.truncation!r} flags inputs that no boundary flagged, so a conformal alpha "
                 "would not hold; use 'clean' or 'abstain'"
             )
+        if self.truncation == "abstain" and self.chooses_witnesses:
+            raise RecipeError(
+                "detection.truncation 'abstain' beside evidence 'gaining': after the few members that count nothing "
+                'more could decide, and most clean inputs would get no answer; set detection.evidence = "all"'
+            )
+
+    @property
+    def chooses_witnesses(self) -> bool:
+        """Whether only the answers of members that raise the area under the ROC curve count."""
+        return self.kind == "conformal" and self.order == "greedy" and self.evidence == "gaining"
 
     @property
     def final_rule(self) -> Truncation:

@@ -105,8 +105,17 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
         zlib.error,
         NotImplementedError,
     ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RecipeError(f"{path} cannot be read as .npz without pickled objects ({reason}); save it again") from error
+        raise RecipeError(f"{path} cannot be read as .npz ({_reason(error)}); save it again") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why an .npz file cannot be read; not NumPy's advice to unpickle what it does not know."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "pickle" not in text:
+        return text
+    if "file contains pickled" in text:
+        return "it is neither a zip of arrays, as numpy.savez writes it, nor an array"
+    return "an array in it holds Python objects, which are never read, or is damaged"
 
 
 def _labels(labels: NDArray[Any], name: str) -> Int64:

@@ -9,7 +9,7 @@ import torch
 from s2ap_train.attacks.accuracy import Array
 from s2ap_train.compute import Compute
 from s2ap_train.ensemble.channel_choice import ChooseChannels
-from s2ap_train.ensemble.keep_rates import kept_sizes, random_keep_rates
+from s2ap_train.ensemble.keep_rates import check_keep_rates, kept_sizes, random_keep_rates
 from s2ap_train.models import Classifier, build
 from s2ap_train.models.channel_groups import channel_groups, remove_channels
 from s2ap_train.snapshots import Snapshots
@@ -29,6 +29,14 @@ class ChannelPruning:
     keep_mean: float = 0.5
     fresh: bool = False
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=6, lr=0.05, loss="natural", eps=0.0))
+
+    def __post_init__(self) -> None:
+        """Refuse keep rates that cannot be drawn.
+
+        Raises:
+            RecipeError: With the rates and what they may be.
+        """
+        check_keep_rates(low=self.keep_low, high=self.keep_high, mean=self.keep_mean)
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from s2ap_defend.manifest import Seeds
 from s2ap_train.attacks.accuracy import Array
 from s2ap_train.compute import LOCAL, Compute
-from s2ap_train.models import Classifier, create
+from s2ap_train.ensemble.placed import placed
+from s2ap_train.models import Classifier, check_table, create
 from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.snapshots import Snapshots
 from s2ap_train.training import OnEpoch
 
-ModelTable = str | dict[str, Any]
-"""A network: its name, `name` and arguments, or package.module:factory; checked when it is made."""
+ModelTable = Annotated[str | dict[str, Any], AfterValidator(check_table)]
+"""A network: its name, `name` and arguments, or package.module:factory; their values are checked when it is made."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,16 @@ class MemberFamily(BaseModel):
     count: Annotated[int, Field(ge=0)]
     first_seed: Annotated[int, Field(ge=0)] | None = None
 
+    _placed = field_validator(
+        "models", "pretraining", "pruning", "finetune", "settings", mode="wrap", check_fields=False
+    )(placed)
+
     starts_from_base: ClassVar[bool] = False
     """Whether members need the trained plain network."""
+
+    def networks(self) -> Mapping[str, ModelTable]:
+        """The networks that members are made of beside the plain one, by their keys in this table."""
+        return {}
 
     def epochs(self, number: int) -> int:
         """Epochs that member `number`, from 0, is trained for, as far as they are known."""

@@ -20,12 +20,21 @@ def random_keep_rates(
     Raises:
         RecipeError: Unless 0 < low <= mean <= high <= 1.
     """
-    if not 0 < low <= mean <= high <= 1:
-        raise RecipeError(f"keep rates need 0 < low <= mean <= high <= 1; found low {low}, mean {mean}, high {high}")
+    check_keep_rates(low=low, high=high, mean=mean)
     rates = low + (high - low) * torch.rand(groups, generator=generator, dtype=torch.float64)
     for _ in range(100):  # what one group cannot take is shared by the others
         rates = (rates + mean - rates.mean()).clamp(low, high)
     return [float(rate) for rate in rates]
+
+
+def check_keep_rates(*, low: float, high: float, mean: float) -> None:
+    """Refuse what `random_keep_rates` cannot draw.
+
+    Raises:
+        RecipeError: Unless 0 < low <= mean <= high <= 1.
+    """
+    if not 0 < low <= mean <= high <= 1:
+        raise RecipeError(f"keep rates need 0 < low <= mean <= high <= 1; found low {low}, mean {mean}, high {high}")
 
 
 def kept_sizes(sizes: Sequence[int], rates: Sequence[float]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -48,6 +49,10 @@ class PrunedFamily(MemberFamily):
             if getattr(self, name) is None and needed(self.pruning):
                 raise ValueError(f"method {self.pruning.method} needs the table {name}, which is missing")
         return self
+
+    def networks(self) -> Mapping[str, ModelTable]:
+        """Those of `models` that there are members for."""
+        return {f"models[{place}]": table for place, table in enumerate(self.models[: self.count])}
 
     def epochs(self, number: int) -> int:  # noqa: ARG002
         """Of all three phases."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +30,7 @@ __all__ = [
     "WideResNet",
     "batch_norm_statistics_frozen",
     "build",
+    "check_table",
     "create",
     "evaluation_mode",
     "evaluation_view",
@@ -42,6 +44,8 @@ ARCHITECTURES: Mapping[str, Callable[..., Classifier]] = {
     wide_resnet.NAME: WideResNet,
     user_network.NAME: UserNetwork,
 }
+N = TypeVar("N", bound="str | Mapping[str, Any]")
+_OF_THE_DATA = ("in_channels", "classes", "image_size")
 
 
 def build(architecture: Mapping[str, Any], *, seed: int = 0) -> Classifier:
@@ -55,8 +59,7 @@ def build(architecture: Mapping[str, Any], *, seed: int = 0) -> Classifier:
     """
     arguments = dict(architecture)
     name, channels = arguments.pop("name", None), arguments.pop("channels", None)
-    if name not in ARCHITECTURES:
-        raise RecipeError(f"unknown architecture {name!r}; choose one of {', '.join(sorted(ARCHITECTURES))}")
+    name = _checked_name(name)
     try:
         model = ARCHITECTURES[name](**arguments, seed=seed)
     except (TypeError, ValueError) as error:
@@ -82,13 +85,45 @@ def create(
     channels, height, width = image_shape
     if height != width:
         raise RecipeError(f"networks take square images, the data has {height}x{width}; resize it with image_size")
+    network = _as_table(network)
+    data = dict(zip(_OF_THE_DATA, (channels, classes, height), strict=True))
+    _leaves_the_data(network)
+    return build({**network, **data}, seed=seed)
+
+
+def check_table(network: N) -> N:
+    """The table itself, of which name and keys are known; values are checked when the network is made.
+
+    Raises:
+        RecipeError: If there is no such network, it has no such argument, or the data decides it.
+    """
+    table = _as_table(network)
+    name = _checked_name(table.get("name"))
+    _leaves_the_data(table)
+    known = inspect.signature(ARCHITECTURES[name]).parameters.keys() - {*_OF_THE_DATA, "seed"}
+    unknown = sorted(table.keys() - known - {"name", "channels"})
+    if unknown:
+        has = ", ".join(sorted(known)) or "no arguments"
+        raise RecipeError(f"architecture {name!r} has no {', '.join(unknown)}; it has {has}")
+    return network
+
+
+def _as_table(network: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(network, str):
-        network = {"name": user_network.NAME, "factory": network} if ":" in network else {"name": network}
-    data = {"in_channels": channels, "classes": classes, "image_size": height}
-    given = sorted(data.keys() & network.keys())
+        return {"name": user_network.NAME, "factory": network} if ":" in network else {"name": network}
+    return network
+
+
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise RecipeError(f"unknown architecture {name!r}; choose one of {', '.join(sorted(ARCHITECTURES))}")
+    return name
+
+
+def _leaves_the_data(table: Mapping[str, Any]) -> None:
+    given = sorted(table.keys() & set(_OF_THE_DATA))
     if given:
         raise RecipeError(f"the table of the network sets {', '.join(given)}; leave that to the data")
-    return build({**network, **data}, seed=seed)
 
 
 def _cut(model: Classifier, channels: object, seed: int) -> Classifier:

@@ -52,8 +52,8 @@ def load_clean_data(
         manifest: Of the file.
         root: Where a recipe's data lies, instead of what it says.
         limit: At most so many images, a random sample.
-        labelled: Whether labels are needed; without, a folder of images without class folders will do, and class names
-            do not matter.
+        labelled: Whether labels are needed; without, images without class folders or all in one folder will do, and
+            class names do not matter.
 
     Raises:
         RecipeError: If the source cannot be read, or its classes are not the file's.
@@ -113,10 +113,10 @@ def _of_path(path: Path, manifest: Manifest, limit: int | None, labelled: bool) 
             source = open_npz(path, None)
         else:
             tree = read_tree([open_container(path, opened)])
-            flat = tree.images() and not any("/" in image for image in tree.images())
-            if flat and not labelled:
+            folders = {image.rpartition("/")[0] for image in tree.images()}
+            if len(folders) == 1 and not labelled:
                 return _unlabelled(tree, manifest, limit)
-            if flat:
+            if folders == {""}:
                 raise RecipeError(
                     f"{path} holds images without class folders, and counting those that the classifier gets right "
                     "needs labels; sort them into CLASS/IMAGE, or say --calibrate-on all"

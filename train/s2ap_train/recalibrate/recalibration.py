@@ -8,7 +8,8 @@ from onnx import ModelProto, numpy_helper
 
 from s2ap_defend.errors import ModelFileError, RecipeError
 from s2ap_defend.manifest import CalibrationRecord, Manifest, TestTables
-from s2ap_defend.sequential import SequentialTest, run_sequential_test, wald_boundaries
+from s2ap_defend.sequential import SequentialTest, run_sequential_test
+from s2ap_defend.sequential.wald import ville_boundary
 from s2ap_defend.types import Float64
 from s2ap_train.calibrate import Answers, alarm_statistic, conformal_boundary, member_correlation, samples_needed
 from s2ap_train.calibrate.boundaries import closed_when_nothing_follows, lower_boundaries, without_closing
@@ -41,6 +42,7 @@ class Recalibration:
         cross_validated_rate: Share flagged by boundaries from the other folds; None where those would be too few for
             alpha.
         flagged: Share of all inputs that the new test flags, those that the classifier gets wrong included.
+        abstained: Share of all inputs that the new test gives no answer; None where the file always answers.
         members_used: Members asked of one of all inputs, mean.
         left_out: Members without any variation in their disagreements, not in the correlation.
     """
@@ -55,6 +57,7 @@ class Recalibration:
     old_rate_interval: tuple[float, float]
     cross_validated_rate: float | None
     flagged: float
+    abstained: float | None
     members_used: float
     left_out: int
 
@@ -77,7 +80,8 @@ def recalibrate(
 
     A test of another kind becomes conformal in its alarm boundary. Where its truncation would flag undecided inputs,
     the clean boundary of the last member is raised to just below the alarm boundary: nothing is left undecided
-    (`closed_when_nothing_follows`).
+    (`closed_when_nothing_follows`). The clean boundary below it stays what the file had; where none is left of it,
+    it is ln(beta), whatever alphas the file went through.
 
     Args:
         old: Tables of the file.
@@ -91,6 +95,11 @@ def recalibrate(
         RecipeError: If a setting cannot work or there are too few inputs for alpha.
     """
     check_alpha(alpha)
+    if alpha + old.beta >= 1.0:
+        raise RecipeError(
+            f"alpha {alpha:g} and the file's miss rate beta {old.beta:g} make one or more together; give an alpha "
+            f"below {1.0 - old.beta:g}"
+        )
     test = old.to_test()
     counted = counted_inputs(answers, on)
     if len(counted) < samples_needed(alpha):
@@ -127,6 +136,7 @@ def recalibrate(
         old_rate_interval=clopper_pearson(int(before.sum()), len(before)),
         cross_validated_rate=cross_validated_rate(statistics, alpha),
         flagged=float(after.adversarial.mean()),
+        abstained=float(after.abstained.mean()) if test.undecided_abstains or not test.correct else None,
         members_used=float(after.members_used.mean()),
         left_out=member_correlation(counted.disagreements).left_out,
     )
@@ -193,18 +203,19 @@ def _lower(tables: TestTables, min_accept: int | None) -> Float64:
             f"--min-accept is {accept}, the file has {test.members} members; give a number from 1 to {test.members}"
         )
     usual = lower[np.isfinite(lower)]
-    moved = lower_boundaries(float(usual[0]) if len(usual) else _wald_lower(tables), test.members, accept)
+    moved = lower_boundaries(float(usual[0]) if len(usual) else _lost_lower(tables), test.members, accept)
     return np.where(np.isfinite(lower) & np.isfinite(moved), lower, moved)
 
 
-def _wald_lower(tables: TestTables) -> float:
-    try:
-        return wald_boundaries(tables.alpha, tables.beta)[0]
-    except ValueError as error:
-        raise RecipeError(
-            f"the file has no clean boundary of its own, and its alpha {tables.alpha:g} and beta {tables.beta:g} give "
-            "none; export it again"
-        ) from error
+def _lost_lower(tables: TestTables) -> float:
+    """The clean boundary of a file that has none left: ln(beta).
+
+    Independent votes cross it under 'adversarial' with probability beta at most (Ville 1939), whatever the alarm
+    boundary: it is Wald's for alpha 0, a little below that of any other, and knows nothing of earlier calibrations.
+    """
+    if tables.beta == 0.0:
+        raise RecipeError("the file has no clean boundary of its own, and its beta 0 gives none; export it again")
+    return -ville_boundary(tables.beta)
 
 
 def _kind(old: str) -> str:

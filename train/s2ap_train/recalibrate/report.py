@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
+from s2ap_defend.cli.inspect import asked_members
 from s2ap_defend.tables import plain_table
 from s2ap_train.calibrate.boundaries import CONFIDENCE
 from s2ap_train.recalibrate.recalibration import Recalibration
@@ -33,6 +34,7 @@ def to_json(result: Recalibration) -> dict[str, Any]:
             "false_alarm_bound": record.false_alarm_bound,
             "cross_validated_rate": result.cross_validated_rate,
             "flagged": result.flagged,
+            "abstained": result.abstained or 0.0,
             "members_used": result.members_used,
         },
         "correlation": record.correlation,
@@ -63,6 +65,9 @@ def print_report(result: Recalibration, console: Console) -> None:
             f"The classifier gets {result.base_accuracy:.1%} right; of all {result.inputs} images {result.flagged:.2%} "
             "are flagged now."
         )
+    if result.abstained is not None:
+        lines.append(f"Of all {result.inputs} images {result.abstained:.2%} get no answer now (the test abstains).")
+    lines.append(asked_members(result.tables))
     lines.append(_correlation(result))
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
