@@ -121,7 +121,7 @@ class Benchmark:
             }
         return self._budgets[group]
 
-    def calibrated(self, group: str, members: tuple[Network, ...], **settings: str) -> CalibratedGroup:
+    def calibrated(self, group: str, members: tuple[Network, ...], **settings: Any) -> CalibratedGroup:  # noqa: ANN401 - fields of Detection
         """A test of these members, fitted under attacks on the base and on base and group together."""
         splits, ask = self.splits, self.ask
         if group not in self._fitting:

@@ -101,10 +101,13 @@ def _member_table(groups: Json) -> list[str]:
             _percent(found["robust_accuracy_validation"]),
             _percent(found["sparsity"]),
             f"{found['flops_of_base']:.2f}",
+            f"{found.get('alpha', 0.05):g}",
         )
         for name, found in groups.items()
     ]
-    return _rows(("family", "members (adv. trained)", "clean %", "robust %", "sparsity %", "FLOPs / base"), rows)
+    return _rows(
+        ("family", "members (adv. trained)", "clean %", "robust %", "sparsity %", "FLOPs / base", "alpha"), rows
+    )
 
 
 def _by_attack(groups: Json, key: str, *, part: str = "attacks", clean: str | None = None) -> list[str]:
