@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from detection_sets import AttackedSet
 
 from s2ap_defend.sequential import SequentialTest, run_sequential_test
@@ -31,12 +30,6 @@ REDRAWS = 20
 ALPHAS = (0.01, 0.02, 0.05)
 
 
-def log_probabilities(networks: Sequence[Network], images: Float32) -> Float32:
-    """What networks say of images [n, N, K]."""
-    said = [logits(network.model, images).log_softmax(1) for network in networks]
-    return np.asarray(torch.stack(said).numpy(), dtype=np.float32)
-
-
 class Asker:
     """Answers of a base and a group of members to images, each network asked once for each set."""
 
@@ -49,14 +42,10 @@ class Asker:
         said = [self._ask(network, data.images) for network in (self._base, *members)]
         return Answers(np.stack(said[1:]), said[0].argmax(axis=1), data.labels)
 
-    def about(self, members: Sequence[Network], attacked: ImageSet, images: int) -> Answers:
-        """Answers to attacked copies, one set of so many images after another."""
-        return replace(self(members, attacked), image=np.arange(len(attacked)) % images)
-
     def _ask(self, network: Network, images: Float32) -> Float32:
         key = (id(network), id(images))
         if key not in self._said:
-            self._said[key] = log_probabilities([network], images)[0]
+            self._said[key] = np.asarray(logits(network.model, images).log_softmax(1).numpy(), dtype=np.float32)
         return self._said[key]
 
 
@@ -88,14 +77,11 @@ class CalibratedGroup:
         fit: Clean and attacked inputs that fit the tables.
         held_out: Clean inputs for the boundary.
         config: Kind and settings of the test.
-        costs: Milliseconds of each member for an image.
     """
 
-    def __init__(
-        self, fit: tuple[Answers, Answers], held_out: Answers, config: Detection, costs: Sequence[float] | None = None
-    ) -> None:
+    def __init__(self, fit: tuple[Answers, Answers], held_out: Answers, config: Detection) -> None:
         self.config = config
-        self.calibration: Calibration = calibrate(*fit, held_out, config, costs=costs)
+        self.calibration: Calibration = calibrate(*fit, held_out, config)
         self.test: SequentialTest = self.calibration.tables.to_test()
         self._decision_only = replace(self.test, vote_members=0)
 

@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detection_groups import Asker, CalibratedGroup, Judged, attack_figures, clean_figures
 from detection_sets import AttackedSet, AttackedSets
 
@@ -14,7 +13,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Float32
 from s2ap_train.attacks.catalogue import ATTACKS
 from s2ap_train.data import ImageSet
-from s2ap_train.fitting_attacks import attacked_alone, attacked_together
+from s2ap_train.fitting_attacks import as_copies, attacked_alone, attacked_together, copied_image
 from s2ap_train.parts import train_networks
 from s2ap_train.recipe import EnsembleRecipe
 from s2ap_train.workshop import Network
@@ -128,9 +127,10 @@ class Benchmark:
             together = [member.model for member in self.groups[group]]
             known = {"eps": self.recipe.eps, "seed": self.recipe.seed}
             attacked = [*self._alone, *attacked_together(self.base.model, together, splits.fit, **known)]
-            labels = np.tile(splits.fit.labels, len(attacked))
-            self._fitting[group] = ImageSet(np.concatenate(attacked), labels)
-        fit = (ask(members, splits.fit), ask.about(members, self._fitting[group], len(splits.fit)))
+            self._fitting[group] = as_copies(attacked, splits.fit)
+        copies = self._fitting[group]
+        of_copies = replace(ask(members, copies), image=copied_image(copies, splits.fit))
+        fit = (ask(members, splits.fit), of_copies)
         config = replace(self.recipe.detection, **settings)
         return CalibratedGroup(fit, ask(members, splits.calibration), config)
 

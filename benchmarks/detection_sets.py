@@ -50,6 +50,7 @@ class AttackedSets:
 
     def __init__(self, folder: Path, data: ImageSet, seed: int) -> None:
         self._folder, self._data, self._seed = folder, data, seed
+        self._read: dict[Path, AttackedSet] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._key = hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest()
 
@@ -82,9 +83,12 @@ class AttackedSets:
         weights = [_digest(network) for network in networks]
         key = fingerprint([self._key, self._seed, weights, settings, attacks_digest()])
         file = self._folder / f"{name.replace('/', '_')}-{key[:16]}.npz"
+        if file in self._read:
+            return self._read[file]
         if file.exists():
             with np.load(file) as kept:
-                return AttackedSet(kept["images"], self._data.labels, float(kept["seconds"]))
+                self._read[file] = AttackedSet(kept["images"], self._data.labels, float(kept["seconds"]))
+            return self._read[file]
         began = time.perf_counter()
         parts = [
             attack(self._data.subset(slice(start, start + BATCH))) for start in range(0, len(self._data.labels), BATCH)
@@ -93,6 +97,7 @@ class AttackedSets:
         beside = file.with_suffix(".tmp.npz")
         np.savez(beside, images=made.images, seconds=made.seconds)
         beside.replace(file)
+        self._read[file] = made
         return made
 
 

@@ -4,7 +4,6 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from onnx import ModelProto
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,7 +19,7 @@ from s2ap_train.calibrate import Calibration, Detection, calibrate
 from s2ap_train.calibrate.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.evaluate import AdaptiveBudget, Evaluation, evaluate_file
-from s2ap_train.fitting_attacks import attacked_fitting_images
+from s2ap_train.fitting_attacks import attacked_fitting_images, copied_image
 from s2ap_train.jobs import Workers
 from s2ap_train.ladder import Ladder, measure_ladder
 from s2ap_train.models import fold_batch_norm
@@ -173,11 +172,10 @@ def _calibrate(
             eps=recipe.eps,
             seed=recipe.seed,
         )
-    image = np.arange(len(attacked)) % len(splits.fit)  # the attacked images are copies of the fitting images, in order
     try:
         return calibrate(
             engines.answers(splits.fit.images, splits.fit.labels),
-            engines.answers(attacked.images, attacked.labels, image=image),
+            engines.answers(attacked.images, attacked.labels, image=copied_image(attacked, splits.fit)),
             engines.answers(splits.calibration.images, splits.calibration.labels),
             recipe.detection,
             costs=_costs(recipe.detection, parts, milliseconds),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2ap_defend.types import Float32
+from s2ap_defend.types import Float32, Int64
 from s2ap_train.attacks.catalogue import ATTACKS
 from s2ap_train.attacks.joint import Network, joint_network
 from s2ap_train.attacks.pgd import pgd
@@ -26,7 +26,7 @@ NEAR_AND_SPARSE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Attacks that end just behind the boundary, or change few pixels, and what is cut of their cost."""
 
-__all__ = ["attacked_alone", "attacked_fitting_images", "attacked_together"]
+__all__ = ["as_copies", "attacked_alone", "attacked_fitting_images", "attacked_together", "copied_image"]
 
 
 def attacked_fitting_images(
@@ -47,7 +47,17 @@ def attacked_fitting_images(
         *attacked_alone(classifier, data, eps=eps, seed=seed),
         *attacked_together(classifier, members, data, eps=eps, seed=seed),
     ]
+    return as_copies(attacked, data)
+
+
+def as_copies(attacked: Sequence[Float32], data: ImageSet) -> ImageSet:
+    """Attacked versions of the same images [N, C, H, W] as one set, one after another, with their true labels."""
     return ImageSet(np.concatenate(attacked), np.tile(data.labels, len(attacked)))
+
+
+def copied_image(copies: ImageSet, data: ImageSet) -> Int64:
+    """Which image of `data` each of `as_copies` was made of, by number."""
+    return np.arange(len(copies), dtype=np.int64) % len(data)
 
 
 def attacked_alone(classifier: Network, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
