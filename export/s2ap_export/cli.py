@@ -47,7 +47,7 @@ def harden(
     RECIPE is the name of a packaged recipe, such as 'digits', or the path of a .toml file. Finished parts are kept in
     the work folder: after an interruption the same command goes on where it stopped.
     """
-    from s2ap_defend.cli.inspect import asked_members
+    from s2ap_defend.sequential import asked_members
     from s2ap_export.harden import harden as run
     from s2ap_train.jobs import check_workers
     from s2ap_train.ladder import print_ladder
@@ -59,5 +59,5 @@ def harden(
     folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
     hardened = run(load_recipe(recipe, changes), output, folder, Reporter(console), workers=workers)
     print_ladder(hardened.ladder, console)
-    console.print(asked_members(hardened.manifest.test), highlight=False, soft_wrap=True)
+    console.print(asked_members(hardened.manifest.test.to_test()), highlight=False, soft_wrap=True)
     console.print(f"wrote {hardened.path}", markup=False, highlight=False, soft_wrap=True)

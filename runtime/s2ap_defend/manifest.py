@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from s2ap_defend.errors import ModelFileError
-from s2ap_defend.sequential import SequentialTest
+from s2ap_defend.sequential import FINAL_THRESHOLDS, SequentialTest, Truncation
 from s2ap_defend.upgrade import upgrade_version_1
 
 METADATA_KEY = "s2ap_defend"
@@ -113,7 +113,7 @@ class TestTables(_Part):
     increments: tuple[tuple[float, ...], ...]
     lower: tuple[float | None, ...]
     upper: tuple[float | None, ...]
-    truncation: Literal["clean", "adversarial", "sign", "abstain"]
+    truncation: Truncation
     correction: Literal["correct", "reject"]
     curtailed: bool
     vote_members: Count
@@ -131,14 +131,13 @@ class TestTables(_Part):
 
     def to_test(self) -> SequentialTest:
         """Return the tables as arrays, as the numpy reference takes them."""
-        thresholds = {"clean": math.inf, "adversarial": -math.inf, "sign": 0.0, "abstain": math.inf}
         return SequentialTest(
             evidence=self.evidence,
             edges=np.array(self.edges, dtype=np.float32),
             increments=np.array(self.increments, dtype=np.float64),
             lower=np.array([-math.inf if value is None else value for value in self.lower]),
             upper=np.array([math.inf if value is None else value for value in self.upper]),
-            final_threshold=thresholds[self.truncation],
+            final_threshold=FINAL_THRESHOLDS[self.truncation],
             vote_members=self.vote_members,
             waves=self.waves,
             base_vote_weights=np.array(self.base_vote_weights, dtype=np.float64),

@@ -11,10 +11,10 @@ from onnx import helper
 from PIL import Image
 
 from s2ap_defend import DefendedClassifier
-from s2ap_defend.cli.inspect import asked_members
 from s2ap_defend.cli.main import run
 from s2ap_defend.manifest import Manifest, TestTables
 from s2ap_defend.model_file import open_model_file, write_model_file
+from s2ap_defend.sequential import asked_members
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
@@ -115,7 +115,7 @@ def test_how_many_members_count_and_are_asked(
     tables = open_model_file(tiny_model_path).manifest.test.model_dump()
     increments = [*tables["increments"][: 6 - silent], *[[0.0] * 3] * silent]
     test = TestTables.model_validate({**tables, "increments": increments, "lower": lower, "upper": [2.0] * 6})
-    assert asked_members(test) == said.format("an input that is not flagged")
+    assert asked_members(test.to_test()) == said.format("an input that is not flagged")
 
 
 def test_inspect_says_who_gives_evidence_and_that_nothing_was_measured(

@@ -6,7 +6,15 @@ from correlated_members import correlated_answers, voted
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import run_sequential_test
-from s2ap_train.calibrate import Answers, Detection, calibrate, conformal_boundary, false_alarms, samples_needed
+from s2ap_train.calibrate import (
+    Answers,
+    Detection,
+    alarm_statistic,
+    calibrate,
+    conformal_boundary,
+    false_alarms,
+    samples_needed,
+)
 from s2ap_train.calibrate.calibration import with_conformal_boundary
 
 RATES = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1]
@@ -106,11 +114,8 @@ def test_a_boundary_below_the_clean_boundary_is_raised_to_it_and_keeps_alpha() -
     rng = np.random.default_rng(3)
     fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED[:6], fooled=True)
     test = calibrate(*fit, correlated_answers(rng, 400, RATES), Detection()).tables.to_test()
-    raised = with_conformal_boundary(
-        type(test)(**{**vars(test), "lower": np.array([0.1, 0.5, 0.2, 0.2, 0.2, 0.2])}),
-        correlated_answers(rng, 400, RATES),
-        0.9,
-    )
+    moved = type(test)(**{**vars(test), "lower": np.array([0.1, 0.5, 0.2, 0.2, 0.2, 0.2])})
+    raised = with_conformal_boundary(moved, alarm_statistic(moved, correlated_answers(rng, 400, RATES)), 0.9)
     assert (raised.upper == 0.5 + 2 * (np.nextafter(0.5, math.inf) - 0.5)).all()  # the float between marks a closed one
 
 

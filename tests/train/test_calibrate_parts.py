@@ -22,7 +22,7 @@ from s2ap_train.calibrate import (
     majority,
     member_correlation,
 )
-from s2ap_train.calibrate.boundaries import closed_when_nothing_follows, without_closing
+from s2ap_train.calibrate.boundaries import alarm_statistic, closed_when_nothing_follows, without_closing
 from s2ap_train.calibrate.calibration import with_conformal_boundary
 from s2ap_train.calibrate.evidence import increasing_ratio
 from s2ap_train.calibrate.ordering import gaining_members
@@ -206,7 +206,7 @@ def test_an_alarm_boundary_that_is_raised_above_the_clean_one_does_not_pass_for_
         waves=(3,),
     )
     agreeing = voted([[False] * 30 + [True] * 10] * 3)  # three of four say -3 at once: below the clean boundary
-    raised = with_conformal_boundary(test, agreeing, 0.5)
+    raised = with_conformal_boundary(test, alarm_statistic(test, agreeing), 0.5)
     assert -2.5 < raised.upper[0] < -2.5 + 1e-12
     closed = closed_when_nothing_follows(raised, 1)
     assert without_closing(closed).tolist() == [-2.5, -math.inf, -math.inf]

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import click
-import numpy as np
 import orjson
 from rich.console import Console
 from rich.table import Table
 
 from s2ap_defend.manifest import CalibrationRecord, Manifest, TestTables
 from s2ap_defend.model_file import ModelFile, open_model_file
+from s2ap_defend.sequential import asked_members
 from s2ap_defend.stages import StageSize, stage_sizes
 from s2ap_defend.tables import plain_table
 
@@ -92,7 +92,7 @@ def _test_table(manifest: Manifest) -> Table:
     table.columns[1].no_wrap = False
     table.add_row("test", f"{test.kind}; {len(test.increments[0])} bins of {test.evidence}")
     table.add_row("false alarms", f"alpha {test.alpha:g}, {_calibrated(test.calibration)}")
-    table.add_row("evidence", asked_members(test))
+    table.add_row("evidence", asked_members(test.to_test()))
     if test.calibration.effective_members is not None:
         table.add_row("members", _dependence(test.calibration))
     table.add_row("clean after", f"{first_clean or 'never'} members or more; undecided at the end: {test.truncation}")
@@ -103,20 +103,6 @@ def _test_table(manifest: Manifest) -> Table:
         f"{purifier.steps} steps of {purifier.step_size:g}, rho {purifier.rho:g}, bank of {purifier.bank_size}",
     )
     return table
-
-
-def asked_members(tables: TestTables) -> str:
-    """How many members give evidence, and how many an input is asked that is not flagged."""
-    test = tables.to_test()
-    says = int((test.increments != 0.0).any(axis=1).sum())
-    text = f"{says} of {test.members} members give evidence"
-    closed = np.flatnonzero(test.lower == np.nextafter(test.upper, -np.inf))
-    if not len(closed):
-        return text
-    last = int(closed[0]) + 1
-    exactly = not np.isfinite(test.lower[: last - 1]).any()
-    many = f"{'exactly' if exactly else 'at most'} {last} {'members' if last > 1 else 'member'}"
-    return f"{text}; an input that is not flagged is asked {many}"
 
 
 def _calibrated(record: CalibrationRecord) -> str:

@@ -1,5 +1,6 @@
 """`s2ap-defend plan`: error rates and expected members of a test, before anything is trained."""
 
+from dataclasses import asdict
 from typing import get_args
 
 import click
@@ -11,12 +12,12 @@ from s2ap_defend.sequential.approximations import wald_acceptance, wald_bounds, 
 from s2ap_defend.sequential.design import (
     Boundary,
     Design,
-    Truncation,
     check_feasible,
     operating_characteristics,
     shortest,
 )
 from s2ap_defend.sequential.reachable import OperatingPoint
+from s2ap_defend.sequential.tables import Truncation
 from s2ap_defend.tables import plain_table
 
 STEPS = 4
@@ -92,14 +93,7 @@ def _as_json(design: Design, curve: list[tuple[float, OperatingPoint]]) -> dict[
     needed = shortest(design)
     fpr_bound, fnr_bound = wald_bounds(design)
     return {
-        "q0": design.q0,
-        "q1": design.q1,
-        "alpha": design.alpha,
-        "beta": design.beta,
-        "n_max": design.n_max,
-        "truncation": design.truncation,
-        "min_accept": design.min_accept,
-        "boundary": design.boundary,
+        **asdict(design),
         "feasible": needed.n_max <= design.n_max,
         "smallest_n_max": needed.n_max,
         "agreeing_members": needed.clean,

@@ -10,7 +10,8 @@ from s2ap_defend.sequential.reference import (
     run_sequential_test,
     weighted_votes,
 )
-from s2ap_defend.sequential.tables import Evidence, SequentialTest
+from s2ap_defend.sequential.summary import asked_members
+from s2ap_defend.sequential.tables import FINAL_THRESHOLDS, Evidence, SequentialTest, Truncation
 from s2ap_defend.sequential.wald import (
     binary_tables,
     paper_levels,
@@ -20,10 +21,13 @@ from s2ap_defend.sequential.wald import (
 )
 
 __all__ = [
+    "FINAL_THRESHOLDS",
     "NEAR_TIE",
     "Evidence",
     "SequentialOutcome",
     "SequentialTest",
+    "Truncation",
+    "asked_members",
     "base_vote_weight",
     "binary_tables",
     "correction_vote",

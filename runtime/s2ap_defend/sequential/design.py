@@ -15,11 +15,10 @@ import numpy as np
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential.reachable import OperatingPoint, after_the_last_member, operating_points
-from s2ap_defend.sequential.tables import SequentialTest
+from s2ap_defend.sequential.tables import FINAL_THRESHOLDS, SequentialTest, Truncation
 from s2ap_defend.sequential.wald import binary_tables, ville_boundary, wald_boundaries, wald_increments
 from s2ap_defend.types import Float64
 
-Truncation = Literal["sign", "clean", "adversarial", "abstain"]
 Boundary = Literal["wald", "ville"]
 
 MAX_MEMBERS = 2_000
@@ -27,7 +26,6 @@ LEAST_EVIDENCE = 1e-9
 """Nats of one vote below which two levels are taken as equal."""
 
 UNIT_ROUNDOFF = 2.0**-53
-_THRESHOLDS = {"sign": 0.0, "clean": math.inf, "adversarial": -math.inf, "abstain": math.inf}
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class Design:
             increments=increments,
             lower=np.where(may_accept, lower, -math.inf),
             upper=np.full(self.n_max, upper),
-            final_threshold=_THRESHOLDS[self.truncation],
+            final_threshold=FINAL_THRESHOLDS[self.truncation],
             vote_members=0,
             waves=(self.n_max,),
             undecided_abstains=self.truncation == "abstain",
@@ -212,7 +210,7 @@ def _over_cells(design: Design, p: float) -> OperatingPoint | None:
         masses, ratios, roundings, first = masses[low:high], ratios[low:high], roundings[low:high], first + low
         if not len(masses):
             break
-    if _near(ratios, _THRESHOLDS[design.truncation], roundings, masses):
+    if _near(ratios, FINAL_THRESHOLDS[design.truncation], roundings, masses):
         return None
     test = design.test()
     return after_the_last_member(test, ratios, masses, adversarial=adversarial, clean=clean, mean_members=asked)

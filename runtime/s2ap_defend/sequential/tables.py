@@ -7,14 +7,23 @@ members, graded evidence and calibrated boundaries differ only in these numbers,
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
-from s2ap_defend.types import Float32, Float64
+from s2ap_defend.types import Bool, Float32, Float64
 
 Evidence = Literal["margin", "surprise"]
+Truncation = Literal["sign", "clean", "adversarial", "abstain"]
+"""Verdict on inputs that no boundary has decided after all members: 'sign' is 'adversarial' when L > 0."""
+
+FINAL_THRESHOLDS: Mapping[Truncation, float] = MappingProxyType(
+    {"sign": 0.0, "clean": math.inf, "adversarial": -math.inf, "abstain": math.inf}
+)
+"""The `final_threshold` of each truncation."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,11 @@ class SequentialTest:
     def members(self) -> int:
         """Number of members n."""
         return len(self.increments)
+
+    @property
+    def closed(self) -> Bool:
+        """Members after which nothing is left undecided [n]: the clean boundary is the float below the alarm one."""
+        return np.asarray(self.lower == np.nextafter(self.upper, -math.inf))
 
     def _check_base_votes(self) -> None:
         weights, edges = self.base_vote_weights, self.base_vote_edges

@@ -121,7 +121,7 @@ def closed_when_nothing_follows(test: SequentialTest, min_accept: int) -> Sequen
 
 def without_closing(test: SequentialTest) -> Float64:
     """The clean boundaries [n], -inf where `closed_when_nothing_follows` has put its own."""
-    return np.where(test.lower == np.nextafter(test.upper, -math.inf), -math.inf, test.lower)
+    return np.where(test.closed, -math.inf, test.lower)
 
 
 def check_alarm_possible(test: SequentialTest, alpha: float) -> None:

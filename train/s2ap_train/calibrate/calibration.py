@@ -93,7 +93,7 @@ def calibrate(
     test = sequential_test(config, fixed, member_tables(config, right, fooled).only_of(witnesses))
     counted = counted_inputs(held_out, config.calibrate_on)
     if config.kind == "conformal":
-        test = with_conformal_boundary(test, counted, config.alpha)
+        test = with_conformal_boundary(test, alarm_statistic(test, counted), config.alpha)
         test = closed_when_nothing_follows(test, fixed.min_accept)
     elif config.kind != "paper":
         check_decidable(test)
@@ -122,16 +122,21 @@ def counted_inputs(held_out: Answers, on: CalibrateOn) -> Answers:
     return held_out.keep(held_out.right) if on == "correct" else held_out
 
 
-def with_conformal_boundary(test: SequentialTest, counted: Answers, alpha: float) -> SequentialTest:
+def with_conformal_boundary(test: SequentialTest, statistics: Float64, alpha: float) -> SequentialTest:
     """The test with the conformal alarm boundary of its own lower boundary and members.
 
     A boundary that would lie below the clean boundary, where more evidence would be asked for than decided on, is
     raised to it: that flags fewer inputs.
 
+    Args:
+        test: Without an alarm boundary.
+        statistics: Its alarm statistics of the calibration inputs that count [n].
+        alpha: False-alarm rate.
+
     Raises:
         RecipeError: If there are too few inputs for alpha, or no boundary that keeps alpha flags anything.
     """
-    boundary = conformal_boundary(alarm_statistic(test, counted), alpha)
+    boundary = conformal_boundary(statistics, alpha)
     finite = test.lower[np.isfinite(test.lower)]
     if len(finite):  # two floats above it: the one between is the mark of a closed boundary, see `without_closing`
         boundary = max(boundary, float(np.nextafter(np.nextafter(finite.max(), math.inf), math.inf)))

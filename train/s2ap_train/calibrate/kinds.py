@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.sequential import SequentialTest
+from s2ap_defend.sequential import FINAL_THRESHOLDS, SequentialTest
 from s2ap_defend.sequential.wald import binary_tables, paper_levels, ville_boundary, wald_boundaries
 from s2ap_train.calibrate.answers import Answers
 from s2ap_train.calibrate.boundaries import lower_boundaries
@@ -103,7 +103,7 @@ def sequential_test(config: Detection, fixed: Rules, answers: MemberTables) -> S
         increments=answers.increments,
         lower=lower_boundaries(fixed.lower, n, fixed.min_accept),
         upper=np.full(n, fixed.upper),
-        final_threshold={"adversarial": -math.inf, "sign": 0.0}.get(config.final_rule, math.inf),
+        final_threshold=FINAL_THRESHOLDS[config.final_rule],
         vote_members=fixed.vote_members,
         waves=tuple(min(config.wave, n - start) for start in range(0, n, config.wave)),
         correct=config.correction == "correct",

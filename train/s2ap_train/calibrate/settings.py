@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.sequential import Truncation
 
 Kind = Literal["conformal", "graded", "weighted", "wald", "ville", "paper"]
-Truncation = Literal["clean", "adversarial", "sign", "abstain"]
 CalibrateOn = Literal["correct", "all"]
 Veto = Literal["soft", "hard", "none"]
 

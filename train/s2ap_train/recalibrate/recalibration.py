@@ -111,7 +111,7 @@ def recalibrate(
     accept = _first_acceptance(test) if min_accept is None else min_accept
     bounded = replace(test, lower=_lower(old, min_accept), upper=np.full(test.members, math.inf))
     statistics = alarm_statistic(bounded, counted)
-    bounded = with_conformal_boundary(bounded, counted, alpha)
+    bounded = with_conformal_boundary(bounded, statistics, alpha)
     bounded = closed_when_nothing_follows(bounded, accept)
     before = run_sequential_test(test, counted.log_probabilities, counted.base_label).adversarial
     after = run_sequential_test(bounded, answers.log_probabilities, answers.base_label)

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from s2ap_defend.cli.inspect import asked_members
+from s2ap_defend.sequential import asked_members
 from s2ap_defend.tables import plain_table
 from s2ap_train.calibrate.boundaries import CONFIDENCE
 from s2ap_train.recalibrate.recalibration import Recalibration
@@ -67,7 +67,7 @@ def print_report(result: Recalibration, console: Console) -> None:
         )
     if result.abstained is not None:
         lines.append(f"Of all {result.inputs} images {result.abstained:.2%} get no answer now (the test abstains).")
-    lines.append(asked_members(result.tables))
+    lines.append(asked_members(result.tables.to_test()))
     lines.append(_correlation(result))
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
