@@ -3,21 +3,13 @@ import math
 import pytest
 import torch
 from torch import nn
+from toy_data import bars
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models import SmallCNN
 from s2ap_train.training import CollapseWatch, TrainingConfig, accuracy, train_classifier
 
 NATURAL = TrainingConfig(epochs=8, lr=0.05, batch_size=20, loss="natural", eps=0.0)
-
-
-def bars(count=80, seed=0):
-    """Four classes: a bright bar in one of four places on a noisy 8x8 image."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 4, (count,), generator=generator)
-    noise = 0.3 * torch.rand(count, 1, 8, 8, generator=generator)
-    bar = torch.nn.functional.one_hot(labels, 4).repeat_interleave(2, dim=1)
-    return noise + 0.6 * bar[:, None, :, None], labels
 
 
 def train(after_epoch, *, config=NATURAL, model=None):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from toy_data import bars
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.compute import LOCAL, Compute, ComputeSettings, launch
@@ -55,15 +56,6 @@ def jobs(tmp_path, monkeypatch):
 
     yield compute_jobs
     del sys.modules["compute_jobs"]
-
-
-def bars(count=80, seed=0):
-    """Four classes: a bright bar in one of four places on a noisy 8x8 image."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 4, (count,), generator=generator)
-    noise = 0.3 * torch.rand(count, 1, 8, 8, generator=generator)
-    bar = torch.nn.functional.one_hot(labels, 4).repeat_interleave(2, dim=1)
-    return noise + 0.6 * bar[:, None, :, None], labels
 
 
 def is_quiet(captured):

@@ -3,23 +3,19 @@ import json
 import math
 import resource
 import zipfile
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from correlated_members import correlated_answers
 from PIL import Image
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.cli.main import run
 from s2ap_defend.model_file import ModelFile, open_model_file, write_model_file
 from s2ap_defend.sequential import run_sequential_test
-from s2ap_train.calibrate import Detection, alarm_statistic, calibrate
+from s2ap_train.calibrate import alarm_statistic
 from s2ap_train.calibrate.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, load_digits
-from s2ap_train.recalibrate.recalibration import cross_validated_rate, recalibrate
 
 
 @pytest.fixture(scope="module")
@@ -304,51 +300,6 @@ def test_sources_and_files_that_are_not_there_are_said_in_one_line(
     assert "that the classifier gets right or more, got" in refused(capsys, model, "--data", npz, "--alpha", "0.002")
 
 
-RATES, FOOLED = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1], [0.7] * 6
-
-
-@pytest.mark.parametrize("kind", ["conformal", "graded", "weighted", "wald", "ville", "paper"])
-def test_every_kind_becomes_conformal_in_its_alarm_boundary_and_keeps_alpha(kind: str) -> None:
-    rng = np.random.default_rng(5)
-    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
-    config = Detection(kind=kind, alpha=0.05)  # type: ignore[arg-type]
-    made = calibrate(*fit, correlated_answers(rng, 300, RATES), config)
-    rates = []
-    for _ in range(20):
-        answers = correlated_answers(rng, 300, RATES).reorder(made.order)
-        new = recalibrate(made.tables, answers, alpha=0.1, on="correct").tables
-        assert "conformal alarm boundary" in new.kind
-        assert new.kind.startswith(kind)
-        assert new.truncation == made.tables.truncation
-        fresh = correlated_answers(rng, 1000, RATES).reorder(made.order)
-        outcome = run_sequential_test(new.to_test(), fresh.log_probabilities, fresh.base_label)
-        rates.append(outcome.adversarial.mean())
-        assert outcome.adversarial.any()
-    assert np.mean(rates) <= 0.1 + 3 * math.sqrt(0.09 * (1 / 302 + 1 / 1000) / 20)
-
-
-def test_calibrating_on_the_same_inputs_gives_the_same_boundary() -> None:
-    rng = np.random.default_rng(6)
-    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
-    held_out = correlated_answers(rng, 300, RATES, wrong=0.1)
-    made = calibrate(*fit, held_out, Detection(alpha=0.05))
-    again = recalibrate(made.tables, held_out.reorder(made.order), alpha=0.05, on="correct")
-    assert again.tables == made.tables
-    assert again.old_rate == pytest.approx(again.cross_validated_rate, abs=0.02)
-    assert again.base_accuracy == pytest.approx(held_out.right.mean())
-
-
-def test_an_abstaining_test_goes_on_abstaining() -> None:
-    rng = np.random.default_rng(6)
-    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
-    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(truncation="abstain", evidence="all"))
-    inputs = correlated_answers(rng, 300, [0.3] * 6).reorder(made.order)
-    new = recalibrate(made.tables, inputs, alpha=0.05, on="all").tables
-    outcome = run_sequential_test(new.to_test(), inputs.log_probabilities, inputs.base_label)
-    assert outcome.abstained.any()
-    assert not (outcome.abstained & outcome.adversarial).any()
-
-
 def test_the_share_of_clean_images_without_an_answer_is_said(
     abstaining_model_path: Path, npz: Path, digits: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -359,53 +310,3 @@ def test_the_share_of_clean_images_without_an_answer_is_said(
     assert share > 0.0
     assert run(["calibrate", *map(str, arguments)]) == 0
     assert f"Of all 120 images {share:.2%} get no answer now" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("settings", [{}, {"min_accept": 5}, {"kind": "wald"}])
-@pytest.mark.parametrize("between", [0.3, 0.9])
-def test_boundaries_do_not_depend_on_the_alphas_of_earlier_calibrations(
-    settings: dict[str, Any], between: float
-) -> None:
-    rng = np.random.default_rng(5)
-    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
-    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(**settings))
-    inputs = correlated_answers(rng, 300, RATES).reorder(made.order)
-    detour = recalibrate(made.tables, inputs, alpha=between, on="all").tables
-    for accept in (None, 1, 2):
-        direct, after = (
-            recalibrate(tables, inputs, alpha=0.05, on="all", min_accept=accept).tables
-            for tables in (made.tables, detour)
-        )
-        assert (after.lower, after.upper) == (direct.lower, direct.upper)
-
-
-def test_a_clean_boundary_that_is_lost_is_that_of_beta_alone() -> None:
-    rng = np.random.default_rng(5)
-    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
-    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(beta=0.1, min_accept=5))
-    inputs = correlated_answers(rng, 300, RATES).reorder(made.order)
-    assert made.tables.lower[:4] == (None,) * 4  # five members say something: Wald's boundary is nowhere
-    new = recalibrate(made.tables, inputs, alpha=0.05, on="all", min_accept=2).tables
-    assert new.lower[:2] == (None, pytest.approx(math.log(0.1)))
-
-
-def test_the_cross_validated_rate_by_hand() -> None:
-    """Twenty inputs in ten folds of two: of 18 others the .5 boundary is their ceil(.5 * 19) = 10th smallest.
-
-    Of the values 1 to 20, those up to 9 have ten or more others below or at 10 or 11, so are never flagged; from 12 on
-    all are; 10 and 11 depend on whether their fold leaves the 10th smallest at 10 or 11 below them.
-    """
-    rate = cross_validated_rate(np.arange(1.0, 21.0), 0.5)
-    assert rate is not None
-    assert 9 <= round(rate * 20) <= 10
-    assert cross_validated_rate(np.arange(19.0), 0.05) is None  # all but one are 18, too few for .05
-    assert cross_validated_rate(np.arange(20.0), 0.05) == pytest.approx(1 / 20)  # the largest exceeds all others
-    assert cross_validated_rate(np.zeros(40), 0.1) == 0.0
-
-
-def test_labels_unknown_to_the_caller_are_not_reported_as_accuracy() -> None:
-    rng = np.random.default_rng(6)
-    fit = correlated_answers(rng, 100, RATES), correlated_answers(rng, 100, FOOLED, fooled=True)
-    made = calibrate(*fit, correlated_answers(rng, 100, RATES), Detection(alpha=0.1))
-    inputs = replace(correlated_answers(rng, 100, RATES)).reorder(made.order)
-    assert recalibrate(made.tables, inputs, alpha=0.1, on="all", labelled=False).base_accuracy is None
