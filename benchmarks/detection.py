@@ -13,19 +13,17 @@ detects what the paper's test detects with 100 members of one family at the same
 members on clean and 5 on attacked inputs; conformal false alarms are at most alpha.
 """
 
-import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import click
 from detection_measures import measure
 from detection_plots import plot as draw
 from detection_runs import DEFAULT, MIX, PRESETS, Benchmark
 from detection_tables import print_tables
-from report import machine
+from report import as_text, data_overrides, machine
 from rich.console import Console
 
 from s2ap_defend.errors import DefendError
@@ -69,7 +67,7 @@ def main(
     named = _listed(attacks, ATTACKS, "attack")
     folder = work_dir or Path("build") / f"detection-{name}"
     try:
-        chosen = load_ensemble_recipe(recipe, [*_root(data), *overrides])
+        chosen = load_ensemble_recipe(recipe, [*data_overrides(data), *overrides])
         shown = _listed(families, chosen.members, "family") if families else list(chosen.members)
         mix = {family: chosen.members[family].count for family in shown}
         if not any(mix.values()):
@@ -79,7 +77,7 @@ def main(
             for family, count in mix.items()
         }
         more = [f"members.{family}.count={count}" for family, count in counts.items()]
-        widened = load_ensemble_recipe(recipe, [*_root(data), *overrides, *more])
+        widened = load_ensemble_recipe(recipe, [*data_overrides(data), *overrides, *more])
         bench = Benchmark(widened, mix, preset, named, folder, Reporter(Console()), workers)
         document, judged = measure(bench)
     except DefendError as error:
@@ -99,33 +97,12 @@ def main(
         replace_file(file, as_text(document).encode())
 
 
-def as_text(document: Mapping[str, Any]) -> str:
-    """JSON of five decimals, a line for each key."""
-    lines = (f"{json.dumps(key)}: {json.dumps(_rounded(value))}" for key, value in document.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _rounded(value: Any) -> Any:  # noqa: ANN401 - JSON values
-    if isinstance(value, Mapping):
-        return {key: _rounded(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(part) for part in value]
-    return round(value, 5) if isinstance(value, float) else value
-
-
 def _listed(names: str, known: Collection[str], what: str) -> list[str]:
     """The names of a comma-separated list."""
     listed = [name.strip() for name in names.split(",")]
     if unknown := [name for name in listed if name not in known]:
         raise click.ClickException(f"{what} {unknown[0]!r} is not known; choose from {', '.join(known)}")
     return listed
-
-
-def _root(data: tuple[Path, ...]) -> list[str]:
-    if not data:
-        return []
-    paths = ", ".join(json.dumps(str(path)) for path in data)
-    return [f"data.root=[{paths}]" if len(data) > 1 else f"data.root={paths}"]
 
 
 if __name__ == "__main__":

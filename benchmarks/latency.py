@@ -7,14 +7,13 @@ classifier and members together; clean images, which stop after a few members, c
 Runtime is faster than the same stages in torch eager. Rounds of all variants alternate, the median is reported.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from report import medians
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
@@ -25,18 +24,6 @@ from s2ap_train.threads import one_thread
 from s2ap_train.twin import Twin
 
 BATCHES = (1, 8, 64)
-
-
-def medians(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of every variant over alternating rounds, after one round to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, run in variants.items():
-            began = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 @click.command()

@@ -1,10 +1,14 @@
 """What every benchmark prints: tables in Markdown, and the machine that it ran on."""
 
+import json
 import os
 import platform
 import re
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,3 +28,42 @@ def machine() -> dict[str, object]:
     name = model[1] if model else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"processor": name, "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__}
+
+
+def medians(
+    variants: dict[str, Callable[[], object]], rounds: int, *, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of every variant over alternating rounds, after one round to warm up.
+
+    With the clock `time.process_time`, what runs on one thread is not lengthened by other processes.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            began = clock()
+            run()
+            if number:
+                seconds[name].append(clock() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def as_text(document: Mapping[str, Any]) -> str:
+    """JSON of five decimals, a line for each key."""
+    lines = (f"{json.dumps(key)}: {json.dumps(_rounded(value))}" for key, value in document.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401 - JSON values
+    if isinstance(value, Mapping):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(part) for part in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def data_overrides(data: tuple[Path, ...]) -> list[str]:
+    """Overrides of a recipe that say where its data lies."""
+    if not data:
+        return []
+    paths = ", ".join(json.dumps(str(path)) for path in data)
+    return [f"data.root=[{paths}]" if len(data) > 1 else f"data.root={paths}"]

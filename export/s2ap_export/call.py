@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,13 @@ class Call:
         build: The graph.
         result: What it returns: a tensor without data, for its shape.
         inputs: Shapes of the arguments that are values, by position.
+        taken: Positions of the results that are used, where there are several.
     """
 
     build: GraphBuilder
     result: Tensor
     inputs: Mapping[int, Shape]
+    taken: Set[object] = frozenset()
 
     def name(self, value: Value | float) -> str:
         """Name of a value in the graph; constants are added to it."""

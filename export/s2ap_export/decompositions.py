@@ -1,7 +1,8 @@
 """Torch operators rewritten in simpler ones while a network is traced, gradients included.
 
-The forward and the backward form of an operator share their parts, which the graph then stores once. Gradients are
-taken with respect to the image alone; those of weights are None.
+The forward and the backward form of an operator share their parts, which the graph then stores once. (The forward
+form of group normalisation is in `s2ap_export.norms`, in the same parts.) Gradients are taken with respect to the image
+alone; those of weights are None.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     )
     return table | {
         aten.convolution_backward.default: _convolution_backward,
-        aten.native_group_norm.default: _group_norm,
         aten.native_group_norm_backward.default: _group_norm_backward,
         aten.native_batch_norm.default: _batch_norm,
         aten.native_layer_norm.default: _layer_norm,
@@ -70,26 +70,6 @@ def _normalised(rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     centred = rows - mean
     reciprocal_std = ((centred * centred).mean(dim=-1, keepdim=True) + eps).rsqrt()
     return centred * reciprocal_std, mean, reciprocal_std
-
-
-def _group_norm(
-    images: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    n: int,  # noqa: ARG001
-    channels: int,
-    pixels: int,  # noqa: ARG001
-    groups: int,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows, mean, reciprocal_std = _normalised(_rows(images, groups), eps)
-    result = rows.reshape(images.shape)
-    per_channel = [1, channels] + [1] * (images.dim() - 2)
-    if weight is not None:
-        result = result * weight.reshape(per_channel)
-    if bias is not None:
-        result = result + bias.reshape(per_channel)
-    return result, mean.squeeze(-1), reciprocal_std.squeeze(-1)
 
 
 def _group_norm_backward(

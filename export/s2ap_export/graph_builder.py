@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from torch import Tensor
+
+from s2ap_export.rewrites import Rewrites
 
 __all__ = ["BATCH", "IR_VERSION", "OPSET", "PRODUCER", "Attribute", "GraphBuilder", "Shape"]
 
@@ -30,10 +33,12 @@ class GraphBuilder:
     become one, and those that change nothing vanish.
     """
 
-    def __init__(self, scope: str) -> None:
+    def __init__(self, scope: str, rewrites: Rewrites | None = None) -> None:
         self.scope = scope
+        self.rewrites = rewrites or Rewrites()
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
+        self.products: dict[str, tuple[str, Tensor]] = {}  # value: what it is times a constant per channel
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._known: dict[tuple[object, ...], tuple[str, ...]] = {}
         self._shapes: dict[str, Shape] = {}
@@ -58,7 +63,7 @@ class GraphBuilder:
     ) -> tuple[str, ...]:
         """Names of the outputs of a node."""
         key = (operator, tuple(inputs), outputs, repr(sorted(attributes.items())))
-        if key not in self._known:
+        if key not in self._known or not self.rewrites.shared_nodes:
             name = self._fresh(operator.lower())
             names = (name, *(f"{name}:{i}" for i in range(1, outputs)))
             node = helper.make_node(operator, list(inputs), list(names), name=name)
@@ -77,9 +82,9 @@ class GraphBuilder:
         A batch size that stays first is copied (0), so that engines know it is the same one and can reuse memory;
         for one that changes (-1) its name is declared.
         """
-        source = self._reshaped.get(value, value)
+        source = self._reshaped.get(value, value) if self.rewrites.merged_reshapes else value
         before = self._shapes.get(source, ())
-        if before == shape:
+        if before == shape and self.rewrites.merged_reshapes:
             return source
         copied = before[:1] == shape[:1]
         sizes = [0 if copied and i == 0 else -1 if isinstance(size, str) else size for i, size in enumerate(shape)]

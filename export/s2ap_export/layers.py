@@ -14,7 +14,8 @@ from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
 from s2ap_export.call import Call, Value
-from s2ap_export.graph_builder import Attribute
+from s2ap_export.graph_builder import Attribute, Shape
+from s2ap_export.rewrites import Rewrites
 
 __all__ = [
     "adaptive_average_pool",
@@ -23,6 +24,7 @@ __all__ = [
     "linear",
     "linear_with_bias",
     "max_pool",
+    "reduced",
     "reduction",
 ]
 
@@ -30,43 +32,49 @@ VECTOR = 16  # numbers in the widest vector register
 
 
 def reduction(operator: str) -> Callable[..., Value]:
-    """Sums and means.
+    """Sums and means, `reduced`."""
+
+    def lower(call: Call, x: str, axes: Sequence[int] | None, keepdim: bool = False) -> Value:
+        return reduced(call, operator, x, call.inputs[0], axes or range(len(call.inputs[0])), call.shape, keepdim)
+
+    return lower
+
+
+def reduced(
+    call: Call, operator: str, x: str, before: Shape, axes: Sequence[int], after: Shape, keepdim: bool = False
+) -> str:
+    """A sum or mean: `operator` is ReduceSum or ReduceMean, `before` and `after` are the shapes.
 
     Engines add up numbers in another order where a row does not begin or end with a full vector register, so the result
     would depend on the image's place in the batch. Where that can happen, rows are padded with zeros, and sums across
     rows are convolutions.
     """
-
-    def lower(call: Call, x: str, axes: Sequence[int] | None, keepdim: bool = False) -> Value:
-        before = call.inputs[0]
-        rank = len(before)
-        chosen = sorted(axis % rank for axis in axes) if axes else list(range(rank))
-        if isinstance(before[chosen[0]], str):
-            raise RecipeError("cannot export a sum over the batch: a verdict may depend on one image only")
-        sizes = [0 if isinstance(size, str) else size for size in before]
-        count, inner = math.prod(sizes[axis] for axis in chosen), math.prod(sizes[chosen[-1] + 1 :])
-        factor = 1 / count if operator == "ReduceMean" and count else 1.0
-        trailing = chosen == list(range(chosen[0], rank))
-        if chosen == [rank - 2, rank - 1] and rank == 4 and operator == "ReduceMean":
-            pooled = call.shaped(call.op("GlobalAveragePool", x), (*before[:2], 1, 1))
-            return call.build.reshape(pooled, call.shape)
-        if (count if trailing else inner) % VECTOR == 0:
-            return call.op(operator, x, call.integers(chosen), keepdims=int(keepdim))
-        if trailing:
-            rows = call.build.reshape(x, (*before[: chosen[0]], count))
-            padded = call.op("Pad", rows, call.integers([0] * (2 * chosen[0] + 1) + [-count % VECTOR]))
-            total = call.op("ReduceSum", padded, call.integers(chosen[:1]), keepdims=0)
-            total = call.op("Mul", total, factor) if factor != 1 else total
-            total = call.shaped(total, before[: chosen[0]])
-        elif chosen == [1]:
-            columns = call.build.reshape(x, (before[0], count, inner, 1))
-            total = call.op("Conv", columns, torch.full((1, count, 1, 1), factor), kernel_shape=[1, 1])
-            total = call.shaped(total, (before[0], 1, inner, 1))
-        else:
-            raise RecipeError(f"cannot export a reduction over the axes {chosen} of {before}; reduce the last ones")
-        return call.build.reshape(total, call.shape)
-
-    return lower
+    rank = len(before)
+    chosen = sorted(axis % rank for axis in axes)
+    if isinstance(before[chosen[0]], str):
+        raise RecipeError("cannot export a sum over the batch: a verdict may depend on one image only")
+    sizes = [0 if isinstance(size, str) else size for size in before]
+    count, inner = math.prod(sizes[axis] for axis in chosen), math.prod(sizes[chosen[-1] + 1 :])
+    factor = 1 / count if operator == "ReduceMean" and count else 1.0
+    trailing = chosen == list(range(chosen[0], rank))
+    if chosen == [rank - 2, rank - 1] and rank == 4 and operator == "ReduceMean":
+        pooled = call.shaped(call.op("GlobalAveragePool", x), (*before[:2], 1, 1))
+        return call.build.reshape(pooled, after)
+    if (count if trailing else inner) % VECTOR == 0:
+        return call.shaped(call.op(operator, x, call.integers(chosen), keepdims=int(keepdim)), after)
+    if trailing:
+        rows = call.build.reshape(x, (*before[: chosen[0]], count))
+        padded = call.op("Pad", rows, call.integers([0] * (2 * chosen[0] + 1) + [-count % VECTOR]))
+        total = call.op("ReduceSum", padded, call.integers(chosen[:1]), keepdims=0)
+        total = call.op("Mul", total, factor) if factor != 1 else total
+        total = call.shaped(total, before[: chosen[0]])
+    elif chosen == [1]:
+        columns = call.build.reshape(x, (before[0], count, inner, 1))
+        total = call.op("Conv", columns, torch.full((1, count, 1, 1), factor), kernel_shape=[1, 1])
+        total = call.shaped(total, (before[0], 1, inner, 1))
+    else:
+        raise RecipeError(f"cannot export a reduction over the axes {chosen} of {before}; reduce the last ones")
+    return call.build.reshape(total, after)
 
 
 def convolution(
@@ -81,17 +89,21 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Value:
-    """A convolution; a transposed one of stride 1 is a plain one with mirrored weights."""
+    """A convolution; a transposed one of stride 1 is a plain one with mirrored weights, and the other way round."""
     if not isinstance(weight, Tensor):
         raise RecipeError("cannot export a convolution whose weights depend on the image")
     kernel = list(weight.shape[2:])
-    if transposed and set(stride) == {1} and not any(output_padding):
+    if (
+        set(stride) == {1}
+        and not any(output_padding)
+        and _better_mirrored(call.build.rewrites, weight, transposed, groups)
+    ):
         reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         if all(r >= p for r, p in zip(reach, padding, strict=True)):
             inputs, outputs = weight.shape[0] // groups, weight.shape[1]
             weight = weight.reshape(groups, inputs, outputs, *kernel).transpose(1, 2)
             weight = weight.reshape(groups * outputs, inputs, *kernel).flip(list(range(2, 2 + len(kernel))))
-            padding, transposed = [r - p for r, p in zip(reach, padding, strict=True)], False
+            padding, transposed = [r - p for r, p in zip(reach, padding, strict=True)], not transposed
     attributes: dict[str, Attribute] = {
         "kernel_shape": kernel,
         "strides": list(stride),
@@ -103,6 +115,17 @@ def convolution(
         attributes["output_padding"] = list(output_padding)
     constants = [weight] if bias is None else [weight, bias]
     return call.op("ConvTranspose" if transposed else "Conv", x, *constants, **attributes)
+
+
+def _better_mirrored(rewrites: Rewrites, weight: Tensor, transposed: bool, groups: int) -> bool:
+    """Whether a convolution of stride 1 is faster in its other form.
+
+    Engines compute plain ones in blocks of as many channels as a register holds, mostly empty where there are few
+    outputs; transposed ones are products of matrices, whose results are then added up.
+    """
+    inputs, outputs = (weight.shape[0], weight.shape[1]) if transposed else (weight.shape[1], weight.shape[0])
+    few = rewrites.few_channels and groups == 1 and 4 * outputs <= VECTOR <= inputs and weight[0, 0].numel() > 1
+    return rewrites.mirrored_convolutions and not few if transposed else few
 
 
 def linear(call: Call, x: str, weight: Value, bias: Tensor | None, position: int = 0) -> Value:

@@ -17,7 +17,8 @@ from s2ap_export.operators import OPERATORS
 
 __all__ = ["lower"]
 
-Inline = Callable[[str], Sequence[Value]]
+Inline = Callable[..., Sequence[Value]]
+"""Given an operator's arguments, adds what it stands for to the graph and returns its values."""
 
 
 def lower(
@@ -70,7 +71,7 @@ def _evaluated(
         with torch.no_grad():
             return node.target(*arguments, **keywords)  # type: ignore[operator]
     if node.target in inlined:
-        return inlined[node.target](arguments[0])
+        return inlined[node.target](*arguments)
     if node.target not in OPERATORS:
         raise RecipeError(
             f"cannot export the torch operator {node.target}; rewrite the layer with convolutions, linear layers, "
@@ -78,7 +79,8 @@ def _evaluated(
         )
     shapes = {i: shape_of(a.meta["val"]) for i, a in enumerate(node.args) if isinstance(a, fx.Node) and _is_tensor(a)}
     keywords = {key: value for key, value in keywords.items() if key not in ("dtype", "layout", "device", "pin_memory")}
-    result = OPERATORS[node.target](Call(build, node.meta["val"], shapes), *arguments, **keywords)
+    taken = {user.args[1] for user in node.users if user.target is operator.getitem}
+    result = OPERATORS[node.target](Call(build, node.meta["val"], shapes, taken), *arguments, **keywords)
     if isinstance(result, str):
         build.remember_shape(result, shape_of(node.meta["val"]))
     return result

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
 from s2ap_export.call import Call, Value
@@ -22,10 +23,15 @@ from s2ap_export.layers import (
     max_pool,
     reduction,
 )
+from s2ap_export.norms import channel_constant, group_norm, per_channel
 
 __all__ = ["OPERATORS"]
 
 aten = torch.ops.aten
+
+NEUTRAL_LEFT = {"Add": 0, "Mul": 1}
+NEUTRAL_RIGHT = NEUTRAL_LEFT | {"Sub": 0, "Div": 1}
+"""The constant that changes nothing on the left or on the right of an operator."""
 
 
 def _binary(operator: str) -> Callable[..., Value]:
@@ -34,11 +40,18 @@ def _binary(operator: str) -> Callable[..., Value]:
     ) -> Value:
         if alpha != 1 or rounding_mode is not None:
             raise RecipeError(f"cannot export {operator} with alpha {alpha} and rounding_mode {rounding_mode}")
-        if isinstance(a, str) and not isinstance(b, str):
-            neutral = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}.get(operator)
-            constant = torch.as_tensor(b)
-            if neutral is not None and constant.numel() == 1 and float(constant) == neutral:
-                return a
+        for value, other, sides in ((a, b, NEUTRAL_RIGHT), (b, a, NEUTRAL_LEFT)):
+            if isinstance(value, str) and not isinstance(other, str) and operator in sides:
+                neutral = bool((torch.as_tensor(other) == sides[operator]).all())
+                unchanged = call.inputs[0 if value is a else 1] == call.shape
+                if neutral and unchanged:
+                    return value
+                constant = channel_constant(other, len(call.shape))
+                if constant is not None and unchanged and operator == "Mul":
+                    return per_channel(call, value, constant)
+                if constant is not None and value in call.build.products and operator == "Add":
+                    source, scale = call.build.products[value]
+                    return per_channel(call, source, scale, constant)
         return call.op(operator, a, b)
 
     return lower
@@ -54,6 +67,11 @@ def _same(_: Call, x: Value, *__: object, **___: object) -> Value:
 
 def _reshape(call: Call, x: str, *_: object) -> Value:
     return call.build.reshape(x, call.shape)
+
+
+def _zeros(call: Call, *_: object) -> Tensor:
+    """Zeros for each image: a constant that is broadcast over the batch."""
+    return torch.zeros([1 if isinstance(size, str) else size for size in call.shape])
 
 
 def _rsqrt(call: Call, x: str) -> Value:
@@ -74,6 +92,20 @@ def _softmax(operator: str) -> Callable[..., Value]:
 
 def _concatenate(call: Call, values: Sequence[Value], axis: int = 0) -> Value:
     return call.op("Concat", *values, axis=axis)
+
+
+def _split(call: Call, x: str, sizes: int | Sequence[int], axis: int = 0) -> tuple[Value, ...]:
+    shape = call.inputs[0]
+    whole = shape[axis]
+    if isinstance(whole, str):
+        raise RecipeError("cannot export a split of the batch: a verdict may depend on one image only")
+    if isinstance(sizes, int):
+        sizes = [min(sizes, whole - start) for start in range(0, whole, sizes)]
+    place = axis % len(shape)
+    parts = call.build.node("Split", [x, call.integers(sizes)], len(sizes), {"axis": place})
+    return tuple(
+        call.shaped(part, (*shape[:place], size, *shape[place + 1 :])) for part, size in zip(parts, sizes, strict=True)
+    )
 
 
 def _slice(call: Call, x: str, axis: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Value:
@@ -112,7 +144,15 @@ OPERATORS: Mapping[Any, Callable[..., Any]] = {
     aten.rsub.Scalar: lambda call, x, y, alpha=1: _binary("Sub")(call, y, x, alpha=alpha),
     aten.maximum.default: _binary("Max"),
     aten.minimum.default: _binary("Min"),
+    **dict.fromkeys((aten.zeros_like.default, aten.new_zeros.default), _zeros),
     aten.neg.default: _unary("Neg"),
+    aten.sign.default: _unary("Sign"),
+    aten.sgn.default: _unary("Sign"),
+    aten.round.default: _unary("Round"),
+    aten.floor.default: _unary("Floor"),
+    aten.ceil.default: _unary("Ceil"),
+    aten.sin.default: _unary("Sin"),
+    aten.cos.default: _unary("Cos"),
     aten.abs.default: _unary("Abs"),
     aten.exp.default: _unary("Exp"),
     aten.log.default: _unary("Log"),
@@ -135,6 +175,7 @@ OPERATORS: Mapping[Any, Callable[..., Any]] = {
     aten.clamp_min.default: _clip,
     aten.sum.dim_IntList: reduction("ReduceSum"),
     aten.mean.dim: reduction("ReduceMean"),
+    aten.native_group_norm.default: group_norm,
     aten.convolution.default: convolution,
     aten.addmm.default: linear_with_bias,
     aten.mm.default: lambda call, x, weight: linear(call, x, weight, None),
@@ -144,6 +185,7 @@ OPERATORS: Mapping[Any, Callable[..., Any]] = {
     aten._log_softmax.default: _softmax("LogSoftmax"),
     aten._softmax.default: _softmax("Softmax"),
     aten.cat.default: _concatenate,
+    **dict.fromkeys((aten.split.Tensor, aten.split_with_sizes.default), _split),
     aten.slice.Tensor: _slice,
     aten.slice_backward.default: _slice_backward,
     aten.permute.default: _permute,

@@ -1,8 +1,8 @@
 """Networks and the purifier, gradients included, as ONNX stages.
 
 torch.export refuses gradients inside a function, and torch.onnx.export needs minutes for an unrolled purifier. make_fx
-records them in a second: the field once, the descent around it with the field as one opaque operator. The records are
-then written as ONNX by `s2ap_export.lowering`, which knows few operators and no batch size.
+records them in a second: the field once for each sigma, the descent around it with the field as one opaque operator.
+The records are then written as ONNX by `s2ap_export.lowering`, which knows few operators and no batch size.
 
 A stage is a model of its own with the input `image` and plain output names. Its nodes, inner values and initialisers
 are named `scope/...`. On one engine an image gets the same bits in every batch.
@@ -29,16 +29,22 @@ from s2ap_export.call import Value, shape_of
 from s2ap_export.decompositions import decompositions
 from s2ap_export.graph_builder import BATCH, GraphBuilder
 from s2ap_export.lowering import lower
-from s2ap_train.purifier import Purification, field
-from s2ap_train.purifier.purify import Score, descend
+from s2ap_export.rewrites import Rewrites
+from s2ap_train.purifier.purify import Purification, Score, descend, field
 
-__all__ = ["trace_classifier", "trace_purifier"]
+__all__ = ["trace_classifier", "trace_images", "trace_purifier"]
 
 TRACED_BATCH = 29  # any number but 0 and 1, which torch takes for constants
 
 
 def trace_purifier(
-    net: Score, bank: Tensor, config: Purification, input_shape: tuple[int, int, int], scope: str = "purifier"
+    net: Score,
+    bank: Tensor,
+    config: Purification,
+    input_shape: tuple[int, int, int],
+    scope: str = "purifier",
+    *,
+    rewrites: Rewrites | None = None,
 ) -> ModelProto:
     """The purifier as a stage: `image` [N, C, H, W] -> `purified` [N, C, H, W], `reconstruction_error` [N].
 
@@ -48,9 +54,12 @@ def trace_purifier(
         config: The purifier's hyper-parameters.
         input_shape: (C, H, W).
         scope: Prefix of all names.
+        rewrites: What is done to the graph for speed, by default everything.
 
     Raises:
         RecipeError: If the bank does not fit, or the score model contains an operator that cannot be exported.
+
+    When the purifier is off, `purified` is the image and the error zero; the file then holds no score model.
     """
     if tuple(bank.shape) != (config.bank_size, *input_shape):
         raise RecipeError(
@@ -59,17 +68,48 @@ def trace_purifier(
         )
     score = _frozen(net) if isinstance(net, nn.Module) else net
     directions = bank.detach().cpu().float()
-    traced_field = _traced(lambda z: field(score, z, config.sigma, directions, config.mode), input_shape)
+    build = _builder(scope, score, rewrites)
     traced_descent = _traced(lambda x: descend(_opaque_field, x, config), input_shape)
-    build = _builder(scope, score)
+    if config.off:
+        rows = build.node("Shape", ["image"], 1, {"start": 0, "end": 1})
+        results: list[Value] = ["image", build.op("ConstantOfShape", *rows)]
+        return _stage(build, traced_descent, results, ["purified", "reconstruction_error"])
+
+    def field_at(sigma: float) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        return lambda z: field(score, z, sigma, directions, config.mode)
+
+    traced_fields = {sigma: _traced(field_at(sigma), input_shape) for sigma in sorted(set(config.sigmas))}
     build.constant(directions.numpy(), "bank")
 
-    def inlined(z: str) -> Sequence[Value]:
-        return lower(traced_field, z, build)
+    def inlined(z: str, sigma: float) -> Sequence[Value]:
+        return lower(traced_fields[sigma], z, build)
 
     opaque = torch.ops.s2ap_export.opaque_field.default
     results = lower(traced_descent, "image", build, inlined={opaque: inlined})
     return _stage(build, traced_descent, results, ["purified", "reconstruction_error"])
+
+
+def trace_images(
+    function: Callable[[Tensor], Tensor], input_shape: tuple[int, int, int], scope: str = "purifier"
+) -> ModelProto:
+    """Any function of images as a stage: `image` [N, C, H, W] -> `purified` [N, C, H, W].
+
+    Args:
+        function: Images -> images, of plain torch operators on the CPU, in float32; gradients inside it (torch.func)
+            are recorded with it. Each image on its own.
+        input_shape: (C, H, W).
+        scope: Prefix of all names.
+
+    Raises:
+        RecipeError: If the function contains an operator that cannot be exported, or returns another shape.
+    """
+    traced = _traced(function, input_shape)
+    build = GraphBuilder(scope)
+    stage = _stage(build, traced, lower(traced, "image", build), ["purified"])
+    purified = [dim.dim_value for dim in stage.graph.output[0].type.tensor_type.shape.dim[1:]]
+    if purified != list(input_shape):
+        raise RecipeError(f"stage {scope} turns images {list(input_shape)} into {purified}; expected the same shape")
+    return stage
 
 
 def trace_classifier(module: nn.Module, input_shape: tuple[int, int, int], scope: str) -> ModelProto:
@@ -95,13 +135,13 @@ def trace_classifier(module: nn.Module, input_shape: tuple[int, int, int], scope
 
 
 @torch.library.custom_op("s2ap_export::opaque_field", mutates_args=())
-def _opaque_field(z: Tensor) -> tuple[Tensor, Tensor]:
+def _opaque_field(z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     """Stands for the field while the descent around it is traced; it has the field's shapes, and no values."""
     return torch.zeros_like(z), z.new_zeros(z.shape[0])
 
 
 @_opaque_field.register_fake
-def _(z: Tensor) -> tuple[Tensor, Tensor]:
+def _(z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     return torch.empty_like(z), z.new_empty(z.shape[0])
 
 
@@ -132,9 +172,9 @@ def _traced(function: Callable[[Tensor], Any], input_shape: tuple[int, int, int]
     return traced
 
 
-def _builder(scope: str, weights: object) -> GraphBuilder:
+def _builder(scope: str, weights: object, rewrites: Rewrites | None = None) -> GraphBuilder:
     """A graph in which weights that enter unchanged keep their names."""
-    build = GraphBuilder(scope)
+    build = GraphBuilder(scope, rewrites)
     if isinstance(weights, nn.Module):
         for name, parameter in weights.named_parameters():
             build.constant(parameter.numpy(), name)
@@ -149,7 +189,7 @@ def _stage(build: GraphBuilder, traced: fx.GraphModule, results: Sequence[Value]
     for node, value, name in zip(nodes, results, names, strict=True):
         if not isinstance(value, str) or shape_of(node.meta["val"])[0] != BATCH:
             raise RecipeError(f"stage {build.scope}: {name} does not depend on the image; it cannot be exported")
-        outputs.append((value, _declared(name, node)))
+        outputs.append((build.op("Identity", value) if value == "image" else value, _declared(name, node)))
     model = build.model([_declared("image", placeholder)], outputs)
     onnx.checker.check_model(model, full_check=True)
     return model

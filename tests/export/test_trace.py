@@ -2,19 +2,19 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from onnx import ModelProto, numpy_helper
+from stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, images, operators, run
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
+from s2ap_export.rewrites import Rewrites
 from s2ap_export.scopes import rename_scope
 from s2ap_export.trace import trace_classifier, trace_purifier
 from s2ap_train.models import SmallCNN, fold_batch_norm
-from s2ap_train.purifier import Purification, UNet, hadamard_bank, purify
+from s2ap_train.purifier import Purification, UNet, purify
 
-DIGITS = (1, 8, 8)
 SHORT = Purification(steps=2, bank_size=2, sigma=0.2, rho=0.2)
 
 
@@ -26,28 +26,6 @@ def randomised(net: nn.Module, scale: float = 0.2) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def images(count: int, shape: tuple[int, int, int] = DIGITS) -> np.ndarray:
-    return np.random.default_rng(0).random((count, *shape), dtype=np.float32)
-
-
-def session(model: ModelProto, threads: int = 1) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def run(model: ModelProto, x: np.ndarray) -> list[np.ndarray]:
-    return session(model).run(None, {"image": x})
-
-
-def operators(model: ModelProto) -> set[str]:
-    return {node.op_type for node in model.graph.node}
-
-
-def bank(shape: tuple[int, int, int] = DIGITS, config: Purification = SHORT) -> Tensor:
-    return hadamard_bank(config.bank_size, shape, config.bank_seed)
-
-
 @pytest.fixture(scope="module")
 def net() -> UNet:
     return randomised(UNet(1, 16, (1, 2)))
@@ -55,7 +33,7 @@ def net() -> UNet:
 
 @pytest.fixture(scope="module")
 def purifier(net: UNet) -> ModelProto:
-    return trace_purifier(net, bank(), SHORT, DIGITS)
+    return trace_purifier(net, bank(SHORT), SHORT, DIGITS)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +51,8 @@ def purifier(net: UNet) -> ModelProto:
 def test_the_traced_purifier_equals_torch(net: UNet, changes: dict[str, object]) -> None:
     config = replace(SHORT, **changes)  # type: ignore[arg-type]
     x = images(5)
-    purified, error = run(trace_purifier(net, bank(config=config), config, DIGITS), x)
-    expected, expected_error = purify(net, torch.from_numpy(x), bank(config=config), config)
+    purified, error = run(trace_purifier(net, bank(config), config, DIGITS), x)
+    expected, expected_error = purify(net, torch.from_numpy(x), bank(config), config)
     assert float((expected - torch.from_numpy(x)).abs().max()) > 0.01  # it does something
     np.testing.assert_allclose(purified, expected.numpy(), atol=2e-5, rtol=0)  # float32, two steps of twelve layers
     np.testing.assert_allclose(error, expected_error.numpy(), rtol=1e-4)
@@ -112,16 +90,46 @@ def test_weights_are_stored_once_and_the_embedding_of_sigma_is_a_constant(net: U
 
 
 def test_more_steps_add_nodes_but_no_weights(net: UNet, purifier: ModelProto) -> None:
-    longer = trace_purifier(net, bank(), replace(SHORT, steps=4), DIGITS)
+    longer = trace_purifier(net, bank(SHORT), replace(SHORT, steps=4), DIGITS)
     assert len(longer.graph.initializer) == len(purifier.graph.initializer)
     assert len(longer.graph.node) < 2.1 * len(purifier.graph.node)
 
 
-def test_gradients_of_convolutions_of_stride_one_are_plain_convolutions(purifier: ModelProto) -> None:
+def test_transposed_convolutions_of_stride_one_are_plain_ones_unless_they_have_few_outputs(
+    purifier: ModelProto,
+) -> None:
+    sizes = {tensor.name: list(tensor.dims) for tensor in purifier.graph.initializer}
     transposed = [node for node in purifier.graph.node if node.op_type == "ConvTranspose"]
-    assert len(transposed) == 4 * 2  # per field one in the network and one in the gradient of the downsampling
-    for node in transposed:
-        assert next(list(a.ints) for a in node.attribute if a.name == "strides") == [2, 2]
+    strides = [next(list(a.ints) for a in node.attribute if a.name == "strides") for node in transposed]
+    assert strides.count([2, 2]) == 4 * 2  # per field one in the network, one in the gradient of the downsampling
+    to_images = [node for node, stride in zip(transposed, strides, strict=True) if stride == [1, 1]]
+    assert len(to_images) == 4 * 2  # per field the last layer, and the gradient of the first
+    assert all(sizes[node.input[1]] == [16, 1, 3, 3] for node in to_images)
+
+
+def test_every_rewrite_off_gives_the_same_values_and_larger_graphs(net: UNet, purifier: ModelProto) -> None:
+    x = images(5)
+    expected = run(purifier, x)
+    for name in ("mirrored_convolutions", "few_channels", "shared_nodes", "merged_reshapes", "merged_constants"):
+        plain = trace_purifier(net, bank(SHORT), SHORT, DIGITS, rewrites=replace(Rewrites(), **{name: False}))
+        assert plain.SerializeToString() != purifier.SerializeToString(), name
+        if "convolutions" not in name and "channels" not in name:
+            assert len(plain.graph.node) > len(purifier.graph.node), name
+        for values, wanted in zip(run(plain, x), expected, strict=True):
+            np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+def test_normalisation_without_a_gradient_is_one_node(net: UNet) -> None:
+    config = replace(SHORT, mode="j_free", rho=0.0, steps=1)
+    fused, plain = (
+        trace_purifier(net, bank(config), config, DIGITS, rewrites=Rewrites(fused_norms=fused))
+        for fused in (True, False)
+    )
+    kinds = [node.op_type for node in fused.graph.node]
+    assert kinds.count("InstanceNormalization") == kinds.count("BatchNormalization") == 6
+    assert operators(plain).isdisjoint({"InstanceNormalization"})
+    together = assert_same_bits_in_every_batch(fused, images(64), threads=2)
+    np.testing.assert_allclose(together[0], run(plain, images(64))[0], rtol=0, atol=2e-6)
 
 
 class Strided(nn.Module):
@@ -146,22 +154,10 @@ def test_the_gradient_of_stride_two_gets_the_output_padding_of_its_input_size(si
     shape = (2, size, size)
     config = replace(SHORT, rho=0.0, steps=1, step_size=2.0, sigma=0.5)
     x = images(3, shape)
-    purified, _ = run(trace_purifier(net, bank(shape), config, shape), x)
-    expected, _ = purify(net, torch.from_numpy(x), bank(shape), config)
+    purified, _ = run(trace_purifier(net, bank(config, shape), config, shape), x)
+    expected, _ = purify(net, torch.from_numpy(x), bank(config, shape), config)
     assert float((expected - torch.from_numpy(x)).abs().max()) > 0.01
     np.testing.assert_allclose(purified, expected.numpy(), atol=2e-6, rtol=0)
-
-
-def assert_same_bits_in_every_batch(model: ModelProto, x: np.ndarray, threads: int) -> None:
-    runner = session(model, threads)
-    together = runner.run(None, {"image": x})
-    for size in (1, 7):
-        parts = [runner.run(None, {"image": x[i : i + size]}) for i in range(0, len(x), size)]
-        for i, values in enumerate(together):
-            np.testing.assert_array_equal(np.concatenate([part[i] for part in parts]), values)
-    order = np.random.default_rng(3).permutation(len(x))
-    for values, permuted in zip(together, runner.run(None, {"image": x[order]}), strict=True):
-        np.testing.assert_array_equal(permuted, values[order])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -173,7 +169,7 @@ def test_an_image_is_purified_to_the_same_bits_in_every_batch(purifier: ModelPro
 def test_also_where_rows_do_not_fill_vector_registers(norm: str) -> None:
     shape = (3, 7, 5)
     config = replace(SHORT, bank_size=8, steps=1, norm=norm)
-    model = trace_purifier(randomised(UNet(3, 24, (1,))), bank(shape, config), config, shape)
+    model = trace_purifier(randomised(UNet(3, 24, (1,))), bank(config, shape), config, shape)
     assert_same_bits_in_every_batch(model, images(24, shape), threads=2)
 
 
@@ -208,7 +204,15 @@ class Residual(nn.Module):
         return torch.cat([x, x + nn.functional.relu6(self.norm(self.convolution(x)))], dim=1)
 
 
+class Gated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate, rest = x.split([2, 2, 1], dim=1)
+        left, right = (value * gate.sigmoid()).chunk(2, dim=-1)
+        return torch.cat([(left + right).flatten(1), rest.flatten(1)], dim=1)
+
+
 NETWORKS = {
+    "gates": nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), Gated(), nn.Linear(200, 5)),
     "residual": nn.Sequential(
         nn.Conv2d(3, 6, 3), Residual(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(12, 5)
     ),
@@ -288,4 +292,4 @@ def test_what_cannot_be_exported_is_named(module: nn.Module, message: str) -> No
 
 def test_a_bank_of_another_shape_is_refused(net: UNet) -> None:
     with pytest.raises(RecipeError, match="make it with hadamard_bank"):
-        trace_purifier(net, bank(), replace(SHORT, bank_size=4), DIGITS)
+        trace_purifier(net, bank(SHORT), replace(SHORT, bank_size=4), DIGITS)

@@ -28,7 +28,8 @@ from s2ap_train.evaluate.objectives import (
 from s2ap_train.evaluate.systems import System
 from s2ap_train.twin import Twin
 
-Path = Literal["none", "identity", "exact", "straight_through"]
+Path = Literal["none", "identity", "exact", "straight_through", "surrogate"]
+"""How gradients pass the purifier: not asked, as identity, exactly, clamps ignored, or as its J-free form would."""
 Start = Literal["random", "best"]
 _WORTH_A_WORKER = 8  # samples; fewer are not split between threads
 
@@ -270,6 +271,8 @@ def twin_view(twin: Twin) -> View:
     """The attacker's view of the whole defence."""
 
     def view(images: Tensor, path: Path, members: int | None) -> tuple[Tensor, Tensor | None]:
+        if path == "surrogate":
+            raise ValueError("the file holds no J-free form of its purifier; attack it by another path")
         purified = images if path == "none" else twin.purify(images, path)
         return twin.classify(purified), None if members == 0 else twin.members(purified, members)
 

@@ -1,7 +1,8 @@
 """An ONNX stage as a differentiable torch function: the white-box attacker's view of the file that is served.
 
-The weights and the operators are those of the file, not of the network it was exported from. Where the stage contains
-gradient operators that were traced into it (the purifier), autograd through them is the exact unrolled gradient.
+The weights and the operators are those of the file, not of the network it was exported from. What the file computes in
+float16 is computed in the stage's type and rounded. Where the stage contains gradient operators that were traced into
+it (the purifier), autograd through them is the exact unrolled gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from torch import Tensor
 from s2ap_defend.errors import ModelFileError
 from s2ap_train.twin.operators import OPERATORS, STRAIGHT_THROUGH_OPERATORS
 from s2ap_train.twin.rearranging import Function
+
+_SINGLE_OR_HALF = {TensorProto.FLOAT, TensorProto.FLOAT16}
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,14 @@ class _Builder:
         self.operators = STRAIGHT_THROUGH_OPERATORS if straight_through_clip else OPERATORS
         self.slots: list[Tensor | None] = [None]
         self.slot_of: dict[str, int] = {"": 0}
+        self.half: set[str] = set()  # values that the file computes in float16
 
     def build(self, stage: ModelProto) -> TorchStage:
         graph = stage.graph
         for initializer in graph.initializer:
             self._slot(initializer.name, self._tensor(initializer))
+            if initializer.data_type == TensorProto.FLOAT16:
+                self.half.add(initializer.name)
         image = self._slot(graph.input[0].name)
         steps: list[_Step] = []
         for node in _needed(graph.node, {output.name for output in graph.output}):
@@ -141,12 +147,27 @@ class _Builder:
                 f"{_title(node)} cannot be differentiated: operator {node.domain or 'ai.onnx'}.{node.op_type} is not "
                 "supported by the twin; export the stage without it"
             )
-        if node.op_type == "Cast" and attributes["to"] == TensorProto.FLOAT and self.dtype == torch.float64:
-            attributes["to"] = TensorProto.DOUBLE
+        if node.op_type == "Cast" and attributes["to"] in _SINGLE_OR_HALF:
+            return self._rounding(node, lambda x: x.to(self.dtype), attributes["to"] == TensorProto.FLOAT16)
         try:
-            return self.operators[node.op_type](attributes)
+            function = self.operators[node.op_type](attributes)
         except (ValueError, KeyError) as error:
             raise ModelFileError(f"{_title(node)} cannot be differentiated: {error} is not supported") from error
+        return self._rounding(node, function, not self.half.isdisjoint(node.input) and node.op_type != "Cast")
+
+    def _rounding(self, node: NodeProto, function: Function, half: bool) -> Function:
+        """The function, its result rounded to float16 where the file does; gradients pass the rounding unchanged."""
+        if not half:
+            return function
+        self.half.update(node.output)
+
+        def rounded(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+            exact: Tensor | tuple[Tensor, ...] = function(*inputs)
+            if isinstance(exact, Tensor) and exact.is_floating_point():  # not indices; parts of a split are rounded
+                return exact + (exact.to(torch.float16).to(exact.dtype) - exact).detach()
+            return exact
+
+        return rounded
 
     def _constant(self, node: NodeProto, attributes: dict[str, Any]) -> Tensor:
         for name, dtype in (("value_float", self.dtype), ("value_floats", self.dtype)):

@@ -227,6 +227,7 @@ _ELEMENTWISE: dict[str, Function] = {
     "Or": torch.logical_or,
     "Pow": torch.pow,
     "Reciprocal": torch.reciprocal,
+    "Round": torch.round,
     "Sigmoid": torch.sigmoid,
     "Sign": torch.sign,
     "Sin": torch.sin,

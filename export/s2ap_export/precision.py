@@ -1,0 +1,132 @@
+"""Half precision where it is safe: convolutions and SiLU. Norms, sums and the descent around them stay in float32.
+
+A convolution of float16 values is accumulated in float32 by the engines that have one, so each loses no more than the
+rounding of its inputs and outputs. A sum of squares over a large image exceeds 65504, the largest float16 number, and a
+small gradient step vanishes beside a pixel: neither is touched. The score model predicts noise, not the image, so that
+no difference of two nearly equal images is taken in half precision either.
+
+ONNX Runtime has no float16 convolutions on x86: there it computes them in float32 between casts, which costs time. This
+is for GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from s2ap_defend.errors import RecipeError
+
+__all__ = ["to_half"]
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+
+
+def to_half(stage: ModelProto) -> ModelProto:
+    """A stage whose convolutions and SiLU are computed in float16; its input, outputs and names stay as they are.
+
+    Values that both precisions read are converted once, by `Cast` nodes named in the stage's scope. Weights are stored
+    once, in half; those that a float32 node reads as well are stored in both.
+
+    Args:
+        stage: As `trace_purifier`, `trace_images` or `trace_classifier` gives it, float32.
+
+    Raises:
+        RecipeError: If a weight is too large for float16, or the stage already holds half precision.
+    """
+    if any(tensor.data_type == TensorProto.FLOAT16 for tensor in stage.graph.initializer):
+        raise RecipeError(f"stage {stage.graph.name} is in half precision already; convert the float32 stage, once")
+    half = ModelProto()
+    half.CopyFrom(stage)
+    _Conversion(half).convert()
+    onnx.checker.check_model(half, full_check=True)
+    return half
+
+
+class _Conversion:
+    """Rewrites the graph of a model in place."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.graph = model.graph
+        self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.half_nodes = {node.name for node in self._in_half()}
+        self.half_values = {name for node in self.graph.node if node.name in self.half_nodes for name in node.output}
+        self.casts: dict[tuple[str, int], str] = {}
+        self.nodes: list[NodeProto] = []
+
+    def convert(self) -> None:
+        """Put casts between the two precisions, and store the weights of half nodes in half."""
+        outputs = {output.name for output in self.graph.output}
+        for node in list(self.graph.node):
+            target = TensorProto.FLOAT16 if node.name in self.half_nodes else TensorProto.FLOAT
+            read = [self._read(name, target) for name in node.input]
+            converted = NodeProto()
+            converted.CopyFrom(node)
+            converted.input[:] = read
+            for i, name in enumerate(node.output):
+                if name in outputs and node.name in self.half_nodes:
+                    converted.output[i] = f"{self.graph.name}/{name}_half"
+                    self.nodes += [converted, self._cast(converted.output[i], name, TensorProto.FLOAT)]
+                    break
+            else:
+                self.nodes.append(converted)
+        used = {name for node in self.nodes for name in node.input}
+        del self.graph.node[:]
+        self.graph.node.extend(self.nodes)
+        kept = [tensor for name, tensor in self.weights.items() if name in used]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(kept)
+
+    def _in_half(self) -> Iterator[NodeProto]:
+        sigmoids: dict[str, tuple[str, NodeProto]] = {}
+        for node in self.graph.node:
+            if node.op_type in CONVOLUTIONS and node.input[1] in self.weights and not self._is_sum(node):
+                yield node
+            elif node.op_type == "Sigmoid":
+                sigmoids[node.output[0]] = (node.input[0], node)
+            elif node.op_type == "Mul":
+                for s, x in (tuple(node.input), tuple(node.input)[::-1]):
+                    if s in sigmoids and sigmoids[s][0] == x:
+                        yield sigmoids[s][1]
+                        yield node
+
+    def _is_sum(self, node: NodeProto) -> bool:
+        """Sums and means are convolutions [1, n, 1, 1] of equal weights where engines would add up in another order."""
+        weight = numpy_helper.to_array(self.weights[node.input[1]])
+        return weight.shape == (1, weight.size, 1, 1) and bool((weight == weight.flat[0]).all())
+
+    def _read(self, name: str, target: int) -> str:
+        """The name under which a node of the target precision reads a value."""
+        if name in self.weights:
+            return self._half_weight(name) if target == TensorProto.FLOAT16 else name
+        is_half = name in self.half_values
+        if not name or is_half == (target == TensorProto.FLOAT16):
+            return name
+        key = (name, target)
+        if key not in self.casts:
+            word = "half" if target == TensorProto.FLOAT16 else "single"
+            self.casts[key] = f"{self.graph.name}/{word}_{len(self.casts)}"
+            self.nodes.append(self._cast(name, self.casts[key], target))
+        return self.casts[key]
+
+    def _half_weight(self, name: str) -> str:
+        tensor = self.weights[name]
+        if tensor.data_type != TensorProto.FLOAT:
+            return name
+        shared = any(name in node.input and node.name not in self.half_nodes for node in self.graph.node)
+        stored = f"{name}_half" if shared else name
+        if stored not in self.weights or not shared:
+            values = numpy_helper.to_array(tensor)
+            largest = float(np.abs(values).max(initial=0))
+            if not largest <= float(np.finfo(np.float16).max):
+                raise RecipeError(
+                    f"weight {name} holds {largest:.3g}, float16 ends at 65504; keep this stage in float32"
+                )
+            self.weights[stored] = numpy_helper.from_array(values.astype(np.float16), stored)
+        return stored
+
+    def _cast(self, value: str, result: str, target: int) -> NodeProto:
+        name = result if "/" in result else f"{self.graph.name}/{result}"
+        return helper.make_node("Cast", [value], [result], name=name, to=target)

@@ -1,0 +1,25 @@
+"""A score model of realistic weights: random ones hide what only a denoiser's gradients show."""
+
+import numpy as np
+import pytest
+import torch
+
+from s2ap_train.purifier import ScoreTraining, UNet, train_score_model
+from s2ap_train.recipe import load_recipe
+
+
+@pytest.fixture(scope="session")
+def digits() -> np.ndarray:
+    """64 test digits [64, 1, 8, 8]."""
+    return load_recipe("digits").load_data().test.images[:64]
+
+
+@pytest.fixture(scope="session")
+def trained_net() -> UNet:
+    """A score model that was trained on digits for a few seconds."""
+    torch.set_num_threads(1)
+    images = load_recipe("digits").load_data().train.images[:400]
+    config = ScoreTraining(width=8, multipliers=(1, 2), epochs=6, average_decay=0.9)
+    trained = train_score_model(images, config, seed=0)
+    assert trained.history[-1]["validation_error"] < 0.6  # 1 is what the identity leaves
+    return trained.net
