@@ -111,7 +111,7 @@ def _write(stages: tuple[ModelProto, ModelProto, list[ModelProto]], tables: Test
         robust_accuracy=0.1,
     )
     manifest = Manifest(
-        format_version=2,
+        format_version=3,
         input=InputDescription(channels=1, height=8, width=8),
         classes=tuple("0123456789"),
         members=(member,) * MEMBERS,
@@ -119,7 +119,7 @@ def _write(stages: tuple[ModelProto, ModelProto, list[ModelProto]], tables: Test
         purifier=PurifierDescription(
             mode=PURIFICATION.mode,
             norm=PURIFICATION.norm,
-            sigma=PURIFICATION.sigma,
+            sigmas=(0.3,),
             radius=PURIFICATION.radius,
             steps=PURIFICATION.steps,
             step_size=PURIFICATION.step_size,
@@ -128,6 +128,8 @@ def _write(stages: tuple[ModelProto, ModelProto, list[ModelProto]], tables: Test
             bank_size=PURIFICATION.bank_size,
             bank_seed=PURIFICATION.bank_seed,
             bank_sha256=hashlib.sha256(bank.numpy().tobytes()).hexdigest(),
+            precision="float32",
+            choice=None,
         ),
         measured=(),
         provenance=Provenance(recipe="tiny", seed=0, data="none", classifier="untrained", versions={}, git_commit=None),

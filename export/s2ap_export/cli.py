@@ -33,6 +33,13 @@ def _workers(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     metavar="N|ray",
     help="Processes that train at the same time, one a core by default; 'ray': on the cluster of RAY_ADDRESS, or here.",
 )
+@click.option(
+    "--choose",
+    type=click.Choice(["recipe", "validation"]),
+    default="recipe",
+    help="Who decides on the purifier: the recipe (default), with the table of its [choice] beside it, or that table: "
+    "the setting that keeps most validation images right under a white-box attack, off and rho 0 among them.",
+)
 @click.option("--seed", type=int, help="Seed of split and training, instead of the recipe's.")
 def harden(
     recipe: str,
@@ -40,6 +47,7 @@ def harden(
     work_dir: Path | None,
     overrides: tuple[str, ...],
     workers: int | Literal["ray"] | None,
+    choose: Literal["recipe", "validation"],
     seed: int | None,
 ) -> None:
     """Train, prune, calibrate and export RECIPE to one defended model file.
@@ -51,13 +59,16 @@ def harden(
     from s2ap_export.harden import harden as run
     from s2ap_train.jobs import check_workers
     from s2ap_train.ladder import print_ladder
+    from s2ap_train.purifier_choice import print_choice
     from s2ap_train.recipe import load_recipe
 
     check_workers(workers)
     changes = overrides if seed is None else (*overrides, f"seed={seed}")
     console = Console()
     folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
-    hardened = run(load_recipe(recipe, changes), output, folder, Reporter(console), workers=workers)
+    hardened = run(load_recipe(recipe, changes), output, folder, Reporter(console), workers=workers, choose=choose)
+    if hardened.manifest.purifier.choice is not None:
+        print_choice(hardened.manifest.purifier.choice, console)
     print_ladder(hardened.ladder, console)
     console.print(asked_members(hardened.manifest.test.to_test()), highlight=False, soft_wrap=True)
     console.print(f"wrote {hardened.path}", markup=False, highlight=False, soft_wrap=True)

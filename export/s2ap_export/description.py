@@ -2,12 +2,13 @@
 
 import hashlib
 import subprocess
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from s2ap_defend.manifest import (
     FORMAT_VERSION,
+    ChoiceRecord,
     InputDescription,
     Manifest,
     Member,
@@ -18,6 +19,7 @@ from s2ap_train.calibrate import Calibration
 from s2ap_train.data import Splits
 from s2ap_train.parts import Parts
 from s2ap_train.purifier import Purification, hadamard_bank
+from s2ap_train.purifier_grid import settings_of
 from s2ap_train.recipe import Recipe
 from s2ap_train.workshop import Network
 
@@ -28,7 +30,13 @@ LIBRARIES = ("s2ap-defend", "torch", "onnx", "numpy")
 
 
 def describe(
-    recipe: Recipe, parts: Parts, calibration: Calibration, milliseconds: tuple[float, ...], splits: Splits
+    recipe: Recipe,
+    parts: Parts,
+    calibration: Calibration,
+    milliseconds: tuple[float, ...],
+    splits: Splits,
+    *,
+    choice: ChoiceRecord | None = None,
 ) -> Manifest:
     """The manifest before anything is measured and before the file is sealed.
 
@@ -38,6 +46,7 @@ def describe(
         calibration: Order, tables and rates of the members.
         milliseconds: Time of one image in each member, in the order in which they were trained.
         splits: The data.
+        choice: How the recipe's purifier was chosen; None: it was not measured.
     """
     channels, height, width = splits.image_shape
     return Manifest(
@@ -49,7 +58,7 @@ def describe(
             for place, i in enumerate(calibration.order.tolist())
         ),
         test=calibration.tables,
-        purifier=_purifier(recipe.purifier, splits.image_shape),
+        purifier=_purifier(recipe.purifier, splits.image_shape, recipe.export.precision, choice),
         measured=(),
         provenance=Provenance(
             recipe=recipe.name,
@@ -80,9 +89,19 @@ def _member(member: Network, milliseconds: float, calibration: Calibration, plac
     )
 
 
-def _purifier(config: Purification, shape: tuple[int, int, int]) -> PurifierDescription:
+def _purifier(
+    config: Purification,
+    shape: tuple[int, int, int],
+    precision: Literal["float32", "float16"],
+    choice: ChoiceRecord | None,
+) -> PurifierDescription:
     bank = hadamard_bank(config.bank_size, shape, config.bank_seed).numpy()
-    return PurifierDescription(**asdict(config), bank_sha256=hashlib.sha256(bank.tobytes()).hexdigest())
+    return PurifierDescription(
+        **settings_of(config).model_dump(),
+        bank_sha256=hashlib.sha256(bank.tobytes()).hexdigest(),
+        precision=precision,
+        choice=choice,
+    )
 
 
 def _git_commit() -> str | None:

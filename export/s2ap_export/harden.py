@@ -14,6 +14,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
 from s2ap_export.compose import compose
 from s2ap_export.description import describe
+from s2ap_export.precision import to_half
 from s2ap_export.trace import trace_classifier, trace_purifier
 from s2ap_train.calibrate import Calibration, Detection, calibrate
 from s2ap_train.calibrate.stage_engines import StageEngines
@@ -25,6 +26,7 @@ from s2ap_train.ladder import Ladder, measure_ladder
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.parts import Parts, train_parts
 from s2ap_train.purifier import hadamard_bank
+from s2ap_train.purifier_choice import By, check_grid, choose_purifier
 from s2ap_train.recipe import Recipe
 from s2ap_train.threads import one_thread
 from s2ap_train.workbench import fingerprint
@@ -49,8 +51,16 @@ class Hardened:
     ladder: Ladder
 
 
-def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter, *, workers: Workers = None) -> Hardened:
-    """Train, prune, calibrate, export and measure.
+def harden(
+    recipe: Recipe,
+    output: Path,
+    work_dir: Path,
+    reporter: Reporter,
+    *,
+    workers: Workers = None,
+    choose: By = "recipe",
+) -> Hardened:
+    """Train, prune, choose the purifier, calibrate, export and measure.
 
     Every trained part is kept in `work_dir`; run again, finished parts are reused.
 
@@ -59,7 +69,8 @@ def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter, *, 
         output: The model file to write; checked before anything is trained.
         work_dir: Folder of the checkpoints.
         reporter: Told about every step.
-        workers: Processes that train at the same time, None takes one a core; or "ray".
+        workers: Processes that train or attack at the same time, None takes one a core; or "ray", which trains.
+        choose: Who decides on the purifier: the recipe, or what the sweep finds on validation images.
 
     Raises:
         ModelFileError: If the output cannot be written.
@@ -68,8 +79,12 @@ def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter, *, 
     check_writable(output)
     candidate = work_dir / "unmeasured" / output.name
     check_writable(candidate)
+    check_grid(recipe)
     splits = recipe.load_data()
     parts = train_parts(recipe, splits, work_dir, reporter, workers=workers)
+    processes = None if workers == "ray" else workers
+    purifier, choice = choose_purifier(recipe, parts, splits, work_dir, reporter, by=choose, workers=processes)
+    recipe = recipe.model_copy(update={"purifier": purifier})
     with reporter.step("export", 3) as step:
         stages = _trace(recipe, parts, splits.image_shape)
         step.advance("traced")
@@ -79,7 +94,7 @@ def harden(recipe: Recipe, output: Path, work_dir: Path, reporter: Reporter, *, 
         step.advance("calibrated")
         members = [stages.members[i] for i in calibration.order]
         model = compose(stages.purifier, stages.classifier, members, calibration.tables.to_test())
-        manifest = describe(recipe, parts, calibration, milliseconds, splits)
+        manifest = describe(recipe, parts, calibration, milliseconds, splits, choice=choice)
         write_model_file(model, manifest, candidate)
         step.advance(f"{len(members)} members, {candidate.stat().st_size / 1e6:.1f} MB")
     data = splits.test.subset(slice(0, recipe.evaluation.samples))
@@ -104,7 +119,8 @@ _FIGURES = TypeAdapter(_Figures)
 def _measure(recipe: Recipe, parts: Parts, file: Path, data: ImageSet, work_dir: Path, reporter: Reporter) -> _Figures:
     """Attack the file and its ablations; figures of the same file and the same recipe are reused."""
     sealed = open_model_file(file).manifest
-    key = fingerprint((sealed.weights_sha256, sealed.graph_sha256, recipe))  # the ablations are not in the file
+    decides = recipe.model_copy(update={"choice": None})  # the ablations are not in the file; the chosen purifier is
+    key = fingerprint((sealed.weights_sha256, sealed.graph_sha256, decides))
     kept = work_dir / "figures.json"
     if kept.exists():
         try:
@@ -133,8 +149,9 @@ class _Stages:
 def _trace(recipe: Recipe, parts: Parts, shape: tuple[int, int, int]) -> _Stages:
     bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
     classifier = fold_batch_norm(parts.classifier(recipe.classifier).model)
+    purifier = trace_purifier(parts.score_model, bank, recipe.purifier, shape, scope=PURIFIER)
     return _Stages(
-        purifier=trace_purifier(parts.score_model, bank, recipe.purifier, shape, scope=PURIFIER),
+        purifier=to_half(purifier) if recipe.export.precision == "float16" else purifier,
         classifier=trace_classifier(classifier, shape, scope=CLASSIFIER),
         members=tuple(
             trace_classifier(fold_batch_norm(member.model), shape, scope=member_scope(i))

@@ -1,8 +1,8 @@
 """The manifest: everything a reader must know of a defended model file beside its graph.
 
 It is JSON under metadata_props["s2ap_defend"], data only: no Python name, path or URL. docs/model-file.md is the
-normative description. Unknown keys, an unknown version and contradictory numbers are refused. Version 1 is read as
-version 2: what it says in other words is translated, what it does not say is null.
+normative description. Unknown keys, an unknown version and contradictory numbers are refused. Older versions are read
+as the newest one: what they say in other words is translated, what they do not say is null.
 """
 
 import json
@@ -11,27 +11,40 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from s2ap_defend.errors import ModelFileError
+from s2ap_defend.manifest_fields import Amount, Count, Part, Positive, Rate, Sha256
+from s2ap_defend.purifier_record import ChoiceRecord, ChoiceRow, PurifierDescription, PurifierSettings
 from s2ap_defend.sequential import FINAL_THRESHOLDS, SequentialTest, Truncation
-from s2ap_defend.upgrade import upgrade_version_1
+from s2ap_defend.upgrade import upgraded
+
+__all__ = [
+    "FORMAT_VERSION",
+    "METADATA_KEY",
+    "READABLE_VERSIONS",
+    "CalibrationRecord",
+    "ChoiceRecord",
+    "ChoiceRow",
+    "InputDescription",
+    "Manifest",
+    "Measurement",
+    "Member",
+    "Provenance",
+    "PurifierDescription",
+    "PurifierSettings",
+    "Seeds",
+    "TestTables",
+    "manifest_version",
+    "read_manifest",
+]
 
 METADATA_KEY = "s2ap_defend"
-FORMAT_VERSION: Literal[2] = 2
-READABLE_VERSIONS = (1, 2)
-
-Rate = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FORMAT_VERSION: Literal[3] = 3
+READABLE_VERSIONS = (1, 2, 3)
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class InputDescription(_Part):
+class InputDescription(Part):
     """The tensor `image`: float32 [N, channels, height, width] in [0, 1]."""
 
     channels: Positive
@@ -44,7 +57,7 @@ class InputDescription(_Part):
         return self.channels, self.height, self.width
 
 
-class Seeds(_Part):
+class Seeds(Part):
     """What a member was drawn from: its initial weights, its mask or channels, the order of its training data."""
 
     initialisation: int
@@ -52,7 +65,7 @@ class Seeds(_Part):
     order: int
 
 
-class Member(_Part):
+class Member(Part):
     """One pruned member, in the order in which members are asked.
 
     Disagreement rates are the measured probabilities that its label differs from the classifier's on clean and on
@@ -66,14 +79,14 @@ class Member(_Part):
     seeds: Seeds
     flops: Count | None = None
     parameters: Count | None = None
-    milliseconds: Annotated[float, Field(ge=0)] | None = None
+    milliseconds: Amount | None = None
     clean_disagreement_rate: Rate
     adversarial_disagreement_rate: Rate
     clean_accuracy: Rate
     robust_accuracy: Rate
 
 
-class CalibrationRecord(_Part):
+class CalibrationRecord(Part):
     """How the boundaries were calibrated, and what that promises.
 
     Attributes:
@@ -92,7 +105,7 @@ class CalibrationRecord(_Part):
     expected_false_alarm_rate: Rate | None = None
     false_alarm_bound: Rate | None = None
     correlation: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
-    effective_members: Annotated[float, Field(ge=0.0)] | None = None
+    effective_members: Amount | None = None
     reference_ratios: tuple[float, ...] = ()
 
     @model_validator(mode="after")
@@ -102,7 +115,7 @@ class CalibrationRecord(_Part):
         return self
 
 
-class TestTables(_Part):
+class TestTables(Part):
     """Numbers of the sequential test; `null` in a boundary means that it is never crossed."""
 
     __test__ = False  # not a pytest class
@@ -148,35 +161,19 @@ class TestTables(_Part):
         )
 
 
-class PurifierDescription(_Part):
-    """Settings of the purifier that is inside the graph; lengths in [0, 1] pixels."""
-
-    mode: Literal["full", "j_free"]
-    norm: Literal["linf", "l2"]
-    sigma: Annotated[float, Field(gt=0)]
-    radius: Annotated[float, Field(ge=0)]
-    steps: Positive
-    step_size: Annotated[float, Field(gt=0)]
-    rho: Annotated[float, Field(ge=0)]
-    reuse_ascent: bool
-    bank_size: Positive
-    bank_seed: int
-    bank_sha256: Sha256
-
-
-class Measurement(_Part):
+class Measurement(Part):
     """Accuracy under one attack, measured on `samples` test images when the file was made."""
 
     attack: str
-    eps: Annotated[float, Field(ge=0)]
+    eps: Amount
     samples: Positive
     bare_accuracy: Rate
     robust_accuracy: Rate
     flagged: Rate
-    members_used: Annotated[float, Field(ge=0)]
+    members_used: Amount
 
 
-class Provenance(_Part):
+class Provenance(Part):
     """How the file was made."""
 
     recipe: str
@@ -187,10 +184,10 @@ class Provenance(_Part):
     git_commit: str | None
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """The whole manifest of a defended model file."""
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     input: InputDescription
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     members: Annotated[tuple[Member, ...], Field(min_length=1)]
@@ -215,7 +212,7 @@ class Manifest(_Part):
 
 
 def read_manifest(text: str, *, source: str) -> Manifest:
-    """Parse and check a manifest; one of version 1 is translated to version 2.
+    """Parse and check a manifest; one of an older version is translated to the newest.
 
     Args:
         text: The JSON text.
@@ -226,7 +223,7 @@ def read_manifest(text: str, *, source: str) -> Manifest:
     """
     version = manifest_version(text, source=source)
     try:
-        return Manifest.model_validate_json(text if version == FORMAT_VERSION else _upgraded(text, source))
+        return Manifest.model_validate_json(text if version == FORMAT_VERSION else _upgraded(text, version, source))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "manifest"
@@ -249,15 +246,18 @@ def manifest_version(text: str, *, source: str) -> int:
     version = data.get("format_version") if isinstance(data, dict) else None
     if type(version) is not int or version not in READABLE_VERSIONS:
         raise ModelFileError(
-            f"{source} carries manifest version {version!r}, this runtime reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; install the s2ap-defend release that wrote it or export "
-            "it again"
+            f"{source} carries manifest version {version!r}, this runtime reads {_readable()}; install the s2ap-defend "
+            "release that wrote it or export it again"
         )
     return version
 
 
-def _upgraded(text: str, source: str) -> str:
+def _upgraded(text: str, version: int, source: str) -> str:
     try:
-        return json.dumps(upgrade_version_1(json.loads(text)))
+        return json.dumps(upgraded(json.loads(text), version))
     except ValueError as error:
         raise ModelFileError(f"{source}: the manifest is not valid: {error}; export the model again") from error
+
+
+def _readable() -> str:
+    return f"{', '.join(map(str, READABLE_VERSIONS[:-1]))} and {FORMAT_VERSION}"

@@ -13,7 +13,7 @@ from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_every_released_format_is_still_read_and_gives_the_same_verdicts(version: int) -> None:
     classifier = DefendedClassifier.load(GOLDEN / f"version-{version}.onnx", device="cpu")
     with np.load(GOLDEN / f"version-{version}.npz") as expected:
@@ -30,7 +30,7 @@ def answers(file: ModelFile, scope: str, images: np.ndarray, output: str = "log_
     )[0]
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_the_reference_on_the_tables_as_they_are_read_gives_the_verdicts_of_every_released_format(version: int) -> None:
     file = open_model_file(GOLDEN / f"version-{version}.onnx")
     images = np.random.default_rng(1).random((200, *file.manifest.input.shape), dtype=np.float32)
@@ -41,3 +41,12 @@ def test_the_reference_on_the_tables_as_they_are_read_gives_the_verdicts_of_ever
     verdicts = DefendedClassifier.load(file.path, device="cpu")(images)
     for field in fields(SequentialOutcome):
         assert np.array_equal(getattr(verdicts, field.name), getattr(expected, field.name)), field.name
+
+
+def test_what_a_version_3_file_says_of_its_purifier_is_read_as_it_was_written() -> None:
+    purifier = open_model_file(GOLDEN / "version-3.onnx").manifest.purifier
+    assert purifier.sigmas == (0.3, 0.2)
+    assert purifier.precision == "float32"
+    assert purifier.choice is not None
+    assert [(row.off, row.adaptive_accuracy) for row in purifier.choice.rows] == [(True, 0.25), (False, 0.375)]
+    assert purifier.choice.chosen == 1

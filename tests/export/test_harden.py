@@ -7,12 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+import click
+import numpy as np
 import pytest
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.cli.main import run
+from s2ap_defend.manifest import ChoiceRecord
 from s2ap_defend.model_file import open_model_file
+from s2ap_defend.stages import PURIFIER, stage_sizes
 from s2ap_train.checkpoint import load_checkpoint
+from s2ap_train.purifier_choice.__main__ import main as sweep_alone
 
 SMALL = {
     "model.widths": "[4, 4, 8]",
@@ -34,6 +39,9 @@ SMALL = {
     "score_model.epochs": 1,
     "score_model.width": 8,
     "evaluation.samples": 12,
+    "choice.samples": 12,
+    "choice.steps": 2,
+    "choice.settings": "[]",
 }
 OVERRIDES = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 
@@ -73,6 +81,25 @@ def test_harden_writes_a_verified_file_with_members_measured_under_attack(harden
     assert DefendedClassifier.load(hardened, device="cpu").input_shape == (1, 8, 8)
 
 
+def test_the_manifest_says_which_purifier_was_chosen_why_and_what_it_changes(
+    hardened: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    purifier = open_model_file(hardened).manifest.purifier
+    choice = purifier.choice
+    assert choice is not None
+    assert (choice.by, choice.chosen, choice.split, choice.samples) == ("recipe", 1, "validation", 12)
+    off, own, plain = choice.rows
+    assert off.off
+    assert (own.sigmas, own.rho) == (purifier.sigmas, purifier.rho)
+    assert plain.rho == 0.0 < own.rho
+    assert own.network_passes == 2 * plain.network_passes > off.network_passes == 0
+    assert choice.defended == "the plain classifier and 5 members, without the test"
+    figures = f"{own.adaptive_accuracy:.1%} stay right, {off.adaptive_accuracy:.1%} without a purifier, "
+    assert f"{figures}{plain.adaptive_accuracy:.1%} with rho 0" in choice.reason
+    assert run(["inspect", str(hardened)]) == 0
+    assert choice.reason in capsys.readouterr().out
+
+
 def test_checkpoints_hold_masks_scores_and_the_flip_rate(hardened: Path) -> None:
     tensors, record = load_checkpoint(hardened.with_name("model.onnx.training") / "pruned")
     assert record["flip_rate"] is not None
@@ -92,9 +119,12 @@ def test_a_second_run_trains_nothing_and_writes_the_same_weights(
     for part in ("plain", "adversarial", "pruned", "member-robust-0", "member-l1_norm-0", "score-model"):
         assert f"{part}: reused" in output
     assert "attacks, ablation: reused" in output
+    assert "3 of 3 reused" in output
+    assert "in front of this classifier (undefended) it" in output
     after = open_model_file(hardened).manifest
     assert (after.weights_sha256, after.graph_sha256) == (before.weights_sha256, before.graph_sha256)
     assert after.members == before.members
+    assert after.purifier == before.purifier
 
 
 def test_figures_are_measured_again_when_only_a_network_beside_the_file_changed(
@@ -108,6 +138,84 @@ def test_figures_are_measured_again_when_only_a_network_beside_the_file_changed(
     assert "plain: reused" in output
     assert "pruned: reused" not in output
     assert "attacks, ablation: reused" not in output
+
+
+def again(hardened: Path, folder: Path, *more: str) -> Path:
+    """The same recipe hardened once more, with changes, from the parts that are there."""
+    shutil.copytree(hardened.with_name("model.onnx.training"), folder / "work")
+    path = folder / "m.onnx"
+    arguments = ["harden", "digits", "-o", str(path), "--work-dir", str(folder / "work"), "--workers", "1"]
+    assert run([*arguments, *OVERRIDES, *more]) == 0
+    return path
+
+
+def test_validation_exports_the_row_that_keeps_most_images_right(
+    hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = again(hardened, tmp_path, "--choose", "validation", "--set", 'choice.settings=[{mode=["j_free"],rho=[0.0]}]')
+    output = capsys.readouterr().out
+    before, purifier = open_model_file(hardened).manifest.purifier, open_model_file(path).manifest.purifier
+    choice = purifier.choice
+    assert choice is not None
+    assert choice.by == "validation"
+    assert len(choice.rows) == 4
+    assert "3 of 4 reused" in output
+    chosen = choice.rows[choice.chosen]
+    for row in choice.rows:
+        better = (chosen.adaptive_accuracy, -chosen.network_passes) >= (row.adaptive_accuracy, -row.network_passes)
+        assert better, row
+    assert (chosen.sigmas, chosen.mode, chosen.rho) == (purifier.sigmas, purifier.mode, purifier.rho)
+    same = (before.sigmas, before.mode, before.rho) == (purifier.sigmas, purifier.mode, purifier.rho)
+    assert ("attacks, ablation: reused" in output) is same
+    assert " ".join(choice.reason.split()) in " ".join(output.split())
+
+
+def test_the_sweep_alone_goes_on_from_the_work_folder_and_writes_its_table(
+    hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(hardened.with_name("model.onnx.training"), tmp_path / "work")
+    target = tmp_path / "table.json"
+    arguments = ["digits", "--work-dir", str(tmp_path / "work"), "--workers", "1", *OVERRIDES, "--json", str(target)]
+    sweep_alone([*arguments, "--set", "choice.settings=[{radius=[0.05]}]"], standalone_mode=False)
+    choice = ChoiceRecord.model_validate_json(target.read_bytes())
+    recorded = open_model_file(hardened).manifest.purifier.choice
+    assert recorded is not None
+    assert [row.radius for row in choice.rows[:4]] == [0.0, 0.15, 0.15, 0.05]
+    assert choice.rows[0].oblivious_accuracy == recorded.rows[0].oblivious_accuracy
+    output = capsys.readouterr().out
+    assert "3 of 4 reused" in output
+    assert choice.reason in output
+    with pytest.raises(click.ClickException, match="samples starts at 10"):
+        sweep_alone([*arguments, "--set", "choice.samples=3"], standalone_mode=False)
+
+
+def test_a_purifier_that_is_off_leaves_images_as_they_are_and_is_measured_as_off(
+    hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = again(hardened, tmp_path, "--set", "purifier.steps=0")
+    output = capsys.readouterr().out
+    purifier = open_model_file(path).manifest.purifier
+    assert purifier.off
+    assert "attacks, ablation: reused" not in output
+    assert "with purifier" not in output
+    assert "purifier  off" in output
+    images = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
+    verdicts = DefendedClassifier.load(path, device="cpu")(images)
+    assert np.array_equal(verdicts.purified, images)
+    assert not verdicts.reconstruction_error.any()
+    assert run(["inspect", str(path)]) == 0
+    assert "off: the image itself is classified" in capsys.readouterr().out
+
+
+def test_the_recipe_may_ask_for_a_purifier_in_half_precision(hardened: Path, tmp_path: Path) -> None:
+    path = again(hardened, tmp_path, "--set", 'export.precision="float16"')
+    whole, half = open_model_file(hardened), open_model_file(path)
+    assert (whole.manifest.purifier.precision, half.manifest.purifier.precision) == ("float32", "float16")
+    sizes = [stage_sizes(file.proto)[PURIFIER].size_bytes for file in (whole, half)]
+    assert sizes[1] < 0.7 * sizes[0], "half the bytes but for norms and the bank"
+    images = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
+    purified = [DefendedClassifier.load(file, device="cpu")(images).purified for file in (hardened, path)]
+    assert 0 < np.abs(purified[0] - purified[1]).max() < 0.01
 
 
 def test_evaluate_writes_the_documented_json(hardened: Path, tmp_path: Path) -> None:
@@ -131,6 +239,11 @@ def test_evaluate_writes_the_documented_json(hardened: Path, tmp_path: Path) -> 
         (["harden", "digit", "-o", "x.onnx"], "did you mean 'digits'"),
         (["harden", "digits", "-o", "x.onnx", "--set", "purifer.sigma=1"], "did you mean 'purifier'"),
         (["harden", "digits"], "Missing option '-o'"),
+        (["harden", "digits", "-o", "x.onnx", "--choose", "luck"], "'luck' is not one of 'recipe', 'validation'"),
+        (
+            ["harden", "digits", "-o", "x.onnx", "--set", "choice.settings=[{sigma=[-1.0]}]"],
+            "recipe digits: choice.settings.0: this cannot purify",
+        ),
         (["harden", "digits", "-o", "/proc/no/model.onnx"], "/proc/no/model.onnx cannot be written"),
         (["evaluate", "missing.onnx", "--recipe", "digits"], "missing.onnx does not exist"),
     ],

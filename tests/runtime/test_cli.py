@@ -12,7 +12,7 @@ from PIL import Image
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.cli.main import run
-from s2ap_defend.manifest import Manifest, TestTables
+from s2ap_defend.manifest import Manifest, PurifierSettings, TestTables
 from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.sequential import asked_members
 
@@ -95,6 +95,30 @@ def test_inspect_shows_how_the_test_ends_corrects_and_was_calibrated(
         assert run(["inspect", str(path)]) == 0
         shown = " ".join(capsys.readouterr().out.split())
         assert all(text in shown for text in texts), shown
+
+
+def test_inspect_shows_how_the_purifier_was_chosen(
+    tiny_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = open_model_file(tiny_model_path)
+    assert run(["inspect", str(tiny_model_path)]) == 0
+    assert "Purifiers tried" not in capsys.readouterr().out
+    purifier = file.manifest.purifier
+    settings = {key: getattr(purifier, key) for key in PurifierSettings.model_fields}
+    rates = {"clean_accuracy": 0.9, "oblivious_accuracy": 0.5, "p_against_rho_0": None, "milliseconds": 0.5}
+    on = {"adaptive_accuracy": 0.25, "adaptive_interval": (0.1, 0.5), "p_against_off": 0.125, "network_passes": 8}
+    off = {"adaptive_accuracy": 0.375, "adaptive_interval": (0.2, 0.6), "p_against_off": None, "network_passes": 0}
+    rows = [settings | rates | off | {"steps": 0, "sigmas": ()}, settings | rates | on]
+    told = {"reason": "It is the recipe's; off was better.", "attack": "gradients", "defended": "the classifier"}
+    choice = {"by": "recipe", "chosen": 1, "split": "validation", "samples": 8, "eps": 0.15, "seed": 0, "rows": rows}
+    changed = {**file.manifest.model_dump(), "purifier": {**purifier.model_dump(), "choice": choice | told}}
+    write_model_file(file.proto, Manifest.model_validate(changed), tmp_path / "chosen.onnx")
+    assert run(["inspect", str(tmp_path / "chosen.onnx")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Purifiers tried on 8 validation images, eps 0.15" in text
+    assert "off 90.0% 37.5% - 0" in text
+    assert "90.0% 25.0% 0.12 8" in text
+    assert "It is the recipe's; off was better." in text
 
 
 BELOW = math.nextafter(2.0, -math.inf)

@@ -3,81 +3,10 @@ import math
 from typing import Any
 
 import pytest
+from manifest_data import manifest_data, version_1
 
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.manifest import CalibrationRecord, Manifest, Seeds, read_manifest
-
-
-def manifest_data() -> dict[str, Any]:
-    member = {
-        "method": "s2ap",
-        "sparsity": 0.5,
-        "adversarially_trained": True,
-        "seeds": {"initialisation": 1, "mask": 2, "order": 3},
-        "flops": 1000,
-        "parameters": None,
-        "milliseconds": 0.25,
-        "clean_disagreement_rate": 0.05,
-        "adversarial_disagreement_rate": 0.6,
-        "clean_accuracy": 0.97,
-        "robust_accuracy": 0.6,
-    }
-    return {
-        "format_version": 2,
-        "input": {"channels": 1, "height": 8, "width": 8},
-        "classes": ["0", "1"],
-        "members": [member],
-        "test": {
-            "kind": "wald",
-            "evidence": "margin",
-            "edges": [[1e-4]],
-            "increments": [[-0.8, 2.4]],
-            "lower": [None],
-            "upper": [2.9],
-            "truncation": "clean",
-            "vote_members": 1,
-            "correction": "correct",
-            "curtailed": True,
-            "base_vote_weights": [1.0, 0.5],
-            "base_vote_edges": [3.0],
-            "waves": [1],
-            "alpha": 0.05,
-            "beta": 0.05,
-            "calibration": {
-                "on": "all",
-                "samples": 400,
-                "expected_false_alarm_rate": 0.05,
-                "false_alarm_bound": 0.07,
-                "correlation": 0.5,
-                "effective_members": 2.0,
-                "reference_ratios": [-1.5, 0.0, 2.0],
-            },
-        },
-        "purifier": {
-            "mode": "full",
-            "norm": "linf",
-            "sigma": 0.3,
-            "radius": 0.1,
-            "steps": 1,
-            "step_size": 0.7,
-            "rho": 0.2,
-            "reuse_ascent": False,
-            "bank_size": 2,
-            "bank_seed": 0,
-            "bank_sha256": "0" * 64,
-        },
-        "measured": [],
-        "provenance": {
-            "recipe": "digits",
-            "seed": 0,
-            "data": "digits",
-            "classifier": "s2ap",
-            "versions": {"torch": "2"},
-            "git_commit": None,
-        },
-        "weights_sha256": "0" * 64,
-        "graph_sha256": "0" * 64,
-    }
 
 
 def test_a_manifest_survives_writing_and_reading_bit_for_bit() -> None:
@@ -87,23 +16,11 @@ def test_a_manifest_survives_writing_and_reading_bit_for_bit() -> None:
     assert again.to_json() == manifest.to_json()
 
 
-def version_1(**changes: object) -> dict[str, Any]:
-    """A manifest as version 1 wrote it."""
-    data = manifest_data() | {"format_version": 1}
-    test, (member,) = data["test"], data["members"]
-    for key in ("correction", "curtailed", "base_vote_weights", "base_vote_edges", "calibration"):
-        del test[key]
-    for key in ("seeds", "flops", "parameters", "milliseconds"):
-        del member[key]
-    member["seed"] = 7
-    data["test"] = test | {"base_vote_weight": 0.25, "calibration_samples": 300} | changes
-    return data
-
-
-def test_version_1_is_read_in_the_words_of_version_2() -> None:
+def test_version_1_is_read_in_the_words_of_version_3() -> None:
     manifest = read_manifest(json.dumps(version_1()), source="model.onnx")
     test, (member,) = manifest.test, manifest.members
-    assert manifest.format_version == 2
+    assert manifest.format_version == 3
+    assert manifest.purifier.sigmas == (0.25, 0.25)
     assert (test.base_vote_weights, test.base_vote_edges) == ((0.25,), ())
     assert (test.correction, test.curtailed) == ("correct", False)
     assert test.calibration == CalibrationRecord(on="correct", samples=300)
@@ -148,9 +65,9 @@ def test_policies_become_the_tables_of_the_reference(truncation: str, correction
 
 
 def test_another_version_is_refused_with_both_versions() -> None:
-    data = manifest_data() | {"format_version": 3}
+    data = manifest_data() | {"format_version": 4}
     with pytest.raises(
-        ModelFileError, match=r"model\.onnx carries manifest version 3, this runtime reads 1 and 2; install"
+        ModelFileError, match=r"model\.onnx carries manifest version 4, this runtime reads 1, 2 and 3; install"
     ):
         read_manifest(json.dumps(data), source="model.onnx")
 
@@ -182,9 +99,9 @@ def test_text_that_is_no_manifest_is_refused(text: str) -> None:
         (("members", 0, "flops"), -1, r"members\.0\.flops"),
     ],
 )
-def test_unknown_or_contradictory_keys_are_named(path: tuple[str, ...], value: object, message: str) -> None:
+def test_unknown_or_contradictory_keys_are_named(path: tuple[str | int, ...], value: object, message: str) -> None:
     data = manifest_data()
-    table = data
+    table: Any = data
     for key in path[:-1]:
         table = table[key]
     table[path[-1]] = value

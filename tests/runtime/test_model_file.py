@@ -85,7 +85,7 @@ def test_weights_of_the_base_label_that_differ_from_the_graph_are_found(tiny_mod
 
 
 def test_outputs_other_than_those_of_the_version_are_refused(tiny_model_path: Path, tmp_path: Path) -> None:
-    message = r"changed\.onnx: a file of version 2 has the outputs label, .*, abstained; found label, .*error; export"
+    message = r"changed\.onnx: a file of version 3 has the outputs label, .*, abstained; found label, .*error; export"
     manifest = open_model_file(tiny_model_path).manifest
     proto = onnx.load(tiny_model_path)
     del proto.graph.output[-1]
@@ -105,9 +105,9 @@ def test_a_file_that_rejects_needs_no_weights_of_the_base_label(abstaining_model
     assert not any("base_vote" in tensor.name for tensor in opened.proto.graph.initializer)
 
 
-def test_a_file_of_version_1_is_opened_as_version_2(golden: Path) -> None:
+def test_a_file_of_version_1_is_opened_as_version_3(golden: Path) -> None:
     opened = open_model_file(golden / "version-1.onnx")
-    assert (opened.format_version, opened.manifest.format_version) == (1, 2)
+    assert (opened.format_version, opened.manifest.format_version) == (1, 3)
     assert [output.name for output in opened.proto.graph.output] == list(output_names(1))
     assert opened.manifest.test.base_vote_weights == (0.5,)
     assert not opened.manifest.test.curtailed
@@ -143,9 +143,9 @@ def test_a_file_that_is_no_onnx_model_or_not_there_is_refused(tmp_path: Path) ->
 def test_another_manifest_version_is_refused(tiny_model_path: Path, tmp_path: Path) -> None:
     proto = onnx.load(tiny_model_path)
     entry = next(entry for entry in proto.metadata_props if entry.key == METADATA_KEY)
-    entry.value = entry.value.replace('"format_version":2', '"format_version":3')
+    entry.value = entry.value.replace('"format_version":3', '"format_version":4')
     onnx.save_model(proto, tmp_path / "newer.onnx")
-    with pytest.raises(ModelFileError, match="manifest version 3, this runtime reads 1 and 2"):
+    with pytest.raises(ModelFileError, match="manifest version 4, this runtime reads 1, 2 and 3"):
         open_model_file(tmp_path / "newer.onnx")
 
 

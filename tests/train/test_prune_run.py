@@ -14,9 +14,9 @@ import torch
 from s2ap_defend.cli.main import run
 from s2ap_defend.errors import RecipeError
 from s2ap_train.checkpoint import restore
+from s2ap_train.lock import locked
 from s2ap_train.measures.benchmark import Benchmark
 from s2ap_train.models import build
-from s2ap_train.prune.lock import locked
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.run_folder import read_run
 

@@ -3,9 +3,21 @@ from pathlib import Path
 import pytest
 
 from s2ap_defend import RecipeError
+from s2ap_train.compute import ComputeSettings
 from s2ap_train.pruning import S2AP, Harp, Hydra, Magnitude
-from s2ap_train.recipe import load_ensemble_recipe, load_pruning_recipe, load_recipe, packaged_recipes
+from s2ap_train.purifier import ScoreTraining
+from s2ap_train.recipe import (
+    check_networks,
+    load_ensemble_recipe,
+    load_pruning_recipe,
+    load_recipe,
+    load_score_recipe,
+    packaged_recipes,
+)
 from s2ap_train.workbench import fingerprint
+
+HARDENING = {"digits": (16, (1, 2)), "cifar10-small": (16, (1, 2, 2)), "cifar10-resnet18": (64, (1, 2, 2))}
+"""Recipes for harden, and width and multipliers of their score models."""
 
 
 def test_the_packaged_recipes_load() -> None:
@@ -34,17 +46,65 @@ def test_one_table_serves_every_method() -> None:
     assert magnitude == Magnitude(0.5, scope="lamp")
 
 
-def test_harden_does_not_ignore_where_it_is_told_to_train() -> None:
-    with pytest.raises(RecipeError, match="sets compute, which prune reads"):
-        load_recipe("digits", ("compute.precision=bf16",))
+@pytest.mark.parametrize("name", HARDENING)
+def test_recipes_that_harden_hold_everything_for_it(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert any(family.count for family in recipe.members.values())
+    assert recipe.purifier.radius >= recipe.eps, "the ball about an attacked image holds the clean one"
+    low, high = recipe.score_model.sigma_min, recipe.score_model.sigma_max
+    assert all(low <= sigma <= high for sigma in recipe.purifier.sigmas), "the score model knows the purifier's noise"
+    image_shape = (1, 8, 8) if name == "digits" else (3, 32, 32)
+    assert recipe.score_model.architecture(image_shape) == HARDENING[name]
+    check_networks(recipe, image_shape, 10)
+    assert load_score_recipe(name).score_model == recipe.score_model
+    assert load_pruning_recipe(name).pruning == recipe.pruning
+
+
+def test_other_recipes_do_not_harden() -> None:
+    for name in set(packaged_recipes()) - HARDENING.keys():
+        with pytest.raises(RecipeError, match="use it with s2ap-defend prune"):
+            load_recipe(name)
+
+
+def test_the_cifar_recipes_purify_by_the_specification() -> None:
+    full, fast = (load_recipe(name).purifier for name in ("cifar10-resnet18", "cifar10-small"))
+    eps = 8 / 255
+    for purifier in (full, fast):
+        assert purifier.sigmas[0] == 0.125
+        assert purifier.radius == pytest.approx(2 * eps)
+        assert purifier.rho == pytest.approx(0.17 * eps * (3 * 32 * 32) ** 0.5, abs=5e-5)
+    assert (full.steps, full.step_size, full.bank_size) == (3, 0.7, 4)
+    assert (fast.steps, fast.step_size, fast.bank_size) == (1, 1.0, 2)
+
+
+def test_harden_trains_on_the_cpu_unless_its_recipe_says_where() -> None:
+    assert load_recipe("digits").compute == ComputeSettings("cpu", channels_last=False)
+    assert load_recipe("digits", ("compute.precision=bf16",)).compute == ComputeSettings(precision="bf16")
+    assert load_recipe("cifar10-resnet18").compute.precision == "bf16"
     assert load_pruning_recipe("digits", ("compute.precision=bf16",)).compute.precision == "bf16"
 
 
-def test_a_recipe_for_less_cannot_harden() -> None:
+def test_a_score_model_is_read_from_recipes_that_harden_and_from_those_for_it_alone(tmp_path: Path) -> None:
+    alone = tmp_path / "score.toml"
+    alone.write_text('name = "score"\ndata = "digits"\nseed = 1\n[score_model]\nsize = "fast"\n')
+    assert load_score_recipe(str(alone)).score_model == ScoreTraining(size="fast")
+    whole = load_score_recipe("digits", ("score_model.flip=true",))
+    assert (whole.score_model.flip, whole.seed) == (True, 0)
+    assert not hasattr(whole, "purifier")
+    with pytest.raises(RecipeError, match="svhn-wrn28-4 has no score_model; use one that hardens"):
+        load_score_recipe("svhn-wrn28-4")
+    with pytest.raises(RecipeError, match="did you mean 'purifier'"):
+        load_score_recipe("digits", ("purifer.sigma=1",))
+
+
+def test_a_recipe_for_less_cannot_harden(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"is for pruning, it has no classifier, .* use it with s2ap-defend prune"):
         load_recipe("svhn-wrn28-4")
+    ensemble = tmp_path / "ensemble.toml"
+    ensemble.write_text('name = "ensemble"\nmembers = {}\n')
     with pytest.raises(RecipeError, match=r"is for ensembles and pruning, .* use it with s2ap-defend prune"):
-        load_recipe("cifar10-small")
+        load_recipe(str(ensemble))
 
 
 def test_an_ensemble_is_read_from_recipes_that_harden_and_from_those_that_do_not() -> None:

@@ -1,7 +1,7 @@
 """The closing table of a hardening: the same attacks on less and less defence."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +12,24 @@ from torch import Tensor
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.tables import plain_table
-from s2ap_defend.types import Float32, Int64
+from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_train.data import ImageSet
 from s2ap_train.evaluate import AdaptiveBudget, Evaluation
 from s2ap_train.evaluate.adaptive import Descent, View, adaptive_attack, bare_plan
 from s2ap_train.evaluate.objectives import classifier_objective
 from s2ap_train.evaluate.oblivious import pgd
 from s2ap_train.evaluate.systems import Outcome, never_flagged
+from s2ap_train.measures.paired import PairedDifference, paired_difference
 from s2ap_train.models import fold_batch_norm
+from s2ap_train.network import Network as KnownNetwork
 from s2ap_train.parts import Parts
 from s2ap_train.recipe import Recipe
 from s2ap_train.threads import one_thread
 from s2ap_train.twin import Twin
 
 Network = Callable[[Tensor], Tensor]
+NOISE = 0.05
+"""A difference with a p-value from here on is called noise."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,31 @@ class Rung:
 
 @dataclass(frozen=True)
 class Ladder:
-    """All rows, least defended first, and what they were measured on."""
+    """All rows, least defended first, and what they were measured on.
+
+    Attributes:
+        rungs: The rows.
+        samples: Test images.
+        eps: l_inf budget, pixels in [0, 1].
+        classifier: Row of the classifier that is in the file.
+        purifier: Which images that classifier gets right under the adaptive attack, without the purifier and with it;
+            None: the purifier is off.
+    """
 
     rungs: tuple[Rung, ...]
     samples: int
     eps: float
+    classifier: str
+    purifier: PairedDifference | None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A row, the images that the adaptive attack found, and which of them are right [N]."""
+
+    rung: Rung
+    images: Float32
+    right: Bool
 
 
 class UnflaggingSystem:
@@ -92,21 +116,31 @@ def measure_ladder(
         reporter: Told about every row.
     """
     budget = AdaptiveBudget.named(recipe.evaluation.budget)
-    rungs = []
-    with reporter.step("ablation", 4) as step, one_thread():
-        for name, network in (
-            ("undefended", parts.plain),
-            ("adversarially trained", parts.adversarial),
-            (f"{parts.pruned.method}-pruned".replace("s2ap", "S2AP"), parts.pruned),
-        ):
+    opened = open_model_file(file)
+    off = opened.manifest.purifier.off
+    rows: dict[str, _Measured] = {}
+    with reporter.step("ablation", 3 if off else 4) as step, one_thread():
+        for name in ("plain", "adversarial", "pruned"):
+            network = parts.classifier(name)
             view = _network_view(fold_batch_norm(network.model))
-            rungs.append(_rung(name, view, view, bare_plan(budget), data, recipe, budget))
-            step.advance(name)
-        twin = Twin.from_file(open_model_file(file))
-        rungs.append(
-            _rung("with purifier", _purified_view(twin), _classifier_view(twin), _plan(), data, recipe, budget)
-        )
-        step.advance("with purifier")
+            rows[name] = _measured(_title(name, network), view, view, bare_plan(budget), data, recipe, budget)
+            step.advance(rows[name].rung.name)
+        bare, effect = rows[recipe.classifier], None
+        if not off:
+            twin = Twin.from_file(opened)
+            purified = _measured(
+                "with purifier",
+                _purified_view(twin),
+                _classifier_view(twin),
+                _plan(),
+                data,
+                recipe,
+                budget,
+                known=[bare.images],
+            )
+            rows["with purifier"], effect = purified, paired_difference(bare.right, purified.right)
+            step.advance("with purifier")
+    rungs = [row.rung for row in rows.values()]
     defended = evaluation.defended
     rungs.append(
         Rung(
@@ -120,7 +154,7 @@ def measure_ladder(
             members_used=defended.clean.members_used,
         )
     )
-    return Ladder(tuple(rungs), len(data), recipe.eps)
+    return Ladder(tuple(rungs), len(data), recipe.eps, bare.rung.name, effect)
 
 
 def print_ladder(ladder: Ladder, console: Console) -> None:
@@ -146,15 +180,44 @@ def print_ladder(ladder: Ladder, console: Console) -> None:
         "          and wins when the input is not flagged and the final label is wrong\n"
         "label     the same, if a flagged image with a wrong label counts against the defence too\n"
         "flagged   clean images / images under the adaptive attack\n"
-        "asked     members asked for a clean image",
+        "asked     members asked for a clean image\n"
+        f"purifier  {purifier_in_words(ladder)}",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _rung(
-    name: str, view: View, bare: View, plan: list[Descent], data: ImageSet, recipe: Recipe, budget: AdaptiveBudget
-) -> Rung:
+def purifier_in_words(ladder: Ladder) -> str:
+    """Whether the purifier, in front of the classifier alone, changes the adaptive figure beyond noise (p < 0.05)."""
+    effect = ladder.purifier
+    if effect is None:
+        return "off"
+    change = f"from {effect.before:.1%} to {effect.after:.1%} (exact McNemar p = {effect.p_value:.2g})"
+    front = f"in front of this classifier ({ladder.classifier})"
+    if effect.p_value >= NOISE:
+        return f"{front} it changes the adaptive figure by no more than noise, {change}"
+    verb = "LOWERS" if effect.after < effect.before else "raises"
+    return f"{front} it {verb} the adaptive figure beyond noise, {change}"
+
+
+def _title(name: str, network: KnownNetwork) -> str:
+    if name == "pruned":
+        return f"{network.method}-pruned".replace("s2ap", "S2AP")
+    return {"plain": "undefended", "adversarial": "adversarially trained"}[name]
+
+
+def _measured(
+    name: str,
+    view: View,
+    bare: View,
+    plan: list[Descent],
+    data: ImageSet,
+    recipe: Recipe,
+    budget: AdaptiveBudget,
+    *,
+    known: Sequence[Float32] = (),
+) -> _Measured:
+    """Attack one row; `known` are images of attacks on other rows."""
     system = UnflaggingSystem(lambda images: view(images, "exact", 0)[0])
     oblivious = pgd(lambda images: bare(images, "none", 0)[0], data, eps=recipe.eps, seed=recipe.seed)
     result = adaptive_attack(
@@ -165,17 +228,19 @@ def _rung(
         eps=recipe.eps,
         budget=budget,
         seed=recipe.seed,
-        candidates=[oblivious],
+        candidates=[oblivious, *known],
         workers=os.cpu_count() or 1,
     )
-    robust = 1.0 - float(system(result.images, data.labels).success.mean())
-    return Rung(
+    right = ~system(result.images, data.labels).success
+    robust = float(right.mean())
+    rung = Rung(
         name=name,
         clean_accuracy=1.0 - float(system(data.images, data.labels).success.mean()),
         pgd_accuracy=1.0 - float(system(oblivious, data.labels).success.mean()),
         adaptive_accuracy=robust,
         label_accuracy=robust,
     )
+    return _Measured(rung, result.images, right)
 
 
 def _network_view(network: Network) -> View:

@@ -17,12 +17,15 @@ from s2ap_train.data import Splits
 from s2ap_train.jobs import Job, Workers, check_workers, run_jobs, worker_count
 from s2ap_train.purifier import UNet
 from s2ap_train.recipe import EnsembleRecipe, Recipe, check_networks
+from s2ap_train.score_part import report_score_part
 from s2ap_train.threads import one_thread
 from s2ap_train.workbench import MissingPart, Workbench
 from s2ap_train.workshop import Network, Workshop
 
 Checkpoint = tuple[Mapping[str, bytes], Mapping[str, object]]
 """Files and record of a checkpoint folder."""
+SCORE_REPORT = "score-model-report"
+"""Folder, in the work folder of `harden`, of what the score model can do."""
 Needs = tuple[str, ...]
 """Names of the parts that a group starts from."""
 
@@ -47,7 +50,7 @@ def train_parts(
 ) -> Parts:
     """Train or reload every part of the recipe.
 
-    Arguments and errors as in `train_networks`.
+    The work folder also gets a report of the score model. Arguments and errors as in `train_networks`.
 
     Raises:
         RecipeError: If the recipe has no members.
@@ -58,8 +61,10 @@ def train_parts(
     with one_thread():
         plain = workshop.plain()
         adversarial, pruned = workshop.robust_classifiers()
-        members, score_model = workshop.members(), workshop.score_model()
-    return Parts(plain, adversarial, pruned, tuple(one for family in members.values() for one in family), score_model)
+        members, score_model = workshop.members(), workshop.score_model_part()
+        report_score_part(score_model, recipe, splits, work_dir / SCORE_REPORT)
+    networks = tuple(one for family in members.values() for one in family)
+    return Parts(plain, adversarial, pruned, networks, score_model.net)
 
 
 def train_networks(
@@ -92,7 +97,10 @@ def _trained(recipe: EnsembleRecipe, splits: Splits, work_dir: Path, reporter: R
     check_workers(workers)
     _, channels, height, width = splits.train.images.shape
     check_networks(recipe, (channels, height, width), len(splits.classes))
-    missing = _missing(Workshop(recipe, splits, Workbench(work_dir, silent_reporter(), train=False)))
+    reader = Workshop(recipe, splits, Workbench(work_dir, silent_reporter(), train=False))
+    missing = _missing(reader)
+    if workers is None and reader.compute.device.type != "cpu":
+        workers = 1  # processes that share a GPU gain little, and may not fit into its memory together
     if missing and workers == "ray":
         _train_on_ray(recipe, missing, work_dir, reporter)
     elif workers != "ray" and worker_count(workers, len(missing)) > 1:

@@ -5,18 +5,19 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, TypeVar
 from zlib import crc32
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.calibrate import Detection
 from s2ap_train.compute import ComputeSettings
 from s2ap_train.data import DataSettings, Splits, load_data
 from s2ap_train.ensemble import Family, ModelTable, Pruning
-from s2ap_train.ensemble.placed import placed
 from s2ap_train.models import create
 from s2ap_train.pruning import FlyingBird, ScratchTicket, TwinRep
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining
+from s2ap_train.purifier_grid import ChoiceSettings
+from s2ap_train.recipe_tables import EvaluationSettings, ExportSettings, MeasureSettings, Table
 from s2ap_train.recipe_text import explain, packaged_recipes, read_recipe
 from s2ap_train.training import TrainingConfig
 
@@ -25,70 +26,59 @@ __all__ = [
     "ModelTable",
     "PruningRecipe",
     "Recipe",
+    "ScoreRecipe",
     "check_networks",
     "load_ensemble_recipe",
     "load_pruning_recipe",
     "load_recipe",
+    "load_score_recipe",
     "packaged_recipes",
 ]
 
 R = TypeVar("R", bound=BaseModel)
 _FOR_ENSEMBLES = ("plain", "members", "detection")
 _FOR_HARDENING = ("classifier", "score_model", "purifier", "evaluation")
+_ALL_FOR_HARDENING = (*_FOR_HARDENING, "choice", "export")
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    _placed = field_validator("*", mode="wrap")(placed)
-
-
-class EvaluationSettings(_Table):
-    """What the closing table of `harden` measures.
-
-    Attributes:
-        samples: Test images.
-        budget: Preset of the adaptive attack, 'quick' or 'standard'.
-    """
-
-    samples: Annotated[int, Field(ge=10)]
-    budget: Literal["quick", "standard"]
-
-
-class MeasureSettings(_Table):
-    """What `prune` measures beside accuracy, on test images.
-
-    Attributes:
-        samples: Test images at the most.
-        steps: PGD steps.
-        restarts: Random starts, each run once for the cross-entropy and once for the margin; the worst counts.
-        sharpness_radius: Largest relative change of scores, the same for every method.
-        sharpness_samples: Validation images that sharpness and curvature are measured on.
-        curvature_iterations: Products with the surrogate Hessian.
-        transferability: Whether attacks are carried between the dense, the pruned and the INT8 network.
-        sensitivity: Whether input gradients are measured and the attack's own sanity is checked.
-        autoattack: Test images that AutoAttack's standard version is run on, on the shipped network; 0 = none. It takes
-            hundreds of times as long as the attacks above.
-    """
-
-    samples: Annotated[int, Field(ge=2)] = 256
-    steps: Annotated[int, Field(ge=1)] = 20
-    restarts: Annotated[int, Field(ge=1)] = 2
-    sharpness_radius: Annotated[float, Field(gt=0)] = 0.05
-    sharpness_samples: Annotated[int, Field(ge=2)] = 128
-    curvature_iterations: Annotated[int, Field(ge=1)] = 30
-    transferability: bool = True
-    sensitivity: bool = True
-    autoattack: Annotated[int, Field(ge=0)] = 0
-
-
-class PruningRecipe(_Table):
-    """One pruned robust classifier: data, network, adversarial training, pruning, fine-tuning.
+class _DataRecipe(Table):
+    """What every recipe begins with.
 
     Attributes:
         name: Name in manifests and metrics.
         data: Data set.
         seed: Seed of the split and of everything that is trained.
+    """
+
+    name: str
+    data: DataSettings
+    seed: int
+
+    def load_data(self, on_progress: Callable[[int, int], None] | None = None) -> Splits:
+        """Load and split the data of the recipe.
+
+        Raises:
+            RecipeError: If the data set is not there, or is not as it should be.
+        """
+        return load_data(self.data, self.seed, on_progress)
+
+
+class ScoreRecipe(_DataRecipe):
+    """The score model of a purifier and nothing else.
+
+    Attributes:
+        compute: Where it is trained, and in which precision.
+        score_model: Its network and training.
+    """
+
+    compute: ComputeSettings = ComputeSettings()
+    score_model: ScoreTraining
+
+
+class PruningRecipe(_DataRecipe):
+    """One pruned robust classifier: data, network, adversarial training, pruning, fine-tuning.
+
+    Attributes:
         eps: Attack budget, l_inf in [0, 1] pixels, of everything that is measured.
         model: The network: `name` and its arguments.
         compute: Where it is trained, and in which precision.
@@ -98,9 +88,6 @@ class PruningRecipe(_Table):
         measures: What `prune` measures.
     """
 
-    name: str
-    data: DataSettings
-    seed: int
     eps: Annotated[float, Field(gt=0, le=1)]
     model: ModelTable
     compute: ComputeSettings = ComputeSettings()
@@ -119,14 +106,6 @@ class PruningRecipe(_Table):
             pruning = replace(pruning, training=self.adversarial)
         object.__setattr__(self, "pruning", pruning)
         return self
-
-    def load_data(self, on_progress: Callable[[int, int], None] | None = None) -> Splits:
-        """Load and split the data of the recipe.
-
-        Raises:
-            RecipeError: If the data set is not there, or is not as it should be.
-        """
-        return load_data(self.data, self.seed, on_progress)
 
 
 class EnsembleRecipe(PruningRecipe):
@@ -155,16 +134,22 @@ class Recipe(EnsembleRecipe):
     """One complete hardening.
 
     Attributes:
+        compute: Where each part is trained, by default on the CPU; calibration, export and attacks stay there.
         classifier: Which trained network is defended: the plain, the adversarially trained or the pruned one.
         score_model: Training of the purifier's score model.
         purifier: The purification.
         evaluation: The closing table.
+        choice: What is tried beside the purifier, on validation images; without it nothing is, unless asked for.
+        export: How the file is written.
     """
 
+    compute: ComputeSettings = ComputeSettings("cpu", channels_last=False)
     classifier: Literal["plain", "adversarial", "pruned"]
     score_model: ScoreTraining
     purifier: Purification
     evaluation: EvaluationSettings
+    choice: ChoiceSettings | None = None
+    export: ExportSettings = ExportSettings()
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -184,10 +169,6 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             f"recipe {name} is for {kind}, it has no {', '.join(_FOR_HARDENING[:-1])} or {_FOR_HARDENING[-1]}; "
             "use it with s2ap-defend prune"
         )
-    if "compute" in data:
-        raise RecipeError(
-            f"recipe {name} sets compute, which prune reads; harden trains on the CPU, one process a core: remove it"
-        )
     return _validated(Recipe, name, data)
 
 
@@ -206,12 +187,25 @@ def load_ensemble_recipe(name: str, overrides: Sequence[str] = ()) -> EnsembleRe
             f"recipe {name} is for pruning, it has no {', '.join(missing[:-1])} or {missing[-1]}; "
             "use it with s2ap-defend prune"
         )
-    return _validated(EnsembleRecipe, name, _without(_FOR_HARDENING, Recipe, name, data))
+    return _validated(EnsembleRecipe, name, _without(_ALL_FOR_HARDENING, Recipe, name, data))
+
+
+def load_score_recipe(name: str, overrides: Sequence[str] = ()) -> ScoreRecipe:
+    """Load a recipe for its score model, without what it holds for others. Arguments as in `load_recipe`.
+
+    Raises:
+        RecipeError: If there is no such recipe or key, a value cannot work, or the recipe has no score model.
+    """
+    data = read_recipe(name, overrides)
+    if "score_model" not in data:
+        raise RecipeError(f"recipe {name} has no score_model; use one that hardens, such as 'digits', or add the table")
+    others = tuple(key for key in data if key not in ScoreRecipe.model_fields)
+    return _validated(ScoreRecipe, name, _without(others, Recipe, name, data))
 
 
 def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningRecipe:
     """Load a recipe for `prune`, without what it holds for others. Arguments and errors as in `load_recipe`."""
-    data = _without(_FOR_HARDENING, Recipe, name, read_recipe(name, overrides))
+    data = _without(_ALL_FOR_HARDENING, Recipe, name, read_recipe(name, overrides))
     return _validated(PruningRecipe, name, _without(_FOR_ENSEMBLES, EnsembleRecipe, name, data))
 
 
@@ -238,6 +232,11 @@ def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], cl
         except RecipeError as error:
             raise RecipeError(f"recipe {recipe.name}: {key}: {error}") from error
         made.append(table)
+    if isinstance(recipe, Recipe):
+        try:
+            recipe.score_model.architecture(image_shape)
+        except RecipeError as error:
+            raise RecipeError(f"recipe {recipe.name}: score_model: {error}") from error
 
 
 def _without(keys: tuple[str, ...], kind: type[BaseModel], name: str, data: dict[str, Any]) -> dict[str, Any]:

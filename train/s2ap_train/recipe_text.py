@@ -142,6 +142,8 @@ def _kind_at(kind: Any, path: tuple[int | str, ...]) -> Any:  # noqa: ANN401
     for place, part in enumerate(path):
         if _is_branch(path, place):
             kind = FAMILIES[str(part)] if _is_member(path[:place]) else METHODS[str(part)]
+        elif isinstance(part, int):  # an entry of a list
+            kind = next(iter(get_args(kind)), kind)
         else:
             kind = _present(_field_types(kind).get(str(part), kind))
     return kind

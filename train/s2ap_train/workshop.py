@@ -1,22 +1,26 @@
 """How each part of a recipe is trained: classifiers, members and the score model."""
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Seeds
-from s2ap_train.compute import LOCAL, Compute, launch
+from s2ap_train.compute import Compute, launch
 from s2ap_train.data import Splits
 from s2ap_train.ensemble import Base, Fitted, TrainingData, fit_pruned
 from s2ap_train.ensemble.pruned import epochs_of
 from s2ap_train.models import build as build_classifier
 from s2ap_train.network import Network, known_network, network_record, network_summary
 from s2ap_train.pruning.scores import weight_counts
-from s2ap_train.purifier import UNet, train_score_model
-from s2ap_train.purifier import build as build_score_model
+from s2ap_train.purifier import UNet
 from s2ap_train.recipe import EnsembleRecipe, Recipe
+from s2ap_train.score_part import NAME as SCORE_MODEL
+from s2ap_train.score_part import ScorePart, score_part
 from s2ap_train.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, TrainingConfig, train_classifier
 from s2ap_train.workbench import Trained, Workbench, accuracies
@@ -49,7 +53,7 @@ class Workshop:
     """Trains or reloads the parts of one recipe.
 
     Args:
-        recipe: What to train. One for hardening trains on the CPU, others where their `compute` says.
+        recipe: What to train, where its `compute` says; every part that is handed out is on the CPU.
         splits: The data; train and validation are used.
         workbench: Keeps the parts.
 
@@ -61,7 +65,7 @@ class Workshop:
         self.recipe = recipe
         self.splits = splits
         self.workbench = workbench
-        self.compute = LOCAL if isinstance(recipe, Recipe) else _device(recipe)
+        self.compute = _device(recipe)
         self.data = TrainingData(
             splits.train.images,
             splits.train.labels,
@@ -82,7 +86,7 @@ class Workshop:
         plain = {PLAIN: Group(self.plain)}
         if not isinstance(self.recipe, Recipe):
             return {**plain, **alone, **dependent}
-        hardening = {"score-model": Group(self.score_model), "adversarial": Group(self.robust_classifiers)}
+        hardening = {SCORE_MODEL: Group(self.score_model), "adversarial": Group(self.robust_classifiers)}
         return {**hardening, **alone, **plain, **dependent}
 
     def plain(self) -> Network:
@@ -110,7 +114,7 @@ class Workshop:
 
         def prune(hook: OnEpoch, snapshots: Snapshots) -> Fitted:
             return fit_pruned(
-                self.compute.place(adversarial.model),
+                self.compute.place(copy.deepcopy(adversarial.model)),
                 self.data,
                 recipe.pruning,
                 recipe.finetune,
@@ -147,35 +151,18 @@ class Workshop:
         return {name: tuple(self.member(name, i) for i in range(family.count)) for name, family in families.items()}
 
     def score_model(self) -> UNet:
-        """The score model of the purifier.
+        """The score model of the purifier. Errors as in `score_model_part`."""
+        return self.score_model_part().net
+
+    def score_model_part(self) -> ScorePart:
+        """The score model with what is known of it.
 
         Raises:
             TypeError: If the recipe is not for hardening.
         """
         if not isinstance(self.recipe, Recipe):
             raise TypeError(f"a {type(self.recipe).__name__} has no score model")
-        config, seed = self.recipe.score_model, self.recipe.seed
-
-        def train(hook: OnEpoch, _: Snapshots) -> Trained[UNet]:
-            images, validation = self.splits.train.images, self.splits.validation.images
-            trained = train_score_model(images, config, seed=seed, validation=validation, on_epoch=hook)
-            record = {
-                "architecture": trained.net.architecture(),
-                "validation_error": trained.validation_error,
-                "history": list(trained.history),
-            }
-            return Trained(trained.net, record)
-
-        net, _ = self.workbench.part(
-            "score-model",
-            settings=(self.recipe.data, config, seed),
-            epochs=config.epochs,
-            rebuild=build_score_model,
-            train=train,
-            note=_denoising,
-            summary=_denoising,
-        )
-        return net.requires_grad_(False)
+        return score_part(self.recipe, self.splits, self.workbench, self.compute)
 
     def _quiet_plain(self) -> Network:
         """The plain network for those who start from it; not reported once more."""
@@ -206,7 +193,7 @@ class Workshop:
         def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[Any]:
             fitted = build(hook, snapshots)
             record = network_record(fitted, self.data, eps=recipe.eps)
-            return Trained(fitted.model.cpu(), record, fitted.beside)
+            return Trained(fitted.model.cpu().to(memory_format=torch.contiguous_format), record, fitted.beside)
 
         common = (recipe.data, recipe.seed, recipe.model, recipe.eps, self.compute.precision, _RECORD_VERSION)
         model, record = self.workbench.part(
@@ -232,7 +219,3 @@ def _device(recipe: EnsembleRecipe) -> Compute:
 
 def _given(compute: Compute) -> Compute:
     return compute
-
-
-def _denoising(metrics: Mapping[str, Any]) -> str:
-    return f"denoising error {metrics['validation_error']:.3f} of the noise"

@@ -7,7 +7,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from s2ap_defend.manifest import CalibrationRecord, Manifest, TestTables
+from s2ap_defend.manifest import CalibrationRecord, ChoiceRecord, Manifest, PurifierDescription, TestTables
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.sequential import asked_members
 from s2ap_defend.stages import StageSize, stage_sizes
@@ -38,6 +38,9 @@ def inspect(model: Path, as_json: bool) -> None:
     )
     for table in (_stage_table(stages), _member_table(manifest), _test_table(manifest)):
         console.print(table)
+    if manifest.purifier.choice is not None:
+        console.print(_choice_table(manifest.purifier.choice))
+        console.print(manifest.purifier.choice.reason, markup=False, highlight=False, soft_wrap=True)
     if manifest.measured:
         console.print(_measured_table(manifest))
     else:
@@ -97,11 +100,29 @@ def _test_table(manifest: Manifest) -> Table:
         table.add_row("members", _dependence(test.calibration))
     table.add_row("clean after", f"{first_clean or 'never'} members or more; undecided at the end: {test.truncation}")
     table.add_row("correction", _correction(test))
-    table.add_row(
-        "purifier",
-        f"{purifier.mode} gradient, sigma {purifier.sigma:g}, radius {purifier.radius:g} {purifier.norm}, "
-        f"{purifier.steps} steps of {purifier.step_size:g}, rho {purifier.rho:g}, bank of {purifier.bank_size}",
-    )
+    table.add_row("purifier", _purifier(purifier))
+    return table
+
+
+def _purifier(purifier: PurifierDescription) -> str:
+    if purifier.off:
+        return "off: the image itself is classified"
+    return purifier.in_words + (", convolutions in float16" if purifier.precision == "float16" else "")
+
+
+def _choice_table(choice: ChoiceRecord) -> Table:
+    title = f"Purifiers tried on {choice.samples} {choice.split} images, eps {choice.eps:g}"
+    table = plain_table("", "purifier", "clean", "adaptive", "p (off)", "passes", title=title)
+    table.columns[1].no_wrap = False
+    for i, row in enumerate(choice.rows):
+        table.add_row(
+            ">" if i == choice.chosen else "",
+            row.in_words,
+            f"{row.clean_accuracy:.1%}",
+            f"{row.adaptive_accuracy:.1%}",
+            "-" if row.p_against_off is None else f"{row.p_against_off:.2g}",
+            str(row.network_passes),
+        )
     return table
 
 

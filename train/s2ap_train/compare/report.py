@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from rich.console import Console
 from rich.text import Text
 
@@ -12,6 +10,7 @@ from s2ap_train.compare.comparison import Comparison, MethodDifference
 from s2ap_train.compare.groups import Group, Setting, Summary
 from s2ap_train.compare.measures import MEASURES, Measure
 from s2ap_train.compare.runs import described
+from s2ap_train.page import TableText
 
 _BY_KEY = {measure.key: measure for measure in MEASURES}
 _ACCURACY = tuple(_BY_KEY[key] for key in ("sparsity", "clean_accuracy", "mask_robust_accuracy", "robust_accuracy"))
@@ -31,26 +30,6 @@ EXPLANATION = (
     "another seed replaces; chance: what independent random masks would replace, expected between seeds that train "
     "their own dense network, whose channels have another order. agree: test images that two seeds classify alike.",
 )
-
-
-@dataclass(frozen=True)
-class TableText:
-    """One table: title, header, rows of cells, and notes under it. The first column is text, the others numbers."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-    def lines(self) -> list[str]:
-        """As aligned plain text."""
-        cells = [self.header, *self.rows]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(self.header))]
-        text = [self.title]
-        for row in cells:
-            padded = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-            text.append("  " + "  ".join(padded).rstrip())
-        return [*text, *(f"  {note}" for note in self.notes)]
 
 
 def tables(comparison: Comparison) -> tuple[TableText, ...]:

@@ -51,6 +51,14 @@ def difference_of_logits_ratio(log_probabilities: Tensor, y: Tensor) -> Tensor:
     return margin(log_probabilities, y) / (ordered[:, 0] - ordered[:, 2]).clamp_min(1e-12)
 
 
+def mean_log_probability(c: Tensor, m: Tensor | None) -> Tensor:
+    """Mean log-probability of classifier and members [N, K]; the classifier weighs a quarter at least."""
+    if m is None or len(m) == 0:
+        return c
+    share = max(1.0 / (len(m) + 1), 0.25)
+    return share * c + (1.0 - share) * m.mean(0)
+
+
 class EvidenceSurrogate:
     """The sequential test with a slope: increments interpolated linearly between the middles of their bins.
 
@@ -109,7 +117,7 @@ def agreement_objective(members: int | None = None) -> Objective:
     """Objective (b): one wrong label for classifier and members, by the margin of their mean log-probability."""
 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
-        return margin(_mean(c, m), y)
+        return margin(mean_log_probability(c, m), y)
 
     return Objective("agreement" if members is None else f"agreement of {members}", members, loss)
 
@@ -118,7 +126,7 @@ def targeted_agreement_objective() -> Objective:
     """Objective (b) towards one label: the worst margin and the mean margin of classifier and members."""
 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
-        return targeted_margin(c, t).clamp_min(-1.0) + targeted_margin(_mean(c, m), t)
+        return targeted_margin(c, t).clamp_min(-1.0) + targeted_margin(mean_log_probability(c, m), t)
 
     return Objective("targeted agreement", None, loss)
 
@@ -140,17 +148,9 @@ def evidence_objective(surrogate: EvidenceSurrogate, *, weight: float = 1.0, sla
             return targeted_margin(c, t)
         wrong = (targeted_margin(c, t) + slack).clamp_min(0.0)
         alarm = (surrogate.excess(m, t) + slack).clamp_min(0.0)
-        return wrong + weight * alarm + 0.05 * targeted_margin(_mean(c, m), t)
+        return wrong + weight * alarm + 0.05 * targeted_margin(mean_log_probability(c, m), t)
 
     return Objective(f"evidence x{weight:g}", None, loss)
-
-
-def _mean(c: Tensor, m: Tensor | None) -> Tensor:
-    """Mean log-probability of classifier and members [N, K]; the classifier weighs a quarter at least."""
-    if m is None or len(m) == 0:
-        return c
-    share = max(1.0 / (len(m) + 1), 0.25)
-    return share * c + (1.0 - share) * m.mean(0)
 
 
 def _best_other(log_probabilities: Tensor, label: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from s2ap_defend.progress import Reporter
 from s2ap_train.checkpoint import RECORD_FILE, check_replaceable
 from s2ap_train.compute import Compute, ComputeSettings
 from s2ap_train.data import Splits
+from s2ap_train.lock import locked
 from s2ap_train.models import Classifier, create
 from s2ap_train.models import build as build_classifier
-from s2ap_train.prune.lock import locked
 from s2ap_train.prune.metrics import Timings, run_metrics
 from s2ap_train.pruning import Tuned, finetune, prune
 from s2ap_train.pruning.methods import epochs_known, needs_training, needs_tuning, structure_name

@@ -1,8 +1,9 @@
 """Purification of images by gradient: the score model, its training, and the purifier itself."""
 
 from s2ap_train.purifier.bank import hadamard_bank
+from s2ap_train.purifier.denoisers import denoising_error
 from s2ap_train.purifier.purify import Purification, StepRecord, field, purify, trajectory
-from s2ap_train.purifier.score import ScoreTraining, TrainedScore, denoising_error, train_score_model
+from s2ap_train.purifier.score import ScoreTraining, TrainedScore, train_score_model
 from s2ap_train.purifier.unet import UNet, build
 
 __all__ = [

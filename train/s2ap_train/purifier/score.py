@@ -3,43 +3,65 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
-from s2ap_train.models.weight_average import WeightAverage
-from s2ap_train.purifier.unet import UNet
+from s2ap_train.compute import LOCAL, Compute
+from s2ap_train.purifier.denoisers import DenoisingError, denoising_error, denoising_errors, fit_gaussian, log_spaced
+from s2ap_train.purifier.score_state import ScoreState
+from s2ap_train.purifier.sizes import Size, multipliers_for, width_for
+from s2ap_train.purifier.unet import CHANNELS_PER_GROUP, UNet
+from s2ap_train.snapshots import Snapshots
+from s2ap_train.training.batches import flipped
 
-__all__ = ["ScoreTraining", "TrainedScore", "denoising_error", "train_score_model"]
+__all__ = ["ScoreTraining", "TrainedScore", "train_score_model"]
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
-_VALIDATION_SEED = 2024
 _VALIDATION_SIGMAS = 4
+_REPORTED_SIGMAS = 8
+_MOST_REPORTED_IMAGES = 256
 _HELD_OUT = 10  # one image of so many validates, where no validation images are given
 
 
 @dataclass(frozen=True)
 class ScoreTraining:
-    """Hyper-parameters of `train_score_model`; sigma in [0, 1] pixels."""
+    """Hyper-parameters of `train_score_model`; sigma in [0, 1] pixels.
 
-    width: int = 16
-    multipliers: tuple[int, ...] = (1, 2)
+    Attributes:
+        size: 'standard' or 'fast', which decides `width` and `multipliers` by the images: see `architecture`.
+        width: Channels of the first level, a multiple of 8, instead of the size's.
+        multipliers: Channels of each level in units of `width`, instead of the size's.
+        epochs: Passes over the training images.
+        batch_size: Images a step, of all processes together.
+        lr: Adam's learning rate at first; it falls on a cosine to zero.
+        average_decay: Of the exponential moving average of weights that is returned.
+        sigma_min: Smallest noise.
+        sigma_max: Largest noise.
+        flip: Whether images are mirrored left to right at random.
+    """
+
+    size: Size = "standard"
+    width: int | None = None
+    multipliers: tuple[int, ...] | None = None
     epochs: int = 25
     batch_size: int = 50
     lr: float = 4e-3
-    average_decay: float = 0.99  # of the exponential moving average of weights that is returned
+    average_decay: float = 0.99
     sigma_min: float = 0.05
     sigma_max: float = 0.6
+    flip: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained.
 
         Raises:
-            RecipeError: If a count is below one, or a size or rate is out of range.
+            RecipeError: If a count is below one, or a size or rate is unknown or out of range.
         """
         if min(self.epochs, self.batch_size) < 1 or self.lr <= 0 or not 0 <= self.average_decay < 1:
             raise RecipeError(
@@ -47,9 +69,33 @@ class ScoreTraining:
             )
         if not 0 < self.sigma_min <= self.sigma_max:
             raise RecipeError(f"need 0 < sigma_min <= sigma_max, found {self.sigma_min} and {self.sigma_max}")
+        if self.size not in get_args(Size):
+            raise RecipeError(f"size {self.size!r} is not known; choose from {', '.join(get_args(Size))}")
+        if self.width is not None and (self.width < 1 or self.width % CHANNELS_PER_GROUP):
+            raise RecipeError(f"width is {self.width}; give a multiple of {CHANNELS_PER_GROUP}")
+        if self.multipliers is not None and min(self.multipliers, default=0) < 1:
+            raise RecipeError(f"multipliers are {self.multipliers}; give one number from 1 for each level")
+
+    def architecture(self, image_shape: tuple[int, int, int]) -> tuple[int, tuple[int, ...]]:
+        """Width and multipliers of the network for images (C, H, W).
+
+        Raises:
+            RecipeError: If the images cannot be halved as often as `multipliers` say.
+        """
+        width = width_for(image_shape, self.size) if self.width is None else self.width
+        if self.multipliers is None:
+            return width, multipliers_for(image_shape)
+        _, height, image_width = image_shape
+        halvings = len(self.multipliers) - 1
+        if height % 2**halvings or image_width % 2**halvings:
+            raise RecipeError(
+                f"images of {height}x{image_width} cannot be halved {halvings} times; "
+                f"use fewer multipliers than {self.multipliers}, or none to have them chosen"
+            )
+        return width, self.multipliers
 
     def validation_sigmas(self) -> list[float]:
-        """Noise levels of the validation error: the middles of equal parts of [sigma_min, sigma_max] in logarithm."""
+        """Noise levels of every epoch's error: the middles of equal parts of [sigma_min, sigma_max] in logarithm."""
         ratio = self.sigma_max / self.sigma_min
         return [self.sigma_min * ratio ** ((i + 0.5) / _VALIDATION_SIGMAS) for i in range(_VALIDATION_SIGMAS)]
 
@@ -59,12 +105,16 @@ class TrainedScore:
     """A trained score model and what training did.
 
     Attributes:
-        net: In evaluation mode, without gradients, averaged weights.
-        history: One record per epoch; 'validation_error' is the denoising error over the validation sigmas.
+        net: In evaluation mode, without gradients, averaged weights, on the CPU.
+        history: One record per epoch: 'loss', 'validation_error' over the validation sigmas, and the error at each of
+            them as 'validation_error_<sigma>'.
+        denoising: After the last epoch, at eight sigmas over the trained range, beside the Gaussian, on at most 256 of
+            the validation images.
     """
 
     net: UNet
     history: tuple[dict[str, float], ...]
+    denoising: tuple[DenoisingError, ...]
 
     @property
     def validation_error(self) -> float:
@@ -78,99 +128,109 @@ def train_score_model(
     *,
     seed: int,
     validation: Float32 | None = None,
+    compute: Compute | None = None,
+    snapshots: Snapshots | None = None,
     on_epoch: OnEpoch | None = None,
-    device: torch.device | str = "cpu",
 ) -> TrainedScore:
     """Train a U-Net to predict the noise e in x + sigma e.
 
     Denoising score matching (Vincent 2011) with the loss mean ||net(x + sigma e, sigma) - e||^2, sigma log-uniform and
     stratified over the batch, Adam with a learning rate on a cosine to zero, and an exponential moving average of the
-    weights. The seed decides the weights, on one machine and number of threads.
+    weights. The seed decides the weights, on one machine and number of threads. Everything random is drawn for the
+    whole batch: the number of processes changes the order of sums only.
 
     Args:
         images: Training images, float32 [N, C, H, W] in [0, 1].
         config: Hyper-parameters.
         seed: Of the initial weights, the order and the noise.
         validation: Images for the validation error; by default every tenth training image is held out for it.
-        on_epoch: Called after each epoch with its number and record.
-        device: Where to train; the model is returned there.
+        compute: Device, precision and the other processes; None = this process, on the CPU.
+        snapshots: Where the state is kept after each epoch; training goes on from the state that is there, to the very
+            weights of an unbroken run.
+        on_epoch: Called after each epoch with its number and record, by the first process; a resumed training calls it
+            for the epochs of the snapshot as well.
 
     Raises:
-        RecipeError: If the images do not fit the U-Net, or the loss is no longer finite.
+        RecipeError: If the images do not fit the U-Net, a batch is too small for the number of processes, or the loss
+            is no longer finite.
     """
+    compute = LOCAL if compute is None else compute
     train = torch.from_numpy(images)
     held_out = train[::_HELD_OUT] if validation is None else torch.from_numpy(validation)
     if validation is None and len(train) > 1:
         train = train[torch.arange(len(train)) % _HELD_OUT != 0]
-    net = _fresh(train, config, seed).to(device).to(memory_format=torch.channels_last)  # a fifth faster on a CPU
-    average = WeightAverage(net, config.average_decay)
-    generator = torch.Generator().manual_seed(seed)
-    steps_in_epoch = math.ceil(len(train) / config.batch_size)
-    optimiser = torch.optim.Adam(net.parameters(), lr=config.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * steps_in_epoch)
-    history = []
-    for epoch in range(config.epochs):
-        total = 0.0
-        for rows in torch.randperm(len(train), generator=generator).tensor_split(steps_in_epoch):
-            x = train[rows]
-            noise = torch.randn(x.shape, generator=generator)
-            sigma = _log_uniform(len(x), config, generator)
-            noisy = x + sigma[:, None, None, None] * noise
-            loss = (net(noisy.to(device), sigma.to(device)) - noise.to(device)).square().mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            average.update(net)
-            total += float(loss.detach()) * len(rows)
+    net = (
+        _fresh(train, config, seed).to(compute.device).to(memory_format=torch.channels_last)
+    )  # a fifth faster on a CPU
+    train, held_out = train.to(compute.device), held_out.to(compute.device)
+    steps = math.ceil(len(train) / config.batch_size)
+    state = ScoreState(
+        net,
+        lr=config.lr,
+        steps=config.epochs * steps,
+        average_decay=config.average_decay,
+        seed=seed,
+        compute=compute,
+    )
+    report = on_epoch if compute.is_main else None
+    if snapshots is not None and (saved := snapshots.load()) is not None:
+        state.resume(*saved)
+        for epoch, record in enumerate(state.history):
+            if report is not None:
+                report(epoch, record)
+    while state.epoch < config.epochs:
+        loss = _epoch(state, train, config, steps)
+        state.history.append({"loss": loss, **_validated(state, held_out, config)})
+        if snapshots is not None and compute.is_main:
+            snapshots.save(*state.snapshot())
+        if report is not None:
+            report(state.epoch - 1, state.history[-1])
+    net.load_state_dict(state.average.model.state_dict())
+    net.eval().requires_grad_(False)
+    sigmas = log_spaced(config.sigma_min, config.sigma_max, _REPORTED_SIGMAS)
+    compared = denoising_errors(net, fit_gaussian(train), held_out[:_MOST_REPORTED_IMAGES], sigmas)
+    return TrainedScore(net.cpu().to(memory_format=torch.contiguous_format), tuple(state.history), compared)
+
+
+def _epoch(state: ScoreState, train: Tensor, config: ScoreTraining, steps: int) -> float:
+    """One epoch; its mean loss."""
+    total, compute = 0.0, state.compute
+    for rows in torch.randperm(len(train), generator=state.generator).tensor_split(steps):
+        if len(rows) < compute.world_size:
+            raise RecipeError(
+                f"a batch of {len(rows)} images cannot be shared by {compute.world_size} processes; "
+                "raise batch_size or use fewer devices"
+            )
+        x = flipped(train[rows], state.generator) if config.flip else train[rows]
+        drawn = torch.randn(x.shape, generator=state.generator).to(compute.device)
+        sigma = _log_uniform(len(x), config, state.generator).to(compute.device)
+        noisy = x + sigma[:, None, None, None] * drawn
+        y, noise, levels = (compute.share(whole) for whole in (noisy, drawn, sigma))
+        with compute.autocast():
+            predicted = state.net(y, levels)
+        loss = (predicted.float() - noise).square().mean() * (len(y) * compute.world_size / len(rows))
+        state.step(loss)
+        total += float(compute.mean([loss.detach()])[0]) * len(rows)
         if not math.isfinite(total):
-            raise RecipeError(f"the loss is {total} after epoch {epoch} of {config.epochs}; lower lr (now {config.lr})")
-        errors = denoising_error(average.model, held_out.to(device), config.validation_sigmas())
-        history.append({"loss": total / len(train), "validation_error": sum(errors) / len(errors)})
-        if on_epoch is not None:
-            on_epoch(epoch, history[-1])
-    net.load_state_dict(average.model.state_dict())
-    net.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    return TrainedScore(net, tuple(history))
+            raise RecipeError(
+                f"the loss is {total} in epoch {state.epoch} of {config.epochs}; lower lr (now {config.lr:g})"
+            )
+    return total / len(train)
 
 
-@torch.no_grad()
-def denoising_error(net: Callable[[Tensor, float], Tensor], images: Tensor, sigmas: Sequence[float]) -> list[float]:
-    """Mean ||D(x + sigma e) - x||^2 / ||sigma e||^2 at each sigma; 1 is the error of the identity, of not denoising.
-
-    The noise is the same in every call with images of one shape.
-
-    Args:
-        net: The score model.
-        images: Clean images [N, C, H, W] in [0, 1].
-        sigmas: Noise levels in pixels.
-    """
-    generator = torch.Generator().manual_seed(_VALIDATION_SEED)
-    errors = []
-    for sigma in sigmas:
-        noise = torch.randn(images.shape, generator=generator).to(images.device)
-        error = (net(images + sigma * noise, sigma) - noise).square().sum() / noise.square().sum()
-        errors.append(float(error))
-    return errors
+def _validated(state: ScoreState, held_out: Tensor, config: ScoreTraining) -> dict[str, float]:
+    """Errors of the averaged weights, in float32: what is returned in the end has no other precision."""
+    sigmas = config.validation_sigmas()
+    errors = denoising_error(state.average.model, held_out, sigmas)
+    by_sigma = {f"validation_error_{sigma:.3g}": error for sigma, error in zip(sigmas, errors, strict=True)}
+    return {"validation_error": sum(errors) / len(errors), **by_sigma}
 
 
 def _fresh(train: Tensor, config: ScoreTraining, seed: int) -> UNet:
-    factor = 2 ** (len(config.multipliers) - 1)
-    channels, height, width = train.shape[1:]
-    if height % factor or width % factor:
-        raise RecipeError(
-            f"images of {height}x{width} cannot be halved {len(config.multipliers) - 1} times; "
-            f"use fewer multipliers than {config.multipliers}"
-        )
+    channels, height, image_width = train.shape[1:]
+    width, multipliers = config.architecture((channels, height, image_width))
     try:
-        return UNet(
-            channels,
-            config.width,
-            config.multipliers,
-            data_mean=float(train.mean()),
-            data_std=float(train.std()),
-            seed=seed,
-        )
+        return UNet(channels, width, multipliers, data_mean=float(train.mean()), data_std=float(train.std()), seed=seed)
     except ValueError as error:
         raise RecipeError(str(error)) from error
 

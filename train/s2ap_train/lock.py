@@ -29,12 +29,12 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     except OSError as error:
-        raise RecipeError(f"{path} cannot be written ({error.strerror}); choose another --work-dir") from error
+        raise RecipeError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise RecipeError(
-                f"another process is making the same run in {path.parent}; wait for it, or choose another --work-dir"
+                f"another process is making the same run in {path.parent}; wait for it, or choose another folder"
             ) from error
         yield

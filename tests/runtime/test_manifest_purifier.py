@@ -1,0 +1,96 @@
+"""What a manifest says of its purifier and of how it was chosen."""
+
+import json
+from typing import Any
+
+import pytest
+from manifest_data import manifest_data, row_data, version_2
+
+from s2ap_defend.errors import ModelFileError
+from s2ap_defend.manifest import Manifest, PurifierSettings, read_manifest
+
+
+def test_version_2_is_read_with_its_sigma_for_every_step_in_float32_and_without_a_choice() -> None:
+    manifest = read_manifest(json.dumps(version_2(steps=3)), source="model.onnx")
+    assert manifest.format_version == 3
+    assert manifest.purifier.sigmas == (0.25, 0.25, 0.25)
+    assert (manifest.purifier.precision, manifest.purifier.choice) == ("float32", None)
+    assert read_manifest(manifest.to_json(), source="model.onnx") == manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sigmas": [0.3]}, r"model\.onnx: the manifest is not valid: purifier\.sigmas is no key of version 2"),
+        ({"precision": "float16"}, r"purifier\.precision is no key of version 2"),
+        ({"choice": None}, r"purifier\.choice is no key of version 2"),
+        ({"steps": 0}, "sigmas holds 1 noise levels for 0 steps"),
+        ({"steps": 10**12}, "sigmas holds 1 noise levels for 1000000000000 steps"),
+        ({"steps": "many"}, r"purifier\.steps"),
+        ({"sigma": -0.1}, r"purifier\.sigmas\.0"),
+    ],
+)
+def test_what_is_wrong_in_version_2_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        read_manifest(json.dumps(version_2(**changes)), source="model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("purifier", "sigmas"), [0.3], r"sigmas holds 1 noise levels for 2 steps"),
+        (("purifier", "sigmas"), [0.3, 0.0], r"purifier\.sigmas\.1"),
+        (("purifier", "precision"), "float8", r"purifier\.precision"),
+        (("purifier", "rho"), 0.1, r"choice\.rows\.1 is chosen with rho 0\.2, the purifier has 0\.1"),
+        (("purifier", "choice", "chosen"), 3, r"chosen is 3, there are 3 rows"),
+        (("purifier", "choice", "chosen"), 0, r"choice\.rows\.0 is chosen with sigmas"),
+        (("purifier", "choice", "by"), "taste", r"choice\.by"),
+        (("purifier", "choice", "reason"), "", r"choice\.reason"),
+        (("purifier", "choice", "rows"), [row_data()] * 3, "one row must be off, found 0"),
+        (("purifier", "choice", "rows", 1, "adaptive_accuracy"), 0.7, r"rows\.1\.adaptive_interval"),
+        (("purifier", "choice", "rows", 1, "p_against_off"), None, r"rows\.1\.p_against_off must be null"),
+        (("purifier", "choice", "rows", 0, "p_against_off"), 0.5, r"rows\.0\.p_against_off must be null"),
+    ],
+)
+def test_a_purifier_that_contradicts_itself_or_its_choice_is_refused(
+    path: tuple[str | int, ...], value: object, message: str
+) -> None:
+    data = manifest_data()
+    table: Any = data
+    for key in path[:-1]:
+        table = table[key]
+    table[path[-1]] = value
+    with pytest.raises(ModelFileError, match=message) as caught:
+        read_manifest(json.dumps(data), source="model.onnx")
+    assert "\n" not in str(caught.value)
+
+
+def settings(**changes: object) -> PurifierSettings:
+    row = row_data()
+    return PurifierSettings.model_validate({key: row[key] for key in PurifierSettings.model_fields} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": 0, "sigmas": ()}, "off"),
+        ({}, "full gradient, sigma 0.3 0.2, radius 0.1 linf, 2 steps of 0.7, rho 0.2, bank of 2"),
+        (
+            {"steps": 1, "sigmas": (0.1,), "mode": "j_free", "norm": "l2", "reuse_ascent": True},
+            "J-free, sigma 0.1, radius 0.1 l2, 1 step of 0.7, rho 0.2 (reused ascent), bank of 2",
+        ),
+        (
+            {"sigmas": (0.3, 0.3), "rho": 0.0, "reuse_ascent": True},
+            "full gradient, sigma 0.3, radius 0.1 linf, 2 steps of 0.7, rho 0, bank of 2",
+        ),
+    ],
+)
+def test_a_purifier_is_told_in_one_line(changes: dict[str, object], words: str) -> None:
+    assert settings(**changes).in_words == words
+
+
+def test_the_row_without_a_purifier_is_found() -> None:
+    choice = Manifest.model_validate_json(json.dumps(manifest_data())).purifier.choice
+    assert choice is not None
+    assert [row.off for row in choice.rows] == [True, False, False]
+    assert choice.off is choice.rows[0]

@@ -1,0 +1,150 @@
+"""Which purifiers are tried when one is chosen: the `[choice]` table of a recipe, and the list that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.manifest import PurifierSettings
+from s2ap_train.purifier.purify import Mode, Purification
+
+__all__ = ["ChoiceSettings", "PurifierValues", "canonical", "default_values", "grid", "settings_of", "without_ascent"]
+
+
+class PurifierValues(BaseModel):
+    """Keys of `[purifier]`, each with a list of values; every combination is one purifier.
+
+    What is not given is the recipe's. Of `sigma` each value is a number, or a schedule with one number a step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sigma: Annotated[tuple[float | tuple[float, ...], ...], Field(min_length=1)] | None = None
+    radius: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    steps: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    step_size: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    rho: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    mode: Annotated[tuple[Mode, ...], Field(min_length=1)] | None = None
+    norm: Annotated[tuple[Literal["linf", "l2"], ...], Field(min_length=1)] | None = None
+    reuse_ascent: Annotated[tuple[bool, ...], Field(min_length=1)] | None = None
+    bank_size: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    bank_seed: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Every combination of the values, the last key changing fastest."""
+        given = {key: values for key, values in self if values is not None}
+        return [dict(zip(given, one, strict=True)) for one in product(*given.values())]
+
+
+@dataclass(frozen=True)
+class ChoiceSettings:
+    """The sweep: how many validation images, how strong an attack, which purifiers.
+
+    Attributes:
+        samples: Validation images; fewer where there are not as many.
+        steps: Gradient steps of each descent of the attack.
+        restarts: How often the plan of the attack is run, each time from other random starts.
+        settings: Tables of values over the keys of `[purifier]`. Off, the recipe's purifier and the same with rho 0
+            are always tried.
+    """
+
+    samples: int = 100
+    steps: int = 15
+    restarts: int = 1
+    settings: tuple[PurifierValues, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what measures nothing.
+
+        Raises:
+            RecipeError: If there are fewer than 10 samples, or no step or restart.
+        """
+        if self.samples < 10 or min(self.steps, self.restarts) < 1:
+            raise RecipeError(
+                f"samples {self.samples}, steps {self.steps}, restarts {self.restarts}: samples starts at 10, steps "
+                "and restarts at 1"
+            )
+
+
+def grid(own: Purification, tables: Sequence[PurifierValues]) -> tuple[Purification, ...]:
+    """All purifiers to try, each once: off, the recipe's own, the same with rho 0, then the tables in order.
+
+    Raises:
+        RecipeError: If a combination is no purifier.
+    """
+    tried = [canonical(replace(own, steps=0, sigma=_first(own))), canonical(own), without_ascent(own)]
+    for place, table in enumerate(tables):
+        for values in table.combinations():
+            try:
+                tried.append(canonical(replace(own, **values)))
+            except RecipeError as error:
+                raise RecipeError(f"choice.settings.{place}: {error}") from error
+    return tuple(dict.fromkeys(tried))
+
+
+def default_values(own: Purification, sigma_range: tuple[float, float]) -> tuple[PurifierValues, ...]:
+    """A small grid around a purifier: half and double sigma and radius, another number of steps, the other gradient.
+
+    Args:
+        own: The purifier; one that is off is taken with one step.
+        sigma_range: Noise levels that the score model was trained on; others are not tried.
+    """
+    sigma = _first(own)
+    low, high = sigma_range
+    sigmas = [value for value in (sigma / 2, sigma * 2) if low <= value <= high]
+    steps = (max(own.steps, 1),)
+    other: Mode = "j_free" if own.mode == "full" else "full"
+    around = [
+        PurifierValues(sigma=(sigma,), steps=steps, radius=(own.radius / 2, own.radius * 2)),
+        PurifierValues(sigma=(sigma,), steps=steps, mode=(other,), rho=tuple(dict.fromkeys((own.rho, 0.0)))),
+    ]
+    if sigmas:
+        around.insert(0, PurifierValues(sigma=tuple(sigmas), steps=steps))
+    return (*around, PurifierValues(sigma=(sigma,), steps=(1 if steps[0] > 1 else 3,)))
+
+
+def canonical(config: Purification) -> Purification:
+    """The same purifier in the one way in which it is written: equal exactly when the purifiers are.
+
+    One that is off has no radius and no ascent; without an ascent there is none to reuse; a schedule of
+    equal levels is one level.
+    """
+    sigma = config.sigma
+    if isinstance(sigma, tuple) and len({*sigma}) == 1:
+        sigma = sigma[0]
+    if config.off:
+        return Purification(radius=0.0, steps=0, rho=0.0, bank_size=config.bank_size, bank_seed=config.bank_seed)
+    return replace(config, sigma=sigma, reuse_ascent=config.reuse_ascent and config.rho > 0)
+
+
+def without_ascent(config: Purification) -> Purification:
+    """The same purifier with rho 0: plain descent."""
+    return canonical(replace(config, rho=0.0))
+
+
+def settings_of(config: Purification) -> PurifierSettings:
+    """The settings in the words of the manifest."""
+    return PurifierSettings(
+        mode=config.mode,
+        norm=config.norm,
+        sigmas=config.sigmas,
+        radius=config.radius,
+        steps=config.steps,
+        step_size=config.step_size,
+        rho=config.rho,
+        reuse_ascent=config.reuse_ascent,
+        bank_size=config.bank_size,
+        bank_seed=config.bank_seed,
+    )
+
+
+def _first(config: Purification) -> float:
+    """A single sigma: the first of a schedule, any where there is none."""
+    if not isinstance(config.sigma, tuple):
+        return config.sigma
+    return config.sigma[0] if config.sigma else Purification.sigma  # type: ignore[return-value]
