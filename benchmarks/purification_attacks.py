@@ -1,0 +1,185 @@
+"""Every attack on one purifier in front of one classifier, and what each left of the accuracy."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from purification_variants import Preset
+from pyautoattack.autopgd_base import APGDAttack
+from torch import Tensor
+
+from s2ap_defend.types import Bool, Float32, Int64
+from s2ap_train.attacks.budget import project
+from s2ap_train.data import ImageSet
+from s2ap_train.evaluate import AdaptiveBudget
+from s2ap_train.evaluate.adaptive import Descent, Path, View, adaptive_attack
+from s2ap_train.evaluate.objectives import classifier_objective, targeted_agreement_objective
+from s2ap_train.evaluate.purified import variant_view
+from s2ap_train.evaluate.square import square
+from s2ap_train.evaluate.systems import Outcome, never_flagged
+from s2ap_train.purifier.variants import Variant
+
+GRADIENT: Mapping[str, tuple[Path, str, str]] = {
+    "bpda": ("identity", "margin", "random"),
+    "unrolled": ("exact", "cross_entropy", "random"),
+    "straight-through": ("straight_through", "margin", "random"),
+    "surrogate": ("surrogate", "margin", "random"),
+}
+"""Attack: how its gradient passes the purifier, what it lowers, where it begins."""
+
+ATTACKS = ("clean", "oblivious", *GRADIENT, "apgd", "square", "transfer")
+"""In the order of the tables; 'clean' is no attack, 'transfer' reads what the attacks on others made."""
+
+VOTES = 9
+"""Fresh draws that a purifier with noise is judged by: an image is broken when most of them are wrong."""
+_BATCH = 128
+
+
+class PurifiedSystem:
+    """The label behind a purifier. One with noise is judged by the mean log-probability of several draws.
+
+    Args:
+        variant: The purifier.
+        classify: Images [N, C, H, W] -> logits [N, K].
+    """
+
+    def __init__(self, variant: Variant, classify: Callable[[Tensor], Tensor]) -> None:
+        self.variant, self._classify = variant, classify
+
+    def __call__(self, images: Float32, labels: Int64) -> Outcome:
+        """Outcome of the labels, as attacks ask for it."""
+        draws = VOTES if self.variant.stochastic else 1
+        answers = np.mean([self._log_probabilities(images) for _ in range(draws)], axis=0, dtype=np.float32)
+        return never_flagged(answers, labels)
+
+    def right(self, images: Float32, labels: Int64) -> Bool:
+        """Images whose label is right [N]; of a purifier with noise, in most draws."""
+        draws = VOTES if self.variant.stochastic else 1
+        votes = np.mean([self._log_probabilities(images).argmax(1) == labels for _ in range(draws)], axis=0)
+        return np.asarray(votes > 0.5)
+
+    def _log_probabilities(self, images: Float32) -> Float32:
+        with torch.no_grad():
+            parts = torch.from_numpy(images).split(_BATCH)
+            return torch.cat([self._classify(self.variant.purify(part)).log_softmax(1) for part in parts]).numpy()
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What the attacks on one system made.
+
+    Attributes:
+        right: By attack: images that it left right [N].
+        images: By attack: what it made [N, C, H, W].
+        seconds: By attack.
+        worst: For each image one that broke the system, or the unrolled attack's where none did [N, C, H, W].
+    """
+
+    right: dict[str, Bool]
+    images: dict[str, Float32]
+    seconds: dict[str, float]
+    worst: Float32
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """The attacks on one system, all from scratch, each on every image.
+
+    Attributes:
+        variant: The purifier.
+        classify: The classifier behind it.
+        data: Clean images and labels.
+        eps: l_inf budget, pixels in [0, 1].
+        seed: Of all attacks.
+        preset: Their sizes.
+    """
+
+    variant: Variant
+    classify: Callable[[Tensor], Tensor]
+    data: ImageSet
+    eps: float
+    seed: int
+    preset: Preset
+
+    def run(self, oblivious: Float32) -> Attacked:
+        """All attacks but transfer.
+
+        Args:
+            oblivious: Images that PGD made on the bare classifier [N, C, H, W].
+        """
+        system, labels = PurifiedSystem(self.variant, self.classify), self.data.labels
+        made: dict[str, Callable[[], Float32]] = {
+            "clean": lambda: self.data.images,
+            "oblivious": lambda: oblivious,
+            **{name: lambda name=name: self.gradient(name) for name in GRADIENT},
+            "apgd": self.apgd,
+            "square": lambda: square(system, self.data, eps=self.eps, queries=self.preset.queries, seed=self.seed),
+        }
+        images, right, seconds = {}, {}, {}
+        for name, attack in made.items():
+            began = time.perf_counter()
+            images[name] = project(attack(), self.data.images, self.eps)
+            seconds[name] = time.perf_counter() - began
+            right[name] = system.right(images[name], labels)
+        worst = images["unrolled"].copy()
+        for name in reversed(images):
+            worst[~right[name]] = images[name][~right[name]]
+        return Attacked(right, images, seconds, worst)
+
+    def gradient(self, name: str, *, steps: int | None = None) -> Float32:
+        """One descent of Auto-PGD's kind [N, C, H, W]; what succeeded on the system on its way is kept."""
+        path, kind, start = GRADIENT[name]
+        objective = classifier_objective(kind)  # type: ignore[arg-type]
+        return self._descend([Descent(objective, path, start)], steps)  # type: ignore[arg-type]
+
+    def strongest(self, *, steps: int | None = None) -> Float32:
+        """The exact gradient and the straight-through one, also towards the likeliest wrong label [N, C, H, W]."""
+        margin, towards = classifier_objective("margin"), targeted_agreement_objective()
+        plan = [
+            Descent(margin, "straight_through", "random"),
+            Descent(margin, "exact", "best"),
+            Descent(towards, "exact", "random", target=0),
+        ]
+        return self._descend(plan, steps)
+
+    def apgd(self) -> Float32:
+        """The library's APGD-CE, then APGD-DLR on what is left, through the exact gradient [N, C, H, W]."""
+        view = self._view()
+        system, labels = PurifiedSystem(self.variant, self.classify), self.data.labels
+        found = self.data.images.copy()
+        left = np.flatnonzero(system.right(found, labels))
+        for loss in ("ce", "dlr"):
+            for part in np.array_split(left, -(-len(left) // _BATCH)) if len(left) else ():
+                attack = APGDAttack(
+                    lambda x: view(x, "exact", 0)[0],
+                    n_iter=self.preset.steps,
+                    n_restarts=self.preset.restarts,
+                    eps=self.eps,
+                    seed=self.seed,
+                    loss=loss,
+                    device="cpu",
+                )
+                x, y = torch.from_numpy(self.data.images[part]), torch.from_numpy(labels[part])
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "there are .* points with zero gradient")  # the table says it
+                    found[part] = attack.perturb(x, y).detach().numpy()
+            left = left[system.right(found[left], labels[left])] if len(left) else left
+        return found
+
+    def _descend(self, plan: list[Descent], steps: int | None) -> Float32:
+        preset = self.preset
+        budget = AdaptiveBudget(
+            steps=steps or preset.steps,
+            cheap_steps=steps or preset.cheap_steps,
+            restarts=preset.restarts,
+            batch=_BATCH,
+        )
+        system = PurifiedSystem(self.variant, self.classify)
+        result = adaptive_attack(system, self._view(), plan, self.data, eps=self.eps, budget=budget, seed=self.seed)
+        return result.images
+
+    def _view(self) -> View:
+        return variant_view(self.variant, self.classify, draws=self.preset.draws)

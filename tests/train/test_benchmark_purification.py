@@ -1,0 +1,176 @@
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import Tensor
+
+from s2ap_train.data import ImageSet
+from s2ap_train.purifier.variants import bit_depth, noise_and_denoise, off
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+FEW = {
+    "plain.epochs": 2,
+    "adversarial.epochs": 2,
+    "pruning.training.epochs": 2,
+    "finetune.epochs": 1,
+    "score_model.epochs": 2,
+    "model": '{name = "small_cnn", widths = [8, 8, 16]}',
+}
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[None]:
+    """The folder of the benchmarks on the path."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def run(folder: Path, *options: str) -> Result:
+    from purification import main  # type: ignore[import-not-found]
+
+    settings = [part for key, value in FEW.items() for part in ("--set", f"{key}={value}")]
+    given = [
+        "digits",
+        "--samples",
+        "10",
+        "--steps",
+        "1",
+        "--queries",
+        "3",
+        "--workers",
+        "1",
+        "--work-dir",
+        str(folder / "work"),
+    ]
+    return CliRunner().invoke(main, [*given, *options, *settings])
+
+
+@pytest.fixture(scope="module")
+def measured(benchmarks: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("purification")
+    options = ["--variants", "recipe,recipe, rho 0,bit depth 3,JPEG 75"]
+    return folder, run(folder, *options, "--json", str(folder / "figures.json"), "--pictures", str(folder / "pictures"))
+
+
+def test_every_purifier_stands_before_every_classifier_under_every_attack(measured: tuple[Path, Result]) -> None:
+    folder, result = measured
+    assert result.exit_code == 0, result.output
+    document = json.loads((folder / "figures.json").read_text())
+    names = ["off", "recipe", "recipe, rho 0", "bit depth 3", "JPEG 75"]
+    for rows in document["figures"].values():
+        assert list(rows) == names
+        for name, row in rows.items():
+            attacks = [row[key] for key in ("clean", "oblivious", "bpda", "unrolled", "apgd", "square", "transfer")]
+            assert row["worst_case"] <= min(attacks)
+            assert ("against_off" in row) == (name != "off")
+            assert ("against_rho_0" in row) == (name == "recipe")
+    assert list(document["figures"]) == ["plain", "adversarial", "pruned"]
+    assert document["cost"]["recipe"]["work"] > document["cost"]["recipe, rho 0"]["work"] > 0
+    assert document["cost"]["JPEG 75"]["by"] == "torch"
+    assert len(document["curves"]["recipe"]["eps"]) == len(document["curves"]["eps"])
+    assert {path.name for path in (folder / "pictures").iterdir()} == {
+        "purifier-digits.png",
+        "purifier-digits-curves.png",
+    }
+    assert "| purifier" in result.output
+
+
+def test_a_second_run_repeats_no_attack_and_prints_the_same_figures(measured: tuple[Path, Result]) -> None:
+    folder, first = measured
+    before = {path: path.stat().st_mtime_ns for path in (folder / "work" / "attacked").iterdir()}
+    again = run(folder, "--variants", "recipe,recipe, rho 0,bit depth 3,JPEG 75")
+    assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in (folder / "work" / "attacked").iterdir()} == before
+    deterministic = [
+        line for line in first.output.splitlines() if line.startswith(("| off", "| recipe", "| bit", "| JPEG"))
+    ]
+    tables = [line for line in deterministic if not line.endswith(("ONNX Runtime |", "torch        |"))]  # times differ
+    assert len(tables) > 12
+    assert all(line in again.output for line in tables)
+
+
+def test_a_purifier_that_is_not_known_is_refused(benchmarks: None, tmp_path: Path) -> None:
+    result = run(tmp_path, "--variants", "recipe,wider")
+    assert result.exit_code != 0
+    assert "'wider' is not known" in result.output
+
+
+def halves(x: Tensor) -> Tensor:
+    """Logits of a linear classifier: is the left half brighter than the right? Its margin is known in closed form.
+
+    The third class, which the DLR loss asks for, is never taken.
+    """
+    left, right = x[..., :4].mean(dim=(1, 2, 3)), x[..., 4:].mean(dim=(1, 2, 3))
+    return 20 * torch.stack([left - right, right - left, -1 + 0 * left], dim=1)
+
+
+def attacker(variant: Any, eps: float) -> Any:
+    from purification_attacks import Attacker  # type: ignore[import-not-found]
+    from purification_variants import DIGITS  # type: ignore[import-not-found]
+
+    images = np.full((6, 1, 8, 8), 0.3, dtype=np.float32)
+    images[:3, ..., :4] += 0.24
+    images[3:, ..., 4:] += 0.24
+    data = ImageSet(images, np.array([0] * 3 + [1] * 3))
+    return Attacker(variant, halves, data, eps, 0, DIGITS)
+
+
+def test_a_margin_of_024_breaks_just_beyond_half_of_it(benchmarks: None) -> None:
+    below, beyond, far = (attacker(off(), eps) for eps in (0.11, 0.13, 0.2))
+    assert all(right.all() for right in below.run(below.data.images).right.values())
+    broken = beyond.run(beyond.data.images).right
+    assert not any(broken[attack].any() for attack in ("bpda", "unrolled", "straight-through", "surrogate", "apgd"))
+    assert not far.run(far.data.images).right["square"].any()  # a search without gradients needs some room
+
+
+def test_rounding_hides_from_the_exact_gradient_and_is_called_masked(benchmarks: None) -> None:
+    from purification_tables import figures, findings, worst_case  # type: ignore[import-not-found]
+
+    masked = attacker(bit_depth(3), 0.2)
+    attacked = masked.run(masked.data.images)
+    assert attacked.right["unrolled"].all()  # its exact gradient is zero
+    assert not attacked.right["bpda"].any()
+    attacked.right["transfer"] = np.ones(6, dtype=bool)
+    assert not worst_case(attacked).any()
+    for attack in ("bpda", "straight-through", "surrogate"):  # an author who forgets to go around the rounding
+        attacked.right[attack] = np.ones(6, dtype=bool)
+    document = {
+        "preset": {"samples": 6},
+        "figures": figures({("plain", "bit depth 3"): attacked}, ["bit depth 3"], ["plain"]),
+        "curves": {
+            "classifier": "plain",
+            "eps": [0, 0.2],
+            "steps": [1, 2],
+            "bit depth 3": {"eps": [1, 0.5], "steps": [0, 1]},
+        },
+    }
+    lines = " ".join(findings(document))
+    assert "Square breaks and no gradient attack: bit depth 3 6" in lines
+    assert "NOT at 0: masked" in lines
+    assert "rises by 1.00" in lines
+
+
+def test_a_purifier_with_noise_is_judged_by_most_of_several_draws(benchmarks: None) -> None:
+    from purification_attacks import PurifiedSystem
+
+    def no_noise_found(y: Tensor, sigma: float) -> Tensor:
+        return torch.zeros_like(y)
+
+    noisy = attacker(noise_and_denoise(no_noise_found, 0.5, 0), 0.13)
+    images = np.full((400, 1, 8, 8), 0.4, dtype=np.float32)
+    images[..., :4] += 0.1  # a draw of the margin: mean about .06 where clamped, deviation .29 sqrt(1 / 32 + 1 / 32)
+    right = PurifiedSystem(noisy.variant, halves).right(images, np.zeros(400, dtype=np.int64))
+    once = [noisy.variant.purify(torch.from_numpy(images)) for _ in range(2)]
+    assert not torch.equal(*once)
+    single = float((halves(once[0]).argmax(1) == 0).float().mean())
+    assert 0.6 < single < 0.95
+    assert right.mean() > single + 0.05  # a majority of nine is surer than one
+    broken = noisy.run(noisy.data.images).right
+    assert not broken["unrolled"].any()
