@@ -142,5 +142,5 @@ def _difference(difference: Mapping[str, Any] | None) -> str:
     return f"{100 * difference['difference']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f}){mark}"
 
 
-SHOWN_CURVES = ("off", RECIPE, "wide", "wide, rho 0")
+SHOWN_CURVES = ("off", RECIPE, "wide")
 """Purifiers whose curves are measured."""

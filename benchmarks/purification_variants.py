@@ -57,14 +57,14 @@ class Preset:
 
 
 DIGITS = Preset(
-    samples=100,
-    steps=20,
-    cheap_steps=40,
-    queries=150,
+    samples=75,
+    steps=15,
+    cheap_steps=30,
+    queries=80,
     restarts=1,
     draws=6,
-    eps=(0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8),
-    curve_steps=(1, 2, 5, 10, 20, 40),
+    eps=(0.0, 0.1, 0.15, 0.2, 0.3, 0.5),
+    curve_steps=(1, 3, 10, 30),
     wide=Purification(sigma=0.3, radius=0.3, steps=3, step_size=0.7, rho=0.2, bank_size=4),
     j_free_sigma=0.1,
 )

@@ -35,10 +35,10 @@ def _workers(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 )
 @click.option(
     "--choose",
-    type=click.Choice(["recipe", "validation"]),
+    type=click.Choice(["recipe", "validation", "unmeasured"]),
     default="recipe",
-    help="Who decides on the purifier: the recipe (default), with the table of its [choice] beside it, or that table: "
-    "the setting that keeps most validation images right under a white-box attack, off and rho 0 among them.",
+    help="Who decides on the purifier: the recipe (default), beside a table of what others leave under a white-box "
+    "attack on validation images; the best of that table, off and rho 0 among them; or the recipe without a table.",
 )
 @click.option("--seed", type=int, help="Seed of split and training, instead of the recipe's.")
 def harden(
@@ -47,7 +47,7 @@ def harden(
     work_dir: Path | None,
     overrides: tuple[str, ...],
     workers: int | Literal["ray"] | None,
-    choose: Literal["recipe", "validation"],
+    choose: Literal["recipe", "validation", "unmeasured"],
     seed: int | None,
 ) -> None:
     """Train, prune, calibrate and export RECIPE to one defended model file.
@@ -66,7 +66,8 @@ def harden(
     changes = overrides if seed is None else (*overrides, f"seed={seed}")
     console = Console()
     folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
-    hardened = run(load_recipe(recipe, changes), output, folder, Reporter(console), workers=workers, choose=choose)
+    by = None if choose == "unmeasured" else choose
+    hardened = run(load_recipe(recipe, changes), output, folder, Reporter(console), workers=workers, choose=by)
     if hardened.manifest.purifier.choice is not None:
         print_choice(hardened.manifest.purifier.choice, console)
     print_ladder(hardened.ladder, console)

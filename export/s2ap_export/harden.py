@@ -58,7 +58,7 @@ def harden(
     reporter: Reporter,
     *,
     workers: Workers = None,
-    choose: By = "recipe",
+    choose: By | None = "recipe",
 ) -> Hardened:
     """Train, prune, choose the purifier, calibrate, export and measure.
 
@@ -70,7 +70,8 @@ def harden(
         work_dir: Folder of the checkpoints.
         reporter: Told about every step.
         workers: Processes that train or attack at the same time, None takes one a core; or "ray", which trains.
-        choose: Who decides on the purifier: the recipe, or what the sweep finds on validation images.
+        choose: Who decides on the purifier: the recipe, or what the sweep finds on validation images; None: the recipe,
+            without a sweep.
 
     Raises:
         ModelFileError: If the output cannot be written.

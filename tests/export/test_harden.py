@@ -239,7 +239,10 @@ def test_evaluate_writes_the_documented_json(hardened: Path, tmp_path: Path) -> 
         (["harden", "digit", "-o", "x.onnx"], "did you mean 'digits'"),
         (["harden", "digits", "-o", "x.onnx", "--set", "purifer.sigma=1"], "did you mean 'purifier'"),
         (["harden", "digits"], "Missing option '-o'"),
-        (["harden", "digits", "-o", "x.onnx", "--choose", "luck"], "'luck' is not one of 'recipe', 'validation'"),
+        (
+            ["harden", "digits", "-o", "x.onnx", "--choose", "luck"],
+            "'luck' is not one of 'recipe', 'validation', 'unmeasured'",
+        ),
         (
             ["harden", "digits", "-o", "x.onnx", "--set", "choice.settings=[{sigma=[-1.0]}]"],
             "recipe digits: choice.settings.0: this cannot purify",

@@ -50,14 +50,20 @@ def parts(work):
     return found
 
 
-def test_parts_come_back_to_the_cpu_in_float32_and_in_the_layout_that_is_exported(parts):
-    modules = [parts.score_model, *(n.model for n in (parts.plain, parts.adversarial, parts.pruned, *parts.members))]
-    assert len(modules) == 6
-    for module in modules:
+def modules_of(parts):
+    return [parts.score_model, *(n.model for n in (parts.plain, parts.adversarial, parts.pruned, *parts.members))]
+
+
+def test_parts_come_back_to_the_cpu_in_float32_and_in_the_memory_layout_of_those_that_are_reloaded(parts, work):
+    reloaded, _ = reported(load_recipe("digits", [*TINY, MIXED]), work)
+    assert len(modules_of(parts)) == 6
+    for module, again in zip(modules_of(parts), modules_of(reloaded), strict=True):
+        expected = again.state_dict()
         for name, value in module.state_dict().items():
             assert value.device.type == "cpu"
-            assert value.is_contiguous(), name
+            assert value.stride() == expected[name].stride(), name
             assert value.dtype in {torch.float32, torch.int64}, name
+            assert torch.equal(value, expected[name])
         assert not module.training
 
 

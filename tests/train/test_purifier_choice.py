@@ -109,10 +109,10 @@ def test_the_recipe_is_told_which_setting_with_ascent_was_better():
     )
 
 
-def test_a_recipe_without_a_table_is_not_swept_unless_validation_is_to_decide(tmp_path):
-    recipe = load_recipe("digits").model_copy(update={"choice": None})
+def test_where_nothing_is_to_be_measured_the_recipe_decides_alone(tmp_path):
+    recipe = load_recipe("digits")
     parts = splits = reporter = None  # nothing is asked of them
-    assert choose_purifier(recipe, parts, splits, tmp_path, reporter) == (recipe.purifier, None)
+    assert choose_purifier(recipe, parts, splits, tmp_path, reporter, by=None) == (recipe.purifier, None)
     assert not list(tmp_path.iterdir())
 
 

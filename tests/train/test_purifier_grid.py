@@ -79,7 +79,7 @@ def test_without_a_table_a_small_grid_surrounds_the_recipes_purifier():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("choice.samples=3", "^recipe digits: choice: samples 3, steps 15, restarts 1: samples starts at 10"),
+        ("choice.samples=3", "^recipe digits: choice: samples 3, steps 10, restarts 1: samples starts at 10"),
         ("choice.steps=0", "steps and restarts at 1"),
         ("choice.setings=[]", r"key choice\.setings is not known; did you mean 'settings'"),
         ("choice.settings=[{sigm=[0.1]}]", r"key choice\.settings\.0\.sigm is not known; did you mean 'sigma'"),

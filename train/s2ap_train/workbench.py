@@ -101,11 +101,14 @@ class Workbench:
             watch.lap(name)
             step.note = summary(trained.record)
         record = {"seconds": watch.seconds(name), **trained.record}
+        weights = trained.model.state_dict()
         if self._keep:
-            weights = {f"{_WEIGHT}{key}": value for key, value in trained.model.state_dict().items()}
-            save_checkpoint(folder, tensors=weights | dict(trained.beside), record={**record, "settings": key})
+            tensors = {f"{_WEIGHT}{key}": value for key, value in weights.items()} | dict(trained.beside)
+            save_checkpoint(folder, tensors=tensors, record={**record, "settings": key})
             snapshots.clear()
-        return trained.model.eval(), record
+        model = rebuild(record["architecture"])  # in the memory layout of one that is reloaded: it decides last bits
+        restore(model, weights)
+        return model.eval(), record
 
     def _reload(
         self, folder: Path, key: str, rebuild: Callable[[Mapping[str, Any]], M]

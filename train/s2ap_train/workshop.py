@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Seeds
 from s2ap_train.compute import Compute, launch
@@ -193,7 +191,7 @@ class Workshop:
         def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[Any]:
             fitted = build(hook, snapshots)
             record = network_record(fitted, self.data, eps=recipe.eps)
-            return Trained(fitted.model.cpu().to(memory_format=torch.contiguous_format), record, fitted.beside)
+            return Trained(fitted.model.cpu(), record, fitted.beside)
 
         common = (recipe.data, recipe.seed, recipe.model, recipe.eps, self.compute.precision, _RECORD_VERSION)
         model, record = self.workbench.part(

@@ -35,13 +35,13 @@ def choose_purifier(
     work_dir: Path,
     reporter: Reporter,
     *,
-    by: By = "recipe",
+    by: By | None = "recipe",
     workers: int | None = None,
 ) -> tuple[Purification, ChoiceRecord | None]:
     """The purifier to export, and the table that goes with it.
 
     Chosen by the recipe, its own purifier is exported whatever the table says; chosen by validation, the row with the
-    highest adaptive accuracy is, off and rho 0 among them. A recipe without `[choice]` is swept only for the latter.
+    highest adaptive accuracy is, off and rho 0 among them.
 
     Args:
         recipe: Its `choice` table says what is tried; without one, a small grid around its purifier.
@@ -49,13 +49,13 @@ def choose_purifier(
         splits: The data; validation images are attacked.
         work_dir: Finished attacks are kept in it and reused for the same networks, data and attack.
         reporter: Told about every purifier.
-        by: Who decides.
+        by: Who decides; None: the recipe, and nothing is measured.
         workers: Processes that attack at the same time; None takes one a core, and one where there is a GPU.
 
     Raises:
         RecipeError: If a combination of the table is no purifier, or a process was killed.
     """
-    if recipe.choice is None and by == "recipe":
+    if by is None:
         return canonical(recipe.purifier), None
     settings = recipe.choice or ChoiceSettings()
     data = splits.validation.subset(slice(0, settings.samples))
