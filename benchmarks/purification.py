@@ -36,7 +36,7 @@ from rich.console import Console
 
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.errors import DefendError
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.model_file import check_writable, replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Float32
 from s2ap_export.trace import trace_images
@@ -86,6 +86,10 @@ def main(
     folder = work_dir or Path("build") / f"purification-{name}"
     reporter, processes = Reporter(Console()), workers or os.cpu_count() or 1
     try:
+        for target in [file] if file else []:
+            check_writable(target)
+        for target in _pictures(pictures, name) if pictures else ():
+            check_writable(target)
         setting = Setting(load_recipe(recipe, [*data_overrides(data), *overrides]), preset, folder)
         names = _listed(variants, list(all_variants(setting.recipe.purifier, preset)))
         parts = Parts(setting, reporter)
@@ -100,6 +104,7 @@ def main(
             mode="json", exclude={"data": {"root"}, "members": True, "detection": True}
         ),
         "preset": asdict(preset),
+        "samples": len(parts.data),
         "classifiers": {name: _accuracies(parts, name) for name in CLASSIFIERS},
         "machine": machine(),
         "figures": figures(found, names, CLASSIFIERS),
@@ -156,8 +161,15 @@ def _draw(
 ) -> None:
     chosen = {title: variant for title, variant in ((RECIPE, RECIPE), ("wide", "wide")) if ("plain", variant) in found}
     purifiers = {title: parts.variant(variant) for title, variant in chosen.items()}
-    draw_images(folder / f"purifier-{name}.png", parts.data.images, found["plain", "off"].worst, purifiers)
-    draw_curves(folder / f"purifier-{name}-curves.png", drawn)
+    images, lines = _pictures(folder, name)
+    attacked = found["plain", RECIPE if RECIPE in chosen else "off"].worst
+    draw_images(images, parts.data.images, attacked, purifiers)
+    draw_curves(lines, drawn)
+
+
+def _pictures(folder: Path, name: str) -> tuple[Path, Path]:
+    """Files of the images and of the curves."""
+    return folder / f"purifier-{name}.png", folder / f"purifier-{name}-curves.png"
 
 
 def _listed(named: str | None, known: list[str]) -> list[str]:

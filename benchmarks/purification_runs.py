@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from purification_attacks import GRADIENT, Attacked, Attacker, PurifiedSystem
+from purification_attacks import GRADIENT, Attacked, Attacker
 from purification_variants import Make, Preset, variants
 from rich.console import Console
 from torch import Tensor
@@ -20,9 +20,11 @@ from torch import Tensor
 from s2ap_defend.model_file import replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool
+from s2ap_train import attacks, evaluate, purifier
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.evaluate import oblivious
 from s2ap_train.jobs import Job, run_jobs
+from s2ap_train.measures.paired import mcnemar
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier.variants import Variant
 from s2ap_train.recipe import Recipe
@@ -53,7 +55,16 @@ class Setting:
     def key(self, weights: str) -> str:
         """Fingerprint of it with that of the weights."""
         recipe = self.recipe.model_dump(mode="json", include={"data", "seed", "eps", "purifier"})
-        return fingerprint((recipe, self.preset, weights))
+        return fingerprint((recipe, self.preset, weights, _code()))
+
+
+@cache
+def _code() -> str:
+    """SHA-256 over the source of every attack and purifier: figures of other code are not reused."""
+    here = [Path(__file__).with_name(f"purification_{name}.py") for name in ("attacks", "variants")]
+    folders = [Path(package.__file__ or "").parent for package in (attacks, evaluate, purifier)]
+    sources = [*here, *sorted(path for folder in folders for path in folder.glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 class Parts:
@@ -91,16 +102,17 @@ class Parts:
         """The attacks on one system, with the recipe's budget or another."""
         setting = self.setting
         budget = setting.recipe.eps if eps is None else eps
-        classify = self.classifiers[classifier]
-        return Attacker(self.variant(variant), classify, self.data, budget, setting.recipe.seed, setting.preset)
+        make = partial(self.variant, variant)
+        return Attacker(make, self.classifiers[classifier], self.data, budget, setting.recipe.seed, setting.preset)
 
     @cached_property
     def weights(self) -> str:
-        """SHA-256 over all networks and the images that are attacked."""
-        digest = hashlib.sha256(self.data.images.tobytes())
+        """SHA-256 over all networks and the images that are attacked, with their labels."""
+        digest = hashlib.sha256(self.data.images.tobytes() + self.data.labels.tobytes())
         for network in (*(n.model for n in self.networks.values()), self.score_model):
-            for tensor in network.state_dict().values():
-                digest.update(tensor.numpy().tobytes())
+            digest.update(f"{network}{network.architecture()}".encode())
+            for name, tensor in network.state_dict().items():
+                digest.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -134,7 +146,10 @@ def attack_all(parts: Parts, names: Sequence[str], reporter: Reporter, workers: 
 
 
 def curves(parts: Parts, names: Sequence[str], classifier: str, reporter: Reporter, workers: int) -> dict[str, Any]:
-    """Accuracy under the strongest attack over its budget and over its steps, JSON values by purifier.
+    """Accuracy under five descents over their budget and over their steps, JSON values by purifier.
+
+    Beside it, over eps, what random noise leaves; over steps, whether many help the defence: on how many images the
+    most steps fail where fewer succeeded, the other way round, and the largest such test by McNemar.
 
     Args:
         parts: Networks.
@@ -144,28 +159,35 @@ def curves(parts: Parts, names: Sequence[str], classifier: str, reporter: Report
         workers: Processes.
     """
     preset, eps = parts.setting.preset, parts.setting.recipe.eps
-    points = [("eps", budget, None) for budget in preset.eps] + [("steps", eps, steps) for steps in preset.curve_steps]
+    points = [(budget, None) for budget in preset.eps] + [(eps, steps) for steps in preset.curve_steps]
     jobs = [
         Job(
-            f"{name} {kind} {steps or budget:g}",
+            f"{name}, eps {budget:g}, steps {steps}",
             _point,
             partial(tuple, (parts.setting, classifier, name, budget, steps)),
         )
         for name in names
-        for kind, budget, steps in points
+        for budget, steps in points
     ]
-    values: dict[str, float] = {}
+    values: dict[str, tuple[Bool, Bool]] = {}
     with reporter.step("curves", len(jobs)) as step:
-        for job, right in run_jobs(jobs, workers):
-            values[job.name] = right
+        for job, found in run_jobs(jobs, workers):
+            values[job.name] = found
             step.advance(job.name)
-    found: dict[str, Any] = {"classifier": classifier, "eps": list(preset.eps), "steps": list(preset.curve_steps)}
+    document: dict[str, Any] = {"classifier": classifier, "eps": list(preset.eps), "steps": list(preset.curve_steps)}
     for name in names:
-        found[name] = {
-            "eps": [values[f"{name} eps {budget:g}"] for budget in preset.eps],
-            "steps": [values[f"{name} steps {steps:g}"] for steps in preset.curve_steps],
+        over_eps = [values[f"{name}, eps {budget:g}, steps None"] for budget in preset.eps]
+        over_steps = [values[f"{name}, eps {eps:g}, steps {steps}"][0] for steps in preset.curve_steps]
+        most = over_steps[-1]
+        helped = [(int((most & ~fewer).sum()), int((~most & fewer).sum())) for fewer in over_steps[:-1]]
+        document[name] = {
+            "eps": [float(right.mean()) for right, _ in over_eps],
+            "noise": [float(noise.mean()) for _, noise in over_eps],
+            "steps": [float(right.mean()) for right in over_steps],
+            "helped": max(gained for gained, _ in helped),
+            "helped_p_value": min(mcnemar(gained, lost, alternative="greater") for gained, lost in helped),
         }
-    return found
+    return document
 
 
 def _attack(setting: Setting, classifier: str, name: str) -> str:
@@ -180,29 +202,25 @@ def _attack(setting: Setting, classifier: str, name: str) -> str:
     return f"{name} before {classifier}: {left:.1%} left, {sum(attacked.seconds.values()):.0f} s"
 
 
-def _point(setting: Setting, classifier: str, name: str, eps: float, steps: int | None) -> float:
-    """One point of a curve: accuracy under the strongest attack, kept."""
+def _point(setting: Setting, classifier: str, name: str, eps: float, steps: int | None) -> tuple[Bool, Bool]:
+    """One point of a curve, kept: images that stay right under attack, and under random noise [N]."""
     with one_thread():
         parts = _loaded(setting)
-        kept = (
-            setting.folder / "curves" / f"{fingerprint((setting.key(parts.weights), classifier, name, eps, steps))}.npy"
-        )
+        key = fingerprint((setting.key(parts.weights), classifier, name, eps, steps))
+        kept = setting.folder / "curves" / f"{key}.npy"
         if kept.exists():
-            return float(np.load(kept))
+            attacked, noisy = np.load(kept)
+            return attacked, noisy
         attacker = parts.attacker(classifier, name, eps)
-        system = PurifiedSystem(attacker.variant, attacker.classify)
-        images = attacker.strongest(steps=steps)
-        both = system.right(images, parts.data.labels) & system.right(parts.data.images, parts.data.labels)
-        share = float(both.mean())
+        found = np.stack([attacker.union(steps=steps), attacker.random_noise()])
     kept.parent.mkdir(parents=True, exist_ok=True)
-    _save(kept, partial(np.save, arr=np.float64(share)))
-    return share
+    _save(kept, partial(np.save, arr=found))
+    return found[0], found[1]
 
 
 def _transferred(parts: Parts, classifier: str, name: str, found: Mapping[tuple[str, str], Attacked]) -> Bool:
     """Images that stay right under what broke every other system [N]."""
-    attacker = parts.attacker(classifier, name)
-    system, labels = PurifiedSystem(attacker.variant, attacker.classify), parts.data.labels
+    system, labels = parts.attacker(classifier, name).system, parts.data.labels
     right = np.ones(len(labels), dtype=bool)
     for (other_classifier, other), attacked in found.items():
         if (other_classifier, other) == (classifier, name):

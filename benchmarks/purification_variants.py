@@ -60,10 +60,10 @@ DIGITS = Preset(
     samples=75,
     steps=15,
     cheap_steps=30,
-    queries=80,
+    queries=300,
     restarts=1,
     draws=6,
-    eps=(0.0, 0.1, 0.15, 0.2, 0.3, 0.5),
+    eps=(0.0, 0.1, 0.15, 0.2, 0.25, 0.3),
     curve_steps=(1, 3, 10, 30),
     wide=Purification(sigma=0.3, radius=0.3, steps=3, step_size=0.7, rho=0.2, bank_size=4),
     j_free_sigma=0.1,
@@ -87,17 +87,19 @@ def variants(base: Purification, preset: Preset) -> dict[str, Make]:
     """All variants by name: what makes each from the score model and the shape (C, H, W) of an image.
 
     Args:
-        base: The recipe's purifier; if it is off, the wide one stands for it.
+        base: The recipe's purifier; if it is off, there is no row of it but 'off'.
         preset: The wide purifier.
     """
-    base, wide = preset.wide if base.off else base, preset.wide
+    wide = preset.wide
     falling = tuple(wide.sigmas[0] * (1 - i / (2 * wide.steps)) for i in range(wide.steps))
-    ours = {
+    recipes = {
         RECIPE: base,
         "recipe, rho 0": replace(base, rho=0.0),
         "recipe, J-free": replace(base, mode="j_free"),
         "recipe, J-free, rho 0": replace(base, mode="j_free", rho=0.0),
         "recipe, another bank": replace(base, bank_seed=base.bank_seed + 1),
+    }
+    ours = ({} if base.off else recipes) | {
         "wide": wide,
         "wide, rho 0": replace(wide, rho=0.0),
         "wide, reused ascent": replace(wide, reuse_ascent=True),

@@ -111,7 +111,7 @@ def halves(x: Tensor) -> Tensor:
     return 20 * torch.stack([left - right, right - left, -1 + 0 * left], dim=1)
 
 
-def attacker(variant: Any, eps: float) -> Any:
+def attacker(make: Any, eps: float) -> Any:
     from purification_attacks import Attacker  # type: ignore[import-not-found]
     from purification_variants import DIGITS  # type: ignore[import-not-found]
 
@@ -119,11 +119,11 @@ def attacker(variant: Any, eps: float) -> Any:
     images[:3, ..., :4] += 0.24
     images[3:, ..., 4:] += 0.24
     data = ImageSet(images, np.array([0] * 3 + [1] * 3))
-    return Attacker(variant, halves, data, eps, 0, DIGITS)
+    return Attacker(make, halves, data, eps, 0, DIGITS)
 
 
 def test_a_margin_of_024_breaks_just_beyond_half_of_it(benchmarks: None) -> None:
-    below, beyond, far = (attacker(off(), eps) for eps in (0.11, 0.13, 0.2))
+    below, beyond, far = (attacker(off, eps) for eps in (0.11, 0.13, 0.2))
     assert all(right.all() for right in below.run(below.data.images).right.values())
     broken = beyond.run(beyond.data.images).right
     assert not any(broken[attack].any() for attack in ("bpda", "unrolled", "straight-through", "surrogate", "apgd"))
@@ -133,7 +133,7 @@ def test_a_margin_of_024_breaks_just_beyond_half_of_it(benchmarks: None) -> None
 def test_rounding_hides_from_the_exact_gradient_and_is_called_masked(benchmarks: None) -> None:
     from purification_tables import figures, findings, worst_case  # type: ignore[import-not-found]
 
-    masked = attacker(bit_depth(3), 0.2)
+    masked = attacker(lambda: bit_depth(3), 0.2)
     attacked = masked.run(masked.data.images)
     assert attacked.right["unrolled"].all()  # its exact gradient is zero
     assert not attacked.right["bpda"].any()
@@ -141,20 +141,45 @@ def test_rounding_hides_from_the_exact_gradient_and_is_called_masked(benchmarks:
     assert not worst_case(attacked).any()
     for attack in ("bpda", "straight-through", "surrogate"):  # an author who forgets to go around the rounding
         attacked.right[attack] = np.ones(6, dtype=bool)
+    curve = {"eps": [1, 0.5], "noise": [1, 0.9], "steps": [0, 1], "helped": 6, "helped_p_value": 0.03}
     document = {
-        "preset": {"samples": 6},
         "figures": figures({("plain", "bit depth 3"): attacked}, ["bit depth 3"], ["plain"]),
-        "curves": {
-            "classifier": "plain",
-            "eps": [0, 0.2],
-            "steps": [1, 2],
-            "bit depth 3": {"eps": [1, 0.5], "steps": [0, 1]},
-        },
+        "curves": {"classifier": "plain", "eps": [0, 0.2], "steps": [1, 2], "bit depth 3": curve},
     }
     lines = " ".join(findings(document))
-    assert "Square breaks and no gradient attack: bit depth 3 6" in lines
+    assert "images that Square breaks and no gradient does: bit depth 3 6." in lines
     assert "NOT at 0: masked" in lines
-    assert "rises by 1.00" in lines
+    assert "helps the defence beyond noise: MASKED (at most 6 images survive only the most steps, p 0.03)" in lines
+    assert "SAM" not in lines  # nothing was compared with rho 0
+
+
+def test_without_a_purifier_square_shows_what_it_finds_by_itself(benchmarks: None) -> None:
+    from purification_tables import figures
+
+    plain = attacker(off, 0.2)
+    attacked = plain.run(plain.data.images)
+    attacked.right["transfer"] = np.ones(6, dtype=bool)
+    row = figures({("plain", "off"): attacked}, ["off"], ["plain"])["plain"]["off"]
+    assert row["square_finds"] == 1.0
+    assert row["square_alone"] == 0
+
+
+def test_the_best_of_many_rows_is_held_to_more_than_the_only_one(benchmarks: None) -> None:
+    from purification_tables import significant
+
+    def rows(*p_values: float) -> dict[str, Any]:
+        return {f"{p}": {"against_off": {"p_value": p, "difference": 0.1}} for p in p_values}
+
+    assert significant(rows(0.03), "against_off") == {"0.03": pytest.approx(10)}
+    assert significant(rows(0.03, 0.5), "against_off") == {}  # .03 x 2
+    assert list(significant(rows(0.04, 0.001, 0.02, 0.9), "against_off")) == ["0.001"]  # .001 x 4, but .02 x 3
+
+
+def test_curves_say_whether_more_steps_help_and_what_noise_alone_leaves(benchmarks: None) -> None:
+    plain = attacker(off, 0.13)
+    assert plain.random_noise().all()
+    assert not plain.union(steps=10).any()
+    assert attacker(off, 0.11).union(steps=10).all()
 
 
 def test_a_purifier_with_noise_is_judged_by_most_of_several_draws(benchmarks: None) -> None:
@@ -163,14 +188,16 @@ def test_a_purifier_with_noise_is_judged_by_most_of_several_draws(benchmarks: No
     def no_noise_found(y: Tensor, sigma: float) -> Tensor:
         return torch.zeros_like(y)
 
-    noisy = attacker(noise_and_denoise(no_noise_found, 0.5, 0), 0.13)
+    noisy = attacker(lambda: noise_and_denoise(no_noise_found, 0.5, 0), 0.25)
     images = np.full((400, 1, 8, 8), 0.4, dtype=np.float32)
     images[..., :4] += 0.1  # a draw of the margin: mean about .06 where clamped, deviation .29 sqrt(1 / 32 + 1 / 32)
-    right = PurifiedSystem(noisy.variant, halves).right(images, np.zeros(400, dtype=np.int64))
-    once = [noisy.variant.purify(torch.from_numpy(images)) for _ in range(2)]
-    assert not torch.equal(*once)
-    single = float((halves(once[0]).argmax(1) == 0).float().mean())
+    labels = np.zeros(400, dtype=np.int64)
+    system = PurifiedSystem(noisy.make, halves)
+    right = system.right(images, labels)
+    assert np.array_equal(right, system.right(images, labels))  # the same draws judge every attack
+    assert not np.array_equal(system(images, labels).score, system(images, labels).score)  # attacks get fresh ones
+    single = float((halves(noisy.make().purify(torch.from_numpy(images))).argmax(1) == 0).float().mean())
     assert 0.6 < single < 0.95
-    assert right.mean() > single + 0.05  # a majority of nine is surer than one
+    assert right.mean() > single + 0.05  # a majority of draws is surer than one
     broken = noisy.run(noisy.data.images).right
     assert not broken["unrolled"].any()
