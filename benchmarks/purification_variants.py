@@ -57,10 +57,10 @@ class Preset:
 
 
 DIGITS = Preset(
-    samples=75,
-    steps=15,
-    cheap_steps=30,
-    queries=300,
+    samples=50,
+    steps=10,
+    cheap_steps=20,
+    queries=200,
     restarts=1,
     draws=6,
     eps=(0.0, 0.1, 0.15, 0.2, 0.25, 0.3),

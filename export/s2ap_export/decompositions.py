@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
 
+from s2ap_defend.errors import RecipeError
+
 __all__ = ["decompositions"]
 
 aten = torch.ops.aten
@@ -110,10 +112,21 @@ def _batch_norm(
     bias: Tensor | None,
     mean: Tensor,
     variance: Tensor,
-    training: bool,  # noqa: ARG001
+    training: bool,
     momentum: float,  # noqa: ARG001
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if images.shape[0] == 1:  # as torch puts instance normalisation: the channels of all images are those of one
+        raise RecipeError(
+            "cannot export an instance normalisation (InstanceNorm2d); use GroupNorm with as many groups as channels, "
+            "or BatchNorm2d where it has running statistics: they are the same functions of an image"
+        )
+    if training:
+        raise RecipeError(
+            "cannot export a batch normalisation without running statistics (BatchNorm2d(track_running_stats=False)): "
+            "it reads the other images of the batch, a verdict may depend on one image only; train it with "
+            "track_running_stats=True, or use GroupNorm"
+        )
     per_channel = [1, -1] + [1] * (images.dim() - 2)
     scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
     shift = (0.0 if bias is None else bias) - mean * scale

@@ -99,7 +99,7 @@ def _purifier(
     return PurifierDescription(
         **settings_of(config).model_dump(),
         bank_sha256=hashlib.sha256(bank.tobytes()).hexdigest(),
-        precision=precision,
+        precision="float32" if config.off else precision,
         choice=choice,
     )
 

@@ -38,7 +38,7 @@ class GraphBuilder:
         self.rewrites = rewrites or Rewrites()
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
-        self.products: dict[str, tuple[str, Tensor]] = {}  # value: what it is times a constant per channel
+        self.products: dict[str, tuple[str, Tensor]] = {}  # value: what times which [C] it is, nothing added
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._known: dict[tuple[object, ...], tuple[str, ...]] = {}
         self._shapes: dict[str, Shape] = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Manifest, Measurement
@@ -14,8 +15,9 @@ from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
 from s2ap_export.compose import compose
 from s2ap_export.description import describe
+from s2ap_export.parity import check_stage
 from s2ap_export.precision import to_half
-from s2ap_export.trace import trace_classifier, trace_purifier
+from s2ap_export.trace import frozen, trace_classifier, trace_purifier
 from s2ap_train.calibrate import Calibration, Detection, calibrate
 from s2ap_train.calibrate.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, Splits
@@ -23,15 +25,18 @@ from s2ap_train.evaluate import AdaptiveBudget, Evaluation, evaluate_file
 from s2ap_train.fitting_attacks import attacked_fitting_images, copied_image
 from s2ap_train.jobs import Workers
 from s2ap_train.ladder import Ladder, measure_ladder
+from s2ap_train.lock import locked_folder
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.parts import Parts, train_parts
-from s2ap_train.purifier import hadamard_bank
+from s2ap_train.purifier import hadamard_bank, purify
 from s2ap_train.purifier_choice import By, check_grid, choose_purifier
+from s2ap_train.purifier_grid import check_banks
 from s2ap_train.recipe import Recipe
 from s2ap_train.threads import one_thread
 from s2ap_train.workbench import fingerprint
 
 ATTACKS = ("clean", "fgsm", "pgd", "unrolled-pgd", "square")
+COMPARED = 8  # images on which exported stages are compared with their networks
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,35 @@ def harden(
 
     Raises:
         ModelFileError: If the output cannot be written.
-        RecipeError: If a part of the recipe cannot work.
+        RecipeError: If a part of the recipe cannot work, or another run works in `work_dir`.
     """
     check_writable(output)
     candidate = work_dir / "unmeasured" / output.name
     check_writable(candidate)
-    check_grid(recipe)
+    tried = check_grid(recipe)
     splits = recipe.load_data()
+    check_banks(tried, splits.image_shape)
+    with locked_folder(work_dir):
+        return _hardened(recipe, splits, output, candidate, work_dir, reporter, workers, choose)
+
+
+def _hardened(
+    recipe: Recipe,
+    splits: Splits,
+    output: Path,
+    candidate: Path,
+    work_dir: Path,
+    reporter: Reporter,
+    workers: Workers,
+    choose: By | None,
+) -> Hardened:
+    """`harden` in a work folder that is its own; `candidate` is the file that is measured."""
     parts = train_parts(recipe, splits, work_dir, reporter, workers=workers)
     processes = None if workers == "ray" else workers
     purifier, choice = choose_purifier(recipe, parts, splits, work_dir, reporter, by=choose, workers=processes)
     recipe = recipe.model_copy(update={"purifier": purifier})
     with reporter.step("export", 3) as step:
-        stages = _trace(recipe, parts, splits.image_shape)
+        stages = _trace(recipe, parts, splits)
         step.advance("traced")
         engines = StageEngines(stages.purifier, stages.classifier, stages.members)
         milliseconds = _milliseconds(engines, stages, splits.fit, work_dir)
@@ -147,18 +168,23 @@ class _Stages:
     members: tuple[ModelProto, ...]
 
 
-def _trace(recipe: Recipe, parts: Parts, shape: tuple[int, int, int]) -> _Stages:
+def _trace(recipe: Recipe, parts: Parts, splits: Splits) -> _Stages:
+    """Export every network, and compare each stage with what it was made from."""
+    shape, some = splits.image_shape, splits.fit.images[:COMPARED]
     bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
-    classifier = fold_batch_norm(parts.classifier(recipe.classifier).model)
-    purifier = trace_purifier(parts.score_model, bank, recipe.purifier, shape, scope=PURIFIER)
-    return _Stages(
-        purifier=to_half(purifier) if recipe.export.precision == "float16" else purifier,
-        classifier=trace_classifier(classifier, shape, scope=CLASSIFIER),
-        members=tuple(
-            trace_classifier(fold_batch_norm(member.model), shape, scope=member_scope(i))
-            for i, member in enumerate(parts.members)
-        ),
-    )
+    score_model = frozen(parts.score_model)
+    purifier = trace_purifier(score_model, bank, recipe.purifier, shape, scope=PURIFIER)
+    purifier = to_half(purifier) if recipe.export.precision == "float16" else purifier
+    check_stage(PURIFIER, purifier, lambda x: purify(score_model, x, bank, recipe.purifier), some)
+
+    def classifier(module: nn.Module, scope: str) -> ModelProto:
+        network = frozen(module)
+        stage = trace_classifier(fold_batch_norm(network), shape, scope=scope)
+        check_stage(scope, stage, lambda x: (network(x).log_softmax(dim=1),), some)
+        return stage
+
+    members = tuple(classifier(member.model, member_scope(i)) for i, member in enumerate(parts.members))
+    return _Stages(purifier, classifier(parts.classifier(recipe.classifier).model, CLASSIFIER), members)
 
 
 _MILLISECONDS = TypeAdapter(dict[str, float])

@@ -62,12 +62,13 @@ def per_channel(call: Call, x: str, scale: Tensor, shift: Tensor | None = None) 
     if not call.build.rewrites.merged_constants:
         result = call.op("Mul", x, scale.reshape(1, channels, 1, 1))
         return result if shift is None else call.op("Add", result, shift.reshape(1, channels, 1, 1))
-    shift = torch.zeros(channels) if shift is None else shift.reshape(-1)
+    added = torch.zeros(channels) if shift is None else shift.reshape(-1)
     variance = torch.full((channels,), 1 - BATCH_NORM_EPS)
     result = call.op(
-        "BatchNormalization", x, scale.reshape(-1), shift, torch.zeros(channels), variance, epsilon=BATCH_NORM_EPS
+        "BatchNormalization", x, scale.reshape(-1), added, torch.zeros(channels), variance, epsilon=BATCH_NORM_EPS
     )
-    call.build.products[result] = (x, scale)
+    if shift is None:
+        call.build.products[result] = (x, scale)
     return result
 
 

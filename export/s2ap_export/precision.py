@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from s2ap_defend.errors import RecipeError
 
-__all__ = ["to_half"]
+__all__ = ["CONVOLUTIONS", "is_half", "to_half"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
@@ -36,13 +36,18 @@ def to_half(stage: ModelProto) -> ModelProto:
     Raises:
         RecipeError: If a weight is too large for float16, or the stage already holds half precision.
     """
-    if any(tensor.data_type == TensorProto.FLOAT16 for tensor in stage.graph.initializer):
+    if is_half(stage):
         raise RecipeError(f"stage {stage.graph.name} is in half precision already; convert the float32 stage, once")
     half = ModelProto()
     half.CopyFrom(stage)
     _Conversion(half).convert()
     onnx.checker.check_model(half, full_check=True)
     return half
+
+
+def is_half(stage: ModelProto) -> bool:
+    """Whether a stage holds weights in float16."""
+    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in stage.graph.initializer)
 
 
 class _Conversion:

@@ -32,7 +32,7 @@ from s2ap_export.lowering import lower
 from s2ap_export.rewrites import Rewrites
 from s2ap_train.purifier.purify import Purification, Score, descend, field
 
-__all__ = ["trace_classifier", "trace_images", "trace_purifier"]
+__all__ = ["frozen", "trace_classifier", "trace_images", "trace_purifier"]
 
 TRACED_BATCH = 29  # any number but 0 and 1, which torch takes for constants
 
@@ -66,7 +66,7 @@ def trace_purifier(
             f"the bank has shape {tuple(bank.shape)}, expected {(config.bank_size, *input_shape)}; make it with "
             "hadamard_bank(config.bank_size, input_shape, config.bank_seed)"
         )
-    score = _frozen(net) if isinstance(net, nn.Module) else net
+    score = frozen(net) if isinstance(net, nn.Module) else net
     directions = bank.detach().cpu().float()
     build = _builder(scope, score, rewrites)
     traced_descent = _traced(lambda x: descend(_opaque_field, x, config), input_shape)
@@ -124,7 +124,7 @@ def trace_classifier(module: nn.Module, input_shape: tuple[int, int, int], scope
     Raises:
         RecipeError: If the module contains an operator that cannot be exported, or returns anything but [N, K].
     """
-    classifier = _frozen(module)
+    classifier = frozen(module)
 
     def log_probabilities(images: Tensor) -> Tensor:
         return torch.log_softmax(classifier(images), dim=1)
@@ -132,6 +132,12 @@ def trace_classifier(module: nn.Module, input_shape: tuple[int, int, int], scope
     traced = _traced(torch.func.functionalize(log_probabilities), input_shape)  # ReLU(inplace=True) and +=
     build = _builder(scope, classifier)
     return _stage(build, traced, lower(traced, "image", build), ["log_probabilities"])
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """A copy of the network as it is exported: CPU, float32, evaluation mode, plain layout, no gradients of weights."""
+    copied = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
+    return copied.to(memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("s2ap_export::opaque_field", mutates_args=())
@@ -143,12 +149,6 @@ def _opaque_field(z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:  # noqa: AR
 @_opaque_field.register_fake
 def _(z: Tensor, sigma: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     return torch.empty_like(z), z.new_empty(z.shape[0])
-
-
-def _frozen(module: nn.Module) -> nn.Module:
-    """A copy for tracing: CPU, float32, evaluation mode, plain memory layout, no gradients of weights."""
-    frozen = copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
-    return frozen.to(memory_format=torch.contiguous_format)
 
 
 def _traced(function: Callable[[Tensor], Any], input_shape: tuple[int, int, int]) -> fx.GraphModule:

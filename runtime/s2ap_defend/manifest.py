@@ -15,7 +15,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.manifest_fields import Amount, Count, Part, Positive, Rate, Sha256
-from s2ap_defend.purifier_record import ChoiceRecord, ChoiceRow, PurifierDescription, PurifierSettings
+from s2ap_defend.purifier_record import (
+    ChoiceRecord,
+    ChoiceRow,
+    PurifierDescription,
+    PurifierSettings,
+    Reference,
+    Ungraded,
+)
 from s2ap_defend.sequential import FINAL_THRESHOLDS, SequentialTest, Truncation
 from s2ap_defend.upgrade import upgraded
 
@@ -33,8 +40,10 @@ __all__ = [
     "Provenance",
     "PurifierDescription",
     "PurifierSettings",
+    "Reference",
     "Seeds",
     "TestTables",
+    "Ungraded",
     "manifest_version",
     "read_manifest",
 ]

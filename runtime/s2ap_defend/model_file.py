@@ -20,6 +20,7 @@ from s2ap_defend.types import Verdicts
 HARDEN_COMMAND = "s2ap-defend harden RECIPE -o model.onnx"
 MAX_EMBEDDED_BYTES = 1_900_000_000
 TABLES = ("edges", "increments", "lower", "upper")
+BANK = "purifier/bank"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ModelFile:
 
 
 def open_model_file(path: Path) -> ModelFile:
-    """Read a defended model file and verify its manifest, its hashes and its test tables.
+    """Read a defended model file and verify its manifest, its hashes, its test tables and its purifier.
 
     The hashes find damage and careless edits. They are no signature: who can replace the file can replace them.
 
@@ -65,6 +66,7 @@ def open_model_file(path: Path) -> ModelFile:
             )
     _check_outputs(proto, version, path)
     _check_tables(proto, manifest, version, path)
+    _check_purifier(proto, manifest, path)
     data = path.with_name(path.name + ".data")
     size_bytes = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
     return ModelFile(path, version, manifest, proto, size_bytes)
@@ -224,3 +226,34 @@ def _check_tables(proto: ModelProto, manifest: Manifest, version: int, path: Pat
         expected, array = getattr(test, name), in_graph.get(f"test/{name}")
         if array is None or not np.array_equal(array, expected):
             raise ModelFileError(f"{path}: the manifest's test/{name} differ from the graph's; export the model again")
+
+
+def _check_purifier(proto: ModelProto, manifest: Manifest, path: Path) -> None:
+    """Compare what the manifest says of the purifier with its stage: the bank, whether it is off, its precision."""
+    scope = BANK.partition("/")[0] + "/"
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer if tensor.name.startswith(scope)}
+    convolutions = sum(
+        node.name.startswith(scope) and node.op_type in {"Conv", "ConvTranspose"} for node in proto.graph.node
+    )
+    said = manifest.purifier
+    bank = numpy_helper.to_array(tensors[BANK]) if BANK in tensors else None
+    found = expected = ""
+    if said.off and (bank is not None or convolutions):
+        found, expected = f"a purifier of {convolutions} convolutions", "steps 0, which is no purifier"
+    elif not said.off and bank is None:
+        found, expected = f"no {BANK}", f"steps {said.steps} with bank_size {said.bank_size}"
+    elif bank is not None:
+        shape = (said.bank_size, *manifest.input.shape)
+        digest = hashlib.sha256(np.ascontiguousarray(bank).astype("<f4").tobytes()).hexdigest()
+        if bank.shape != shape:
+            found, expected = f"a {BANK} of shape {bank.shape}", f"{shape}"
+        elif digest != said.bank_sha256:
+            found, expected = f"a {BANK} with SHA-256 {digest[:12]}...", f"bank_sha256 {said.bank_sha256[:12]}..."
+    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors.values())
+    precision = "float16" if half else "float32"
+    if not expected and precision != said.precision:
+        found, expected = f"purifier weights in {precision}", f"precision {said.precision}"
+    if expected:
+        raise ModelFileError(
+            f"{path}: the graph has {found}, the manifest's purifier says {expected}; export the model again"
+        )

@@ -1,14 +1,17 @@
 """What a manifest says of the purifier: its settings, and how they were chosen under a white-box attack."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from s2ap_defend.manifest_fields import Amount, Count, Part, Positive, Rate, Sha256
 
-__all__ = ["ChoiceRecord", "ChoiceRow", "PurifierDescription", "PurifierSettings"]
+__all__ = ["ChoiceRecord", "ChoiceRow", "PurifierDescription", "PurifierSettings", "Reference", "Ungraded"]
 
 Above0 = Annotated[float, Field(gt=0)]
+_ROUNDING = 1e-9
+"""Shares of at most millions of images are this exact in float64."""
 
 
 class PurifierSettings(Part):
@@ -42,7 +45,18 @@ class PurifierSettings(Part):
     def _one_sigma_a_step(self) -> "PurifierSettings":
         if len(self.sigmas) != self.steps:
             raise ValueError(f"sigmas holds {len(self.sigmas)} noise levels for {self.steps} steps")
+        if self.bank_size % 2:
+            raise ValueError(f"bank_size is {self.bank_size}; directions come in pairs, it must be even")
         return self
+
+    @property
+    def passes(self) -> int:
+        """Passes of the score network for one image, forward and backward each one (docs/purifier.md)."""
+        if self.off:
+            return 0
+        gradient = 2 if self.mode == "full" else 1
+        ascents = 0 if self.rho == 0 else 1 if self.reuse_ascent else self.steps
+        return gradient * (self.steps + ascents) * self.bank_size
 
     @property
     def off(self) -> bool:
@@ -64,12 +78,33 @@ class PurifierSettings(Part):
         )
 
 
+class Ungraded(Part):
+    """How many images attacks that need no exact gradient broke, of those that the exact gradient had left.
+
+    Attributes:
+        bpda: With the gradient of the identity in the purifier's place.
+        surrogate: With the gradient of its J-free form.
+        square: With answers alone; null: not tried.
+    """
+
+    bpda: Count
+    surrogate: Count
+    square: Count | None
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.bpda + self.surrogate + (self.square or 0)
+
+
 class ChoiceRow(PurifierSettings):
     """One purifier that was tried, in front of the classifier and the members, and what was left under attack.
 
     Attributes:
         clean_accuracy: Without attack.
         oblivious_accuracy: Under an attack made without the purifier.
+        gradient_accuracy: Under both, and the descents along this purifier's own exact gradient.
+        ungraded: What other attacks on this purifier broke of that.
         adaptive_accuracy: Per image the worst of all attacks, those on the other rows included; the attacker knows the
             purifier and differentiates through it.
         adaptive_interval: Its 95 % Clopper-Pearson interval.
@@ -82,12 +117,28 @@ class ChoiceRow(PurifierSettings):
 
     clean_accuracy: Rate
     oblivious_accuracy: Rate
+    gradient_accuracy: Rate
+    ungraded: Ungraded
     adaptive_accuracy: Rate
     adaptive_interval: tuple[Rate, Rate]
     p_against_off: Rate | None
     p_against_rho_0: Rate | None
     network_passes: Count
     milliseconds: Amount
+
+
+class Reference(Part):
+    """A classifier alone, without purifier and members, under the same attack on the same images.
+
+    Attributes:
+        name: Which one.
+        clean_accuracy: Without attack.
+        adaptive_accuracy: Under attack.
+    """
+
+    name: str
+    clean_accuracy: Rate
+    adaptive_accuracy: Rate
 
 
 class ChoiceRecord(Part):
@@ -103,6 +154,7 @@ class ChoiceRecord(Part):
         seed: Of images and attack.
         attack: What the attacker did.
         defended: What stood behind the purifier.
+        reference: What a purifier has to beat to be worth its place; null: not measured.
         rows: Every purifier that was tried; one of them is off.
     """
 
@@ -115,6 +167,7 @@ class ChoiceRecord(Part):
     seed: int
     attack: str
     defended: str
+    reference: Reference | None
     rows: Annotated[tuple[ChoiceRow, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -124,12 +177,26 @@ class ChoiceRecord(Part):
         off = [row for row in self.rows if row.off]
         if len(off) != 1:
             raise ValueError(f"one row must be off, found {len(off)}")
+        if len({tuple(getattr(row, key) for key in PurifierSettings.model_fields) for row in self.rows}) < len(
+            self.rows
+        ):
+            raise ValueError("two rows have the same settings")
         for i, row in enumerate(self.rows):
-            low, high = row.adaptive_interval
-            if not low <= row.adaptive_accuracy <= high:
-                raise ValueError(f"rows.{i}.adaptive_interval does not hold adaptive_accuracy {row.adaptive_accuracy}")
-            if (row.p_against_off is None) is not row.off:
-                raise ValueError(f"rows.{i}.p_against_off must be null for the row that is off, and for no other")
+            for key, wrong in _wrong_in(row, self.samples):
+                raise ValueError(f"rows.{i}.{key} {wrong}")
+        highest = max(row.adaptive_accuracy for row in self.rows)
+        chosen, passes = self.rows[self.chosen], [r.passes for r in self.rows if r.adaptive_accuracy == highest]
+        if self.by == "validation" and (chosen.adaptive_accuracy, chosen.passes) != (highest, min(passes)):
+            raise ValueError(
+                f"chosen is {self.chosen} by validation, with adaptive_accuracy {chosen.adaptive_accuracy:g} and "
+                f"{chosen.passes} network passes; another row has {highest:g} with {min(passes)}"
+            )
+        if self.reference is not None:
+            for key in ("clean_accuracy", "adaptive_accuracy"):
+                if not _is_share(getattr(self.reference, key), self.samples):
+                    raise ValueError(f"reference.{key} is no share of {self.samples} images")
+            if self.reference.adaptive_accuracy > self.reference.clean_accuracy:
+                raise ValueError("reference.adaptive_accuracy is above its clean_accuracy")
         return self
 
     @property
@@ -163,3 +230,32 @@ class PurifierDescription(PurifierSettings):
                     f"{getattr(self, key)!r}"
                 )
         return self
+
+
+def _wrong_in(row: ChoiceRow, samples: int) -> Iterator[tuple[str, str]]:
+    """Keys of a row that contradict others, with what is wrong."""
+    for key in ("clean_accuracy", "oblivious_accuracy", "gradient_accuracy", "adaptive_accuracy"):
+        if not _is_share(getattr(row, key), samples):
+            yield key, f"{getattr(row, key)} is no share of {samples} images"
+    for key in ("clean_accuracy", "oblivious_accuracy"):
+        if row.gradient_accuracy > getattr(row, key) + _ROUNDING:
+            yield "gradient_accuracy", f"{row.gradient_accuracy} is above {key} {getattr(row, key)}"
+    left = row.gradient_accuracy - row.ungraded.total / samples
+    if row.adaptive_accuracy > left + _ROUNDING:
+        yield (
+            "adaptive_accuracy",
+            f"{row.adaptive_accuracy} is above {left:g}, what the attacks on this row alone leave",
+        )
+    low, high = row.adaptive_interval
+    if not low <= row.adaptive_accuracy <= high:
+        yield "adaptive_interval", f"does not hold adaptive_accuracy {row.adaptive_accuracy}"
+    if (row.p_against_off is None) is not row.off:
+        yield "p_against_off", "must be null for the row that is off, and for no other"
+    if row.p_against_rho_0 is not None and (row.off or row.rho == 0):
+        yield "p_against_rho_0", "must be null for a row that is off or has rho 0"
+    if row.network_passes != row.passes:
+        yield "network_passes", f"is {row.network_passes}, these settings take {row.passes}"
+
+
+def _is_share(rate: float, samples: int) -> bool:
+    return abs(rate * samples - round(rate * samples)) <= _ROUNDING * samples

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import click
 import numpy as np
 import pytest
+from small_recipe import OVERRIDES
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.cli.main import run
@@ -18,32 +18,6 @@ from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import PURIFIER, stage_sizes
 from s2ap_train.checkpoint import load_checkpoint
 from s2ap_train.purifier_choice.__main__ import main as sweep_alone
-
-SMALL = {
-    "model.widths": "[4, 4, 8]",
-    "plain.epochs": 2,
-    "adversarial.epochs": 2,
-    "pruning.training.epochs": 2,
-    "finetune.epochs": 1,
-    "members.robust.count": 2,
-    "members.robust.models": '[{name = "small_cnn", widths = [4, 4, 8]}]',
-    "members.robust.pretraining.epochs": 1,
-    "members.robust.pruning.training.epochs": 2,
-    "members.robust.finetune.epochs": 1,
-    "members.random_channel.count": 2,
-    "members.random_channel.settings.training.epochs": 1,
-    "members.fresh_channel.count": 0,
-    "members.lottery_ticket.count": 0,
-    "members.l1_norm.count": 1,
-    "members.l1_norm.settings.training.epochs": 1,
-    "score_model.epochs": 1,
-    "score_model.width": 8,
-    "evaluation.samples": 12,
-    "choice.samples": 12,
-    "choice.steps": 2,
-    "choice.settings": "[]",
-}
-OVERRIDES = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +150,7 @@ def test_the_sweep_alone_goes_on_from_the_work_folder_and_writes_its_table(
     shutil.copytree(hardened.with_name("model.onnx.training"), tmp_path / "work")
     target = tmp_path / "table.json"
     arguments = ["digits", "--work-dir", str(tmp_path / "work"), "--workers", "1", *OVERRIDES, "--json", str(target)]
-    sweep_alone([*arguments, "--set", "choice.settings=[{radius=[0.05]}]"], standalone_mode=False)
+    assert run([*arguments, "--set", "choice.settings=[{radius=[0.05]}]"], sweep_alone) == 0
     choice = ChoiceRecord.model_validate_json(target.read_bytes())
     recorded = open_model_file(hardened).manifest.purifier.choice
     assert recorded is not None
@@ -185,17 +159,18 @@ def test_the_sweep_alone_goes_on_from_the_work_folder_and_writes_its_table(
     output = capsys.readouterr().out
     assert "3 of 4 reused" in output
     assert choice.reason in output
-    with pytest.raises(click.ClickException, match="samples starts at 10"):
-        sweep_alone([*arguments, "--set", "choice.samples=3"], standalone_mode=False)
+    assert run([*arguments, "--set", "choice.samples=3"], sweep_alone) == 2
+    assert "samples starts at 10" in capsys.readouterr().err
 
 
 def test_a_purifier_that_is_off_leaves_images_as_they_are_and_is_measured_as_off(
     hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = again(hardened, tmp_path, "--set", "purifier.steps=0")
+    path = again(hardened, tmp_path, "--set", "purifier.steps=0", "--set", 'export.precision="float16"')
     output = capsys.readouterr().out
     purifier = open_model_file(path).manifest.purifier
     assert purifier.off
+    assert purifier.precision == "float32", "it computes nothing"
     assert "attacks, ablation: reused" not in output
     assert "with purifier" not in output
     assert "purifier  off" in output

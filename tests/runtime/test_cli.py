@@ -105,19 +105,33 @@ def test_inspect_shows_how_the_purifier_was_chosen(
     assert "Purifiers tried" not in capsys.readouterr().out
     purifier = file.manifest.purifier
     settings = {key: getattr(purifier, key) for key in PurifierSettings.model_fields}
-    rates = {"clean_accuracy": 0.9, "oblivious_accuracy": 0.5, "p_against_rho_0": None, "milliseconds": 0.5}
-    on = {"adaptive_accuracy": 0.25, "adaptive_interval": (0.1, 0.5), "p_against_off": 0.125, "network_passes": 8}
+    broken = {"gradient_accuracy": 0.5, "ungraded": {"bpda": 0, "surrogate": 1, "square": None}}
+    rates = {"clean_accuracy": 0.875, "oblivious_accuracy": 0.5, "p_against_rho_0": None, "milliseconds": 0.5} | broken
+    on = {
+        "adaptive_accuracy": 0.25,
+        "adaptive_interval": (0.1, 0.5),
+        "p_against_off": 0.125,
+        "network_passes": purifier.passes,
+    }
     off = {"adaptive_accuracy": 0.375, "adaptive_interval": (0.2, 0.6), "p_against_off": None, "network_passes": 0}
     rows = [settings | rates | off | {"steps": 0, "sigmas": ()}, settings | rates | on]
-    told = {"reason": "It is the recipe's; off was better.", "attack": "gradients", "defended": "the classifier"}
+    told = {
+        "reason": "It is the recipe's; off was better.",
+        "attack": "gradients",
+        "defended": "the classifier",
+        "reference": None,
+    }
     choice = {"by": "recipe", "chosen": 1, "split": "validation", "samples": 8, "eps": 0.15, "seed": 0, "rows": rows}
-    changed = {**file.manifest.model_dump(), "purifier": {**purifier.model_dump(), "choice": choice | told}}
+    changed = {
+        **file.manifest.model_dump(),
+        "purifier": {**purifier.model_dump(), "choice": choice | told | {"reference": None}},
+    }
     write_model_file(file.proto, Manifest.model_validate(changed), tmp_path / "chosen.onnx")
     assert run(["inspect", str(tmp_path / "chosen.onnx")]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Purifiers tried on 8 validation images, eps 0.15" in text
-    assert "off 90.0% 37.5% - 0" in text
-    assert "90.0% 25.0% 0.12 8" in text
+    assert "off 87.5% 37.5% - 0" in text
+    assert f"87.5% 25.0% 0.12 {purifier.passes}" in text
     assert "It is the recipe's; off was better." in text
 
 
@@ -218,3 +232,23 @@ def test_a_port_in_use_is_named(tiny_model_path: Path, capsys: pytest.CaptureFix
 
 def test_an_address_that_others_reach_needs_insecure(tiny_model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--insecure" in refused(capsys, "serve", tiny_model_path, "--host", "0.0.0.0")  # noqa: S104
+
+
+def test_inspect_shows_foreign_words_as_they_are_and_lets_none_steer_the_terminal(
+    tiny_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = open_model_file(tiny_model_path)
+    evil = "[/foo][bold]\x1b[31m\x9b2J\n\u202e"
+    data = file.manifest.model_dump()
+    data["classes"] = (evil, *data["classes"][1:])
+    data["members"] = tuple(member | {"method": evil} for member in data["members"])
+    data["test"] |= {"kind": evil}
+    data["provenance"] |= {"recipe": evil, "data": evil, "classifier": evil}
+    rates = {"samples": 8, "bare_accuracy": 0.5, "robust_accuracy": 0.5, "flagged": 0.0, "members_used": 1.0}
+    data["measured"] = ({"attack": evil, "eps": 0.1} | rates,)
+    write_model_file(file.proto, Manifest.model_validate(data), tmp_path / "evil.onnx")
+    assert run(["inspect", str(tmp_path / "evil.onnx")]) == 0
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x9b", "\u202e"} & {*shown}
+    assert shown.count(r"[/foo][bold]\x1b[31m\x9b2J\n\u202e") >= 5
+    assert "[/foo]" in shown.partition("Accuracy measured")[2]

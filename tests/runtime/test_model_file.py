@@ -1,12 +1,13 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from s2ap_defend import DefendedClassifier, ModelFileError
 from s2ap_defend.manifest import METADATA_KEY
@@ -182,3 +183,59 @@ def test_asking_whether_an_output_can_be_written_creates_nothing_and_writing_mak
     assert open_model_file(path).manifest.test == opened.manifest.test
     replace_file(tmp_path / "more" / "figures.json", b"{}")
     assert (tmp_path / "more" / "figures.json").read_bytes() == b"{}"
+
+
+def without_bank(proto: ModelProto) -> None:
+    next(tensor for tensor in proto.graph.initializer if tensor.name == "purifier/bank").name = "purifier/other"
+
+
+def with_other_signs(proto: ModelProto) -> None:
+    bank = next(tensor for tensor in proto.graph.initializer if tensor.name == "purifier/bank")
+    bank.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(bank), bank.name))
+
+
+def with_more_directions(proto: ModelProto) -> None:
+    bank = next(tensor for tensor in proto.graph.initializer if tensor.name == "purifier/bank")
+    bank.CopyFrom(numpy_helper.from_array(np.repeat(numpy_helper.to_array(bank), 2, axis=0), bank.name))
+
+
+def with_half_weights(proto: ModelProto) -> None:
+    proto.graph.initializer.append(helper.make_tensor("purifier/half", TensorProto.FLOAT16, [1], [1.0]))
+
+
+def as_it_is(proto: ModelProto) -> None:
+    del proto
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "message"),
+    [
+        (without_bank, {}, r"the graph has no purifier/bank, the manifest's purifier says steps 1 with bank_size 2"),
+        (
+            with_other_signs,
+            {},
+            r"purifier/bank with SHA-256 \w{12}\.\.\., the manifest's purifier says bank_sha256 \w{12}",
+        ),
+        (with_more_directions, {}, r"purifier/bank of shape \(4, 1, 8, 8\), .* says \(2, 1, 8, 8\)"),
+        (
+            as_it_is,
+            {"steps": 0, "sigmas": ()},
+            r"a purifier of \d+ convolutions, .* says steps 0, which is no purifier",
+        ),
+        (with_half_weights, {}, r"purifier weights in float16, .* says precision float32"),
+        (as_it_is, {"precision": "float16"}, r"purifier weights in float32, .* says precision float16"),
+    ],
+)
+def test_a_purifier_other_than_the_manifest_says_is_found(
+    tiny_model_path: Path,
+    tmp_path: Path,
+    change: Callable[[ModelProto], None],
+    said: dict[str, object],
+    message: str,
+) -> None:
+    opened = open_model_file(tiny_model_path)
+    change(opened.proto)
+    purifier = opened.manifest.purifier.model_copy(update=said)
+    write_model_file(opened.proto, opened.manifest.model_copy(update={"purifier": purifier}), tmp_path / "other.onnx")
+    with pytest.raises(ModelFileError, match=message + ".*export the model again"):
+        open_model_file(tmp_path / "other.onnx")

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from toy_jobs import die, double, fail, names_in
+import torch
+from toy_jobs import die, double, fail, names_in, shared_and_doubled
 
 from s2ap_defend import RecipeError
 from s2ap_train.jobs import Job, check_workers, run_jobs, worker_count
@@ -104,3 +105,13 @@ def test_there_are_no_more_workers_than_jobs_and_never_none():
     assert list(run_jobs([], 4)) == []
     with pytest.raises(RecipeError, match="workers is 0; give a number from 1, or ray"):
         check_workers(0)
+
+
+def test_tensors_travel_as_bytes_so_that_no_server_of_shared_memory_is_left_to_break_off():
+    sent = {name: torch.arange(4.0) + place for place, name in enumerate("ab")}
+    jobs = [Job(name, shared_and_doubled, partial(tuple, (tensor,))) for name, tensor in sent.items()]
+    for job, (shared, doubled) in run_jobs(jobs, 2):
+        assert not shared
+        assert not doubled.is_shared()
+        assert not sent[job.name].is_shared()
+        assert torch.equal(doubled, 2 * sent[job.name])

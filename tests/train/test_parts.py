@@ -63,7 +63,7 @@ def equal_weights(first: Path, second: Path) -> bool:
 
 def test_every_member_is_a_part_of_its_own_with_its_record(kept):
     (plain, members), text = trained(kept)
-    assert sorted(path.name for path in kept.iterdir()) == sorted(PARTS)
+    assert sorted(path.name for path in kept.glob("[!.]*")) == sorted(PARTS)
     assert tuple(members) == NAMES, "families in the order of the recipe, those without members too"
     assert {name: len(family) for name, family in members.items() if family} == COUNTS
     assert all(f"{name}: reused" in text for name in PARTS)
@@ -196,7 +196,7 @@ def test_networks_that_no_member_has_need_not_be_there(tmp_path):
     none = tuple(f"members.{name}.count=0" for name in NAMES)
     there, missing = "small_cnn", "nowhere.to_be_found:make"
     trained(tmp_path, overrides=(*none, f'members.robust.models=["{missing}"]', "plain.epochs=1"))
-    assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["plain"]
     family = load_ensemble_recipe("digits", (f'members.robust.models=["{there}", "{missing}"]',)).members["robust"]
     assert family.model_copy(update={"count": 1}).networks() == {"models[0]": there}
 
@@ -279,5 +279,5 @@ def test_ray_trains_the_same_networks_without_a_shared_disk(kept, tmp_path):
     assert all(f"{name}: reused" in again for name in PARTS)
     assert "refused: recipe 'digit' is neither packaged" in again
     assert "refused: Ray lost part: " in again
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(PARTS)
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == sorted(PARTS)
     assert equal_weights(kept, tmp_path)

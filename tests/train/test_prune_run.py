@@ -234,7 +234,7 @@ def test_a_run_of_other_data_is_neither_reused_nor_written_over(work: Path, caps
 
 def test_the_same_run_twice_at_once_is_refused(tmp_path: Path) -> None:
     with locked(tmp_path / "work" / ".lock", wait=False):  # noqa: SIM117
-        with pytest.raises(RecipeError, match="another process is making the same run"):
+        with pytest.raises(RecipeError, match="another process is working in"):
             with locked(tmp_path / "work" / ".lock", wait=False):
                 pass
     with locked(tmp_path / "work" / ".lock", wait=False):

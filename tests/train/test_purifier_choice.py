@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from toy_purifiers import EPS, STRONG, Denoiser, two_halves, upper_half
+from torch import nn
+from toy_purifiers import EPS, STRONG, Denoiser, Threshold, both_halves, two_halves, upper_half
 
 from s2ap_defend.progress import Reporter
 from s2ap_train.purifier import Purification
 from s2ap_train.purifier_choice import choose, choose_purifier, print_choice
 from s2ap_train.purifier_choice.attack import Behind, Jury, oblivious_attack
-from s2ap_train.purifier_choice.decision import best_row, reason, rows_of, twin_of
-from s2ap_train.purifier_choice.kept import KeptAttacks
-from s2ap_train.purifier_choice.sweep import Defence, Sweep, Tried
+from s2ap_train.purifier_choice.decision import twin_of
+from s2ap_train.purifier_choice.kept import KeptAttacks, weights_digest
+from s2ap_train.purifier_choice.sweep import Defence, Sweep
 from s2ap_train.purifier_grid import ChoiceSettings, PurifierValues, canonical, grid
 from s2ap_train.recipe import load_recipe
 
 BEHIND = Behind(upper_half, (upper_half,), "a classifier and 1 member")
-ATTACK = ChoiceSettings(steps=4)
+ATTACK = ChoiceSettings(steps=4, square_queries=20)
 OFF = canonical(Purification(steps=0))
 
 
@@ -72,6 +73,84 @@ def test_a_purifier_that_helps_is_chosen_and_its_gain_is_told():
     assert "The purifier raises the adaptive figure beyond noise (exact McNemar p = 0.00049)." in table.reason
 
 
+def in_front_of(score, classify, data, **settings):
+    """A sweep over purifiers with that score model in front of that classifier alone."""
+    defence = Defence(score, Behind(classify, (), "a classifier"), data, EPS, 0)
+    return sweep(0.0, honest=True, defence=defence, settings=replace(ATTACK, **settings))
+
+
+def test_a_purifier_that_only_its_own_gradient_breaks_is_not_chosen():
+    # Margins of the upper half: one in reach of an attack, one not. The denoiser reads the lower half, whose margin is
+    # in reach of an attack, but which the classifier does not read: no attack that knows of no purifier touches it.
+    own = replace(STRONG, radius=0.5)
+    attacked = in_front_of(Denoiser(True), upper_half, two_halves((0.05, 0.2), lower=0.08))
+    chosen, table = choose(attacked, grid(own, ()), own=own, by="validation")
+    off, row = table.rows
+    assert [row.oblivious_accuracy, row.adaptive_accuracy] == [1.0, 0.0]
+    assert [off.oblivious_accuracy, off.adaptive_accuracy] == [0.5, 0.5]
+    assert chosen.off
+    assert row.ungraded.total == 0
+    assert "That one LOWERS the adaptive figure beyond noise (exact McNemar p = 0.031)." in table.reason
+
+
+def test_a_purifier_whose_gradient_is_zero_is_broken_by_bpda_and_called_masked():
+    own = replace(STRONG, radius=1.0, step_size=1.0)
+    attacked = in_front_of(Threshold(), both_halves, two_halves(0.05, lower=0.08))
+    chosen, table = choose(attacked, grid(own, ()), own=own, by="validation")
+    row = table.rows[1]
+    assert (row.oblivious_accuracy, row.gradient_accuracy, row.adaptive_accuracy) == (1.0, 1.0, 0.0)
+    assert (row.ungraded.bpda, row.ungraded.surrogate, row.ungraded.square) == (12, 0, None)
+    assert chosen.off
+    assert (
+        "Its gradients are masked: of 12 images that its exact gradient left, 12 were broken without it (BPDA 12, the "
+        "surrogate 0)." in table.reason
+    )
+
+
+def test_a_purifier_that_only_answers_break_is_called_masked_and_not_said_to_raise():
+    # the classifier reads the upper half alone, so no gradient, not even of the identity, shows the lower half
+    own = replace(STRONG, radius=1.0, step_size=1.0)
+    data = two_halves(0.05, lower=0.08)
+    _, fooled = choose(
+        in_front_of(Threshold(), upper_half, data, square_queries=0), grid(own, ()), own=own, by="validation"
+    )
+    assert fooled.rows[1].adaptive_accuracy == 1.0
+    assert "raises" in fooled.reason
+    assert "no black-box attack" in fooled.attack
+    _, table = choose(
+        in_front_of(Threshold(), upper_half, data, square_queries=300), grid(own, ()), own=own, by="validation"
+    )
+    row = table.rows[1]
+    assert row.gradient_accuracy == 1.0
+    assert row.ungraded.square >= 6, "chance breaks fewer"
+    assert row.adaptive_accuracy == 1.0 - row.ungraded.square / 12
+    assert f"12 images that its exact gradient left, {row.ungraded.square} were broken without it" in table.reason
+    assert "raises" not in table.reason
+    assert "Square, 300 queries" in table.attack
+
+
+def test_a_winner_that_falls_to_square_gives_way_to_the_next_best():
+    # half of the margins are out of reach without a purifier; behind it only the lower half counts, all in reach
+    own = replace(STRONG, radius=1.0, step_size=1.0)
+    attacked = in_front_of(Threshold(), upper_half, two_halves((0.05, 0.2), lower=0.08), square_queries=300)
+    chosen, table = choose(attacked, grid(own, ()), own=own, by="validation")
+    off, row = table.rows
+    assert (off.adaptive_accuracy, row.gradient_accuracy) == (0.5, 1.0)
+    assert row.ungraded.square > 6
+    assert chosen.off
+    assert "Its gradients are masked" in table.reason
+
+
+def test_a_reference_is_attacked_without_a_purifier_and_told_beside_the_table():
+    alone = in_front_of(Denoiser(True), upper_half, two_halves((0.05, 0.2)))
+    _, table = choose(sweep(0.05, honest=True), grid(STRONG, ()), own=STRONG, by="validation", reference=alone)
+    assert table.reference.name == "a classifier"
+    assert (table.reference.clean_accuracy, table.reference.adaptive_accuracy) == (1.0, 0.5)
+    told = io.StringIO()
+    print_choice(table, Console(file=told, width=120))
+    assert "to beat:   a classifier, without a purifier, under the same attack: 100.0% clean, 50.0%" in told.getvalue()
+
+
 def test_equal_purifiers_are_told_apart_by_network_passes():
     tables = [PurifierValues(bank_size=(4,), rho=(0.0, 0.1))]
     own = replace(STRONG, bank_size=4)
@@ -105,7 +184,7 @@ def test_the_recipe_is_told_which_setting_with_ascent_was_better():
     assert "0.0% stay right, 0.0% without a purifier, 0.0% with rho 0" in table.reason
     assert (
         "Another SAM setting was better: J-free, sigma 0.05, radius 0.3 linf, 1 step of 0.7, rho 0.1, bank of 2, "
-        "100.0%." in table.reason
+        "100.0%, before Square." in table.reason
     )
 
 
@@ -144,6 +223,7 @@ def test_an_interrupted_sweep_goes_on_and_a_damaged_or_foreign_record_is_measure
     assert told.getvalue().count("right under its own attack") == 1
     for before, after in zip(first, again, strict=False):
         assert (before.config, before.milliseconds) == (after.config, after.milliseconds)
+        assert np.array_equal(before.gradient, after.gradient)
         assert np.array_equal(before.adaptive, after.adaptive)
     for damage in (b"{", b"[]", b"{}"):
         for path in tmp_path.iterdir():
@@ -187,51 +267,6 @@ def test_the_attack_that_knows_of_no_purifier_is_the_same_for_all_of_them():
     assert not Jury(BEHIND.view(sweep(0.05, honest=True).defence.variant(OFF))).right(images, data.labels).any()
 
 
-def tried(config, right, milliseconds=0.0):
-    """A purifier behind which these of the images are right under attack."""
-    return Tried(config, np.ones(len(right), bool), np.ones(len(right), bool), np.array(right, bool), milliseconds)
-
-
-SAM = replace(STRONG, rho=0.2)
-
-
-def test_p_values_are_mcnemars_by_hand():
-    off = tried(OFF, [1, 1, 1, 1, 1, 1, 0, 0, 1, 0])
-    plain = tried(STRONG, [0, 0, 0, 0, 0, 1, 1, 0, 1, 0])  # loses five, gains one: 2 (1 + 6) / 2^6
-    sam = tried(SAM, [0, 0, 0, 0, 0, 0, 0, 0, 1, 0])  # loses six of off: 2 / 2^6; of rho 0 two: 2 / 2^2
-    rows = rows_of([off, plain, sam])
-    assert [row.p_against_off for row in rows] == [None, pytest.approx(14 / 64), pytest.approx(2 / 64)]
-    assert [row.p_against_rho_0 for row in rows] == [None, None, 0.5]
-    assert [row.adaptive_accuracy for row in rows] == [0.7, 0.3, 0.1]
-    assert [row.network_passes for row in rows] == [0, 2, 4]
-    assert rows[0].adaptive_interval == pytest.approx((0.3475, 0.9333), abs=1e-4), "Clopper-Pearson of 7 in 10"
-    with pytest.raises(ValueError, match="no purifier of the sweep is off"):
-        rows_of([plain, sam])
-
-
-def test_an_ascent_that_hurts_is_called_out():
-    right = np.zeros(20, bool)
-    right[:4] = True
-    rows = rows_of([tried(OFF, right), tried(STRONG, np.ones(20, bool)), tried(SAM, np.arange(20) < 12)])
-    text = reason(rows, 2, "recipe")
-    assert "60.0% stay right, 20.0% without a purifier, 100.0% with rho 0." in text
-    assert "The purifier raises the adaptive figure beyond noise (exact McNemar p = 0.0078)." in text
-    assert "Its sharpness-aware ascent LOWERS the adaptive figure beyond noise (exact McNemar p = 0.0078)." in text
-    assert "The best of all rows: J-free, sigma 0.05, radius 0.3 linf, 1 step of 0.7, rho 0, bank of 2" in text
-    assert best_row(rows) == 1
-    assert "Another SAM setting" not in text, "its own is the best of those"
-
-
-def test_a_recipe_that_switches_the_purifier_off_is_told_what_it_gave_up():
-    rows = rows_of([tried(OFF, [0] * 10 + [1, 1]), tried(STRONG, [1] * 12)])
-    text = reason(rows, 0, "recipe")
-    assert text.startswith(
-        "The purifier is off, as the recipe says: under the white-box attack 16.7% stay right, 100.0%"
-    )
-    assert "That one raises the adaptive figure beyond noise (exact McNemar p = 0.002)." in text
-    assert reason(rows[:1], 0, "validation").endswith("16.7% stay right.")
-
-
 def test_the_table_marks_what_was_chosen_and_says_how_to_read_it():
     _, record = choose(sweep(0.05, honest=True), grid(STRONG, ()), own=STRONG, by="validation")
     told = io.StringIO()
@@ -241,3 +276,16 @@ def test_the_table_marks_what_was_chosen_and_says_how_to_read_it():
     assert record.reason in text
     assert "behind it: a classifier and 1 member" in text
     assert "12 validation images, l_inf eps 0.1" in text
+
+
+def test_networks_with_equal_tensors_that_compute_differently_are_kept_apart():
+    layer = nn.Linear(2, 2)
+    plain, strided = nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3, stride=2)
+    strided.load_state_dict(plain.state_dict())
+    networks = [nn.Sequential(layer), nn.Sequential(layer, nn.ReLU()), plain, strided]
+    assert len({weights_digest([one]) for one in networks}) == 4
+    assert weights_digest(networks) == weights_digest(networks)
+    with torch.no_grad():
+        before = weights_digest([plain])
+        plain.weight += 1.0
+        assert weights_digest([plain]) != before

@@ -11,6 +11,7 @@ from s2ap_train.purifier_grid import (
     ChoiceSettings,
     PurifierValues,
     canonical,
+    check_banks,
     default_values,
     grid,
     settings_of,
@@ -79,8 +80,12 @@ def test_without_a_table_a_small_grid_surrounds_the_recipes_purifier():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("choice.samples=3", "^recipe digits: choice: samples 3, steps 10, restarts 1: samples starts at 10"),
+        (
+            "choice.samples=3",
+            "^recipe digits: choice: samples 3, steps 8, restarts 1, square_queries 80: samples starts at 10",
+        ),
         ("choice.steps=0", "steps and restarts at 1"),
+        ("choice.square_queries=-1", "square_queries at 0"),
         ("choice.setings=[]", r"key choice\.setings is not known; did you mean 'settings'"),
         ("choice.settings=[{sigm=[0.1]}]", r"key choice\.settings\.0\.sigm is not known; did you mean 'sigma'"),
         ("choice.settings=[{rho=[]}]", r"choice\.settings\.0\.rho"),
@@ -94,12 +99,55 @@ def test_a_choice_that_cannot_work_is_refused(override, message):
 
 
 def test_the_table_of_a_recipe_is_read_and_left_to_harden_alone():
-    overrides = ("choice.samples=20", "choice.settings=[{sigma=[0.1, [0.2]], rho=[0.0, 0.1]}]")
+    overrides = ("choice.samples=20", "choice.settings=[{sigma=[0.1, [0.2, 0.1, 0.1]], rho=[0.0, 0.1]}]")
     recipe = load_recipe("digits", overrides)
     assert recipe.choice == ChoiceSettings(
-        samples=20, steps=recipe.choice.steps, settings=(PurifierValues(sigma=(0.1, (0.2,)), rho=(0.0, 0.1)),)
+        samples=20,
+        steps=recipe.choice.steps,
+        square_queries=recipe.choice.square_queries,
+        settings=(PurifierValues(sigma=(0.1, (0.2, 0.1, 0.1)), rho=(0.0, 0.1)),),
     )
     assert {one.rho for one in check_grid(recipe)} >= {0.0, 0.1}
     load_pruning_recipe("digits", overrides)
     load_ensemble_recipe("digits", overrides)
     assert len(check_grid(load_recipe("digits").model_copy(update={"choice": None}))) > 3
+
+
+def test_off_is_one_purifier_whatever_its_bank_and_one_step_has_no_ascent_to_reuse():
+    banks = PurifierValues(steps=(0, 1), bank_size=(2, 4), bank_seed=(0, 1))
+    assert [one.off for one in grid(OWN, [banks])].count(True) == 1
+    assert [one.off for one in grid(replace(OWN, steps=0, bank_size=8, bank_seed=3), [banks])].count(True) == 1
+    reused = PurifierValues(steps=(1, 2), reuse_ascent=(False, True))
+    assert grid(OWN, [reused])[3:] == (replace(OWN, steps=1), replace(OWN, reuse_ascent=True))
+    assert replace(OWN, steps=1).work == replace(OWN, steps=1, reuse_ascent=True).work, "they are one purifier"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("purifier.sigma=0.7",), r"sigma 0\.7, which is trained from sigma_min 0\.05 to sigma_max 0\.6 alone"),
+        (("purifier.sigma=0.01",), r"^recipe digits: .* sigma 0\.01,"),
+        (("choice.settings=[{steps=[2], sigma=[[0.1, 0.04]]}]",), r"sigma 0\.04,"),
+        (("purifier.steps=0", "choice.settings=[{steps=[1], sigma=[0.5, 0.61]}]"), r"sigma 0\.61,"),
+        (("score_model.sigma_max=0.09", "choice.settings=[]"), r"sigma 0\.1, .* sigma_max 0\.09 alone"),
+        (("purifier.bank_seed=-1",), "bank_seed must be at least 0, found -1"),
+        (("choice.settings=[{bank_seed=[0, -2]}]",), "bank_seed must be at least 0, found -2"),
+    ],
+)
+def test_what_the_score_model_never_saw_or_no_seed_draws_is_refused_before_training(overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        check_grid(load_recipe("digits", overrides))
+
+
+def test_the_ends_of_the_trained_range_are_tried_and_an_off_purifier_asks_at_no_level():
+    check_grid(load_recipe("digits", ("choice.settings=[{sigma=[0.05, 0.6]}]",)))
+    off = load_recipe("digits", ("purifier.steps=0", "purifier.sigma=0.9")).model_copy(update={"choice": None})
+    assert {level for one in check_grid(off) for level in one.sigmas} == {0.6, 0.3}
+
+
+def test_a_bank_has_at_most_two_directions_for_each_column_of_the_next_power_of_two():
+    check_banks([replace(OWN, bank_size=128)], (1, 8, 8))
+    check_banks([replace(OWN, bank_size=8192)], (3, 32, 32))  # 3072 pixels: of 4096
+    check_banks([canonical(replace(OWN, steps=0))], (1, 1, 1))
+    with pytest.raises(RecipeError, match=r"bank_size 130, but images of 1x8x8 allow at most 128 directions"):
+        check_banks([OWN, replace(OWN, bank_size=130)], (1, 8, 8))

@@ -221,6 +221,7 @@ def test_an_image_is_purified_the_same_alone_and_in_a_batch(net: UNet, mode: str
         ({"mode": "jfree"}, "full or j_free"),
         ({"norm": "l1"}, "linf or l2"),
         ({"bank_size": 3}, "bank_size must be even"),
+        ({"bank_seed": -1}, "bank_seed must be at least 0, found -1"),
     ],
 )
 def test_hyper_parameters_out_of_range_are_refused(changes: dict[str, object], message: str) -> None:

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from toy_data import same
 from s2ap_defend.cli.main import run
 from s2ap_defend.progress import Reporter
 from s2ap_train.checkpoint import load_checkpoint
+from s2ap_train.lock import locked_folder
 from s2ap_train.purifier.denoisers import FullGaussian
 from s2ap_train.purifier.score_report import error_table, sample_pictures, training_curve
 from s2ap_train.purifier.unet import UNet
@@ -140,7 +142,12 @@ def test_what_cannot_work_is_said_in_one_line_and_nothing_is_written(
         ("digits", str(folder), "--set", "score_model.sigma_mx=1"): "did you mean 'sigma_m",
         ("digits", str(folder), "--set", "purifier.sgma=1"): "did you mean 'sigma'",
         ("digits", str(folder), "--set", "score_model.width=12"): "score_model: width is 12; give a multiple of 8",
-        ("digits", str(folder), "--set", "score_model.multipliers=[1,1,1,1,1]"): "8x8 cannot be halved 4 times",
+        (
+            "digits",
+            str(folder),
+            "--set",
+            "score_model.multipliers=[1,1,1,1,1]",
+        ): "recipe digits: score_model: images of 8x8 cannot be halved 4 times",
         ("digits", str(tmp_path / "file")): "cannot be written",
     }
     for (recipe, output, *more), message in cases.items():
@@ -176,3 +183,37 @@ def test_what_two_processes_trained_one_reuses(tmp_path: Path, capsys: pytest.Ca
     assert metrics_of(tmp_path / "two")["processes"] == 2
     assert run(arguments(tmp_path / "two", "--accelerator", "cpu")) == 0
     assert "score-model: reused" in capsys.readouterr().out
+
+
+def test_a_finished_model_of_other_settings_is_replaced_only_when_that_is_said(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "kept"
+    shutil.copytree(trained, folder)
+    before = (folder / "score-model" / "weights.safetensors").read_bytes()
+    other = arguments(folder, overrides=("score_model.width=8", "score_model.epochs=1"))
+    assert run(other) == 2
+    assert "holds a score model that was trained with other settings; name another folder" in capsys.readouterr().err
+    assert (folder / "score-model" / "weights.safetensors").read_bytes() == before
+    assert run([*other, "--overwrite"]) == 0
+    assert "score-model: trained again, because its settings differ" in capsys.readouterr().out
+    assert len(metrics_of(folder)["history"]) == 1
+    assert run(other) == 0, "now the settings agree"
+
+
+def test_a_score_model_of_a_single_noise_level_has_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = ("score_model.width=8", "score_model.epochs=1", "score_model.sigma_min=0.2", "score_model.sigma_max=0.2")
+    assert run(arguments(tmp_path / "one", overrides=one)) == 0
+    metrics = metrics_of(tmp_path / "one")
+    assert [row["sigma"] for row in metrics["denoising"]] == [0.2]
+    (epoch,) = metrics["history"]
+    assert epoch["validation_error"] == epoch["validation_error_0.2"]
+    table = [line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("0.")]
+    assert [line.split()[0] for line in table] == ["0.200"]
+
+
+def test_two_runs_in_one_folder_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked_folder(trained):
+        assert run(arguments(trained)) == 2
+    assert f"another process is working in {trained}; wait for it" in capsys.readouterr().err
+    assert run(arguments(trained)) == 0

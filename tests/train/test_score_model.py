@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -178,3 +179,18 @@ def test_a_size_costs_what_its_layers_add_up_to_and_no_more_than_specified(
     assert found == counted(image_shape[0], width, multipliers, image_shape[1])
     assert 0.8 * parameters < found[0] <= parameters
     assert flops is None or 0.5 * flops < found[1] <= flops
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(1e-300, 0.6), (0.0, 0.6), (0.3, 0.2), (0.1, float("inf")), (0.1, float("nan"))]
+)
+def test_noise_levels_that_no_network_can_tell_are_refused(low: float, high: float) -> None:
+    with pytest.raises(RecipeError, match=r"need 0\.0001 <= sigma_min <= sigma_max, found .* float32 cannot tell"):
+        ScoreTraining(sigma_min=low, sigma_max=high)
+
+
+def test_a_narrow_range_of_noise_is_validated_at_its_middle_alone() -> None:
+    (only,) = ScoreTraining(sigma_min=0.2, sigma_max=0.2002).validation_sigmas()
+    assert only == pytest.approx(math.sqrt(0.2 * 0.2002), rel=1e-12)
+    names = {f"{sigma:.3g}" for sigma in ScoreTraining(sigma_min=0.1, sigma_max=0.1051).validation_sigmas()}
+    assert len(names) == 4, "four levels have four names"

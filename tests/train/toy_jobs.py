@@ -1,9 +1,11 @@
-"""Work that other processes do in the tests of jobs; light to import there."""
+"""Work that other processes do in the tests of jobs."""
 
 import os
 import signal
 import time
 from pathlib import Path
+
+import torch
 
 from s2ap_defend.errors import RecipeError
 
@@ -32,3 +34,8 @@ def names_in(folder: Path, name: str) -> list[str]:
     """The names of the files in a folder, after adding one."""
     (folder / name).touch()
     return sorted(path.name for path in folder.iterdir())
+
+
+def shared_and_doubled(tensor: torch.Tensor) -> tuple[bool, torch.Tensor]:
+    """Whether a tensor came here as shared memory, and twice the tensor."""
+    return tensor.is_shared(), 2 * tensor

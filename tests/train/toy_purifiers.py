@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softshrink
 
 from s2ap_train.data import ImageSet
 from s2ap_train.purifier import Purification
@@ -41,10 +42,34 @@ class Denoiser:
         return (y - white[:, None, None, None]) / sigma
 
 
-def two_halves(margin: float, count: int = 12) -> ImageSet:
-    """Both classes in turn; the mean of the upper half is `margin` on the right side of 0.5."""
+@dataclass(frozen=True)
+class Threshold:
+    """Says as `Denoiser` what the lower half says, but by a threshold: its gradient is 0 wherever it has one."""
+
+    def __call__(self, y: Tensor, sigma: float) -> Tensor:
+        """The noise in y [B, 1, 4, 4]."""
+        white = (y[:, :, 2:].mean(dim=(1, 2, 3)) > 0.5).to(y)
+        return (y - white[:, None, None, None]) / sigma
+
+
+def both_halves(images: Tensor) -> Tensor:
+    """Logits [N, 2] of a classifier that reads the lower half only where it is almost black or white.
+
+    Purified images are; so only who asks for the gradient there learns that the lower half counts.
+    """
+    upper, lower = images[:, :, :2].mean(dim=(1, 2, 3)) - 0.5, images[:, :, 2:].mean(dim=(1, 2, 3)) - 0.5
+    said = 20.0 * (upper + softshrink(lower, 0.3))
+    return torch.stack([-said, said], dim=1)
+
+
+def two_halves(margin: float | tuple[float, ...], count: int = 12, *, lower: float = 0.4) -> ImageSet:
+    """Both classes in turn; the mean of the upper half is `margin` on the right side of 0.5, of the lower `lower`.
+
+    Of several margins each is that of as many pairs of images.
+    """
     labels = np.arange(count) % 2
+    margins = np.resize(np.repeat(margin, 2), count)
     images = np.empty((count, 1, 4, 4), dtype=np.float32)
-    images[:, :, :2] = (0.5 + margin * (2 * labels - 1))[:, None, None, None]
-    images[:, :, 2:] = (0.5 + 0.4 * (2 * labels - 1))[:, None, None, None]
+    images[:, :, :2] = (0.5 + margins * (2 * labels - 1))[:, None, None, None]
+    images[:, :, 2:] = (0.5 + lower * (2 * labels - 1))[:, None, None, None]
     return ImageSet(images, labels)

@@ -1,24 +1,19 @@
 """The closing table of a hardening: the same attacks on less and less defence."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.tables import plain_table
-from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_train.data import ImageSet
 from s2ap_train.evaluate import AdaptiveBudget, Evaluation
-from s2ap_train.evaluate.adaptive import Descent, View, adaptive_attack, bare_plan
-from s2ap_train.evaluate.objectives import classifier_objective
-from s2ap_train.evaluate.oblivious import pgd
-from s2ap_train.evaluate.systems import Outcome, never_flagged
+from s2ap_train.evaluate.adaptive import View, bare_plan
+from s2ap_train.ladder_rows import MeasuredRow, Rung, attack_row, with_purifier
 from s2ap_train.measures.paired import PairedDifference, paired_difference
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.network import Network as KnownNetwork
@@ -27,34 +22,11 @@ from s2ap_train.recipe import Recipe
 from s2ap_train.threads import one_thread
 from s2ap_train.twin import Twin
 
+__all__ = ["NOISE", "Ladder", "Rung", "measure_ladder", "print_ladder", "purifier_in_words"]
+
 Network = Callable[[Tensor], Tensor]
 NOISE = 0.05
 """A difference with a p-value from here on is called noise."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One row: shares of the test images.
-
-    Attributes:
-        name: What is attacked.
-        clean_accuracy: Final label right without attack.
-        pgd_accuracy: Robust accuracy under PGD made on the bare network of this row.
-        adaptive_accuracy: Robust accuracy under the strongest attack that knows everything in this row, PGD included.
-        label_accuracy: Share whose final label is right under all attacks, flagged or not.
-        flagged: Share flagged under the adaptive attack; 0 where nothing can flag.
-        clean_flagged: Share of clean images flagged.
-        members_used: Members asked on clean images.
-    """
-
-    name: str
-    clean_accuracy: float
-    pgd_accuracy: float
-    adaptive_accuracy: float
-    label_accuracy: float
-    flagged: float = 0.0
-    clean_flagged: float = 0.0
-    members_used: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,31 +49,6 @@ class Ladder:
     purifier: PairedDifference | None
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A row, the images that the adaptive attack found, and which of them are right [N]."""
-
-    rung: Rung
-    images: Float32
-    right: Bool
-
-
-class UnflaggingSystem:
-    """A network, or a chain of them, that answers a label and never flags.
-
-    Args:
-        log_probabilities: Images [N, C, H, W] in [0, 1] -> log-probabilities [N, K].
-    """
-
-    def __init__(self, log_probabilities: Network) -> None:
-        self._log_probabilities = log_probabilities
-
-    def __call__(self, images: Float32, labels: Int64) -> Outcome:
-        """Outcome of the labels; the score is the margin of the true label."""
-        with torch.no_grad():
-            return never_flagged(self._log_probabilities(torch.from_numpy(images)).numpy(), labels)
-
-
 def measure_ladder(
     recipe: Recipe, parts: Parts, file: Path, data: ImageSet, evaluation: Evaluation, reporter: Reporter
 ) -> Ladder:
@@ -118,27 +65,28 @@ def measure_ladder(
     budget = AdaptiveBudget.named(recipe.evaluation.budget)
     opened = open_model_file(file)
     off = opened.manifest.purifier.off
-    rows: dict[str, _Measured] = {}
+    rows: dict[str, MeasuredRow] = {}
     with reporter.step("ablation", 3 if off else 4) as step, one_thread():
         for name in ("plain", "adversarial", "pruned"):
             network = parts.classifier(name)
             view = _network_view(fold_batch_norm(network.model))
-            rows[name] = _measured(_title(name, network), view, view, bare_plan(budget), data, recipe, budget)
-            step.advance(rows[name].rung.name)
-        bare, effect = rows[recipe.classifier], None
-        if not off:
-            twin = Twin.from_file(opened)
-            purified = _measured(
-                "with purifier",
-                _purified_view(twin),
-                _classifier_view(twin),
-                _plan(),
+            row = attack_row(
+                _title(name, network),
+                view,
+                view,
+                bare_plan(budget),
                 data,
-                recipe,
-                budget,
-                known=[bare.images],
+                eps=recipe.eps,
+                seed=recipe.seed,
+                budget=budget,
             )
-            rows["with purifier"], effect = purified, paired_difference(bare.right, purified.right)
+            rows[name] = row
+            step.advance(rows[name].rung.name)
+        effect = None
+        if not off:
+            pair = with_purifier(rows[recipe.classifier], Twin.from_file(opened), data, recipe.eps, recipe.seed, budget)
+            rows[recipe.classifier], rows["with purifier"] = pair
+            effect = paired_difference(pair[0].right, pair[1].right)
             step.advance("with purifier")
     rungs = [row.rung for row in rows.values()]
     defended = evaluation.defended
@@ -154,7 +102,7 @@ def measure_ladder(
             members_used=defended.clean.members_used,
         )
     )
-    return Ladder(tuple(rungs), len(data), recipe.eps, bare.rung.name, effect)
+    return Ladder(tuple(rungs), len(data), recipe.eps, rows[recipe.classifier].rung.name, effect)
 
 
 def print_ladder(ladder: Ladder, console: Console) -> None:
@@ -206,64 +154,5 @@ def _title(name: str, network: KnownNetwork) -> str:
     return {"plain": "undefended", "adversarial": "adversarially trained"}[name]
 
 
-def _measured(
-    name: str,
-    view: View,
-    bare: View,
-    plan: list[Descent],
-    data: ImageSet,
-    recipe: Recipe,
-    budget: AdaptiveBudget,
-    *,
-    known: Sequence[Float32] = (),
-) -> _Measured:
-    """Attack one row; `known` are images of attacks on other rows."""
-    system = UnflaggingSystem(lambda images: view(images, "exact", 0)[0])
-    oblivious = pgd(lambda images: bare(images, "none", 0)[0], data, eps=recipe.eps, seed=recipe.seed)
-    result = adaptive_attack(
-        system,
-        view,
-        plan,
-        data,
-        eps=recipe.eps,
-        budget=budget,
-        seed=recipe.seed,
-        candidates=[oblivious, *known],
-        workers=os.cpu_count() or 1,
-    )
-    right = ~system(result.images, data.labels).success
-    robust = float(right.mean())
-    rung = Rung(
-        name=name,
-        clean_accuracy=1.0 - float(system(data.images, data.labels).success.mean()),
-        pgd_accuracy=1.0 - float(system(oblivious, data.labels).success.mean()),
-        adaptive_accuracy=robust,
-        label_accuracy=robust,
-    )
-    return _Measured(rung, result.images, right)
-
-
 def _network_view(network: Network) -> View:
     return lambda images, path, members: (network(images).log_softmax(1), None)  # noqa: ARG005
-
-
-def _classifier_view(twin: Twin) -> View:
-    return lambda images, path, members: (twin.classify(images), None)  # noqa: ARG005
-
-
-def _purified_view(twin: Twin) -> View:
-    def view(images: Tensor, path: str, members: int | None) -> tuple[Tensor, Tensor | None]:  # noqa: ARG001
-        purified = images if path == "none" else twin.purify(images, path)  # type: ignore[arg-type]
-        return twin.classify(purified), None
-
-    return view
-
-
-def _plan() -> list[Descent]:
-    return [
-        Descent(classifier_objective("cross_entropy"), "none", "random"),
-        Descent(classifier_objective("margin"), "identity", "random"),
-        Descent(classifier_objective("cross_entropy"), "exact", "random"),
-        Descent(classifier_objective("dlr"), "exact", "best"),
-        Descent(classifier_objective("margin"), "straight_through", "random"),
-    ]

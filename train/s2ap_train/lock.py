@@ -8,6 +8,8 @@ from pathlib import Path
 
 from s2ap_defend.errors import RecipeError
 
+__all__ = ["locked", "locked_folder"]
+
 
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
@@ -35,6 +37,17 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise RecipeError(
-                f"another process is making the same run in {path.parent}; wait for it, or choose another folder"
+                f"another process is working in {path.parent}; wait for it, or choose another folder"
             ) from error
+        yield
+
+
+@contextmanager
+def locked_folder(work_dir: Path) -> Iterator[None]:
+    """Keep other runs out of a work folder within this context; for the process that leads a run, not its workers.
+
+    Raises:
+        RecipeError: If another run, be it of another command, works in it, or the folder cannot be written.
+    """
+    with locked(work_dir / ".lock", wait=False):
         yield

@@ -15,6 +15,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_train.checkpoint import RECORD_FILE, read_folder, write_folder
 from s2ap_train.data import Splits
 from s2ap_train.jobs import Job, Workers, check_workers, run_jobs, worker_count
+from s2ap_train.lock import locked_folder
 from s2ap_train.purifier import UNet
 from s2ap_train.recipe import EnsembleRecipe, Recipe, check_networks
 from s2ap_train.score_part import report_score_part
@@ -50,7 +51,8 @@ def train_parts(
 ) -> Parts:
     """Train or reload every part of the recipe.
 
-    The work folder also gets a report of the score model. Arguments and errors as in `train_networks`.
+    The work folder also gets a report of the score model. The caller has locked it (`locked_folder`), and keeps it
+    locked for what it does with the parts. Arguments and errors as in `train_networks`.
 
     Raises:
         RecipeError: If the recipe has no members.
@@ -85,18 +87,19 @@ def train_networks(
         workers: Who trains at the same time; None takes one process a core.
 
     Raises:
-        RecipeError: If a setting cannot be trained, Ray is not there, or a process was killed.
+        RecipeError: If a setting cannot be trained, Ray is not there, a process was killed, or another run works in
+            the folder.
     """
-    workshop = _trained(recipe, splits, work_dir, reporter, workers)
-    with one_thread():
-        return workshop.plain(), workshop.members()
+    _check(recipe, splits, workers)
+    with locked_folder(work_dir):
+        workshop = _trained(recipe, splits, work_dir, reporter, workers)
+        with one_thread():
+            return workshop.plain(), workshop.members()
 
 
 def _trained(recipe: EnsembleRecipe, splits: Splits, work_dir: Path, reporter: Reporter, workers: Workers) -> Workshop:
     """A workshop whose parts are all kept, or that trains them here as they are asked for."""
-    check_workers(workers)
-    _, channels, height, width = splits.train.images.shape
-    check_networks(recipe, (channels, height, width), len(splits.classes))
+    _check(recipe, splits, workers)
     reader = Workshop(recipe, splits, Workbench(work_dir, silent_reporter(), train=False))
     missing = _missing(reader)
     if workers is None and reader.compute.device.type != "cpu":
@@ -108,6 +111,13 @@ def _trained(recipe: EnsembleRecipe, splits: Splits, work_dir: Path, reporter: R
     else:
         return Workshop(recipe, splits, Workbench(work_dir, reporter))
     return Workshop(recipe, splits, Workbench(work_dir, silent_reporter()))
+
+
+def _check(recipe: EnsembleRecipe, splits: Splits, workers: Workers) -> None:
+    """Refuse workers that are not there and networks that cannot be made, before anything is written."""
+    check_workers(workers)
+    _, channels, height, width = splits.train.images.shape
+    check_networks(recipe, (channels, height, width), len(splits.classes))
 
 
 def _missing(workshop: Workshop) -> dict[str, Needs]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Annotated, Any, Literal
@@ -11,9 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import PurifierSettings
+from s2ap_train.purifier.bank import largest_bank
 from s2ap_train.purifier.purify import Mode, Purification
 
-__all__ = ["ChoiceSettings", "PurifierValues", "canonical", "default_values", "grid", "settings_of", "without_ascent"]
+__all__ = [
+    "ChoiceSettings",
+    "PurifierValues",
+    "canonical",
+    "check_banks",
+    "check_trained",
+    "default_values",
+    "grid",
+    "settings_of",
+    "without_ascent",
+]
 
 
 class PurifierValues(BaseModel):
@@ -49,6 +60,8 @@ class ChoiceSettings:
         samples: Validation images; fewer where there are not as many.
         steps: Gradient steps of each descent of the attack.
         restarts: How often the plan of the attack is run, each time from other random starts.
+        square_queries: Queries per image of the black-box attack on the chosen purifier, its twin with rho 0 and off;
+            0: none.
         settings: Tables of values over the keys of `[purifier]`. Off, the recipe's purifier and the same with rho 0
             are always tried.
     """
@@ -56,18 +69,19 @@ class ChoiceSettings:
     samples: int = 100
     steps: int = 15
     restarts: int = 1
+    square_queries: int = 300
     settings: tuple[PurifierValues, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what measures nothing.
 
         Raises:
-            RecipeError: If there are fewer than 10 samples, or no step or restart.
+            RecipeError: If there are fewer than 10 samples, no step or restart, or queries below 0.
         """
-        if self.samples < 10 or min(self.steps, self.restarts) < 1:
+        if self.samples < 10 or min(self.steps, self.restarts) < 1 or self.square_queries < 0:
             raise RecipeError(
-                f"samples {self.samples}, steps {self.steps}, restarts {self.restarts}: samples starts at 10, steps "
-                "and restarts at 1"
+                f"samples {self.samples}, steps {self.steps}, restarts {self.restarts}, square_queries "
+                f"{self.square_queries}: samples starts at 10, steps and restarts at 1, square_queries at 0"
             )
 
 
@@ -94,8 +108,8 @@ def default_values(own: Purification, sigma_range: tuple[float, float]) -> tuple
         own: The purifier; one that is off is taken with one step.
         sigma_range: Noise levels that the score model was trained on; others are not tried.
     """
-    sigma = _first(own)
     low, high = sigma_range
+    sigma = min(max(_first(own), low), high) if own.off else _first(own)
     sigmas = [value for value in (sigma / 2, sigma * 2) if low <= value <= high]
     steps = (max(own.steps, 1),)
     other: Mode = "j_free" if own.mode == "full" else "full"
@@ -108,18 +122,52 @@ def default_values(own: Purification, sigma_range: tuple[float, float]) -> tuple
     return (*around, PurifierValues(sigma=(sigma,), steps=(1 if steps[0] > 1 else 3,)))
 
 
+def check_trained(configs: Iterable[Purification], sigma_range: tuple[float, float]) -> None:
+    """Refuse purifiers that ask the score model at a noise level that it was not trained on.
+
+    Args:
+        configs: The purifiers.
+        sigma_range: Smallest and largest noise of the training, pixels.
+
+    Raises:
+        RecipeError: With the first such level.
+    """
+    low, high = sigma_range
+    for sigma in (sigma for config in configs for sigma in config.sigmas):
+        if not low <= sigma <= high:
+            raise RecipeError(
+                f"a purifier asks the score model at sigma {sigma:g}, which is trained from sigma_min {low:g} to "
+                f"sigma_max {high:g} alone; change that sigma, or score_model.sigma_min or sigma_max"
+            )
+
+
+def check_banks(configs: Iterable[Purification], image_shape: tuple[int, int, int]) -> None:
+    """Refuse purifiers with more noise directions than images (C, H, W) allow.
+
+    Raises:
+        RecipeError: With the first such number.
+    """
+    most = largest_bank(image_shape)
+    for config in configs:
+        if config.bank_size > most:
+            raise RecipeError(
+                f"a purifier has bank_size {config.bank_size}, but images of {'x'.join(map(str, image_shape))} allow "
+                f"at most {most} directions; lower purifier.bank_size or that of choice.settings"
+            )
+
+
 def canonical(config: Purification) -> Purification:
     """The same purifier in the one way in which it is written: equal exactly when the purifiers are.
 
-    One that is off has no radius and no ascent; without an ascent there is none to reuse; a schedule of
-    equal levels is one level.
+    One that is off has no radius, no ascent and no bank; without an ascent, or before a second step, there is none to
+    reuse; a schedule of equal levels is one level.
     """
     sigma = config.sigma
     if isinstance(sigma, tuple) and len({*sigma}) == 1:
         sigma = sigma[0]
     if config.off:
-        return Purification(radius=0.0, steps=0, rho=0.0, bank_size=config.bank_size, bank_seed=config.bank_seed)
-    return replace(config, sigma=sigma, reuse_ascent=config.reuse_ascent and config.rho > 0)
+        return Purification(radius=0.0, steps=0, rho=0.0, bank_size=2)
+    return replace(config, sigma=sigma, reuse_ascent=config.reuse_ascent and config.rho > 0 and config.steps > 1)
 
 
 def without_ascent(config: Purification) -> Purification:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import replace_file
 from s2ap_train.checkpoint import json_bytes
 from s2ap_train.compute import Compute
@@ -44,17 +45,23 @@ class ScorePart:
     key: str
 
 
+def deciding_settings(recipe: Recipe | ScoreRecipe, compute: Compute) -> object:
+    """What decides a score model; not the number of devices: it changes the order of sums, and no statistics."""
+    return recipe.data, recipe.score_model, recipe.seed, compute.precision
+
+
 def score_part(recipe: Recipe | ScoreRecipe, splits: Splits, workbench: Workbench, compute: Compute) -> ScorePart:
     """Train or reload the score model of a recipe.
-
-    The number of devices is not part of what decides it: it changes the order of sums, and no statistics.
 
     Raises:
         RecipeError: If the recipe's score model does not fit the images, or its training ends without a finite loss.
     """
     config = recipe.score_model
-    config.architecture(splits.image_shape)  # refused before anything is written
-    settings = (recipe.data, config, recipe.seed, compute.precision)
+    try:
+        config.architecture(splits.image_shape)  # refused before anything is written
+    except RecipeError as error:
+        raise RecipeError(f"recipe {recipe.name}: score_model: {error}") from error
+    settings = deciding_settings(recipe, compute)
 
     def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[UNet]:
         trained = train_score_model(

@@ -110,6 +110,14 @@ class Workbench:
         restore(model, weights)
         return model.eval(), record
 
+    def holds_another(self, name: str, settings: object) -> bool:
+        """Whether a finished part of that name is there that other settings made: `part` would replace it."""
+        folder = self._work_dir / name
+        try:
+            return folder.exists() and load_checkpoint(folder)[1].get("settings") != fingerprint(settings)
+        except RecipeError:
+            return False  # damaged: nothing to lose
+
     def _reload(
         self, folder: Path, key: str, rebuild: Callable[[Mapping[str, Any]], M]
     ) -> tuple[M, Mapping[str, Any]] | None:
@@ -118,6 +126,9 @@ class Workbench:
         try:
             tensors, record = load_checkpoint(folder)
             if record.get("settings") != key:
+                self._reporter.line(
+                    f"{folder.name}: trained again, because its settings differ from those it was made with"
+                )
                 return None
             model = rebuild(record["architecture"])
             restore(model, {name.removeprefix(_WEIGHT): t for name, t in tensors.items() if name.startswith(_WEIGHT)})

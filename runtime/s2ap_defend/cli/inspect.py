@@ -11,7 +11,7 @@ from s2ap_defend.manifest import CalibrationRecord, ChoiceRecord, Manifest, Puri
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.sequential import asked_members
 from s2ap_defend.stages import StageSize, stage_sizes
-from s2ap_defend.tables import plain_table
+from s2ap_defend.tables import foreign, harmless, plain_table
 
 
 @click.command()
@@ -28,10 +28,11 @@ def inspect(model: Path, as_json: bool) -> None:
     manifest, made = opened.manifest, opened.manifest.provenance
     more = " ..." if len(manifest.classes) > 12 else ""
     console.print(
-        f"{model}  {opened.size_bytes / 1e6:.2f} MB  format {opened.format_version}  hashes verified\n"
+        f"{harmless(str(model))}  {opened.size_bytes / 1e6:.2f} MB  format {opened.format_version}  hashes verified\n"
         f"input   float32 [N, {', '.join(map(str, manifest.input.shape))}] in [0, 1]\n"
-        f"classes {len(manifest.classes)}: {', '.join(manifest.classes[:12])}{more}\n"
-        f"made by recipe {made.recipe}, seed {made.seed}, data {made.data}, classifier {made.classifier}",
+        f"classes {len(manifest.classes)}: {harmless(', '.join(manifest.classes[:12]))}{more}\n"
+        f"made by recipe {harmless(made.recipe)}, seed {made.seed}, data {harmless(made.data)}, "
+        f"classifier {harmless(made.classifier)}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -40,7 +41,7 @@ def inspect(model: Path, as_json: bool) -> None:
         console.print(table)
     if manifest.purifier.choice is not None:
         console.print(_choice_table(manifest.purifier.choice))
-        console.print(manifest.purifier.choice.reason, markup=False, highlight=False, soft_wrap=True)
+        console.print(harmless(manifest.purifier.choice.reason), markup=False, highlight=False, soft_wrap=True)
     if manifest.measured:
         console.print(_measured_table(manifest))
     else:
@@ -64,7 +65,7 @@ def _as_json(opened: ModelFile, stages: dict[str, StageSize]) -> dict[str, objec
 def _stage_table(stages: dict[str, StageSize]) -> Table:
     table = plain_table("stage", "nodes", "parameters", "kB", title="Stages")
     for scope, size in stages.items():
-        table.add_row(scope, f"{size.nodes}", f"{size.parameters:,}", f"{size.size_bytes / 1e3:,.1f}")
+        table.add_row(foreign(scope), f"{size.nodes}", f"{size.parameters:,}", f"{size.size_bytes / 1e3:,.1f}")
     return table
 
 
@@ -75,7 +76,7 @@ def _member_table(manifest: Manifest) -> Table:
     for i, member in enumerate(manifest.members):
         table.add_row(
             str(i + 1),
-            member.method,
+            foreign(member.method),
             f"{member.sparsity:.0%}",
             "yes" if member.adversarially_trained else "no",
             f"{member.clean_accuracy:.1%}",
@@ -93,7 +94,7 @@ def _test_table(manifest: Manifest) -> Table:
     first_clean = next((i + 1 for i, value in enumerate(test.lower) if value is not None), None)
     table = plain_table("part", "setting", title="Defence")
     table.columns[1].no_wrap = False
-    table.add_row("test", f"{test.kind}; {len(test.increments[0])} bins of {test.evidence}")
+    table.add_row("test", foreign(f"{test.kind}; {len(test.increments[0])} bins of {test.evidence}"))
     table.add_row("false alarms", f"alpha {test.alpha:g}, {_calibrated(test.calibration)}")
     table.add_row("evidence", asked_members(test.to_test()))
     if test.calibration.effective_members is not None:
@@ -111,7 +112,7 @@ def _purifier(purifier: PurifierDescription) -> str:
 
 
 def _choice_table(choice: ChoiceRecord) -> Table:
-    title = f"Purifiers tried on {choice.samples} {choice.split} images, eps {choice.eps:g}"
+    title = f"Purifiers tried on {choice.samples} {harmless(choice.split)} images, eps {choice.eps:g}"
     table = plain_table("", "purifier", "clean", "adaptive", "p (off)", "passes", title=title)
     table.columns[1].no_wrap = False
     for i, row in enumerate(choice.rows):
@@ -156,7 +157,7 @@ def _measured_table(manifest: Manifest) -> Table:
     table = plain_table(*columns, title="Accuracy measured when the file was made")
     for row in manifest.measured:
         table.add_row(
-            row.attack,
+            foreign(row.attack),
             f"{row.eps:g}",
             str(row.samples),
             f"{row.bare_accuracy:.1%}",

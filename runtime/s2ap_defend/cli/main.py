@@ -84,11 +84,14 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command line and return its exit code: 0, or 2 after one line on standard error."""
+def run(arguments: list[str], command: click.Command = cli, program: str = "s2ap-defend") -> int:
+    """Run the command line, or another command by its name, and return the exit code.
+
+    It is 0, or 2 after one line on standard error.
+    """
     try:
-        with cli.make_context("s2ap-defend", list(arguments)) as context:
-            result = cli.invoke(context)
+        with command.make_context(program, list(arguments)) as context:
+            result = command.invoke(context)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
@@ -105,8 +108,8 @@ def run(arguments: list[str]) -> int:
         return EXIT_ERROR
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in TRAIN_MODULES:
-            command = arguments[0] if arguments else "this command"
-            return _fail(f"{command} needs {error.name}; install it with: pip install 's2ap-defend[train]'")
+            asked = arguments[0] if arguments else "this command"
+            return _fail(f"{asked} needs {error.name}; install it with: pip install 's2ap-defend[train]'")
         raise
     return result if isinstance(result, int) else 0
 

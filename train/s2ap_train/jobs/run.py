@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -74,15 +75,17 @@ def _run_here(jobs: Sequence[Job[T]]) -> Iterator[tuple[Job[T], T]]:
 def _run_in_processes(jobs: Sequence[Job[T]], processes: int) -> Iterator[tuple[Job[T], T]]:
     schedule = Schedule(jobs)
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_the_parent)
-    running: dict[Future[T], Job[T]] = {}
+    running: dict[Future[bytes], Job[T]] = {}
     try:
         while True:
-            running |= {pool.submit(job.function, *job.arguments()): job for job in schedule.ready()}
+            running |= {
+                pool.submit(_call, job.function, pickle.dumps(job.arguments())): job for job in schedule.ready()
+            }
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
-                result = future.result()
+                result = pickle.loads(future.result())  # noqa: S301  (from our own process)
                 schedule.finish(job)
                 yield job, result
     except BrokenProcessPool as error:
@@ -96,6 +99,15 @@ def _run_in_processes(jobs: Sequence[Job[T]], processes: int) -> Iterator[tuple[
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _call(function: Callable[..., object], arguments: bytes) -> bytes:
+    """Call a function in a worker.
+
+    Arguments and result travel as bytes. As objects, their tensors would be handed over as shared memory through a
+    server in the parent, which breaks off with a traceback when a worker is ended while it asks.
+    """
+    return pickle.dumps(function(*pickle.loads(arguments)))  # noqa: S301  (from our own process)
 
 
 def _end_with_the_parent() -> None:

@@ -8,7 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["hadamard_bank"]
+__all__ = ["hadamard_bank", "largest_bank"]
+
+
+def largest_bank(shape: tuple[int, int, int]) -> int:
+    """The most directions that `hadamard_bank` has for images (C, H, W)."""
+    return 2 * _order(shape)
 
 
 def hadamard_bank(size: int, shape: tuple[int, int, int], seed: int) -> Tensor:
@@ -21,8 +26,7 @@ def hadamard_bank(size: int, shape: tuple[int, int, int], seed: int) -> Tensor:
     Raises:
         ValueError: Unless `size` is even, positive and at most twice the order of the matrix.
     """
-    dimension = math.prod(shape)
-    order = 1 << (dimension - 1).bit_length()
+    dimension, order = math.prod(shape), _order(shape)
     if size < 2 or size % 2 or size // 2 > order:
         raise ValueError(f"a bank for images {shape} needs an even size of 2 to {2 * order}, found {size}")
     random = np.random.default_rng(seed)
@@ -31,3 +35,8 @@ def hadamard_bank(size: int, shape: tuple[int, int, int], seed: int) -> Tensor:
     common = np.bitwise_count(rows[:, None] & np.arange(dimension)[None, :])  # [size / 2, d]
     half = np.where(common % 2 == 0, signs, -signs).astype(np.float32).reshape(-1, *shape)
     return torch.from_numpy(np.concatenate([half, -half]))
+
+
+def _order(shape: tuple[int, int, int]) -> int:
+    """Order of the smallest Sylvester-Hadamard matrix with a column for every pixel."""
+    return 1 << (math.prod(shape) - 1).bit_length()

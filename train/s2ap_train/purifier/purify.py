@@ -80,8 +80,8 @@ class Purification:
         """Refuse what is no purifier.
 
         Raises:
-            RecipeError: If a length is out of range, a count below one (steps: zero), a schedule does not fit the
-                steps, or a name is unknown.
+            RecipeError: If a length is out of range, a count below one (steps: zero), the seed below zero, a schedule
+                does not fit the steps, or a name is unknown.
         """
         schedule = self.sigma if isinstance(self.sigma, tuple) else (self.sigma,)
         lengths = (*schedule, self.step_size, self.radius, self.rho)
@@ -101,6 +101,8 @@ class Purification:
             raise RecipeError(f"purifier mode {self.mode!r}, norm {self.norm!r}: choose full or j_free, linf or l2")
         if self.bank_size < 2 or self.bank_size % 2:
             raise RecipeError(f"bank_size must be even and at least 2, found {self.bank_size}")
+        if self.bank_seed < 0:
+            raise RecipeError(f"bank_seed must be at least 0, found {self.bank_seed}")
 
     @property
     def off(self) -> bool:

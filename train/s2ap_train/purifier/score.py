@@ -25,6 +25,8 @@ __all__ = ["ScoreTraining", "TrainedScore", "train_score_model"]
 OnEpoch = Callable[[int, Mapping[str, float]], None]
 _VALIDATION_SIGMAS = 4
 _REPORTED_SIGMAS = 8
+_LEAST_SIGMA = 1e-4
+_NARROW = 1.05  # ratio of largest and smallest sigma below which one stands for all
 _MOST_REPORTED_IMAGES = 256
 _HELD_OUT = 10  # one image of so many validates, where no validation images are given
 
@@ -67,8 +69,11 @@ class ScoreTraining:
             raise RecipeError(
                 f"this cannot be trained: {self}; counts start at 1, lr is above 0, average_decay below 1"
             )
-        if not 0 < self.sigma_min <= self.sigma_max:
-            raise RecipeError(f"need 0 < sigma_min <= sigma_max, found {self.sigma_min} and {self.sigma_max}")
+        if not _LEAST_SIGMA <= self.sigma_min <= self.sigma_max < math.inf:
+            raise RecipeError(
+                f"need {_LEAST_SIGMA:g} <= sigma_min <= sigma_max, found {self.sigma_min:g} and {self.sigma_max:g}; "
+                "they are lengths in [0, 1] pixels, and float32 cannot tell less noise from none"
+            )
         if self.size not in get_args(Size):
             raise RecipeError(f"size {self.size!r} is not known; choose from {', '.join(get_args(Size))}")
         if self.width is not None and (self.width < 1 or self.width % CHANNELS_PER_GROUP):
@@ -95,9 +100,19 @@ class ScoreTraining:
         return width, self.multipliers
 
     def validation_sigmas(self) -> list[float]:
-        """Noise levels of every epoch's error: the middles of equal parts of [sigma_min, sigma_max] in logarithm."""
+        """Noise levels of every epoch's error: the middles of equal parts of [sigma_min, sigma_max] in logarithm.
+
+        One where there is nearly no range.
+        """
         ratio = self.sigma_max / self.sigma_min
-        return [self.sigma_min * ratio ** ((i + 0.5) / _VALIDATION_SIGMAS) for i in range(_VALIDATION_SIGMAS)]
+        count = 1 if ratio < _NARROW else _VALIDATION_SIGMAS
+        return [self.sigma_min * ratio ** ((i + 0.5) / count) for i in range(count)]
+
+    def reported_sigmas(self) -> list[float]:
+        """Noise levels of the final table: evenly spaced in logarithm, both ends included; one where both are one."""
+        if self.sigma_min == self.sigma_max:
+            return [self.sigma_min]
+        return log_spaced(self.sigma_min, self.sigma_max, _REPORTED_SIGMAS)
 
 
 @dataclass(frozen=True)
@@ -187,7 +202,7 @@ def train_score_model(
             report(state.epoch - 1, state.history[-1])
     net.load_state_dict(state.average.model.state_dict())
     net.eval().requires_grad_(False)
-    sigmas = log_spaced(config.sigma_min, config.sigma_max, _REPORTED_SIGMAS)
+    sigmas = config.reported_sigmas()
     compared = denoising_errors(net, fit_gaussian(train), held_out[:_MOST_REPORTED_IMAGES], sigmas)
     return TrainedScore(net.cpu().to(memory_format=torch.contiguous_format), tuple(state.history), compared)
 

@@ -1,16 +1,22 @@
 """The sweep alone: python -m s2ap_train.purifier_choice RECIPE --work-dir FOLDER."""
 
+import sys
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from s2ap_defend.errors import DefendError
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.cli.main import run
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.model_file import check_writable, replace_file
 from s2ap_defend.progress import Reporter
+from s2ap_train.lock import locked_folder
 from s2ap_train.parts import train_parts
 from s2ap_train.purifier_choice import check_grid, choose_purifier, print_choice
+from s2ap_train.purifier_grid import check_banks
 from s2ap_train.recipe import load_recipe
+
+PROGRAM = "python -m s2ap_train.purifier_choice"
 
 
 @click.command()
@@ -26,25 +32,29 @@ def main(recipe: str, work_dir: Path, overrides: tuple[str, ...], workers: int |
 
     --set 'choice.settings=[{sigma=[0.05,0.1,0.2], rho=[0.0,0.05]}]'
     """
-    try:
-        _sweep(recipe, work_dir, overrides, workers, target)
-    except DefendError as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _sweep(recipe: str, work_dir: Path, overrides: tuple[str, ...], workers: int | None, target: Path | None) -> None:
+    if target is not None:
+        check_writable(target)
     console = Console()
     reporter = Reporter(console)
     loaded = load_recipe(recipe, overrides)
-    check_grid(loaded)
+    tried = check_grid(loaded)
     splits = loaded.load_data()
-    parts = train_parts(loaded, splits, work_dir, reporter, workers=workers)
-    _, record = choose_purifier(loaded, parts, splits, work_dir, reporter, by="validation", workers=workers)
+    check_banks(tried, splits.image_shape)
+    with locked_folder(work_dir):
+        parts = train_parts(loaded, splits, work_dir, reporter, workers=workers)
+        _, record = choose_purifier(loaded, parts, splits, work_dir, reporter, by="validation", workers=workers)
     if record is not None:
         print_choice(record, console)
         if target is not None:
-            replace_file(target, record.model_dump_json(indent=2).encode())
+            _write(target, record.model_dump_json(indent=2).encode())
+
+
+def _write(target: Path, content: bytes) -> None:
+    try:
+        replace_file(target, content)
+    except OSError as error:
+        raise RecipeError(f"{target} cannot be written ({error.strerror or error}); choose another file") from error
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(sys.argv[1:], main, PROGRAM))

@@ -16,12 +16,30 @@ from s2ap_train.evaluate.adaptive import AdaptiveBudget, Descent, Path, View, ad
 from s2ap_train.evaluate.objectives import agreement_objective, mean_log_probability, targeted_agreement_objective
 from s2ap_train.evaluate.oblivious import pgd
 from s2ap_train.evaluate.purified import variant_view
+from s2ap_train.evaluate.square import square
 from s2ap_train.evaluate.systems import Outcome, never_flagged
 from s2ap_train.purifier.variants import Variant, off
 from s2ap_train.purifier_grid import ChoiceSettings
 
-__all__ = ["Behind", "Jury", "attack", "attack_in_words", "milliseconds", "oblivious_attack"]
+__all__ = [
+    "ATTACK_VERSION",
+    "BPDA",
+    "GRADIENT",
+    "NOT_BROKEN",
+    "SURROGATE",
+    "Attacked",
+    "Behind",
+    "Jury",
+    "attack",
+    "attack_in_words",
+    "milliseconds",
+    "oblivious_attack",
+    "square_attack",
+]
 
+ATTACK_VERSION = 2
+"""Raise it with every change of what an attack does: attacks that were kept under another number are made again."""
+NOT_BROKEN, GRADIENT, BPDA, SURROGATE = range(4)
 _TIMED_IMAGES = 64
 _TIMED_RUNS = 5
 _BATCH = 256
@@ -77,6 +95,20 @@ class Jury:
         return np.asarray(~self(images, labels).success)
 
 
+@dataclass(frozen=True)
+class Attacked:
+    """What the attack on one purifier found.
+
+    Attributes:
+        images: The image of every sample that is closest to a wrong label [N, C, H, W].
+        by: What broke it first [N]: NOT_BROKEN, GRADIENT (which is also what needed no attack on this purifier), BPDA
+            or SURROGATE.
+    """
+
+    images: Float32
+    by: Int64
+
+
 def attack(
     variant: Variant,
     behind: Behind,
@@ -86,8 +118,11 @@ def attack(
     eps: float,
     seed: int,
     candidates: list[Float32],
-) -> Float32:
-    """Attack every image through the purifier; images [N, C, H, W] that are closest to a wrong label.
+) -> Attacked:
+    """Attack every image through the purifier: along its exact gradient, then, what that left, without it.
+
+    The gradient of a purifier can say nothing and its values still be attacked (Athalye et al. 2018, arXiv 1802.00420);
+    what is found without the exact gradient is counted, so that masked gradients are seen.
 
     Args:
         variant: The purifier.
@@ -102,25 +137,48 @@ def attack(
     budget = AdaptiveBudget(
         steps=settings.steps, cheap_steps=settings.steps, restarts=settings.restarts, targets=1, check_every=5
     )
-    result = adaptive_attack(
-        Jury(view),
-        view,
-        _plan(),
-        data,
-        eps=eps,
-        budget=budget,
-        seed=seed,
-        candidates=candidates,
-    )
-    return result.images
+    jury, images, by = Jury(view), data.images, np.full(len(data), NOT_BROKEN)
+    for code, plan in ((GRADIENT, _exact_plan()), (BPDA, _bpda_plan()), (SURROGATE, _surrogate_plan())):
+        result = adaptive_attack(
+            jury,
+            view,
+            plan,
+            data,
+            eps=eps,
+            budget=budget,
+            seed=seed + 104729 * (code - GRADIENT),
+            candidates=candidates if code == GRADIENT else [images],
+        )
+        images = result.images
+        by[(by == NOT_BROKEN) & ~jury.right(images, data.labels)] = code
+    return Attacked(images, by)
+
+
+def square_attack(
+    variant: Variant, behind: Behind, data: ImageSet, settings: ChoiceSettings, *, eps: float, seed: int
+) -> Float32:
+    """Square, which asks for answers alone, on every image through the purifier [N, C, H, W]."""
+    return square(Jury(behind.view(variant)), data, eps=eps, queries=settings.square_queries, seed=seed)
 
 
 def attack_in_words(settings: ChoiceSettings) -> str:
     """What the attacker did, for the manifest."""
+    plans = (
+        ("along the exact gradient", _exact_plan()),
+        ("along the identity's (BPDA)", _bpda_plan()),
+        ("along the J-free purifier's", _surrogate_plan()),
+    )
+    descents = "; ".join(f"{how}: {', '.join(one.name for one in plan)}" for how, plan in plans)
+    square = (
+        f"Square, {settings.square_queries} queries, on what the chosen purifier, its twin with rho 0 and off leave"
+        if settings.square_queries
+        else "no black-box attack"
+    )
+    restarts = f"{settings.restarts} restart{'s' if settings.restarts > 1 else ''}"
     return (
         f"PGD without the purifier, then Auto-PGD on the mean log-probability of classifier and members "
-        f"({', '.join(descent.name for descent in _plan())}), {settings.steps} steps each, {settings.restarts} "
-        f"restart{'s' if settings.restarts > 1 else ''}; what was found for one purifier is tried on all others"
+        f"({descents}), {settings.steps} steps each, {restarts}; {square}; what was found for one purifier is tried on "
+        "all others"
     )
 
 
@@ -144,8 +202,8 @@ def milliseconds(variant: Variant, behind: Behind, data: ImageSet) -> float:
     return 1000.0 * float(np.median(seconds)) / len(images)
 
 
-def _plan() -> list[Descent]:
-    """Descents; 'exact' is the gradient of every step of the purifier, 'straight_through' the same past its clamps."""
+def _exact_plan() -> list[Descent]:
+    """'exact' is the gradient of every step of the purifier, 'straight_through' the same past its clamps."""
     agreement, targeted = agreement_objective(), targeted_agreement_objective()
     return [
         Descent(agreement, "exact", "random"),
@@ -153,3 +211,14 @@ def _plan() -> list[Descent]:
         Descent(targeted, "exact", "best", target=0),
         Descent(targeted, "straight_through", "random", target=0),
     ]
+
+
+def _bpda_plan() -> list[Descent]:
+    return [
+        Descent(agreement_objective(), "identity", "random"),
+        Descent(targeted_agreement_objective(), "identity", "best", target=0),
+    ]
+
+
+def _surrogate_plan() -> list[Descent]:
+    return [Descent(agreement_objective(), "surrogate", "random")]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from s2ap_defend.manifest import ChoiceRow, PurifierSettings
+from s2ap_defend.manifest import ChoiceRow, PurifierSettings, Ungraded
 from s2ap_defend.types import Bool
 from s2ap_train.evaluate.figures import clopper_pearson
 from s2ap_train.measures.paired import mcnemar
 from s2ap_train.purifier_choice.sweep import Tried
 from s2ap_train.purifier_grid import settings_of, without_ascent
 
-__all__ = ["By", "best_row", "reason", "rows_of", "twin_of"]
+__all__ = ["By", "best_row", "masked", "reason", "rows_of", "twin_of"]
 
 By = Literal["recipe", "validation"]
 NOISE = 0.05
@@ -40,6 +40,12 @@ def rows_of(tried: Sequence[Tried]) -> tuple[ChoiceRow, ...]:
                 **settings_of(config).model_dump(),
                 clean_accuracy=float(one.clean.mean()),
                 oblivious_accuracy=float(one.oblivious.mean()),
+                gradient_accuracy=float(one.gradient.mean()),
+                ungraded=Ungraded(
+                    bpda=int(one.bpda.sum()),
+                    surrogate=int(one.surrogate.sum()),
+                    square=None if one.square is None else int(one.square.sum()),
+                ),
                 adaptive_accuracy=float(right.mean()),
                 adaptive_interval=clopper_pearson(int(right.sum()), len(right)),
                 p_against_off=None if config.off else _p_value(off.adaptive, right),
@@ -66,12 +72,22 @@ def twin_of(rows: Sequence[ChoiceRow], row: ChoiceRow) -> ChoiceRow | None:
     )
 
 
-def reason(rows: Sequence[ChoiceRow], chosen: int, by: By) -> str:
+def masked(row: ChoiceRow, samples: int) -> bool:
+    """Whether attacks without the exact gradient broke more than chance of what it had left.
+
+    With the exact gradient nothing else should be needed. The accuracy under the exact gradient alone is compared with
+    that under all attacks on the row by McNemar's test, as every other difference is (the second is never higher, so
+    six images are beyond chance); and it is masked where they broke half of what was left, however few that is.
+    """
+    lost, left = row.ungraded.total, round(row.gradient_accuracy * samples)
+    return lost > 0 and (mcnemar(lost, 0) < NOISE or 2 * lost >= left)
+
+
+def reason(rows: Sequence[ChoiceRow], chosen: int, by: By, samples: int) -> str:
     """Why a row was chosen, what the attack left of it, without it and with rho 0, and whether a part of it hurts."""
     row, off, twin = rows[chosen], next(one for one in rows if one.off), twin_of(rows, rows[chosen])
-    purifiers = [one for one in rows if not one.off]
     if row.off:
-        sentences = [_off_in_words(off, purifiers, len(rows), by)]
+        sentences = _off_in_words(rows, off, by, samples)
     else:
         figures = f"{off.adaptive_accuracy:.1%} without a purifier"
         if twin is not None:
@@ -83,46 +99,95 @@ def reason(rows: Sequence[ChoiceRow], chosen: int, by: By) -> str:
         sentences = [
             f"The purifier is on ({row.in_words}), {found}: under the white-box attack {row.adaptive_accuracy:.1%} "
             f"stay right, {figures}.",
-            _verdict("The purifier", row, off, row.p_against_off),
+            *_verdict("The purifier", row, off, row.p_against_off, samples),
         ]
         if twin is not None:
-            sentences.append(_verdict("Its sharpness-aware ascent", row, twin, row.p_against_rho_0))
+            sentences += _verdict("Its sharpness-aware ascent", row, twin, row.p_against_rho_0, samples, told=True)
     if by == "recipe":
-        sentences += _better_ones(rows, row)
+        sentences += _better_ones(rows, row, samples)
+    if by == "validation":
+        sentences += _at_the_edge(rows, row)
+    if len(rows) > 2:
+        sentences.append(
+            f"The p-values are not corrected for the {len(rows)} rows that were tried, and the best of many is "
+            "flattered by having been picked."
+        )
     return " ".join(sentences)
 
 
-def _off_in_words(off: ChoiceRow, purifiers: Sequence[ChoiceRow], count: int, by: By) -> str:
-    found = f"the best of {count} on validation images" if by == "validation" else "as the recipe says"
+def _off_in_words(rows: Sequence[ChoiceRow], off: ChoiceRow, by: By, samples: int) -> list[str]:
+    found = f"the best of {len(rows)} on validation images" if by == "validation" else "as the recipe says"
     text = f"The purifier is off, {found}: under the white-box attack {off.adaptive_accuracy:.1%} stay right"
+    purifiers = [one for one in rows if not one.off]
     if not purifiers:
-        return f"{text}."
+        return [f"{text}."]
     best = purifiers[best_row(purifiers)]
+    return [
+        f"{text}, {best.adaptive_accuracy:.1%} with the best purifier that was tried ({best.in_words}).",
+        *_verdict("That one", best, off, best.p_against_off, samples),
+    ]
+
+
+def _verdict(
+    what: str, after: ChoiceRow, before: ChoiceRow, p_value: float | None, samples: int, *, told: bool = False
+) -> list[str]:
+    """It lowers the figure, raises it, or does neither beyond noise; nobody knows where gradients are masked.
+
+    `told`: that they are has been said before.
+    """
+    p_value = 1.0 if p_value is None else p_value
+    test = f"(exact McNemar p = {p_value:.2g})"
+    hidden = masked(after, samples)
+    sentences = [_masked_in_words(after, samples)] if hidden and not told else []
+    if p_value >= NOISE:
+        said = f"{what} changes the adaptive figure by no more than noise {test}."
+    elif after.adaptive_accuracy < before.adaptive_accuracy:
+        said = f"{what} LOWERS the adaptive figure beyond noise {test}."
+    elif hidden:
+        said = f"{what} may only seem to lift the adaptive figure {test}: a better attack may find more."
+    else:
+        said = f"{what} raises the adaptive figure beyond noise {test}."
+    return [*sentences, said]
+
+
+def _masked_in_words(row: ChoiceRow, samples: int) -> str:
+    broke = row.ungraded
+    square = "" if broke.square is None else f", Square {broke.square}"
     return (
-        f"{text}, {best.adaptive_accuracy:.1%} with the best purifier that was tried ({best.in_words}). "
-        f"{_verdict('That one', best, off, best.p_against_off)}"
+        f"Its gradients are masked: of {round(row.gradient_accuracy * samples)} images that its exact gradient left, "
+        f"{broke.total} were broken without it (BPDA {broke.bpda}, the surrogate {broke.surrogate}{square})."
     )
 
 
-def _verdict(what: str, after: ChoiceRow, before: ChoiceRow, p_value: float | None) -> str:
-    """One sentence: it lowers the figure, raises it, or does neither beyond noise."""
-    p_value = 1.0 if p_value is None else p_value
-    test = f"(exact McNemar p = {p_value:.2g})"
-    if p_value >= NOISE:
-        return f"{what} changes the adaptive figure by no more than noise {test}."
-    verb = "LOWERS" if after.adaptive_accuracy < before.adaptive_accuracy else "raises"
-    return f"{what} {verb} the adaptive figure beyond noise {test}."
-
-
-def _better_ones(rows: Sequence[ChoiceRow], row: ChoiceRow) -> list[str]:
+def _better_ones(rows: Sequence[ChoiceRow], row: ChoiceRow, samples: int) -> list[str]:
     """What the sweep found that is better than the recipe's purifier: with an ascent, and altogether."""
     with_ascent = [one for one in rows if not one.off and one.rho > 0]
     sentences: list[str] = []
     for kind, some in (("Another SAM setting was better", with_ascent), ("The best of all rows", list(rows))):
         best = some[best_row(some)] if some else row
         if best.adaptive_accuracy > row.adaptive_accuracy and not any(best.in_words in one for one in sentences):
-            sentences.append(f"{kind}: {best.in_words}, {best.adaptive_accuracy:.1%}.")
+            doubt = " (its gradients are masked)" if masked(best, samples) else ""
+            square = ", before Square" if best.ungraded.square is None is not row.ungraded.square else ""
+            sentences.append(f"{kind}: {best.in_words}, {best.adaptive_accuracy:.1%}{square}{doubt}.")
     return sentences
+
+
+def _at_the_edge(rows: Sequence[ChoiceRow], row: ChoiceRow) -> list[str]:
+    """Whether a setting is the largest or smallest that was tried, so that better ones may lie beyond."""
+    if row.off:
+        return []
+    purifiers, edges = [one for one in rows if not one.off], []
+    for key, lowest in (("sigma", 0.0), ("steps", 1.0), ("radius", 0.0), ("rho", 0.0)):
+        own, tried = _value(row, key), {_value(one, key) for one in purifiers}
+        if len(tried) > 1 and own == max(tried):
+            edges.append(f"{key} {own:g} is the largest")
+        elif len(tried) > 1 and own == min(tried) and own > lowest:
+            edges.append(f"{key} {own:g} is the smallest")
+    return [f"It lies at the edge of what was tried: {', '.join(edges)}; better ones may lie beyond."] if edges else []
+
+
+def _value(row: ChoiceRow, key: str) -> float:
+    return max(row.sigmas) if key == "sigma" else float(getattr(row, key))
 
 
 def _p_value(before: Bool, after: Bool) -> float:

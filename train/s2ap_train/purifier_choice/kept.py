@@ -1,10 +1,10 @@
-"""What a sweep keeps between runs: the images that the attack found for each purifier, as JSON, written whole."""
+"""What a sweep keeps: the images that the attack found for each purifier; between runs as JSON, written whole."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from s2ap_defend.model_file import replace_file
 from s2ap_defend.types import Float32
+from s2ap_train.purifier_choice.attack import ATTACK_VERSION
 from s2ap_train.workbench import fingerprint
 
 __all__ = ["KeptAttacks", "weights_digest"]
@@ -26,45 +27,53 @@ class KeptAttacks:
     """Attacked images by everything that they depend on.
 
     Args:
-        folder: Where they are kept; None keeps nothing.
+        folder: Where they are kept; None keeps them for this object alone.
         key: What all of them depend on: networks, data and attack.
     """
 
     def __init__(self, folder: Path | None, key: object) -> None:
         self._folder = folder
         self._key = key
+        self._here: dict[str, tuple[Float32, dict[str, Any]]] = {}
 
-    def load(self, part: object, shape: tuple[int, ...]) -> tuple[Float32, float] | None:
-        """Images of that shape and milliseconds that were kept for a part of the sweep; None: there are none."""
+    def load(self, part: object, shape: tuple[int, ...]) -> tuple[Float32, dict[str, Any]] | None:
+        """Images of that shape and what else was kept for a part of the sweep; None: there is nothing."""
+        key = self._key_of(part)
         if self._folder is None:
-            return None
-        path, key = self._place(self._folder, part)
+            return self._here.get(key)
         try:
-            kept = _KEPT.validate_json(path.read_bytes())
+            kept = _KEPT.validate_json(self._path(self._folder, key).read_bytes())
             if kept["key"] != key:
                 return None
             images = np.frombuffer(base64.b64decode(kept["images"], validate=True), dtype="<f4").reshape(shape)
-            return images.astype(np.float32), float(kept["milliseconds"])
-        except (OSError, ValidationError, KeyError, TypeError, ValueError):
+            return images.astype(np.float32), dict(kept["notes"])
+        except (OSError, ValidationError, AttributeError, KeyError, TypeError, ValueError):
             return None  # measured again
 
-    def save(self, part: object, images: Float32, milliseconds: float) -> None:
+    def save(self, part: object, images: Float32, notes: Mapping[str, Any]) -> None:
         """Keep what was found for a part."""
+        key = self._key_of(part)
         if self._folder is None:
+            self._here[key] = images, dict(notes)
             return
-        path, key = self._place(self._folder, part)
         encoded = base64.b64encode(images.astype("<f4").tobytes()).decode()
-        replace_file(path, _KEPT.dump_json({"key": key, "milliseconds": milliseconds, "images": encoded}))
+        whole = {"key": key, "notes": dict(notes), "images": encoded}
+        replace_file(self._path(self._folder, key), _KEPT.dump_json(whole))
 
-    def _place(self, folder: Path, part: object) -> tuple[Path, str]:
-        key = fingerprint((self._key, part))
-        return folder / f"{key[:20]}.json", key
+    def _key_of(self, part: object) -> str:
+        return fingerprint((ATTACK_VERSION, self._key, part))
+
+    @staticmethod
+    def _path(folder: Path, key: str) -> Path:
+        return folder / f"{key[:20]}.json"
 
 
 def weights_digest(networks: Iterable[nn.Module]) -> str:
-    """SHA-256 over the names and values of all parameters and buffers."""
+    """SHA-256 over what the networks are and hold: their modules and settings, names, shapes and values of tensors."""
     digest = hashlib.sha256()
     for network in networks:
+        architecture = getattr(network, "architecture", None)
+        digest.update(f"{network!r}\n{architecture() if callable(architecture) else ''}\n".encode())
         for name, value in network.state_dict().items():
             digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}\n".encode())
             digest.update(_little_endian(value))

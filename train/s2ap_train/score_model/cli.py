@@ -28,9 +28,15 @@ if TYPE_CHECKING:
 @click.option(
     "--samples", type=click.IntRange(1, 64), default=8, show_default=True, help="Images that the report shows."
 )
+@click.option("--overwrite", is_flag=True, help="Replace a finished model of other settings in that folder.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 def score_model(
-    recipe: str, output: Path, samples: int, overrides: tuple[str, ...], **options: str | float | Path | None
+    recipe: str,
+    output: Path,
+    samples: int,
+    overwrite: bool,
+    overrides: tuple[str, ...],
+    **options: str | float | Path | None,
 ) -> None:
     """Train the purifier's score model of RECIPE and nothing else, and report what it can do.
 
@@ -49,17 +55,18 @@ def score_model(
     for name in (METRICS_FILE, *FILES):
         check_writable(output / name)
     console = Console()
-    metrics = launch(settings.compute, _run, settings, output, samples)
+    metrics = launch(settings.compute, _run, settings, output, samples, overwrite)
     for line in error_table(metrics["denoising"]).lines():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"wrote {output}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _run(compute: "Compute", settings: "ScoreRecipe", output: Path, samples: int) -> Mapping[str, Any]:
+def _run(compute: "Compute", settings: "ScoreRecipe", output: Path, samples: int, overwrite: bool) -> Mapping[str, Any]:
     from contextlib import nullcontext
 
-    from s2ap_train.lock import locked
-    from s2ap_train.score_part import report_score_part, score_part
+    from s2ap_defend.errors import RecipeError
+    from s2ap_train.lock import locked_folder
+    from s2ap_train.score_part import NAME, deciding_settings, report_score_part, score_part
     from s2ap_train.threads import one_thread
     from s2ap_train.workbench import Workbench
 
@@ -69,9 +76,14 @@ def _run(compute: "Compute", settings: "ScoreRecipe", output: Path, samples: int
         loading.note = f"{len(splits.train)} training, {len(splits.validation)} validation"
     workbench = Workbench(output, reporter, keep=compute.is_main)
     with (
-        locked(output / ".score-model.lock", wait=False) if compute.is_main else nullcontext(),
+        locked_folder(output) if compute.is_main else nullcontext(),
         one_thread() if settings.data.source == "digits" else nullcontext(),
     ):
+        if not overwrite and workbench.holds_another(NAME, deciding_settings(settings, compute)):
+            raise RecipeError(
+                f"{output} holds a score model that was trained with other settings; name another folder with -o, or "
+                "give --overwrite to train it again there"
+            )
         part = score_part(settings, splits, workbench, compute)
         if not compute.is_main:
             return {}
