@@ -35,6 +35,7 @@ from s2ap_train.recipe import Recipe
 from s2ap_train.threads import one_thread
 from s2ap_train.workbench import fingerprint
 
+FIGURES_VERSION = 2  # of what is measured: figures that were kept with another are measured again
 ATTACKS = ("clean", "fgsm", "pgd", "unrolled-pgd", "square")
 COMPARED = 8  # images on which exported stages are compared with their networks
 
@@ -142,7 +143,7 @@ def _measure(recipe: Recipe, parts: Parts, file: Path, data: ImageSet, work_dir:
     """Attack the file and its ablations; figures of the same file and the same recipe are reused."""
     sealed = open_model_file(file).manifest
     decides = recipe.model_copy(update={"choice": None})  # the ablations are not in the file; the chosen purifier is
-    key = fingerprint((sealed.weights_sha256, sealed.graph_sha256, decides))
+    key = fingerprint((sealed.weights_sha256, sealed.graph_sha256, decides, FIGURES_VERSION))
     kept = work_dir / "figures.json"
     if kept.exists():
         try:

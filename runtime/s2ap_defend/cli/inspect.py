@@ -41,7 +41,8 @@ def inspect(model: Path, as_json: bool) -> None:
         console.print(table)
     if manifest.purifier.choice is not None:
         console.print(_choice_table(manifest.purifier.choice))
-        console.print(harmless(manifest.purifier.choice.reason), markup=False, highlight=False, soft_wrap=True)
+        for line in _in_words(manifest.purifier.choice):
+            console.print(harmless(line), markup=False, highlight=False, soft_wrap=True)
     if manifest.measured:
         console.print(_measured_table(manifest))
     else:
@@ -125,6 +126,15 @@ def _choice_table(choice: ChoiceRecord) -> Table:
             str(row.network_passes),
         )
     return table
+
+
+def _in_words(choice: ChoiceRecord) -> list[str]:
+    """Why it was chosen, and what a robust classifier reaches without any of it."""
+    if choice.reference is None:
+        return [choice.reason]
+    alone = choice.reference
+    accuracies = f"{alone.adaptive_accuracy:.1%} under the same attack, {alone.clean_accuracy:.1%} clean"
+    return [choice.reason, f"To beat: {alone.name}, {accuracies}."]
 
 
 def _calibrated(record: CalibrationRecord) -> str:
