@@ -31,13 +31,13 @@ def draw_images(file: Path, clean: Float32, attacked: Float32, variants: Mapping
     columns: dict[str, tuple[Float32, bool]] = {
         "image": (clean[rows], False),
         "attacked": (attacked[rows], False),
-        "attacked - image": (attacked[rows] - clean[rows], True),
+        "difference": (attacked[rows] - clean[rows], True),
     }
     for title, variant in variants.items():
         with torch.no_grad():
             purified = variant.purify(torch.from_numpy(attacked[rows])).numpy()
-        columns[f"{title}:\npurified"] = (purified, False)
-        columns[f"{title}:\npurified - attacked"] = (purified - attacked[rows], True)
+        columns[f"{title}: purified"] = (purified, False)
+        columns[f"{title}: moved by"] = (purified - attacked[rows], True)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(1.5 * len(columns), 1.55 * len(rows) + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
@@ -46,7 +46,7 @@ def draw_images(file: Path, clean: Float32, attacked: Float32, variants: Mapping
             span = max(float(np.abs(images).max()), 1e-6)
             for row, image in enumerate(images):
                 _show(axes[row, column], image, span if signed else None)
-            axes[0, column].set_title(f"{title}, +-{span:.2f}" if signed else title)
+            axes[0, column].set_title(f"{title}\n+-{span:.2f}" if signed else title)
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=110, metadata={"Software": None})
 

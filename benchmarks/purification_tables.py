@@ -1,6 +1,12 @@
-"""Figures of the purification benchmark as JSON values, and as tables in Markdown."""
+"""Figures of the purification benchmark as JSON values, and as tables in Markdown.
 
+python benchmarks/purification_tables.py FILE prints those of a kept file of figures.
+"""
+
+import json
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,10 +97,10 @@ def findings(document: Mapping[str, Any]) -> list[str]:
     lines = []
     for classifier, rows in document["figures"].items():
         where = f"In front of the {classifier} classifier"
-        for word, sign in (("raises", 1), ("lowers", -1)):
+        for word, sign in (("raise", 1), ("lower", -1)):
             changed = [name for name, points in significant(rows, "against_off").items() if sign * points > 0]
             if changed:
-                lines.append(f"{where} the worst case against off {word} beyond noise: {'; '.join(changed)}.")
+                lines.append(f"{where} these {word} the worst case against off beyond noise: {'; '.join(changed)}.")
         compared = [name for name, row in rows.items() if "against_rho_0" in row]
         if compared:
             changed = [f"{name} ({points:+.0f} points)" for name, points in significant(rows, "against_rho_0").items()]
@@ -154,5 +160,8 @@ def _difference(difference: Mapping[str, Any] | None, stands: bool) -> str:
     return f"{points} *" if stands else points
 
 
-SHOWN_CURVES = ("off", RECIPE, "wide")
+SHOWN_CURVES = ("off", RECIPE)
 """Purifiers whose curves are measured."""
+
+if __name__ == "__main__":
+    print_tables(json.loads(Path(sys.argv[1]).read_text()))
