@@ -16,9 +16,8 @@ from report import aligned
 
 from s2ap_defend.types import Bool
 from s2ap_train.evaluate.figures import clopper_pearson
-from s2ap_train.measures.paired import paired_difference
+from s2ap_train.measures.paired import NOISE, paired_difference
 
-SIGNIFICANT = 0.05
 _TITLES = {
     "clean": "clean",
     "oblivious": "oblivious",
@@ -119,7 +118,7 @@ def findings(document: Mapping[str, Any]) -> list[str]:
             fall = f"falls to 0 at eps {zero[0]:g}, where random noise leaves {zero[1]:.2f}"
         test = f"at most {curve['helped']} images survive only the most steps, p {curve['helped_p_value']:.2g}"
         helped = f"helps the defence beyond noise: MASKED ({test})"
-        if curve["helped_p_value"] >= SIGNIFICANT:
+        if curve["helped_p_value"] >= NOISE:
             helped = f"does not help the defence ({test})"
         lines.append(f"{name}: accuracy {fall}; a longer attack {helped}.")
     return lines
@@ -130,7 +129,7 @@ def significant(rows: Mapping[str, Any], key: str) -> dict[str, float]:
     tests = sorted((row[key]["p_value"], name) for name, row in rows.items() if key in row)
     found = {}
     for place, (p_value, name) in enumerate(tests):
-        if p_value * (len(tests) - place) >= SIGNIFICANT:
+        if p_value * (len(tests) - place) >= NOISE:
             break
         found[name] = 100 * rows[name][key]["difference"]
     return found

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from toy_scores import mixture_score
+from toy_scores import mixture_score, random_unet
 
 from s2ap_defend.errors import DefendError, InputError, RecipeError
 from s2ap_train.purifier import Purification, UNet, hadamard_bank, purify
@@ -41,12 +41,7 @@ ALL = DETERMINISTIC | {"noise-and-denoise": lambda net: noise_and_denoise(net, 0
 
 @pytest.fixture(scope="module")
 def net() -> UNet:
-    """A score model with random weights everywhere, also where training starts at zero."""
-    model = UNet(1, 8, (1, 2), seed=1).double().eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(2)
-    for parameter in model.parameters():
-        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return model
+    return random_unet()
 
 
 def images(count: int, seed: int = 0) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from toy_scores import random_unet
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.purifier import Purification, UNet, field, hadamard_bank, purify, trajectory
@@ -17,12 +18,7 @@ CONFIG = Purification(sigma=0.2, radius=0.3, steps=3, step_size=0.7, rho=0.2, ba
 
 @pytest.fixture(scope="module")
 def net() -> UNet:
-    """A score model with random weights everywhere, also where training starts at zero."""
-    model = UNet(1, 8, (1, 2), seed=1).double().eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(2)
-    for parameter in model.parameters():
-        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return model
+    return random_unet()
 
 
 def images(count: int, seed: int = 0) -> Tensor:

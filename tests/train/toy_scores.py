@@ -1,4 +1,4 @@
-"""Score models in closed form: mixtures of equal Gaussians, whose densities and denoisers can be written down."""
+"""Score models for tests: mixtures of equal Gaussians, whose denoisers can be written down, and a random network."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s2ap_train.purifier import UNet
+
 Net = Callable[[Tensor, float], Tensor]
+
+
+def random_unet() -> UNet:
+    """A float64 score model of one channel with random weights everywhere, also where training starts at zero."""
+    model = UNet(1, 8, (1, 2), seed=1).double().eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return model
 
 
 def log_density(y: Tensor, centres: Tensor, spread: float, sigma: float) -> Tensor:

@@ -14,7 +14,7 @@ from s2ap_train.data import ImageSet
 from s2ap_train.evaluate import AdaptiveBudget, Evaluation
 from s2ap_train.evaluate.adaptive import View, bare_plan
 from s2ap_train.ladder_rows import MeasuredRow, Rung, attack_row, with_purifier
-from s2ap_train.measures.paired import PairedDifference, paired_difference
+from s2ap_train.measures.paired import NOISE, PairedDifference, paired_difference
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.network import Network as KnownNetwork
 from s2ap_train.parts import Parts
@@ -22,11 +22,9 @@ from s2ap_train.recipe import Recipe
 from s2ap_train.threads import one_thread
 from s2ap_train.twin import Twin
 
-__all__ = ["NOISE", "Ladder", "Rung", "measure_ladder", "print_ladder", "purifier_in_words"]
+__all__ = ["Ladder", "Rung", "measure_ladder", "print_ladder", "purifier_in_words"]
 
 Network = Callable[[Tensor], Tensor]
-NOISE = 0.05
-"""A difference with a p-value from here on is called noise."""
 
 
 @dataclass(frozen=True)

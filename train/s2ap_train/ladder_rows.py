@@ -1,24 +1,21 @@
 """Rows of the closing table of a hardening: one defence under the attacks that know it."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from s2ap_defend.types import Bool, Float32, Int64
+from s2ap_defend.types import Bool, Float32
 from s2ap_train.data import ImageSet
 from s2ap_train.evaluate import AdaptiveBudget
-from s2ap_train.evaluate.adaptive import Descent, View, adaptive_attack, bare_plan
+from s2ap_train.evaluate.adaptive import Descent, View, adaptive_attack, bare_plan, bare_view
 from s2ap_train.evaluate.objectives import classifier_objective
 from s2ap_train.evaluate.oblivious import pgd
-from s2ap_train.evaluate.systems import Outcome, never_flagged
+from s2ap_train.evaluate.purified import UnflaggingSystem
 from s2ap_train.twin import Twin
 
-__all__ = ["MeasuredRow", "Rung", "UnflaggingSystem", "attack_row", "purified_plan", "with_purifier"]
-
-Network = Callable[[Tensor], Tensor]
+__all__ = ["MeasuredRow", "Rung", "attack_row", "purified_plan", "with_purifier"]
 
 
 @dataclass(frozen=True)
@@ -55,22 +52,6 @@ class MeasuredRow:
     right: Bool
 
 
-class UnflaggingSystem:
-    """A network, or a chain of them, that answers a label and never flags.
-
-    Args:
-        log_probabilities: Images [N, C, H, W] in [0, 1] -> log-probabilities [N, K].
-    """
-
-    def __init__(self, log_probabilities: Network) -> None:
-        self._log_probabilities = log_probabilities
-
-    def __call__(self, images: Float32, labels: Int64) -> Outcome:
-        """Outcome of the labels; the score is the margin of the true label."""
-        with torch.no_grad():
-            return never_flagged(self._log_probabilities(torch.from_numpy(images)).numpy(), labels)
-
-
 def with_purifier(
     bare: MeasuredRow, twin: Twin, data: ImageSet, eps: float, seed: int, budget: AdaptiveBudget
 ) -> tuple[MeasuredRow, MeasuredRow]:
@@ -88,7 +69,7 @@ def with_purifier(
     purified = attack_row(
         "with purifier",
         view,
-        _classifier_view(twin),
+        bare_view(twin),
         purified_plan(budget),
         data,
         eps=eps,
@@ -151,10 +132,6 @@ def attack_row(
         label_accuracy=robust,
     )
     return MeasuredRow(rung, result.images, right)
-
-
-def _classifier_view(twin: Twin) -> View:
-    return lambda images, path, members: (twin.classify(images), None)  # noqa: ARG005
 
 
 def _purified_view(twin: Twin) -> View:

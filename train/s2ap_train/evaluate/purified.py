@@ -5,16 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from s2ap_defend.types import Bool, Float32, Int64
+from s2ap_train.evaluate.systems import Outcome, never_flagged
+from s2ap_train.purifier.purify import pass_through
 
 if TYPE_CHECKING:
     from s2ap_train.evaluate.adaptive import Path, View
     from s2ap_train.purifier.variants import Variant
 
-__all__ = ["passed", "variant_view"]
+__all__ = ["UnflaggingSystem", "passed", "variant_view"]
 
 Classify = Callable[[Tensor], Tensor]
+_BATCH = 256
+
+
+class UnflaggingSystem:
+    """A network, or a chain of them, that answers a label and never flags.
+
+    Args:
+        log_probabilities: Images [N, C, H, W] in [0, 1] -> log-probabilities [N, K].
+    """
+
+    def __init__(self, log_probabilities: Classify) -> None:
+        self._log_probabilities = log_probabilities
+
+    def __call__(self, images: Float32, labels: Int64) -> Outcome:
+        """Outcome of the labels; the score is the margin of the true label."""
+        with torch.no_grad():
+            parts = [self._log_probabilities(part) for part in torch.split(torch.from_numpy(images), _BATCH)]
+        return never_flagged(torch.cat(parts).numpy(), labels)
+
+    def right(self, images: Float32, labels: Int64) -> Bool:
+        """Images whose label is the true one [N]."""
+        return np.asarray(~self(images, labels).success)
 
 
 def variant_view(variant: Variant, classify: Classify, members: Sequence[Classify] = (), *, draws: int = 1) -> View:
@@ -56,8 +83,8 @@ def passed(variant: Variant, images: Tensor, path: Path) -> Tensor:
             return images
         case "identity":
             with torch.no_grad():
-                moved = variant.purify(images) - images
-            return images + moved
+                purified = variant.purify(images)
+            return pass_through(purified, images)
         case "straight_through":
             return variant.straight_through(images)
         case "surrogate":

@@ -12,6 +12,8 @@ import numpy as np
 from s2ap_defend.types import Bool
 
 CONFIDENCE = 0.95
+NOISE = 0.05
+"""A difference with a p-value from here on is called noise."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from s2ap_train.purifier.score_state import ScoreState
 from s2ap_train.purifier.sizes import Size, multipliers_for, width_for
 from s2ap_train.purifier.unet import CHANNELS_PER_GROUP, UNet
 from s2ap_train.snapshots import Snapshots
-from s2ap_train.training.batches import flipped
+from s2ap_train.training.batches import batches, check_shareable, flipped
 
 __all__ = ["ScoreTraining", "TrainedScore", "train_score_model"]
 
@@ -194,7 +194,7 @@ def train_score_model(
             if report is not None:
                 report(epoch, record)
     while state.epoch < config.epochs:
-        loss = _epoch(state, train, config, steps)
+        loss = _epoch(state, train, config)
         state.history.append({"loss": loss, **_validated(state, held_out, config)})
         if snapshots is not None and compute.is_main:
             snapshots.save(*state.snapshot())
@@ -207,15 +207,11 @@ def train_score_model(
     return TrainedScore(net.cpu().to(memory_format=torch.contiguous_format), tuple(state.history), compared)
 
 
-def _epoch(state: ScoreState, train: Tensor, config: ScoreTraining, steps: int) -> float:
+def _epoch(state: ScoreState, train: Tensor, config: ScoreTraining) -> float:
     """One epoch; its mean loss."""
     total, compute = 0.0, state.compute
-    for rows in torch.randperm(len(train), generator=state.generator).tensor_split(steps):
-        if len(rows) < compute.world_size:
-            raise RecipeError(
-                f"a batch of {len(rows)} images cannot be shared by {compute.world_size} processes; "
-                "raise batch_size or use fewer devices"
-            )
+    for rows in batches(len(train), config.batch_size, state.generator):
+        check_shareable(len(rows), compute)
         x = flipped(train[rows], state.generator) if config.flip else train[rows]
         drawn = torch.randn(x.shape, generator=state.generator).to(compute.device)
         sigma = _log_uniform(len(x), config, state.generator).to(compute.device)

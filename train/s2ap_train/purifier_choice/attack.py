@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s2ap_defend.types import Bool, Float32, Int64
+from s2ap_defend.types import Float32, Int64
 from s2ap_train.data import ImageSet
 from s2ap_train.evaluate.adaptive import AdaptiveBudget, Descent, Path, View, adaptive_attack
 from s2ap_train.evaluate.objectives import agreement_objective, mean_log_probability, targeted_agreement_objective
 from s2ap_train.evaluate.oblivious import pgd
-from s2ap_train.evaluate.purified import variant_view
+from s2ap_train.evaluate.purified import UnflaggingSystem, variant_view
 from s2ap_train.evaluate.square import square
-from s2ap_train.evaluate.systems import Outcome, never_flagged
 from s2ap_train.purifier.variants import Variant, off
 from s2ap_train.purifier_grid import ChoiceSettings
 
@@ -42,7 +41,6 @@ ATTACK_VERSION = 2
 NOT_BROKEN, GRADIENT, BPDA, SURROGATE = range(4)
 _TIMED_IMAGES = 64
 _TIMED_RUNS = 5
-_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -72,27 +70,14 @@ class Behind:
         return there if self.device == "cpu" else view
 
 
-class Jury:
+class Jury(UnflaggingSystem):
     """The system under attack: the label with the highest mean log-probability of classifier and members.
 
     It never flags: no sequential test is calibrated when a purifier is chosen.
     """
 
     def __init__(self, view: View) -> None:
-        self._view = view
-
-    def __call__(self, images: Float32, labels: Int64) -> Outcome:
-        """Outcome of the labels; the score is the margin of the true label."""
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(images), _BATCH):
-                c, m = self._view(torch.from_numpy(images[start : start + _BATCH]), "exact", None)
-                parts.append(mean_log_probability(c, m).numpy())
-        return never_flagged(np.concatenate(parts), labels)
-
-    def right(self, images: Float32, labels: Int64) -> Bool:
-        """Images whose label is the true one [N]."""
-        return np.asarray(~self(images, labels).success)
+        super().__init__(lambda images: mean_log_probability(*view(images, "exact", None)))
 
 
 @dataclass(frozen=True)

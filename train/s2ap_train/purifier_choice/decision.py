@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from s2ap_defend.manifest import ChoiceRow, PurifierSettings, Ungraded
-from s2ap_defend.types import Bool
 from s2ap_train.evaluate.figures import clopper_pearson
-from s2ap_train.measures.paired import mcnemar
+from s2ap_train.measures.paired import NOISE, mcnemar, paired_difference
 from s2ap_train.purifier_choice.sweep import Tried
 from s2ap_train.purifier_grid import settings_of, without_ascent
 
 __all__ = ["By", "best_row", "masked", "reason", "rows_of", "twin_of"]
 
 By = Literal["recipe", "validation"]
-NOISE = 0.05
-"""A difference with a p-value from here on is called noise."""
 
 _OF_THE_ASCENT = {"rho", "reuse_ascent"}
 
@@ -48,8 +45,8 @@ def rows_of(tried: Sequence[Tried]) -> tuple[ChoiceRow, ...]:
                 ),
                 adaptive_accuracy=float(right.mean()),
                 adaptive_interval=clopper_pearson(int(right.sum()), len(right)),
-                p_against_off=None if config.off else _p_value(off.adaptive, right),
-                p_against_rho_0=None if twin is None else _p_value(twin.adaptive, right),
+                p_against_off=None if config.off else paired_difference(off.adaptive, right).p_value,
+                p_against_rho_0=None if twin is None else paired_difference(twin.adaptive, right).p_value,
                 network_passes=config.work,
                 milliseconds=one.milliseconds,
             )
@@ -188,8 +185,3 @@ def _at_the_edge(rows: Sequence[ChoiceRow], row: ChoiceRow) -> list[str]:
 
 def _value(row: ChoiceRow, key: str) -> float:
     return max(row.sigmas) if key == "sigma" else float(getattr(row, key))
-
-
-def _p_value(before: Bool, after: Bool) -> float:
-    """Exact two-sided McNemar test that as many of the same images [N] are lost as gained."""
-    return mcnemar(int((before & ~after).sum()), int((~before & after).sum()))

@@ -47,11 +47,7 @@ def draw_batch(
     Raises:
         RecipeError: If the batch has fewer images than there are processes.
     """
-    if len(rows) < compute.world_size:
-        raise RecipeError(
-            f"a batch of {len(rows)} images cannot be shared by {compute.world_size} processes; "
-            "raise batch_size or use fewer devices"
-        )
+    check_shareable(len(rows), compute)
     x, y = augment(images[rows], config, generator), labels[rows]
     start = start_noise(x, config, generator)
     if compute.world_size == 1:
@@ -59,6 +55,19 @@ def draw_batch(
     part = compute.share(x)
     weight = len(part) * compute.world_size / len(rows)
     return Batch(part, compute.share(y), None if start is None else compute.share(start), weight)
+
+
+def check_shareable(count: int, compute: Compute) -> None:
+    """Refuse a batch that leaves a process without an image.
+
+    Raises:
+        RecipeError: If the batch has fewer images than there are processes.
+    """
+    if count < compute.world_size:
+        raise RecipeError(
+            f"a batch of {count} images cannot be shared by {compute.world_size} processes; "
+            "raise batch_size or use fewer devices"
+        )
 
 
 @contextmanager
