@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -49,6 +49,25 @@ def read_recipe(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         _apply(data, override)
     return data
+
+
+def option_overrides(
+    keys: Mapping[str, str], options: Mapping[str, str | float | Path | None], *, numbers: Sequence[str] = ()
+) -> list[str]:
+    """Options of a command as overrides of the recipe; options that are None are left out.
+
+    Args:
+        keys: Key of the recipe by the option's name.
+        options: Values by the option's name, in the order in which they are applied.
+        numbers: Options whose text is a number, not a string.
+    """
+    return [
+        f"{keys[option]}={value}"
+        if isinstance(value, (int, float)) or option in numbers
+        else f'{keys[option]}="{value}"'
+        for option, value in options.items()
+        if value is not None
+    ]
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

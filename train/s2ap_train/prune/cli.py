@@ -1,7 +1,7 @@
 """`s2ap-defend prune`; light to import, the work is imported when it is asked for."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from s2ap_train.recipe import PruningRecipe
 
 METHODS = ["s2ap", "hydra", "harp", "scratch-ticket", "magnitude", "iterative-magnitude", "twin-rep", "flying-bird"]
+_KEYS = {
+    "method": "pruning.method",
+    "base": "pruning.base",
+    "sparsity": "pruning.sparsity",
+    "structure": "pruning.structure",
+    "gamma": "pruning.s2ap.radius",
+    "seed": "seed",
+    "model": "model",
+    "data_root": "data.root",
+    "eps": "eps",
+    "accelerator": "compute.accelerator",
+    "devices": "compute.devices",
+    "precision": "compute.precision",
+}
 
 
 @click.command()
@@ -57,8 +71,10 @@ def prune(
     from s2ap_train.compute import launch
     from s2ap_train.prune.summary import print_summary
     from s2ap_train.recipe import load_pruning_recipe
+    from s2ap_train.recipe_text import option_overrides
 
-    settings = load_pruning_recipe(recipe, [*_changes(options), *overrides])
+    numbers = () if options["gamma"] == "auto" else ("gamma",)
+    settings = load_pruning_recipe(recipe, [*option_overrides(_KEYS, options, numbers=numbers), *overrides])
     for option in ("base", "gamma"):
         if options[option] is not None and getattr(settings.pruning, "s2ap", None) is None:
             raise RecipeError(f"--{option} is for S2AP, the method is {settings.pruning.method}; add --method s2ap")
@@ -80,30 +96,6 @@ def _run(compute: "Compute", settings: "PruningRecipe", output: Path, work_dir: 
 
     console = Console() if compute.is_main else Console(file=io.StringIO())
     return run_pruning(compute, settings, output, work_dir, Reporter(console))
-
-
-_KEYS = {
-    "method": "pruning.method",
-    "base": "pruning.base",
-    "sparsity": "pruning.sparsity",
-    "structure": "pruning.structure",
-    "gamma": "pruning.s2ap.radius",
-    "seed": "seed",
-    "model": "model",
-    "data_root": "data.root",
-    "eps": "eps",
-    "accelerator": "compute.accelerator",
-    "devices": "compute.devices",
-    "precision": "compute.precision",
-}
-
-
-def _changes(options: dict[str, str | float | Path | None]) -> Iterator[str]:
-    """Options as overrides of the recipe."""
-    for option, value in options.items():
-        if value is not None:
-            number = isinstance(value, (int, float)) or (option == "gamma" and value != "auto")
-            yield f"{_KEYS[option]}={value}" if number else f'{_KEYS[option]}="{value}"'
 
 
 def _unattacked(settings: "PruningRecipe") -> str | None:

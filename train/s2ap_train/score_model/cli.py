@@ -1,7 +1,7 @@
 """`s2ap-defend score-model`; light to import, the work is imported when it is asked for."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,17 @@ from s2ap_defend.progress import Reporter
 if TYPE_CHECKING:
     from s2ap_train.compute import Compute
     from s2ap_train.recipe import ScoreRecipe
+
+
+_KEYS = {
+    "size": "score_model.size",
+    "epochs": "score_model.epochs",
+    "seed": "seed",
+    "data_root": "data.root",
+    "accelerator": "compute.accelerator",
+    "devices": "compute.devices",
+    "precision": "compute.precision",
+}
 
 
 @click.command("score-model")
@@ -48,9 +59,10 @@ def score_model(
     from s2ap_train.compute import launch
     from s2ap_train.purifier.score_report import FILES, error_table
     from s2ap_train.recipe import load_score_recipe
+    from s2ap_train.recipe_text import option_overrides
     from s2ap_train.score_part import METRICS_FILE
 
-    settings = load_score_recipe(recipe, [*_changes(options), *overrides])
+    settings = load_score_recipe(recipe, [*option_overrides(_KEYS, options), *overrides])
     output = output.resolve()
     for name in (METRICS_FILE, *FILES):
         check_writable(output / name)
@@ -88,21 +100,3 @@ def _run(compute: "Compute", settings: "ScoreRecipe", output: Path, samples: int
         if not compute.is_main:
             return {}
         return report_score_part(part, settings, splits, output, samples=samples)
-
-
-_KEYS = {
-    "size": "score_model.size",
-    "epochs": "score_model.epochs",
-    "seed": "seed",
-    "data_root": "data.root",
-    "accelerator": "compute.accelerator",
-    "devices": "compute.devices",
-    "precision": "compute.precision",
-}
-
-
-def _changes(options: dict[str, str | float | Path | None]) -> Iterator[str]:
-    """Options as overrides of the recipe."""
-    for option, value in options.items():
-        if value is not None:
-            yield f"{_KEYS[option]}={value}" if isinstance(value, (int, float)) else f'{_KEYS[option]}="{value}"'
