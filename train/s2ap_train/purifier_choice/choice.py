@@ -12,12 +12,12 @@ from s2ap_defend.manifest import ChoiceRecord, Reference
 from s2ap_defend.progress import Reporter
 from s2ap_train.compute import check_available
 from s2ap_train.data import Splits
+from s2ap_train.kept import KeptAttacks, weights_digest
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.parts import Parts
 from s2ap_train.purifier import Purification
-from s2ap_train.purifier_choice.attack import Behind, attack_in_words
+from s2ap_train.purifier_choice.attack import ATTACK_VERSION, Behind, attack_in_words
 from s2ap_train.purifier_choice.decision import By, best_row, reason, rows_of
-from s2ap_train.purifier_choice.kept import KeptAttacks, weights_digest
 from s2ap_train.purifier_choice.sweep import Defence, Sweep
 from s2ap_train.purifier_grid import ChoiceSettings, canonical, check_trained, default_values, grid, without_ascent
 from s2ap_train.recipe import Recipe
@@ -73,7 +73,7 @@ def choose_purifier(
     defence = Defence(score_model, Behind(classifier, tuple(members), name, device), data, recipe.eps, recipe.seed)
     if device != "cpu":
         workers = 1  # processes that share a GPU gain little
-    key = (digest, splits.sha256(), len(data), recipe.eps, recipe.seed)
+    key = (ATTACK_VERSION, digest, splits.sha256(), len(data), recipe.eps, recipe.seed)
     folder = work_dir / FOLDER
     sweep = Sweep(defence, settings, KeptAttacks(folder, key), reporter, workers)
     alone = replace(defence, behind=Behind(bare, (), f"the {_REFERENCE} classifier alone", device))

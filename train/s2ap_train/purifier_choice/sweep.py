@@ -11,6 +11,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_train.data import ImageSet
 from s2ap_train.jobs import Job, run_jobs, worker_count
+from s2ap_train.kept import KeptAttacks
 from s2ap_train.purifier import Purification, hadamard_bank
 from s2ap_train.purifier.purify import Score
 from s2ap_train.purifier.variants import Variant, off, purification
@@ -27,7 +28,6 @@ from s2ap_train.purifier_choice.attack import (
     oblivious_attack,
     square_attack,
 )
-from s2ap_train.purifier_choice.kept import KeptAttacks
 from s2ap_train.purifier_grid import ChoiceSettings, canonical, settings_of
 from s2ap_train.threads import one_thread
 

@@ -1,4 +1,4 @@
-"""What a sweep keeps: the images that the attack found for each purifier; between runs as JSON, written whole."""
+"""What attacks found, kept between runs: images with notes, as JSON, written whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from s2ap_defend.model_file import replace_file
 from s2ap_defend.types import Float32
-from s2ap_train.purifier_choice.attack import ATTACK_VERSION
 from s2ap_train.workbench import fingerprint
 
 __all__ = ["KeptAttacks", "weights_digest"]
@@ -28,7 +27,7 @@ class KeptAttacks:
 
     Args:
         folder: Where they are kept; None keeps them for this object alone.
-        key: What all of them depend on: networks, data and attack.
+        key: What all of them depend on: networks, data, attack, and a version of the code that attacks.
     """
 
     def __init__(self, folder: Path | None, key: object) -> None:
@@ -37,7 +36,7 @@ class KeptAttacks:
         self._here: dict[str, tuple[Float32, dict[str, Any]]] = {}
 
     def load(self, part: object, shape: tuple[int, ...]) -> tuple[Float32, dict[str, Any]] | None:
-        """Images of that shape and what else was kept for a part of the sweep; None: there is nothing."""
+        """Images of that shape and what else was kept for a part of the work; None: there is nothing."""
         key = self._key_of(part)
         if self._folder is None:
             return self._here.get(key)
@@ -61,7 +60,7 @@ class KeptAttacks:
         replace_file(self._path(self._folder, key), _KEPT.dump_json(whole))
 
     def _key_of(self, part: object) -> str:
-        return fingerprint((ATTACK_VERSION, self._key, part))
+        return fingerprint((self._key, part))
 
     @staticmethod
     def _path(folder: Path, key: str) -> Path:
