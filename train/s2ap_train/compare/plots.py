@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -14,9 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from s2ap_train.compare.comparison import Comparison
 from s2ap_train.compare.groups import Group, Setting, Summary, epoch_flips
+from s2ap_train.page import COLOURS, png
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito: distinguishable by readers with any colour vision."""
 Draw = Callable[[Sequence[Axes], list[Group], Mapping[str, str]], None]
 """Draws the groups of one setting into a row of axes; colours by the group's name."""
 _WIDTH_INCHES = 9.0
@@ -116,9 +114,7 @@ def _figure(comparison: Comparison, columns: int, draw: Draw) -> bytes:
         handles = [Patch(color=colours[group.name]) for group in groups]
         labels = [f"{_plain(group.name)}, {len(group.seeds)} seed{'s' * (len(group.seeds) > 1)}" for group in groups]
         panel.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
+    return png(figure)
 
 
 def _bar(axis: Axes, place: float, shared_by: int, summary: Summary, colour: str, scale: float) -> None:

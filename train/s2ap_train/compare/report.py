@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.text import Text
 
-from s2ap_defend.tables import plain_table
 from s2ap_train.compare.comparison import Comparison, MethodDifference
 from s2ap_train.compare.groups import Group, Setting, Summary
 from s2ap_train.compare.measures import MEASURES, Measure
 from s2ap_train.compare.runs import described
-from s2ap_train.page import TableText
+from s2ap_train.page import TableText, print_line, print_table
 
 _BY_KEY = {measure.key: measure for measure in MEASURES}
 _ACCURACY = tuple(_BY_KEY[key] for key in ("sparsity", "clean_accuracy", "mask_robust_accuracy", "robust_accuracy"))
@@ -54,33 +52,12 @@ def attack_text(comparison: Comparison) -> str:
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print the tables; plain text where there is no terminal or it is too narrow."""
-    _print_line(attack_text(comparison), console)
+    print_line(attack_text(comparison), console)
     for table in tables(comparison):
-        if console.is_terminal and max(map(len, table.lines()[1 : 2 + len(table.rows)])) <= console.width:
-            _print_rich(table, console)
-        else:
-            for line in ["", *table.lines()]:
-                _print_line(line, console)
-    _print_line("", console)
+        print_table(table, console)
+    print_line("", console)
     for line in EXPLANATION:
-        _print_line(line, console)
-
-
-def _print_rich(table: TableText, console: Console) -> None:
-    # Text, not str: names come from files, and [brackets] in them are no markup
-    rich_table = plain_table(*table.header)
-    for column in rich_table.columns[1:]:
-        column.justify = "right"
-    for row in table.rows:
-        rich_table.add_row(*(Text(cell) for cell in row))
-    console.print(Text(f"\n{table.title}", style="bold"), soft_wrap=True)
-    console.print(rich_table)
-    for note in table.notes:
-        _print_line(f"  {note}", console)
-
-
-def _print_line(line: str, console: Console) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(line, console)
 
 
 def _accuracy(setting: Setting, groups: list[Group]) -> TableText:

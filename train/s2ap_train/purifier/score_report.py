@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s2ap_defend.model_file import replace_file
-from s2ap_train.page import TableText, html_page, html_picture, html_table
+from s2ap_train.page import TableText, html_page, html_picture, html_table, png
 from s2ap_train.purifier.denoisers import LinearDenoiser
 from s2ap_train.purifier.unet import UNet
 
@@ -107,7 +106,7 @@ def training_curve(history: list[Mapping[str, float]]) -> bytes:
     axis.set_ylabel("error / noise energy")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def error_by_sigma(denoising: list[Mapping[str, float]]) -> bytes:
@@ -124,7 +123,7 @@ def error_by_sigma(denoising: list[Mapping[str, float]]) -> bytes:
     axis.set_xlabel("sigma, pixels in [0, 1]")
     axis.set_ylabel("error / noise energy")
     axis.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 @torch.no_grad()
@@ -146,7 +145,7 @@ def sample_pictures(net: UNet, gaussian: LinearDenoiser, images: Tensor, sigmas:
     axis.set_yticks([])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def _mosaic(pictures: Tensor) -> tuple[NDArray[np.float32], int]:
@@ -167,9 +166,3 @@ def _figure() -> tuple[Figure, Any]:
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
     return figure, axis
-
-
-def _png(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
