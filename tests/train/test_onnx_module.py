@@ -73,6 +73,8 @@ CASES = {
     "Div": ([normal(2, 1, 1)], {}),
     "Sub": ([normal(2, 1, 1)], {}),
     "MatMul": ([normal(4, 6)], {}),
+    "Cast to integers": ([], {"to": TensorProto.UINT8}),
+    **{name: ([], {}) for name in ("Round", "Floor", "Ceil", "Sign")},
     **{name: ([], {}) for name in ("Sigmoid", "Relu", "Exp", "Log", "Sqrt", "Tanh", "Erf", "Reciprocal", "Neg", "Abs")},
 }
 
@@ -137,6 +139,42 @@ def test_float64_passes_a_numerical_gradient_check():
     assert torch.autograd.gradcheck(lambda images: run(images)[0], (x,))
 
 
+def rounded(*names):
+    """A stage that scales pixels to 0 .. 10, applies operators that are constant in pieces, and scales back."""
+    casts = {"Cast to integers": {"to": TensorProto.UINT8}, "Cast back": {"to": TensorProto.FLOAT}}
+    nodes, value = [helper.make_node("Mul", ["image", "ten"], ["scaled"])], "scaled"
+    for i, name in enumerate(names):
+        nodes.append(helper.make_node(name.split()[0], [value], [f"v{i}"], **casts.get(name, {})))
+        value = f"v{i}"
+    return stage([*nodes, helper.make_node("Div", [value, "ten"], ["y"])], {"ten": np.float32(10)})
+
+
+@pytest.mark.parametrize(
+    "names", [("Round",), ("Floor",), ("Ceil",), ("Sign",), ("Cast to integers", "Cast back"), ("Round", "Floor")]
+)
+def test_what_is_constant_in_pieces_has_gradient_zero_and_straight_through_that_of_no_rounding(names):
+    model = rounded(*names)
+    (expected,) = ReferenceEvaluator(model).run(None, {"image": IMAGE})
+    for straight, slope in ((False, 0.0), (True, 1.0)):
+        x = torch.from_numpy(IMAGE).requires_grad_()
+        (y,) = torch_stage(model, straight_through=straight)(x)
+        np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-6)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(gradient, torch.full_like(x, slope), rtol=1e-6, atol=0)
+
+
+def test_an_output_that_no_gradient_leads_to_has_gradient_zero_and_others_keep_theirs():
+    nodes = [
+        helper.make_node("Greater", ["image", "half"], ["above"]),
+        helper.make_node("Cast", ["above"], ["y"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["image", "half"], ["z"]),
+    ]
+    x = torch.from_numpy(IMAGE).requires_grad_()
+    y, z = torch_stage(stage(nodes, {"half": np.float32(0.5)}, ("y", "z")))(x)
+    assert [float(torch.autograd.grad(value.sum(), x)[0].mean()) for value in (y, z)] == [0.0, 0.5]
+    assert not torch_stage(stage(nodes, {"half": np.float32(0.5)}, ("y", "z")))(x.detach())[0].requires_grad
+
+
 def test_straight_through_keeps_the_value_of_clip_and_passes_its_gradient():
     model = stage(
         [helper.make_node("Clip", ["image", "low", "high"], ["y"])], {"low": np.float32(0), "high": np.float32(1)}
@@ -144,7 +182,7 @@ def test_straight_through_keeps_the_value_of_clip_and_passes_its_gradient():
     x = torch.full((1, 2, 4, 4), 1.5, requires_grad=True)
     gradients = []
     for straight in (False, True):
-        (y,) = torch_stage(model, straight_through_clip=straight)(x)
+        (y,) = torch_stage(model, straight_through=straight)(x)
         assert torch.all(y == 1.0)
         gradients.append(float(torch.autograd.grad(y.sum(), x)[0].mean()))
     assert gradients == [0.0, 1.0]

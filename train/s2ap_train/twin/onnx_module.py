@@ -5,8 +5,7 @@ float16 is computed in the stage's type and rounded. Where the stage contains gr
 it (the purifier), autograd through them is the exact unrolled gradient.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -15,18 +14,11 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helpe
 from torch import Tensor
 
 from s2ap_defend.errors import ModelFileError
-from s2ap_train.twin.operators import OPERATORS, STRAIGHT_THROUGH_OPERATORS
+from s2ap_train.twin.operators import INTEGERS, OPERATORS, STRAIGHT_THROUGH_OPERATORS
 from s2ap_train.twin.rearranging import Function
+from s2ap_train.twin.segments import Step, run_steps, segments_of
 
 _SINGLE_OR_HALF = {TensorProto.FLOAT, TensorProto.FLOAT16}
-
-
-@dataclass(frozen=True)
-class _Step:
-    function: Function
-    inputs: tuple[int, ...]  # slots; slot 0 is always None, the absent optional input
-    outputs: tuple[int, ...]
-    dead: tuple[int, ...]  # slots whose values nobody needs any more
 
 
 class TorchStage:
@@ -36,27 +28,28 @@ class TorchStage:
         dtype: Floating type that the stage computes in.
     """
 
-    def __init__(self, slots: list[Tensor | None], image: int, steps: list[_Step], outputs: list[int]) -> None:
+    def __init__(
+        self, slots: list[Tensor | None], image: int, steps: list[Step], outputs: list[int], *, segments: int = 1
+    ) -> None:
         self._slots = slots
         self._image = image
         self._steps = steps
         self._outputs = outputs
+        self._segments = segments_of(steps, image, segments) if segments > 1 else ()
         self.dtype = next((s.dtype for s in slots if s is not None and s.is_floating_point()), torch.float32)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Outputs for images; gradients flow back to them."""
+        """Outputs for images; gradients flow back to them, zeros where an output does not depend on them smoothly."""
         values: list[Any] = list(self._slots)
         values[self._image] = images
-        for step in self._steps:
-            result = step.function(*[values[slot] for slot in step.inputs])
-            if len(step.outputs) == 1:
-                values[step.outputs[0]] = result
-            else:
-                for slot, value in zip(step.outputs, result, strict=True):
-                    values[slot] = value
-            for slot in step.dead:
-                values[slot] = None
-        return tuple(values[slot] for slot in self._outputs)
+        differentiated = images.requires_grad and torch.is_grad_enabled()
+        if self._segments and differentiated:
+            for segment in self._segments:
+                segment(self._slots, values)
+        else:
+            run_steps(self._steps, values)
+        results = tuple(values[slot] for slot in self._outputs)
+        return tuple(_attached(result, images) for result in results) if differentiated else results
 
 
 def torch_stage(
@@ -64,8 +57,9 @@ def torch_stage(
     device: torch.device | str = "cpu",
     *,
     dtype: torch.dtype = torch.float32,
-    straight_through_clip: bool = False,
-) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    straight_through: bool = False,
+    segments: int = 1,
+) -> TorchStage:
     """Turn a stage with one input into a differentiable function of torch tensors.
 
     What does not depend on the image is computed once, here. The function holds no state and may be called from
@@ -75,44 +69,52 @@ def torch_stage(
         stage: ONNX model with one input, as `s2ap_defend.stages.cut_stage` gives it.
         device: Where weights live and the images must be.
         dtype: torch.float32, or torch.float64 for gradient checks; images must have it.
-        straight_through_clip: Clip passes gradients on unchanged, also outside its bounds; values stay exact.
+        straight_through: Clip, rounding, sign and casts to integers and back pass gradients on unchanged, Clip also
+            outside its bounds; values stay exact.
+        segments: Parts of the stage of which the backward pass keeps what lies between them and computes the rest
+            again: less memory, half as much time again. The gradient is the same to the last bit. 1 keeps everything.
 
     Raises:
         ModelFileError: If the stage has more than one input or an operator that is not supported.
+        ValueError: Without a segment.
     """
+    if segments < 1:
+        raise ValueError(f"a stage is evaluated in one segment or more, got {segments}")
     if len(stage.graph.input) != 1:
         raise ModelFileError(f"a stage has one input, this graph has {[i.name for i in stage.graph.input]}")
-    builder = _Builder(torch.device(device), dtype, straight_through_clip)
-    return builder.build(stage)
+    builder = _Builder(torch.device(device), dtype, straight_through)
+    return builder.build(stage, segments)
 
 
 class _Builder:
-    def __init__(self, device: torch.device, dtype: torch.dtype, straight_through_clip: bool) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, straight_through: bool) -> None:
         self.device = device
         self.dtype = dtype
-        self.operators = STRAIGHT_THROUGH_OPERATORS if straight_through_clip else OPERATORS
+        self.straight_through = straight_through
+        self.operators = STRAIGHT_THROUGH_OPERATORS if straight_through else OPERATORS
         self.slots: list[Tensor | None] = [None]
         self.slot_of: dict[str, int] = {"": 0}
         self.half: set[str] = set()  # values that the file computes in float16
+        self.cast_from: dict[str, tuple[str, torch.dtype]] = {}  # integer value -> what it was cast from, and its type
 
-    def build(self, stage: ModelProto) -> TorchStage:
+    def build(self, stage: ModelProto, segments: int) -> TorchStage:
         graph = stage.graph
         for initializer in graph.initializer:
             self._slot(initializer.name, self._tensor(initializer))
             if initializer.data_type == TensorProto.FLOAT16:
                 self.half.add(initializer.name)
         image = self._slot(graph.input[0].name)
-        steps: list[_Step] = []
+        steps: list[Step] = []
         for node in _needed(graph.node, {output.name for output in graph.output}):
             function = self._function(node)
-            inputs = tuple(self._known(name, node) for name in node.input)
+            inputs = tuple(self._known(name, node) for name in self._read(node))
             if all(slot == 0 or self.slots[slot] is not None for slot in inputs):
                 self._evaluate(node, function, inputs)
             else:
                 outputs = tuple(self._slot(name) for name in node.output)
-                steps.append(_Step(function, inputs, outputs, ()))
+                steps.append(Step(function, inputs, outputs))
         results = [self.slot_of[output.name] for output in graph.output]
-        return TorchStage(self.slots, image, self._freeing(steps, set(results)), results)
+        return TorchStage(self.slots, image, self._freeing(steps, set(results)), results, segments=segments)
 
     def _slot(self, name: str, value: Tensor | None = None) -> int:
         self.slots.append(value)
@@ -148,12 +150,36 @@ class _Builder:
                 "supported by the twin; export the stage without it"
             )
         if node.op_type == "Cast" and attributes["to"] in _SINGLE_OR_HALF:
-            return self._rounding(node, lambda x: x.to(self.dtype), attributes["to"] == TensorProto.FLOAT16)
+            cast = self._to_floating(node)
+            return self._rounding(node, cast, attributes["to"] == TensorProto.FLOAT16)
+        if node.op_type == "Cast" and attributes["to"] in INTEGERS:
+            self.cast_from[node.output[0]] = node.input[0], INTEGERS[attributes["to"]]
         try:
             function = self.operators[node.op_type](attributes)
         except (ValueError, KeyError) as error:
             raise ModelFileError(f"{_title(node)} cannot be differentiated: {error} is not supported") from error
         return self._rounding(node, function, not self.half.isdisjoint(node.input) and node.op_type != "Cast")
+
+    def _read(self, node: NodeProto) -> Sequence[str]:
+        """Names of the values that the function of a node takes: its inputs, or what was cast to integers before."""
+        if self._is_cast_back(node):
+            return [self.cast_from[node.input[0]][0]]
+        return node.input
+
+    def _to_floating(self, node: NodeProto) -> Function:
+        if not self._is_cast_back(node):
+            return lambda x: x.to(self.dtype)
+        integer = self.cast_from[node.input[0]][1]
+
+        def through(x: Tensor) -> Tensor:
+            value = x.detach().to(integer).to(self.dtype)
+            return x + (value - x).detach() if x.is_floating_point() else value
+
+        return through
+
+    def _is_cast_back(self, node: NodeProto) -> bool:
+        """Whether a node makes floating numbers of integers that were floating before, and gradients are to pass."""
+        return self.straight_through and node.op_type == "Cast" and node.input[0] in self.cast_from
 
     def _rounding(self, node: NodeProto, function: Function, half: bool) -> Function:
         """The function, its result rounded to float16 where the file does; gradients pass the rounding unchanged."""
@@ -181,14 +207,35 @@ class _Builder:
         value: Tensor = attributes["value"]
         return value
 
-    def _freeing(self, steps: list[_Step], kept: set[int]) -> list[_Step]:
+    def _freeing(self, steps: list[Step], kept: set[int]) -> list[Step]:
         last = {slot: i for i, step in enumerate(steps) for slot in (*step.outputs, *step.inputs)}
         constant = {slot for slot, value in enumerate(self.slots) if value is not None} | {0}
         dead: list[list[int]] = [[] for _ in steps]
         for slot, i in last.items():
             if slot not in kept and slot not in constant:
                 dead[i].append(slot)
-        return [_Step(s.function, s.inputs, s.outputs, tuple(d)) for s, d in zip(steps, dead, strict=True)]
+        return [Step(s.function, s.inputs, s.outputs, tuple(d)) for s, d in zip(steps, dead, strict=True)]
+
+
+class _ZeroGradient(torch.autograd.Function):
+    """A value that does not depend on an image, as one whose derivative with respect to the image is exactly zero."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, images: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.images = images
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, Tensor]:  # noqa: ANN401
+        return None, torch.zeros_like(ctx.images)
+
+
+def _attached(result: Tensor, images: Tensor) -> Tensor:
+    """The result, with a gradient also where nothing differentiable leads from the images to it: zero."""
+    if result.requires_grad or not result.is_floating_point():
+        return result
+    attached: Tensor = _ZeroGradient.apply(result, images)
+    return attached
 
 
 def _needed(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:

@@ -17,10 +17,15 @@ DTYPES = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,
     TensorProto.FLOAT16: torch.float16,
-    TensorProto.INT32: torch.int32,
-    TensorProto.INT64: torch.int64,
     TensorProto.BOOL: torch.bool,
 }
+INTEGERS = {
+    TensorProto.INT8: torch.int8,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT64: torch.int64,
+}
+"""Integer types by their number in ONNX; a cast to one rounds towards zero."""
 
 
 def _conv(attributes: Attributes) -> Function:
@@ -160,7 +165,7 @@ def _arg(function: Function) -> Callable[[Attributes], Function]:
 
 
 def _cast(attributes: Attributes) -> Function:
-    target = DTYPES[attributes["to"]]
+    target = (DTYPES | INTEGERS)[attributes["to"]]
     return lambda x: x if x.dtype == target else x.to(target)
 
 
@@ -191,8 +196,14 @@ def _plain(function: Function) -> Callable[[Attributes], Function]:
     return lambda _: function
 
 
-def _straight_through_clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    return x + (_clip(x, low, high) - x).detach()
+def _straight_through(function: Function) -> Builder:
+    """An operator whose first input passes its gradient on unchanged; values stay as they are."""
+
+    def apply(x: Tensor, *others: Tensor | None) -> Tensor:
+        passed: Tensor = x + (function(x, *others) - x).detach()
+        return passed
+
+    return _plain(apply)
 
 
 def _leaky_relu(attributes: Attributes) -> Function:
@@ -275,5 +286,12 @@ OPERATORS: dict[str, Builder] = (
 )
 """By operator name: what makes the torch function from the node's attributes."""
 
-STRAIGHT_THROUGH_OPERATORS: dict[str, Builder] = OPERATORS | {"Clip": _plain(_straight_through_clip)}
-"""The same, but Clip passes gradients on unchanged: an attacker's way past clamped pixels."""
+STRAIGHT_THROUGH_OPERATORS: dict[str, Builder] = OPERATORS | {
+    "Ceil": _straight_through(torch.ceil),
+    "Clip": _straight_through(_clip),
+    "Floor": _straight_through(torch.floor),
+    "Round": _straight_through(torch.round),
+    "Sign": _straight_through(torch.sign),
+}
+"""The same, but what is constant in pieces passes gradients on unchanged: an attacker's way past clamped or rounded
+pixels (Athalye et al. 2018, arXiv 1802.00420, section 4.1)."""
