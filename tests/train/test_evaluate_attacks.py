@@ -8,6 +8,7 @@ from s2ap_train.evaluate.adaptive import Descent, adaptive_attack
 from s2ap_train.evaluate.descent import descend
 from s2ap_train.evaluate.objectives import classifier_objective
 from s2ap_train.evaluate.oblivious import fgsm, pgd, project
+from s2ap_train.evaluate.regions import Box
 from s2ap_train.evaluate.square import square
 from s2ap_train.evaluate.systems import Outcome
 
@@ -96,8 +97,7 @@ def minimum(start, lower, upper, steps):
     descend(
         of_class_one,
         start,
-        lower,
-        upper,
+        Box(lower, upper),
         steps=steps,
         first_step=2 * EPS,
         check=check,
@@ -137,8 +137,7 @@ def test_descent_finds_a_minimum_inside_the_box_by_halving_its_step():
     descend(
         distance,
         start,
-        torch.zeros_like(start),
-        torch.ones_like(start),
+        Box(torch.zeros_like(start), torch.ones_like(start)),
         steps=100,
         first_step=0.5,
         check=check,
@@ -154,7 +153,7 @@ def test_solved_samples_leave_the_descent():
         return rows == 0
 
     x = torch.full((3, 1, 4, 4), 0.5)
-    descend(of_class_one, x, x - EPS, x + EPS, steps=6, first_step=EPS, check=check, check_every=3)
+    descend(of_class_one, x, Box(x - EPS, x + EPS), steps=6, first_step=EPS, check=check, check_every=3)
     assert sizes == [3, 2, 2, 2]  # the iterate, then the best point of those that are left
 
 

@@ -9,10 +9,13 @@ from s2ap_defend.sequential import SequentialTest, run_sequential_test
 from s2ap_train.evaluate.objectives import (
     EvidenceSurrogate,
     agreement_objective,
+    bypass_objective,
     difference_of_logits_ratio,
     evidence_objective,
     margin,
+    targeted_agreement_objective,
     targeted_margin,
+    vote_objective,
 )
 
 CPU = torch.device("cpu")
@@ -104,6 +107,8 @@ def test_the_surrogate_has_a_gradient_where_the_table_is_flat():
 
 def test_agreement_of_few_members_asks_only_for_those():
     assert (agreement_objective().members, agreement_objective(2).members) == (None, 2)
+    assert (targeted_agreement_objective().members, targeted_agreement_objective(2).members) == (None, 2)
+    assert bypass_objective(EvidenceSurrogate(TEST, CPU), 2).members == 2
 
 
 def test_margin_evidence_with_one_edge_is_read_from_the_margin():
@@ -119,3 +124,78 @@ def test_margin_evidence_with_one_edge_is_read_from_the_margin():
     assert float(surrogate.excess(objecting, label)) > 0.0
     # agreement is the table's first bin: L = -1, -2, -3 comes no nearer to the alarm at 2.5 than 3.5
     assert float(surrogate.excess(agreeing, label)) == pytest.approx(-3.5)
+
+
+def answers(count=500):
+    """Random answers of three members [3, N, 3] and a base label each; that of most of them, or another [N]."""
+    generator = torch.Generator().manual_seed(1)
+    m = (2.0 * torch.randn((3, count, 3), generator=generator)).log_softmax(2)
+    return m, torch.randint(0, 3, (count,), generator=generator)
+
+
+def test_the_alarm_is_near_where_the_test_flags():
+    m, label = answers()
+    flagged = run_sequential_test(TEST, m.numpy(), label.numpy()).adversarial
+    predicted = (EvidenceSurrogate(TEST, CPU).until_alarm(m, label) <= 0).numpy()
+    assert 0.1 < flagged.mean() < 0.9
+    assert (flagged == predicted).mean() > 0.8
+
+
+def test_no_alarm_counts_after_the_test_has_ended_at_clean():
+    surrogate, label = EvidenceSurrogate(TEST, CPU), torch.tensor([0])
+    calm, loud = -0.001, -9.0
+    assert float(surrogate.until_alarm(log_probabilities([loud, loud, loud]), label)) < 0.0
+    late = dataclasses.replace(TEST, upper=np.array([math.inf, math.inf, -0.5]))  # L is -1, -2, and then 0 or more
+    patient = dataclasses.replace(late, lower=np.full(3, -math.inf))
+    assert float(EvidenceSurrogate(late, CPU).until_alarm(log_probabilities([calm, calm, loud]), label)) > 0.0
+    assert float(EvidenceSurrogate(patient, CPU).until_alarm(log_probabilities([calm, calm, loud]), label)) < 0.0
+
+
+def test_a_final_threshold_is_an_alarm_where_nothing_was_decided():
+    signed = dataclasses.replace(TEST, lower=np.full(3, -math.inf), upper=np.full(3, math.inf), final_threshold=0.0)
+    surrogate, label = EvidenceSurrogate(signed, CPU), torch.tensor([0])
+    assert float(surrogate.until_alarm(log_probabilities([-9.0] * 3), label)) < 0.0
+    assert float(surrogate.until_alarm(log_probabilities([-0.001] * 3), label)) > 0.0
+
+
+def test_to_be_clean_for_the_first_members_no_other_is_asked():
+    surrogate, label = EvidenceSurrogate(TEST, CPU), torch.tensor([0])
+    calm = log_probabilities([-0.001, -0.001])
+    assert float(surrogate.until_clean(calm, label)) <= 0.0
+    assert float(surrogate.until_clean(calm[:1], label)) == 1e4  # one member may not accept
+    assert float(surrogate.until_clean(log_probabilities([-9.0, -0.001]), label)) > 0.0
+
+
+def test_beyond_the_nearer_boundary_is_worked_by_hand():
+    surrogate = EvidenceSurrogate(TEST, CPU)
+    middles = log_probabilities([-2.25, -2.25, -2.25])  # 0.6 each: L is 0.6, 1.2, 1.8 between -1.8 and 2.5
+    np.testing.assert_allclose(surrogate.beyond(middles, torch.tensor([0]))[:, 0], [-1.9, -1.3, -0.7], atol=1e-4)
+
+
+def test_members_that_agree_have_a_slope_for_who_wants_their_evidence():
+    test = dataclasses.replace(
+        TEST, evidence="margin", edges=np.full((3, 1), 1e-4, dtype=np.float32), increments=np.array([[-1.0, 2.0]] * 3)
+    )
+    surrogate = EvidenceSurrogate(test, CPU)
+    m = log_probabilities([-0.05] * 3).requires_grad_()
+    (none,) = torch.autograd.grad(surrogate.ratios(m, torch.tensor([0]))[-1].sum(), m)
+    (some,) = torch.autograd.grad(surrogate.ratios(m, torch.tensor([0]), leaking=True)[-1].sum(), m)
+    assert not none.any()
+    assert (some[:, 0, 0] < 0.0).all()
+    shift = surrogate.ratios(m, torch.tensor([0]), leaking=True) - surrogate.ratios(m, torch.tensor([0]))
+    assert (shift <= 0.0).all()
+    assert (shift > -0.02 * 3.0 * torch.arange(1, 4)[:, None]).all()  # 2 % of what each can say
+
+
+def test_the_vote_is_lost_when_most_members_say_the_label_and_the_vote_counts():
+    surrogate = EvidenceSurrogate(TEST, CPU)
+    objective, y, t = vote_objective(surrogate, 3), torch.tensor([1]), torch.tensor([0])
+    right, wrong = torch.tensor([[-9.0, -0.01, -9.0]]), torch.tensor([[-0.01, -9.0, -9.0]])
+    two_of_three, one_of_three = torch.stack([wrong, wrong, right]), torch.stack([wrong, right, right])
+    small = 1.0  # only the pull on all of them is left
+    assert float(objective.loss(right, two_of_three, y, t)) < small
+    assert float(objective.loss(right, one_of_three, y, t)) > small
+    silent = dataclasses.replace(TEST, upper=np.full(3, math.inf))
+    unheard = vote_objective(EvidenceSurrogate(silent, CPU), 3)
+    assert float(unheard.loss(right, two_of_three, y, t)) > small  # nobody is flagged, and the classifier is right
+    assert float(unheard.loss(wrong, two_of_three, y, t)) < small  # the classifier says the same

@@ -5,6 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from s2ap_train.evaluate.regions import Region
+
+__all__ = ["Check", "Loss", "descend"]
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(points [n, C, H, W], rows [n]) -> loss per sample [n]; rows index the samples that the descent was started with."""
 
@@ -15,28 +19,27 @@ Check = Callable[[Tensor, Tensor], Tensor]
 def descend(
     loss: Loss,
     start: Tensor,
-    lower: Tensor,
-    upper: Tensor,
+    region: Region,
     *,
     steps: int,
     first_step: float,
     check: Check,
     check_every: int = 5,
 ) -> None:
-    """Minimise a loss per sample inside the box [lower, upper], handing iterates to `check` as they come.
+    """Minimise a loss per sample inside a region, handing iterates to `check` as they come.
 
-    Croce and Hein 2020, algorithm 1 (arXiv 2003.01690): sign steps with momentum .75; at each checkpoint a sample
-    that improved in less than three quarters of its steps, or whose best loss and step did not change, returns to
-    its best point with half the step. Samples that `check` calls solved leave the batch. Nothing is returned: what
-    counts is what `check` has seen, which is every sample's iterate and best point every few steps and at the end.
+    Croce and Hein 2020, algorithm 1 (arXiv 2003.01690): steps with momentum .75, in an l_inf ball along the gradient's
+    sign, in an l2 ball along the normalised gradient; at each checkpoint a sample that improved in less than three
+    quarters of its steps, or whose best loss and step did not change, returns to its best point with half the step.
+    Samples that `check` calls solved leave the batch. Nothing is returned: what counts is what `check` has seen, which
+    is every sample's iterate and best point every few steps and at the end.
 
     Args:
         loss: The loss.
-        start: First points [N, C, H, W], inside the box.
-        lower: Lower bounds, like `start`.
-        upper: Upper bounds, like `start`.
+        start: First points [N, C, H, W], inside the region.
+        region: What the points stay in.
         steps: Gradient steps.
-        first_step: Length of the first steps, in pixels.
+        first_step: Length of the first steps, in pixels, in the region's norm.
         check: Judges points.
         check_every: Steps between checks.
     """
@@ -50,9 +53,9 @@ def descend(
     halved, value_then = torch.ones_like(value, dtype=torch.bool), value.clone()
     since = 0
     for i in range(steps):
-        plain = (point - step * gradient.sign()).clamp(lower, upper)
+        plain = region.project(point - step * region.direction(gradient))
         pull = 0.75 if i > 0 else 1.0
-        moved = (point + pull * (plain - point) + (1.0 - pull) * (point - before)).clamp(lower, upper)
+        moved = region.project(point + pull * (plain - point) + (1.0 - pull) * (point - before))
         before, point, value_before = point, moved, value
         value, gradient = _gradient(loss, point, rows)
         improved += value < value_before
@@ -68,7 +71,8 @@ def descend(
             if not keep.any():
                 return
             if not keep.all():
-                point, before, best, lower, upper, step = (t[keep] for t in (point, before, best, lower, upper, step))
+                region = region.rows(keep)
+                point, before, best, step = (t[keep] for t in (point, before, best, step))
                 gradient, best_gradient = gradient[keep], best_gradient[keep]
                 value, best_value, value_then = value[keep], best_value[keep], value_then[keep]
                 improved, halved, rows = improved[keep], halved[keep], rows[keep]
@@ -85,6 +89,8 @@ def _gradient(loss: Loss, point: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     variable = point.detach().requires_grad_()
     with torch.enable_grad():
         value = loss(variable, rows)
+        if not value.requires_grad:  # cut off, by a cast to integers for one: there is no way down
+            return value, torch.zeros_like(variable)
         (gradient,) = torch.autograd.grad(value.sum(), variable)
     return value.detach(), torch.nan_to_num(gradient)
 

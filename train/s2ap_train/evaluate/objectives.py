@@ -3,18 +3,31 @@
 c is the classifier's log-probabilities [N, K], m the members' [n, N, K], y the true labels [N], t target labels [N].
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from s2ap_defend.sequential import SequentialTest
+from s2ap_train.evaluate.evidence import EvidenceSurrogate
 
-_FAR = 1e4
+__all__ = [
+    "EvidenceSurrogate",
+    "Objective",
+    "agreement_objective",
+    "alarm_objective",
+    "bypass_objective",
+    "classifier_objective",
+    "delay_objective",
+    "difference_of_logits_ratio",
+    "evidence_objective",
+    "margin",
+    "mean_log_probability",
+    "targeted_agreement_objective",
+    "targeted_margin",
+    "vote_objective",
+]
 
 
 @dataclass(frozen=True)
@@ -59,49 +72,6 @@ def mean_log_probability(c: Tensor, m: Tensor | None) -> Tensor:
     return share * c + (1.0 - share) * m.mean(0)
 
 
-class EvidenceSurrogate:
-    """The sequential test with a slope: increments interpolated linearly between the middles of their bins.
-
-    Beyond the outer bins the evidence goes on with a small slope, so that no gradient vanishes there. It follows
-    the table, it does not bound it: what counts is always checked on the file.
-
-    Args:
-        test: Tables of the file.
-        device: Where the log-probabilities are.
-    """
-
-    def __init__(self, test: SequentialTest, device: torch.device) -> None:
-        self._evidence = test.evidence
-        self._knots = torch.tensor(_knots(test.edges), dtype=torch.float32, device=device)  # [n, K]
-        self._values = torch.tensor(test.increments, dtype=torch.float32, device=device)  # [n, K]
-        span = (self._knots[:, -1:] - self._knots[:, :1]).clamp_min(1e-3)
-        self._slope = 0.1 * (self._values.amax(1, keepdim=True) - self._values.amin(1, keepdim=True)) / span
-        self._upper = torch.tensor(test.upper, dtype=torch.float32, device=device)[:, None]
-        self._lower = torch.tensor(test.lower, dtype=torch.float32, device=device)[:, None]
-        self._final = -math.inf if test.undecided_abstains else test.final_threshold
-
-    def excess(self, members: Tensor, label: Tensor) -> Tensor:
-        """How far the evidence lies above what is answered unflagged when the base label is `label` [N], in nats.
-
-        The attacker may stop the test early at 'clean' or reach the end; the easier of the two counts. Where the
-        undecided abstain, the end is no way out.
-        """
-        ratio = self._increments(members, label).cumsum(0)  # [n, N]
-        alarm = (ratio - self._upper).cummax(0).values
-        early = torch.maximum(alarm, ratio - self._lower)
-        end = torch.maximum(alarm[-1], ratio[-1] - self._final)
-        return torch.minimum(early.amin(0), end).clamp(-_FAR, _FAR)
-
-    def _increments(self, members: Tensor, label: Tensor) -> Tensor:
-        of_label = members.gather(2, label[None, :, None].expand(len(members), -1, 1))[..., 0]
-        score = -of_label if self._evidence == "surprise" else members.amax(2) - of_label  # [n, N]
-        right = torch.searchsorted(self._knots, score.detach().contiguous()).clamp(1, self._knots.shape[1] - 1)
-        x0, x1 = self._knots.gather(1, right - 1), self._knots.gather(1, right)
-        y0, y1 = self._values.gather(1, right - 1), self._values.gather(1, right)
-        inside = score.clamp(self._knots[:, :1], self._knots[:, -1:])
-        return y0 + (y1 - y0) * (inside - x0) / (x1 - x0) + self._slope * (score - inside)
-
-
 def classifier_objective(kind: Literal["cross_entropy", "dlr", "margin"]) -> Objective:
     """Objective (a): the classifier alone; whoever fools only it leaves the members to object."""
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -122,13 +92,13 @@ def agreement_objective(members: int | None = None) -> Objective:
     return Objective("agreement" if members is None else f"agreement of {members}", members, loss)
 
 
-def targeted_agreement_objective() -> Objective:
+def targeted_agreement_objective(members: int | None = None) -> Objective:
     """Objective (b) towards one label: the worst margin and the mean margin of classifier and members."""
 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
         return targeted_margin(c, t).clamp_min(-1.0) + targeted_margin(mean_log_probability(c, m), t)
 
-    return Objective("targeted agreement", None, loss)
+    return Objective("targeted agreement" if members is None else f"targeted agreement of {members}", members, loss)
 
 
 def evidence_objective(surrogate: EvidenceSurrogate, *, weight: float = 1.0, slack: float = 0.2) -> Objective:
@@ -153,20 +123,77 @@ def evidence_objective(surrogate: EvidenceSurrogate, *, weight: float = 1.0, sla
     return Objective(f"evidence x{weight:g}", None, loss)
 
 
+def bypass_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float = 0.2) -> Objective:
+    """The classifier says t, and these first members already call it clean; what others would say is not asked.
+
+    Args:
+        surrogate: Of the sequential test.
+        members: How many are asked.
+        slack: Nats by which both parts are exceeded.
+    """
+
+    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
+        if m is None:
+            return targeted_margin(c, t)
+        wrong = (targeted_margin(c, t) + slack).clamp_min(0.0)
+        return wrong + (surrogate.until_clean(m, t) + slack).clamp_min(0.0)
+
+    return Objective(f"bypass after {members}", members, loss)
+
+
+def vote_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float = 0.2) -> Objective:
+    """Most of the voting members say t, and the vote counts: the classifier says t, too, or the input is flagged.
+
+    Args:
+        surrogate: Of the sequential test.
+        members: How many vote.
+        slack: Nats by which every part is exceeded.
+    """
+
+    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:
+        if m is None:
+            return targeted_margin(c, t)
+        votes = m[:members]
+        against = targeted_margin(votes.flatten(0, 1), t.repeat(len(votes))).reshape(len(votes), -1)
+        most = against.sort(0).values[: len(votes) // 2 + 1]
+        counts = torch.minimum(targeted_margin(c, t), surrogate.until_alarm(m, y))
+        return (most + slack).clamp_min(0.0).mean(0) + (counts + slack).clamp_min(0.0) + 0.05 * against.mean(0)
+
+    return Objective(f"vote of {members}", None, loss)
+
+
+def alarm_objective(surrogate: EvidenceSurrogate, *, slack: float = 0.2, keep: float = 10.0) -> Objective:
+    """The classifier keeps the true label, and the evidence rises above the alarm.
+
+    Args:
+        surrogate: Of the sequential test.
+        slack: Nats by which the alarm is exceeded, and four times those that the classifier keeps.
+        keep: Weight of the classifier's part: it holds on clean images and is nothing to trade.
+    """
+
+    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
+        kept = keep * (slack / 4 - margin(c, y)).clamp_min(0.0)
+        return kept if m is None else kept + (surrogate.until_alarm(m, y) + slack).clamp_min(0.0)
+
+    return Objective("alarm", None, loss)
+
+
+def delay_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float = 0.2) -> Objective:
+    """The evidence stays between the boundaries until this many members were asked, whatever the classifier says.
+
+    Args:
+        surrogate: Of the sequential test.
+        members: How many are to be asked: the evidence of all but the last must not decide.
+        slack: Nats by which each stays inside.
+    """
+
+    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
+        if m is None or len(m) == 0:
+            return c.sum(1) * 0.0
+        return (surrogate.beyond(m, c.argmax(1)) + slack).clamp_min(0.0).mean(0)
+
+    return Objective(f"delay until {members}", members - 1, loss)
+
+
 def _best_other(log_probabilities: Tensor, label: Tensor) -> Tensor:
     return log_probabilities.scatter(1, label[:, None], -torch.inf).amax(1)
-
-
-def _knots(edges: np.ndarray) -> np.ndarray:
-    """Middle of every bin [n, K], the outer bins as wide as their neighbours, strictly ascending.
-
-    No score is negative, so the first bin does not reach below zero.
-    """
-    finite = np.clip(edges.astype(np.float64), -_FAR, _FAR)
-    widths = np.diff(finite, axis=1) if finite.shape[1] > 1 else np.ones_like(finite)
-    first, last = np.maximum(widths[:, :1], 0.2), np.maximum(widths[:, -1:], 0.2)
-    middles = (finite[:, 1:] + finite[:, :-1]) / 2
-    lowest = np.maximum(finite[:, :1] - first / 2, np.minimum(finite[:, :1], 0.0))
-    knots = np.concatenate([lowest, middles, finite[:, -1:] + last / 2], axis=1)
-    steps = np.maximum(np.diff(knots, axis=1), 1e-3)
-    return np.concatenate([knots[:, :1], knots[:, :1] + np.cumsum(steps, axis=1)], axis=1)

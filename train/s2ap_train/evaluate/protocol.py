@@ -189,7 +189,7 @@ class _Session:
         """All attacks on one system."""
         attacked: dict[str, _Made] = {name: made[name] for name in OBLIVIOUS if name in names}
         if "unrolled-pgd" in names:
-            plan = bare_plan(self.budget) if title == "bare" else defended_plan(self.twin, self.budget)
+            plan = bare_plan(self.budget) if title == "bare" else defended_plan(self.twin.test, self.budget)
             attacked["unrolled-pgd"] = self._adaptive(title, system, view, plan, [m.images for m in made.values()])
         if "square" in names:
             attacked["square"] = self._square(title, system)

@@ -1,8 +1,8 @@
 """What is attacked: the defended file as it is served, and the bare classifier that is inside it."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,6 +32,9 @@ class Outcome:
         members_used: Members asked [N].
         score: How far the attacker is from success [N]: negative exactly where the image is answered, not flagged, and
             its label is wrong. Larger is further away.
+        base_label: The classifier's label [N], before any vote; None: the system does not tell.
+        evidence: Log-likelihood ratio when the test stopped [N], in nats; None: the system does not tell.
+        not_asked: Members that the test can ask and did not [N]; None: the system does not tell.
     """
 
     label: Int64
@@ -39,6 +42,9 @@ class Outcome:
     abstained: Bool
     members_used: Int64
     score: Float64
+    base_label: Int64 | None = None
+    evidence: Float64 | None = None
+    not_asked: Int64 | None = None
 
     @property
     def success(self) -> Bool:
@@ -48,6 +54,12 @@ class Outcome:
     def right(self, labels: Int64) -> Bool:
         """Images that got an answer, and the right one [N]; flagged or not."""
         return np.asarray(~self.abstained & (self.label == labels))
+
+    def rows(self, index: Bool | Int64) -> "Outcome":
+        """Return the chosen images."""
+        told = {part.name: getattr(self, part.name) for part in fields(self)}
+        parts: dict[str, Any] = {name: None if values is None else values[index] for name, values in told.items()}
+        return Outcome(**parts)
 
 
 class System(Protocol):
@@ -103,7 +115,16 @@ def never_flagged(log_probabilities: Float32, labels: Int64) -> Outcome:
     score = np.where(label != labels, np.minimum(margin, -_FLOOR), np.maximum(margin, _FLOOR))
     nothing = np.zeros(len(labels), dtype=np.int64)
     never = nothing.astype(bool)
-    return Outcome(label=label, flagged=never, abstained=never, members_used=nothing, score=score)
+    return Outcome(
+        label=label,
+        flagged=never,
+        abstained=never,
+        members_used=nothing,
+        score=score,
+        base_label=label,
+        evidence=np.zeros(len(labels)),
+        not_asked=nothing,
+    )
 
 
 def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
@@ -137,7 +158,17 @@ def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
         abstained=verdicts.abstained,
         members_used=verdicts.members_used,
         score=np.where(success, -1.0, score),
+        base_label=verdicts.base_label,
+        evidence=verdicts.log_likelihood_ratio,
+        not_asked=np.maximum(most_asked(test) - verdicts.members_used, 0),
     )
+
+
+def most_asked(test: SequentialTest) -> int:
+    """Members that a test can ask at most: until all is decided, or for the vote on what is flagged."""
+    closed = np.flatnonzero(test.closed)
+    decided = int(closed[0]) + 1 if len(closed) else test.members
+    return max(decided, test.vote_members if test.correct else 0)
 
 
 def _margin(log_probabilities: Float64, labels: Int64) -> Float64:
