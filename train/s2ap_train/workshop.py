@@ -89,26 +89,23 @@ class Workshop:
 
     def plain(self) -> Network:
         """The plain network."""
-        recipe = self.recipe
-        self._plain = self._network(
-            PLAIN,
-            recipe.plain,
-            recipe.seed,
-            lambda hook, snapshots: self._fit(PLAIN, recipe.plain, hook, snapshots),
-            epochs=recipe.plain.epochs,
-        )
+        self._plain = self.dense(PLAIN, self.recipe.plain)
         return self._plain
+
+    def dense(self, name: str, config: TrainingConfig) -> Network:
+        """The recipe's network with the recipe's seed, trained in any way and kept as a part of any name."""
+        return self._network(
+            name,
+            config,
+            self.recipe.seed,
+            lambda hook, snapshots: self._fit(name, config, hook, snapshots),
+            epochs=config.epochs,
+        )
 
     def robust_classifiers(self) -> tuple[Network, Network]:
         """The adversarially trained network and the pruned one that comes from it."""
         recipe, seed = self.recipe, self.recipe.seed
-        adversarial = self._network(
-            "adversarial",
-            recipe.adversarial,
-            seed,
-            lambda hook, snapshots: self._fit("adversarial", recipe.adversarial, hook, snapshots),
-            epochs=recipe.adversarial.epochs,
-        )
+        adversarial = self.dense("adversarial", recipe.adversarial)
 
         def prune(hook: OnEpoch, snapshots: Snapshots) -> Fitted:
             return fit_pruned(

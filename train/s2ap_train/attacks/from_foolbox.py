@@ -181,12 +181,17 @@ def run_foolbox(
         eps: Budget; None = the attack looks for the least change.
     """
     from foolbox.criteria import Misclassification
-    from foolbox.models.pytorch import PyTorchModel
 
-    model = PyTorchModel(_Function(classifier).eval(), bounds=(0, 1), device=x.device)
-    _, clipped, _ = attack(model, x, Misclassification(y), epsilons=eps)
+    _, clipped, _ = attack(foolbox_model(classifier, x.device), x, Misclassification(y), epsilons=eps)
     found: Tensor = clipped.detach()
     return found
+
+
+def foolbox_model(classifier: Classifier, device: torch.device | str) -> Any:  # noqa: ANN401 - foolbox has no types
+    """A classifier as the model that foolbox attacks: images in [0, 1] on a device."""
+    from foolbox.models.pytorch import PyTorchModel
+
+    return PyTorchModel(_Function(classifier).eval(), bounds=(0, 1), device=device)
 
 
 @contextmanager

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.attacks.right_images import Classifier, attack_right_images
+from s2ap_train.attacks.square import Score
+
+_Judge = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Images [M, C, H, W] and labels [M] -> (fitness: the lower, the nearer to success; success), both [M]."""
 
 _QUERIES_AT_ONCE = 2048
 _IMAGES_AT_ONCE = 64
@@ -46,34 +53,104 @@ def one_pixel(
         InputError: If images and labels are not as stated.
         ValueError: If the population is below 4 or another count below one.
     """
+    _check(population, pixels, generations)
+    generator = torch.Generator().manual_seed(seed)
+
+    def judge(asked: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            answers = classifier(asked).softmax(1)
+        return answers.gather(1, label[:, None])[:, 0], answers.argmax(1) != label
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        return _evolve(judge, x, y, pixels, population, generations, factor, generator)
+
+    return attack_right_images(classifier, images, labels, attack, batch_size=batch_size)
+
+
+def pixel_search(
+    score: Score,
+    images: Float32,
+    labels: Int64,
+    *,
+    seed: int,
+    pixels: int,
+    population: int,
+    generations: int,
+    factor: float = 0.5,
+    batch_size: int = _IMAGES_AT_ONCE,
+) -> Float32:
+    """Attacked images [N, C, H, W] after the evolution of `one_pixel` with any score as the fitness.
+
+    Images that score below 0 stay as they are. An image is asked about 1 + population * (generations + 1) times at
+    the most.
+
+    Args:
+        score: What the attacker lowers; below 0 it has won.
+        images: Clean images, float32 [N, C, H, W] in [0, 1].
+        labels: True labels, int64 [N].
+        seed: Of the evolution.
+        pixels: Positions that may change.
+        population: Candidates per image.
+        generations: Generations at most, the first apart.
+        factor: Scale F of the difference of two candidates.
+        batch_size: Images attacked side by side.
+
+    Raises:
+        ValueError: As `one_pixel`.
+    """
+    _check(population, pixels, generations)
+    generator = torch.Generator().manual_seed(seed)
+
+    def judge(asked: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        found = torch.from_numpy(score(asked.numpy(), label.numpy()))
+        return found.to(asked.dtype), found < 0.0
+
+    attacked = images.copy()
+    rows = np.flatnonzero(score(images, labels) >= 0.0) if len(images) else np.zeros(0, dtype=np.int64)
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        x, y = torch.from_numpy(images[part]), torch.from_numpy(labels[part])
+        attacked[part] = _evolve(judge, x, y, pixels, population, generations, factor, generator).numpy()
+    return attacked
+
+
+def _check(population: int, pixels: int, generations: int) -> None:
     if population < 4 or pixels < 1 or generations < 1:
         raise ValueError(
             f"one_pixel needs population >= 4, pixels >= 1 and generations >= 1; found {population}, {pixels} and "
             f"{generations}"
         )
-    generator = torch.Generator().manual_seed(seed)
 
-    def attack(x: Tensor, y: Tensor) -> Tensor:
-        attacked, alive = x.clone(), torch.arange(len(x), device=x.device)
-        born = candidates = first_generation(x, pixels, population, generator)
-        fitness = torch.full(born.shape[:2], torch.inf, device=x.device)
-        for generation in range(generations + 1):
-            if generation:
-                parents = distinct_triples(len(alive), population, generator).to(x.device)
-                born = _inside(children(candidates, parents, factor), x.shape)
-            born_fitness, wrong = _judge(classifier, x[alive], y[alive], born)
-            candidates, fitness = select(candidates, fitness, born, born_fitness)
-            fooled = wrong.any(1)
-            best = _row(candidates, fitness.argmin(1))
-            first_wrong = _row(born, born_fitness.masked_fill(~wrong, torch.inf).argmin(1))
-            shown = torch.where(fooled[:, None, None], first_wrong, best)
-            attacked[alive] = paint(x[alive], shown[:, None])[:, 0]
-            alive, candidates, fitness = alive[~fooled], candidates[~fooled], fitness[~fooled]
-            if len(alive) == 0:
-                break
-        return attacked
 
-    return attack_right_images(classifier, images, labels, attack, batch_size=batch_size)
+def _evolve(
+    judge: _Judge,
+    x: Tensor,
+    y: Tensor,
+    pixels: int,
+    population: int,
+    generations: int,
+    factor: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Images with the first candidate that won, or else with the fittest."""
+    attacked, alive = x.clone(), torch.arange(len(x), device=x.device)
+    born = candidates = first_generation(x, pixels, population, generator)
+    fitness = torch.full(born.shape[:2], torch.inf, device=x.device)
+    for generation in range(generations + 1):
+        if generation:
+            parents = distinct_triples(len(alive), population, generator).to(x.device)
+            born = _inside(children(candidates, parents, factor), x.shape)
+        born_fitness, won = _judged(judge, x[alive], y[alive], born)
+        candidates, fitness = select(candidates, fitness, born, born_fitness)
+        fooled = won.any(1)
+        best = _row(candidates, fitness.argmin(1))
+        first_won = _row(born, born_fitness.masked_fill(~won, torch.inf).argmin(1))
+        shown = torch.where(fooled[:, None, None], first_won, best)
+        attacked[alive] = paint(x[alive], shown[:, None])[:, 0]
+        alive, candidates, fitness = alive[~fooled], candidates[~fooled], fitness[~fooled]
+        if len(alive) == 0:
+            break
+    return attacked
 
 
 def first_generation(images: Tensor, pixels: int, population: int, generator: torch.Generator) -> Tensor:
@@ -143,16 +220,14 @@ def _inside(candidates: Tensor, shape: torch.Size) -> Tensor:
     return candidates.clamp_min(0).minimum(most)
 
 
-def _judge(classifier: Classifier, images: Tensor, labels: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability of the label, and whether the image is misclassified, for each candidate: both [N, P]."""
+def _judged(judge: _Judge, images: Tensor, labels: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Fitness and success of each candidate: both [N, P]."""
     count, size = candidates.shape[:2]
-    fitness, wrong = [], []
+    fitness, won = [], []
     per_part = max(1, _QUERIES_AT_ONCE // count)
     for part in torch.split(candidates, per_part, dim=1):
         painted = paint(images, part).flatten(0, 1)
-        with torch.no_grad():
-            answers = classifier(painted).softmax(1).reshape(count, part.shape[1], -1)
-        label = labels[:, None, None].expand(-1, part.shape[1], 1)
-        fitness.append(answers.gather(2, label)[..., 0])
-        wrong.append(answers.argmax(2) != labels[:, None])
-    return torch.cat(fitness, dim=1).reshape(count, size), torch.cat(wrong, dim=1)
+        found, beaten = judge(painted, labels[:, None].expand(-1, part.shape[1]).flatten())
+        fitness.append(found.reshape(count, -1))
+        won.append(beaten.reshape(count, -1))
+    return torch.cat(fitness, dim=1).reshape(count, size), torch.cat(won, dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from s2ap_defend.types import Bool
 CONFIDENCE = 0.95
 NOISE = 0.05
 """A difference with a p-value from here on is called noise."""
+SIGNIFICANCE = 0.01
+"""An attack that must not be the weaker one is called weaker below this p-value (exact, one-sided)."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,32 @@ def mcnemar(lost: int, gained: int, *, alternative: str = "two-sided") -> float:
     from scipy import stats
 
     return float(stats.binomtest(lost, lost + gained, 0.5, alternative=alternative).pvalue) if lost + gained else 1.0
+
+
+def not_weaker(right: Mapping[str, Bool], *, significance: float = SIGNIFICANCE) -> tuple[bool, dict[str, float]]:
+    """Whether the second attack breaks no fewer images than the first, beyond chance, and what decided.
+
+    McNemar's exact one-sided test on the images that one attack broke and the other did not.
+
+    Args:
+        right: Two attacks by name, the one that must not win first: images not broken by it, the same images [N].
+        significance: p-value below which the second is called weaker.
+
+    Raises:
+        ValueError: If there are not two arrays of one length, or no images.
+    """
+    if len(right) != 2 or len({len(rows) for rows in right.values()}) != 1 or not len(next(iter(right.values()))):
+        raise ValueError(f"need two attacks on the same images, got {[(k, len(v)) for k, v in right.items()]}")
+    (weak, first), (strong, second) = right.items()
+    only_weak, only_strong = int((~first & second).sum()), int((first & ~second).sum())
+    p_value = mcnemar(only_weak, only_strong, alternative="greater")
+    return p_value >= significance, {
+        f"accuracy_after_{weak}": float(np.mean(first)),
+        f"accuracy_after_{strong}": float(np.mean(second)),
+        "broken_by_the_first_only": only_weak,
+        "broken_by_the_second_only": only_strong,
+        "p_value": p_value,
+    }
 
 
 def seed_difference(baseline: Sequence[float], method: Sequence[float]) -> SeedDifference:
