@@ -17,8 +17,9 @@ from s2ap_export.harden import harden
 from s2ap_train.data import ImageSet
 from s2ap_train.evaluate.oblivious import pgd
 from s2ap_train.evaluate.systems import BareSystem
-from s2ap_train.ladder import print_ladder
 from s2ap_train.recipe import load_recipe
+from s2ap_train.redteam.page import write_page
+from s2ap_train.redteam.report import print_summary
 from s2ap_train.twin import Twin
 
 SHOWN = 8
@@ -31,7 +32,9 @@ def demo(output: Path) -> None:
     console = Console()
     recipe = load_recipe("digits")
     hardened = harden(recipe, output, output.with_name(f"{output.name}.training"), Reporter(console))
-    print_ladder(hardened.ladder, console)
+    print_summary(hardened.evaluation, console)
+    report = output.with_name("report.html")
+    write_page(hardened.evaluation, report)
 
     data = recipe.load_data().test
     file = open_model_file(output)
@@ -52,8 +55,8 @@ def demo(output: Path) -> None:
     console.print(
         f"\nThe defended model is {output}. Serve it and drop the images of {folder} on its page:\n"
         f"    .venv/bin/s2ap-defend serve {output} --expose-evidence      then open http://127.0.0.1:8000\n"
-        f"Attack it with everything that is known:\n"
-        f"    .venv/bin/s2ap-defend evaluate {output} --recipe digits --budget standard",
+        f"What the attacks found, with pictures, is in {report}. Attack it with everything that is known:\n"
+        f"    .venv/bin/s2ap-defend evaluate {output} --recipe digits --attacks standard --report standard.html",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -20,6 +20,7 @@ SMALL = {
     "score_model.epochs": 1,
     "score_model.width": 8,
     "evaluation.samples": 12,
+    "evaluation.attacks": '"fgsm,pgd,apgd-ce,unrolled-pgd"',
     "choice.samples": 12,
     "choice.steps": 2,
     "choice.settings": "[]",

@@ -171,7 +171,7 @@ def test_inspect_says_who_gives_evidence_and_that_nothing_was_measured(
     write_model_file(file.proto, measured, tmp_path / "measured.onnx")
     assert run(["inspect", str(tmp_path / "measured.onnx")]) == 0
     text = capsys.readouterr().out
-    assert "Accuracy measured when the file was made" in text
+    assert "Accuracy measured on this file" in text
     assert "no accuracy was measured" not in text
 
 

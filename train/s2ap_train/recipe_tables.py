@@ -18,15 +18,21 @@ class Table(BaseModel):
 
 
 class EvaluationSettings(Table):
-    """What the closing table of `harden` measures.
+    """What the closing table of `harden` measures, and `evaluate` unless it is told otherwise.
 
     Attributes:
         samples: Test images.
-        budget: Preset of the adaptive attack, 'quick' or 'standard'.
+        budget: Work of the attacks, 'quick', 'standard' or 'full'.
+        attacks: A preset, or names of attacks with commas between them; None: the preset of that budget.
+        l2: l2 budget, pixels in [0, 1]; None: a third of the length of a change of eps in every pixel.
+        pixels: l0 budget: positions (row, column) that may change.
     """
 
     samples: Annotated[int, Field(ge=10)]
-    budget: Literal["quick", "standard"]
+    budget: Literal["quick", "standard", "full"]
+    attacks: str | None = None
+    l2: Annotated[float, Field(gt=0)] | None = None
+    pixels: Annotated[int, Field(ge=1)] = 3
 
 
 class ExportSettings(Table):

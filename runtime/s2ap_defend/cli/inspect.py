@@ -164,7 +164,7 @@ def _correction(test: TestTables) -> str:
 
 def _measured_table(manifest: Manifest) -> Table:
     columns = ("attack", "eps", "samples", "bare", "defended", "flagged", "members")
-    table = plain_table(*columns, title="Accuracy measured when the file was made")
+    table = plain_table(*columns, title="Accuracy measured on this file")
     for row in manifest.measured:
         table.add_row(
             foreign(row.attack),

@@ -28,6 +28,7 @@ TRAIN_MODULES = {
     "torch",
     "torch_pruning",
     "torchvision",
+    "tritonclient",
 }
 
 

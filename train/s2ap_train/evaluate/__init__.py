@@ -1,7 +1,5 @@
-"""Attacks on defended model files and the report of what they reached."""
+"""Machinery of attacks on defended systems: what is attacked, gradient searches, objectives, and how success counts."""
 
-from s2ap_train.evaluate.adaptive import AdaptiveBudget
-from s2ap_train.evaluate.protocol import ATTACKS, Evaluation, evaluate_file
-from s2ap_train.evaluate.report import print_report
+from s2ap_train.evaluate.budget import AdaptiveBudget
 
-__all__ = ["ATTACKS", "AdaptiveBudget", "Evaluation", "evaluate_file", "print_report"]
+__all__ = ["AdaptiveBudget"]

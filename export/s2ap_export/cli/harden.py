@@ -7,15 +7,7 @@ import click
 from rich.console import Console
 
 from s2ap_defend.progress import Reporter
-
-
-def _workers(ctx: click.Context, option: click.Parameter, value: str | None) -> int | Literal["ray"] | None:
-    """A number of processes, or 'ray'."""
-    if value is None or value == "ray":
-        return value if value is None else "ray"
-    if not value.isascii() or not value.isdigit() or int(value) < 1:
-        raise click.BadParameter(f"{value!r} is neither a number of processes from 1 nor 'ray'", ctx, option)
-    return int(value)
+from s2ap_export.cli.options import workers_option
 
 
 @click.command()
@@ -29,7 +21,7 @@ def _workers(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 @click.option(
     "--workers",
-    callback=_workers,
+    callback=workers_option,
     metavar="N|ray",
     help="Processes that train at the same time, one a core by default; 'ray': on the cluster of RAY_ADDRESS, or here.",
 )
@@ -58,9 +50,9 @@ def harden(
     from s2ap_defend.sequential import asked_members
     from s2ap_export.harden import harden as run
     from s2ap_train.jobs import check_workers
-    from s2ap_train.ladder import print_ladder
     from s2ap_train.purifier_choice import print_choice
     from s2ap_train.recipe import load_recipe
+    from s2ap_train.redteam.report import print_summary
 
     check_workers(workers)
     changes = overrides if seed is None else (*overrides, f"seed={seed}")
@@ -70,6 +62,6 @@ def harden(
     hardened = run(load_recipe(recipe, changes), output, folder, Reporter(console), workers=workers, choose=by)
     if hardened.manifest.purifier.choice is not None:
         print_choice(hardened.manifest.purifier.choice, console)
-    print_ladder(hardened.ladder, console)
+    print_summary(hardened.evaluation, console)
     console.print(asked_members(hardened.manifest.test.to_test()), highlight=False, soft_wrap=True)
     console.print(f"wrote {hardened.path}", markup=False, highlight=False, soft_wrap=True)

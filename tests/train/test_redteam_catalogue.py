@@ -1,0 +1,92 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from s2ap_defend.errors import RecipeError
+from s2ap_train.data import ImageSet
+from s2ap_train.evaluate import AdaptiveBudget
+from s2ap_train.recipe import load_recipe
+from s2ap_train.redteam.campaign import PART, Setup, attack_pieces
+from s2ap_train.redteam.catalogue import ATTACKS, PRESETS, chosen_attacks
+from s2ap_train.redteam.plan import plan_of
+
+
+def setup_of(images: int) -> Setup:
+    data = ImageSet(np.zeros((images, 1, 2, 2), dtype=np.float32), np.zeros(images, dtype=np.int64))
+    return Setup(Path("model.onnx"), data, 0.1, 0.2, 1, 0, AdaptiveBudget.quick())
+
+
+def test_every_attack_says_what_it_assumes_and_where_it_comes_from() -> None:
+    for name, attack in ATTACKS.items():
+        assert name == attack.name
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
+        assert len(attack.assumes) > 30, name
+        assert re.search(r"\d{4}", attack.source) or attack.knows == "nothing", name
+        assert not attack.assumes.endswith("."), name
+
+
+def test_presets_grow_and_end_with_the_search_over_everything_in_the_ball() -> None:
+    quick, standard, full = (set(PRESETS[name]) for name in ("quick", "standard", "full"))
+    assert quick < standard < full < set(ATTACKS)
+    assert {ATTACKS[name].knows for name in quick} >= {"nothing", "classifier", "answers", "everything"}
+    assert list(ATTACKS)[-1] == "unrolled-pgd"
+    others = {name for name, attack in ATTACKS.items() if attack.norm == "linf"} - {"unrolled-pgd"}
+    assert set(ATTACKS["unrolled-pgd"].after) == others
+
+
+def test_names_are_taken_in_the_order_of_the_catalogue() -> None:
+    preset, attacks = chosen_attacks("unrolled-pgd, fgsm,clean")
+    assert preset is None
+    assert [attack.name for attack in attacks] == ["fgsm", "unrolled-pgd"]
+    assert chosen_attacks("quick")[0] == "quick"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("unroled-pgd", r"did you mean unrolled-pgd\?"), ("fgsm,quick", "a preset stands alone"), ("fgsm,", None)],
+)
+def test_an_unknown_attack_names_its_nearest(text: str, hint: str | None) -> None:
+    if hint is None:
+        assert [attack.name for attack in chosen_attacks(text)[1]] == ["fgsm"]
+        return
+    with pytest.raises(RecipeError, match=hint):
+        chosen_attacks(text)
+
+
+def test_parts_are_equal_cover_all_images_and_do_not_depend_on_workers() -> None:
+    for images in (1, 59, 60, 61, 120, 200, 1000):
+        parts = setup_of(images).parts()
+        sizes = [part.stop - part.start for part in parts]
+        assert sum(sizes) == images
+        assert max(sizes) <= PART
+        assert max(sizes) - min(sizes) <= 1
+        assert parts[0].start == 0
+
+
+def test_parts_and_seeds_give_different_random_numbers() -> None:
+    setup = setup_of(200)
+    assert len({setup.task(part).seed for part in setup.parts()}) == len(setup.parts())
+
+
+def test_the_search_waits_for_every_attack_on_its_part_and_for_the_search_on_the_bare_classifier() -> None:
+    pieces = {
+        piece.name: piece for piece in attack_pieces(setup_of(120), chosen_attacks("pgd,agreement,unrolled-pgd")[1])
+    }
+    waits = set(pieces["unrolled-pgd on the defended, part 2"].after)
+    assert waits == {f"{name}, part 2" for name in ("pgd on the defended", "agreement on the defended")} | {
+        "unrolled-pgd on the bare, part 2"
+    }
+    assert set(pieces["unrolled-pgd on the bare, part 1"].after) == {"pgd on the defended, part 1"}
+    assert "pgd on the bare, part 1" not in pieces  # it is made on the classifier either way
+    assert "agreement on the bare, part 1" not in pieces
+
+
+def test_the_plan_of_a_recipe_takes_its_budgets_and_what_is_asked_for_instead() -> None:
+    recipe = load_recipe("digits")
+    own, other = plan_of(recipe, 64), plan_of(recipe, 64, attacks="fgsm", eps=0.3, seed=5)
+    assert (own.name, own.depth, own.eps, own.budget) == ("quick", "quick", recipe.eps, AdaptiveBudget.quick())
+    assert own.l2 == pytest.approx(recipe.eps * 8 / 3)  # a third of the length of eps in 64 pixels
+    assert (other.depth, other.eps, other.seed, other.budget) == ("attacks", 0.3, 5, AdaptiveBudget.quick())
+    assert plan_of(recipe, 64, attacks="fgsm", budget="full").budget == AdaptiveBudget.full()

@@ -1,0 +1,196 @@
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.errors import InputError, RecipeError
+from s2ap_defend.model_file import open_model_file, write_model_file
+from s2ap_defend.progress import Reporter
+from s2ap_defend.stages import CLASSIFIER, cut_stage, member_scope
+from s2ap_export.compose import compose
+from s2ap_export.trace import trace_purifier
+from s2ap_train.data import ImageSet
+from s2ap_train.evaluate import AdaptiveBudget
+from s2ap_train.purifier import Purification, UNet, hadamard_bank
+from s2ap_train.redteam.ablation_rows import BARE, FULL
+from s2ap_train.redteam.catalogue import chosen_attacks
+from s2ap_train.redteam.evaluation import evaluate_file
+from s2ap_train.redteam.plan import Plan
+from s2ap_train.redteam.report import print_evaluation, to_json
+
+BUDGET = AdaptiveBudget(steps=4, cheap_steps=4, restarts=1, targets=1, square_queries=10, decision_queries=30)
+NAMES = "fgsm,pgd,square,apgd-ce,agreement,unrolled-pgd"
+
+
+def plan(names=NAMES, *, eps=0.02, depth="attacks", **changes):
+    return Plan(names, chosen_attacks(names)[1], BUDGET, eps, 0.1, 3, 0, depth, **changes)
+
+
+def evaluated(path, data, asked, *, folder=None, workers=1, told=None, **options):
+    reporter = Reporter(Console(file=told or io.StringIO(), width=200))
+    return evaluate_file(path, data, asked, folder=folder, reporter=reporter, workers=workers, **options)
+
+
+@pytest.fixture(scope="module")
+def data(tiny_model_path, random_images):
+    """Images with the labels that the bare classifier gives them, so that its clean accuracy is 1."""
+    images = random_images[:24]
+    labels = DefendedClassifier.load(tiny_model_path, device="cpu", threads=1)(images).base_label
+    return ImageSet(images, labels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def evaluation(tiny_model_path, data, folder):
+    return evaluated(tiny_model_path, data, plan(), folder=folder)
+
+
+@pytest.fixture(scope="module")
+def undefended_path(tiny_model_path, tmp_path_factory):
+    """The tiny file with a purifier of radius 0 and a test that never flags."""
+    tiny = open_model_file(tiny_model_path)
+    config = Purification(radius=0.0, rho=0.0, steps=1, bank_size=2)
+    purifier = trace_purifier(UNet(1, 8, (1, 2), seed=0), hadamard_bank(2, (1, 8, 8), 0), config, (1, 8, 8))
+    count = len(tiny.manifest.members)
+    tables = tiny.manifest.test.model_copy(update={"upper": (None,) * count, "truncation": "clean"})
+    model = compose(
+        purifier,
+        cut_stage(tiny.proto, CLASSIFIER),
+        [cut_stage(tiny.proto, member_scope(i)) for i in range(count)],
+        tables.to_test(),
+    )
+    path = tmp_path_factory.mktemp("undefended") / "undefended.onnx"
+    write_model_file(model, tiny.manifest.model_copy(update={"test": tables}), path)
+    return path
+
+
+def without_time(rows):
+    """Rows without the seconds that they took."""
+    timeless = [dataclasses.replace(row, defended=dataclasses.replace(row.defended, seconds=0.0)) for row in rows]
+    return [
+        row if row.bare is None else dataclasses.replace(row, bare=dataclasses.replace(row.bare, seconds=0.0))
+        for row in timeless
+    ]
+
+
+def test_a_file_that_does_nothing_has_the_figures_of_the_bare_classifier(undefended_path, data):
+    found = evaluated(undefended_path, data, plan("fgsm,pgd"), ablation=False)
+    for row in found.attacks:
+        assert row.defended.attack_success == row.bare.attack_success
+        assert row.defended.label_accuracy == row.bare.label_accuracy
+        assert row.defended.flagged == row.defended.corrected == 0.0
+    assert found.worst_case == found.bare_worst_case
+
+
+def test_the_search_is_no_weaker_than_what_it_starts_from(evaluation):
+    success = {row.name: row.defended.attack_success for row in evaluation.attacks}
+    assert list(success) == NAMES.split(",")
+    assert success["unrolled-pgd"] >= max(success.values())
+    assert success["unrolled-pgd"] >= evaluation.clean.attack_success
+    assert evaluation.worst_case.robust_accuracy <= 1.0 - max(success.values()) + 1e-9
+
+
+def test_parts_of_the_search_sum_to_what_it_broke(evaluation):
+    figures = evaluation.attacks[-1].defended
+    assert sum(figures.configuration["broken_by"].values()) == round(figures.attack_success * 24)
+
+
+def test_every_row_of_the_table_faces_what_was_found_for_the_others(evaluation):
+    rows = {row.name: row for row in evaluation.ablation}
+    assert rows[FULL[True]].robust_accuracy <= evaluation.worst_case.robust_accuracy
+    assert rows[BARE].robust_accuracy <= evaluation.bare_worst_case.robust_accuracy
+    assert rows[FULL[True]].robust_accuracy == rows[FULL[False]].robust_accuracy  # flags do not depend on correction
+    assert rows[FULL[False]].label_accuracy == evaluation.rejecting_label_accuracy
+    assert all(row.milliseconds > 0.0 for row in evaluation.ablation)
+
+
+def test_results_do_not_depend_on_the_number_of_processes(tiny_model_path, data, evaluation):
+    again = evaluated(tiny_model_path, data, plan("fgsm,pgd,apgd-ce"), workers=2, ablation=False)
+    first = [row for row in evaluation.attacks if row.name in {"fgsm", "pgd", "apgd-ce"}]
+    assert without_time(again.attacks) == without_time(first)
+
+
+def test_started_again_nothing_is_done_twice(tiny_model_path, data, evaluation, folder):
+    told = io.StringIO()
+    again = evaluated(tiny_model_path, data, plan(), folder=folder, told=told)
+    assert "attacks: 9 of 9 parts reused" in told.getvalue()  # three of the six are made on the classifier, too
+    assert again.attacks == evaluation.attacks
+    assert again.seconds == evaluation.seconds
+
+
+def test_another_budget_finds_everything_again(tiny_model_path, data, evaluation, folder):
+    told = io.StringIO()
+    evaluated(tiny_model_path, data, plan("fgsm", eps=0.03), folder=folder, told=told, ablation=False)
+    assert "reused" not in told.getvalue()
+
+
+def test_without_eps_nothing_is_broken_that_was_right(tiny_model_path, data):
+    found = evaluated(tiny_model_path, data, plan("fgsm", eps=0.0), ablation=False)
+    assert found.attacks[0].defended.attack_success == found.clean.attack_success
+
+
+def test_without_attacks_the_clean_images_are_the_worst_case(tiny_model_path, data):
+    found = evaluated(tiny_model_path, data, plan("clean"), ablation=False)
+    assert found.attacks == ()
+    assert found.worst_case.robust_accuracy == pytest.approx(1.0 - found.clean.attack_success)
+
+
+def test_what_the_time_limit_left_out_is_said_and_the_search_runs(tiny_model_path, data):
+    found = evaluated(tiny_model_path, data, plan("pgd,unrolled-pgd", time_limit=1e-9), ablation=False)
+    assert [row.name for row in found.attacks] == ["unrolled-pgd"]
+    assert found.not_run == {"pgd": "the time limit was over before it began"}
+
+
+def test_attacks_that_lack_what_they_need_are_named(tiny_model_path, data):
+    found = evaluated(tiny_model_path, data, plan("fgsm,transfer-base,square-http"), ablation=False)
+    assert found.not_run.keys() == {"transfer-base", "square-http"}
+    assert "--server" in found.not_run["square-http"]
+    assert "--ablation all" in found.not_run["transfer-base"]
+
+
+def test_the_json_has_the_keys_that_others_read(evaluation):
+    found = to_json(evaluation)
+    assert list(found["attacks"]) == NAMES.split(",")
+    for part in (found, found["bare"]):
+        for figures in part["attacks"].values():
+            assert figures.keys() >= {"attack_success", "flagged", "corrected", "members_used", "label_accuracy"}
+        assert part["clean"].keys() >= {"accuracy", "flagged", "members_used"}
+        assert 0.0 <= part["worst_case"]["robust_accuracy"] <= 1.0
+
+
+def test_the_report_names_the_worst_case(evaluation):
+    console = Console(file=io.StringIO(), width=100)
+    print_evaluation(evaluation, console)
+    text = console.file.getvalue()
+    for words in ("unrolled-pgd", "detector only", "vote only", f"{evaluation.worst_case.robust_accuracy:.1%}"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eps": 8}, r"eps is 8; it is an l_inf budget in \[0, 1\] pixels"),
+        ({"l2": -1.0}, "l2 is -1.0"),
+        ({"pixels": 65}, "pixels is 65; .* from 0 to the 64 there are"),
+    ],
+)
+def test_budgets_that_are_none_are_refused(tiny_model_path, data, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        evaluated(tiny_model_path, data, dataclasses.replace(plan("fgsm"), **changes))
+
+
+def test_images_and_labels_that_do_not_fit_are_refused(tiny_model_path, data):
+    for images, labels, message in (
+        (data.images[:, :, :4], data.labels, "images have shape"),
+        (data.images, data.labels[:3], "labels have shape"),
+        (data.images, np.full_like(data.labels, 10), r"one of 0\.\.9 for each of 24 images"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluated(tiny_model_path, ImageSet(images, labels), plan("fgsm"))

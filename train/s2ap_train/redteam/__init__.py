@@ -1,0 +1,1 @@
+"""Attacks that know everything on a defended model file, and the report of what they left of it."""

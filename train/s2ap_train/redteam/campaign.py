@@ -1,0 +1,305 @@
+"""Every attack on every part of the images, on the defended file and on the bare classifier inside it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.types import Float32
+from s2ap_train.attacks.budget import distortion, project
+from s2ap_train.data import ImageSet
+from s2ap_train.evaluate.budget import AdaptiveBudget
+from s2ap_train.kept import weights_digest
+from s2ap_train.redteam.attack import Found, RedTeamAttack, Task
+from s2ap_train.redteam.catalogue import ATTACKS
+from s2ap_train.redteam.pieces import SECONDS, Done, Piece
+from s2ap_train.redteam.probes import Probe
+from s2ap_train.redteam.target import Target, open_targets
+from s2ap_train.threads import one_thread
+
+__all__ = [
+    "BARE",
+    "DEFENDED",
+    "PART",
+    "REDTEAM_VERSION",
+    "Attacked",
+    "Setup",
+    "attack_pieces",
+    "gathered",
+    "probe_pieces",
+    "targets",
+]
+
+REDTEAM_VERSION = 1
+"""Raise it with every change of what an attack does: what was found under another number is found again."""
+PART = 60
+"""Images of one part, at the most. Parts do not depend on the number of workers, so neither does any result."""
+
+Which = Literal["defended", "bare"]
+DEFENDED: Which = "defended"
+BARE: Which = "bare"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that attacks depend on; it travels to other processes.
+
+    Attributes:
+        model: The defended model file.
+        data: Clean images and labels.
+        eps: l_inf budget, pixels in [0, 1].
+        l2: l2 budget, pixels in [0, 1].
+        pixels: l0 budget, positions.
+        seed: Of all attacks.
+        budget: Steps, restarts and queries.
+        surrogates: Networks that the attacker trained himself.
+        server: Address of a server of the same file.
+    """
+
+    model: Path
+    data: ImageSet
+    eps: float
+    l2: float
+    pixels: int
+    seed: int
+    budget: AdaptiveBudget
+    surrogates: tuple[nn.Module, ...] = ()
+    server: str | None = None
+
+    def key(self, weights_sha256: str, graph_sha256: str) -> object:
+        """What everything that is found depends on, for the store."""
+        digest = hashlib.sha256(self.data.images.tobytes() + self.data.labels.tobytes()).hexdigest()
+        budgets = (self.eps, self.l2, self.pixels, self.seed, self.budget)
+        return REDTEAM_VERSION, weights_sha256, graph_sha256, digest, self.data.images.shape, budgets
+
+    def parts(self, images: int | None = None) -> list[slice]:
+        """Rows of each part, of the first `images` images."""
+        count = len(self.data) if images is None else min(images, len(self.data))
+        pieces = max(1, -(-count // PART))
+        edges = np.linspace(0, count, pieces + 1).round().astype(int)
+        return [slice(int(start), int(stop)) for start, stop in pairwise(edges)]
+
+    def task(self, rows: slice, *, salt: int = 0) -> Task:
+        """What an attack is given for some rows; `salt` gives it other random numbers."""
+        return Task(
+            data=self.data.subset(rows),
+            eps=self.eps,
+            l2=self.l2,
+            pixels=self.pixels,
+            seed=(self.seed * 1_000_003 + rows.start * 7919 + salt) % 2**31,
+            budget=self.budget,
+            surrogates=self.surrogates,
+            server=self.server,
+        )
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What one attack made of all images.
+
+    Attributes:
+        images: [N, C, H, W]; where it did not run, the clean ones.
+        ran: Images that it ran on [N].
+        seconds: Time of all its parts together.
+        notes: Of its parts: numbers of broken images are summed, the rest is the first part's.
+    """
+
+    images: Float32
+    ran: np.ndarray
+    seconds: float
+    notes: Mapping[str, Any]
+
+
+def attack_pieces(
+    setup: Setup, attacks: Sequence[RedTeamAttack], *, until: float | None = None, always: Sequence[str] = ()
+) -> list[Piece]:
+    """Pieces of every attack on the file and, where it can be attacked that way, on the bare classifier.
+
+    Args:
+        setup: What they depend on.
+        attacks: The attacks.
+        until: Time after which none is begun.
+        always: Names of attacks that are begun whatever the time.
+    """
+    chosen = {attack.name for attack in attacks}
+    surrogates = weights_digest(setup.surrogates) if setup.surrogates else None
+    return [
+        _piece(setup, attack, which, part, rows, chosen, surrogates, None if attack.name in always else until)
+        for attack in attacks
+        for which in _sides(attack)
+        for part, rows in enumerate(setup.parts())
+    ]
+
+
+def gathered(
+    setup: Setup, attacks: Sequence[RedTeamAttack], done: Done
+) -> tuple[dict[str, Attacked], dict[str, Attacked]]:
+    """What was found of all images: (on the defended file, on the bare classifier), by attack."""
+    both: tuple[dict[str, Attacked], dict[str, Attacked]] = ({}, {})
+    for attack in attacks:
+        for which, found in zip((DEFENDED, BARE), both, strict=True):
+            if which == BARE and attack.knows != "classifier" and BARE not in _sides(attack):
+                continue
+            names = [(rows, _name(attack, which, part)) for part, rows in enumerate(setup.parts())]
+            present = [(rows, done[name]) for rows, name in names if name in done]
+            if present:
+                found[attack.name] = _joined(setup.data.images, present)
+    return both
+
+
+def probe_pieces(setup: Setup, probes: Sequence[Probe], *, images: int, until: float | None = None) -> list[Piece]:
+    """Pieces of further runs on the defended file, each on the first `images` images, at most those of one part."""
+    rows = slice(0, min(images, PART, len(setup.data)))
+    return [
+        Piece(
+            name=probe.name,
+            function=_probed,
+            arguments=lambda _, probe=probe: (setup.model, probe, setup.task(rows)),  # type: ignore[misc]
+            shape=setup.data.images[rows].shape,
+            decides=("probe", probe.kind, probe.at, rows.stop),
+            weight=probe.weight,
+            until=until,
+        )
+        for probe in probes
+    ]
+
+
+def _joined(clean: Float32, parts: Sequence[tuple[slice, Found]]) -> Attacked:
+    images, ran = clean.copy(), np.zeros(len(clean), dtype=bool)
+    for rows, found in parts:
+        images[rows], ran[rows] = found.images, True
+    notes = {key: value for key, value in parts[0][1].notes.items() if key != SECONDS}
+    if "broken_by" in notes:
+        counts: dict[str, int] = {}
+        for _, found in parts:
+            for name, count in found.notes["broken_by"].items():
+                counts[name] = counts.get(name, 0) + count
+        notes["broken_by"] = counts
+    return Attacked(images, ran, sum(float(found.notes[SECONDS]) for _, found in parts), notes)
+
+
+def _sides(attack: RedTeamAttack) -> tuple[Which, ...]:
+    """On what an attack is made; what knows the classifier alone finds the same for the file and for the classifier."""
+    if attack.needs_test or attack.knows in {"nothing", "classifier"}:
+        return (DEFENDED,)
+    return DEFENDED, BARE
+
+
+def _name(attack: RedTeamAttack, which: Which, part: int) -> str:
+    side = which if which in _sides(attack) else DEFENDED
+    return f"{attack.name} on the {side}, part {part + 1}"
+
+
+def _piece(
+    setup: Setup,
+    attack: RedTeamAttack,
+    which: Which,
+    part: int,
+    rows: slice,
+    chosen: set[str],
+    surrogates: str | None,
+    until: float | None,
+) -> Piece:
+    before = tuple(name for name in attack.after if name in chosen and not (which == BARE and ATTACKS[name].needs_test))
+    waits = [_name(ATTACKS[name], which, part) for name in before]
+    if attack.after and which == DEFENDED and not attack.needs_test:
+        waits.append(_name(attack, BARE, part))  # what the bare classifier fell for is tried on the defence
+
+    def arguments(done: Done) -> tuple[Any, ...]:
+        task = replace(setup.task(rows), known={name: found.images for name, found in done.items()})
+        return setup.model, which, attack.name, task
+
+    return Piece(
+        name=_name(attack, which, part),
+        function=_attacked,
+        arguments=arguments,
+        shape=setup.data.images[rows].shape,
+        decides=(
+            attack.name,
+            which,
+            rows.start,
+            rows.stop,
+            before,
+            surrogates if attack.needs == "surrogates" else None,
+        ),
+        after=tuple(waits),
+        weight=attack.weight * (1.0 if which == DEFENDED else 0.2) * (rows.stop - rows.start) / PART,
+        until=until,
+    )
+
+
+def _attacked(model: Path, which: Which, name: str, task: Task) -> Found:
+    """One attack on one part; also called in other processes."""
+    attack = ATTACKS[name]
+    with one_thread():
+        defended, bare = targets(model)
+        found = attack.run(defended if which == DEFENDED else bare, task)
+    return Found(_inside(found.images, attack, task), found.notes)
+
+
+def _probed(model: Path, probe: Probe, task: Task) -> Found:
+    """One further run; also called in other processes."""
+    with one_thread():
+        return probe(targets(model)[0], task)
+
+
+def targets(model: Path) -> tuple[Target, Target]:
+    """(the defended file, the bare classifier), opened once a process and again when the file has changed."""
+    return _opened(model, model.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _opened(model: Path, modified: int) -> tuple[Target, Target]:  # noqa: ARG001
+    return open_targets(model)
+
+
+def _inside(images: Float32, attack: RedTeamAttack, task: Task) -> Float32:
+    """The images, which must be finite, in [0, 1] and in the ball of the attack's norm.
+
+    Raises:
+        ValueError: If they are not: a bug of the attack, whose figures would be worth nothing.
+    """
+    clean = task.data.images
+    if images.shape != clean.shape or not np.isfinite(images).all():
+        raise ValueError(f"{attack.name} returned images of shape {images.shape}, or not finite ones")
+    images = images.astype(np.float32)
+    if attack.norm == "linf":
+        return project(images, clean, task.eps)
+    images = images.clip(0.0, 1.0)
+    _, l2, l0 = distortion(clean, images)
+    if attack.norm == "l2" and (l2 > task.l2 * (1 + 1e-4)).any():
+        raise ValueError(f"{attack.name} left the l2 ball: {l2.max()} > {task.l2}")
+    if attack.norm == "l0" and (l0 > task.pixels).any():
+        raise ValueError(f"{attack.name} changed {int(l0.max())} positions, {task.pixels} are allowed")
+    return images
+
+
+def deadline(minutes: float | None, share: float) -> float | None:
+    """Time at which a share of a time limit is over; None without one."""
+    return None if minutes is None else time.time() + 60.0 * minutes * share
+
+
+def check_budgets(eps: float, l2: float, pixels: int, positions: int) -> None:
+    """Refuse budgets that are none.
+
+    Raises:
+        RecipeError: With the first that is out of range.
+    """
+    if not 0.0 <= eps <= 1.0:
+        raise RecipeError(f"eps is {eps}; it is an l_inf budget in [0, 1] pixels, 8/255 is {8 / 255:.4f}")
+    if not l2 >= 0.0 or not np.isfinite(l2):
+        raise RecipeError(f"l2 is {l2}; it is a length in pixels of [0, 1], from 0")
+    if not 0 <= pixels <= positions:
+        raise RecipeError(
+            f"pixels is {pixels}; it counts positions that may change, from 0 to the {positions} there are"
+        )

@@ -1,0 +1,78 @@
+"""The detector alone: how well its evidence tells attacked images from clean ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from s2ap_defend.model_file import ModelFile
+from s2ap_defend.sequential import SequentialTest
+from s2ap_defend.types import Bool, Float32
+from s2ap_train.calibrate import Answers, alarm_statistic
+from s2ap_train.calibrate.stage_engines import StageEngines
+from s2ap_train.data import ImageSet
+from s2ap_train.evaluate.detection import Share, detected_at, roc_area, roc_points
+from s2ap_train.redteam.results import DetectionFigures, DetectionRow
+
+__all__ = ["detection_figures", "measure_detection"]
+
+
+def measure_detection(
+    file: ModelFile, data: ImageSet, flagged: Bool, attacked: Mapping[str, Float32]
+) -> DetectionFigures:
+    """Figures of a file's detector, every member asked about every image on ONNX Runtime.
+
+    Args:
+        file: The opened model file.
+        data: Clean images and labels.
+        flagged: Clean images that the served file flags [N].
+        attacked: Images of each attack [N, C, H, W], like `data`'s; the clean ones where it did not run.
+
+    Raises:
+        EngineError: If the stages cannot be run.
+        ModelFileError: If a stage cannot be loaded.
+    """
+    stages = StageEngines.from_file(file)
+    answers = {name: stages.answers(images, data.labels) for name, images in attacked.items()}
+    clean = stages.answers(data.images, data.labels)
+    return detection_figures(file.manifest.test.to_test(), flagged, clean, answers)
+
+
+def detection_figures(
+    test: SequentialTest, flagged: Bool, clean: Answers, attacked: Mapping[str, Answers]
+) -> DetectionFigures:
+    """Detection of every attack at 1 % and 5 % false alarms, whatever the alarm boundary of the file.
+
+    The statistic is `alarm_statistic`: the largest evidence up to the stop of the test, so that a boundary at its value
+    flags exactly what lies above. Negatives are all clean images, also those that the classifier gets wrong. Positives
+    are images that the classifier had right and the attack turned: whether it went on to be flagged plays no part, so
+    images on which an attack that knows the test gave up are there, too. Thresholds are those of these very clean
+    images; with fewer than 100 none lies above that of 1 %.
+
+    Args:
+        test: The file's test.
+        flagged: Clean images that the file flags [N].
+        clean: What classifier and members say of the clean images [N].
+        attacked: The same of each attack's images, in the same order.
+    """
+    negative = alarm_statistic(test, clean)
+    rows = []
+    for name, answers in attacked.items():
+        turned = clean.right & ~answers.right
+        if not turned.any():
+            continue
+        positive = alarm_statistic(test, answers.keep(turned))
+        rows.append(
+            DetectionRow(
+                attack=name,
+                area=roc_area(negative, positive),
+                at_1_percent=detected_at(negative, positive, 0.01),
+                at_5_percent=detected_at(negative, positive, 0.05),
+                roc=roc_points(negative, positive),
+            )
+        )
+    return DetectionFigures(
+        rows=tuple(rows),
+        false_alarms=Share.of(flagged),
+        false_alarms_base_right=Share.of(flagged[clean.right]),
+        false_alarms_base_wrong=Share.of(flagged[~clean.right]),
+    )

@@ -1,0 +1,258 @@
+"""The evaluation that counts: every attack on the served file, and everything that is reported of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.errors import InputError
+from s2ap_defend.images import check_images
+from s2ap_defend.model_file import ModelFile, open_model_file
+from s2ap_defend.progress import Reporter
+from s2ap_train.data import ImageSet
+from s2ap_train.evaluate.figures import WorstCase, clean_figures
+from s2ap_train.evaluate.systems import Outcome
+from s2ap_train.jobs import Workers, check_workers
+from s2ap_train.kept import KeptAttacks
+from s2ap_train.redteam.ablation import MeasuredRow
+from s2ap_train.redteam.ablation_rows import FULL
+from s2ap_train.redteam.attack import RedTeamAttack
+from s2ap_train.redteam.beside import Parts, beside_pieces, judge_beside, measure_parts
+from s2ap_train.redteam.campaign import Attacked, Setup, attack_pieces, check_budgets, deadline, gathered, targets
+from s2ap_train.redteam.costs import against_pruned, part_costs
+from s2ap_train.redteam.detection import measure_detection
+from s2ap_train.redteam.gallery import gallery_of
+from s2ap_train.redteam.judging import Judged, attack_rows, in_the_ball, judged, worst_of
+from s2ap_train.redteam.networks import Networks
+from s2ap_train.redteam.oblivious import SEARCH
+from s2ap_train.redteam.pieces import SECONDS, run_pieces
+from s2ap_train.redteam.plan import Plan
+from s2ap_train.redteam.results import Configuration, DetectionFigures, Evaluation, GalleryItem
+from s2ap_train.redteam.white_box_search import SKIPPED
+from s2ap_train.threads import one_thread
+
+__all__ = ["FOLDER", "evaluate_file"]
+
+FOLDER = "evaluation"
+"""Where, in a work folder, finished attacks are kept."""
+_LIBRARY_OF = {"art-pgd": "art", "secml-pgd": "secmlt"}
+_FOR_ATTACKS = 0.6  # of a time limit; the rest is for the search and for what is measured beside
+_LIBRARIES = ("s2ap-defend", "torch", "onnxruntime-gpu", "onnxruntime", "foolbox", "pyautoattack", "numpy")
+
+
+def evaluate_file(
+    path: Path,
+    data: ImageSet,
+    plan: Plan,
+    *,
+    folder: Path | None,
+    reporter: Reporter,
+    workers: Workers = None,
+    networks: Networks | None = None,
+    ablation: bool = True,
+    server: str | None = None,
+    recipe: str = "",
+    source: str = "",
+    command: str = "evaluate_file",
+) -> Evaluation:
+    """Attack a defended file, and the classifier inside it, with everything that a plan asks for.
+
+    What attacks find is kept in `folder` as soon as each part of them ends; called again, nothing of that is done
+    again. The caller has locked the folder (`s2ap_train.lock.locked_folder`). Results do not depend on `workers`.
+
+    Args:
+        path: The defended model file.
+        data: Clean images in [0, 1] and true labels; images that are misclassified anyway stay in.
+        plan: Attacks and budgets.
+        folder: Where finished attacks are kept; None keeps nothing.
+        reporter: Told about every part.
+        workers: Processes; None takes one a core; or "ray", where every node must see the file.
+        networks: Networks beside the file, for the table of its parts and for attacks that transfer; None: there are
+            none.
+        ablation: Whether the table of parts is measured.
+        server: Address of a server of this file, for attacks over HTTP.
+        recipe: Recipe of the data, for the report.
+        source: The data in words, for the report.
+        command: What was called, for the report.
+
+    Raises:
+        RecipeError: If a budget is out of range, Ray is not there, or a process was killed.
+        InputError: If the images do not fit the model.
+        ModelFileError: If the file cannot be used.
+    """
+    check_workers(workers)
+    file = open_model_file(path)
+    _, height, width = file.manifest.input.shape
+    check_budgets(plan.eps, plan.l2, plan.pixels, height * width)
+    data = ImageSet(check_images(data.images, file.manifest.input.shape), data.labels)
+    _check_labels(data, len(file.manifest.classes))
+    networks = networks or Networks()
+    setup = Setup(path, data, plan.eps, plan.l2, plan.pixels, plan.seed, plan.budget, networks.surrogates, server)
+    kept = KeptAttacks(folder, setup.key(file.manifest.weights_sha256, file.manifest.graph_sha256))
+    able, not_run = _able(plan.attacks, setup)
+    attacks = {attack.name: attack for attack in able}
+    until, end = (deadline(plan.time_limit, share) for share in (_FOR_ATTACKS, 1.0))
+    name_of_data = source or file.manifest.provenance.data
+    pieces = attack_pieces(setup, able, until=until, always=(SEARCH.name,))
+    pieces += beside_pieces(setup, plan, networks, name_of_data, until)
+    done = run_pieces(pieces, kept, reporter, title="attacks", workers=workers)
+    on_file, on_bare = gathered(setup, able, done)
+    for name in [name for name, one in on_file.items() if SKIPPED in one.notes]:
+        not_run[name] = str(on_file.pop(name).notes[SKIPPED])
+        on_bare.pop(name, None)
+        del attacks[name]
+    defended_target, bare_target = targets(path)
+    defended, bare = judged(defended_target, data, on_file), judged(bare_target, data, on_bare)
+    not_run |= _unfinished(attacks, on_file, len(data))
+    beside = judge_beside(
+        setup, plan, defended_target, defended, attacks, done, networks=networks, data_name=name_of_data
+    )
+    parts = Parts()
+    if ablation:
+        parts = measure_parts(
+            setup, networks, defended, bare, attacks, kept=kept, reporter=reporter, workers=workers, until=end
+        )
+    rows = {} if parts.ablation is None else parts.ablation.rows
+    return Evaluation(
+        configuration=_configuration(path, file, data, plan, recipe, source, command),
+        seconds=sum(float(one.notes[SECONDS]) for one in done.values()),
+        clean=clean_figures(defended.clean, data.labels),
+        bare_clean=clean_figures(bare.clean, data.labels),
+        attacks=attack_rows(attacks, defended, bare, data.labels),
+        not_run={**not_run, **beside.not_run, **parts.not_run},
+        worst_case=_worst(worst_of(attacks, defended, data.labels), rows.get(parts.served)),
+        worst_case_by_norm={
+            norm: worst_of(attacks, defended, data.labels, norm)
+            for norm in ("l2", "l0")
+            if any(attacks[name].norm == norm for name in on_file)
+        },
+        bare_worst_case=worst_of(attacks, bare, data.labels),
+        rejecting_label_accuracy=rows[FULL[False]].row.label_accuracy
+        if FULL[False] in rows
+        else _answered_rightly(in_the_ball(attacks, defended), data),
+        detection=_detection(file, data, attacks, defended),
+        members_used={name: tuple(outcome.members_used.tolist()) for name, outcome in defended.outcomes.items()},
+        curves=beside.curves,
+        checks=beside.checks,
+        ablation=tuple(measured.row for measured in rows.values()),
+        against_pruned=against_pruned(rows, parts.served),
+        costs=part_costs(rows),
+        gallery=_gallery(path, file, data, attacks, defended),
+    )
+
+
+def _able(attacks: Sequence[RedTeamAttack], setup: Setup) -> tuple[tuple[RedTeamAttack, ...], dict[str, str]]:
+    """(attacks that have what they need, why the others have not)."""
+    missing = {}
+    for attack in attacks:
+        if attack.needs == "surrogates" and not setup.surrogates:
+            missing[attack.name] = "there are no networks of the attacker's own; --ablation all trains them"
+        elif attack.needs == "server" and setup.server is None:
+            missing[attack.name] = "it asks a server; give its address with --server"
+        elif attack.needs == "library" and importlib.util.find_spec(_LIBRARY_OF[attack.name]) is None:
+            missing[attack.name] = "its library is not installed; pip install 's2ap-defend[train,crosscheck]'"
+    return tuple(attack for attack in attacks if attack.name not in missing), missing
+
+
+def _unfinished(attacks: Mapping[str, RedTeamAttack], found: Mapping[str, Attacked], samples: int) -> dict[str, str]:
+    left = {name: "the time limit was over before it began" for name in attacks if name not in found}
+    for name, one in found.items():
+        if not one.ran.all():
+            left[name] = f"the time limit was over after {int(one.ran.sum())} of {samples} images"
+    return left
+
+
+def _worst(found: WorstCase, measured: MeasuredRow | None) -> WorstCase:
+    """The worst case, images included that were found for other rows of the table and that the file faces there."""
+    if measured is None:
+        return found
+    row = measured.row
+    return replace(
+        found,
+        robust_accuracy=row.robust_accuracy,
+        robust_accuracy_interval=row.interval,
+        label_accuracy=row.label_accuracy,
+    )
+
+
+def _answered_rightly(outcomes: Mapping[str, Outcome], data: ImageSet) -> float:
+    """Share of images that a file which rejects what it flags answers, and rightly, under every attack.
+
+    Flags do not depend on what is done with them: what is flagged here is what would be rejected there.
+    """
+    kept = [outcome.right(data.labels) & ~outcome.flagged for outcome in outcomes.values()]
+    return float(np.all(kept, axis=0).mean())
+
+
+def _detection(
+    file: ModelFile, data: ImageSet, attacks: Mapping[str, RedTeamAttack], defended: Judged
+) -> DetectionFigures:
+    attacked = {
+        name: one.images for name, one in defended.attacked.items() if attacks[name].goal in {"mislead", "wrong label"}
+    }
+    with one_thread():
+        return measure_detection(file, data, defended.clean.flagged, attacked)
+
+
+def _gallery(
+    path: Path, file: ModelFile, data: ImageSet, attacks: Mapping[str, RedTeamAttack], defended: Judged
+) -> tuple[GalleryItem, ...]:
+    attacked = {
+        name: one.images
+        for name, one in defended.attacked.items()
+        if attacks[name].goal == "mislead" and attacks[name].norm == "linf"
+    }
+    if not attacked:
+        return ()
+    serve = DefendedClassifier.load(path, device="cpu", threads=1)
+    verdicts = {name: serve(images) for name, images in attacked.items()}
+    right = defended.clean.right(data.labels)
+    return gallery_of(data.images, data.labels, attacked, verdicts, file.manifest.classes, right=right)
+
+
+def _configuration(
+    path: Path, file: ModelFile, data: ImageSet, plan: Plan, recipe: str, source: str, command: str
+) -> Configuration:
+    return Configuration(
+        command=command,
+        model=path.name,
+        weights_sha256=file.manifest.weights_sha256,
+        recipe=recipe or file.manifest.provenance.recipe,
+        data=source or file.manifest.provenance.data,
+        preset=plan.name,
+        budget=asdict(plan.budget),
+        samples=len(data),
+        eps=plan.eps,
+        l2=plan.l2,
+        pixels=plan.pixels,
+        seed=plan.seed,
+        versions=_versions(),
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    )
+
+
+def _check_labels(data: ImageSet, classes: int) -> None:
+    labels = data.labels
+    if labels.shape != (len(data.images),) or labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"labels have shape {list(labels.shape)}, expected one of 0..{classes - 1} for each of {len(data.images)} "
+            "images"
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

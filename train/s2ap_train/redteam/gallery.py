@@ -1,0 +1,118 @@
+"""Which images the report shows: of the strongest attacks, some that the attacker won and some that he lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from s2ap_defend.types import Bool, Float32, Int64, Verdicts
+from s2ap_train.redteam.results import GalleryItem
+
+__all__ = ["gallery_of", "verdict_in_words"]
+
+
+def gallery_of(
+    images: Float32,
+    labels: Int64,
+    attacked: Mapping[str, Float32],
+    verdicts: Mapping[str, Verdicts],
+    classes: Sequence[str],
+    *,
+    right: Bool | None = None,
+    limit: int = 12,
+) -> tuple[GalleryItem, ...]:
+    """Choose images; the same arguments always choose the same ones.
+
+    Attacks are taken by the number of images that they won, and of each as many won images as lost ones, as far as
+    there are both. The lost ones take turns: the classifier was fooled and the members corrected it, it was fooled and
+    the label stayed wrong but was flagged or not given, it was not fooled. Images that the attack left as they were are
+    no losses. No image is shown twice as long as there are others.
+
+    Args:
+        images: Clean images [N, C, H, W].
+        labels: True labels [N].
+        attacked: Attacked images [N, C, H, W] by attack; give those that mislead.
+        verdicts: What the file answers to them.
+        classes: Class names.
+        right: Images that the file has right without attack [N]: only they are shown. None: all may be.
+        limit: How many images, at most.
+    """
+    may = np.ones(len(images), dtype=bool) if right is None else right
+    wins = {name: _won(verdicts[name], labels) & may for name in attacked}
+    strongest = sorted(attacked, key=lambda name: -int(wins[name].sum()))[: max(1, limit // 4)]
+    each = -(-limit // max(1, len(strongest)))
+    shown = np.zeros(len(images), dtype=bool)
+    found: list[GalleryItem] = []
+    for name in strongest:
+        said, won = verdicts[name], wins[name]
+        changed = (attacked[name] != images).any(axis=(1, 2, 3))
+        lost = may & changed & ~_won(said, labels)
+        winners = _in_order(np.where(won, 0, -1), shown)
+        losers = _in_order(_turns(_kind(said, labels), lost), shown)
+        losers = losers[: each - min(each // 2, len(winners))]
+        rows = [*winners[: each - len(losers)], *losers]
+        for row in rows[: limit - len(found)]:
+            shown[row] = True
+            found.append(
+                GalleryItem(
+                    attack=name,
+                    original=images[row],
+                    attacked=attacked[name][row],
+                    purified=said.purified[row],
+                    label=classes[labels[row]],
+                    verdict=verdict_in_words(said, row, labels[row], classes),
+                    won=bool(won[row]),
+                )
+            )
+    return tuple(found)
+
+
+def verdict_in_words(verdicts: Verdicts, row: int, label: int, classes: Sequence[str]) -> str:
+    """What the file answers to one image, such as 'flagged, corrected from 'dog' to 'cat', 5 members asked'.
+
+    Args:
+        verdicts: Of several images.
+        row: Which of them.
+        label: Its true label.
+        classes: Class names.
+    """
+    final, base = int(verdicts.label[row]), int(verdicts.base_label[row])
+    right = "right" if final == label else "wrong"
+    if verdicts.abstained[row]:
+        answer = "flagged and rejected" if verdicts.adversarial[row] else "undecided, no answer"
+    elif not verdicts.adversarial[row]:
+        answer = f"not flagged, answers {classes[final]!r} ({right})"
+    elif final == base:
+        answer = f"flagged, keeps {classes[final]!r} ({right})"
+    else:
+        verb = "corrected" if final == label else "changed"
+        answer = f"flagged, {verb} from {classes[base]!r} to {classes[final]!r} ({right})"
+    count = int(verdicts.members_used[row])
+    return f"{answer}, {count} member{'' if count == 1 else 's'} asked"
+
+
+def _won(verdicts: Verdicts, labels: Int64) -> Bool:
+    return np.asarray(~verdicts.adversarial & ~verdicts.abstained & (verdicts.label != labels))
+
+
+def _kind(verdicts: Verdicts, labels: Int64) -> Int64:
+    """0: fooled and corrected; 1: fooled and not corrected; 2: not fooled [N]."""
+    fooled = verdicts.base_label != labels
+    corrected = ~verdicts.abstained & (verdicts.label == labels)
+    return np.where(fooled & corrected, 0, np.where(fooled, 1, 2))
+
+
+def _turns(kind: Int64, rows: Bool) -> Int64:
+    """Ranks [N] by which kinds take turns; -1 for other rows."""
+    rank = np.full(len(kind), -1)
+    for one in np.unique(kind):
+        of_kind = np.flatnonzero(rows & (kind == one))
+        rank[of_kind] = 3 * np.arange(len(of_kind)) + one
+    return rank
+
+
+def _in_order(rank: Int64, shown: Bool) -> list[int]:
+    """Rows with a rank from 0 on: those not yet shown first, then by rank, then as they come."""
+    rows = np.flatnonzero(rank >= 0)
+    return [int(row) for row in rows[np.lexsort((rows, rank[rows], shown[rows]))]]

@@ -1,0 +1,93 @@
+"""What is asked of an evaluation: attacks, budgets, and what is measured beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from s2ap_train.evaluate.budget import AdaptiveBudget
+from s2ap_train.recipe import Recipe
+from s2ap_train.redteam.attack import RedTeamAttack
+from s2ap_train.redteam.catalogue import Preset, chosen_attacks
+
+__all__ = ["SAMPLES", "Plan", "plan_of"]
+
+SAMPLES: dict[Preset, int | None] = {"quick": 100, "standard": 200, "full": None}
+"""Test images of each preset; None: all."""
+_L2_SHARE = 1 / 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        name: The preset, or the attacks by name.
+        attacks: In the order of the catalogue.
+        budget: Their work.
+        eps: l_inf budget, pixels in [0, 1].
+        l2: l2 budget, pixels in [0, 1].
+        pixels: l0 budget, positions.
+        seed: Of all attacks.
+        depth: How much is measured beside them: 'attacks', nothing; 'quick', the sanity checks that are cheap and three
+            points of the eps curve; 'standard' or 'full', everything.
+        time_limit: Minutes after which nothing new is begun, but for the search; None: no limit.
+    """
+
+    name: str
+    attacks: tuple[RedTeamAttack, ...]
+    budget: AdaptiveBudget
+    eps: float
+    l2: float
+    pixels: int
+    seed: int
+    depth: Literal["attacks", "quick", "standard", "full"]
+    time_limit: float | None = None
+
+
+def plan_of(
+    recipe: Recipe,
+    positions: int,
+    *,
+    attacks: str | None = None,
+    budget: Preset | None = None,
+    eps: float | None = None,
+    l2: float | None = None,
+    pixels: int | None = None,
+    seed: int | None = None,
+    time_limit: float | None = None,
+) -> Plan:
+    """The plan of a recipe, changed as far as something else is asked for.
+
+    Args:
+        recipe: Gives preset, eps, l2, pixels and seed.
+        positions: Numbers in one image, C * H * W.
+        attacks: A preset, or names with commas between them.
+        budget: Work of the attacker; by default that of the preset, 'quick' for attacks that are named.
+        eps: l_inf budget, pixels in [0, 1].
+        l2: l2 budget; where neither the recipe nor this says one, a third of the length of a change of eps everywhere.
+        pixels: l0 budget, positions.
+        seed: Of all attacks.
+        time_limit: Minutes.
+
+    Raises:
+        RecipeError: If an attack is not known.
+    """
+    own = recipe.evaluation
+    asked = attacks or own.attacks or own.budget
+    preset, chosen = chosen_attacks(asked)
+    work = budget or preset or ("quick" if attacks else own.budget)
+    eps = recipe.eps if eps is None else eps
+    if l2 is None:
+        l2 = own.l2 if own.l2 is not None else eps * positions**0.5 * _L2_SHARE
+    return Plan(
+        name=asked,
+        attacks=chosen,
+        budget=AdaptiveBudget.named(work),
+        eps=eps,
+        l2=l2,
+        pixels=own.pixels if pixels is None else pixels,
+        seed=recipe.seed if seed is None else seed,
+        depth=preset or "attacks",
+        time_limit=time_limit,
+    )

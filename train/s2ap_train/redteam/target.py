@@ -1,0 +1,100 @@
+"""What is attacked, as an attacker who knows everything sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path as FilePath
+
+from torch import Tensor
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.model_file import ModelFile, open_model_file
+from s2ap_defend.sequential import SequentialTest
+from s2ap_train.evaluate.adaptive import (
+    AdaptiveBudget,
+    Descent,
+    Path,
+    View,
+    bare_plan,
+    bare_view,
+    defended_plan,
+    twin_view,
+)
+from s2ap_train.evaluate.systems import BareSystem, DefendedSystem, System
+from s2ap_train.evaluate.views import purified_by
+from s2ap_train.twin import Twin
+
+__all__ = ["AttackPlan", "Features", "Target", "bare_target", "defended_target", "open_targets"]
+
+Features = Callable[[Tensor, Path], Tensor]
+"""Images [N, C, H, W] and the gradient's path through the purifier -> hidden features of the classifier [N, D]."""
+
+AttackPlan = Callable[[AdaptiveBudget], list[Descent]]
+"""The descents of an attacker who knows everything of a system, for a budget."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One system under attack.
+
+    Attributes:
+        name: Of the system.
+        system: Answers images; it alone says what succeeded.
+        view: What the attacker differentiates: log-probabilities of the classifier and of the members.
+        classify: Images [N, C, H, W] -> log-probabilities of the bare classifier [N, K], differentiable: all that an
+            attacker knows who does not know of the defence.
+        test: The sequential test; None: the system never flags.
+        members: Members that `view` answers for, in the order in which they are asked.
+        purifies: Whether there is a purifier, so that the path of a gradient matters.
+        features: Hidden features of the classifier, of the purified image; None: not to be had.
+        plan: Descents through `view` that fit the system; by default those of a bare classifier, whatever `test` is.
+    """
+
+    name: str
+    system: System
+    view: View
+    classify: Callable[[Tensor], Tensor]
+    test: SequentialTest | None = None
+    members: int = 0
+    purifies: bool = False
+    features: Features | None = None
+    plan: AttackPlan = bare_plan
+
+
+def open_targets(path: FilePath) -> tuple[Target, Target]:
+    """(the defended file as it is served, the bare classifier inside it), each with one thread.
+
+    Raises:
+        ModelFileError: If the file cannot be used.
+    """
+    file = open_model_file(path)
+    twin = Twin.from_file(file)
+    return defended_target(file, path, twin), bare_target(file, twin)
+
+
+def defended_target(file: ModelFile, path: FilePath, twin: Twin) -> Target:
+    """The file, judged by the runtime that serves it and seen through its twin."""
+    return Target(
+        name="defended",
+        system=DefendedSystem(DefendedClassifier.load(path, device="cpu", threads=1)),
+        view=twin_view(twin),
+        classify=twin.classify,
+        test=twin.test,
+        members=twin.member_count,
+        purifies=not file.manifest.purifier.off,
+        features=lambda images, path: twin.features(purified_by(twin, images, path)),
+        plan=partial(defended_plan, twin.test),
+    )
+
+
+def bare_target(file: ModelFile, twin: Twin) -> Target:
+    """The classifier inside the file, alone."""
+    return Target(
+        name="bare",
+        system=BareSystem(file, threads=1),
+        view=bare_view(twin),
+        classify=twin.classify,
+        features=lambda images, path: twin.features(images),  # noqa: ARG005
+    )
