@@ -40,7 +40,7 @@ def around(reach):
     return images_with((reach * (1 - HAIR),), (reach * (1 + HAIR),), weights=(MIXED,))
 
 
-@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr"])
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "autoattack"])
 def test_a_linear_classifier_falls_exactly_where_eps_times_the_1_norm_exceeds_its_margin(name):
     assert won(name, ALONE, task(around(EPS * L1))).tolist() == [True, False]
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from pyautoattack import AutoAttack
-from torch import nn
+from torch import Tensor, nn
 
 from s2ap_train.attacks.accuracy import Array, on_device
 from s2ap_train.measures.predictions import device_of, logits, predictions
 from s2ap_train.models.modes import evaluation_mode
 
 _FEWEST_CLASSES = 4  # that the targeted DLR loss can tell apart
+_FOR_FEW_CLASSES = ("apgd-ce", "fab-t", "square")
 _TARGETS = 9  # wrong classes that each image is pushed to
 
 
@@ -69,28 +70,51 @@ def autoattack(
         queries: Of Square, an image.
         batch_size: Images attacked at once.
     """
-    device = device_of(model)
-    x, y = on_device(device, images, labels)
-    with evaluation_mode(model), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        answers = logits(model, x, batch_size=batch_size).to(device)
-        clean, classes = answers.argmax(1) == y, answers.shape[1]
-        attacks = [*(["apgd-ce", "apgd-t"] if classes >= _FEWEST_CLASSES else ["apgd-ce"]), "fab-t", "square"]
-        attack = AutoAttack(model, attacks=attacks, version="custom", eps=eps, norm="Linf", seed=seed, device=device)
-        attack.apgd.n_restarts = attack.apgd_targeted.n_restarts = attack.fab.n_restarts = 1
-        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(_TARGETS, classes - 1)
-        attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = iterations
-        attack.square.n_queries = queries
-        right = clean.clone()
-        if bool(clean.any()):
-            rows = clean.nonzero().flatten()
-            attacked, _ = attack.run_standard_evaluation(x[rows], y[rows], batch_size=batch_size)
-            right[rows] = predictions(model, attacked, batch_size=batch_size).to(device) == y[rows]
+    x, y = on_device(device_of(model), images, labels)
+    attacked, attacks, clean = autoattacked(
+        model, x, y, eps=eps, seed=seed, iterations=iterations, queries=queries, batch_size=batch_size
+    )
+    with evaluation_mode(model):
+        right = clean & (predictions(model, attacked, batch_size=batch_size).to(x.device) == y)
     return AutoAttackResult(
-        attacks=tuple(attacks),
+        attacks=attacks,
         eps=eps,
         seed=seed,
         samples=len(y),
         clean_accuracy=float(clean.double().mean()),
         robust_accuracy=float(right.double().mean()),
     )
+
+
+def autoattacked(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    seed: int,
+    iterations: int = 100,
+    queries: int = 5000,
+    batch_size: int = 250,
+) -> tuple[Tensor, tuple[str, ...], Tensor]:
+    """(Images after AutoAttack [N, C, H, W], its attacks, which images were right before [N]); arguments as above.
+
+    Images that are wrong without attack, or that nothing broke, come back as they are.
+    """
+    with evaluation_mode(model), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        answers = logits(model, x, batch_size=batch_size).to(x.device)
+        clean, classes = answers.argmax(1) == y, answers.shape[1]
+        attacks = ("apgd-ce", "apgd-t", "fab-t", "square") if classes >= _FEWEST_CLASSES else _FOR_FEW_CLASSES
+        attack = AutoAttack(
+            model, attacks=[*attacks], version="custom", eps=eps, norm="Linf", seed=seed, device=x.device
+        )
+        attack.apgd.n_restarts = attack.apgd_targeted.n_restarts = attack.fab.n_restarts = 1
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(_TARGETS, classes - 1)
+        attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = iterations
+        attack.square.n_queries = queries
+        found = x.clone()
+        if bool(clean.any()):
+            rows = clean.nonzero().flatten()
+            found[rows], _ = attack.run_standard_evaluation(x[rows], y[rows], batch_size=batch_size)
+    return found, attacks, clean

@@ -41,7 +41,7 @@ _QUICK = (
     "bypass",
     SEARCH.name,
 )
-_ONLY_FULL = ("cw-l2",)
+_ONLY_FULL = ("cw-l2", "autoattack")
 
 PRESETS: Mapping[Preset, tuple[str, ...]] = MappingProxyType(
     {

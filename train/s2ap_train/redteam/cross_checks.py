@@ -25,7 +25,7 @@ from s2ap_train.redteam.attack import Found, RedTeamAttack, Task
 from s2ap_train.redteam.candidates import into_ball
 from s2ap_train.redteam.target import Target
 
-__all__ = ["ATTACKS", "RELATIVE_STEP", "library"]
+__all__ = ["ATTACKS", "RELATIVE_STEP", "BehindThePurifier", "library"]
 
 RELATIVE_STEP = 0.25
 """Length of a step, of eps; as that of our own PGD."""
@@ -51,7 +51,7 @@ def library(module: str, package: str) -> ModuleType:
         ) from error
 
 
-class _BehindThePurifier(nn.Module):
+class BehindThePurifier(nn.Module):
     """Images [N, C, H, W] -> log-probabilities [N, K] of the classifier, with the exact gradient of the purifier."""
 
     def __init__(self, view: View) -> None:
@@ -60,6 +60,7 @@ class _BehindThePurifier(nn.Module):
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)  # libraries ask parameters where the network is
 
     def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities [N, K] of images [N, C, H, W]."""
         return self._view(images, "exact", 0)[0]
 
 
@@ -115,7 +116,7 @@ def _secml(network: nn.Module, task: Task) -> Float32:
 def _run(attack: Any, target: Target, task: Task) -> Found:  # noqa: ANN401 - a function of (network, task)
     if task.eps == 0.0:
         return Found(task.data.images.copy(), {"steps": 0})
-    network = _BehindThePurifier(target.view).eval()
+    network = BehindThePurifier(target.view).eval()
     with _set_apart(task.seed):
         images = attack(network, task).astype(np.float32)
     inside = into_ball(images, task.data.images, task.eps, "linf")

@@ -12,7 +12,9 @@ from pyautoattack.autopgd_base import APGDAttack
 
 from s2ap_train.attacks.budget import project
 from s2ap_train.evaluate.views import Path
+from s2ap_train.measures.autoattack import autoattacked
 from s2ap_train.redteam.attack import Found, RedTeamAttack, Task
+from s2ap_train.redteam.cross_checks import BehindThePurifier
 from s2ap_train.redteam.target import Target
 from s2ap_train.redteam.white_box_search import alone
 
@@ -53,9 +55,29 @@ def _apgd(loss: Loss, target: Target, task: Task) -> Found:
     return Found(project(found, images, task.eps), {"steps": budget.steps, "restarts": budget.restarts, "loss": used})
 
 
+def _autoattack(target: Target, task: Task) -> Found:
+    """The whole of AutoAttack on the classifier behind the purifier; what is flagged is for the file to say."""
+    x, y = torch.from_numpy(task.data.images), torch.from_numpy(task.data.labels)
+    budget = task.budget
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "there are .* points with zero gradient")
+        found, attacks, _ = autoattacked(
+            BehindThePurifier(target.view).eval(),
+            x,
+            y,
+            eps=task.eps,
+            seed=task.seed,
+            iterations=budget.steps,
+            queries=budget.square_queries,
+            batch_size=budget.batch,
+        )
+    notes = {"attacks": list(attacks), "steps": budget.steps, "queries": budget.square_queries}
+    return Found(project(found.detach().numpy(), task.data.images, task.eps), notes)
+
+
 _LOSSES: tuple[tuple[Loss, str], ...] = (("ce", "cross-entropy"), ("dlr", "difference-of-logits ratio"))
 
-ATTACKS: tuple[RedTeamAttack, ...] = tuple(
+_APGD = tuple(
     RedTeamAttack(
         name=f"apgd-{loss}",
         run=partial(_apgd, loss),
@@ -68,4 +90,19 @@ ATTACKS: tuple[RedTeamAttack, ...] = tuple(
         weight=1.5,
     )
     for loss, words in _LOSSES
+)
+
+ATTACKS: tuple[RedTeamAttack, ...] = (
+    *_APGD,
+    RedTeamAttack(
+        name="autoattack",
+        run=_autoattack,
+        goal="mislead",
+        knows="everything",
+        norm="linf",
+        assumes="AutoAttack's standard set on the classifier, through every step of the purifier; members and test are "
+        "ignored",
+        source="Croce and Hein 2020, arXiv 2003.01690 (pyautoattack)",
+        weight=30.0,
+    ),
 )
