@@ -29,7 +29,7 @@ from s2ap_export.cli.options import workers_option
     type=click.Choice(["quick", "standard", "full"]),
     help="Work of the attacker; by default that of the preset, and quick for attacks that are named.",
 )
-@click.option("--samples", type=click.IntRange(1), help="Test images; by default 100 for quick, 200 for standard, all.")
+@click.option("--samples", type=click.IntRange(1), help="Test images; by default 100 for quick, 150 for standard, all.")
 @click.option("--eps", type=float, help="l_inf budget in [0, 1] pixels, instead of the recipe's.")
 @click.option("--l2", type=float, help="l2 budget in [0, 1] pixels, instead of the recipe's.")
 @click.option("--pixels", type=click.IntRange(0), help="l0 budget, positions that may change, instead of the recipe's.")

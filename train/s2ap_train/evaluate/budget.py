@@ -45,8 +45,8 @@ class AdaptiveBudget:
 
     @classmethod
     def standard(cls) -> "AdaptiveBudget":
-        """The budget of figures that are quoted."""
-        return cls()
+        """The budget of figures that are quoted: long descents of every kind, once each."""
+        return cls(restarts=1, decision_queries=500)
 
     @classmethod
     def full(cls) -> "AdaptiveBudget":

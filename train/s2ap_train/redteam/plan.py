@@ -12,7 +12,7 @@ from s2ap_train.redteam.catalogue import Preset, chosen_attacks
 
 __all__ = ["SAMPLES", "Plan", "plan_of"]
 
-SAMPLES: dict[Preset, int | None] = {"quick": 100, "standard": 200, "full": None}
+SAMPLES: dict[Preset, int | None] = {"quick": 100, "standard": 150, "full": None}
 """Test images of each preset; None: all."""
 _L2_SHARE = 1 / 3
 
