@@ -16,8 +16,9 @@ from s2ap_train.purifier_choice import By, check_grid, choose_purifier
 from s2ap_train.purifier_grid import check_banks
 from s2ap_train.recipe import Recipe
 from s2ap_train.redteam.badge import measurements
+from s2ap_train.redteam.campaign import check_budgets
 from s2ap_train.redteam.evaluation import FOLDER, evaluate_file
-from s2ap_train.redteam.plan import plan_of
+from s2ap_train.redteam.plan import Plan, plan_of
 from s2ap_train.redteam.results import Evaluation
 
 
@@ -68,8 +69,10 @@ def harden(
     tried = check_grid(recipe)
     splits = recipe.load_data()
     check_banks(tried, splits.image_shape)
+    plan = plan_of(recipe, splits.test.images[0].size)
+    check_budgets(plan.eps, plan.l2, plan.pixels, splits.test.images[0, 0].size)
     with locked_folder(work_dir):
-        return _hardened(recipe, splits, output, candidate, work_dir, reporter, workers, choose)
+        return _hardened(recipe, splits, output, candidate, work_dir, reporter, workers, choose, plan)
 
 
 def _hardened(
@@ -81,6 +84,7 @@ def _hardened(
     reporter: Reporter,
     workers: Workers,
     choose: By | None,
+    plan: Plan,
 ) -> Hardened:
     """`harden` in a work folder that is its own; `candidate` is the file that is measured."""
     parts = train_parts(recipe, splits, work_dir, reporter, workers=workers)
@@ -94,7 +98,7 @@ def _hardened(
     evaluation = evaluate_file(
         candidate,
         splits.test.subset(slice(0, recipe.evaluation.samples)),
-        plan_of(recipe, splits.test.images[0].size),
+        plan,
         folder=work_dir / FOLDER,
         reporter=reporter,
         workers=processes,

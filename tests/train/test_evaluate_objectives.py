@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from s2ap_defend.sequential import SequentialTest, run_sequential_test
+from s2ap_train.evaluate.budget import AdaptiveBudget
 from s2ap_train.evaluate.objectives import (
     EvidenceSurrogate,
     agreement_objective,
+    alarm_objective,
     bypass_objective,
+    delay_objective,
     difference_of_logits_ratio,
     evidence_objective,
     margin,
@@ -17,6 +20,7 @@ from s2ap_train.evaluate.objectives import (
     targeted_margin,
     vote_objective,
 )
+from s2ap_train.evaluate.plans import defended_plan
 
 CPU = torch.device("cpu")
 TEST = SequentialTest(
@@ -199,3 +203,36 @@ def test_the_vote_is_lost_when_most_members_say_the_label_and_the_vote_counts():
     unheard = vote_objective(EvidenceSurrogate(silent, CPU), 3)
     assert float(unheard.loss(right, two_of_three, y, t)) > small  # nobody is flagged, and the classifier is right
     assert float(unheard.loss(wrong, two_of_three, y, t)) < small  # the classifier says the same
+
+
+def satisfied(objective, of_label):
+    """Gradient at the members' scores where classifier and members give label 0 so much, class 1 being the other."""
+    scores = log_probabilities(of_label).requires_grad_()
+    members = scores.log_softmax(2)
+    y, t = (
+        (torch.tensor([0]), torch.tensor([1])) if objective.name == "alarm" else (torch.tensor([1]), torch.tensor([0]))
+    )
+    (gradient,) = torch.autograd.grad(objective.loss(torch.tensor([[-0.01, -5.0, -5.0]]), members, y, t).sum(), scores)
+    return gradient[:, 0, 0]
+
+
+def test_where_the_surrogate_is_satisfied_members_still_have_a_direction():
+    # The file has the last word: what the surrogate takes for won may not be, and the descent has to go on.
+    surrogate, calm, loud = EvidenceSurrogate(TEST, CPU), [-0.001] * 3, [-9.0] * 3
+    assert float(surrogate.until_clean(log_probabilities(calm), torch.tensor([0]))) < -0.2
+    assert (satisfied(bypass_objective(surrogate, 3), calm) < 0.0).all(), "more of the label that is to be accepted"
+    assert float(surrogate.until_alarm(log_probabilities(loud), torch.tensor([0]))) < -0.2
+    assert (satisfied(alarm_objective(surrogate), loud) > 0.0).all(), "less of the label that is to be objected to"
+
+
+def test_inside_the_boundaries_delay_still_pulls_away_from_the_nearer_one():
+    surrogate = EvidenceSurrogate(TEST, CPU)
+    objective = delay_objective(surrogate, 4)
+    assert float(surrogate.beyond(log_probabilities([-2.25] * 3), torch.tensor([0])).max()) < -0.5
+    assert (satisfied(objective, [-2.25] * 3) < 0.0).all(), "less evidence: the alarm at 2.5 is the nearer one"
+
+
+@pytest.mark.parametrize("budget", [AdaptiveBudget.quick(), AdaptiveBudget.standard()])
+def test_the_search_lowers_the_evidence_from_a_random_start_too(budget):
+    starts = {one.start for one in defended_plan(TEST, budget) if one.name == "evidence x1, exact, target 1"}
+    assert starts == {"best", "random"}

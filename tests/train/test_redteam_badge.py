@@ -49,6 +49,20 @@ def test_the_worst_case_is_flagged_as_under_the_strongest_attack_on_all_images()
     assert {row.attack: row.samples for row in rows}["d"] == 60
 
 
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({"attacks": (attack("pgd", 4, knows="classifier"), attack("agreement", 9, samples=60))}, ["pgd", "agreement"]),
+        ({"attacks": (attack("false-alarm", 9, goal="false alarm"), attack("square", 4, knows="answers"))}, ["square"]),
+        ({"attacks": (attack("apgd-ce", 4),), "checks": (PASSED, WEAK)}, ["apgd-ce"]),
+        ({"attacks": (attack("apgd-ce", 4),), "checks": (PASSED, MASKED)}, []),
+        ({"attacks": (attack("apgd-ce", 4),), "checks": ()}, ["apgd-ce", "worst case"]),
+    ],
+)
+def test_no_worst_case_without_an_attacker_who_knows_everything_or_behind_a_failed_check(changes, left):
+    assert [row.attack for row in measurements(made_evaluation(**changes))] == ["clean", *left]
+
+
 def test_a_badge_has_the_keys_of_shields_alone_and_its_rows_beside_them():
     document = json.loads(json.dumps(badge_of(made_evaluation()), allow_nan=False))
     assert document["shields"] == {
@@ -59,7 +73,7 @@ def test_a_badge_has_the_keys_of_shields_alone_and_its_rows_beside_them():
     }
     assert document["measured"][-1]["attack"] == "worst case"
     assert document["measured"][-1]["robust_accuracy"] == 110 / 120
-    assert document["headline"].startswith("robust accuracy, worst case of 11 attacks, 120 images")
+    assert document["headline"].startswith("robust accuracy, worst case of 12 attacks, 120 images")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +122,20 @@ def test_the_evaluated_file_stays_as_it_is(tiny_model_path: Path, tmp_path: Path
 def test_figures_of_another_file_are_refused(tiny_model_path: Path, tmp_path: Path):
     with pytest.raises(ModelFileError, match=r"the evaluation is of abababababab\.\.\.; evaluate this file again"):
         write_measured(tiny_model_path, tmp_path / "measured.onnx", made_evaluation())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({"checks": (WEAK,)}, "Doubtful: the attack was too weak"),
+        ({"checks": ()}, "Incomplete: the attack was not checked"),
+        ({"attacks": (attack("pgd", 4, knows="classifier"),)}, "Incomplete: no attacker who knows the defence"),
+    ],
+)
+def test_figures_that_decide_nothing_do_not_go_into_a_file(tiny_model_path, tmp_path, changes, title):
+    with pytest.raises(ModelFileError, match=f"figures of .* do not go into a file. {title}: "):
+        write_measured(tiny_model_path, tmp_path / "measured.onnx", of_file(tiny_model_path, **changes))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,8 @@ from s2ap_defend.errors import RecipeError
 from s2ap_train.data import ImageSet
 from s2ap_train.evaluate import AdaptiveBudget
 from s2ap_train.recipe import load_recipe
-from s2ap_train.redteam.campaign import PART, Setup, attack_pieces
+from s2ap_train.redteam.attack import Found
+from s2ap_train.redteam.campaign import PART, SKIPPED_PARTS, Setup, attack_pieces, gathered
 from s2ap_train.redteam.catalogue import ATTACKS, PRESETS, chosen_attacks
 from s2ap_train.redteam.plan import plan_of
 
@@ -45,7 +46,14 @@ def test_names_are_taken_in_the_order_of_the_catalogue() -> None:
 
 @pytest.mark.parametrize(
     ("text", "hint"),
-    [("unroled-pgd", r"did you mean unrolled-pgd\?"), ("fgsm,quick", "a preset stands alone"), ("fgsm,", None)],
+    [
+        ("unroled-pgd", r"'unroled-pgd' is not known; did you mean unrolled-pgd\? there are noise, "),
+        ("fgsm,quick", "a preset stands alone; name 'quick' without"),
+        ("quick,clean", "a preset stands alone"),
+        (" , ", "no attack is named"),
+        ("", "no attack is named"),
+        ("fgsm,", None),
+    ],
 )
 def test_an_unknown_attack_names_its_nearest(text: str, hint: str | None) -> None:
     if hint is None:
@@ -53,6 +61,17 @@ def test_an_unknown_attack_names_its_nearest(text: str, hint: str | None) -> Non
         return
     with pytest.raises(RecipeError, match=hint):
         chosen_attacks(text)
+
+
+def test_a_server_adds_its_attacks_to_a_preset_and_leaves_names_alone() -> None:
+    for preset in PRESETS:
+        without, beside = ({attack.name for attack in chosen_attacks(preset, server=has)[1]} for has in (False, True))
+        assert beside - without == {name for name, attack in ATTACKS.items() if attack.needs == "server"} != set()
+        assert without <= beside
+    assert chosen_attacks("fgsm", server=True) == chosen_attacks("fgsm")
+    assert chosen_attacks(" quick,", server=True) == chosen_attacks("quick", server=True)
+    served = plan_of(load_recipe("digits"), 64, server=True).attacks
+    assert [attack.name for attack in served if attack.needs == "server"] == ["square-http", "hopskipjump-http"]
 
 
 def test_parts_are_equal_cover_all_images_and_do_not_depend_on_workers() -> None:
@@ -90,3 +109,30 @@ def test_the_plan_of_a_recipe_takes_its_budgets_and_what_is_asked_for_instead() 
     assert own.l2 == pytest.approx(recipe.eps * 8 / 3)  # a third of the length of eps in 64 pixels
     assert (other.depth, other.eps, other.seed, other.budget) == ("attacks", 0.3, 5, AdaptiveBudget.quick())
     assert plan_of(recipe, 64, attacks="fgsm", budget="full").budget == AdaptiveBudget.full()
+    with pytest.raises(RecipeError, match="no attack is named"):
+        plan_of(recipe, 64, attacks="")
+    with pytest.raises(RecipeError, match="eps is 0, which leaves quick nothing to attack with"):
+        plan_of(recipe, 64, eps=0.0)
+    assert plan_of(recipe, 64, attacks="fgsm", eps=0.0).eps == 0.0
+
+
+def found(setup: Setup, value: float, **notes: object) -> Found:
+    rows = setup.parts()[0]
+    return Found(np.full(setup.data.images[rows].shape, value, dtype=np.float32), {"seconds": 1.0, **notes})
+
+
+def test_a_part_without_anything_to_attack_does_not_hide_what_others_found() -> None:
+    setup, (attack,) = setup_of(120), chosen_attacks("feature-matching")[1]
+    done = {
+        "feature-matching on the defended, part 1": found(setup, 0.0, skipped="no guide"),
+        "feature-matching on the defended, part 2": found(setup, 0.1, broken_by={"a": 2}),
+    }
+    (one,) = gathered(setup, [attack], done)[0].values()
+    assert one.ran.sum() == 60
+    assert one.notes == {"broken_by": {"a": 2}, SKIPPED_PARTS: "no guide"}
+    assert one.images[60:].max() > 0.0 == one.images[:60].max()
+
+
+def test_attacks_draw_different_random_numbers() -> None:
+    pieces = attack_pieces(setup_of(60), chosen_attacks("apgd-ce,agreement,evidence")[1])
+    assert len({piece.arguments({})[3].seed for piece in pieces if "defended" in piece.name}) == 3

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from planted_defences import ATTACKS
 
+from s2ap_train.measures.paired import fewest_discordant, not_weaker
 from s2ap_train.redteam.checks import Successes, sanity_checks
 from s2ap_train.redteam.plausibility import plausibility_check
 from s2ap_train.redteam.probes import Probe, Probed, at_radius, gradients
@@ -56,6 +57,37 @@ def test_attacks_are_compared_image_by_image_not_by_their_shares():
     check = judge(square=first(20), agreement=last(20))["black box"]
     assert check.passed
     assert (check.found["broken_by_the_first_only"], check.found["broken_by_the_second_only"]) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    ("weak", "strong", "words"),
+    [
+        (0, 0, "without power: of 40 images 'square' alone broke 0, '1 that know everything' alone 0; fewer"),
+        (16, 10, "alone broke 6, '1 that know everything' alone 0; 'square' is ahead; fewer than 7 together"),
+        (10, 16, "without power"),
+        (10, 17, "'1 that know everything' breaks no fewer images than 'square', as it must"),
+        (17, 10, "an attacker who only asks finds more than one who knows every weight"),
+    ],
+)
+def test_a_comparison_that_could_not_fail_says_so(weak, strong, words):
+    assert words in judge(square=first(weak), agreement=first(strong))["black box"].meaning
+
+
+def test_a_difference_that_may_be_chance_is_said():
+    """7 against 2 of 9 discordant images: p = (1 + 9 + 36) / 512 = .09."""
+    check = judge(square=first(7), agreement=last(2))["black box"]
+    assert check.passed
+    assert check.found["p_value"] == pytest.approx(46 / 512)
+    assert check.meaning.startswith("'square' is ahead, which may be chance: of 40 images")
+
+
+@pytest.mark.parametrize("significance", [0.01, 0.5, 0.01 / 3, 2**-7])
+def test_the_fewest_discordant_images_are_the_fewest_that_can_fail(significance):
+    needed = fewest_discordant(significance)
+    none = first(0)
+    for broken, passed in ((needed, False), (needed - 1, True)):
+        found, _ = not_weaker({"a": ~first(broken), "b": ~none}, significance=significance)
+        assert found is passed
 
 
 def test_all_that_know_everything_count_together():

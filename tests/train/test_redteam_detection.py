@@ -64,6 +64,16 @@ def test_a_detector_is_measured_on_the_images_that_the_attack_turned():
     assert row.roc["detection_rate"][-1] == 1.0
 
 
+@pytest.mark.parametrize(("turned", "has"), [(9, False), (10, True)])
+def test_an_area_of_a_few_images_has_no_interval(turned, has):
+    """Nine images above all clean ones would have DeLong's interval of length 0."""
+    clean = votes(*[0] * 100)
+    attacked = joined(votes(*[3] * turned, right=False), votes(*[0] * (100 - turned)))
+    (row,) = detection_figures(counting(), np.zeros(100, dtype=bool), clean, {"pgd": attacked}).rows
+    assert row.area.value == 1.0
+    assert np.isfinite([row.area.low, row.area.high]).tolist() == [has, has]
+
+
 def test_false_alarms_are_split_by_whether_the_classifier_was_right():
     clean = joined(votes(*[0] * 6), votes(*[0] * 4, right=False))
     flagged = np.array([True, False, False, False, False, False, True, True, True, False])

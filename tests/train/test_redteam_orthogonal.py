@@ -84,6 +84,14 @@ def test_restarts_alternate_with_the_selective_form():
     assert notes["restarts"] == 2
 
 
+@pytest.mark.parametrize(("thorough", "forms"), [(True, {"orthogonal classifier", "selective"}), (False, None)])
+def test_a_thorough_budget_runs_the_selective_form_although_it_has_one_restart(thorough, forms):
+    budget = type(BUDGET)(steps=2, cheap_steps=2, restarts=1, targets=1, thorough=thorough)
+    notes = run("orthogonal-classifier", DEFENCE, task(DATA, budget=budget)).notes
+    assert set(notes["broken_by"]) == {"clean image"} | (forms or {"orthogonal classifier"})
+    assert notes["restarts"] == (2 if thorough else 1)
+
+
 def test_steps_have_the_length_that_moves_a_pixel_by_one_on_average():
     step = step_direction(drawn(0), drawn(1), torch.zeros(50, dtype=torch.bool), "neither")
     assert math.isclose(float(step[0].square().mean()), 1.0, rel_tol=1e-9)

@@ -121,6 +121,17 @@ def test_a_masked_defence_is_called_masked_before_its_figures():
     assert ("li", {"class": "failed"}) in reader.tags
 
 
+def test_what_limits_a_figure_stands_once_beside_it():
+    found = made_evaluation()
+    page = read(evaluation_page(found)).text
+    assert page.count("It falls by construction") == 1
+    assert page.index("LOWERS label accuracy") < page.index("not corrected for the number of pairs")
+    assert "not attacked for" not in page
+    others = tuple(row for row in found.attacks if row.goal != "wrong label")
+    tile = "get the right label under every attack, flagged or not (not attacked for)"
+    assert tile in read(evaluation_page(replace(found, attacks=others))).text
+
+
 def test_what_was_not_measured_has_no_section():
     bare = made_evaluation(curves=None, detection=None, members_used={}, gallery=(), ablation=(), checks=())
     text = read(evaluation_page(bare))

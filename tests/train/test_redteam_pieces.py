@@ -1,6 +1,7 @@
 import io
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,3 +93,21 @@ def test_processes_find_the_same(bench):
 def test_the_time_left_is_said(bench):
     bench.run(bench.piece("a", 0.25), bench.piece("b", 0.5))
     assert "a; about 0 s left" in bench.told.getvalue()
+
+
+def test_what_started_from_less_is_not_taken_for_what_starts_from_all(bench):
+    """A search that ran when time was over for others is run again when they have run."""
+    late = bench.piece("late", 0.1, until=time.time() - 1.0)
+    bench.run(late, bench.piece("search", 0.2, after=("late",)))
+    bench.run(bench.piece("late", 0.1), bench.piece("search", 0.2, after=("late",)))
+    assert bench.calls == [0.2, 0.1, 0.2]
+    bench.run(bench.piece("late", 0.1), bench.piece("search", 0.2, after=("late",)))
+    assert bench.calls == [0.2, 0.1, 0.2]
+
+
+def test_what_does_not_last_is_done_again_and_what_starts_from_it_is_not(bench):
+    fleeting = replace(bench.piece("server", 0.1), lasts=False)
+    for _ in range(2):
+        found = bench.run(fleeting, bench.piece("search", 0.2, after=("server",)))
+    assert bench.calls == [0.1, 0.2, 0.1]  # it found the same the second time
+    assert found["search"].notes["value"] == 0.2

@@ -40,6 +40,8 @@ def test_the_eps_curve_is_told_in_words_point_by_point():
     caption = eps_plot(made_evaluation().curves, 0.15).caption
     assert "on 60 images" in caption
     assert "100.0% at 0, 91.7% at 0.15, 33.3% at 0.3, 0.0% at 1." in caption
+    assert "falls by construction" in caption
+    assert "radii other than eps 0.15 were attacked far less" in caption
 
 
 def test_a_higher_curve_is_drawn_higher():
@@ -96,3 +98,12 @@ def test_attacks_without_any_success_are_drawn_too(name):
         attacks=(attack("pgd", 0),), worst_case=worst_case(0, {}), members_used={"clean": (1,), "pgd": (1,)}
     )
     assert pixels(pictures(evaluation)[name].content).std() > 0
+
+
+def test_nothing_is_said_to_have_broken_most_where_nothing_broke_an_image():
+    found = made_evaluation()
+    unbroken = replace(found, clean=replace(found.clean, attack_success=0.0), worst_case=worst_case(0, {}))
+    none = composition_plot(replace(unbroken, attacks=(attack("pgd", 0),)))
+    assert "wrong without one. An attack" in none.caption
+    some = composition_plot(replace(unbroken, attacks=(attack("pgd", 0), attack("fgsm", 3))))
+    assert "; most by fgsm 3. An attack" in some.caption

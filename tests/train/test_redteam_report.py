@@ -48,9 +48,9 @@ def row_of(text: str, name: str) -> list[str]:
 def test_the_worst_case_stands_first_with_its_interval_beside_the_bare_classifier():
     text = said(printed(made_evaluation()))
     # 110 of 120 held; Clopper-Pearson 95 %: .852 to .959
-    first = "worst case of 11 attacks, 120 images, l_inf eps 0.15: 91.7% (95 % interval 85.2% to 95.9%)"
+    first = "worst case of 12 attacks, 120 images, l_inf eps 0.15: 91.7% (95 % interval 85.2% to 95.9%)"
     assert first in text
-    assert "bare classifier 2.5%; final label right under every attack 88.3%" in text
+    assert "bare classifier 2.5%; final label right under every attack 88.3% - 120 images" in text
     assert text.index(first) < text.index("Attacks that win")
 
 
@@ -72,6 +72,40 @@ def test_the_last_row_of_a_table_sums_it_up_per_image():
         ["all", "6.7", "3-13", "90.0"],
         ["all", "0.8", "0-5", "95.8"],
     ]
+
+
+def test_label_figures_that_no_attack_aimed_at_on_all_images_are_marked():
+    others = tuple(row for row in made_evaluation().attacks if row.goal != "wrong label")
+    for attacks in (others, (*others, attack("correction", 4, goal="wrong label", samples=60))):
+        evaluation = made_evaluation(attacks=attacks)
+        assert headline(evaluation).endswith("final label right under every attack 88.3% (not attacked for)")
+        assert "label: not attacked for; no attack that wants a wrong label was run on all images" in said(
+            printed(evaluation)
+        )
+    assert "not attacked for" not in printed(made_evaluation())
+
+
+def test_the_curve_over_eps_says_why_it_falls_and_that_other_radii_were_attacked_less():
+    text = said(printed(made_evaluation()))
+    limits = "It falls by construction, since a point counts everything that was found inside its radius; radii other"
+    assert text.count(limits) == 1
+    assert text.index("Over eps") < text.index(limits) < text.index("Over steps")
+
+
+def test_p_values_of_parts_and_rows_that_were_attacked_less_are_explained_beside_them():
+    text = said(printed(made_evaluation()))
+    assert text.index("LOWERS label accuracy") < text.index("are not corrected for the number of pairs")
+    assert "Only the full defence and the undefended classifier face every attack" in text
+    assert "not corrected" not in printed(made_evaluation(costs=()))
+
+
+def test_an_area_without_interval_is_printed_without_one():
+    found = made_evaluation().detection
+    few = replace(found.rows[0], area=RocArea(0.875, math.nan, math.nan), at_1_percent=Share.of(np.arange(4) < 3))
+    text = printed(made_evaluation(detection=replace(found, rows=(few,))))
+    table = text[text.index("The detector alone") :]
+    assert row_of(table, "pgd")[:4] == ["pgd", "4", "0.875", "-"]
+    assert "fewer than 10 images" in said(table)
 
 
 def test_norms_controls_and_other_goals_do_not_stand_among_the_attacks_of_the_headline():

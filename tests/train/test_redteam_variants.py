@@ -143,10 +143,18 @@ def test_a_voter_that_is_lost_by_far_counts_no_more_than_a_vote():
     y, t, loss = torch.tensor([0]), torch.tensor([1]), soft_count().loss
     lost, held = answer(-50.0, 3.0, 3.0), answer(-3.0, -3.0, 3.0)
     # the mean log-probability calls the first one lost: its mean margin is -44 / 3
-    assert loss(lost[0], lost[1:], y, y) == pytest.approx((-1 + 2 * np.tanh(3)) / 3)
-    assert loss(held[0], held[1:], y, y) == pytest.approx(-np.tanh(3) / 3)
-    assert loss(held[0], held[1:], y, t) == pytest.approx(-np.tanh(3) / 3), "of two labels the other is the target"
-    assert loss(held[0], None, y, y) == pytest.approx(-np.tanh(3))
+    assert loss(lost[0], lost[1:], y, y) == pytest.approx((-50 / 51 + 2 * 3 / 4) / 3)
+    assert loss(held[0], held[1:], y, y) == pytest.approx(-3 / 4 / 3)
+    assert loss(held[0], held[1:], y, t) == pytest.approx(-3 / 4 / 3), "of two labels the other is the target"
+    assert loss(held[0], None, y, y) == pytest.approx(-3 / 4)
+
+
+def test_a_voter_that_is_sure_keeps_a_slope_beside_others_that_are():
+    scores = torch.tensor([[20.0, 0.0]]).repeat(13, 1, 1).requires_grad_()
+    said, y = scores.log_softmax(2), torch.tensor([0])
+    (gradient,) = torch.autograd.grad(soft_count().loss(said[0], said[1:], y, y).sum(), scores)
+    # one of 13 voters, at 20 nats: 1 / 13 / 21^2 = 1.7e-4
+    torch.testing.assert_close(gradient[..., 0], torch.full((13, 1), 1 / 13 / 21**2), rtol=1e-4, atol=0.0)
 
 
 def test_the_purifier_is_attacked_with_every_objective_of_the_bare_row():

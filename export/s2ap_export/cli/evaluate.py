@@ -1,18 +1,29 @@
 """`s2ap-defend evaluate`; light to import, the work is imported when it is asked for."""
 
+from __future__ import annotations
+
+import math
 import shlex
 import sys
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 import orjson
 from rich.console import Console
 
-from s2ap_defend.errors import InputError
+from s2ap_defend.errors import InputError, RecipeError
+from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import check_writable, open_model_file, replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_export.cli.options import workers_option
+
+if TYPE_CHECKING:
+    from s2ap_train.data import Splits
+    from s2ap_train.recipe import Recipe
+    from s2ap_train.redteam.plan import Plan
 
 
 @click.command()
@@ -29,7 +40,7 @@ from s2ap_export.cli.options import workers_option
     type=click.Choice(["quick", "standard", "full"]),
     help="Work of the attacker; by default that of the preset, and quick for attacks that are named.",
 )
-@click.option("--samples", type=click.IntRange(1), help="Test images; by default 100 for quick, 150 for standard, all.")
+@click.option("--samples", type=click.IntRange(1), help="Test images; by default 90 for quick, 150 for standard, all.")
 @click.option("--eps", type=float, help="l_inf budget in [0, 1] pixels, instead of the recipe's.")
 @click.option("--l2", type=float, help="l2 budget in [0, 1] pixels, instead of the recipe's.")
 @click.option("--pixels", type=click.IntRange(0), help="l0 budget, positions that may change, instead of the recipe's.")
@@ -62,7 +73,9 @@ from s2ap_export.cli.options import workers_option
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of what attacks found; by default MODEL.evaluation beside the model.",
 )
-@click.option("--server", metavar="URL", help="Address of a server of this very file, for attacks over HTTP.")
+@click.option(
+    "--server", metavar="URL", help="Address of a server of this very file; attacks over HTTP join the preset."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file as well.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write one HTML page with tables, plots and images.")
 @click.option("--badge", type=click.Path(path_type=Path), help="Write the headline and the manifest's rows as JSON.")
@@ -108,13 +121,14 @@ def evaluate(
     from s2ap_train.redteam.plan import SAMPLES, plan_of
     from s2ap_train.redteam.report import print_evaluation, to_json
 
-    for output in (json_file, report, badge, write_manifest):
-        if output is not None:
-            check_writable(output)
+    outputs = {"--json": json_file, "--report": report, "--badge": badge, "--write-manifest": write_manifest}
+    _check_outputs({option: path for option, path in outputs.items() if path is not None}, model, recipe)
+    _check_options(overrides, time_limit)
     manifest = open_model_file(model).manifest
     # its split: no image that the file was trained on is a test image
     settings = load_recipe(recipe, (*overrides, f"seed={manifest.provenance.seed}"))
     splits = settings.load_data()
+    _check_data(splits, settings, manifest, model)
     plan = plan_of(
         settings,
         splits.test.images[0].size,
@@ -125,7 +139,9 @@ def evaluate(
         pixels=pixels,
         seed=seed,
         time_limit=time_limit,
+        server=server is not None,
     )
+    _check_plan(plan, splits.image_shape, server, write_manifest)
     if samples is None:
         samples = SAMPLES.get(plan.depth) if plan.depth != "attacks" else None
     elif samples > len(splits.test):
@@ -161,12 +177,88 @@ def evaluate(
     print_evaluation(evaluation, console)
     if json_file is not None:
         replace_file(json_file, orjson.dumps(to_json(evaluation), option=orjson.OPT_INDENT_2))
+        reporter.line(f"wrote {json_file}")
     if report is not None:
         write_page(evaluation, report)
+        reporter.line(f"wrote {report}")
     if badge is not None:
         replace_file(badge, orjson.dumps(badge_of(evaluation), option=orjson.OPT_INDENT_2))
-    if write_manifest is not None:
+        reporter.line(f"wrote {badge}")
+    if write_manifest is not None:  # last: it refuses figures that are no measure
         write_measured(model, write_manifest, evaluation)
-    for output in (json_file, report, badge, write_manifest):
-        if output is not None:
-            reporter.line(f"wrote {output}")
+        reporter.line(f"wrote {write_manifest}")
+
+
+def _check_outputs(outputs: dict[str, Path], model: Path, recipe: str) -> None:
+    """Refuse what would overwrite the model, its weights beside it, the recipe or another output.
+
+    Raises:
+        ModelFileError: If an output cannot be written.
+        RecipeError: If it is one of these.
+    """
+    for option, output in outputs.items():
+        check_writable(output)
+        for taken in (model, model.with_name(f"{model.name}.data"), Path(recipe)):
+            if taken.is_file() and _same(output, taken):
+                raise RecipeError(
+                    f"{option} {output} would overwrite {taken}, which is read; name another file to write"
+                )
+    for (one, first), (other, second) in combinations(outputs.items(), 2):
+        if _same(first, second):
+            raise RecipeError(f"{one} and {other} both write {second}; name two files")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, links followed, or would be."""
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+
+
+def _check_options(overrides: Sequence[str], time_limit: float | None) -> None:
+    """Refuse changes of the recipe that would be ignored, and a time limit that is none.
+
+    Raises:
+        RecipeError: With what to do instead.
+    """
+    if any(override.partition("=")[0].strip() == "seed" for override in overrides):
+        raise RecipeError(
+            "--set seed=... would be ignored: test images are those of the file's own split; --seed sets "
+            "the seed of the attacks"
+        )
+    if time_limit is not None and not math.isfinite(time_limit):
+        raise RecipeError(f"--time-limit is {time_limit}; give minutes, or leave it out for no limit")
+
+
+def _check_data(splits: Splits, recipe: Recipe, manifest: Manifest, model: Path) -> None:
+    """Refuse images and labels that are not those of the model, before anything is trained or attacked.
+
+    Raises:
+        InputError: If shape or number of classes differ.
+    """
+    for what, found, expected in (
+        ("images of shape", list(splits.image_shape), list(manifest.input.shape)),
+        ("a number of classes of", len(splits.classes), len(manifest.classes)),
+    ):
+        if found != expected:
+            raise InputError(
+                f"recipe {recipe.name} has {what} {found}, {model.name} takes {expected}; name the recipe that the "
+                "file was made with"
+            )
+
+
+def _check_plan(plan: Plan, shape: tuple[int, int, int], server: str | None, write_manifest: Path | None) -> None:
+    """Refuse budgets that are none, a server that nothing attacks and a manifest that nothing would fill.
+
+    Raises:
+        RecipeError: With the first of these.
+    """
+    from s2ap_train.redteam.campaign import check_budgets
+
+    _, height, width = shape
+    check_budgets(plan.eps, plan.l2, plan.pixels, height * width)
+    if server is not None and not any(attack.needs == "server" for attack in plan.attacks):
+        raise RecipeError(f"--server is given, but none of {plan.name} attacks a server; add square-http, or drop it")
+    if write_manifest is not None and plan.depth == "attacks":
+        raise RecipeError(
+            f"--write-manifest needs the sanity checks of a preset, and {plan.name} names attacks; give a preset with "
+            "--attacks, or leave --write-manifest out"
+        )

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softsign
 
 from s2ap_train.evaluate.evidence import EvidenceSurrogate
 
@@ -126,6 +127,8 @@ def evidence_objective(surrogate: EvidenceSurrogate, *, weight: float = 1.0, sla
 def bypass_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float = 0.2) -> Objective:
     """The classifier says t, and these first members already call it clean; what others would say is not asked.
 
+    A little agreement keeps a direction where the surrogate is satisfied and the file is not.
+
     Args:
         surrogate: Of the sequential test.
         members: How many are asked.
@@ -136,7 +139,8 @@ def bypass_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float
         if m is None:
             return targeted_margin(c, t)
         wrong = (targeted_margin(c, t) + slack).clamp_min(0.0)
-        return wrong + (surrogate.until_clean(m, t) + slack).clamp_min(0.0)
+        clean = (surrogate.until_clean(m, t) + slack).clamp_min(0.0)
+        return wrong + clean + 0.05 * targeted_margin(mean_log_probability(c, m), t)
 
     return Objective(f"bypass after {members}", members, loss)
 
@@ -165,6 +169,8 @@ def vote_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float =
 def alarm_objective(surrogate: EvidenceSurrogate, *, slack: float = 0.2, keep: float = 10.0) -> Objective:
     """The classifier keeps the true label, and the evidence rises above the alarm.
 
+    A little of the members' mean margin keeps a direction where the surrogate is satisfied and the file is not.
+
     Args:
         surrogate: Of the sequential test.
         slack: Nats by which the alarm is exceeded, and four times those that the classifier keeps.
@@ -173,13 +179,17 @@ def alarm_objective(surrogate: EvidenceSurrogate, *, slack: float = 0.2, keep: f
 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
         kept = keep * (slack / 4 - margin(c, y)).clamp_min(0.0)
-        return kept if m is None else kept + (surrogate.until_alarm(m, y) + slack).clamp_min(0.0)
+        if m is None:
+            return kept
+        return kept + (surrogate.until_alarm(m, y) + slack).clamp_min(0.0) + 0.05 * margin(m.mean(0), y)
 
     return Objective("alarm", None, loss)
 
 
 def delay_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float = 0.2) -> Objective:
     """The evidence stays between the boundaries until this many members were asked, whatever the classifier says.
+
+    Inside them a small, bounded pull further in keeps a direction where the surrogate is satisfied and the file is not.
 
     Args:
         surrogate: Of the sequential test.
@@ -190,7 +200,8 @@ def delay_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
         if m is None or len(m) == 0:
             return c.sum(1) * 0.0
-        return (surrogate.beyond(m, c.argmax(1)) + slack).clamp_min(0.0).mean(0)
+        beyond = surrogate.beyond(m, c.argmax(1))
+        return ((beyond + slack).clamp_min(0.0) + 0.05 * softsign(beyond)).mean(0)
 
     return Objective(f"delay until {members}", members - 1, loss)
 

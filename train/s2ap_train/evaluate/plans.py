@@ -62,6 +62,7 @@ def defended_plan(test: SequentialTest, budget: AdaptiveBudget) -> list[Descent]
         Descent(evidence, "none", "best", target=0),
         Descent(agreement, "exact", "random"),
         *(Descent(evidence, "exact", "best", target=rank) for rank in range(budget.targets)),
+        Descent(evidence, "exact", "random", target=0),
         Descent(classifier_objective("cross_entropy"), "straight_through", "random"),
     ]
     if not budget.thorough:

@@ -143,6 +143,14 @@ def not_weaker(right: Mapping[str, Bool], *, significance: float = SIGNIFICANCE)
     }
 
 
+def fewest_discordant(significance: float = SIGNIFICANCE) -> int:
+    """Images broken by one attack alone that `not_weaker` needs to fail; with fewer it passes whatever happened.
+
+    The smallest n with 2^-n < significance: the p-value of n discordant images that are all on one side.
+    """
+    return math.floor(-math.log2(significance)) + 1
+
+
 def seed_difference(baseline: Sequence[float], method: Sequence[float]) -> SeedDifference:
     """Mean of method - baseline over seeds, entry by entry the same seed.
 

@@ -16,17 +16,21 @@ from s2ap_train.redteam.words import headline, interval, misleads, percent, verd
 __all__ = ["badge_of", "measurements", "write_measured"]
 
 _COLOURS = {"measured": "blue", "worse": "orange", "doubtful": "orange", "incomplete": "lightgrey", "masked": "red"}
+_UNFIT = {"doubtful", "incomplete"}
 
 
 def measurements(evaluation: Evaluation) -> tuple[Measurement, ...]:
     """Rows for the manifest: clean images, every l_inf attack that misleads, and the worst case per image.
+
+    What is no measure is left out: all attacks where gradients are masked; the worst case where a sanity check failed,
+    or where no attack that knows everything was run on all images.
 
     A row has a figure of the bare classifier, so attacks on members and test alone have none of their own: they count
     in the worst case. How many images are flagged, and how many members asked, is in the worst case that of the attack
     that won most often, the later one of several.
     """
     options, clean = evaluation.configuration, evaluation.clean
-    attacks = [row for row in evaluation.attacks if misleads(row)]
+    attacks = [] if evaluation.masked else [row for row in evaluation.attacks if misleads(row)]
     rows = [
         Measurement(
             attack="clean",
@@ -40,7 +44,8 @@ def measurements(evaluation: Evaluation) -> tuple[Measurement, ...]:
     ]
     rows += [_measurement(row, row.bare, options.eps) for row in attacks if row.bare is not None]
     whole = [row for row in attacks if row.samples == options.samples]
-    if whole:
+    failed = any(check.passed is False for check in evaluation.checks)
+    if not failed and any(row.knows == "everything" for row in whole):
         strongest = max(reversed(whole), key=lambda row: row.defended.attack_success)
         rows.append(
             Measurement(
@@ -101,13 +106,17 @@ def write_measured(model: Path, output: Path, evaluation: Evaluation) -> None:
 
     Raises:
         ModelFileError: If `model` cannot be read or is another file than the one evaluated, if `output` is the same
-            file or cannot be written, or if gradients are masked: a manifest has no place to say so.
+            file or cannot be written, or if the verdict is 'masked', 'doubtful' or 'incomplete': a manifest has no
+            place to say so.
     """
     if evaluation.masked:
         raise ModelFileError(
             f"the gradients of {model} are masked, so its figures are no measure and do not go into a file; see the "
             "FAILED sanity checks in the report"
         )
+    said = verdict(evaluation)
+    if said.level in _UNFIT:
+        raise ModelFileError(f"the figures of {model} do not go into a file. {said.title}: {said.text}")
     if output.exists() and output.samefile(model):
         raise ModelFileError(f"{output} is the file that was evaluated and stays as it is; name another file to write")
     file = open_model_file(model)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
+from zlib import crc32
 
 import numpy as np
 from torch import nn
@@ -25,6 +26,7 @@ from s2ap_train.redteam.catalogue import ATTACKS
 from s2ap_train.redteam.pieces import SECONDS, Done, Piece
 from s2ap_train.redteam.probes import Probe
 from s2ap_train.redteam.target import Target, open_targets
+from s2ap_train.redteam.white_box_search import SKIPPED
 from s2ap_train.threads import one_thread
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "DEFENDED",
     "PART",
     "REDTEAM_VERSION",
+    "SKIPPED_PARTS",
     "Attacked",
     "Setup",
     "attack_pieces",
@@ -40,7 +43,7 @@ __all__ = [
     "targets",
 ]
 
-REDTEAM_VERSION = 1
+REDTEAM_VERSION = 2
 """Raise it with every change of what an attack does: what was found under another number is found again."""
 PART = 60
 """Images of one part, at the most. Parts do not depend on the number of workers, so neither does any result."""
@@ -48,6 +51,8 @@ PART = 60
 Which = Literal["defended", "bare"]
 DEFENDED: Which = "defended"
 BARE: Which = "bare"
+SKIPPED_PARTS = "skipped parts"
+"""Note that says why there was nothing to attack in some parts of the images."""
 
 
 @dataclass(frozen=True)
@@ -175,13 +180,17 @@ def probe_pieces(setup: Setup, probes: Sequence[Probe], *, images: int, until: f
 
 
 def _joined(clean: Float32, parts: Sequence[tuple[slice, Found]]) -> Attacked:
+    """All parts of one attack; a part where it had nothing to attack counts as one that it was not run on."""
     images, ran = clean.copy(), np.zeros(len(clean), dtype=bool)
-    for rows, found in parts:
+    able = [(rows, found) for rows, found in parts if SKIPPED not in found.notes]
+    for rows, found in able:
         images[rows], ran[rows] = found.images, True
-    notes = {key: value for key, value in parts[0][1].notes.items() if key != SECONDS}
+    notes = {key: value for key, value in (able or parts)[0][1].notes.items() if key != SECONDS}
+    if able and len(able) < len(parts):
+        notes[SKIPPED_PARTS] = next(found.notes[SKIPPED] for _, found in parts if SKIPPED in found.notes)
     if "broken_by" in notes:
         counts: dict[str, int] = {}
-        for _, found in parts:
+        for _, found in able:
             for name, count in found.notes["broken_by"].items():
                 counts[name] = counts.get(name, 0) + count
         notes["broken_by"] = counts
@@ -216,7 +225,10 @@ def _piece(
         waits.append(_name(attack, BARE, part))  # what the bare classifier fell for is tried on the defence
 
     def arguments(done: Done) -> tuple[Any, ...]:
-        task = replace(setup.task(rows), known={name: found.images for name, found in done.items()})
+        task = replace(
+            setup.task(rows, salt=crc32(attack.name.encode())),
+            known={name: found.images for name, found in done.items()},
+        )
         return setup.model, which, attack.name, task
 
     return Piece(
@@ -235,6 +247,7 @@ def _piece(
         after=tuple(waits),
         weight=attack.weight * (1.0 if which == DEFENDED else 0.2) * (rows.stop - rows.start) / PART,
         until=until,
+        lasts=attack.needs != "server",  # what a server shows of its evidence is in no key
     )
 
 

@@ -39,6 +39,7 @@ _QUICK = (
     "apgd-ce",
     "agreement",
     "bypass",
+    "correction",
     SEARCH.name,
 )
 _ONLY_FULL = ("cw-l2", "autoattack")
@@ -54,26 +55,32 @@ PRESETS: Mapping[Preset, tuple[str, ...]] = MappingProxyType(
         "full": tuple(name for name, attack in ATTACKS.items() if attack.needs != "server"),
     }
 )
-"""Attacks of each preset; 'full' has all but those that need a server."""
+"""Attacks of each preset; 'full' has all but those that need a server, and with one every preset has those as well."""
 
 
-def chosen_attacks(text: str) -> tuple[Preset | None, tuple[RedTeamAttack, ...]]:
+def chosen_attacks(text: str, *, server: bool = False) -> tuple[Preset | None, tuple[RedTeamAttack, ...]]:
     """(the preset, None where attacks were named; its attacks, in the order of the catalogue).
 
     Args:
-        text: A preset, or names of attacks with commas between them; 'clean' is no attack and may be named.
+        text: A preset, or names of attacks with commas between them; 'clean' is no attack and may be named, alone too.
+        server: Whether there is a server to attack: then a preset has the attacks over HTTP as well.
 
     Raises:
-        RecipeError: If a name is not known.
+        RecipeError: If nothing is named, a name is not known, or a preset does not stand alone.
     """
-    for preset, names in PRESETS.items():
-        if text == preset:
-            return preset, tuple(ATTACKS[name] for name in names)
     asked = [name.strip() for name in text.split(",") if name.strip()]
+    if not asked:
+        raise RecipeError(f"no attack is named; name a preset ({', '.join(PRESETS)}), or attacks such as fgsm,pgd")
+    for preset, names in PRESETS.items():
+        if asked == [preset]:
+            of_preset = {*names, *(name for name, attack in ATTACKS.items() if server and attack.needs == "server")}
+            return preset, tuple(attack for name, attack in ATTACKS.items() if name in of_preset)
     known = [*ATTACKS, *PRESETS, "clean"]
     for name in asked:
-        if name not in known or name in PRESETS:
+        if name in PRESETS:
+            raise RecipeError(f"a preset stands alone; name {name!r} without other attacks, or leave it out")
+        if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean {nearest[0]}?" if nearest and nearest[0] != name else "a preset stands alone"
-            raise RecipeError(f"attack {name!r} is not known, there are {', '.join(known)}; {hint}")
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            raise RecipeError(f"attack {name!r} is not known; {hint}there are {', '.join(known)}")
     return None, tuple(attack for name, attack in ATTACKS.items() if name in asked)

@@ -26,7 +26,7 @@ import numpy as np
 
 from s2ap_defend.types import Bool
 from s2ap_train.evaluate.budget import AdaptiveBudget
-from s2ap_train.measures.paired import SIGNIFICANCE, not_weaker
+from s2ap_train.measures.paired import SIGNIFICANCE, fewest_discordant, not_weaker
 from s2ap_train.measures.sanity import ZERO_GRADIENT_IMAGES
 from s2ap_train.redteam.attack import Knowledge, RedTeamAttack
 from s2ap_train.redteam.binarisation import binarisation_check, binarisation_probe
@@ -34,8 +34,10 @@ from s2ap_train.redteam.curves import curve_probes
 from s2ap_train.redteam.probes import Kind, Probe, Probed, gradients
 from s2ap_train.redteam.results import Check
 
-__all__ = ["LEFT_UNBOUNDED", "Successes", "probes_of", "sanity_checks"]
+__all__ = ["BLACK_BOX", "LEFT_UNBOUNDED", "Successes", "probes_of", "sanity_checks"]
 
+BLACK_BOX = "black box"
+"""Name of the check of attackers who only ask against those who know everything."""
 LEFT_UNBOUNDED = 0.05
 """Share of images that one descent without bounds may leave; significantly more is a failure (exact binomial test)."""
 
@@ -106,7 +108,7 @@ def sanity_checks(successes: Successes, probed: Sequence[Probed], *, plausibilit
         ),
         _against_the_white_box(
             successes,
-            "black box",
+            BLACK_BOX,
             ("answers",),
             "an attacker who only asks finds more than one who knows every weight: the gradients mislead him",
         ),
@@ -160,8 +162,23 @@ def _compared(name: str, kept: Mapping[str, Bool], failure: str, *, significance
     """Whether the second attack breaks no fewer images than the first."""
     weak, strong = kept
     passed, found = not_weaker(kept, significance=significance)
-    meaning = f"'{strong}' breaks no fewer images than '{weak}', as it must" if passed else failure
+    success = f"'{strong}' breaks no fewer images than '{weak}', as it must"
+    meaning = _passing(kept, found, success, significance) if passed else failure
     return Check(name, passed, found, meaning, masking=True)
+
+
+def _passing(
+    kept: Mapping[str, Bool], found: Mapping[str, float], success: str, significance: float = SIGNIFICANCE
+) -> str:
+    """What passing says: `success`, or that the test could not fail, or that the first attack is ahead by chance."""
+    (weak, rows), (strong, _) = kept.items()
+    first, second = int(found["broken_by_the_first_only"]), int(found["broken_by_the_second_only"])
+    counts = f"of {len(rows)} images '{weak}' alone broke {first}, '{strong}' alone {second}"
+    needed = fewest_discordant(significance)
+    if first + second < needed:
+        ahead = f"; '{weak}' is ahead" if first > second else ""
+        return f"without power: {counts}{ahead}; fewer than {needed} together cannot show a difference"
+    return f"'{weak}' is ahead, which may be chance: {counts}" if first > second else success
 
 
 def _iterative(steps: Mapping[float, Bool]) -> Check:
@@ -194,12 +211,13 @@ def _converged(steps: Mapping[float, Bool]) -> Check:
     half = max((count for count in steps if 1.0 < count <= many / 2), default=None)
     if half is None or half < many / 2 or many < 50:
         return _not_run(name, "it needs 50 steps or more, and half as many", masking=False)
-    passed, found = not_weaker({f"{many:g} steps": steps[many], f"{half:g} steps": steps[half]})
+    kept = {f"{many:g} steps": steps[many], f"{half:g} steps": steps[half]}
+    passed, found = not_weaker(kept)
     return Check(
         name,
         passed,
         found,
-        f"{many:g} steps break no more images than {half:g}"
+        _passing(kept, found, f"{many:g} steps break no more images than {half:g}")
         if passed
         else f"{many:g} steps still break more images than {half:g}: figures of fewer steps are too good, raise them",
     )

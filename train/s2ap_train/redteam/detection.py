@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import SequentialTest
-from s2ap_defend.types import Bool, Float32
+from s2ap_defend.types import Bool, Float32, Float64
 from s2ap_train.calibrate import Answers, alarm_statistic
 from s2ap_train.calibrate.stage_engines import StageEngines
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.detection import Share, detected_at, roc_area, roc_points
+from s2ap_train.evaluate.detection import RocArea, Share, detected_at, roc_area, roc_points
 from s2ap_train.redteam.results import DetectionFigures, DetectionRow
 
-__all__ = ["detection_figures", "measure_detection"]
+__all__ = ["FEWEST", "detection_figures", "measure_detection"]
+
+FEWEST = 10
+"""Turned images, or clean ones, below which an area has no interval: DeLong's variance is estimated from their spread,
+and of a few it is 0 or nearly so by chance."""
 
 
 def measure_detection(
@@ -46,7 +52,8 @@ def detection_figures(
     flags exactly what lies above. Negatives are all clean images, also those that the classifier gets wrong. Positives
     are images that the classifier had right and the attack turned: whether it went on to be flagged plays no part, so
     images on which an attack that knows the test gave up are there, too. Thresholds are those of these very clean
-    images; with fewer than 100 none lies above that of 1 %.
+    images; with fewer than 100 none lies above that of 1 %. The ends of an area's
+    interval are nan where there are fewer than `FEWEST` positives or negatives.
 
     Args:
         test: The file's test.
@@ -64,7 +71,7 @@ def detection_figures(
         rows.append(
             DetectionRow(
                 attack=name,
-                area=roc_area(negative, positive),
+                area=_area(negative, positive),
                 at_1_percent=detected_at(negative, positive, 0.01),
                 at_5_percent=detected_at(negative, positive, 0.05),
                 roc=roc_points(negative, positive),
@@ -76,3 +83,8 @@ def detection_figures(
         false_alarms_base_right=Share.of(flagged[clean.right]),
         false_alarms_base_wrong=Share.of(flagged[~clean.right]),
     )
+
+
+def _area(negative: Float64, positive: Float64) -> RocArea:
+    area = roc_area(negative, positive)
+    return area if min(len(negative), len(positive)) >= FEWEST else replace(area, low=math.nan, high=math.nan)

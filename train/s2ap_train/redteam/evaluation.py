@@ -26,7 +26,16 @@ from s2ap_train.redteam.ablation import MeasuredRow
 from s2ap_train.redteam.ablation_rows import FULL
 from s2ap_train.redteam.attack import RedTeamAttack
 from s2ap_train.redteam.beside import Parts, beside_pieces, judge_beside, measure_parts
-from s2ap_train.redteam.campaign import Attacked, Setup, attack_pieces, check_budgets, deadline, gathered, targets
+from s2ap_train.redteam.campaign import (
+    SKIPPED_PARTS,
+    Attacked,
+    Setup,
+    attack_pieces,
+    check_budgets,
+    deadline,
+    gathered,
+    targets,
+)
 from s2ap_train.redteam.costs import against_pruned, part_costs
 from s2ap_train.redteam.detection import measure_detection
 from s2ap_train.redteam.gallery import gallery_of
@@ -96,7 +105,8 @@ def evaluate_file(
     _check_labels(data, len(file.manifest.classes))
     networks = networks or Networks()
     setup = Setup(path, data, plan.eps, plan.l2, plan.pixels, plan.seed, plan.budget, networks.surrogates, server)
-    kept = KeptAttacks(folder, setup.key(file.manifest.weights_sha256, file.manifest.graph_sha256))
+    versions = _versions()
+    kept = KeptAttacks(folder, (setup.key(file.manifest.weights_sha256, file.manifest.graph_sha256), versions))
     able, not_run = _able(plan.attacks, setup)
     attacks = {attack.name: attack for attack in able}
     until, end = (deadline(plan.time_limit, share) for share in (_FOR_ATTACKS, 1.0))
@@ -122,7 +132,7 @@ def evaluate_file(
         )
     rows = {} if parts.ablation is None else parts.ablation.rows
     return Evaluation(
-        configuration=_configuration(path, file, data, plan, recipe, source, command),
+        configuration=_configuration(path, file, data, plan, recipe, source, command, versions),
         seconds=sum(float(one.notes[SECONDS]) for one in done.values()),
         clean=clean_figures(defended.clean, data.labels),
         bare_clean=clean_figures(bare.clean, data.labels),
@@ -165,7 +175,9 @@ def _able(attacks: Sequence[RedTeamAttack], setup: Setup) -> tuple[tuple[RedTeam
 def _unfinished(attacks: Mapping[str, RedTeamAttack], found: Mapping[str, Attacked], samples: int) -> dict[str, str]:
     left = {name: "the time limit was over before it began" for name in attacks if name not in found}
     for name, one in found.items():
-        if not one.ran.all():
+        if SKIPPED_PARTS in one.notes:
+            left[name] = f"only on {int(one.ran.sum())} of {samples} images: {one.notes[SKIPPED_PARTS]}"
+        elif not one.ran.all():
             left[name] = f"the time limit was over after {int(one.ran.sum())} of {samples} images"
     return left
 
@@ -219,7 +231,14 @@ def _gallery(
 
 
 def _configuration(
-    path: Path, file: ModelFile, data: ImageSet, plan: Plan, recipe: str, source: str, command: str
+    path: Path,
+    file: ModelFile,
+    data: ImageSet,
+    plan: Plan,
+    recipe: str,
+    source: str,
+    command: str,
+    versions: Mapping[str, str],
 ) -> Configuration:
     return Configuration(
         command=command,
@@ -234,7 +253,7 @@ def _configuration(
         l2=plan.l2,
         pixels=plan.pixels,
         seed=plan.seed,
-        versions=_versions(),
+        versions=versions,
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     )
 

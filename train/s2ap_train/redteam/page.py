@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from s2ap_defend.model_file import replace_file
 from s2ap_defend.tables import harmless
 from s2ap_defend.types import Float32
 from s2ap_train.page import TableText, html_image, html_note, html_page, html_picture, html_table
-from s2ap_train.redteam.guide import ABLATION_LEGEND, COVERED, HOW_TO_READ, NOT_COVERED
+from s2ap_train.redteam.effects import against_pruned_in_words, cost_in_words
+from s2ap_train.redteam.guide import ABLATION_LEGEND, COSTS_LEGEND, COVERED, HOW_TO_READ, NOT_COVERED
 from s2ap_train.redteam.plots import pictures
 from s2ap_train.redteam.report import rejecting_in_words
 from s2ap_train.redteam.results import Check, Evaluation, GalleryItem
@@ -29,12 +31,11 @@ from s2ap_train.redteam.tables import (
     goal_table,
 )
 from s2ap_train.redteam.words import (
-    against_pruned_in_words,
     caveats,
     check_result,
-    cost_in_words,
     found_in_words,
     headline,
+    labels_attacked,
     percent,
     search_in_words,
     summary,
@@ -134,10 +135,11 @@ def _top(evaluation: Evaluation) -> list[str]:
     hold = f"hold under every attack (95 % interval {percent(low)} to {percent(high)})"
     if evaluation.masked:
         hold = f"were not broken, but gradients are masked: no measure ({percent(low)} to {percent(high)})"
+    aimed = "" if labels_attacked(evaluation) else " (not attacked for)"
     tiles = (
         (percent(worst.robust_accuracy), hold),
         (percent(evaluation.bare_worst_case.robust_accuracy), "hold without the defence, under its own attacks"),
-        (percent(worst.label_accuracy), "get the right label under every attack, flagged or not"),
+        (percent(worst.label_accuracy), f"get the right label under every attack, flagged or not{aimed}"),
         (
             percent(evaluation.clean.accuracy),
             f"right without attack; undefended {percent(evaluation.bare_clean.accuracy)}",
@@ -161,7 +163,7 @@ def _attack_table(table: TableText) -> str:
 
 
 def _side_by_side(tables: Iterable[TableText]) -> list[str]:
-    columns = "".join(f"<div>{html_table(table)}</div>" for table in tables)
+    columns = "".join(f"<div>{html_table(replace(table, notes=()))}</div>" for table in tables)  # captions have them
     return [f'<div class="strip">{columns}</div>'] if columns else []
 
 
@@ -197,7 +199,7 @@ def _parts(evaluation: Evaluation) -> list[str]:
         table = ablation_table(evaluation.ablation, samples=options.samples, eps=options.eps)
         parts += [html_table(table), *map(html_note, ABLATION_LEGEND)]
     if evaluation.costs:
-        parts.append(_bullets(map(cost_in_words, evaluation.costs)))
+        parts += [_bullets(map(cost_in_words, evaluation.costs)), html_note(COSTS_LEGEND)]
     return [*parts, _paragraph(rejecting_in_words(evaluation))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,10 +31,12 @@ class Piece:
         function: Importable by name; returns `Found`.
         arguments: Given what the pieces in `after` found, as far as they were done.
         shape: Of the images that it finds.
-        decides: Everything beside the key of the store that its result depends on.
+        decides: Everything beside the key of the store, and beside what the pieces in `after` found, that its result
+            depends on.
         after: Names of the pieces that it waits for.
         weight: Its time, roughly, against others.
         until: Time (`time.time()`) after which it is not begun; None: it always is.
+        lasts: Whether what it finds is kept between runs; not where it depends on something that no key can hold.
     """
 
     name: str
@@ -44,6 +47,17 @@ class Piece:
     after: tuple[str, ...] = ()
     weight: float = 1.0
     until: float | None = field(default=None, compare=False)
+    lasts: bool = True
+
+    def key(self, done: Done) -> object:
+        """What its result depends on, for the store: images of pieces that it starts from are in it."""
+        if not self.after:
+            return self.decides
+        digest = hashlib.sha256()
+        for name in self.after:
+            if name in done:
+                digest.update(name.encode() + done[name].images.tobytes())
+        return self.decides, digest.hexdigest()
 
 
 def run_pieces(
@@ -64,17 +78,13 @@ def run_pieces(
     Raises:
         RecipeError: If a process was killed; what a piece raises is raised here.
     """
-    done: dict[str, Found] = {}
-    for piece in pieces:
-        found = kept.load(piece.decides, piece.shape)
-        if found is not None:
-            done[piece.name] = Found(*found)
+    done = _kept(pieces, kept)
     missing = {piece.name: piece for piece in pieces if piece.name not in done}
     if done:
         reporter.line(f"{title}: {len(done)} of {len(pieces)} parts reused")
     if not missing:
         return done
-    jobs = [_job(piece, done) for piece in _longest_first(missing)]
+    jobs = [_job(piece, done, kept) for piece in _longest_first(missing)]
     with reporter.step(title, len(pieces)) as step:
         step.advance(done=len(done))
         began, total, finished = time.monotonic(), sum(piece.weight for piece in missing.values()), 0.0
@@ -82,10 +92,25 @@ def run_pieces(
             piece = missing[job.name]
             finished += piece.weight
             if result is not None:
-                kept.save(piece.decides, result.images, result.notes)
+                if piece.lasts:
+                    kept.save(piece.key(done), result.images, result.notes)
                 done[piece.name] = result
             left = (time.monotonic() - began) * (total / finished - 1.0)
             step.advance(f"{piece.name}; about {_duration(left)} left" if finished < total else "")
+    return done
+
+
+def _kept(pieces: Sequence[Piece], kept: KeptAttacks) -> dict[str, Found]:
+    """What is kept of pieces; one that starts from others is, where these are and found what it started from."""
+    done: dict[str, Found] = {}
+    names = {piece.name for piece in pieces}
+    waiting = [piece for piece in pieces if piece.lasts]
+    while ready := [piece for piece in waiting if names.intersection(piece.after) <= done.keys()]:
+        waiting = [piece for piece in waiting if piece not in ready]
+        for piece in ready:
+            found = kept.load(piece.key(done), piece.shape)
+            if found is not None:
+                done[piece.name] = Found(*found)
     return done
 
 
@@ -102,9 +127,12 @@ def _longest_first(missing: Mapping[str, Piece]) -> list[Piece]:
     return sorted(missing.values(), key=lambda piece: -weight(piece.name))
 
 
-def _job(piece: Piece, done: dict[str, Found]) -> Job[Found | None]:
+def _job(piece: Piece, done: dict[str, Found], kept: KeptAttacks) -> Job[Found | None]:
     def arguments() -> tuple[Any, ...]:
         before = {name: done[name] for name in piece.after if name in done}
+        found = kept.load(piece.key(done), piece.shape) if piece.lasts and piece.after else None
+        if found is not None:  # those before it were done again, and found the same
+            return _handed_back, None, (Found(*found),)
         return piece.function, piece.until, piece.arguments(before)
 
     return Job(piece.name, _timed, arguments, piece.after)
@@ -116,7 +144,11 @@ def _timed(function: Callable[..., Found], until: float | None, arguments: tuple
         return None
     began = time.perf_counter()
     found = function(*arguments)
-    return Found(found.images, {**found.notes, SECONDS: time.perf_counter() - began})
+    return Found(found.images, {SECONDS: time.perf_counter() - began, **found.notes})
+
+
+def _handed_back(found: Found) -> Found:
+    return found
 
 
 def _duration(seconds: float) -> str:

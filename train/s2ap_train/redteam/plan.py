@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from s2ap_defend.errors import RecipeError
 from s2ap_train.evaluate.budget import AdaptiveBudget
 from s2ap_train.recipe import Recipe
 from s2ap_train.redteam.attack import RedTeamAttack
@@ -12,7 +13,7 @@ from s2ap_train.redteam.catalogue import Preset, chosen_attacks
 
 __all__ = ["SAMPLES", "Plan", "plan_of"]
 
-SAMPLES: dict[Preset, int | None] = {"quick": 100, "standard": 150, "full": None}
+SAMPLES: dict[Preset, int | None] = {"quick": 90, "standard": 150, "full": None}
 """Test images of each preset; None: all."""
 _L2_SHARE = 1 / 3
 
@@ -56,6 +57,7 @@ def plan_of(
     pixels: int | None = None,
     seed: int | None = None,
     time_limit: float | None = None,
+    server: bool = False,
 ) -> Plan:
     """The plan of a recipe, changed as far as something else is asked for.
 
@@ -69,15 +71,18 @@ def plan_of(
         pixels: l0 budget, positions.
         seed: Of all attacks.
         time_limit: Minutes.
+        server: Whether there is a server, which a preset then attacks as well.
 
     Raises:
-        RecipeError: If an attack is not known.
+        RecipeError: If an attack is not known, or a preset is to attack with an eps of 0.
     """
     own = recipe.evaluation
-    asked = attacks or own.attacks or own.budget
-    preset, chosen = chosen_attacks(asked)
-    work = budget or preset or ("quick" if attacks else own.budget)
+    asked = next(text for text in (attacks, own.attacks, own.budget) if text is not None)
+    preset, chosen = chosen_attacks(asked, server=server)
+    work = budget or preset or (own.budget if attacks is None else "quick")
     eps = recipe.eps if eps is None else eps
+    if preset is not None and eps == 0.0:
+        raise RecipeError(f"eps is 0, which leaves {preset} nothing to attack with; give a larger one, or name attacks")
     if l2 is None:
         l2 = own.l2 if own.l2 is not None else eps * positions**0.5 * _L2_SHARE
     return Plan(

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from s2ap_train.page import COLOURS, png
 from s2ap_train.redteam.results import CurvePoint, Curves, DetectionFigures, Evaluation
+from s2ap_train.redteam.tables import eps_curve_limits
 from s2ap_train.redteam.words import in_worst_case, percent
 
 __all__ = ["Picture", "composition_plot", "effort_plot", "eps_plot", "members_plot", "pictures", "roc_plot"]
@@ -60,10 +61,10 @@ def eps_plot(curves: Curves, eps: float) -> Picture:
     axis.set_xlim(left=0)
     axis.legend(frameon=False, fontsize=8)
     points = ", ".join(f"{percent(point.robust_accuracy)} at {point.at:.3g}" for point in curves.eps)
+    limits = eps_curve_limits(eps)
     return Picture(
         png(figure),
-        f"Robust accuracy over eps on {curves.samples} images, 95 % interval shaded: {points}. It must fall to 0 %: "
-        "an attacker without a limit always wins.",
+        f"Robust accuracy over eps on {curves.samples} images, 95 % interval shaded: {points}. {limits}",
     )
 
 
@@ -163,12 +164,13 @@ def composition_plot(evaluation: Evaluation) -> Picture:
     axis.set_xlim(left=0, right=max(total, *broke, 1) * 1.05)
     axis.set_xlabel("images")
     axis.legend(frameon=False, fontsize=8)
-    order = sorted(range(len(names)), key=lambda i: -broke[i])[:3]
+    order = sorted((i for i, count in enumerate(broke) if count), key=lambda i: -broke[i])[:3]
     strongest = ", ".join(f"{names[i]} {broke[i]}" for i in order)
+    most = f"; most by {strongest}" if strongest else ""
     return Picture(
         png(figure),
         f"What the worst case is made of: {total} of {samples} images are broken by some l_inf attack or wrong without "
-        f"one; most by {strongest}. An attack that alone breaks many says that the others are too weak.",
+        f"one{most}. An attack that alone breaks many says that the others are too weak.",
     )
 
 

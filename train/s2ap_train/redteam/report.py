@@ -15,7 +15,8 @@ from s2ap_defend.tables import harmless
 from s2ap_train.measures.paired import PairedDifference
 from s2ap_train.page import TableText, print_line, print_table
 from s2ap_train.redteam.costs import IN_SHORT
-from s2ap_train.redteam.guide import ABLATION_LEGEND, HOW_TO_READ
+from s2ap_train.redteam.effects import against_pruned_in_words, cost_in_words
+from s2ap_train.redteam.guide import ABLATION_LEGEND, COSTS_LEGEND, HOW_TO_READ
 from s2ap_train.redteam.results import AblationRow, AttackRow, Check, Evaluation, PartCost
 from s2ap_train.redteam.tables import (
     ablation_table,
@@ -25,10 +26,8 @@ from s2ap_train.redteam.tables import (
     goal_table,
 )
 from s2ap_train.redteam.words import (
-    against_pruned_in_words,
     caveats,
     check_result,
-    cost_in_words,
     found_in_words,
     headline,
     search_in_words,
@@ -122,6 +121,7 @@ def print_ablation(
         print_line("\nWhat each part adds or costs, on the same images", console)
         for cost in costs:
             _say(f"- {cost_in_words(cost)}", console, indent="  ")
+        _say(f"  {COSTS_LEGEND}", console, indent="  ")
     if against_pruned is not None:
         _say(against_pruned_in_words(against_pruned), console)
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from s2ap_defend.tables import harmless
 from s2ap_train.evaluate.detection import Share
 from s2ap_train.page import TableText
+from s2ap_train.redteam.detection import FEWEST
 from s2ap_train.redteam.results import AblationRow, AttackRow, CurvePoint, DetectionFigures, Evaluation
-from s2ap_train.redteam.words import interval, misleads
+from s2ap_train.redteam.words import interval, labels_attacked, misleads
 
 __all__ = [
     "WORST_CASE",
@@ -19,6 +20,7 @@ __all__ = [
     "configuration_table",
     "curve_tables",
     "detection_table",
+    "eps_curve_limits",
     "goal_table",
 ]
 
@@ -109,7 +111,7 @@ def detection_table(detection: DetectionFigures) -> TableText:
             row.attack,
             str(row.at_1_percent.count),
             _number(row.area.value),
-            f"{_number(row.area.low)}-{_number(row.area.high)}",
+            _NONE if math.isnan(row.area.low) else f"{_number(row.area.low)}-{_number(row.area.high)}",
             *_share_cells(row.at_1_percent),
             *_share_cells(row.at_5_percent),
         )
@@ -129,7 +131,8 @@ def detection_table(detection: DetectionFigures) -> TableText:
     header = ("attack", "images", "AUROC", "95%", "at 1%", "95%", "at 5%", "95%")
     notes = (
         "images whose base label was right and is wrong under the attack; at 1%, at 5%: % of them detected at that "
-        "share of clean images flagged, whatever the threshold of the file is",
+        "share of clean images flagged, whatever the threshold of the file is; AUROC without interval: fewer than "
+        f"{FEWEST} images",
         *said,
     )
     return TableText("The detector alone", header, cells, notes)
@@ -153,9 +156,18 @@ def curve_tables(evaluation: Evaluation) -> tuple[TableText, ...]:
                 (f"{p.at:.3g}", _share(p.robust_accuracy), interval(*p.interval), _share(p.label_accuracy))
                 for p in points
             ),
+            (eps_curve_limits(evaluation.configuration.eps),) if name == "eps" else (),
         )
         for name, points in named
         if points
+    )
+
+
+def eps_curve_limits(eps: float) -> str:
+    """What the curve over eps does not say."""
+    return (
+        "It falls by construction, since a point counts everything that was found inside its radius; radii other than "
+        f"eps {eps:g} were attacked far less, so a better attack may find more there."
     )
 
 
@@ -214,7 +226,10 @@ def _main_table(evaluation: Evaluation, rows: list[AttackRow], budget: str) -> T
     title = f"Attacks that win, l_inf {budget}, % of {options.samples} images"
     if evaluation.masked:
         title += ": NO MEASURE, gradients are masked"
-    return TableText(title, _HEADER, tuple(cells), _partial(rows, options.samples), texts=2)
+    notes = _partial(rows, options.samples)
+    if not labels_attacked(evaluation):
+        notes += ("label: not attacked for; no attack that wants a wrong label was run on all images",)
+    return TableText(title, _HEADER, tuple(cells), notes, texts=2)
 
 
 def _attack_cells(row: AttackRow, samples: int) -> tuple[str, ...]:

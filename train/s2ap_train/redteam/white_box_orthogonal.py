@@ -46,12 +46,16 @@ def step_direction(classifier: Tensor, detector: Tensor, fooled: Tensor, orthogo
 
 
 def _orthogonal(orthogonal: Orthogonal, target: Target, task: Task) -> Found:
-    """Restarts in turn with orthogonal and with selective steps, towards the likeliest wrong label."""
+    """Restarts in turn with orthogonal and with selective steps, towards the likeliest wrong label.
+
+    Of a thorough budget both are run, however few its restarts.
+    """
     budget = alone(task.budget)
     search = Search(target.system, task.data, eps=task.eps)
     broken_by = {"clean image": search.offer(task.data.images)}
     forms: tuple[Orthogonal, Orthogonal] = (orthogonal, "neither")
-    for number in range(budget.restarts):
+    restarts = max(budget.restarts, len(forms)) if budget.thorough else budget.restarts
+    for number in range(restarts):
         form = forms[number % 2]
         before = int(search.broken.sum())
         generator = torch.Generator().manual_seed(task.seed + 7919 * number)
@@ -61,7 +65,7 @@ def _orthogonal(orthogonal: Orthogonal, target: Target, task: Task) -> Found:
             _descend(form, target, task, search, rows, noise[rows], budget)
         name = "selective" if form == "neither" else f"orthogonal {form}"
         broken_by[name] = broken_by.get(name, 0) + int(search.broken.sum()) - before
-    notes = {"steps": budget.steps, "restarts": budget.restarts, "broken_by": broken_by}
+    notes = {"steps": budget.steps, "restarts": restarts, "broken_by": broken_by}
     return Found(search.best, notes)
 
 

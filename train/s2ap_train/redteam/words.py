@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from s2ap_defend.tables import harmless
-from s2ap_train.measures.paired import NOISE, PairedDifference
-from s2ap_train.redteam.results import AttackRow, Check, Evaluation, PartCost
+from s2ap_train.redteam.checks import BLACK_BOX
+from s2ap_train.redteam.effects import (
+    against_pruned_in_words,
+    below,
+    labels_against_pruned,
+    labels_against_pruned_in_words,
+    percent,
+)
+from s2ap_train.redteam.results import AttackRow, Check, Evaluation
 
 __all__ = [
     "Verdict",
-    "against_pruned_in_words",
     "caveats",
     "check_result",
-    "cost_in_words",
     "found_in_words",
     "headline",
     "in_worst_case",
     "interval",
+    "labels_attacked",
     "misleads",
     "percent",
     "search_in_words",
@@ -45,8 +50,8 @@ class Verdict:
 
     Attributes:
         level: 'masked': the figures are no measure; 'doubtful': a check failed, or nothing was gained; 'incomplete':
-            the attacks that decide were not run or not judged; 'worse': below the file's own pruned classifier;
-            'measured': none of these.
+            the attacks that decide were not run or not judged; 'worse': below the file's own pruned classifier, in
+            robust accuracy or, where it corrects, in label accuracy; 'measured': none of these.
         title: A few words.
         text: Why.
     """
@@ -86,13 +91,21 @@ def verdict(evaluation: Evaluation) -> Verdict:
             "Incomplete: the attack was not checked",
             "No sanity check was judged, so nothing says whether the attacks worked as they should.",
         )
-    effect = evaluation.against_pruned
-    if effect is not None and effect.difference < 0 and effect.p_value < NOISE:
+    effect, labels = evaluation.against_pruned, labels_against_pruned(evaluation)
+    if effect is not None and below(effect):
         return Verdict(
             "worse",
             "Below its own pruned classifier",
             f"{against_pruned_in_words(effect)} Whoever needs accuracy under attack gets more from that classifier "
             "alone; the list of what the parts add or cost says where it is lost.",
+        )
+    if labels is not None and below(labels):
+        robust = "" if effect is None else f" {against_pruned_in_words(effect)}"
+        return Verdict(
+            "worse",
+            "Labels below those of its own pruned classifier",
+            f"{labels_against_pruned_in_words(labels)}{robust} Whoever acts on the final labels gets more right ones "
+            "under attack from that classifier alone.",
         )
     if evaluation.worst_case.robust_accuracy <= evaluation.bare_worst_case.robust_accuracy:
         return Verdict(
@@ -115,7 +128,7 @@ def headline(evaluation: Evaluation) -> str:
     figure = (
         f"{percent(worst.robust_accuracy)} (95 % interval {percent(low)} to {percent(high)}); bare classifier "
         f"{percent(evaluation.bare_worst_case.robust_accuracy)}; final label right under every attack "
-        f"{percent(worst.label_accuracy)}"
+        f"{percent(worst.label_accuracy)}{'' if labels_attacked(evaluation) else ' (not attacked for)'}"
     )
     where = f"worst case of {_count(evaluation)}, {options.samples} images, l_inf eps {options.eps:g}"
     if evaluation.masked:
@@ -156,21 +169,16 @@ def caveats(evaluation: Evaluation) -> tuple[str, ...]:
     found: list[str] = []
     options, worst = evaluation.configuration, evaluation.worst_case
     low, high = worst.robust_accuracy_interval
-    answers = {row.name for row in evaluation.attacks if row.knows == "answers"}
-    for name, alone in worst.broken_only_by.items():
-        if name in answers and alone:
-            found.append(
-                f"{name} alone broke {_images(alone)} that no gradient attack did: give the adaptive attacks a larger "
-                "budget before these figures are quoted."
-            )
-    restarts = options.budget.get("restarts")
+    found += _by_asking(evaluation)
+    once = _adaptive(evaluation) and options.budget.get("restarts") == 1
     few = options.samples < ENOUGH_SAMPLES
-    if few or restarts == 1:
+    if few or once:
         means = [f"{options.samples} images"] if few else []
-        means += ["one restart of the adaptive attacks"] if restarts == 1 else []
+        means += ["one restart of the adaptive attacks"] if once else []
+        better = "more restarts or steps" if _adaptive(evaluation) else "an attacker who knows the defence"
         found.append(
             f"{' and '.join(means).capitalize()}: the worst case lies between {percent(low)} and {percent(high)} at "
-            "95 % for other images, and more restarts or steps may lower it."
+            f"95 % for other images, and {better} may lower it."
         )
     short = [row for row in evaluation.attacks if row.samples < options.samples]
     if short:
@@ -201,26 +209,6 @@ def unanswered(evaluation: Evaluation) -> str:
     return "not answered (the defence abstains): " + ", ".join(f"{n} {percent(s)}" for n, s in shares.items())
 
 
-def against_pruned_in_words(effect: PairedDifference) -> str:
-    """Whether the full defence is above or below its own pruned classifier, beyond noise (p < .05) or not."""
-    how = "level with"
-    if effect.difference:
-        how = f"{'BELOW' if effect.difference < 0 else 'above'}, {'beyond' if _beyond(effect) else 'within'} noise,"
-    return (
-        f"Robust accuracy of the full defence is {how} that of its own S2AP-pruned, adversarially trained classifier: "
-        f"{_change(effect)}."
-    )
-
-
-def cost_in_words(cost: PartCost) -> str:
-    """What one part of the chain does to a figure, beyond noise (p < .05) or not."""
-    effect = cost.effect
-    if not _beyond(effect):
-        return f"{cost.part}: changes {cost.measure} by no more than noise, {_change(effect)}"
-    verb = "LOWERS" if effect.difference < 0 else "raises"
-    return f"{cost.part}: {verb} {cost.measure} beyond noise, {_change(effect)}"
-
-
 def check_result(check: Check) -> str:
     """'passed', 'FAILED' or 'not judged'."""
     return {True: "passed", False: "FAILED", None: "not judged"}[check.passed]
@@ -241,14 +229,36 @@ def misleads(row: AttackRow) -> bool:
     return in_worst_case(row) and row.goal == "mislead"
 
 
-def percent(share: float) -> str:
-    """A share such as '91.7%'; '-' where there is none."""
-    return "-" if math.isnan(share) else f"{100 * share:.1f}%"
-
-
 def interval(low: float, high: float) -> str:
     """Ends of an interval in whole percent, such as '85-96'."""
     return f"{100 * low:.0f}-{100 * high:.0f}"
+
+
+def labels_attacked(evaluation: Evaluation) -> bool:
+    """Whether an l_inf attack that wants a wrong final label, flagged or not, was run on all images."""
+    return any(
+        in_worst_case(row) and row.goal == "wrong label" and row.samples == evaluation.configuration.samples
+        for row in evaluation.attacks
+    )
+
+
+def _by_asking(evaluation: Evaluation) -> list[str]:
+    """Images that attackers who only ask broke and those who know everything did not, the search left out."""
+    larger = "give the adaptive attacks a larger budget before these figures are quoted."
+    for check in evaluation.checks:
+        count = int(check.found.get("broken_by_the_first_only", 0)) if check.name == BLACK_BOX else 0
+        if count:
+            return [
+                f"{_images(count)} broken by attacks that only ask and by none that knows everything and starts from "
+                f"no other's images: {larger}"
+            ]
+    answers = {row.name for row in evaluation.attacks if row.knows == "answers"}
+    return [
+        f"{name} alone broke {_images(alone)} that no gradient attack did"
+        f"{f': {larger}' if _adaptive(evaluation) else '.'}"
+        for name, alone in evaluation.worst_case.broken_only_by.items()
+        if name in answers and alone
+    ]
 
 
 def _adaptive(evaluation: Evaluation) -> bool:
@@ -259,25 +269,13 @@ def _adaptive(evaluation: Evaluation) -> bool:
     )
 
 
-def _change(effect: PairedDifference) -> str:
-    low, high = effect.interval
-    return (
-        f"from {percent(effect.before)} to {percent(effect.after)} ({100 * effect.difference:+.1f} points, 95 % "
-        f"interval {100 * low:+.1f} to {100 * high:+.1f}; of {effect.samples} images {effect.gained} gained, "
-        f"{effect.lost} lost; exact McNemar p = {effect.p_value:.2g})"
-    )
-
-
-def _beyond(effect: PairedDifference) -> bool:
-    return effect.p_value < NOISE
-
-
 def _checks_failed(names: list[str]) -> str:
     return f"{'The sanity check' if len(names) == 1 else 'The sanity checks'} {', '.join(names)} FAILED"
 
 
 def _count(evaluation: Evaluation) -> str:
-    count = sum(in_worst_case(row) and row.knows != "nothing" for row in evaluation.attacks)
+    """All that count in the worst case, whatever they know and want."""
+    count = sum(map(in_worst_case, evaluation.attacks))
     return "1 attack" if count == 1 else f"{count} attacks"
 
 
