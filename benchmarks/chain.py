@@ -48,6 +48,8 @@ from s2ap_train.redteam.catalogue import chosen_attacks
 from s2ap_train.redteam.pieces import run_pieces
 
 ATTACKS = "pgd,agreement,evidence,bypass,correction,unrolled-pgd"
+CARRIED = {"correction", "unrolled-pgd"}
+"""Attacks whose images every other system faces, too: the search holds the best of all that came before it."""
 CLASSIFIERS = ("plain", "pruned")
 LIGHT = {"steps": 1, "step_size": 0.35}
 """Half a step of the recipe's purifier."""
@@ -144,6 +146,7 @@ def measure(
     members = sum(family.count for family in recipe.members.values())
     settings = [Setting(*one) for one in product(CLASSIFIERS, ("off", "light", "recipe"), sorted({4, 6, members}))]
     found: list[Float32] = []
+    own: dict[str, list[Float32]] = {}
     systems = {}
     with locked_folder(work_dir):
         for setting in settings:
@@ -162,8 +165,9 @@ def measure(
             kept = KeptAttacks(work_dir / "found", setup.key(file.weights_sha256, file.graph_sha256))
             attacks = chosen_attacks(ATTACKS)[1]
             done = run_pieces(attack_pieces(setup, attacks), kept, reporter, title=setting.name, workers=workers)
-            for side in gathered(setup, attacks, done):
-                found += [one.images for one in side.values()]
+            sides = gathered(setup, attacks, done)
+            own[setting.name] = [one.images for one in sides[0].values()]
+            found += [one.images for side in sides for name, one in side.items() if name in CARRIED]
             systems[setting.name] = targets(path)[0].system
         row = Row(PRUNED, path, to_stage(parts.pruned.model).SerializeToString())
         tasks = [setup.task(part) for part in setup.parts()]
@@ -176,7 +180,8 @@ def measure(
         faced = {}
         with reporter.step("all on all", len(systems)) as step:
             for name, system in systems.items():
-                faced[name] = face([system(images, data.labels) for images in (data.images, *found)], data.labels)
+                tried = (data.images, *own.get(name, ()), *found)
+                faced[name] = face([system(images, data.labels) for images in tried], data.labels)
                 step.advance(name)
     alone = faced[PRUNED]
     return {

@@ -16,8 +16,8 @@ from s2ap_train.purifier_choice import By, check_grid, choose_purifier
 from s2ap_train.purifier_grid import check_banks
 from s2ap_train.recipe import Recipe
 from s2ap_train.redteam.badge import measurements
-from s2ap_train.redteam.campaign import check_budgets
 from s2ap_train.redteam.evaluation import FOLDER, evaluate_file
+from s2ap_train.redteam.limits import check_budgets
 from s2ap_train.redteam.plan import Plan, plan_of
 from s2ap_train.redteam.results import Evaluation
 

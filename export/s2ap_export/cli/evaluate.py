@@ -251,7 +251,7 @@ def _check_plan(plan: Plan, shape: tuple[int, int, int], server: str | None, wri
     Raises:
         RecipeError: With the first of these.
     """
-    from s2ap_train.redteam.campaign import check_budgets
+    from s2ap_train.redteam.limits import check_budgets
 
     _, height, width = shape
     check_budgets(plan.eps, plan.l2, plan.pixels, height * width)

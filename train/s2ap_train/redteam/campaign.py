@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +14,6 @@ from zlib import crc32
 import numpy as np
 from torch import nn
 
-from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
 from s2ap_train.attacks.budget import distortion, project
 from s2ap_train.data import ImageSet
@@ -295,24 +293,3 @@ def _inside(images: Float32, attack: RedTeamAttack, task: Task) -> Float32:
     if attack.norm == "l0" and (l0 > task.pixels).any():
         raise ValueError(f"{attack.name} changed {int(l0.max())} positions, {task.pixels} are allowed")
     return images
-
-
-def deadline(minutes: float | None, share: float) -> float | None:
-    """Time at which a share of a time limit is over; None without one."""
-    return None if minutes is None else time.time() + 60.0 * minutes * share
-
-
-def check_budgets(eps: float, l2: float, pixels: int, positions: int) -> None:
-    """Refuse budgets that are none.
-
-    Raises:
-        RecipeError: With the first that is out of range.
-    """
-    if not 0.0 <= eps <= 1.0:
-        raise RecipeError(f"eps is {eps}; it is an l_inf budget in [0, 1] pixels, 8/255 is {8 / 255:.4f}")
-    if not l2 >= 0.0 or not np.isfinite(l2):
-        raise RecipeError(f"l2 is {l2}; it is a length in pixels of [0, 1], from 0")
-    if not 0 <= pixels <= positions:
-        raise RecipeError(
-            f"pixels is {pixels}; it counts positions that may change, from 0 to the {positions} there are"
-        )

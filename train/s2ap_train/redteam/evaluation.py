@@ -31,8 +31,6 @@ from s2ap_train.redteam.campaign import (
     Attacked,
     Setup,
     attack_pieces,
-    check_budgets,
-    deadline,
     gathered,
     targets,
 )
@@ -40,6 +38,7 @@ from s2ap_train.redteam.costs import against_pruned, part_costs
 from s2ap_train.redteam.detection import measure_detection
 from s2ap_train.redteam.gallery import gallery_of
 from s2ap_train.redteam.judging import Judged, attack_rows, in_the_ball, judged, worst_of
+from s2ap_train.redteam.limits import check_budgets, deadline
 from s2ap_train.redteam.networks import Networks
 from s2ap_train.redteam.oblivious import SEARCH
 from s2ap_train.redteam.pieces import SECONDS, run_pieces
