@@ -85,9 +85,9 @@ class Setup:
         budgets = (self.eps, self.l2, self.pixels, self.seed, self.budget)
         return REDTEAM_VERSION, weights_sha256, graph_sha256, digest, self.data.images.shape, budgets
 
-    def parts(self, images: int | None = None) -> list[slice]:
-        """Rows of each part, of the first `images` images."""
-        count = len(self.data) if images is None else min(images, len(self.data))
+    def parts(self) -> list[slice]:
+        """Rows of each part."""
+        count = len(self.data)
         pieces = max(1, -(-count // PART))
         edges = np.linspace(0, count, pieces + 1).round().astype(int)
         return [slice(int(start), int(stop)) for start, stop in pairwise(edges)]
@@ -239,7 +239,6 @@ def _piece(
             which,
             rows.start,
             rows.stop,
-            before,
             surrogates if attack.needs == "surrogates" else None,
         ),
         after=tuple(waits),

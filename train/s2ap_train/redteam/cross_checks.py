@@ -25,7 +25,7 @@ from s2ap_train.redteam.attack import Found, RedTeamAttack, Task
 from s2ap_train.redteam.candidates import into_ball
 from s2ap_train.redteam.target import Target
 
-__all__ = ["ATTACKS", "RELATIVE_STEP", "BehindThePurifier", "library"]
+__all__ = ["ATTACKS", "MODULES", "RELATIVE_STEP", "BehindThePurifier", "library"]
 
 RELATIVE_STEP = 0.25
 """Length of a step, of eps; as that of our own PGD."""
@@ -165,3 +165,6 @@ ATTACKS = (
         weight=3.0,
     ),
 )
+
+MODULES = {"art-pgd": "art", "secml-pgd": "secmlt"}
+"""What each of them imports; the libraries are optional."""

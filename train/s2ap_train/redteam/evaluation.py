@@ -35,8 +35,9 @@ from s2ap_train.redteam.campaign import (
     targets,
 )
 from s2ap_train.redteam.costs import against_pruned, part_costs
+from s2ap_train.redteam.cross_checks import MODULES
 from s2ap_train.redteam.detection import measure_detection
-from s2ap_train.redteam.gallery import gallery_of
+from s2ap_train.redteam.gallery import gallery_of, strongest
 from s2ap_train.redteam.judging import Judged, attack_rows, in_the_ball, judged, worst_of
 from s2ap_train.redteam.limits import check_budgets, deadline
 from s2ap_train.redteam.networks import Networks
@@ -51,7 +52,6 @@ __all__ = ["FOLDER", "evaluate_file"]
 
 FOLDER = "evaluation"
 """Where, in a work folder, finished attacks are kept."""
-_LIBRARY_OF = {"art-pgd": "art", "secml-pgd": "secmlt"}
 _FOR_ATTACKS = 0.6  # of a time limit; the rest is for the search and for what is measured beside
 _LIBRARIES = ("s2ap-defend", "torch", "onnxruntime-gpu", "onnxruntime", "foolbox", "pyautoattack", "numpy")
 
@@ -166,7 +166,7 @@ def _able(attacks: Sequence[RedTeamAttack], setup: Setup) -> tuple[tuple[RedTeam
             missing[attack.name] = "there are no networks of the attacker's own; --ablation all trains them"
         elif attack.needs == "server" and setup.server is None:
             missing[attack.name] = "it asks a server; give its address with --server"
-        elif attack.needs == "library" and importlib.util.find_spec(_LIBRARY_OF[attack.name]) is None:
+        elif attack.needs == "library" and importlib.util.find_spec(MODULES[attack.name]) is None:
             missing[attack.name] = "its library is not installed; pip install 's2ap-defend[train,crosscheck]'"
     return tuple(attack for attack in attacks if attack.name not in missing), missing
 
@@ -216,16 +216,19 @@ def _detection(
 def _gallery(
     path: Path, file: ModelFile, data: ImageSet, attacks: Mapping[str, RedTeamAttack], defended: Judged
 ) -> tuple[GalleryItem, ...]:
-    attacked = {
-        name: one.images
-        for name, one in defended.attacked.items()
-        if attacks[name].goal == "mislead" and attacks[name].norm == "linf"
-    }
-    if not attacked:
+    right = defended.clean.right(data.labels)
+    shown = strongest(
+        {
+            name: int((defended.outcomes[name].success & right).sum())
+            for name in defended.attacked
+            if attacks[name].goal == "mislead" and attacks[name].norm == "linf"
+        }
+    )
+    if not shown:
         return ()
+    attacked = {name: defended.attacked[name].images for name in shown}
     serve = DefendedClassifier.load(path, device="cpu", threads=1)
     verdicts = {name: serve(images) for name, images in attacked.items()}
-    right = defended.clean.right(data.labels)
     return gallery_of(data.images, data.labels, attacked, verdicts, file.manifest.classes, right=right)
 
 

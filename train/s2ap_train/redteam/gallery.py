@@ -9,7 +9,10 @@ import numpy as np
 from s2ap_defend.types import Bool, Float32, Int64, Verdicts
 from s2ap_train.redteam.results import GalleryItem
 
-__all__ = ["gallery_of", "verdict_in_words"]
+__all__ = ["gallery_of", "strongest", "verdict_in_words"]
+
+LIMIT = 12
+"""Images of a gallery."""
 
 
 def gallery_of(
@@ -20,7 +23,7 @@ def gallery_of(
     classes: Sequence[str],
     *,
     right: Bool | None = None,
-    limit: int = 12,
+    limit: int = LIMIT,
 ) -> tuple[GalleryItem, ...]:
     """Choose images; the same arguments always choose the same ones.
 
@@ -40,11 +43,11 @@ def gallery_of(
     """
     may = np.ones(len(images), dtype=bool) if right is None else right
     wins = {name: _won(verdicts[name], labels) & may for name in attacked}
-    strongest = sorted(attacked, key=lambda name: -int(wins[name].sum()))[: max(1, limit // 4)]
-    each = -(-limit // max(1, len(strongest)))
+    chosen = strongest({name: int(won.sum()) for name, won in wins.items()}, limit=limit)
+    each = -(-limit // max(1, len(chosen)))
     shown = np.zeros(len(images), dtype=bool)
     found: list[GalleryItem] = []
-    for name in strongest:
+    for name in chosen:
         said, won = verdicts[name], wins[name]
         changed = (attacked[name] != images).any(axis=(1, 2, 3))
         lost = may & changed & ~_won(said, labels)
@@ -66,6 +69,11 @@ def gallery_of(
                 )
             )
     return tuple(found)
+
+
+def strongest(wins: Mapping[str, int], *, limit: int = LIMIT) -> list[str]:
+    """Names of the attacks that a gallery of `limit` images takes from: those that won most, the first of equals."""
+    return sorted(wins, key=lambda name: -wins[name])[: max(1, limit // 4)]
 
 
 def verdict_in_words(verdicts: Verdicts, row: int, label: int, classes: Sequence[str]) -> str:
