@@ -76,15 +76,6 @@ class WorstCase:
     broken_only_by: Mapping[str, int]
 
 
-@dataclass(frozen=True)
-class SystemFigures:
-    """Everything measured of one system; attacks by name, in the order in which they ran."""
-
-    clean: CleanFigures
-    attacks: Mapping[str, AttackFigures]
-    worst_case: WorstCase
-
-
 def clopper_pearson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Exact confidence interval of a binomial share (Clopper and Pearson 1934).
 

@@ -23,7 +23,6 @@ _GREY = "#777777"
 _WIDTH_INCHES, _HEIGHT_INCHES, _DPI = 8.0, 3.4, 120
 _MOST_LINES = 6
 """Attacks in one picture, the strongest; the tables hold all."""
-_MARKERS = "osD^vP"
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 
 
