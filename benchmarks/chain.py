@@ -32,20 +32,20 @@ from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_export.assembly import assemble
 from s2ap_export.networks import to_stage
-from s2ap_train.evaluate.budget import AdaptiveBudget
-from s2ap_train.evaluate.systems import Outcome
+from s2ap_train.adaptive.budget import AdaptiveBudget
+from s2ap_train.hardening.train import train_parts
 from s2ap_train.jobs import Workers
 from s2ap_train.kept import KeptAttacks
-from s2ap_train.lock import locked_folder
-from s2ap_train.measures.paired import paired_difference
-from s2ap_train.parts import train_parts
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.recipe import Recipe, load_recipe
-from s2ap_train.redteam.ablation import ablation_pieces
-from s2ap_train.redteam.ablation_rows import PRUNED, Row, open_row
+from s2ap_train.redteam.ablation.ablation import ablation_pieces
+from s2ap_train.redteam.ablation.ablation_rows import PRUNED, Row, open_row
+from s2ap_train.redteam.attacks.catalogue import chosen_attacks
 from s2ap_train.redteam.campaign import Setup, attack_pieces, gathered, targets
-from s2ap_train.redteam.catalogue import chosen_attacks
 from s2ap_train.redteam.pieces import run_pieces
+from s2ap_train.statistics.outcome import Outcome
+from s2ap_train.statistics.paired import paired_difference
+from s2ap_train.storage.lock import locked_folder
 
 ATTACKS = "pgd,agreement,evidence,bypass,correction,unrolled-pgd"
 CARRIED = {"correction", "unrolled-pgd"}

@@ -9,7 +9,7 @@ from detection_sets import AttackedSet
 
 from s2ap_defend.sequential import SequentialTest, run_sequential_test
 from s2ap_defend.types import Bool, Float32, Float64, Int64
-from s2ap_train.calibrate import (
+from s2ap_train.calibration import (
     Answers,
     Calibration,
     Detection,
@@ -20,9 +20,9 @@ from s2ap_train.calibrate import (
     samples_needed,
 )
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.detection import Share, detected_at, roc_area
+from s2ap_train.hardening.parts import Network
 from s2ap_train.measures.predictions import logits
-from s2ap_train.workshop import Network
+from s2ap_train.statistics.detection import Share, detected_at, roc_area
 
 RATES = (0.01, 0.05)
 """False-alarm rates at which detection is reported."""

@@ -14,8 +14,8 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float64
 from s2ap_train.attacks.budget import effect
 from s2ap_train.attacks.catalogue import ATTACKS
-from s2ap_train.evaluate.detection import Z_95, Share, detection_differences, threshold_at
-from s2ap_train.workshop import Network
+from s2ap_train.hardening.parts import Network
+from s2ap_train.statistics.detection import Z_95, Share, detection_differences, threshold_at
 
 KINDS = ("wald", "ville", "weighted", "graded", "conformal")
 CORRECTIONS: Mapping[str, Mapping[str, str]] = {

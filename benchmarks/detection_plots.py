@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from s2ap_defend.sequential import log_likelihood_path
-from s2ap_train.calibrate import Answers
-from s2ap_train.evaluate.detection import roc_points
+from s2ap_train.calibration import Answers
+from s2ap_train.statistics.detection import roc_points
 
 PATHS = 25
 """Inputs of each kind whose evidence is drawn."""

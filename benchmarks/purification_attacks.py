@@ -13,15 +13,16 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor
 
 from s2ap_defend.types import Bool, Float32, Int64
+from s2ap_train.adaptive import AdaptiveBudget
+from s2ap_train.adaptive.objectives import classifier_objective, targeted_agreement_objective
+from s2ap_train.adaptive.purified import variant_view
+from s2ap_train.adaptive.search import Descent, Path, View, adaptive_attack
+from s2ap_train.adaptive.square import square
+from s2ap_train.adaptive.systems import never_flagged
 from s2ap_train.attacks.budget import project
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate import AdaptiveBudget
-from s2ap_train.evaluate.adaptive import Descent, Path, View, adaptive_attack
-from s2ap_train.evaluate.objectives import classifier_objective, targeted_agreement_objective
-from s2ap_train.evaluate.purified import variant_view
-from s2ap_train.evaluate.square import square
-from s2ap_train.evaluate.systems import Outcome, never_flagged
 from s2ap_train.purifier.variants import Variant
+from s2ap_train.statistics.outcome import Outcome
 
 GRADIENT: Mapping[str, tuple[Path, str, str]] = {
     "bpda": ("identity", "margin", "random"),

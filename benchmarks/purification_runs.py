@@ -21,16 +21,16 @@ from s2ap_defend.model_file import replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool
 from s2ap_train import attacks, evaluate, purifier
+from s2ap_train.attacks import oblivious
 from s2ap_train.data import ImageSet, Splits
-from s2ap_train.evaluate import oblivious
+from s2ap_train.hardening.parts import Workshop
 from s2ap_train.jobs import Job, run_jobs
-from s2ap_train.measures.paired import mcnemar
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier.variants import Variant
 from s2ap_train.recipe import Recipe
+from s2ap_train.statistics.paired import mcnemar
+from s2ap_train.storage.workbench import Workbench, fingerprint
 from s2ap_train.threads import one_thread
-from s2ap_train.workbench import Workbench, fingerprint
-from s2ap_train.workshop import Workshop
 
 CLASSIFIERS = ("plain", "adversarial", "pruned")
 """In the order of the tables."""

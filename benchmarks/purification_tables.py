@@ -15,8 +15,8 @@ from purification_variants import RECIPE
 from report import aligned
 
 from s2ap_defend.types import Bool
-from s2ap_train.evaluate.figures import clopper_pearson
-from s2ap_train.measures.paired import NOISE, paired_difference
+from s2ap_train.statistics.figures import clopper_pearson
+from s2ap_train.statistics.paired import NOISE, paired_difference
 
 _TITLES = {
     "clean": "clean",

@@ -34,9 +34,9 @@ from s2ap_runs import Arm, Job, run_all
 
 from s2ap_defend.errors import DefendError, RecipeError
 from s2ap_defend.progress import Reporter
-from s2ap_train.compare.groups import value_of
-from s2ap_train.measures.paired import seed_difference
-from s2ap_train.run_folder import read_run
+from s2ap_train.commands.compare.groups import value_of
+from s2ap_train.statistics.paired import seed_difference
+from s2ap_train.storage.run_folder import read_run
 
 MEASURES = {  # key of metrics.json, or "search." and a field of MaskDistance: title, format
     "mask_robust_accuracy": ("mask, robust accuracy %", "share"),

@@ -12,18 +12,18 @@ from rich.console import Console
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import replace_file
 from s2ap_defend.progress import Reporter
+from s2ap_train.commands.prune.pipeline import dense_settings, run_pruning
 from s2ap_train.compute import Compute, launch
 from s2ap_train.jobs import Job as Task
 from s2ap_train.jobs import run_jobs
 from s2ap_train.measures.stability import pairwise
 from s2ap_train.models import Classifier, build
-from s2ap_train.prune.pipeline import dense_settings, run_pruning
 from s2ap_train.pruning import prune
 from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.recipe import PruningRecipe, load_pruning_recipe
-from s2ap_train.run_folder import Run, read_run
+from s2ap_train.storage.run_folder import Run, read_run
+from s2ap_train.storage.workbench import Workbench, accuracies, fingerprint
 from s2ap_train.threads import one_thread
-from s2ap_train.workbench import Workbench, accuracies, fingerprint
 
 NOT_MEASURED = ("measures.transferability=false", "measures.sensitivity=false")
 

@@ -18,12 +18,12 @@ from s2ap_export.description import describe
 from s2ap_export.parity import check_stage
 from s2ap_export.precision import to_half
 from s2ap_export.trace import frozen, trace_classifier, trace_purifier
-from s2ap_train.calibrate import Calibration, Detection, calibrate
-from s2ap_train.calibrate.stage_engines import StageEngines
+from s2ap_train.calibration import Calibration, Detection, calibrate
+from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, Splits
-from s2ap_train.fitting_attacks import attacked_fitting_images, copied_image
+from s2ap_train.hardening.fitting_attacks import attacked_fitting_images, copied_image
+from s2ap_train.hardening.train import Parts
 from s2ap_train.models import fold_batch_norm
-from s2ap_train.parts import Parts
 from s2ap_train.purifier import hadamard_bank, purify
 from s2ap_train.recipe import Recipe
 from s2ap_train.threads import one_thread

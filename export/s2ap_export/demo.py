@@ -14,12 +14,12 @@ from s2ap_defend.progress import Reporter
 from s2ap_defend.tables import plain_table
 from s2ap_defend.types import Float32, Int64, Verdicts
 from s2ap_export.harden import harden
+from s2ap_train.adaptive.systems import BareSystem
+from s2ap_train.attacks.oblivious import pgd
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.oblivious import pgd
-from s2ap_train.evaluate.systems import BareSystem
 from s2ap_train.recipe import load_recipe
-from s2ap_train.redteam.page import write_page
-from s2ap_train.redteam.report import print_summary
+from s2ap_train.redteam.report.console import print_summary
+from s2ap_train.redteam.report.page import write_page
 from s2ap_train.twin import Twin
 
 SHOWN = 8

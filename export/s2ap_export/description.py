@@ -15,13 +15,13 @@ from s2ap_defend.manifest import (
     Provenance,
     PurifierDescription,
 )
-from s2ap_train.calibrate import Calibration
+from s2ap_train.calibration import Calibration
 from s2ap_train.data import Splits
-from s2ap_train.parts import Parts
+from s2ap_train.hardening.parts import Network
+from s2ap_train.hardening.train import Parts
 from s2ap_train.purifier import Purification, hadamard_bank
-from s2ap_train.purifier_grid import settings_of
 from s2ap_train.recipe import Recipe
-from s2ap_train.workshop import Network
+from s2ap_train.recipe.purifier_grid import settings_of
 
 __all__ = ["describe"]
 

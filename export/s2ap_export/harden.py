@@ -9,17 +9,16 @@ from s2ap_defend.progress import Reporter
 from s2ap_export.assembly import assemble
 from s2ap_export.networks import networks_of
 from s2ap_train.data import Splits
+from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
+from s2ap_train.hardening.train import train_parts
 from s2ap_train.jobs import Workers
-from s2ap_train.lock import locked_folder
-from s2ap_train.parts import train_parts
-from s2ap_train.purifier_choice import By, check_grid, choose_purifier
-from s2ap_train.purifier_grid import check_banks
 from s2ap_train.recipe import Recipe
-from s2ap_train.redteam.badge import measurements
+from s2ap_train.recipe.purifier_grid import check_banks
 from s2ap_train.redteam.evaluation import FOLDER, evaluate_file
-from s2ap_train.redteam.limits import check_budgets
-from s2ap_train.redteam.plan import Plan, plan_of
+from s2ap_train.redteam.plan import Plan, check_budgets, plan_of
+from s2ap_train.redteam.report.badge import measurements
 from s2ap_train.redteam.results import Evaluation
+from s2ap_train.storage.lock import locked_folder
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,17 @@ from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_defend.types import Float32
 from s2ap_export.trace import frozen, trace_classifier
 from s2ap_train.data import Splits
+from s2ap_train.hardening.network import Network
+from s2ap_train.hardening.parts import Workshop
+from s2ap_train.hardening.train import Parts
 from s2ap_train.models import Classifier, fold_batch_norm
-from s2ap_train.network import Network
-from s2ap_train.parts import Parts
 from s2ap_train.recipe import Recipe
-from s2ap_train.redteam.ablation_rows import ADVERSARIAL, PRUNED, WIDER
-from s2ap_train.redteam.networks import Networks
-from s2ap_train.redteam.surrogates import train_surrogates
-from s2ap_train.redteam.wider import defence_flops, wider_classifier
+from s2ap_train.redteam.ablation.ablation_rows import ADVERSARIAL, PRUNED, WIDER
+from s2ap_train.redteam.ablation.networks import Networks
+from s2ap_train.redteam.ablation.surrogates import train_surrogates
+from s2ap_train.redteam.ablation.wider import defence_flops, wider_classifier
+from s2ap_train.storage.workbench import MissingPart, Workbench
 from s2ap_train.threads import one_thread
-from s2ap_train.workbench import MissingPart, Workbench
-from s2ap_train.workshop import Workshop
 
 __all__ = ["networks_beside", "networks_of", "to_stage"]
 

@@ -17,8 +17,8 @@ from s2ap_defend.cli.main import run
 from s2ap_defend.manifest import ChoiceRecord
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import PURIFIER, stage_sizes
-from s2ap_train.checkpoint import load_checkpoint
-from s2ap_train.purifier_choice.__main__ import main as sweep_alone
+from s2ap_train.hardening.purifier_choice.__main__ import main as sweep_alone
+from s2ap_train.storage.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")

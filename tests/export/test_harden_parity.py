@@ -7,9 +7,9 @@ import pytest
 from small_recipe import OVERRIDES
 
 from s2ap_defend.cli.main import run
-from s2ap_train.checkpoint import load_checkpoint, save_checkpoint
-from s2ap_train.parts import silent_reporter, train_parts
+from s2ap_train.hardening.train import silent_reporter, train_parts
 from s2ap_train.recipe import load_recipe
+from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from small_recipe import OVERRIDES
 from s2ap_defend import RecipeError
 from s2ap_defend.cli.main import run
 from s2ap_defend.progress import Reporter
-from s2ap_train.lock import locked_folder
-from s2ap_train.parts import train_networks
-from s2ap_train.purifier_choice.__main__ import main as sweep_alone
+from s2ap_train.hardening.purifier_choice.__main__ import main as sweep_alone
+from s2ap_train.hardening.train import train_networks
 from s2ap_train.recipe import load_recipe
+from s2ap_train.storage.lock import locked_folder
 
 
 def test_what_cannot_work_is_told_by_harden_and_the_sweep_alone_before_anything_is_trained(
@@ -42,7 +42,7 @@ def test_harden_the_sweep_alone_and_members_alone_stay_out_of_a_folder_in_which_
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work = tmp_path / "work"
-    holder = "import sys, time; from pathlib import Path; from s2ap_train.lock import locked_folder\n"
+    holder = "import sys, time; from pathlib import Path; from s2ap_train.storage.lock import locked_folder\n"
     holder += "with locked_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", holder, str(work)], stdout=subprocess.PIPE, text=True) as other:
         try:

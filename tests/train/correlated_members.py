@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from s2ap_train.calibrate import Answers
+from s2ap_train.calibration import Answers
 
 CLASSES = 4
 

@@ -9,12 +9,12 @@ import torch
 
 from s2ap_defend.sequential import SequentialTest, run_sequential_test
 from s2ap_defend.types import Verdicts
+from s2ap_train.adaptive import AdaptiveBudget
+from s2ap_train.adaptive.systems import judge, never_flagged
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate import AdaptiveBudget
-from s2ap_train.evaluate.systems import judge, never_flagged
-from s2ap_train.redteam.attack import Task
+from s2ap_train.redteam.attacks.attack import Task
+from s2ap_train.redteam.attacks.white_box import ATTACKS
 from s2ap_train.redteam.target import Target
-from s2ap_train.redteam.white_box import ATTACKS
 
 EPS = 0.05
 BUDGET = AdaptiveBudget(steps=20, cheap_steps=20, restarts=1, targets=1, thorough=False)

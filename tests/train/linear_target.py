@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
+from s2ap_train.adaptive.purified import UnflaggingSystem
+from s2ap_train.adaptive.search import AdaptiveBudget
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.adaptive import AdaptiveBudget
-from s2ap_train.evaluate.purified import UnflaggingSystem
-from s2ap_train.redteam.attack import Task
+from s2ap_train.redteam.attacks.attack import Task
 from s2ap_train.redteam.target import Target
 
 

@@ -5,9 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from s2ap_train.evaluate.detection import Share, roc_area, roc_points
-from s2ap_train.evaluate.figures import AttackFigures, CleanFigures, WorstCase, clopper_pearson
-from s2ap_train.measures.paired import paired_difference
 from s2ap_train.redteam.results import (
     AblationRow,
     AttackRow,
@@ -21,6 +18,9 @@ from s2ap_train.redteam.results import (
     GalleryItem,
     PartCost,
 )
+from s2ap_train.statistics.detection import Share, roc_area, roc_points
+from s2ap_train.statistics.figures import AttackFigures, CleanFigures, WorstCase, clopper_pearson
+from s2ap_train.statistics.paired import paired_difference
 
 SAMPLES = 120
 MASKED = Check(

@@ -10,14 +10,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from s2ap_train.adaptive.budget import AdaptiveBudget
+from s2ap_train.adaptive.purified import UnflaggingSystem
+from s2ap_train.adaptive.square import square
+from s2ap_train.attacks.oblivious import pgd
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.budget import AdaptiveBudget
-from s2ap_train.evaluate.oblivious import pgd
-from s2ap_train.evaluate.purified import UnflaggingSystem
-from s2ap_train.evaluate.square import square
-from s2ap_train.redteam.attack import Found, RedTeamAttack, Task
-from s2ap_train.redteam.checks import Successes, probes_of, sanity_checks
-from s2ap_train.redteam.plausibility import plausibility_check
+from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.redteam.checks.checks import Successes, probes_of, sanity_checks
+from s2ap_train.redteam.checks.plausibility import plausibility_check
 from s2ap_train.redteam.probes import at_radius, judge_probes
 from s2ap_train.redteam.target import Target
 

@@ -7,7 +7,7 @@ import torch
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.measures.benchmark import Benchmark, BenchmarkAttack, before_after, margin_sum, measure_benchmark
-from s2ap_train.measures.paired import agresti_min, mcnemar, paired_difference, seed_difference
+from s2ap_train.statistics.paired import agresti_min, mcnemar, paired_difference, seed_difference
 
 ATTACK = {"eps": 0.1, "seed": 0, "steps": 5, "restarts": 2}
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from s2ap_train.measures.stability import pairwise
-from s2ap_train.run_folder import Run, read_run
+from s2ap_train.storage.run_folder import Run, read_run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = {
@@ -134,7 +134,7 @@ def test_a_second_start_repeats_nothing(measured: tuple[Path, Result]) -> None:
 
 
 def test_the_document_names_every_figure_of_a_run_and_every_option(measured: tuple[Path, Result]) -> None:
-    from s2ap_train.prune.cli import METHODS, prune
+    from s2ap_train.commands.prune.cli import METHODS, prune
 
     text = (BENCHMARKS.parent / "docs" / "s2ap.md").read_text(encoding="utf-8")
     metrics = runs(measured[0])["hydra-s2ap-0.7-seed0"].metrics

@@ -7,8 +7,8 @@ from correlated_members import correlated_answers, voted
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import SequentialTest, run_sequential_test
-from s2ap_train.calibrate import Answers, Calibration, Detection, alarm_statistic, calibrate, fit_tables
-from s2ap_train.calibrate.kinds import rules, sequential_test
+from s2ap_train.calibration import Answers, Calibration, Detection, alarm_statistic, calibrate, fit_tables
+from s2ap_train.calibration.kinds import rules, sequential_test
 
 CLEAN = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1]
 FOOLED = [0.7, 0.6, 0.8, 0.7, 0.5, 0.7]

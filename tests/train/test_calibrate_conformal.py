@@ -6,7 +6,7 @@ from correlated_members import correlated_answers, voted
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import run_sequential_test
-from s2ap_train.calibrate import (
+from s2ap_train.calibration import (
     Answers,
     Detection,
     alarm_statistic,
@@ -15,7 +15,7 @@ from s2ap_train.calibrate import (
     false_alarms,
     samples_needed,
 )
-from s2ap_train.calibrate.calibration import with_conformal_boundary
+from s2ap_train.calibration.calibration import with_conformal_boundary
 
 RATES = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1]
 RARE = [0.02, 0.03, 0.04, 0.05, 0.06, 0.02, 0.03, 0.04]

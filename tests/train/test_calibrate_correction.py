@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2ap_defend.sequential import SequentialTest, base_vote_weight
-from s2ap_train.calibrate import (
+from s2ap_train.calibration import (
     Answers,
     Detection,
     base_votes,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import SequentialTest, run_sequential_test
-from s2ap_train.calibrate import (
+from s2ap_train.calibration import (
     Answers,
     Detection,
     auroc,
@@ -18,10 +18,10 @@ from s2ap_train.calibrate import (
     fit_tables,
     greedy_order,
 )
-from s2ap_train.calibrate.boundaries import alarm_statistic, closed_when_nothing_follows, without_closing
-from s2ap_train.calibrate.calibration import with_conformal_boundary
-from s2ap_train.calibrate.evidence import increasing_ratio
-from s2ap_train.calibrate.ordering import gaining_members
+from s2ap_train.calibration.boundaries import alarm_statistic, closed_when_nothing_follows, without_closing
+from s2ap_train.calibration.calibration import with_conformal_boundary
+from s2ap_train.calibration.evidence import increasing_ratio
+from s2ap_train.calibration.ordering import gaining_members
 
 
 def test_graded_evidence_counts_its_bins_smoothed_by_one_half() -> None:

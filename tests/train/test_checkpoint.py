@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.checkpoint import load_checkpoint, restore, save_checkpoint, tensor_bytes, write_folder
 from s2ap_train.models import SmallCNN, build
-from s2ap_train.run_folder import read_run, write_run
+from s2ap_train.storage.checkpoint import load_checkpoint, restore, save_checkpoint, tensor_bytes, write_folder
+from s2ap_train.storage.run_folder import read_run, write_run
 
 
 @pytest.fixture

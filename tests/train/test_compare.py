@@ -13,16 +13,16 @@ from PIL import Image
 from rich.console import Console
 
 from s2ap_defend.errors import ModelFileError, RecipeError
-from s2ap_train.checkpoint import save_checkpoint
-from s2ap_train.compare import compare_runs, find_runs
-from s2ap_train.compare.cli import compare
-from s2ap_train.compare.measures import MEASURES
-from s2ap_train.compare.page import FILES, PAGE
-from s2ap_train.compare.report import print_comparison, tables
+from s2ap_train.commands.compare import compare_runs, find_runs
+from s2ap_train.commands.compare.cli import compare
+from s2ap_train.commands.compare.measures import MEASURES
+from s2ap_train.commands.compare.page import FILES, PAGE
+from s2ap_train.commands.compare.report import print_comparison, tables
 from s2ap_train.measures.benchmark import Benchmark, BenchmarkAttack
-from s2ap_train.measures.paired import agresti_min
 from s2ap_train.pruning.masks import flip_rate, top_k_mask
-from s2ap_train.run_folder import read_run, write_run
+from s2ap_train.statistics.paired import agresti_min
+from s2ap_train.storage.checkpoint import save_checkpoint
+from s2ap_train.storage.run_folder import read_run, write_run
 
 ROBUST = {"hydra": (0.40, 0.44, 0.42), "s2ap": (0.43, 0.45, 0.47)}
 """Planted robust accuracies of seeds 0, 1, 2: paired differences 0.03, 0.01, 0.05."""

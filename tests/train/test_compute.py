@@ -10,7 +10,7 @@ from toy_data import bars
 from s2ap_defend.errors import RecipeError
 from s2ap_train.compute import LOCAL, Compute, ComputeSettings, launch
 from s2ap_train.models import SmallCNN
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import TrainingConfig, draw_batch, train_classifier
 
 # What processes run must be importable by them, and test modules are not.
@@ -20,7 +20,7 @@ import os, signal
 import torch
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import train_classifier
 
 

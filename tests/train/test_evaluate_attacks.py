@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 import torch
 
+from s2ap_train.adaptive import AdaptiveBudget
+from s2ap_train.adaptive.descent import descend
+from s2ap_train.adaptive.objectives import classifier_objective
+from s2ap_train.adaptive.regions import Box
+from s2ap_train.adaptive.search import Descent, adaptive_attack
+from s2ap_train.adaptive.square import square
+from s2ap_train.attacks.oblivious import fgsm, pgd, project
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate import AdaptiveBudget
-from s2ap_train.evaluate.adaptive import Descent, adaptive_attack
-from s2ap_train.evaluate.descent import descend
-from s2ap_train.evaluate.objectives import classifier_objective
-from s2ap_train.evaluate.oblivious import fgsm, pgd, project
-from s2ap_train.evaluate.regions import Box
-from s2ap_train.evaluate.square import square
-from s2ap_train.evaluate.systems import Outcome
+from s2ap_train.statistics.outcome import Outcome
 
 EPS = 0.05
 WEIGHT = torch.tensor([[0.8, -0.5, 0.3, 1.0]]).repeat(1, 4).reshape(16)  # ||w||_1 = 10.4

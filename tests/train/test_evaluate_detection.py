@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from s2ap_train.evaluate.detection import (
+from s2ap_train.statistics.detection import (
     Share,
     detected_at,
     detection_differences,

@@ -5,8 +5,9 @@ import pytest
 
 from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.types import Verdicts
-from s2ap_train.evaluate.figures import attack_figures, clean_figures, clopper_pearson, worst_case
-from s2ap_train.evaluate.systems import RIGHT, Outcome, judge
+from s2ap_train.adaptive.systems import RIGHT, judge
+from s2ap_train.statistics.figures import attack_figures, clean_figures, clopper_pearson, worst_case
+from s2ap_train.statistics.outcome import Outcome
 
 TEST = SequentialTest(
     evidence="margin",

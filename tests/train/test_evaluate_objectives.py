@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from s2ap_defend.sequential import SequentialTest, run_sequential_test
-from s2ap_train.evaluate.budget import AdaptiveBudget
-from s2ap_train.evaluate.objectives import (
+from s2ap_train.adaptive.budget import AdaptiveBudget
+from s2ap_train.adaptive.objectives import (
     EvidenceSurrogate,
     agreement_objective,
     alarm_objective,
@@ -20,7 +20,7 @@ from s2ap_train.evaluate.objectives import (
     targeted_margin,
     vote_objective,
 )
-from s2ap_train.evaluate.plans import defended_plan
+from s2ap_train.adaptive.plans import defended_plan
 
 CPU = torch.device("cpu")
 TEST = SequentialTest(

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from toy_scores import mixture_score
 
+from s2ap_train.adaptive import AdaptiveBudget
+from s2ap_train.adaptive.objectives import classifier_objective
+from s2ap_train.adaptive.purified import passed, variant_view
+from s2ap_train.adaptive.search import Descent, adaptive_attack
+from s2ap_train.adaptive.square import square
+from s2ap_train.adaptive.systems import never_flagged
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate import AdaptiveBudget
-from s2ap_train.evaluate.adaptive import Descent, adaptive_attack
-from s2ap_train.evaluate.objectives import classifier_objective
-from s2ap_train.evaluate.purified import passed, variant_view
-from s2ap_train.evaluate.square import square
-from s2ap_train.evaluate.systems import Outcome, never_flagged
 from s2ap_train.purifier import Purification, hadamard_bank
 from s2ap_train.purifier.variants import Variant, bit_depth, noise_and_denoise, off, purification
+from s2ap_train.statistics.outcome import Outcome
 
 SHAPE = (1, 4, 4)
 CENTRES = 0.5 + 0.2 * torch.randint(0, 2, (3, *SHAPE), generator=torch.Generator().manual_seed(3)).float().sub(0.5)

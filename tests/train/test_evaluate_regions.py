@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from s2ap_train.evaluate.descent import descend
-from s2ap_train.evaluate.regions import Ball, Box, ball_around
+from s2ap_train.adaptive.descent import descend
+from s2ap_train.adaptive.regions import Ball, Box, ball_around
 
 SHAPE = (40, 1, 4, 4)
 

@@ -6,9 +6,9 @@ from toy_data import bars, same
 
 from s2ap_defend import RecipeError
 from s2ap_train.ensemble import FAMILIES, Base, Family, TrainingData
+from s2ap_train.hardening.network import network_record
 from s2ap_train.models import create
 from s2ap_train.models.cost import flops
-from s2ap_train.network import network_record
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.two_four import supports_two_four
 from s2ap_train.recipe import load_ensemble_recipe, load_recipe

@@ -19,7 +19,7 @@ from s2ap_train.pruning.masks import kept_count, sparsity
 from s2ap_train.pruning.moving_topology import MovingTopology, rising
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.topology import drop_and_regrow, erdos_renyi_counts, layer_counts, random_masks
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import TrainingConfig
 
 TRAINING = TrainingConfig(epochs=4, lr=0.1, batch_size=20, eps=0.03, attack_steps=1, validation_steps=2)

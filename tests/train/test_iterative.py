@@ -16,7 +16,7 @@ from s2ap_train.pruning.iterative import IterativeMagnitude, prune_iteratively
 from s2ap_train.pruning.masks import kept_count
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.step_judge import dead_output_share
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import TrainingConfig, train_classifier
 
 RETRAINING = TrainingConfig(epochs=2, lr=0.05, batch_size=20, eps=0.1, attack_steps=1, validation_steps=2)

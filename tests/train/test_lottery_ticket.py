@@ -7,7 +7,7 @@ from s2ap_train.ensemble import LotteryTicket, TrainingData, lottery_ticket
 from s2ap_train.pruning.magnitude import magnitude_masks
 from s2ap_train.pruning.masks import kept_count
 from s2ap_train.pruning.scores import prunable_weights
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import TrainingConfig, accuracy, train_classifier
 
 MODEL = {"name": "small_cnn", "widths": [6, 8]}

@@ -19,7 +19,7 @@ from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.scratch_ticket import random_network
 from s2ap_train.pruning.search_state import SearchState
 from s2ap_train.pruning.structures import structure_of
-from s2ap_train.snapshots import Snapshots, grouped
+from s2ap_train.storage.snapshots import Snapshots, grouped
 from s2ap_train.training import CollapseWatch, EpochChoice, TrainingConfig
 
 SEARCH = TrainingConfig(epochs=4, lr=0.1, batch_size=20, eps=0.1, attack_steps=1, validation_steps=1)

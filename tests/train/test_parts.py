@@ -16,11 +16,11 @@ from toy_data import same
 from s2ap_defend import RecipeError
 from s2ap_defend.cli.main import run
 from s2ap_defend.progress import Reporter
-from s2ap_train.checkpoint import load_checkpoint, save_checkpoint
-from s2ap_train.parts import train_networks, train_parts
+from s2ap_train.hardening.parts import Workshop
+from s2ap_train.hardening.train import train_networks, train_parts
 from s2ap_train.recipe import load_ensemble_recipe, load_recipe
-from s2ap_train.workbench import Workbench
-from s2ap_train.workshop import Workshop
+from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
+from s2ap_train.storage.workbench import Workbench
 
 NAMES = tuple(load_ensemble_recipe("digits").members)
 COUNTS = {"random_channel": 2, "lottery_ticket": 1, "mutation": 2}
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_member_by_member(kept, tmp_path):
     slow = [*TINY, "members.lottery_ticket.settings.training.epochs=400"]
     script = (
         "import sys\nfrom pathlib import Path\nfrom s2ap_defend.progress import Reporter\n"
-        "from s2ap_train.parts import train_networks\nfrom s2ap_train.recipe import load_ensemble_recipe\n"
+        "from s2ap_train.hardening.train import train_networks\nfrom s2ap_train.recipe import load_ensemble_recipe\n"
         "recipe = load_ensemble_recipe('digits', sys.argv[2:])\n"
         "train_networks(recipe, recipe.load_data(), Path(sys.argv[1]), Reporter(), workers=1)\n"
     )
@@ -242,7 +242,7 @@ from pathlib import Path
 from s2ap_defend import RecipeError
 from s2ap_defend.progress import Reporter
 from s2ap_train.jobs import Job, run_jobs
-from s2ap_train.parts import train_networks
+from s2ap_train.hardening.train import train_networks
 from s2ap_train.recipe import load_ensemble_recipe, load_recipe
 
 recipe = load_ensemble_recipe("digits", sys.argv[2:])

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from s2ap_defend import RecipeError
 from s2ap_defend.progress import Reporter
-from s2ap_train.parts import SCORE_REPORT, train_parts
+from s2ap_train.hardening.parts import Workshop
+from s2ap_train.hardening.train import SCORE_REPORT, train_parts
 from s2ap_train.recipe import load_ensemble_recipe, load_recipe
-from s2ap_train.workbench import MissingPart, Workbench
-from s2ap_train.workshop import Workshop
+from s2ap_train.storage.workbench import MissingPart, Workbench
 
 COUNTS = {"mutation": 1, "random_channel": 1}
 TINY = [

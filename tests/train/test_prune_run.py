@@ -13,12 +13,12 @@ import torch
 
 from s2ap_defend.cli.main import run
 from s2ap_defend.errors import RecipeError
-from s2ap_train.checkpoint import restore
-from s2ap_train.lock import locked
 from s2ap_train.measures.benchmark import Benchmark
 from s2ap_train.models import build
 from s2ap_train.pruning.scores import prunable_weights
-from s2ap_train.run_folder import read_run
+from s2ap_train.storage.checkpoint import restore
+from s2ap_train.storage.lock import locked
+from s2ap_train.storage.run_folder import read_run
 
 SMALL = {
     "model.widths": "[8, 8, 16]",

@@ -12,14 +12,14 @@ from torch import nn
 from toy_purifiers import EPS, STRONG, Denoiser, Threshold, both_halves, two_halves, upper_half
 
 from s2ap_defend.progress import Reporter
+from s2ap_train.hardening.purifier_choice import choose, choose_purifier, print_choice
+from s2ap_train.hardening.purifier_choice.attack import Behind, Jury, oblivious_attack
+from s2ap_train.hardening.purifier_choice.decision import twin_of
+from s2ap_train.hardening.purifier_choice.sweep import Defence, Sweep
 from s2ap_train.kept import KeptAttacks, weights_digest
 from s2ap_train.purifier import Purification
-from s2ap_train.purifier_choice import choose, choose_purifier, print_choice
-from s2ap_train.purifier_choice.attack import Behind, Jury, oblivious_attack
-from s2ap_train.purifier_choice.decision import twin_of
-from s2ap_train.purifier_choice.sweep import Defence, Sweep
-from s2ap_train.purifier_grid import ChoiceSettings, PurifierValues, canonical, grid
 from s2ap_train.recipe import load_recipe
+from s2ap_train.recipe.purifier_grid import ChoiceSettings, PurifierValues, canonical, grid
 
 BEHIND = Behind(upper_half, (upper_half,), "a classifier and 1 member")
 ATTACK = ChoiceSettings(steps=4, square_queries=20)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from toy_purifiers import STRONG
 
+from s2ap_train.hardening.purifier_choice.decision import best_row, masked, reason, rows_of
+from s2ap_train.hardening.purifier_choice.sweep import Tried
 from s2ap_train.purifier import Purification
-from s2ap_train.purifier_choice.decision import best_row, masked, reason, rows_of
-from s2ap_train.purifier_choice.sweep import Tried
-from s2ap_train.purifier_grid import canonical
+from s2ap_train.recipe.purifier_grid import canonical
 
 OFF = canonical(Purification(steps=0))
 

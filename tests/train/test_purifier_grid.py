@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from s2ap_defend import RecipeError
+from s2ap_train.hardening.purifier_choice import check_grid
 from s2ap_train.purifier import Purification
-from s2ap_train.purifier_choice import check_grid
-from s2ap_train.purifier_grid import (
+from s2ap_train.recipe import load_ensemble_recipe, load_pruning_recipe, load_recipe
+from s2ap_train.recipe.purifier_grid import (
     ChoiceSettings,
     PurifierValues,
     canonical,
@@ -17,7 +18,6 @@ from s2ap_train.purifier_grid import (
     settings_of,
     without_ascent,
 )
-from s2ap_train.recipe import load_ensemble_recipe, load_pruning_recipe, load_recipe
 
 OWN = Purification(sigma=0.2, radius=0.1, steps=2, rho=0.05, bank_size=2)
 

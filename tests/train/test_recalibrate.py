@@ -13,8 +13,8 @@ from s2ap_defend import DefendedClassifier
 from s2ap_defend.cli.main import run
 from s2ap_defend.model_file import ModelFile, open_model_file, write_model_file
 from s2ap_defend.sequential import run_sequential_test
-from s2ap_train.calibrate import alarm_statistic
-from s2ap_train.calibrate.stage_engines import StageEngines
+from s2ap_train.calibration import alarm_statistic
+from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, load_digits
 
 

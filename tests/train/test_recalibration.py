@@ -7,8 +7,8 @@ import pytest
 from correlated_members import correlated_answers
 
 from s2ap_defend.sequential import run_sequential_test
-from s2ap_train.calibrate import Detection, calibrate
-from s2ap_train.recalibrate.recalibration import cross_validated_rate, recalibrate
+from s2ap_train.calibration import Detection, calibrate
+from s2ap_train.commands.calibrate.recalibration import cross_validated_rate, recalibrate
 
 RATES, FOOLED = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1], [0.7] * 6
 

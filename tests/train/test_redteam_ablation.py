@@ -11,15 +11,15 @@ from toy_purifiers import EPS, STRONG, Denoiser, two_halves, upper_half
 
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
+from s2ap_train.adaptive import AdaptiveBudget
+from s2ap_train.adaptive.purified import UnflaggingSystem, variant_view
+from s2ap_train.adaptive.systems import never_flagged
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate import AdaptiveBudget
-from s2ap_train.evaluate.purified import UnflaggingSystem, variant_view
-from s2ap_train.evaluate.systems import never_flagged
 from s2ap_train.kept import KeptAttacks
 from s2ap_train.purifier import hadamard_bank
 from s2ap_train.purifier.variants import off, purification
-from s2ap_train.redteam.ablation import ablation_pieces, attack_row, judge_row, measure_ablation, row_budget
-from s2ap_train.redteam.ablation_rows import (
+from s2ap_train.redteam.ablation.ablation import ablation_pieces, attack_row, judge_row, measure_ablation, row_budget
+from s2ap_train.redteam.ablation.ablation_rows import (
     ADVERSARIAL,
     BARE,
     DETECTOR,
@@ -32,10 +32,10 @@ from s2ap_train.redteam.ablation_rows import (
     rows_of,
     served_row,
 )
-from s2ap_train.redteam.attack import Task
-from s2ap_train.redteam.costs import LABELS, ROBUST, against_pruned, part_costs
+from s2ap_train.redteam.ablation.chains import purified_plan
+from s2ap_train.redteam.ablation.costs import LABELS, ROBUST, against_pruned, part_costs
+from s2ap_train.redteam.attacks.attack import Task
 from s2ap_train.redteam.target import Target
-from s2ap_train.redteam.variants import purified_plan
 
 BUDGET = AdaptiveBudget(steps=4, cheap_steps=6, restarts=1, targets=1)
 

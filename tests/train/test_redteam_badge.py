@@ -10,7 +10,7 @@ from s2ap_defend import DefendedClassifier
 from s2ap_defend.cli.main import run
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.model_file import open_model_file
-from s2ap_train.redteam.badge import badge_of, measurements, write_measured
+from s2ap_train.redteam.report.badge import badge_of, measurements, write_measured
 from s2ap_train.redteam.results import Evaluation
 
 

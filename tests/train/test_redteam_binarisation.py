@@ -5,8 +5,8 @@ import pytest
 import torch
 from planted_defences import BUDGET, DATA, EPS, detached, honest, rounding
 
-from s2ap_train.redteam.attack import Task
-from s2ap_train.redteam.binarisation import _readout, binarisation, binarisation_check
+from s2ap_train.redteam.attacks.attack import Task
+from s2ap_train.redteam.checks.binarisation import _readout, binarisation, binarisation_check
 
 TASK = Task(DATA, EPS, 0.0, 0, 3, BUDGET)
 

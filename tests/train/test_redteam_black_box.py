@@ -6,15 +6,15 @@ import torch
 from linear_target import task_of, with_margin
 from toy_classifier import WEIGHTS
 
+from s2ap_train.adaptive.search import AdaptiveBudget
 from s2ap_train.attacks.budget import distortion
 from s2ap_train.attacks.hopskipjump import gradient_questions, hop_skip_jump
 from s2ap_train.attacks.one_pixel import one_pixel, pixel_search
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.adaptive import AdaptiveBudget
-from s2ap_train.evaluate.systems import Outcome
-from s2ap_train.redteam.attack import RedTeamAttack
-from s2ap_train.redteam.black_box import ATTACKS, decision_attack, starting_images
+from s2ap_train.redteam.attacks.attack import RedTeamAttack
+from s2ap_train.redteam.attacks.black_box import ATTACKS, decision_attack, starting_images
 from s2ap_train.redteam.target import open_targets
+from s2ap_train.statistics.outcome import Outcome
 
 IN_PROCESS = [attack for attack in ATTACKS if attack.needs is None]
 BY_NAME = {attack.name: attack for attack in ATTACKS}

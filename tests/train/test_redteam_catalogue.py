@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.adaptive import AdaptiveBudget
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate import AdaptiveBudget
 from s2ap_train.recipe import load_recipe
-from s2ap_train.redteam.attack import Found
+from s2ap_train.redteam.attacks.attack import Found
+from s2ap_train.redteam.attacks.catalogue import ATTACKS, PRESETS, chosen_attacks
 from s2ap_train.redteam.campaign import PART, SKIPPED_PARTS, Setup, attack_pieces, gathered
-from s2ap_train.redteam.catalogue import ATTACKS, PRESETS, chosen_attacks
 from s2ap_train.redteam.plan import plan_of
 
 

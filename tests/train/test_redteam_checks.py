@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from planted_defences import ATTACKS
 
-from s2ap_train.measures.paired import fewest_discordant, not_weaker
-from s2ap_train.redteam.checks import Successes, sanity_checks
-from s2ap_train.redteam.plausibility import plausibility_check
+from s2ap_train.redteam.checks.checks import Successes, sanity_checks
+from s2ap_train.redteam.checks.plausibility import plausibility_check
 from s2ap_train.redteam.probes import Probe, Probed, at_radius, gradients
 from s2ap_train.redteam.results import Check
+from s2ap_train.statistics.paired import fewest_discordant, not_weaker
 
 COUNT = 40
 

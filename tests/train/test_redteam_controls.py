@@ -7,12 +7,12 @@ from linear_target import task_of, with_margin
 from toy_classifier import WEIGHTS
 
 from s2ap_train.attacks.budget import distortion
+from s2ap_train.attacks.oblivious import fgsm
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.oblivious import fgsm
-from s2ap_train.redteam.attack import RedTeamAttack
-from s2ap_train.redteam.candidates import best_of, into_ball
-from s2ap_train.redteam.controls import ATTACKS, NOISE_DRAWS, noisy
-from s2ap_train.redteam.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from s2ap_train.redteam.attacks.attack import RedTeamAttack
+from s2ap_train.redteam.attacks.candidates import best_of, into_ball
+from s2ap_train.redteam.attacks.controls import ATTACKS, NOISE_DRAWS, noisy
+from s2ap_train.redteam.attacks.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from s2ap_train.redteam.target import open_targets
 
 NOISE = next(attack for attack in ATTACKS if attack.name == "noise")

@@ -10,10 +10,10 @@ from linear_target import task_of, with_margin
 from toy_classifier import WEIGHTS
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.adaptive.search import AdaptiveBudget
 from s2ap_train.attacks.budget import distortion
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.adaptive import AdaptiveBudget
-from s2ap_train.redteam.cross_checks import ATTACKS, library
+from s2ap_train.redteam.attacks.cross_checks import ATTACKS, library
 from s2ap_train.redteam.target import open_targets
 
 EPS = 0.1

@@ -7,9 +7,9 @@ import torch
 from planted_defences import BUDGET, DATA, EPS, MARGINS, REACH, FlagsAll, detached, honest, images_with_margins
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.redteam.attack import Task
-from s2ap_train.redteam.checks import probes_of
-from s2ap_train.redteam.curves import curve_probes, curves, eps_grid
+from s2ap_train.redteam.attacks.attack import Task
+from s2ap_train.redteam.checks.checks import probes_of
+from s2ap_train.redteam.checks.curves import curve_probes, curves, eps_grid
 from s2ap_train.redteam.probes import Probe, Probed, at_radius, gradients, judge_probes, of_other_classes, with_restart
 
 TASK = Task(DATA, EPS, 0.0, 0, 5, BUDGET)

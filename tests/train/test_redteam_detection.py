@@ -4,8 +4,8 @@ from correlated_members import voted
 
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.sequential import SequentialTest, binary_tables, run_sequential_test
-from s2ap_train.calibrate import Answers
-from s2ap_train.calibrate.stage_engines import StageEngines
+from s2ap_train.calibration import Answers
+from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet
 from s2ap_train.redteam.detection import detection_figures, measure_detection
 from s2ap_train.redteam.target import open_targets

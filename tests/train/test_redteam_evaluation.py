@@ -12,14 +12,14 @@ from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, cut_stage, member_scope
 from s2ap_export.compose import compose
 from s2ap_export.trace import trace_purifier
+from s2ap_train.adaptive import AdaptiveBudget
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate import AdaptiveBudget
 from s2ap_train.purifier import Purification, UNet, hadamard_bank
-from s2ap_train.redteam.ablation_rows import BARE, FULL
-from s2ap_train.redteam.catalogue import chosen_attacks
+from s2ap_train.redteam.ablation.ablation_rows import BARE, FULL
+from s2ap_train.redteam.attacks.catalogue import chosen_attacks
 from s2ap_train.redteam.evaluation import evaluate_file
 from s2ap_train.redteam.plan import Plan
-from s2ap_train.redteam.report import print_evaluation, to_json
+from s2ap_train.redteam.report.console import print_evaluation, to_json
 
 BUDGET = AdaptiveBudget(steps=4, cheap_steps=4, restarts=1, targets=1, square_queries=10, decision_queries=30)
 NAMES = "fgsm,pgd,square,apgd-ce,agreement,unrolled-pgd"

@@ -5,9 +5,10 @@ import pytest
 import torch
 from linear_defence import FIRST, INF, REACH, SECOND, agreement_test, defence, images_with, linear, run, task
 
-from s2ap_train.evaluate.goals import reached, scores
-from s2ap_train.evaluate.systems import RIGHT, Outcome, most_asked
-from s2ap_train.redteam.white_box_search import SKIPPED
+from s2ap_train.adaptive.goals import reached, scores
+from s2ap_train.adaptive.systems import RIGHT, most_asked
+from s2ap_train.redteam.attacks.white_box_search import SKIPPED
+from s2ap_train.statistics.outcome import Outcome
 
 SURE = linear(0 * FIRST, 3.0)  # class 1 whatever the image
 SHARES = np.array([0.5, 0.9, 1.1])

@@ -8,11 +8,11 @@ from linear_target import task_of
 from running_server import running
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.adaptive.search import AdaptiveBudget
+from s2ap_train.adaptive.systems import RIGHT
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.adaptive import AdaptiveBudget
-from s2ap_train.evaluate.systems import RIGHT
-from s2ap_train.redteam.black_box import ATTACKS
-from s2ap_train.redteam.served_http import ServedSystem
+from s2ap_train.redteam.attacks.black_box import ATTACKS
+from s2ap_train.redteam.attacks.served_http import ServedSystem
 from s2ap_train.redteam.target import open_targets
 
 BY_NAME = {attack.name: attack for attack in ATTACKS}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from linear_defence import BUDGET, FIRST, REACH, SECOND, agreement_test, defence, images_with, linear, run, task, won
 
-from s2ap_train.redteam.white_box_orthogonal import step_direction
+from s2ap_train.redteam.attacks.white_box_orthogonal import step_direction
 
 SHAPE = (50, 1, 4, 4)
 

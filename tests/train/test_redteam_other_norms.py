@@ -7,17 +7,17 @@ from toy_classifier import WEIGHTS
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import CLASSIFIER, cut_stage
+from s2ap_train.adaptive.purified import UnflaggingSystem
+from s2ap_train.adaptive.search import AdaptiveBudget
 from s2ap_train.attacks.budget import distortion
 from s2ap_train.attacks.called_layer import MIDDLE, CalledLayer
 from s2ap_train.attacks.fia import fia
 from s2ap_train.attacks.hidden_layer import hidden_layer
 from s2ap_train.attacks.ila import ila
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.adaptive import AdaptiveBudget
-from s2ap_train.evaluate.purified import UnflaggingSystem
 from s2ap_train.models import SmallCNN
-from s2ap_train.redteam.attack import RedTeamAttack
-from s2ap_train.redteam.other_norms import ATTACKS
+from s2ap_train.redteam.attacks.attack import RedTeamAttack
+from s2ap_train.redteam.attacks.other_norms import ATTACKS
 from s2ap_train.redteam.target import Target, open_targets
 from s2ap_train.twin import Twin
 

@@ -14,7 +14,7 @@ from s2ap_defend import DefendedClassifier
 from s2ap_defend.types import Verdicts
 from s2ap_train.page import TableText, html_table
 from s2ap_train.redteam.gallery import gallery_of, verdict_in_words
-from s2ap_train.redteam.page import evaluation_page, write_page
+from s2ap_train.redteam.report.page import evaluation_page, write_page
 
 VOID = {"meta", "img", "br"}
 SECTIONS = ("attacks", "checks", "effort", "detector", "parts", "images", "threat", "reading", "configuration")

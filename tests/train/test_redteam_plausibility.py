@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from s2ap_train.redteam.plausibility import BEST_KNOWN, best_known, plausibility_check
+from s2ap_train.redteam.checks.plausibility import BEST_KNOWN, best_known, plausibility_check
 
 
 def kept(share, count=1000):

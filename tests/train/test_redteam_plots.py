@@ -6,7 +6,7 @@ import pytest
 from made_evaluation import attack, made_evaluation, point, worst_case
 from PIL import Image
 
-from s2ap_train.redteam.plots import composition_plot, effort_plot, eps_plot, members_plot, pictures, roc_plot
+from s2ap_train.redteam.report.plots import composition_plot, effort_plot, eps_plot, members_plot, pictures, roc_plot
 
 
 def pixels(content: bytes) -> np.ndarray:

@@ -17,15 +17,15 @@ from made_evaluation import (
 from rich.console import Console
 from rich.text import Text
 
-from s2ap_train.evaluate.detection import RocArea, Share
-from s2ap_train.redteam.report import print_ablation, print_evaluation, to_json
-from s2ap_train.redteam.results import Evaluation
-from s2ap_train.redteam.words import (
+from s2ap_train.redteam.report.console import print_ablation, print_evaluation, to_json
+from s2ap_train.redteam.report.words import (
     caveats,
     headline,
     summary,
     unanswered,
 )
+from s2ap_train.redteam.results import Evaluation
+from s2ap_train.statistics.detection import RocArea, Share
 
 RIGHT = np.arange(SAMPLES)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from s2ap_defend.classifier import DefendedClassifier
-from s2ap_train.evaluate import AdaptiveBudget
+from s2ap_train.adaptive import AdaptiveBudget
 from s2ap_train.redteam.target import open_targets
 
 

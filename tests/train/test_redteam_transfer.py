@@ -7,14 +7,14 @@ from toy_classifier import WEIGHTS
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
+from s2ap_train.adaptive.search import AdaptiveBudget
 from s2ap_train.attacks.budget import distortion
-from s2ap_train.evaluate.adaptive import AdaptiveBudget
+from s2ap_train.hardening.train import silent_reporter
 from s2ap_train.models import SmallCNN
-from s2ap_train.parts import silent_reporter
 from s2ap_train.recipe import load_recipe
-from s2ap_train.redteam.surrogates import BASE_WIDTH, train_surrogates, widened
+from s2ap_train.redteam.ablation.surrogates import BASE_WIDTH, train_surrogates, widened
+from s2ap_train.redteam.attacks.transfer import ATTACKS, margin_sum
 from s2ap_train.redteam.target import open_targets
-from s2ap_train.redteam.transfer import ATTACKS, margin_sum
 
 BASE, ENSEMBLE = ATTACKS
 EPS = 0.1

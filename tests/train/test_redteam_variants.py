@@ -10,12 +10,12 @@ from onnx import TensorProto, helper, numpy_helper
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.sequential import run_sequential_test
-from s2ap_train.calibrate.stage_engines import Said
+from s2ap_train.adaptive import AdaptiveBudget
+from s2ap_train.adaptive.search import adaptive_attack, bare_plan
+from s2ap_train.adaptive.systems import judge
+from s2ap_train.calibration.stage_engines import Said
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate import AdaptiveBudget
-from s2ap_train.evaluate.adaptive import adaptive_attack, bare_plan
-from s2ap_train.evaluate.systems import judge
-from s2ap_train.redteam.variants import (
+from s2ap_train.redteam.ablation.chains import (
     OpenedFile,
     chain_target,
     network_target,

@@ -22,12 +22,12 @@ from linear_defence import (
     won,
 )
 
+from s2ap_train.adaptive import AdaptiveBudget
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate import AdaptiveBudget
-from s2ap_train.redteam.attack import Task
+from s2ap_train.redteam.attacks.attack import Task
+from s2ap_train.redteam.attacks.white_box import ATTACKS
+from s2ap_train.redteam.attacks.white_box_search import SKIPPED, alone, sequential_test, surrogate_of
 from s2ap_train.redteam.target import open_targets
-from s2ap_train.redteam.white_box import ATTACKS
-from s2ap_train.redteam.white_box_search import SKIPPED, alone, sequential_test, surrogate_of
 
 MIXED = np.array([0.8, -0.5, 0.3, 1.0] * 4)
 ALONE = defence(linear(MIXED), (), None)

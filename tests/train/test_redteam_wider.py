@@ -12,8 +12,8 @@ from s2ap_defend.progress import Reporter
 from s2ap_train.models import SmallCNN, create
 from s2ap_train.models.cost import flops
 from s2ap_train.recipe import load_recipe
-from s2ap_train.redteam.wider import defence_flops, wider_classifier, wider_network
-from s2ap_train.workbench import Workbench
+from s2ap_train.redteam.ablation.wider import defence_flops, wider_classifier, wider_network
+from s2ap_train.storage.workbench import Workbench
 
 SHAPE = (1, 8, 8)
 

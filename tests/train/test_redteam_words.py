@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from made_evaluation import MASKED, PASSED, SAMPLES, UNJUDGED, WEAK, attack, made_evaluation, worst_case
 
-from s2ap_train.measures.paired import paired_difference
-from s2ap_train.redteam.checks import BLACK_BOX
-from s2ap_train.redteam.costs import LABELS, PAIRS, ROBUST
-from s2ap_train.redteam.effects import against_pruned_in_words, cost_in_words
-from s2ap_train.redteam.results import Check, PartCost
-from s2ap_train.redteam.words import (
+from s2ap_train.redteam.ablation.costs import LABELS, PAIRS, ROBUST
+from s2ap_train.redteam.checks.checks import BLACK_BOX
+from s2ap_train.redteam.report.effects import against_pruned_in_words, cost_in_words
+from s2ap_train.redteam.report.words import (
     caveats,
     headline,
     summary,
     verdict,
 )
+from s2ap_train.redteam.results import Check, PartCost
+from s2ap_train.statistics.paired import paired_difference
 
 RIGHT = np.arange(SAMPLES)
 

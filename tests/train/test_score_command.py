@@ -17,14 +17,14 @@ from toy_data import same
 
 from s2ap_defend.cli.main import run
 from s2ap_defend.progress import Reporter
-from s2ap_train.checkpoint import load_checkpoint
-from s2ap_train.lock import locked_folder
+from s2ap_train.hardening.parts import Workshop
 from s2ap_train.purifier.denoisers import FullGaussian
 from s2ap_train.purifier.score_report import error_table, sample_pictures, training_curve
 from s2ap_train.purifier.unet import UNet
 from s2ap_train.recipe import load_recipe
-from s2ap_train.workbench import MissingPart, Workbench
-from s2ap_train.workshop import Workshop
+from s2ap_train.storage.checkpoint import load_checkpoint
+from s2ap_train.storage.lock import locked_folder
+from s2ap_train.storage.workbench import MissingPart, Workbench
 
 EPOCHS = 2
 SET = ("score_model.width=8", f"score_model.epochs={EPOCHS}")

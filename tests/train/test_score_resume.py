@@ -15,7 +15,7 @@ from s2ap_train.data import load_digits
 from s2ap_train.purifier import ScoreTraining, denoising_error, train_score_model
 from s2ap_train.purifier.score_state import ScoreState
 from s2ap_train.purifier.unet import UNet
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 
 SHORT = ScoreTraining(epochs=3, width=8, batch_size=25, flip=True)
 

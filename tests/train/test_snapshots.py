@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 
 # A training with everything in it that goes from one epoch to the next, as a script that a signal can kill.
 JOB = """
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from s2ap_train.models import SmallCNN
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import TrainingConfig, train_classifier
 
 NAME = "blocks.1.convolution.weight"

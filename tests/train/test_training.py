@@ -7,7 +7,7 @@ from toy_data import bars
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models import SmallCNN
 from s2ap_train.models.weight_average import WeightAverage
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import (
     EpochChoice,
     TrainingConfig,

@@ -13,7 +13,7 @@ from s2ap_train.pruning.masks import kept_count
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.twin_rep import TwinRep, factorised, merged, prune_twin_rep
 from s2ap_train.pruning.two_four import is_two_four
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import TrainingConfig
 
 TRAINING = TrainingConfig(epochs=4, lr=0.3, batch_size=20, eps=0.03, attack_steps=1, validation_steps=2)

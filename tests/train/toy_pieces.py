@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from s2ap_train.redteam.attack import Found
+from s2ap_train.redteam.attacks.attack import Found
 
 SHAPE = (2, 1, 2, 2)
 

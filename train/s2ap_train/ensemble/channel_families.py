@@ -9,7 +9,7 @@ from s2ap_train.ensemble.channel_choice import largest_channels, random_channels
 from s2ap_train.ensemble.channel_member import ChannelPruning, channel_member
 from s2ap_train.ensemble.family import Base, Fitted, MemberFamily, TrainingData
 from s2ap_train.pruning.scores import weight_counts
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch
 
 

@@ -12,7 +12,7 @@ from s2ap_train.ensemble.channel_choice import ChooseChannels
 from s2ap_train.ensemble.keep_rates import check_keep_rates, kept_sizes, random_keep_rates
 from s2ap_train.models import Classifier, build
 from s2ap_train.models.channel_groups import channel_groups, remove_channels
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, Training, TrainingConfig, train_classifier
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from s2ap_defend.manifest import Seeds
 from s2ap_train.attacks.accuracy import Array
 from s2ap_train.compute import LOCAL, Compute
-from s2ap_train.ensemble.placed import placed
 from s2ap_train.models import Classifier, check_table, create
 from s2ap_train.pruning.scores import weight_counts
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.settings import placed
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch
 
 ModelTable = Annotated[str | dict[str, Any], AfterValidator(check_table)]

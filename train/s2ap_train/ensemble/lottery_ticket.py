@@ -13,7 +13,7 @@ from s2ap_train.ensemble.family import Base, Fitted, MemberFamily, ModelTable, T
 from s2ap_train.models import Classifier
 from s2ap_train.pruning.magnitude import Scope, check_magnitude, magnitude_masks
 from s2ap_train.pruning.scores import prunable_weights, weight_counts
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, Training, TrainingConfig, apply_masks, train_classifier
 
 

@@ -9,7 +9,7 @@ from s2ap_defend.manifest import Seeds
 from s2ap_train.ensemble.family import Base, Fitted, MemberFamily, TrainingData
 from s2ap_train.ensemble.mutation import Mutation, Operator, mutant
 from s2ap_train.pruning.scores import weight_counts
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch
 
 

@@ -20,7 +20,7 @@ from s2ap_train.pruning.methods import (
     without_foreign_keys,
 )
 from s2ap_train.pruning.scores import weight_counts
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, TrainingConfig, train_classifier
 
 Pruning = Annotated[PruningMethod, Field(discriminator="method"), BeforeValidator(without_foreign_keys)]

@@ -16,9 +16,9 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Bool, Int64
 from s2ap_train.attacks.accuracy import Array, on_device
 from s2ap_train.attacks.pgd import cross_entropy_sum, pgd
-from s2ap_train.measures.paired import PairedDifference, paired_difference
 from s2ap_train.measures.predictions import Model, device_of, predictions
 from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.statistics.paired import PairedDifference, paired_difference
 
 CONDITIONS = ("clean", "fgsm", "pgd", "robust")
 _BATCH = 256

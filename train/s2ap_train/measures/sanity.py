@@ -22,10 +22,10 @@ from s2ap_defend.types import Bool
 from s2ap_train.attacks.accuracy import Array, on_device
 from s2ap_train.attacks.pgd import Objective, cross_entropy_sum, pgd
 from s2ap_train.measures.benchmark import margin_sum
-from s2ap_train.measures.paired import not_weaker
 from s2ap_train.measures.predictions import Model, batches_of, device_of
 from s2ap_train.measures.sensitivity import connected, input_gradients
 from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.statistics.paired import not_weaker
 
 LARGEST_DROP = 0.1
 """Share of its total rise that the loss of PGD may fall back: its last steps circle the maximum."""

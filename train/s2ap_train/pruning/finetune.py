@@ -12,7 +12,7 @@ from s2ap_train.compute import LOCAL, Compute
 from s2ap_train.models.channel_groups import channel_groups, remove_channels
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.structures import StructureName
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, Training, TrainingConfig, train_classifier
 
 

@@ -21,7 +21,7 @@ from s2ap_train.pruning.moving_topology import AdaptiveSparsity, MovingTopology
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.topology import LayerRatios, layer_counts, random_masks
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, TrainingConfig, train_classifier
 
 _PUBLISHED_UPDATE_EVERY = 900  # optimiser steps

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.attacks.accuracy import Array
-from s2ap_train.checkpoint import restore
 from s2ap_train.compute import LOCAL, Compute
 from s2ap_train.pruning.magnitude import SCOPES, Scope, magnitude_masks
 from s2ap_train.pruning.masks import Masks, hamming
@@ -22,7 +21,8 @@ from s2ap_train.pruning.masks import sparsity as masks_sparsity
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.step_judge import StepJudge
-from s2ap_train.snapshots import Snapshots, grouped, joined
+from s2ap_train.storage.checkpoint import restore
+from s2ap_train.storage.snapshots import Snapshots, grouped, joined
 from s2ap_train.training import (
     OnEpoch,
     Training,

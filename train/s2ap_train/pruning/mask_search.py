@@ -17,7 +17,7 @@ from s2ap_train.pruning.perturbation import Moved
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.pruning.search_state import SearchState
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import (
     Batch,
     CollapseWatch,

@@ -22,7 +22,7 @@ from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.pruning.scratch_ticket import ScratchTicket
 from s2ap_train.pruning.structures import StructureName
 from s2ap_train.pruning.twin_rep import TwinRep, prune_twin_rep
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch
 
 PruningMethod = Hydra | Harp | ScratchTicket | Magnitude | IterativeMagnitude | TwinRep | FlyingBird

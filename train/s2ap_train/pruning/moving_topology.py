@@ -17,7 +17,7 @@ from s2ap_train.models.modes import batch_norm_statistics_frozen, evaluation_mod
 from s2ap_train.pruning.masks import hamming
 from s2ap_train.pruning.masks import sparsity as masks_sparsity
 from s2ap_train.pruning.topology import drop_and_regrow
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import adversarial_examples, robust_loss
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from s2ap_train.checkpoint import restore
 from s2ap_train.compute import Compute
 from s2ap_train.pruning.perturbation import Scores
 from s2ap_train.pruning.s2ap import ScoreAscent
 from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.pruning.structures import structure_of
-from s2ap_train.snapshots import grouped, joined, momentum, restore_momentum
+from s2ap_train.storage.checkpoint import restore
+from s2ap_train.storage.snapshots import grouped, joined, momentum, restore_momentum
 from s2ap_train.training import CollapseWatch, EpochChoice
 
 

@@ -29,7 +29,7 @@ from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.structures import StructureName
 from s2ap_train.pruning.two_four import supports_two_four, two_four_masks
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, TrainingConfig, train_classifier
 
 Product = Literal["elementwise", "channel"]

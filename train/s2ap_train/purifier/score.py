@@ -17,7 +17,7 @@ from s2ap_train.purifier.denoisers import DenoisingError, denoising_error, denoi
 from s2ap_train.purifier.score_state import ScoreState
 from s2ap_train.purifier.sizes import Size, multipliers_for, width_for
 from s2ap_train.purifier.unet import CHANNELS_PER_GROUP, UNet
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training.batches import batches, check_shareable, flipped
 
 __all__ = ["ScoreTraining", "TrainedScore", "train_score_model"]

@@ -43,7 +43,7 @@ def write_score_report(
     Args:
         folder: It is made where it does not exist.
         record: What is known of the model: `name`, `data`, `parameters`, `flops`, `seconds`, `history` and
-            `denoising`, as `s2ap_train.score_part` keeps them.
+            `denoising`, as `s2ap_train.hardening.score_model` keeps them.
         net: The score model, on the CPU.
         gaussian: The closed-form denoiser beside it.
         images: Clean images to show, [N, C, H, W] in [0, 1].

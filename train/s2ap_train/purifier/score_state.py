@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2ap_train.checkpoint import restore
 from s2ap_train.compute import Compute
 from s2ap_train.models.weight_average import WeightAverage
 from s2ap_train.purifier.unet import UNet
-from s2ap_train.snapshots import grouped, joined
+from s2ap_train.storage.checkpoint import restore
+from s2ap_train.storage.snapshots import grouped, joined
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch.optim.Adam keeps of every parameter
 

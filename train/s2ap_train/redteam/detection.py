@@ -9,11 +9,11 @@ from dataclasses import replace
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.types import Bool, Float32, Float64
-from s2ap_train.calibrate import Answers, alarm_statistic
-from s2ap_train.calibrate.stage_engines import StageEngines
+from s2ap_train.calibration import Answers, alarm_statistic
+from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.detection import RocArea, Share, detected_at, roc_area, roc_points
 from s2ap_train.redteam.results import DetectionFigures, DetectionRow
+from s2ap_train.statistics.detection import RocArea, Share, detected_at, roc_area, roc_points
 
 __all__ = ["FEWEST", "detection_figures", "measure_detection"]
 

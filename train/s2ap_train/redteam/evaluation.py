@@ -18,14 +18,17 @@ from s2ap_defend.images import check_images
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.figures import WorstCase, clean_figures
-from s2ap_train.evaluate.systems import Outcome
 from s2ap_train.jobs import Workers, check_workers
 from s2ap_train.kept import KeptAttacks
-from s2ap_train.redteam.ablation import MeasuredRow
-from s2ap_train.redteam.ablation_rows import FULL
-from s2ap_train.redteam.attack import RedTeamAttack
-from s2ap_train.redteam.beside import Parts, beside_pieces, judge_beside, measure_parts
+from s2ap_train.redteam.ablation.ablation import MeasuredRow
+from s2ap_train.redteam.ablation.ablation_rows import FULL
+from s2ap_train.redteam.ablation.costs import against_pruned, part_costs
+from s2ap_train.redteam.ablation.networks import Networks
+from s2ap_train.redteam.ablation.run import Ablated, run_ablation
+from s2ap_train.redteam.attacks.attack import RedTeamAttack
+from s2ap_train.redteam.attacks.cross_checks import MODULES
+from s2ap_train.redteam.attacks.oblivious import SEARCH
+from s2ap_train.redteam.attacks.white_box_search import SKIPPED
 from s2ap_train.redteam.campaign import (
     SKIPPED_PARTS,
     Attacked,
@@ -34,18 +37,15 @@ from s2ap_train.redteam.campaign import (
     gathered,
     targets,
 )
-from s2ap_train.redteam.costs import against_pruned, part_costs
-from s2ap_train.redteam.cross_checks import MODULES
+from s2ap_train.redteam.checks.run import check_pieces, judge_checks
 from s2ap_train.redteam.detection import measure_detection
 from s2ap_train.redteam.gallery import gallery_of, strongest
 from s2ap_train.redteam.judging import Judged, attack_rows, in_the_ball, judged, worst_of
-from s2ap_train.redteam.limits import check_budgets, deadline
-from s2ap_train.redteam.networks import Networks
-from s2ap_train.redteam.oblivious import SEARCH
 from s2ap_train.redteam.pieces import SECONDS, run_pieces
-from s2ap_train.redteam.plan import Plan
+from s2ap_train.redteam.plan import Plan, check_budgets, deadline
 from s2ap_train.redteam.results import Configuration, DetectionFigures, Evaluation, GalleryItem
-from s2ap_train.redteam.white_box_search import SKIPPED
+from s2ap_train.statistics.figures import WorstCase, clean_figures
+from s2ap_train.statistics.outcome import Outcome
 from s2ap_train.threads import one_thread
 
 __all__ = ["FOLDER", "evaluate_file"]
@@ -74,7 +74,7 @@ def evaluate_file(
     """Attack a defended file, and the classifier inside it, with everything that a plan asks for.
 
     What attacks find is kept in `folder` as soon as each part of them ends; called again, nothing of that is done
-    again. The caller has locked the folder (`s2ap_train.lock.locked_folder`). Results do not depend on `workers`.
+    again. The caller has locked the folder (`storage.lock.locked_folder`). Results do not depend on `workers`.
 
     Args:
         path: The defended model file.
@@ -111,7 +111,7 @@ def evaluate_file(
     until, end = (deadline(plan.time_limit, share) for share in (_FOR_ATTACKS, 1.0))
     name_of_data = source or file.manifest.provenance.data
     pieces = attack_pieces(setup, able, until=until, always=(SEARCH.name,))
-    pieces += beside_pieces(setup, plan, networks, name_of_data, until)
+    pieces += check_pieces(setup, plan, networks, name_of_data, until)
     done = run_pieces(pieces, kept, reporter, title="attacks", workers=workers)
     on_file, on_bare = gathered(setup, able, done)
     for name in [name for name, one in on_file.items() if SKIPPED in one.notes]:
@@ -121,23 +121,23 @@ def evaluate_file(
     defended_target, bare_target = targets(path)
     defended, bare = judged(defended_target, data, on_file), judged(bare_target, data, on_bare)
     not_run |= _unfinished(attacks, on_file, len(data))
-    beside = judge_beside(
+    checked = judge_checks(
         setup, plan, defended_target, defended, attacks, done, networks=networks, data_name=name_of_data
     )
-    parts = Parts()
+    ablated = Ablated()
     if ablation:
-        parts = measure_parts(
+        ablated = run_ablation(
             setup, networks, defended, bare, attacks, kept=kept, reporter=reporter, workers=workers, until=end
         )
-    rows = {} if parts.ablation is None else parts.ablation.rows
+    rows = {} if ablated.ablation is None else ablated.ablation.rows
     return Evaluation(
         configuration=_configuration(path, file, data, plan, recipe, source, command, versions),
         seconds=sum(float(one.notes[SECONDS]) for one in done.values()),
         clean=clean_figures(defended.clean, data.labels),
         bare_clean=clean_figures(bare.clean, data.labels),
         attacks=attack_rows(attacks, defended, bare, data.labels),
-        not_run={**not_run, **beside.not_run, **parts.not_run},
-        worst_case=_worst(worst_of(attacks, defended, data.labels), rows.get(parts.served)),
+        not_run={**not_run, **checked.not_run, **ablated.not_run},
+        worst_case=_worst(worst_of(attacks, defended, data.labels), rows.get(ablated.served)),
         worst_case_by_norm={
             norm: worst_of(attacks, defended, data.labels, norm)
             for norm in ("l2", "l0")
@@ -149,10 +149,10 @@ def evaluate_file(
         else _answered_rightly(in_the_ball(attacks, defended), data),
         detection=_detection(file, data, attacks, defended),
         members_used={name: tuple(outcome.members_used.tolist()) for name, outcome in defended.outcomes.items()},
-        curves=beside.curves,
-        checks=beside.checks,
+        curves=checked.curves,
+        checks=checked.checks,
         ablation=tuple(measured.row for measured in rows.values()),
-        against_pruned=against_pruned(rows, parts.served),
+        against_pruned=against_pruned(rows, ablated.served),
         costs=part_costs(rows),
         gallery=_gallery(path, file, data, attacks, defended),
     )

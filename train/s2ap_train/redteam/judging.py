@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from s2ap_defend.types import Bool, Int64
+from s2ap_train.adaptive.goals import reached
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.figures import WorstCase, attack_figures, clopper_pearson, worst_case
-from s2ap_train.evaluate.goals import reached
-from s2ap_train.evaluate.systems import Outcome
-from s2ap_train.redteam.attack import RedTeamAttack
+from s2ap_train.redteam.attacks.attack import RedTeamAttack
+from s2ap_train.redteam.attacks.oblivious import SEARCH
 from s2ap_train.redteam.campaign import Attacked
-from s2ap_train.redteam.oblivious import SEARCH
 from s2ap_train.redteam.results import AttackRow
 from s2ap_train.redteam.target import Target
+from s2ap_train.statistics.figures import WorstCase, attack_figures, clopper_pearson, worst_case
+from s2ap_train.statistics.outcome import Outcome
 
 __all__ = ["CLEAN", "Judged", "attack_rows", "broken", "in_the_ball", "judged", "worst_of"]
 

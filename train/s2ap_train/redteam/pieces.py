@@ -11,7 +11,7 @@ from typing import Any
 from s2ap_defend.progress import Reporter
 from s2ap_train.jobs import Job, Workers, run_jobs, worker_count
 from s2ap_train.kept import KeptAttacks
-from s2ap_train.redteam.attack import Found
+from s2ap_train.redteam.attacks.attack import Found
 
 __all__ = ["SECONDS", "Piece", "run_pieces"]
 

@@ -1,17 +1,19 @@
-"""What is asked of an evaluation: attacks, budgets, and what is measured beside them."""
+"""What is asked of an evaluation: attacks, budgets, time, and what is measured beside them."""
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from typing import Literal
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.evaluate.budget import AdaptiveBudget
+from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.recipe import Recipe
-from s2ap_train.redteam.attack import RedTeamAttack
-from s2ap_train.redteam.catalogue import Preset, chosen_attacks
+from s2ap_train.redteam.attacks.attack import RedTeamAttack
+from s2ap_train.redteam.attacks.catalogue import Preset, chosen_attacks
 
-__all__ = ["SAMPLES", "Plan", "plan_of"]
+__all__ = ["SAMPLES", "Plan", "check_budgets", "deadline", "plan_of"]
 
 SAMPLES: dict[Preset, int | None] = {"quick": 90, "standard": 150, "full": None}
 """Test images of each preset; None: all."""
@@ -96,3 +98,24 @@ def plan_of(
         depth=preset or "attacks",
         time_limit=time_limit,
     )
+
+
+def deadline(minutes: float | None, share: float) -> float | None:
+    """Time at which a share of a time limit is over; None without one."""
+    return None if minutes is None else time.time() + 60.0 * minutes * share
+
+
+def check_budgets(eps: float, l2: float, pixels: int, positions: int) -> None:
+    """Refuse budgets that are none.
+
+    Raises:
+        RecipeError: With the first that is out of range.
+    """
+    if not 0.0 <= eps <= 1.0:
+        raise RecipeError(f"eps is {eps}; it is an l_inf budget in [0, 1] pixels, 8/255 is {8 / 255:.4f}")
+    if not l2 >= 0.0 or not math.isfinite(l2):
+        raise RecipeError(f"l2 is {l2}; it is a length in pixels of [0, 1], from 0")
+    if not 0 <= pixels <= positions:
+        raise RecipeError(
+            f"pixels is {pixels}; it counts positions that may change, from 0 to the {positions} there are"
+        )

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from s2ap_defend.types import Bool, Float32, Int64
+from s2ap_train.adaptive.evidence_surrogate import EvidenceSurrogate
+from s2ap_train.adaptive.objectives import agreement_objective, evidence_objective, margin
+from s2ap_train.adaptive.search import Descent, adaptive_attack
+from s2ap_train.adaptive.systems import System
 from s2ap_train.attacks.budget import project
 from s2ap_train.data import ImageSet
-from s2ap_train.evaluate.adaptive import Descent, adaptive_attack
-from s2ap_train.evaluate.evidence import EvidenceSurrogate
-from s2ap_train.evaluate.objectives import agreement_objective, evidence_objective, margin
-from s2ap_train.evaluate.systems import System
-from s2ap_train.redteam.attack import Found, Task
+from s2ap_train.redteam.attacks.attack import Found, Task
 from s2ap_train.redteam.target import Target
 
 __all__ = [

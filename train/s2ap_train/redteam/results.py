@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2ap_defend.types import Float32
-from s2ap_train.evaluate.detection import RocArea, Share
-from s2ap_train.evaluate.figures import AttackFigures, CleanFigures, WorstCase
-from s2ap_train.measures.paired import PairedDifference
-from s2ap_train.redteam.attack import Goal, Knowledge
+from s2ap_train.redteam.attacks.attack import Goal, Knowledge
+from s2ap_train.statistics.detection import RocArea, Share
+from s2ap_train.statistics.figures import AttackFigures, CleanFigures, WorstCase
+from s2ap_train.statistics.paired import PairedDifference
 
 __all__ = [
     "AblationRow",

@@ -12,7 +12,7 @@ from torch import Tensor
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.sequential import SequentialTest
-from s2ap_train.evaluate.adaptive import (
+from s2ap_train.adaptive.search import (
     AdaptiveBudget,
     Descent,
     Path,
@@ -22,8 +22,8 @@ from s2ap_train.evaluate.adaptive import (
     defended_plan,
     twin_view,
 )
-from s2ap_train.evaluate.systems import BareSystem, DefendedSystem, System
-from s2ap_train.evaluate.views import purified_by
+from s2ap_train.adaptive.systems import BareSystem, DefendedSystem, System
+from s2ap_train.adaptive.views import purified_by
 from s2ap_train.twin import Twin
 
 __all__ = ["AttackPlan", "Features", "Target", "bare_target", "defended_target", "open_targets"]

@@ -1,6 +1,7 @@
 """Training of classifiers: natural or adversarial, with weights chosen on a validation set."""
 
 from s2ap_train.attacks.accuracy import accuracy, robust_accuracy
+from s2ap_train.storage.stopwatch import OnEpoch
 from s2ap_train.training.batches import (
     Batch,
     apply_masks,
@@ -12,7 +13,7 @@ from s2ap_train.training.batches import (
     shifted,
 )
 from s2ap_train.training.collapse import CollapseWatch
-from s2ap_train.training.config import OnEpoch, RobustLoss, TrainingConfig
+from s2ap_train.training.config import RobustLoss, TrainingConfig
 from s2ap_train.training.epoch_choice import EpochChoice
 from s2ap_train.training.loop import Training, classes_of, train_classifier
 from s2ap_train.training.losses import adversarial_examples, robust_loss, start_noise

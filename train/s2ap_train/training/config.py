@@ -1,16 +1,13 @@
-"""Hyper-parameters of training, and the protocol of the hooks that watch it."""
+"""Hyper-parameters of training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from s2ap_defend.errors import RecipeError
-
-OnEpoch = Callable[[int, Mapping[str, float]], None]
-"""Called with the number of an epoch, from 0, and its record."""
 
 RobustLoss = Literal["pgd", "trades", "mart", "natural"]
 _BETA: Mapping[str, float] = {"trades": 6.0, "mart": 5.0}  # Zhang et al. 2019, section 5; Wang et al. 2020, section 4

@@ -14,10 +14,11 @@ from s2ap_train.attacks.accuracy import Array, accuracy, on_device
 from s2ap_train.attacks.weight_perturbation import perturbed, weight_perturbation
 from s2ap_train.compute import Compute
 from s2ap_train.models.modes import batch_norm_statistics_frozen, evaluation_mode
-from s2ap_train.snapshots import Snapshots
+from s2ap_train.storage.snapshots import Snapshots
+from s2ap_train.storage.stopwatch import OnEpoch
 from s2ap_train.training.batches import Batch, apply_masks, batches, cosine, draw_batch, global_random_state
 from s2ap_train.training.collapse import CollapseWatch
-from s2ap_train.training.config import OnEpoch, TrainingConfig
+from s2ap_train.training.config import TrainingConfig
 from s2ap_train.training.epoch_choice import EpochChoice
 from s2ap_train.training.losses import adversarial_examples, robust_loss
 from s2ap_train.training.state import MaskUpdate, TrainingState

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2ap_train.checkpoint import restore
 from s2ap_train.compute import Compute
 from s2ap_train.models.weight_average import WeightAverage
-from s2ap_train.snapshots import grouped, joined, momentum, restore_momentum
+from s2ap_train.storage.checkpoint import restore
+from s2ap_train.storage.snapshots import grouped, joined, momentum, restore_momentum
 from s2ap_train.training.batches import apply_masks
 from s2ap_train.training.collapse import CollapseWatch
 from s2ap_train.training.config import TrainingConfig

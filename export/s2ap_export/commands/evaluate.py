@@ -1,0 +1,264 @@
+"""`s2ap-defend evaluate`; light to import, the work is imported when it is asked for."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+import orjson
+from rich.console import Console
+
+from s2ap_defend.errors import InputError, RecipeError
+from s2ap_defend.manifest import Manifest
+from s2ap_defend.model_file import check_writable, open_model_file, replace_file
+from s2ap_defend.progress import Reporter
+from s2ap_export.commands.options import workers_option
+
+if TYPE_CHECKING:
+    from s2ap_train.data import Splits
+    from s2ap_train.recipe import Recipe
+    from s2ap_train.redteam.plan import Plan
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--recipe", required=True, help="Packaged recipe or .toml file that names data, seed and budgets.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
+@click.option(
+    "--attacks",
+    metavar="quick|standard|full|NAMES",
+    help="A preset, or names with commas between them; by default the recipe's evaluation.budget.",
+)
+@click.option(
+    "--budget",
+    type=click.Choice(["quick", "standard", "full"]),
+    help="Work of the attacker; by default that of the preset, and quick for attacks that are named.",
+)
+@click.option("--samples", type=click.IntRange(1), help="Test images; by default 90 for quick, 150 for standard, all.")
+@click.option("--eps", type=float, help="l_inf budget in [0, 1] pixels, instead of the recipe's.")
+@click.option("--l2", type=float, help="l2 budget in [0, 1] pixels, instead of the recipe's.")
+@click.option("--pixels", type=click.IntRange(0), help="l0 budget, positions that may change, instead of the recipe's.")
+@click.option("--seed", type=int, help="Seed of the attacks, instead of the recipe's.")
+@click.option(
+    "--workers",
+    callback=workers_option,
+    metavar="N|ray",
+    help="Processes that attack at the same time, one a core by default; 'ray': on the cluster of RAY_ADDRESS.",
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Begin nothing new after this time; the search over all attacks always runs. What was left out is said.",
+)
+@click.option(
+    "--ablation",
+    type=click.Choice(["off", "kept", "all"]),
+    help="Rows of the table of parts: none; those of the file and of checkpoints that are there (default of quick); or "
+    "train what is missing, the attacker's own networks included (default of standard and full).",
+)
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Work folder of the `harden` that made the file; by default MODEL.training.",
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of what attacks found; by default MODEL.evaluation beside the model.",
+)
+@click.option(
+    "--server", metavar="URL", help="Address of a server of this very file; attacks over HTTP join the preset."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file as well.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write one HTML page with tables, plots and images.")
+@click.option("--badge", type=click.Path(path_type=Path), help="Write the headline and the manifest's rows as JSON.")
+@click.option(
+    "--write-manifest",
+    type=click.Path(path_type=Path),
+    metavar="OUTPUT",
+    help="Write a copy of MODEL whose manifest holds these figures.",
+)
+def evaluate(
+    model: Path,
+    recipe: str,
+    overrides: tuple[str, ...],
+    attacks: str | None,
+    budget: Literal["quick", "standard", "full"] | None,
+    samples: int | None,
+    eps: float | None,
+    l2: float | None,
+    pixels: int | None,
+    seed: int | None,
+    workers: int | Literal["ray"] | None,
+    time_limit: float | None,
+    ablation: Literal["off", "kept", "all"] | None,
+    checkpoints: Path | None,
+    work_dir: Path | None,
+    server: str | None,
+    json_file: Path | None,
+    report: Path | None,
+    badge: Path | None,
+    write_manifest: Path | None,
+) -> None:
+    """Attack MODEL with the test images of a recipe and print what is left of its accuracy.
+
+    An attack succeeds when the input is answered, not flagged, and the final label is wrong. What attacks find is kept:
+    after an interruption the same command goes on where it stopped.
+    """
+    from s2ap_export.networks import networks_beside
+    from s2ap_train.recipe import load_recipe
+    from s2ap_train.redteam.evaluation import evaluate_file
+    from s2ap_train.redteam.plan import SAMPLES, plan_of
+    from s2ap_train.redteam.report.badge import badge_of, write_measured
+    from s2ap_train.redteam.report.console import print_evaluation, to_json
+    from s2ap_train.redteam.report.page import write_page
+    from s2ap_train.storage.lock import locked_folder
+
+    outputs = {"--json": json_file, "--report": report, "--badge": badge, "--write-manifest": write_manifest}
+    _check_outputs({option: path for option, path in outputs.items() if path is not None}, model, recipe)
+    _check_options(overrides, time_limit)
+    manifest = open_model_file(model).manifest
+    # its split: no image that the file was trained on is a test image
+    settings = load_recipe(recipe, (*overrides, f"seed={manifest.provenance.seed}"))
+    splits = settings.load_data()
+    _check_data(splits, settings, manifest, model)
+    plan = plan_of(
+        settings,
+        splits.test.images[0].size,
+        attacks=attacks,
+        budget=budget,
+        eps=eps,
+        l2=l2,
+        pixels=pixels,
+        seed=seed,
+        time_limit=time_limit,
+        server=server is not None,
+    )
+    _check_plan(plan, splits.image_shape, server, write_manifest)
+    if samples is None:
+        samples = SAMPLES.get(plan.depth) if plan.depth != "attacks" else None
+    elif samples > len(splits.test):
+        raise InputError(
+            f"--samples {samples} is more than the {len(splits.test)} test images of recipe {settings.name}"
+        )
+    console = Console()
+    reporter = Reporter(console)
+    folder = model.with_name(f"{model.name}.evaluation") if work_dir is None else work_dir
+    kept = model.with_name(f"{model.name}.training") if checkpoints is None else checkpoints
+    which = ablation or {"attacks": "off", "quick": "kept"}.get(plan.depth, "all")
+    with locked_folder(folder):
+        networks = None
+        if which != "off":
+            transfer = any(attack.needs == "surrogates" for attack in plan.attacks)
+            networks = networks_beside(
+                model, settings, splits, kept, folder, reporter, train=which == "all", transfer=transfer
+            )
+        evaluation = evaluate_file(
+            model,
+            splits.test.subset(slice(0, samples)),
+            plan,
+            folder=folder,
+            reporter=reporter,
+            workers=workers,
+            networks=networks,
+            ablation=which != "off",
+            recipe=settings.name,
+            source=splits.name,
+            server=server,
+            command=shlex.join(["s2ap-defend", *sys.argv[1:]]),
+        )
+    print_evaluation(evaluation, console)
+    if json_file is not None:
+        replace_file(json_file, orjson.dumps(to_json(evaluation), option=orjson.OPT_INDENT_2))
+        reporter.line(f"wrote {json_file}")
+    if report is not None:
+        write_page(evaluation, report)
+        reporter.line(f"wrote {report}")
+    if badge is not None:
+        replace_file(badge, orjson.dumps(badge_of(evaluation), option=orjson.OPT_INDENT_2))
+        reporter.line(f"wrote {badge}")
+    if write_manifest is not None:  # last: it refuses figures that are no measure
+        write_measured(model, write_manifest, evaluation)
+        reporter.line(f"wrote {write_manifest}")
+
+
+def _check_outputs(outputs: dict[str, Path], model: Path, recipe: str) -> None:
+    """Refuse what would overwrite the model, its weights beside it, the recipe or another output.
+
+    Raises:
+        ModelFileError: If an output cannot be written.
+        RecipeError: If it is one of these.
+    """
+    for option, output in outputs.items():
+        check_writable(output)
+        for taken in (model, model.with_name(f"{model.name}.data"), Path(recipe)):
+            if taken.is_file() and _same(output, taken):
+                raise RecipeError(
+                    f"{option} {output} would overwrite {taken}, which is read; name another file to write"
+                )
+    for (one, first), (other, second) in combinations(outputs.items(), 2):
+        if _same(first, second):
+            raise RecipeError(f"{one} and {other} both write {second}; name two files")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, links followed, or would be."""
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+
+
+def _check_options(overrides: Sequence[str], time_limit: float | None) -> None:
+    """Refuse changes of the recipe that would be ignored, and a time limit that is none.
+
+    Raises:
+        RecipeError: With what to do instead.
+    """
+    if any(override.partition("=")[0].strip() == "seed" for override in overrides):
+        raise RecipeError(
+            "--set seed=... would be ignored: test images are those of the file's own split; --seed sets "
+            "the seed of the attacks"
+        )
+    if time_limit is not None and not math.isfinite(time_limit):
+        raise RecipeError(f"--time-limit is {time_limit}; give minutes, or leave it out for no limit")
+
+
+def _check_data(splits: Splits, recipe: Recipe, manifest: Manifest, model: Path) -> None:
+    """Refuse images and labels that are not those of the model, before anything is trained or attacked.
+
+    Raises:
+        InputError: If shape or number of classes differ.
+    """
+    for what, found, expected in (
+        ("images of shape", list(splits.image_shape), list(manifest.input.shape)),
+        ("a number of classes of", len(splits.classes), len(manifest.classes)),
+    ):
+        if found != expected:
+            raise InputError(
+                f"recipe {recipe.name} has {what} {found}, {model.name} takes {expected}; name the recipe that the "
+                "file was made with"
+            )
+
+
+def _check_plan(plan: Plan, shape: tuple[int, int, int], server: str | None, write_manifest: Path | None) -> None:
+    """Refuse budgets that are none, a server that nothing attacks and a manifest that nothing would fill.
+
+    Raises:
+        RecipeError: With the first of these.
+    """
+    from s2ap_train.redteam.plan import check_budgets
+
+    _, height, width = shape
+    check_budgets(plan.eps, plan.l2, plan.pixels, height * width)
+    if server is not None and not any(attack.needs == "server" for attack in plan.attacks):
+        raise RecipeError(f"--server is given, but none of {plan.name} attacks a server; add square-http, or drop it")
+    if write_manifest is not None and plan.depth == "attacks":
+        raise RecipeError(
+            f"--write-manifest needs the sanity checks of a preset, and {plan.name} names attacks; give a preset with "
+            "--attacks, or leave --write-manifest out"
+        )

@@ -1,0 +1,138 @@
+"""What is attacked: the defended file as it is served, and the bare classifier that is inside it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.model_file import ModelFile
+from s2ap_defend.sequential import SequentialTest
+from s2ap_defend.stages import CLASSIFIER, cut_stage
+from s2ap_defend.types import Float32, Float64, Int64, Verdicts
+from s2ap_train.statistics.outcome import Outcome
+
+RIGHT = 1e3
+"""Score of an image whose base label is right and whose margin is zero; flagged images score below."""
+
+_BATCH = 256
+_WORTH_A_WORKER = 16
+_FLOOR = 1e-30
+
+
+class System(Protocol):
+    """Answers images; the attacker may ask as often as it likes."""
+
+    def __call__(self, images: Float32, labels: Int64) -> Outcome:
+        """Outcome for images [N, C, H, W] whose true labels [N] the attacker knows."""
+
+
+class DefendedSystem:
+    """The defended file, run by the runtime that serves it.
+
+    Args:
+        classifier: The loaded file.
+        workers: Parts of a batch that are evaluated side by side; start the classifier with one thread then.
+    """
+
+    def __init__(self, classifier: DefendedClassifier, *, workers: int = 1) -> None:
+        self._classifier = classifier
+        self._test = classifier.manifest.test.to_test()
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="defended")
+
+    def __call__(self, images: Float32, labels: Int64) -> Outcome:
+        """Outcome of the served verdicts."""
+        count = max(-(-len(images) // _BATCH), min(self._workers, len(images) // _WORTH_A_WORKER), 1)
+        parts = list(self._pool.map(self._classifier, np.array_split(images, count)))
+        return judge(Verdicts.concatenate(parts), labels, self._test)
+
+
+class BareSystem:
+    """The classifier stage alone: no purifier, no members, no test. It never flags."""
+
+    def __init__(self, file: ModelFile, *, threads: int | None = None) -> None:
+        stage = cut_stage(file.proto, CLASSIFIER)
+        self._engine = OnnxRuntimeEngine(stage.SerializeToString(), device="cpu", threads=threads)
+
+    def __call__(self, images: Float32, labels: Int64) -> Outcome:
+        """Outcome of the classifier's labels; the score is its margin."""
+        (log_probabilities,) = self._engine.run({"image": images}, ["log_probabilities"])
+        return never_flagged(log_probabilities, labels)
+
+
+def never_flagged(log_probabilities: Float32, labels: Int64) -> Outcome:
+    """Outcome of a classifier without detector: its labels, with its margin of the true label as the score.
+
+    Args:
+        log_probabilities: Of the attacked images [N, K].
+        labels: True labels [N].
+    """
+    label = log_probabilities.argmax(axis=1)
+    margin = _margin(log_probabilities.astype(np.float64), labels)
+    score = np.where(label != labels, np.minimum(margin, -_FLOOR), np.maximum(margin, _FLOOR))
+    nothing = np.zeros(len(labels), dtype=np.int64)
+    never = nothing.astype(bool)
+    return Outcome(
+        label=label,
+        flagged=never,
+        abstained=never,
+        members_used=nothing,
+        score=score,
+        base_label=label,
+        evidence=np.zeros(len(labels)),
+        not_asked=nothing,
+    )
+
+
+def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
+    """Judge verdicts from the attacker's side.
+
+    The score leads a black-box search: first across the classifier's boundary (RIGHT plus its margin in nats, less
+    the evidence that members already give for other labels), then below the detector's boundary while the label
+    stays wrong (excess of the log-likelihood ratio), until the image is wrong, not flagged and answered (negative).
+    Where the undecided abstain, the boundary that counts for them is the one below which an image is clean.
+
+    Args:
+        verdicts: Of the attacked images.
+        labels: True labels [N].
+        test: The sequential test; its boundaries tell how far the evidence has to fall.
+    """
+    success = ~verdicts.adversarial & ~verdicts.abstained & (verdicts.label != labels)
+    margin = _margin(np.log(np.maximum(verdicts.probabilities.astype(np.float64), _FLOOR)), labels)
+    stop = np.clip(verdicts.members_used, 1, test.members) - 1
+    boundary = np.where(np.isfinite(test.upper[stop]), test.upper[stop], min(test.final_threshold, RIGHT / 2))
+    boundary = np.where(verdicts.abstained & ~verdicts.adversarial, test.lower[stop], boundary)
+    boundary = np.maximum(boundary, -RIGHT / 2)
+    excess = np.clip(verdicts.log_likelihood_ratio - boundary, 0.0, RIGHT / 2) + verdicts.label_change_rate + _FLOOR
+    others = 1.0 - np.take_along_axis(verdicts.votes, labels[:, None], axis=1)[:, 0] / np.maximum(
+        verdicts.members_used, 1
+    )
+    right = RIGHT + np.maximum(margin, 0.0) - 0.5 * others
+    score = np.where(verdicts.base_label != labels, excess, right)
+    return Outcome(
+        label=verdicts.label,
+        flagged=verdicts.adversarial,
+        abstained=verdicts.abstained,
+        members_used=verdicts.members_used,
+        score=np.where(success, -1.0, score),
+        base_label=verdicts.base_label,
+        evidence=verdicts.log_likelihood_ratio,
+        not_asked=np.maximum(most_asked(test) - verdicts.members_used, 0),
+    )
+
+
+def most_asked(test: SequentialTest) -> int:
+    """Members that a test can ask at most: until all is decided, or for the vote on what is flagged."""
+    closed = np.flatnonzero(test.closed)
+    decided = int(closed[0]) + 1 if len(closed) else test.members
+    return max(decided, test.vote_members if test.correct else 0)
+
+
+def _margin(log_probabilities: Float64, labels: Int64) -> Float64:
+    """Log-probability of the true label less that of the best other label [N], in nats."""
+    rows = np.arange(len(labels))
+    others = log_probabilities.copy()
+    others[rows, labels] = -np.inf
+    return np.asarray(log_probabilities[rows, labels] - others.max(axis=1))

@@ -1,0 +1,202 @@
+"""From what the members said of fitting and held-out inputs to the tables of the sequential test."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.manifest import CalibrationRecord, TestTables
+from s2ap_defend.sequential import SequentialTest, run_sequential_test
+from s2ap_defend.types import Float64, Int64
+from s2ap_train.calibration.answers import Answers
+from s2ap_train.calibration.boundaries import (
+    alarm_statistic,
+    check_alarm_possible,
+    check_decidable,
+    closed_when_nothing_follows,
+    conformal_boundary,
+    false_alarms,
+)
+from s2ap_train.calibration.correction import base_votes
+from s2ap_train.calibration.correlation import member_correlation
+from s2ap_train.calibration.evidence import cross_fitted_evidence
+from s2ap_train.calibration.kinds import evidence_bins, kind_name, member_tables, rules, sequential_test
+from s2ap_train.calibration.ordering import gaining_members, greedy_order
+from s2ap_train.calibration.settings import CalibrateOn, Detection
+
+FEWEST = 20
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The result: which member is asked when, and the tables in that order.
+
+    Attributes:
+        order: Index of the member that is asked first, second, ... [n]; members beyond `n_max` are not among them.
+        tables: Tables for the manifest and the graph.
+        clean_disagreement_rates: q0 of each member in the asked order [n].
+        adversarial_disagreement_rates: q1 of each member in the asked order [n].
+    """
+
+    order: Int64
+    tables: TestTables
+    clean_disagreement_rates: Float64
+    adversarial_disagreement_rates: Float64
+
+
+def calibrate(
+    clean: Answers,
+    attacked: Answers,
+    held_out: Answers,
+    config: Detection,
+    *,
+    costs: Sequence[float] | None = None,
+) -> Calibration:
+    """Fit order, bins, increments and base votes on `clean` and `attacked`, and the alarm boundary on `held_out`.
+
+    Order and increments are fitted on the same images; the order on evidence from tables that the image did not fit
+    (`cross_fitted_evidence`). Nothing but the conformal boundary sees `held_out`, so under kind 'conformal' the
+    false-alarm rate on inputs exchangeable with it is at most alpha, however the members are correlated. It says
+    nothing about the detection of attacks that were not measured.
+
+    Args:
+        clean: Clean inputs of the fitting split; those that the classifier gets wrong count only for the base votes.
+        attacked: Attacked inputs; those that the classifier still gets right count only for the base votes.
+        held_out: Clean inputs that fitted nothing.
+        config: Settings.
+        costs: Cost of every member in any one unit, such as milliseconds; None counts each as one.
+
+    Raises:
+        RecipeError: If too few inputs are left to fit or to reach alpha, or the test could never decide.
+    """
+    right, fooled = clean.keep(clean.right), attacked.keep(~attacked.right)
+    if len(right) < FEWEST or len(fooled) < FEWEST:
+        raise RecipeError(
+            f"calibration needs {FEWEST} clean inputs that are classified right and {FEWEST} attacked ones that are "
+            f"classified wrong, got {len(right)} and {len(fooled)}; give more fitting images or a stronger attack"
+        )
+    fixed = rules(config, clean.members)
+    order = np.arange(clean.members, dtype=np.int64)
+    witnesses = clean.members
+    if config.order == "greedy" and config.kind != "paper":
+        evidence = cross_fitted_evidence(right, fooled, evidence_bins(config))
+        order = greedy_order(*evidence, costs)
+        if config.chooses_witnesses:
+            gaining = gaining_members(evidence[0][order], evidence[1][order])
+            witnesses = max(gaining, config.min_accept)
+    order = order[: fixed.members]
+    clean, attacked, held_out, right, fooled = (
+        part.reorder(order) for part in (clean, attacked, held_out, right, fooled)
+    )
+    test = sequential_test(config, fixed, member_tables(config, right, fooled).only_of(witnesses))
+    counted = counted_inputs(held_out, config.calibrate_on)
+    if config.kind == "conformal":
+        test = with_conformal_boundary(test, alarm_statistic(test, counted), config.alpha)
+        test = closed_when_nothing_follows(test, fixed.min_accept)
+    elif config.kind != "paper":
+        check_decidable(test)
+    votes = base_votes("none" if config.kind == "paper" else config.veto, test, clean, attacked)
+    test = replace(test, base_vote_weights=votes.weights, base_vote_edges=votes.edges)
+    record = calibration_record(
+        test, held_out, config.calibrate_on, alpha=config.alpha if config.kind == "conformal" else None
+    )
+    return Calibration(
+        order=order,
+        tables=to_tables(
+            test,
+            kind=kind_name(config),
+            truncation=config.final_rule,
+            alpha=fixed.alpha,
+            beta=fixed.beta,
+            record=record,
+        ),
+        clean_disagreement_rates=right.disagreement_rates,
+        adversarial_disagreement_rates=fooled.disagreement_rates,
+    )
+
+
+def counted_inputs(held_out: Answers, on: CalibrateOn) -> Answers:
+    """The inputs that the false-alarm rate counts: those that the classifier gets right, or all."""
+    return held_out.keep(held_out.right) if on == "correct" else held_out
+
+
+def with_conformal_boundary(test: SequentialTest, statistics: Float64, alpha: float) -> SequentialTest:
+    """The test with the conformal alarm boundary of its own lower boundary and members.
+
+    A boundary that would lie below the clean boundary, where more evidence would be asked for than decided on, is
+    raised to it: that flags fewer inputs.
+
+    Args:
+        test: Without an alarm boundary.
+        statistics: Its alarm statistics of the calibration inputs that count [n].
+        alpha: False-alarm rate.
+
+    Raises:
+        RecipeError: If there are too few inputs for alpha, or no boundary that keeps alpha flags anything.
+    """
+    boundary = conformal_boundary(statistics, alpha)
+    finite = test.lower[np.isfinite(test.lower)]
+    if len(finite):  # two floats above it: the one between is the mark of a closed boundary, see `without_closing`
+        boundary = max(boundary, float(np.nextafter(np.nextafter(finite.max(), math.inf), math.inf)))
+    bounded = replace(test, upper=np.full(test.members, boundary))
+    check_alarm_possible(bounded, alpha)
+    return bounded
+
+
+def calibration_record(
+    test: SequentialTest, held_out: Answers, on: CalibrateOn, *, alpha: float | None
+) -> CalibrationRecord:
+    """What the manifest says of a calibration.
+
+    Args:
+        test: The final test.
+        held_out: All held-out clean inputs.
+        on: Which of them the false-alarm rate counts.
+        alpha: Rate that the boundary was calibrated for; None where it was not, and nothing is promised.
+    """
+    counted = counted_inputs(held_out, on)
+    promised = None if alpha is None else false_alarms(len(counted), alpha)
+    correlation = member_correlation(counted.disagreements)
+    served = run_sequential_test(test, held_out.log_probabilities, held_out.base_label)
+    return CalibrationRecord(
+        on=on,
+        samples=len(counted) if promised else 0,
+        expected_false_alarm_rate=promised.expected if promised else None,
+        false_alarm_bound=promised.bound if promised else None,
+        correlation=correlation.phi,
+        effective_members=correlation.effective_members,
+        reference_ratios=tuple(np.sort(served.log_likelihood_ratio).tolist()),
+    )
+
+
+def to_tables(
+    test: SequentialTest, *, kind: str, truncation: str, alpha: float, beta: float, record: CalibrationRecord
+) -> TestTables:
+    """The test as the manifest writes it."""
+    return TestTables.model_validate(
+        {
+            "kind": kind,
+            "evidence": test.evidence,
+            "edges": test.edges.astype(float).tolist(),
+            "increments": test.increments.tolist(),
+            "lower": finite_or_none(test.lower),
+            "upper": finite_or_none(test.upper),
+            "truncation": truncation,
+            "correction": "correct" if test.correct else "reject",
+            "curtailed": test.curtail,
+            "vote_members": test.vote_members,
+            "base_vote_weights": test.base_vote_weights.tolist(),
+            "base_vote_edges": test.base_vote_edges.tolist(),
+            "waves": test.waves,
+            "alpha": alpha,
+            "beta": beta,
+            "calibration": record,
+        }
+    )
+
+
+def finite_or_none(boundary: Float64) -> list[float | None]:
+    """A boundary as the manifest writes it: None where it is never crossed."""
+    return [value if math.isfinite(value) else None for value in boundary.tolist()]

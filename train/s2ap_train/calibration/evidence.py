@@ -1,0 +1,118 @@
+"""What one answer of one member says: bin edges and log-likelihood increments, fitted on clean and fooled inputs."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from s2ap_defend.sequential import NEAR_TIE, Evidence, member_scores
+from s2ap_defend.types import Float32, Float64
+from s2ap_train.calibration.answers import Answers
+
+SMOOTHING = 0.5
+"""Added to every count, so that a bin that no clean input of the sample fell into is not proof."""
+
+
+@dataclass(frozen=True)
+class MemberTables:
+    """Edges and increments of n members with K bins, as in SequentialTest.
+
+    Attributes:
+        evidence: 'margin' or 'surprise'.
+        edges: float32 [n, K - 1].
+        increments: float64 [n, K].
+    """
+
+    evidence: Evidence
+    edges: Float32
+    increments: Float64
+
+    def only_of(self, members: int) -> "MemberTables":
+        """The tables with nothing from members after the first so many: they only vote."""
+        increments = self.increments.copy()
+        increments[members:] = 0.0
+        return MemberTables(self.evidence, self.edges, increments)
+
+    def of(self, answers: Answers) -> Float64:
+        """Increments that each member gives each input [n, N]."""
+        scores = member_scores(self.evidence, answers.log_probabilities, answers.base_label)
+        rows = zip(self.edges, self.increments, scores, strict=True)
+        return np.stack([table[np.searchsorted(edges, score, side="right")] for edges, table, score in rows])
+
+
+def fit_tables(clean: Answers, fooled: Answers, bins: int) -> MemberTables:
+    """Tables of every member from its answers on clean and on fooled inputs.
+
+    Two bins are the votes 'agrees' and 'disagrees' (weighted members); more are bins of the surprise -log p(base label)
+    between quantiles of the pooled scores, clean and fooled weighing the same. Counts are smoothed by one half. Each
+    increment is the log-likelihood ratio of its bin, non-decreasing in the score: neighbouring bins that would
+    contradict that are merged. A member that separates nothing gets zeros.
+    """
+    evidence: Evidence = "margin" if bins == 2 else "surprise"
+    of_clean, of_fooled = (member_scores(evidence, part.log_probabilities, part.base_label) for part in (clean, fooled))
+    edges = np.full((len(of_clean), bins - 1), NEAR_TIE, dtype=np.float32)
+    increments = np.empty((len(of_clean), bins))
+    for i, (negative, positive) in enumerate(zip(of_clean, of_fooled, strict=True)):
+        if bins > 2:
+            edges[i] = _pooled_quantiles(negative, positive, bins)
+        counts = [
+            np.bincount(np.searchsorted(edges[i], part, side="right"), minlength=bins) + SMOOTHING
+            for part in (negative, positive)
+        ]
+        increments[i] = np.log(increasing_ratio(counts[1] / counts[1].sum(), counts[0] / counts[0].sum()))
+    return MemberTables(evidence, edges, increments)
+
+
+def increasing_ratio(above: Float64, below: Float64) -> Float64:
+    """Ratio above / below of masses in ordered bins, made non-decreasing by merging neighbours.
+
+    Pool-adjacent-violators on masses: the isotonic maximum-likelihood estimate of a likelihood ratio.
+
+    Args:
+        above: Mass of each bin [K], not negative.
+        below: Mass of each bin [K], positive.
+    """
+    blocks: list[tuple[float, float, int]] = []
+    for up, down in zip(above.tolist(), below.tolist(), strict=True):
+        blocks.append((up, down, 1))
+        while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]:
+            last, before = blocks.pop(), blocks.pop()
+            blocks.append((before[0] + last[0], before[1] + last[1], before[2] + last[2]))
+    if len(blocks) == 1:  # everything merged: equal masses are exactly so, and the logarithm is 0
+        ratio = math.fsum(above) / math.fsum(below)
+        return np.full(len(above), 1.0 if math.isclose(ratio, 1.0, rel_tol=1e-12) else ratio)
+    return np.repeat([up / down for up, down, _ in blocks], [size for *_, size in blocks])
+
+
+def cross_fitted_evidence(clean: Answers, fooled: Answers, bins: int, folds: int = 5) -> tuple[Float64, Float64]:
+    """Increments on clean [n, N] and fooled inputs [n, M], each from tables that its image did not fit.
+
+    Tables flatter the inputs that fitted them, the more so the fewer they are and the more bins there are; an order
+    that is chosen on flattered evidence prefers the members that fitted noise best. Folds are images modulo `folds`:
+    an image and its attacked copies lie in one.
+    """
+    fold_of_clean, fold_of_fooled = clean.images % folds, fooled.images % folds
+    evidence = np.zeros((clean.members, len(clean))), np.zeros((fooled.members, len(fooled)))
+    for held in range(folds):
+        fitting = clean.keep(fold_of_clean != held), fooled.keep(fold_of_fooled != held)
+        if not all(map(len, fitting)):
+            continue  # nothing to compare with: no evidence
+        tables = fit_tables(*fitting, bins)
+        evidence[0][:, fold_of_clean == held] = tables.of(clean.keep(fold_of_clean == held))
+        evidence[1][:, fold_of_fooled == held] = tables.of(fooled.keep(fold_of_fooled == held))
+    return evidence
+
+
+def _pooled_quantiles(negative: Float32, positive: Float32, bins: int) -> Float32:
+    """Edges [bins - 1] between quantiles of both samples together, each weighing the same."""
+    size = min(len(negative), len(positive))
+    places = (np.arange(size) + 0.5) / size
+    pooled = np.concatenate([np.quantile(part, places) for part in (negative, positive)])
+    return np.asarray(np.quantile(pooled, np.arange(1, bins) / bins), dtype=np.float32)
+
+
+def binary_rates(clean: Answers, fooled: Answers) -> tuple[Float64, Float64]:
+    """Smoothed disagreement rates (q0 [n], q1 [n]) of the members on clean and on fooled inputs."""
+    counts = ((part.disagreements.sum(axis=1), len(part)) for part in (clean, fooled))
+    q0, q1 = ((disagree + SMOOTHING) / (total + 2 * SMOOTHING) for disagree, total in counts)
+    return np.asarray(q0, dtype=np.float64), np.asarray(q1, dtype=np.float64)

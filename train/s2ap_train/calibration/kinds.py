@@ -1,0 +1,117 @@
+"""The kinds of test: what their members' answers weigh and where their boundaries lie before any is calibrated."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.sequential import FINAL_THRESHOLDS, SequentialTest
+from s2ap_defend.sequential.wald import binary_tables, paper_levels, ville_boundary, wald_boundaries
+from s2ap_train.calibration.answers import Answers
+from s2ap_train.calibration.boundaries import lower_boundaries
+from s2ap_train.calibration.evidence import MemberTables, binary_rates, fit_tables
+from s2ap_train.calibration.settings import Detection
+
+PAPER_RATE = 0.05  # alpha and beta
+PAPER_MEMBERS = 100
+
+NAMES = {
+    "conformal": "conformal: {evidence}, conformal alarm boundary, Wald clean boundary while evidence can follow",
+    "graded": "graded: {evidence}, Wald boundaries",
+    "weighted": "weighted: {evidence}, Wald boundaries",
+    "wald": "wald: votes with shared rates, Wald boundaries",
+    "ville": "ville: votes with shared rates, Ville alarm boundary, Wald clean boundary",
+    "paper": "paper: votes with the levels of Wang et al. 2021, Wald boundaries, sign truncation",
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Everything of a test but its members' answers: the settings as the kind takes them.
+
+    Attributes:
+        alpha: Design or conformal false-alarm rate.
+        beta: Design miss rate.
+        min_accept: Members before 'clean'.
+        members: Members of the test.
+        vote_members: Members that vote on a flagged input.
+        upper: Alarm boundary, +inf where it is still to be calibrated.
+        lower: Clean boundary.
+    """
+
+    alpha: float
+    beta: float
+    min_accept: int
+    members: int
+    vote_members: int
+    upper: float
+    lower: float
+
+
+def rules(config: Detection, members: int) -> Rules:
+    """The rules of a kind for an ensemble of so many members."""
+    kept = min(members, config.n_max or (PAPER_MEMBERS if config.kind == "paper" else members))
+    alpha, beta = (PAPER_RATE, PAPER_RATE) if config.kind == "paper" else (config.alpha, config.beta)
+    lower, upper = wald_boundaries(alpha, beta)
+    if config.kind == "conformal":
+        upper = math.inf
+    elif config.kind == "ville":
+        upper = ville_boundary(alpha)
+    return Rules(
+        alpha=alpha,
+        beta=beta,
+        min_accept=1 if config.kind == "paper" else config.min_accept,
+        members=kept,
+        vote_members=0 if config.kind == "paper" else min(config.vote_members, kept),
+        upper=upper,
+        lower=lower,
+    )
+
+
+def evidence_bins(config: Detection) -> int:
+    """Evidence bins of a member under this kind."""
+    return config.bins if config.kind in {"conformal", "graded"} else 2
+
+
+def member_tables(config: Detection, clean: Answers, fooled: Answers) -> MemberTables:
+    """Edges and increments of the chosen members under this kind.
+
+    Raises:
+        RecipeError: If the members disagree no more on fooled inputs than on clean ones, where the kind needs that.
+    """
+    if config.kind == "paper":
+        q0, q1 = paper_levels(clean.disagreements.mean(axis=0))
+    elif config.kind in {"wald", "ville"}:
+        q0, q1 = (float(rates.mean()) for rates in binary_rates(clean, fooled))
+        if q0 >= q1:
+            raise RecipeError(
+                f"members disagree with {q0:.3f} of the clean and {q1:.3f} of the fooled inputs; a test with shared "
+                "rates needs them to disagree more with fooled ones: choose other members or kind 'conformal'"
+            )
+    else:
+        return fit_tables(clean, fooled, evidence_bins(config))
+    return MemberTables("margin", *binary_tables(q0, q1, members=clean.members))
+
+
+def sequential_test(config: Detection, fixed: Rules, answers: MemberTables) -> SequentialTest:
+    """The test of a kind; its alarm boundary is +inf where it is still to be calibrated."""
+    n = fixed.members
+    return SequentialTest(
+        evidence=answers.evidence,
+        edges=answers.edges,
+        increments=answers.increments,
+        lower=lower_boundaries(fixed.lower, n, fixed.min_accept),
+        upper=np.full(n, fixed.upper),
+        final_threshold=FINAL_THRESHOLDS[config.final_rule],
+        vote_members=fixed.vote_members,
+        waves=tuple(min(config.wave, n - start) for start in range(0, n, config.wave)),
+        correct=config.correction == "correct",
+        undecided_abstains=config.final_rule == "abstain",
+    )
+
+
+def kind_name(config: Detection) -> str:
+    """What the manifest calls the test."""
+    bins = evidence_bins(config)
+    return NAMES[config.kind].format(evidence="weighted votes" if bins == 2 else f"graded evidence in {bins} bins")

@@ -1,0 +1,100 @@
+"""`s2ap-defend calibrate`; light to import, the work is imported when it is asked for."""
+
+from pathlib import Path
+from typing import Literal
+
+import click
+import orjson
+from rich.console import Console
+
+from s2ap_defend.cli.options import device_option
+from s2ap_defend.engines.onnxruntime import Device
+from s2ap_defend.errors import ModelFileError
+from s2ap_defend.model_file import check_writable, open_model_file, write_model_file
+from s2ap_defend.progress import Reporter
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    "source",
+    required=True,
+    metavar="SOURCE",
+    help="Clean images: a folder or zip of CLASS/IMAGE, an .npz file, or a recipe, whose calibration part is taken.",
+)
+@click.option("--root", type=click.Path(path_type=Path), help="Where the data of a recipe lies.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write; by default MODEL.calibrated.onnx."
+)
+@click.option("--alpha", type=float, default=0.02, show_default=True, help="False-alarm rate.")
+@click.option(
+    "--calibrate-on",
+    "on",
+    type=click.Choice(["correct", "all"]),
+    default="correct",
+    show_default=True,
+    help="Whether alpha counts the images that the classifier gets right, or all; 'all' needs no labels.",
+)
+@click.option("--min-accept", type=click.IntRange(1), help="Members asked before 'clean'; the file's by default.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many images, a random sample.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON instead of a table.")
+@device_option
+def calibrate(
+    model: Path,
+    source: str,
+    root: Path | None,
+    output: Path | None,
+    alpha: float,
+    on: Literal["correct", "all"],
+    min_accept: int | None,
+    limit: int | None,
+    as_json: bool,
+    device: Device,
+) -> None:
+    """Give MODEL a new alarm boundary from new clean images, without training, and write a new file.
+
+    The boundary is conformal: on images like these the false-alarm rate is at most alpha, on average over samples of
+    this size. Images must not be ones that the file was trained, chosen or fitted on. Nothing but the boundaries
+    changes; what was measured with the old ones is left out of the new file.
+    """
+    from s2ap_train.calibration.settings import check_alpha
+    from s2ap_train.calibration.stage_engines import StageEngines
+    from s2ap_train.commands.calibrate.clean_data import load_clean_data
+    from s2ap_train.commands.calibrate.recalibration import recalibrate, recalibrated_manifest, recalibrated_model
+    from s2ap_train.commands.calibrate.report import print_report, to_json
+
+    check_alpha(alpha)
+    file = open_model_file(model)
+    if file.format_version == 1:
+        raise ModelFileError(
+            f"{model} is a file of version 1, whose format cannot say how it was calibrated; export it again"
+        )
+    output = model.with_name(f"{model.stem}.calibrated{model.suffix}") if output is None else output
+    check_writable(output)
+    console = Console()
+    told = Console(stderr=True) if as_json else console
+    data = load_clean_data(source, file.manifest, root=root, limit=limit, labelled=on == "correct")
+    for warning in data.warnings:
+        told.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    with Reporter(told).step("images asked", 1) as step:
+        answers = StageEngines.from_file(file, device=device).answers(data.images, data.labels)
+        step.advance(data.description)
+    result = recalibrate(
+        file.manifest.test, answers, alpha=alpha, on=on, min_accept=min_accept, labelled=data.labels is not None
+    )
+    write_model_file(
+        recalibrated_model(file.proto, result.tables), recalibrated_manifest(file.manifest, result.tables), output
+    )
+    if as_json:
+        more = {"measurements_dropped": len(file.manifest.measured), "output": str(output)}
+        click.echo(orjson.dumps({**to_json(result), **more}, option=orjson.OPT_INDENT_2).decode())
+        return
+    print_report(result, console)
+    if file.manifest.measured:
+        told.print(
+            "what was measured with the old boundary is not in the new file; measure it with s2ap-defend evaluate",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"wrote {output}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,254 @@
+"""The phases of one pruning run, each of which goes on where it was killed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.progress import Reporter
+from s2ap_train.commands.prune.metrics import Timings, run_metrics
+from s2ap_train.compute import Compute, ComputeSettings
+from s2ap_train.data import Splits
+from s2ap_train.ensemble import ModelTable
+from s2ap_train.models import Classifier, create
+from s2ap_train.models import build as build_classifier
+from s2ap_train.pruning import Tuned, finetune, prune
+from s2ap_train.pruning.methods import epochs_known, needs_training, needs_tuning, structure_name
+from s2ap_train.recipe import PruningRecipe
+from s2ap_train.storage.checkpoint import RECORD_FILE, check_replaceable
+from s2ap_train.storage.lock import locked
+from s2ap_train.storage.run_folder import read_run, write_run
+from s2ap_train.storage.snapshots import Snapshots
+from s2ap_train.storage.stopwatch import Stopwatch
+from s2ap_train.storage.workbench import Trained, Workbench, accuracies, fingerprint
+from s2ap_train.threads import one_thread
+from s2ap_train.training import OnEpoch, train_classifier
+
+
+def run_pruning(
+    compute: Compute, recipe: PruningRecipe, output: Path, work_dir: Path, reporter: Reporter
+) -> Mapping[str, Any]:
+    """Train, measure, prune, fine-tune and measure again; the run folder holds the result, this returns its metrics.
+
+    Every epoch of every phase is kept in `work_dir`: started again, a killed run loses at most the epoch it was in and
+    ends with the mask of an unbroken one. The dense network stays there for other methods with the same training. A run
+    folder that was made with the same recipe is not made again.
+
+    Args:
+        compute: Where; of several processes only the first one writes and reports.
+        recipe: What to do.
+        output: The run folder to write; checked before anything is trained.
+        work_dir: Folder of what is unfinished.
+        reporter: Told about every phase.
+
+    Raises:
+        RecipeError: If something in the recipe cannot work, or a phase collapsed: the folder then holds the last good
+            network, and the message says so.
+    """
+    check_replaceable(output)
+    with reporter.step("data", 1) as loading:
+        splits = recipe.load_data(lambda done, total: loading.advance(f"{done}/{total} images", done=0))
+        loading.note = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test"
+    dense = dense_settings(recipe, splits)
+    key = fingerprint((recipe.model_copy(update={"compute": _what_counts(recipe.compute)}), dense))
+    if (finished := _finished(output, key)) is not None:
+        reporter.line(f"{output}: reused, it was made with the same recipe and data")
+        return _reported(finished, output)
+    run = _Run(compute, recipe, splits, work_dir, key, dense, reporter)
+    with locked(work_dir / f".run-{key[:12]}.lock", wait=False) if compute.is_main else nullcontext():
+        return _made(run, output)
+
+
+def _made(run: _Run, output: Path) -> Mapping[str, Any]:
+    """Go through the phases and write the run folder."""
+    recipe, splits = run.recipe, run.splits
+    with one_thread() if recipe.data.source == "digits" else nullcontext():
+        dense = run.trained() if needs_training(recipe.pruning) else None
+        tuned = run.pruned(run.fresh() if dense is None else dense)
+        metrics = run_metrics(recipe, splits, dense, tuned, run.timings(), run.reporter, collapse=run.collapse)
+    if run.compute.is_main:
+        write_run(
+            output,
+            weights=tuned.model.state_dict(),
+            masks=tuned.pruned.masks,
+            scores=tuned.pruned.scores,
+            config=recipe.model_dump(mode="json"),
+            metrics=metrics,
+            record={"architecture": _architecture(tuned.model), "classes": list(splits.classes), "settings": run.key},
+        )
+        run.snapshots.clear()
+        run.stopwatch.clear()
+    return _reported(metrics, output)
+
+
+def _reported(metrics: Mapping[str, Any], output: Path) -> Mapping[str, Any]:
+    if metrics["collapse"] is not None:
+        raise RecipeError(f"collapse: {metrics['collapse']}; {output} holds the last good network before it")
+    return metrics
+
+
+class _Run:
+    """What the phases share."""
+
+    def __init__(
+        self,
+        compute: Compute,
+        recipe: PruningRecipe,
+        splits: Splits,
+        work_dir: Path,
+        key: str,
+        dense: tuple[object, ...],
+        reporter: Reporter,
+    ) -> None:
+        self.compute, self.recipe, self.splits, self.reporter = compute, recipe, splits, reporter
+        self.work_dir, self.key, self.dense_settings = work_dir, key, dense
+        self.snapshots = Snapshots(work_dir / f"run-{key[:12]}", key)
+        self.stopwatch = Stopwatch(work_dir / f"run-{key[:12]}.seconds" if compute.is_main else None, key)
+        self.data = (splits.train.images, splits.train.labels, (splits.validation.images, splits.validation.labels))
+        self.dense_seconds: float | None = None
+        self.collapse: str | None = None
+
+    def fresh(self) -> Classifier:
+        """The network before any training."""
+        network = create(self.recipe.model, self.splits.image_shape, len(self.splits.classes), self.recipe.seed)
+        return self.compute.place(network)
+
+    def trained(self) -> Classifier:
+        """The dense network, adversarially trained."""
+        recipe, parts = self.recipe, self.dense_settings
+        watch = Stopwatch(self.work_dir / "dense.seconds" if self.compute.is_main else None, fingerprint(parts))
+
+        def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
+            model = self.fresh()
+            watch.start()
+            training = train_classifier(
+                model,
+                *self.data,
+                recipe.adversarial,
+                seed=recipe.seed,
+                compute=self.compute,
+                snapshots=snapshots,
+                on_epoch=watch.timed("dense", hook),
+            )
+            record = {
+                "architecture": model.architecture(),
+                "history": list(training.history),
+                "seconds": watch.seconds("dense"),
+                "collapse": training.collapse,
+            }
+            return Trained(model, record)
+
+        lock = locked(self.work_dir / ".dense.lock", wait=True) if self.compute.is_main else nullcontext()
+        with lock:  # another run that trains the same network is waited for, and its network reused
+            model, record = Workbench(self.work_dir, self.reporter, keep=self.compute.is_main).part(
+                "dense",
+                settings=parts,
+                epochs=recipe.adversarial.epochs,
+                rebuild=build_classifier,
+                train=train,
+                note=accuracies,
+                summary=lambda record: accuracies(record["history"][-1]),
+            )
+        watch.clear()
+        self.dense_seconds = record["seconds"]
+        self._note("training of the dense network", record["collapse"])
+        return self.compute.place(model)
+
+    def pruned(self, start: Classifier) -> Tuned:
+        """The pruned network, fine-tuned where its method needs it."""
+        recipe, watch = self.recipe, self.stopwatch
+        watch.start()
+        with self.reporter.step("prune", max(1, epochs_known(recipe.pruning))) as step:
+            found = prune(
+                start,
+                *self.data,
+                recipe.pruning,
+                seed=recipe.seed,
+                compute=self.compute,
+                snapshots=self.snapshots.child("prune"),
+                on_epoch=watch.timed("prune", lambda _, record: step.advance(accuracies(record))),
+            )
+            watch.lap("prune")
+        self._note("pruning", found.collapse)
+        tuning = recipe.finetune if needs_tuning(recipe.pruning) else None
+        with self.reporter.step("fine-tune", 1 if tuning is None else tuning.epochs) as step:
+            step.note = "not needed by this method" if tuning is None else ""
+            tuned = finetune(
+                found,
+                *self.data,
+                tuning,
+                structure=structure_name(recipe.pruning),
+                seed=recipe.seed,
+                compute=self.compute,
+                snapshots=self.snapshots.child("finetune"),
+                on_epoch=watch.timed("finetune", lambda _, record: step.advance(accuracies(record))),
+            )
+        self._note("fine-tuning", None if tuned.tuning is None else tuned.tuning.collapse)
+        return tuned
+
+    def timings(self) -> Timings:
+        """Seconds of the phases."""
+        seconds = self.stopwatch.seconds
+        return Timings(pretrain=self.dense_seconds, search=seconds("prune"), finetune=seconds("finetune"))
+
+    def _note(self, phase: str, collapse: str | None) -> None:
+        if collapse is not None:
+            self.collapse = self.collapse or f"{phase}, {collapse}"
+            self.reporter.line(f"{phase} collapsed ({collapse}); going on with the last good epoch")
+
+
+def dense_settings(recipe: PruningRecipe, splits: Splits) -> tuple[object, ...]:
+    """Everything that decides the dense network of a recipe: what its checkpoint is kept under."""
+    data = (recipe.data, splits.sha256())
+    return data, recipe.seed, recipe.model, _code(recipe.model), recipe.adversarial, _what_counts(recipe.compute)
+
+
+def _finished(output: Path, key: str) -> Mapping[str, Any] | None:
+    """Metrics of a run folder that was made with these settings.
+
+    Raises:
+        RecipeError: If something else is there, which would be lost.
+    """
+    if not (output / RECORD_FILE).exists():
+        return None
+    run = read_run(output)
+    if run.record.get("settings") == key:
+        return run.metrics
+    raise RecipeError(
+        f"{output} holds a run of {run.metrics['name']} with other settings; choose another folder or remove it"
+    )
+
+
+def _what_counts(compute: ComputeSettings) -> ComputeSettings:
+    """The settings that change results: batch normalisation sees the share of one device."""
+    return ComputeSettings(devices=compute.devices, precision=compute.precision)
+
+
+def _code(model: ModelTable) -> str | None:
+    """SHA-256 of the file that a user's factory comes from; None for a network of ours."""
+    factory = model if isinstance(model, str) else str(model.get("factory", ""))
+    if ":" not in factory:
+        return None
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.util.find_spec(factory.partition(":")[0])
+    except (ImportError, ValueError):
+        found = None  # the error comes where the network is made
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    source = Path(found.origin) if found is not None and found.origin else None
+    return hashlib.sha256(source.read_bytes()).hexdigest() if source is not None and source.is_file() else None
+
+
+def _architecture(model: nn.Module) -> dict[str, Any]:
+    if not isinstance(model, Classifier):  # our own bug: networks are made by `create`
+        raise TypeError(f"pruning returned a {type(model).__name__}")
+    return model.architecture()

@@ -1,5 +1,0 @@
-"""Machinery of attacks on defended systems: what is attacked, gradient searches, objectives, and how success counts."""
-
-from s2ap_train.evaluate.budget import AdaptiveBudget
-
-__all__ = ["AdaptiveBudget"]

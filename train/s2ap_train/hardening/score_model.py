@@ -1,0 +1,144 @@
+"""The score model as a part that is kept: trained or reloaded, measured, and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.model_file import replace_file
+from s2ap_train.compute import Compute
+from s2ap_train.data import Splits
+from s2ap_train.models.cost import parameter_count
+from s2ap_train.purifier import UNet, build, train_score_model
+from s2ap_train.purifier.denoisers import fit_gaussian
+from s2ap_train.purifier.sizes import pass_flops
+from s2ap_train.recipe import Recipe, ScoreRecipe
+from s2ap_train.storage.checkpoint import json_bytes
+from s2ap_train.storage.snapshots import Snapshots
+from s2ap_train.storage.workbench import Trained, Workbench, fingerprint
+from s2ap_train.training import OnEpoch
+
+NAME = "score-model"
+METRICS_FILE = "metrics.json"
+METRICS_VERSION = 1
+SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class ScorePart:
+    """A score model and what is known of it.
+
+    Attributes:
+        net: In evaluation mode, without gradients, on the CPU.
+        record: JSON values: `architecture`, `parameters`, `flops` of a pass for one image, `seconds`, `device`,
+            `processes`, `precision`, `validation_error`, `history`, and `denoising`, errors by sigma.
+        key: Fingerprint of what decided it.
+    """
+
+    net: UNet
+    record: Mapping[str, Any]
+    key: str
+
+
+def deciding_settings(recipe: Recipe | ScoreRecipe, compute: Compute) -> object:
+    """What decides a score model; not the number of devices: it changes the order of sums, and no statistics."""
+    return recipe.data, recipe.score_model, recipe.seed, compute.precision
+
+
+def score_part(recipe: Recipe | ScoreRecipe, splits: Splits, workbench: Workbench, compute: Compute) -> ScorePart:
+    """Train or reload the score model of a recipe.
+
+    Raises:
+        RecipeError: If the recipe's score model does not fit the images, or its training ends without a finite loss.
+    """
+    config = recipe.score_model
+    try:
+        config.architecture(splits.image_shape)  # refused before anything is written
+    except RecipeError as error:
+        raise RecipeError(f"recipe {recipe.name}: score_model: {error}") from error
+    settings = deciding_settings(recipe, compute)
+
+    def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[UNet]:
+        trained = train_score_model(
+            splits.train.images,
+            config,
+            seed=recipe.seed,
+            validation=splits.validation.images,
+            compute=compute,
+            snapshots=snapshots,
+            on_epoch=hook,
+        )
+        record = {
+            "architecture": trained.net.architecture(),
+            "parameters": parameter_count(trained.net),
+            "flops": pass_flops(trained.net, splits.image_shape),
+            "device": compute.device.type,
+            "processes": compute.world_size,
+            "precision": compute.precision,
+            "validation_error": trained.validation_error,
+            "history": list(trained.history),
+            "denoising": [asdict(error) for error in trained.denoising],
+        }
+        return Trained(trained.net, record)
+
+    net, record = workbench.part(
+        NAME,
+        settings=settings,
+        epochs=config.epochs,
+        rebuild=build,
+        train=train,
+        note=_denoising,
+        summary=_denoising,
+    )
+    return ScorePart(net.requires_grad_(False), record, fingerprint(settings))
+
+
+def report_score_part(
+    part: ScorePart, recipe: Recipe | ScoreRecipe, splits: Splits, folder: Path, *, samples: int = SAMPLES
+) -> Mapping[str, Any]:
+    """Write metrics.json, report.html and its pictures into a folder, unless those of this very part are there.
+
+    Args:
+        part: The score model.
+        recipe: What it was trained by.
+        splits: Its data; validation images are shown, the Gaussian is fitted to the training images.
+        folder: Where; it is made where it does not exist.
+        samples: Images to show.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        DefendError: If the folder cannot be written.
+    """
+    from s2ap_train.purifier.score_report import FILES, write_score_report
+
+    known = {
+        "format_version": METRICS_VERSION,
+        "name": recipe.name,
+        "data": splits.name,
+        "seed": recipe.seed,
+        "settings": part.key,
+        "score_model": asdict(recipe.score_model),
+        "samples": min(samples, len(splits.validation)),
+    }
+    kept = {key: value for key, value in part.record.items() if key not in {"settings", "weights_sha256"}}
+    metrics = {**known, **kept}
+    written = json_bytes(metrics, "the metrics of the score model")
+    path = folder / METRICS_FILE
+    if all((folder / name).exists() for name in FILES) and path.exists() and path.read_bytes() == written:
+        return metrics
+    shown = torch.from_numpy(splits.validation.images[:samples])
+    gaussian = fit_gaussian(torch.from_numpy(splits.train.images))
+    write_score_report(folder, metrics, part.net, gaussian, shown)
+    replace_file(path, written)
+    return metrics
+
+
+def _denoising(metrics: Mapping[str, Any]) -> str:
+    return f"denoising error {metrics['validation_error']:.3f} of the noise"

@@ -1,0 +1,27 @@
+"""Recipes: everything that a command does, as one TOML file."""
+
+from s2ap_train.recipe.recipe import (
+    EnsembleRecipe,
+    PruningRecipe,
+    Recipe,
+    ScoreRecipe,
+    check_networks,
+    load_ensemble_recipe,
+    load_pruning_recipe,
+    load_recipe,
+    load_score_recipe,
+    packaged_recipes,
+)
+
+__all__ = [
+    "EnsembleRecipe",
+    "PruningRecipe",
+    "Recipe",
+    "ScoreRecipe",
+    "check_networks",
+    "load_ensemble_recipe",
+    "load_pruning_recipe",
+    "load_recipe",
+    "load_score_recipe",
+    "packaged_recipes",
+]

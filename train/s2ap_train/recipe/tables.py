@@ -1,0 +1,64 @@
+"""Small tables of a recipe: what is measured, and how it is exported."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from s2ap_train.settings import Table
+
+__all__ = ["EvaluationSettings", "ExportSettings", "MeasureSettings"]
+
+
+class EvaluationSettings(Table):
+    """What the closing table of `harden` measures, and `evaluate` unless it is told otherwise.
+
+    Attributes:
+        samples: Test images.
+        budget: Work of the attacks, 'quick', 'standard' or 'full'.
+        attacks: A preset, or names of attacks with commas between them; None: the preset of that budget.
+        l2: l2 budget, pixels in [0, 1]; None: a third of the length of a change of eps in every pixel.
+        pixels: l0 budget: positions (row, column) that may change.
+    """
+
+    samples: Annotated[int, Field(ge=10)]
+    budget: Literal["quick", "standard", "full"]
+    attacks: str | None = None
+    l2: Annotated[float, Field(gt=0)] | None = None
+    pixels: Annotated[int, Field(ge=1)] = 3
+
+
+class ExportSettings(Table):
+    """How the model file is written.
+
+    Attributes:
+        precision: What the purifier's convolutions compute in; all else is float32 always.
+    """
+
+    precision: Literal["float32", "float16"] = "float32"
+
+
+class MeasureSettings(Table):
+    """What `prune` measures beside accuracy, on test images.
+
+    Attributes:
+        samples: Test images at the most.
+        steps: PGD steps.
+        restarts: Random starts, each run once for the cross-entropy and once for the margin; the worst counts.
+        sharpness_radius: Largest relative change of scores, the same for every method.
+        sharpness_samples: Validation images that sharpness and curvature are measured on.
+        curvature_iterations: Products with the surrogate Hessian.
+        transferability: Whether attacks are carried between the dense, the pruned and the INT8 network.
+        sensitivity: Whether input gradients are measured and the attack's own sanity is checked.
+        autoattack: Test images that AutoAttack's standard version is run on, on the shipped network; 0 = none. It takes
+            hundreds of times as long as the attacks above.
+    """
+
+    samples: Annotated[int, Field(ge=2)] = 256
+    steps: Annotated[int, Field(ge=1)] = 20
+    restarts: Annotated[int, Field(ge=1)] = 2
+    sharpness_radius: Annotated[float, Field(gt=0)] = 0.05
+    sharpness_samples: Annotated[int, Field(ge=2)] = 128
+    curvature_iterations: Annotated[int, Field(ge=1)] = 30
+    transferability: bool = True
+    sensitivity: bool = True
+    autoattack: Annotated[int, Field(ge=0)] = 0

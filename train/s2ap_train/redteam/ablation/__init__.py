@@ -1,0 +1,1 @@
+"""Rows of less and less defence, each attacked and compared with the whole."""

@@ -1,0 +1,118 @@
+"""The plain alternative to a defence: one adversarially trained classifier that costs as much as all of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.model_file import ModelFile
+from s2ap_defend.types import Int64
+from s2ap_train.data import Splits
+from s2ap_train.hardening.network import Network
+from s2ap_train.hardening.parts import Workshop
+from s2ap_train.models import create
+from s2ap_train.models.cost import flops
+from s2ap_train.recipe import Recipe
+from s2ap_train.storage.workbench import Workbench
+from s2ap_train.twin import Twin
+
+__all__ = ["NAME", "defence_flops", "wider_classifier", "wider_network"]
+
+NAME = "wider"
+"""Of the part and its folder."""
+_HALVINGS = 12  # of a factor of two: to 2e-4 of a width
+_WIDEST = 64.0
+
+
+def defence_flops(file: ModelFile, members_used: Int64) -> float:
+    """Floating point operations that a file spends on a clean image, a multiply-add counted as 2.
+
+    Convolutions and matrix products of purifier, classifier and the members that were asked, in whole waves.
+
+    Args:
+        file: The opened model file.
+        members_used: Members asked of each clean image [N]; the mean over images counts.
+    """
+    twin = Twin.from_file(file, segments=1)
+    image = torch.full((1, *file.manifest.input.shape), 0.5)
+    with torch.no_grad():
+        alone = _counted(twin.purify, image) + _counted(twin.classify, image)
+        waves = np.cumsum(twin.test.waves)
+        members = np.array([_counted(partial(twin.members, count=int(end)), image) for end in waves])
+    return alone + float(members[np.searchsorted(waves, members_used)].mean())
+
+
+def wider_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: int, wanted: float) -> dict[str, Any]:
+    """The recipe's network with its channels scaled so that it costs what is wanted, as nearly as whole channels allow.
+
+    Args:
+        recipe: Its `model` must take a factor `width`, as all of ours do.
+        image_shape: (C, H, W).
+        classes: Number of classes.
+        wanted: Floating point operations of one image.
+
+    Raises:
+        RecipeError: If the network takes no `width`, or what is wanted is out of its reach.
+    """
+    table = _table(recipe)
+    before = float(table.get("width", 1.0))
+
+    @cache
+    def cost(factor: float) -> int:
+        return flops(create({**table, "width": before * factor}, image_shape, classes), image_shape)
+
+    low = high = 1.0
+    while cost(low) > wanted and low > 1.0 / _WIDEST:
+        low, high = low / 2, low
+    while cost(high) < wanted and high < _WIDEST:
+        low, high = high, high * 2
+    if not cost(low) <= wanted <= cost(high):
+        raise RecipeError(
+            f"no width of the recipe's network, from {1 / _WIDEST:g} to {_WIDEST:g} times its channels, costs "
+            f"{wanted:.3g} floating point operations; leave the wider classifier out"
+        )
+    for _ in range(_HALVINGS):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if cost(middle) <= wanted else (low, middle)
+    nearest = min((low, high), key=lambda factor: abs(np.log(cost(factor) / wanted)))
+    return {**table, "width": before * nearest}
+
+
+def wider_classifier(recipe: Recipe, splits: Splits, workbench: Workbench, wanted: float) -> Network:
+    """The adversarially trained classifier of `wider_network`, kept as a part: trained once, and on after a kill.
+
+    It is trained as the recipe's adversarial network, with the learning rate divided by the factor of the width: the
+    recipe's own rate lets a network of many times the channels diverge. Nothing else is tuned for it.
+
+    Args:
+        recipe: Gives the network and `adversarial`, its training.
+        splits: The data; train and validation are used.
+        workbench: Keeps it under NAME.
+        wanted: Floating point operations of one image, as `defence_flops` counts them.
+
+    Raises:
+        RecipeError: As `wider_network`.
+    """
+    table = wider_network(recipe, splits.image_shape, len(splits.classes), wanted)
+    factor = table["width"] / float(_table(recipe).get("width", 1.0))
+    training = replace(recipe.adversarial, lr=recipe.adversarial.lr / max(1.0, factor))
+    return Workshop(recipe.model_copy(update={"model": table}), splits, workbench).dense(NAME, training)
+
+
+def _table(recipe: Recipe) -> dict[str, Any]:
+    return dict(recipe.model) if isinstance(recipe.model, Mapping) else {"name": recipe.model}
+
+
+def _counted(function: Callable[[Tensor], Tensor], image: Tensor) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        function(image)
+    return int(counter.get_total_flops())

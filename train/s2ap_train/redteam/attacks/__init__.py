@@ -1,0 +1,1 @@
+"""Attacks on a defended file: one file an attack, with its entry in the catalogue."""

@@ -1,0 +1,98 @@
+"""What an attack of the red team is: a function of a target and a task, with what it assumes in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from s2ap_defend.types import Float32
+from s2ap_train.adaptive.budget import AdaptiveBudget
+from s2ap_train.adaptive.goals import Goal
+from s2ap_train.attacks.catalogue import Norm
+from s2ap_train.data import ImageSet
+from s2ap_train.redteam.target import Target
+
+__all__ = ["Found", "Goal", "Knowledge", "Need", "RedTeamAttack", "Task"]
+
+Knowledge = Literal["nothing", "classifier", "other networks", "answers", "everything"]
+"""What the attacker knows: a control without attacker | the bare classifier | networks that he trained himself | what
+the system answers to any image | every weight, table and constant."""
+
+Need = Literal["surrogates", "server", "library"]
+"""What an attack needs that a model file does not have: networks trained by the attacker, a server that answers, an
+optional library."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an attack is given beside its target.
+
+    Attributes:
+        data: Clean images and true labels; images that are misclassified anyway are in it.
+        eps: l_inf budget, pixels in [0, 1].
+        l2: l2 budget, pixels in [0, 1].
+        pixels: l0 budget: positions (row, column) that may change.
+        seed: Of everything random; another for every part of the images.
+        budget: Steps, restarts and queries.
+        known: Images, like `data`'s, that attacks named in `after` have found; those that did not run are not there.
+        surrogates: Networks that the attacker trained himself: images -> logits. The first is his base, the others his
+            members. Empty: there are none.
+        server: Address of a server that serves the same file; None: there is none.
+    """
+
+    data: ImageSet
+    eps: float
+    l2: float
+    pixels: int
+    seed: int
+    budget: AdaptiveBudget
+    known: Mapping[str, Float32] = field(default_factory=dict)
+    surrogates: tuple[nn.Module, ...] = ()
+    server: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an attack made of the images of a task.
+
+    Attributes:
+        images: float32 [N, C, H, W] in [0, 1] and inside the budget of the attack's norm, for every image of the task.
+        notes: JSON values that the report shows: settings, queries, which part broke how many.
+    """
+
+    images: Float32
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RedTeamAttack:
+    """An attack by name.
+
+    Attributes:
+        name: As it is asked for and reported.
+        run: The attack.
+        goal: What counts as its success.
+        knows: What the attacker knows.
+        norm: Norm of its budget: 'linf', 'l2' or 'l0'; None: a control that keeps to none.
+        assumes: One sentence for the report: what the attacker does and what he needs for it.
+        source: Paper.
+        needs_test: Whether it attacks members and test, so that there is nothing to attack in a bare classifier.
+        needs: What it needs beside the file.
+        after: Attacks whose images it starts from.
+        weight: Its time, roughly, against others; long ones are started first.
+    """
+
+    name: str
+    run: Callable[[Target, Task], Found]
+    goal: Goal
+    knows: Knowledge
+    norm: Norm | None
+    assumes: str
+    source: str
+    needs_test: bool = False
+    needs: Need | None = None
+    after: tuple[str, ...] = ()
+    weight: float = 1.0

@@ -1,0 +1,78 @@
+"""Attacks on the bare classifier, replayed on the defence, and the search that begins where all others ended."""
+
+from __future__ import annotations
+
+from s2ap_train.adaptive.search import adaptive_attack
+from s2ap_train.attacks import oblivious
+from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.redteam.target import Target
+
+__all__ = ["ATTACKS", "SEARCH"]
+
+
+def _fgsm(target: Target, task: Task) -> Found:
+    images = oblivious.fgsm(target.classify, task.data, eps=task.eps, seed=task.seed)
+    return Found(images, {"steps": 1, "made_on": "bare classifier"})
+
+
+def _pgd(target: Target, task: Task) -> Found:
+    images = oblivious.pgd(target.classify, task.data, eps=task.eps, seed=task.seed)
+    settings = {"steps": oblivious.PGD_STEPS, "relative_step_size": oblivious.PGD_RELATIVE_STEP}
+    return Found(images, {**settings, "made_on": "bare classifier"})
+
+
+def _search(target: Target, task: Task) -> Found:
+    """Descents of several kinds on every image that nothing has broken yet.
+
+    What `task.known` holds is tried first and is where descents start from the best image so far. The notes say how
+    many images each descent broke that none before it had: `broken_by`; those of other attacks are 'other attack'.
+    """
+    result = adaptive_attack(
+        target.system,
+        target.view,
+        target.plan(task.budget),
+        task.data,
+        eps=task.eps,
+        budget=task.budget,
+        seed=task.seed,
+        candidates=list(task.known.values()),
+    )
+    return Found(result.images, {"broken_by": result.broken_by})
+
+
+ATTACKS = (
+    RedTeamAttack(
+        name="fgsm",
+        run=_fgsm,
+        goal="mislead",
+        knows="classifier",
+        norm="linf",
+        assumes="one step along the sign of the bare classifier's gradient; the attacker does not know of the defence",
+        source="Goodfellow et al. 2015, arXiv 1412.6572",
+        weight=0.2,
+    ),
+    RedTeamAttack(
+        name="pgd",
+        run=_pgd,
+        goal="mislead",
+        knows="classifier",
+        norm="linf",
+        assumes="20 steps up the bare classifier's cross-entropy from a random point; the attacker does not know of "
+        "the defence",
+        source="Madry et al. 2018, arXiv 1706.06083",
+        weight=0.3,
+    ),
+)
+
+SEARCH = RedTeamAttack(
+    name="unrolled-pgd",
+    run=_search,
+    goal="mislead",
+    knows="everything",
+    norm="linf",
+    assumes="descents of several kinds through purifier, classifier, members and test, on every image that no other "
+    "attack has broken, from random points and from the best image of any attack",
+    source="Croce and Hein 2020, arXiv 2003.01690; Bryniarski et al. 2021, arXiv 2106.15023",
+    weight=8.0,
+)
+"""The search; the catalogue says after which attacks it comes."""

@@ -1,0 +1,108 @@
+"""APGD of the library pyautoattack, through every step of the purifier."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from pyautoattack.autopgd_base import APGDAttack
+
+from s2ap_train.adaptive.views import Path
+from s2ap_train.attacks.budget import project
+from s2ap_train.measures.autoattack import autoattacked
+from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.redteam.attacks.cross_checks import BehindThePurifier
+from s2ap_train.redteam.attacks.white_box_search import alone
+from s2ap_train.redteam.target import Target
+
+__all__ = ["ATTACKS"]
+
+_FEWEST_LOGITS = 3  # the loss divides by the distance of the first from the third
+
+Loss = Literal["ce", "dlr"]
+
+
+def _apgd(loss: Loss, target: Target, task: Task) -> Found:
+    """The classifier behind the purifier, its detector ignored: images that fool it are kept, flagged or not.
+
+    The library's restarts go to the images that are not fooled yet; those that never are come back clean. Below three
+    classes the difference-of-logits ratio does not exist, and its place is taken by the cross-entropy.
+    """
+    budget = alone(task.budget)
+    path: Path = "exact" if target.purifies else "none"
+    images, labels = task.data.images, task.data.labels
+    with torch.no_grad():
+        classes = target.view(torch.from_numpy(images[:1]), path, 0)[0].shape[1]
+    used: Loss = loss if classes >= _FEWEST_LOGITS else "ce"
+    found = images.copy()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", "there are .* points with zero gradient")  # the checks look for them
+        for rows in np.array_split(np.arange(len(images)), -(-len(images) // budget.batch)):
+            attack = APGDAttack(
+                lambda x: target.view(x, path, 0)[0],
+                n_iter=budget.steps,
+                n_restarts=budget.restarts,
+                eps=task.eps,
+                seed=task.seed,
+                loss=used,
+                device="cpu",
+            )
+            x, y = torch.from_numpy(images[rows]), torch.from_numpy(labels[rows])
+            found[rows] = attack.perturb(x, y).detach().numpy()
+    return Found(project(found, images, task.eps), {"steps": budget.steps, "restarts": budget.restarts, "loss": used})
+
+
+def _autoattack(target: Target, task: Task) -> Found:
+    """The whole of AutoAttack on the classifier behind the purifier; what is flagged is for the file to say."""
+    x, y = torch.from_numpy(task.data.images), torch.from_numpy(task.data.labels)
+    budget = task.budget
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "there are .* points with zero gradient")
+        found, attacks, _ = autoattacked(
+            BehindThePurifier(target.view).eval(),
+            x,
+            y,
+            eps=task.eps,
+            seed=task.seed,
+            iterations=budget.steps,
+            queries=budget.square_queries,
+            batch_size=budget.batch,
+        )
+    notes = {"attacks": list(attacks), "steps": budget.steps, "queries": budget.square_queries}
+    return Found(project(found.detach().numpy(), task.data.images, task.eps), notes)
+
+
+_LOSSES: tuple[tuple[Loss, str], ...] = (("ce", "cross-entropy"), ("dlr", "difference-of-logits ratio"))
+
+_APGD = tuple(
+    RedTeamAttack(
+        name=f"apgd-{loss}",
+        run=partial(_apgd, loss),
+        goal="mislead",
+        knows="everything",
+        norm="linf",
+        assumes=f"AutoAttack's APGD on the {words} of the classifier, through every step of the purifier; members and "
+        "test are ignored",
+        source="Croce and Hein 2020, arXiv 2003.01690 (pyautoattack)",
+        weight=1.5,
+    )
+    for loss, words in _LOSSES
+)
+
+ATTACKS: tuple[RedTeamAttack, ...] = (
+    *_APGD,
+    RedTeamAttack(
+        name="autoattack",
+        run=_autoattack,
+        goal="mislead",
+        knows="everything",
+        norm="linf",
+        assumes="AutoAttack's standard set on the classifier, through every step of the purifier; members and test are "
+        "ignored",
+        source="Croce and Hein 2020, arXiv 2003.01690 (pyautoattack)",
+        weight=30.0,
+    ),
+)

@@ -1,0 +1,1 @@
+"""What checks the attacks: curves, sanity checks, the binarisation test."""

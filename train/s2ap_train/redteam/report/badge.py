@@ -1,0 +1,141 @@
+"""The figures that a model file carries of itself, and those of a badge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from s2ap_defend.errors import ModelFileError
+from s2ap_defend.manifest import Measurement
+from s2ap_defend.model_file import open_model_file, write_model_file
+from s2ap_train.redteam.report.tables import WORST_CASE
+from s2ap_train.redteam.report.words import headline, interval, misleads, percent, verdict
+from s2ap_train.redteam.results import AttackRow, Evaluation
+from s2ap_train.statistics.figures import AttackFigures
+
+__all__ = ["badge_of", "measurements", "write_measured"]
+
+_COLOURS = {"measured": "blue", "worse": "orange", "doubtful": "orange", "incomplete": "lightgrey", "masked": "red"}
+_UNFIT = {"doubtful", "incomplete"}
+
+
+def measurements(evaluation: Evaluation) -> tuple[Measurement, ...]:
+    """Rows for the manifest: clean images, every l_inf attack that misleads, and the worst case per image.
+
+    What is no measure is left out: all attacks where gradients are masked; the worst case where a sanity check failed,
+    or where no attack that knows everything was run on all images.
+
+    A row has a figure of the bare classifier, so attacks on members and test alone have none of their own: they count
+    in the worst case. How many images are flagged, and how many members asked, is in the worst case that of the attack
+    that won most often, the later one of several.
+    """
+    options, clean = evaluation.configuration, evaluation.clean
+    attacks = [] if evaluation.masked else [row for row in evaluation.attacks if misleads(row)]
+    rows = [
+        Measurement(
+            attack="clean",
+            eps=0.0,
+            samples=options.samples,
+            bare_accuracy=evaluation.bare_clean.accuracy,
+            robust_accuracy=1.0 - clean.attack_success,
+            flagged=clean.flagged,
+            members_used=clean.members_used,
+        )
+    ]
+    rows += [_measurement(row, row.bare, options.eps) for row in attacks if row.bare is not None]
+    whole = [row for row in attacks if row.samples == options.samples]
+    failed = any(check.passed is False for check in evaluation.checks)
+    if not failed and any(row.knows == "everything" for row in whole):
+        strongest = max(reversed(whole), key=lambda row: row.defended.attack_success)
+        rows.append(
+            Measurement(
+                attack=WORST_CASE,
+                eps=options.eps,
+                samples=options.samples,
+                bare_accuracy=evaluation.bare_worst_case.robust_accuracy,
+                robust_accuracy=evaluation.worst_case.robust_accuracy,
+                flagged=strongest.defended.flagged,
+                members_used=strongest.defended.members_used,
+            )
+        )
+    return tuple(rows)
+
+
+def badge_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Figures for a badge, as JSON values.
+
+    `shields` is what an endpoint of shields.io answers; it stands apart because that schema refuses other keys. Its
+    message never gives a figure that a failed check has spoiled.
+    """
+    options, worst, said = evaluation.configuration, evaluation.worst_case, verdict(evaluation)
+    message = {
+        "masked": "no measure: gradients are masked",
+        "doubtful": "doubtful",
+        "incomplete": "incomplete",
+    }.get(said.level)
+    if message is None:
+        bare = percent(evaluation.bare_worst_case.robust_accuracy)
+        message = (
+            f"{percent(worst.robust_accuracy)} hold ({interval(*worst.robust_accuracy_interval)}), {bare} undefended"
+        )
+    return {
+        "shields": {
+            "schemaVersion": 1,
+            "label": f"adaptive attacks, l_inf {options.eps:g}",
+            "message": message,
+            "color": _COLOURS[said.level],
+        },
+        "verdict": said.level,
+        "headline": headline(evaluation),
+        "model": options.model,
+        "weights_sha256": options.weights_sha256,
+        "samples": options.samples,
+        "eps": options.eps,
+        "attacks": [row.name for row in evaluation.attacks],
+        "measured": [row.model_dump() for row in measurements(evaluation)],
+    }
+
+
+def write_measured(model: Path, output: Path, evaluation: Evaluation) -> None:
+    """Write a copy of a model file that carries what was measured of it; the graph is the same.
+
+    Args:
+        model: The file that was evaluated.
+        output: The file to write, another one.
+        evaluation: Of that file.
+
+    Raises:
+        ModelFileError: If `model` cannot be read or is another file than the one evaluated, if `output` is the same
+            file or cannot be written, or if the verdict is 'masked', 'doubtful' or 'incomplete': a manifest has no
+            place to say so.
+    """
+    if evaluation.masked:
+        raise ModelFileError(
+            f"the gradients of {model} are masked, so its figures are no measure and do not go into a file; see the "
+            "FAILED sanity checks in the report"
+        )
+    said = verdict(evaluation)
+    if said.level in _UNFIT:
+        raise ModelFileError(f"the figures of {model} do not go into a file. {said.title}: {said.text}")
+    if output.exists() and output.samefile(model):
+        raise ModelFileError(f"{output} is the file that was evaluated and stays as it is; name another file to write")
+    file = open_model_file(model)
+    found, expected = file.manifest.weights_sha256, evaluation.configuration.weights_sha256
+    if found != expected:
+        raise ModelFileError(
+            f"{model} has weights with SHA-256 {found[:12]}..., the evaluation is of {expected[:12]}...; evaluate this "
+            "file again"
+        )
+    write_model_file(file.proto, file.manifest.model_copy(update={"measured": measurements(evaluation)}), output)
+
+
+def _measurement(row: AttackRow, bare: AttackFigures, eps: float) -> Measurement:
+    return Measurement(
+        attack=row.name,
+        eps=eps,
+        samples=row.samples,
+        bare_accuracy=1.0 - bare.attack_success,
+        robust_accuracy=1.0 - row.defended.attack_success,
+        flagged=row.defended.flagged,
+        members_used=row.defended.members_used,
+    )

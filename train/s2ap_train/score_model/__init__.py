@@ -1,1 +1,0 @@
-"""`s2ap-defend score-model`: the score model of a recipe alone."""

@@ -1,0 +1,1 @@
+"""Paired tests, intervals, ROC, detection figures."""
