@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_recipe import OVERRIDES
 
 from s2ap_defend.cli.main import run
 from s2ap_train.hardening.train import silent_reporter, train_parts
 from s2ap_train.recipe import load_recipe
 from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
+from tests.export.small_recipe import OVERRIDES
 
 
 @pytest.fixture(scope="module")

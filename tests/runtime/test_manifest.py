@@ -3,10 +3,10 @@ import math
 from typing import Any
 
 import pytest
-from manifest_data import manifest_data, version_1
 
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.manifest import CalibrationRecord, Manifest, Seeds, read_manifest
+from tests.runtime.manifest_data import manifest_data, version_1
 
 
 def test_a_manifest_survives_writing_and_reading_bit_for_bit() -> None:

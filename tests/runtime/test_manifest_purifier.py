@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from manifest_data import manifest_data, row_data, version_2
 
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.manifest import Manifest, PurifierSettings, read_manifest
+from tests.runtime.manifest_data import manifest_data, row_data, version_2
 
 
 def test_version_2_is_read_with_its_sigma_for_every_step_in_float32_and_without_a_choice() -> None:

@@ -1,0 +1,256 @@
+"""The application under load and in trouble: readiness, full queues, deadlines, clients that leave, failing models."""
+
+import asyncio
+import json
+import threading
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from tests.runtime.serving_client import assert_error, infer, scrape, serving, tensors
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.serve import ServerConfig, create_app
+
+CHUNK = {"type": "http.request", "body": b"", "more_body": True}
+
+
+class HeldClassifier(DefendedClassifier):
+    """A defended classifier that can be held inside a batch."""
+
+    gate = threading.Event()
+
+    def __call__(self, images):
+        assert self.gate.wait(10)
+        return super().__call__(images)
+
+
+@pytest.fixture
+def held(tiny_model_path):
+    classifier = HeldClassifier.load(tiny_model_path, device="cpu", threads=1)
+    classifier.gate = threading.Event()
+    yield classifier
+    classifier.gate.set()
+
+
+@asynccontextmanager
+async def application(classifier, **options):
+    """The application without a server between: `call` takes ASGI messages and gives status, headers and JSON."""
+    app = create_app(classifier, ServerConfig(model=classifier.path, **options))
+    service = app.state.service
+
+    async def call(path, body=b"", *, method="POST", headers=(), receive=None):
+        sent = []
+        raw = {"content-length": str(len(body)), **dict(headers)}
+
+        async def once():
+            if sent_body:
+                await asyncio.Event().wait()
+            sent_body.append(True)
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message):
+            sent.append(message)
+
+        sent_body: list[bool] = []
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(key.encode(), value.encode()) for key, value in raw.items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 2),
+            "state": {},
+        }
+        await app(scope, receive or once, send)
+        if not sent:
+            return None
+        return sent[0]["status"], dict(sent[0]["headers"]), json.loads(b"".join(part["body"] for part in sent[1:]))
+
+    async with app.router.lifespan_context(app):
+        yield service, call
+
+
+def message(images: np.ndarray, **parameters) -> bytes:
+    tensor = {"name": "image", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}
+    return json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+
+
+def test_it_is_alive_but_not_ready_before_the_model_is_warm(held, batch, name):
+    async def scenario():
+        async with application(held) as (service, call):
+            assert (await call("/v2/health/live", method="GET"))[0] == 200
+            for path in ("/v2/health/ready", f"/v2/models/{name}/ready"):
+                status, headers, answer = await call(path, method="GET")
+                assert (status, answer) == (503, {"error": "the model is not ready yet"})
+                assert b"retry-after" in headers
+            assert (await call(f"/v2/models/{name}/infer", message(batch)))[0] == 503
+            held.gate.set()
+            await service.wait_until_warm()
+            assert (await call("/v2/health/ready", method="GET"))[0] == 200
+            assert (await call(f"/v2/models/{name}/infer", message(batch)))[0] == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_draining_server_is_not_ready_but_still_answers(classifier, batch, name):
+    async def scenario():
+        async with application(classifier) as (service, call):
+            await service.wait_until_warm()
+            service.drain()
+            assert (await call("/v2/health/ready", method="GET"))[::2] == (503, {"error": "the server is stopping"})
+            assert (await call("/v2/health/live", method="GET"))[0] == 200
+            assert (await call(f"/v2/models/{name}/infer", message(batch)))[0] == 200
+
+    asyncio.run(scenario())
+
+
+@asynccontextmanager
+async def busy(held, batch, name, **options):
+    """An application whose device is held inside a batch."""
+    async with application(held, **options) as (service, call):
+        held.gate.set()
+        await service.wait_until_warm()
+        held.gate.clear()
+        first = asyncio.ensure_future(call(f"/v2/models/{name}/infer", message(batch[:1])))
+        while service.batcher.pending_rows == 0 or service.batcher.queued_rows:
+            await asyncio.sleep(0.001)
+        yield service, call
+        held.gate.set()
+        assert (await first)[0] == 200
+
+
+def test_a_full_queue_answers_429_with_retry_after(held, batch, name):
+    async def scenario():
+        async with busy(held, batch, name, max_batch_rows=2, max_queue_rows=4) as (service, call):
+            waiting = asyncio.ensure_future(call(f"/v2/models/{name}/infer", message(batch)))
+            while service.batcher.queued_rows < 4:
+                await asyncio.sleep(0.001)
+            status, headers, answer = await call(f"/v2/models/{name}/infer", message(batch[:1]))
+            assert (status, headers[b"retry-after"]) == (429, b"1")
+            assert list(answer) == ["error"]
+            held.gate.set()
+            assert (await waiting)[0] == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_in_microseconds_answers_504_while_the_device_is_busy(held, batch, name):
+    async def scenario():
+        async with busy(held, batch, name) as (service, call):
+            status, _, answer = await call(f"/v2/models/{name}/infer", message(batch, timeout=30_000))
+            assert (status, list(answer)) == (504, ["error"])
+            assert not held.gate.is_set()
+            assert service.batcher.queued_rows == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_gives_back_its_place_in_the_queue(held, batch, name):
+    async def scenario():
+        async with busy(held, batch, name) as (service, call):
+            body = message(batch)
+            messages = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]
+
+            async def receive():
+                await asyncio.sleep(0)
+                return messages.pop(0)
+
+            headers = {"content-length": str(len(body))}
+            assert await call(f"/v2/models/{name}/infer", headers=headers, receive=receive) is None
+            assert service.batcher.queued_rows == 0
+            assert service.receiving_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_announces_too_much_is_refused_before_it_is_read(classifier, name):
+    async def scenario():
+        async def receive():
+            raise AssertionError("the body was read")
+
+        async with application(classifier) as (service, call):
+            await service.wait_until_warm()
+            headers = {"content-length": str(10**12), "expect": "100-continue"}
+            status, answered, answer = await call(f"/v2/models/{name}/infer", headers=headers, receive=receive)
+            assert (status, answered[b"connection"]) == (413, b"close")
+            assert "1000000000000 bytes" in answer["error"]
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_does_not_come_answers_408_and_bodies_in_flight_are_limited(classifier, name):
+    async def scenario():
+        async def receive():
+            await asyncio.sleep(0.01)
+            return CHUNK
+
+        options = {"body_timeout_s": 0.05, "max_queue_bytes": 1500}
+        async with application(classifier, **options) as (service, call):
+            await service.wait_until_warm()
+            headers = {"content-length": "1000"}
+            slow = asyncio.ensure_future(call(f"/v2/models/{name}/infer", headers=headers, receive=receive))
+            await asyncio.sleep(0.01)
+            assert (await call(f"/v2/models/{name}/infer", headers=headers, receive=receive))[0] == 429
+            status, answered, answer = await slow
+            assert (status, answered[b"connection"]) == (408, b"close")
+            assert answer == {"error": "the body did not arrive within 0.05 s"}
+            assert service.receiving_bytes == 0
+
+    asyncio.run(scenario())
+
+
+class BrokenClassifier(DefendedClassifier):
+    """A defended classifier that fails on bright images."""
+
+    def __call__(self, images):
+        if images.mean() > 0.9:
+            raise ValueError("secret internals")
+        return super().__call__(images)
+
+
+def test_a_model_that_fails_answers_500_without_its_internals_and_serves_on(tiny_model_path, batch):
+    broken = BrokenClassifier.load(tiny_model_path, device="cpu", threads=1)
+    with serving(broken) as client:
+        assert_error(infer(client, np.ones_like(batch)), 500, "the model failed on this request")
+        assert "secret" not in infer(client, np.ones_like(batch[:1])).text
+        assert len(tensors(infer(client, batch))["label"]) == 4
+        assert scrape(client)["s2ap_inference_requests_total"]["error", "http"] == 2
+
+
+def test_a_bug_in_the_server_answers_500_as_an_error_object(classifier, batch):
+    with serving(classifier) as client:
+        client.app.state.service.classifier = None
+        assert_error(infer(client, batch), 500, "the server failed on this request")
+        assert_error(client.get("/page.json"), 500, "the server failed on this request")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"host": "0.0.0.0"}, "put a proxy that checks who is asking in front of 127.0.0.1"),  # noqa: S104
+        ({"host": "example.org"}, "accept the risk with --insecure"),
+        ({"host": "::"}, "can be reached by other machines"),
+        ({"port": 70000}, "port 70000 does not exist"),
+        ({"max_batch_rows": 0}, "max_batch_rows is 0"),
+        ({"max_queue_rows": 1}, "a full batch must fit into the queue"),
+        ({"grace_s": -1.0}, "grace_s is -1.0"),
+    ],
+)
+def test_settings_that_cannot_work_or_are_not_safe_are_refused(tmp_path, options, text):
+    with pytest.raises(RecipeError) as caught:
+        ServerConfig(model=tmp_path / "model.onnx", **options)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_addresses_are_safe(tmp_path, host):
+    assert ServerConfig(model=tmp_path / "model.onnx", host=host).host == host
+    assert ServerConfig(model=tmp_path / "model.onnx", host="0.0.0.0", insecure=True).insecure  # noqa: S104

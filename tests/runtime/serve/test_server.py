@@ -1,0 +1,185 @@
+"""The real server in its own process, and a client that we did not write."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from tests.runtime.running_server import running
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.serve.server import listen
+
+THREADS = 8
+REQUESTS = 6
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model_path):
+    with running(tiny_model_path, "--expose-evidence") as server:
+        yield server
+
+
+@pytest.fixture
+def triton(server):
+    with InferenceServerClient(server.address) as client:
+        yield client
+
+
+def tensor(images, binary: bool) -> InferInput:
+    made = InferInput("image", list(images.shape), "FP32")
+    made.set_data_from_numpy(images, binary_data=binary)
+    return made
+
+
+def test_tritonclient_finds_the_server_and_its_model(triton, tiny_model_path):
+    name = tiny_model_path.stem
+    assert triton.is_server_live()
+    assert triton.is_server_ready()
+    assert triton.is_model_ready(name, "1")
+    assert "binary_tensor_data" in triton.get_server_metadata()["extensions"]
+    assert triton.get_model_metadata(name)["inputs"][0]["shape"] == [-1, 1, 8, 8]
+    assert triton.get_model_config(name)["max_batch_size"] == 32
+    assert triton.get_inference_statistics(name)["model_stats"][0]["name"] == name
+    assert not triton.is_model_ready("other")
+
+
+def test_eight_threads_at_once_each_get_exactly_their_own_rows(server, tiny_model_path):
+    classifier = DefendedClassifier.load(tiny_model_path, device="cpu", threads=1)
+    rng = np.random.default_rng(1)
+    work = [
+        [rng.random((int(rows), *classifier.input_shape), dtype=np.float32) for rows in rng.integers(1, 9, REQUESTS)]
+        for _ in range(THREADS)
+    ]
+    start = threading.Barrier(THREADS)
+
+    def one_thread(number: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        binary = number % 2 == 0
+        wanted = [
+            InferRequestedOutput(name, binary_data=binary) for name in ("label", "adversarial", "reconstruction_error")
+        ]
+        with InferenceServerClient(server.address) as client:
+            start.wait()
+            answers = [client.infer(tiny_model_path.stem, [tensor(x, binary)], outputs=wanted) for x in work[number]]
+        return [tuple(answer.as_numpy(output.name()) for output in wanted) for answer in answers]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(one_thread, range(THREADS)))
+    for requests, answers in zip(work, found, strict=True):
+        for images, (label, adversarial, error) in zip(requests, answers, strict=True):
+            expected = classifier(images)
+            np.testing.assert_array_equal(label, expected.label)
+            np.testing.assert_array_equal(adversarial, expected.adversarial)
+            np.testing.assert_allclose(error, expected.reconstruction_error, rtol=1e-4)  # differs from row to row
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
+def test_tritonclient_reads_all_outputs_in_every_encoding(triton, tiny_model_path, binary, compression):
+    classifier = DefendedClassifier.load(tiny_model_path, device="cpu", threads=1)
+    images = np.random.default_rng(2).random((3, *classifier.input_shape), dtype=np.float32)
+    answer = triton.infer(
+        tiny_model_path.stem,
+        [tensor(images, binary)],
+        request_id="mine",
+        timeout=20_000_000,
+        priority=1,
+        request_compression_algorithm=compression,
+        response_compression_algorithm=compression,
+    )
+    expected = classifier(images)
+    assert answer.get_response()["id"] == "mine"
+    for name in expected.FIELDS:
+        np.testing.assert_allclose(answer.as_numpy(name), getattr(expected, name), rtol=1e-5, atol=1e-6)
+        assert answer.as_numpy(name).dtype == getattr(expected, name).dtype
+
+
+def test_tritonclient_understands_the_errors(triton, tiny_model_path):
+    images = np.full((1, 1, 8, 8), 2.0, np.float32)
+    with pytest.raises(InferenceServerException, match="divide 8-bit pixels by 255") as caught:
+        triton.infer(tiny_model_path.stem, [tensor(images, True)])
+    assert caught.value.status() == "400"
+    with pytest.raises(InferenceServerException, match="there is no model 'other'"):
+        triton.get_model_metadata("other")
+
+
+def test_sigterm_first_stops_being_ready_then_finishes_and_exits_with_zero(tiny_model_path):
+    with running(tiny_model_path, "--drain-delay", "1.0", "--grace", "5") as server:
+        url = f"http://{server.address}"
+        with httpx.Client(base_url=url) as client:
+            assert client.get("/v2/health/ready").status_code == 200
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("draining")
+            assert client.get("/v2/health/ready").status_code == 503
+            body = np.zeros((1, 8, 8), "<f4").tobytes()
+            headers = {"Inference-Header-Content-Length": "0"}
+            answer = client.post(f"/v2/models/{tiny_model_path.stem}/infer", content=body, headers=headers)
+            assert answer.status_code == 200
+        assert server.wait() == 0
+        assert "stopped" in server.log[-1]
+
+
+def test_sigint_stops_without_the_delay(tiny_model_path):
+    with running(tiny_model_path, "--drain-delay", "600") as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait() == 0
+
+
+def test_a_request_whose_body_still_arrives_is_answered_before_the_server_stops(tiny_model_path):
+    with running(tiny_model_path, "--drain-delay", "0") as server:
+        host, port = server.address.split(":")
+        body = np.zeros((1, 8, 8), "<f4").tobytes()
+        head = f"POST /v2/models/{tiny_model_path.stem}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(head.encode() + b"Inference-Header-Content-Length: 0\r\n\r\n" + body[:100])
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("stopping")
+            time.sleep(0.3)
+            connection.sendall(body[100:])
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        assert server.wait() == 0
+
+
+def test_a_request_that_never_arrives_cannot_keep_the_server_from_stopping(tiny_model_path):
+    with running(tiny_model_path, "--drain-delay", "0", "--grace", "0.1") as server:
+        host, port = server.address.split(":")
+        head = f"POST /v2/models/{tiny_model_path.stem}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 256\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(head.encode() + b"abc")
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            with connection.makefile("rb") as answered:
+                answer = answered.read()
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert answer.endswith(b'{"error":"the server stopped before this request had arrived"}')
+        assert server.wait() == 0
+        assert not [line for line in server.log if "Traceback" in line]
+
+
+def test_a_taken_port_is_one_clear_line_and_exit_code_two(tiny_model_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(RecipeError, match=f"cannot listen on 127.0.0.1 port {port}.*choose another --port"):
+            listen("127.0.0.1", port)
+        command = [sys.executable, "-m", "s2ap_defend", "serve", str(tiny_model_path), "--port", str(port)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert "choose another --port" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_public_address_without_insecure_is_refused(tiny_model_path):
+    command = [sys.executable, "-m", "s2ap_defend", "serve", str(tiny_model_path), "--host", "0.0.0.0", "--port", "0"]  # noqa: S104
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert "--insecure" in result.stderr

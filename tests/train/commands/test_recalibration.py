@@ -1,0 +1,105 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.train.correlated_members import correlated_answers
+
+from s2ap_defend.sequential import run_sequential_test
+from s2ap_train.calibration import Detection, calibrate
+from s2ap_train.commands.calibrate.recalibration import cross_validated_rate, recalibrate
+
+RATES, FOOLED = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1], [0.7] * 6
+
+
+@pytest.mark.parametrize("kind", ["conformal", "graded", "weighted", "wald", "ville", "paper"])
+def test_every_kind_becomes_conformal_in_its_alarm_boundary_and_keeps_alpha(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
+    config = Detection(kind=kind, alpha=0.05)  # type: ignore[arg-type]
+    made = calibrate(*fit, correlated_answers(rng, 300, RATES), config)
+    rates = []
+    for _ in range(20):
+        answers = correlated_answers(rng, 300, RATES).reorder(made.order)
+        new = recalibrate(made.tables, answers, alpha=0.1, on="correct").tables
+        assert "conformal alarm boundary" in new.kind
+        assert new.kind.startswith(kind)
+        assert new.truncation == made.tables.truncation
+        fresh = correlated_answers(rng, 1000, RATES).reorder(made.order)
+        outcome = run_sequential_test(new.to_test(), fresh.log_probabilities, fresh.base_label)
+        rates.append(outcome.adversarial.mean())
+        assert outcome.adversarial.any()
+    assert np.mean(rates) <= 0.1 + 3 * math.sqrt(0.09 * (1 / 302 + 1 / 1000) / 20)
+
+
+def test_calibrating_on_the_same_inputs_gives_the_same_boundary() -> None:
+    rng = np.random.default_rng(6)
+    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
+    held_out = correlated_answers(rng, 300, RATES, wrong=0.1)
+    made = calibrate(*fit, held_out, Detection(alpha=0.05))
+    again = recalibrate(made.tables, held_out.reorder(made.order), alpha=0.05, on="correct")
+    assert again.tables == made.tables
+    assert again.old_rate == pytest.approx(again.cross_validated_rate, abs=0.02)
+    assert again.base_accuracy == pytest.approx(held_out.right.mean())
+
+
+def test_an_abstaining_test_goes_on_abstaining() -> None:
+    rng = np.random.default_rng(6)
+    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
+    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(truncation="abstain", evidence="all"))
+    inputs = correlated_answers(rng, 300, [0.3] * 6).reorder(made.order)
+    new = recalibrate(made.tables, inputs, alpha=0.05, on="all").tables
+    outcome = run_sequential_test(new.to_test(), inputs.log_probabilities, inputs.base_label)
+    assert outcome.abstained.any()
+    assert not (outcome.abstained & outcome.adversarial).any()
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_accept": 5}, {"kind": "wald"}])
+@pytest.mark.parametrize("between", [0.3, 0.9])
+def test_boundaries_do_not_depend_on_the_alphas_of_earlier_calibrations(
+    settings: dict[str, Any], between: float
+) -> None:
+    rng = np.random.default_rng(5)
+    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
+    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(**settings))
+    inputs = correlated_answers(rng, 300, RATES).reorder(made.order)
+    detour = recalibrate(made.tables, inputs, alpha=between, on="all").tables
+    for accept in (None, 1, 2):
+        direct, after = (
+            recalibrate(tables, inputs, alpha=0.05, on="all", min_accept=accept).tables
+            for tables in (made.tables, detour)
+        )
+        assert (after.lower, after.upper) == (direct.lower, direct.upper)
+
+
+def test_a_clean_boundary_that_is_lost_is_that_of_beta_alone() -> None:
+    rng = np.random.default_rng(5)
+    fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
+    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(beta=0.1, min_accept=5))
+    inputs = correlated_answers(rng, 300, RATES).reorder(made.order)
+    assert made.tables.lower[:4] == (None,) * 4  # five members say something: Wald's boundary is nowhere
+    new = recalibrate(made.tables, inputs, alpha=0.05, on="all", min_accept=2).tables
+    assert new.lower[:2] == (None, pytest.approx(math.log(0.1)))
+
+
+def test_the_cross_validated_rate_by_hand() -> None:
+    """Twenty inputs in ten folds of two: of 18 others the .5 boundary is their ceil(.5 * 19) = 10th smallest.
+
+    Of the values 1 to 20, those up to 9 have ten or more others below or at 10 or 11, so are never flagged; from 12 on
+    all are; 10 and 11 depend on whether their fold leaves the 10th smallest at 10 or 11 below them.
+    """
+    rate = cross_validated_rate(np.arange(1.0, 21.0), 0.5)
+    assert rate is not None
+    assert 9 <= round(rate * 20) <= 10
+    assert cross_validated_rate(np.arange(19.0), 0.05) is None  # all but one are 18, too few for .05
+    assert cross_validated_rate(np.arange(20.0), 0.05) == pytest.approx(1 / 20)  # the largest exceeds all others
+    assert cross_validated_rate(np.zeros(40), 0.1) == 0.0
+
+
+def test_labels_unknown_to_the_caller_are_not_reported_as_accuracy() -> None:
+    rng = np.random.default_rng(6)
+    fit = correlated_answers(rng, 100, RATES), correlated_answers(rng, 100, FOOLED, fooled=True)
+    made = calibrate(*fit, correlated_answers(rng, 100, RATES), Detection(alpha=0.1))
+    inputs = replace(correlated_answers(rng, 100, RATES)).reorder(made.order)
+    assert recalibrate(made.tables, inputs, alpha=0.1, on="all", labelled=False).base_accuracy is None

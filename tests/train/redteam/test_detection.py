@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+from tests.train.correlated_members import voted
+
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.sequential import SequentialTest, binary_tables, run_sequential_test
+from s2ap_train.calibration import Answers
+from s2ap_train.calibration.stage_engines import StageEngines
+from s2ap_train.data import ImageSet
+from s2ap_train.redteam.detection import detection_figures, measure_detection
+from s2ap_train.redteam.target import open_targets
+
+MEMBERS = 3
+STEP = np.log(3.0)  # nats of one vote: levels 1/4 and 3/4
+
+
+def counting(lower=-np.inf):
+    """The evidence is (disagreements - agreements) ln 3; all members are asked unless the lower boundary is reached."""
+    edges, increments = binary_tables(0.25, 0.75, members=MEMBERS)
+    return SequentialTest(
+        evidence="margin",
+        edges=edges,
+        increments=increments,
+        lower=np.full(MEMBERS, lower),
+        upper=np.full(MEMBERS, 2.5 * STEP),
+        final_threshold=np.inf,
+        vote_members=0,
+        waves=(MEMBERS,),
+    )
+
+
+def votes(*disagreeing, right=True, late=False):
+    """Answers of three members; so many of them disagree with each image, the first or the last that are asked.
+
+    If they are the first, the most evidence on the way is one step for each; -1 step if there is none.
+    """
+    order = reversed(range(MEMBERS)) if late else range(MEMBERS)
+    return voted([[place < count for count in disagreeing] for place in order], right=right)
+
+
+def joined(*parts):
+    return Answers(
+        np.concatenate([part.log_probabilities for part in parts], axis=1),
+        np.concatenate([part.base_label for part in parts]),
+        np.concatenate([part.label for part in parts]),
+    )
+
+
+def test_a_detector_is_measured_on_the_images_that_the_attack_turned():
+    """200 clean images, two with two votes and eight with one: 1 % lie above one vote, 5 % above none.
+
+    The last image was wrong before the attack, and of the others it turned three.
+    """
+    clean = joined(votes(*[2] * 2, *[1] * 8, *[0] * 187), votes(0, 0, 0, right=False))
+    attacked = joined(votes(3, 1, 2, right=False), votes(*[0] * 194), votes(3, 3, 3, right=False))
+    none = np.zeros(200, dtype=bool)
+    (row,) = detection_figures(counting(), none, clean, {"pgd": attacked}).rows
+    assert row.attack == "pgd"
+    assert (row.at_1_percent.value, row.at_1_percent.count) == (pytest.approx(2 / 3), 3)
+    assert row.at_5_percent.value == 1.0
+    # three votes are above all clean images, one is above 190 and ties with 8, two are above 198 and tie with 2
+    beaten = (200 + (190 + 8 / 2) + (198 + 2 / 2)) / 3 / 200
+    assert row.area.value == pytest.approx(beaten)
+    assert row.roc["detection_rate"][-1] == 1.0
+
+
+@pytest.mark.parametrize(("turned", "has"), [(9, False), (10, True)])
+def test_an_area_of_a_few_images_has_no_interval(turned, has):
+    """Nine images above all clean ones would have DeLong's interval of length 0."""
+    clean = votes(*[0] * 100)
+    attacked = joined(votes(*[3] * turned, right=False), votes(*[0] * (100 - turned)))
+    (row,) = detection_figures(counting(), np.zeros(100, dtype=bool), clean, {"pgd": attacked}).rows
+    assert row.area.value == 1.0
+    assert np.isfinite([row.area.low, row.area.high]).tolist() == [has, has]
+
+
+def test_false_alarms_are_split_by_whether_the_classifier_was_right():
+    clean = joined(votes(*[0] * 6), votes(*[0] * 4, right=False))
+    flagged = np.array([True, False, False, False, False, False, True, True, True, False])
+    figures = detection_figures(counting(), flagged, clean, {})
+    assert figures.rows == ()
+    assert figures.false_alarms.value == 0.4
+    assert (figures.false_alarms_base_right.value, figures.false_alarms_base_right.count) == (pytest.approx(1 / 6), 6)
+    assert (figures.false_alarms_base_wrong.value, figures.false_alarms_base_wrong.count) == (0.75, 4)
+    assert figures.false_alarms_base_wrong.low < 0.75 < figures.false_alarms_base_wrong.high
+
+
+def test_an_attack_that_turned_nothing_has_no_row():
+    clean = votes(*[0] * 5)
+    assert detection_figures(counting(), np.zeros(5, dtype=bool), clean, {"noise": votes(3, 3, 3, 3, 3)}).rows == ()
+
+
+def test_what_members_say_after_the_test_has_accepted_is_not_evidence():
+    """Accepted after the first agreeing member, two later ones object: no boundary would have flagged it."""
+    clean = votes(*[0] * 100)
+    turned = joined(votes(2, right=False, late=True), votes(*[0] * 99))
+    none = np.zeros(100, dtype=bool)
+    (open_ended,) = detection_figures(counting(), none, clean, {"bypass": turned}).rows
+    (accepting,) = detection_figures(counting(lower=-0.5), none, clean, {"bypass": turned}).rows
+    assert open_ended.at_1_percent.value == 1.0
+    assert accepting.at_1_percent.value == 0.0
+
+
+def test_a_file_is_asked_on_its_own_engine(tiny_model_path):
+    """Flags of the served file equal those of the figures' own statistic at the file's boundary."""
+    file = open_model_file(tiny_model_path)
+    defended, _ = open_targets(tiny_model_path)
+    images = np.random.default_rng(0).random((24, 1, 8, 8), dtype=np.float32)
+    outcome = defended.system(images, np.zeros(24, dtype=np.int64))
+    data = ImageSet(images, outcome.label)
+    attacked = np.random.default_rng(1).random((24, 1, 8, 8), dtype=np.float32)
+    answers = StageEngines.from_file(file).answers(images, outcome.label)
+    flagged = run_sequential_test(
+        file.manifest.test.to_test(), answers.log_probabilities, answers.base_label
+    ).adversarial
+    np.testing.assert_array_equal(flagged, outcome.flagged)
+    figures = measure_detection(file, data, outcome.flagged, {"redrawn": attacked, "left alone": images})
+    assert figures.false_alarms.value == outcome.flagged.mean() > 0
+    assert figures.false_alarms_base_right.count == (answers.base_label == outcome.label).sum()
+    (row,) = figures.rows
+    assert row.attack == "redrawn"
+    assert 0 < row.at_5_percent.count <= figures.false_alarms_base_right.count

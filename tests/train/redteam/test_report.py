@@ -1,0 +1,245 @@
+import json
+import math
+from dataclasses import replace
+from io import StringIO
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.text import Text
+from tests.train.made_evaluation import (
+    MASKED,
+    PASSED,
+    SAMPLES,
+    WEAK,
+    ablation,
+    attack,
+    made_evaluation,
+)
+
+from s2ap_train.redteam.report.console import print_ablation, print_evaluation, to_json
+from s2ap_train.redteam.report.words import (
+    caveats,
+    headline,
+    summary,
+    unanswered,
+)
+from s2ap_train.redteam.results import Evaluation
+from s2ap_train.statistics.detection import RocArea, Share
+
+RIGHT = np.arange(SAMPLES)
+
+
+def printed(evaluation: Evaluation, **console: object) -> str:
+    stream = StringIO()
+    print_evaluation(evaluation, Console(file=stream, **console))
+    return stream.getvalue()
+
+
+def said(text: str) -> str:
+    """Without the line breaks that the width has put in."""
+    return " ".join(text.split())
+
+
+def row_of(text: str, name: str) -> list[str]:
+    return next(line.split() for line in text.splitlines() if line.split()[:1] == [name])
+
+
+def test_the_worst_case_stands_first_with_its_interval_beside_the_bare_classifier():
+    text = said(printed(made_evaluation()))
+    # 110 of 120 held; Clopper-Pearson 95 %: .852 to .959
+    first = "worst case of 12 attacks, 120 images, l_inf eps 0.15: 91.7% (95 % interval 85.2% to 95.9%)"
+    assert first in text
+    assert "bare classifier 2.5%; final label right under every attack 88.3% - 120 images" in text
+    assert text.index(first) < text.index("Attacks that win")
+
+
+def test_every_figure_of_an_attack_stands_in_its_row():
+    text = printed(made_evaluation())
+    # 4 of 120 wins on the file, 111 on the bare classifier; 40 % flagged, half of it corrected
+    assert row_of(text, "pgd")[:9] == ["pgd", "classifier", "92.5", "3.3", "1-8", "40.0", "20.0", "86.7", "5.5"]
+    assert row_of(text, "agreement-4")[2] == "-"
+    assert row_of(text, "transfer-ensemble")[1] == "networks"
+    assert row_of(text, "clean") == ["clean", "nothing", "0.8", "0.8", "2.5", "98.3", "4.3"]
+
+
+def test_the_last_row_of_a_table_sums_it_up_per_image():
+    text = printed(made_evaluation())
+    sums = [line.split()[2:] for line in text.splitlines() if line.split()[:2] == ["worst", "case"]]
+    # 10 of 120 broken, Clopper-Pearson .041 to .148, bare 117; l2: 8, .029 to .127; l0: 1, .000 to .046
+    assert sums == [
+        ["all", "97.5", "8.3", "4-15", "88.3"],
+        ["all", "6.7", "3-13", "90.0"],
+        ["all", "0.8", "0-5", "95.8"],
+    ]
+
+
+def test_label_figures_that_no_attack_aimed_at_on_all_images_are_marked():
+    others = tuple(row for row in made_evaluation().attacks if row.goal != "wrong label")
+    for attacks in (others, (*others, attack("correction", 4, goal="wrong label", samples=60))):
+        evaluation = made_evaluation(attacks=attacks)
+        assert headline(evaluation).endswith("final label right under every attack 88.3% (not attacked for)")
+        assert "label: not attacked for; no attack that wants a wrong label was run on all images" in said(
+            printed(evaluation)
+        )
+    assert "not attacked for" not in printed(made_evaluation())
+
+
+def test_the_curve_over_eps_says_why_it_falls_and_that_other_radii_were_attacked_less():
+    text = said(printed(made_evaluation()))
+    limits = "It falls by construction, since a point counts everything that was found inside its radius; radii other"
+    assert text.count(limits) == 1
+    assert text.index("Over eps") < text.index(limits) < text.index("Over steps")
+
+
+def test_p_values_of_parts_and_rows_that_were_attacked_less_are_explained_beside_them():
+    text = said(printed(made_evaluation()))
+    assert text.index("LOWERS label accuracy") < text.index("are not corrected for the number of pairs")
+    assert "Only the full defence and the undefended classifier face every attack" in text
+    assert "not corrected" not in printed(made_evaluation(costs=()))
+
+
+def test_an_area_without_interval_is_printed_without_one():
+    found = made_evaluation().detection
+    few = replace(found.rows[0], area=RocArea(0.875, math.nan, math.nan), at_1_percent=Share.of(np.arange(4) < 3))
+    text = printed(made_evaluation(detection=replace(found, rows=(few,))))
+    table = text[text.index("The detector alone") :]
+    assert row_of(table, "pgd")[:4] == ["pgd", "4", "0.875", "-"]
+    assert "fewer than 10 images" in said(table)
+
+
+def test_norms_controls_and_other_goals_do_not_stand_among_the_attacks_of_the_headline():
+    text = printed(made_evaluation())
+    order = ["pgd", "worst", "l2-pgd", "one-pixel", "blur", "correction"]
+    lines = [line.split()[:1] for line in text.splitlines()]
+    places = [lines.index([name]) for name in order]
+    assert places == sorted(places)
+    assert row_of(text, "correction")[:6] == ["correction", "wrong", "label", "l_inf", "11.7", "7-19"]
+    assert "(not in the worst case)" in text
+
+
+def test_the_report_fits_100_columns():
+    names = ("orthogonal-classifier", "orthogonal-detector", "hopskipjump-http", "feature-matching")
+    evaluation = made_evaluation(
+        attacks=tuple(attack(name, 60, samples=60, bare=60) for name in names),
+        ablation=(ablation("same-compute wider classifier, AT", 1.0),),
+    )
+    for text in (printed(evaluation), printed(made_evaluation(), width=100, force_terminal=True)):
+        assert max(map(len, Text.from_ansi(text).plain.splitlines())) <= 100
+
+
+def test_masked_gradients_stand_before_any_figure_and_no_headline_calls_it_robust():
+    evaluation = made_evaluation(checks=(PASSED, MASKED))
+    text = said(printed(evaluation))
+    first_figure = text.index("91.7%")
+    assert text.index("MASKED GRADIENTS: THE FIGURES ARE NO MEASURE") < first_figure
+    assert text.index("FAILED gradients exist: images without gradient 1") < first_figure
+    assert text.index("NO MEASURE OF ROBUSTNESS") < first_figure
+    assert "robust accuracy" not in headline(evaluation)
+    assert "NO MEASURE" in next(line for line in printed(evaluation).splitlines() if "Attacks that win, l_inf" in line)
+    assert "a better attack may well reach more" in " ".join(summary(evaluation))
+
+
+def test_a_failed_check_that_is_no_masking_stands_before_any_figure_as_well():
+    text = said(printed(made_evaluation(checks=(WEAK,))))
+    assert text.index("DOUBTFUL") < text.index("FAILED iterative >= single step") < text.index("91.7%")
+    assert "NO MEASURE" not in text
+
+
+def test_every_check_is_printed_with_its_result_its_figures_and_its_meaning():
+    text = said(printed(made_evaluation()))
+    assert "passed iterative >= single step: single step 0.05, iterative 0.083 many steps break at least" in text
+    assert "not judged half eps no published figure for this data" in text
+
+
+def test_what_the_search_added_to_all_other_attacks_is_said():
+    text = said(printed(made_evaluation()))
+    expected = (
+        "unrolled-pgd starts from all others: 1 image wrong without an attack, 7 images broken by others, 2 images "
+    )
+    assert expected + "that nothing else broke; agreement, exact: 2." in text
+    assert "starts from all others" not in printed(made_evaluation(attacks=(attack("apgd-ce", 3),)))
+
+
+def test_an_attack_that_was_not_run_on_all_images_is_marked_and_counted():
+    evaluation = made_evaluation(attacks=(attack("apgd-ce", 3), attack("apgd-dlr", 3, samples=60)))
+    text = printed(evaluation)
+    assert "apgd-dlr *" in text
+    assert "* not on all images: apgd-dlr 60" in text
+    assert "apgd-dlr (60)" in " ".join(caveats(evaluation))
+    assert "art-pgd: adversarial-robustness-toolbox is not installed" in text
+
+
+def test_what_is_not_answered_is_said_only_where_something_is():
+    assert unanswered(made_evaluation()) == ""
+    clean = replace(made_evaluation().clean, abstained=0.05)
+    assert unanswered(made_evaluation(clean=clean)).startswith(
+        "not answered (the defence abstains): clean 5.0%, noise 0"
+    )
+
+
+def test_the_ablation_alone_is_printed_with_its_legend_and_notes():
+    stream = StringIO()
+    rows = (replace(ablation("bare", 0.025), milliseconds=None), ablation("full, reject", 0.9, "timed by its stages"))
+    print_ablation(rows, Console(file=stream), samples=SAMPLES, eps=0.15)
+    text = stream.getvalue()
+    bare = next(line for line in text.splitlines() if line.startswith("  bare"))
+    assert bare.split() == ["bare", "98.3", "90.0", "2.5", "1-7", "1.5", "2.5", "/", "40.8", "4.3", "-"]
+    assert "full, reject: timed by its stages" in text
+    assert "thresholds included" in said(text)
+    assert "adds or costs" not in text
+
+
+def test_json_keeps_the_keys_that_are_an_interface_and_reads_back():
+    document = json.loads(json.dumps(to_json(made_evaluation()), allow_nan=False))
+    for figures in (document, document["bare"]):
+        for key in ("attack_success", "flagged", "corrected", "abstained", "members_used", "attack_success_interval"):
+            assert key in figures["attacks"]["pgd"]
+        for key in ("accuracy", "flagged", "abstained", "members_used"):
+            assert key in figures["clean"]
+        assert "robust_accuracy" in figures["worst_case"]
+    assert document["attacks"]["pgd"]["attack_success"] == 4 / 120
+    assert document["bare"]["attacks"]["pgd"]["attack_success"] == 111 / 120
+    assert "agreement-4" not in document["bare"]["attacks"]
+    assert document["attacks"]["correction"]["goal"] == "wrong label"
+    assert document["attacks"]["correction"]["reached"] == 14 / 120
+    assert document["worst_case"]["robust_accuracy"] == 110 / 120
+    assert document["checks"][1]["result"] == "not judged"
+    assert document["against_pruned"]["lost"] == 2
+    assert document["members_used"]["slow-down"] == [12] * 118 + [4, 5]
+    assert document["configuration"]["budget"] == {"steps": 20, "restarts": 1}
+    assert "gallery" not in document
+    assert document["masked"] is False
+    assert document["verdict"]["level"] == "measured"
+
+
+def test_json_says_null_for_what_is_not_a_number_and_takes_numbers_of_numpy():
+    found = made_evaluation().detection
+    empty = Share.of(np.zeros(0, dtype=bool))
+    row = replace(found.rows[0], area=RocArea(math.nan, math.nan, math.nan), at_1_percent=empty)
+    odd = replace(PASSED, found={"ratio": math.inf, "share": np.float32(0.5)})
+    evaluation = made_evaluation(
+        detection=replace(found, rows=(row,), false_alarms_base_wrong=empty),
+        checks=(odd,),
+        attacks=(attack("pgd", 4, defended=replace(attack("pgd", 4).defended, configuration={"n": np.int64(3)})),),
+    )
+    document = json.loads(json.dumps(to_json(evaluation), allow_nan=False))
+    assert document["detection"]["false_alarms_base_wrong"]["value"] is None
+    assert document["detection"]["rows"][0]["area"]["value"] is None
+    assert document["checks"][0]["found"] == {"ratio": None, "share": 0.5}
+    assert document["attacks"]["pgd"]["configuration"] == {"n": 3}
+    assert "there are none" in printed(evaluation)
+
+
+def test_json_refuses_what_it_cannot_hold():
+    odd = replace(attack("pgd", 4).defended, configuration={"device": object()})
+    with pytest.raises(TypeError, match="holds a object"):
+        to_json(made_evaluation(attacks=(attack("pgd", 4, defended=odd),)))
+
+
+def test_text_from_a_file_neither_steers_the_terminal_nor_is_markup():
+    evil = replace(made_evaluation().configuration, model="\x1b[2J[bold]a\u202eb", data="[/red]digits")
+    text = printed(made_evaluation(configuration=evil, ablation=(ablation("\x1b[2Jrow", 0.5, "[red]note"),)))
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "[red]note" in text
