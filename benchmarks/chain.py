@@ -33,7 +33,7 @@ from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_export.assembly import assemble
 from s2ap_export.networks import to_stage
 from s2ap_train.adaptive.budget import AdaptiveBudget
-from s2ap_train.hardening.train import train_parts
+from s2ap_train.hardening.train import train_components
 from s2ap_train.jobs import Workers
 from s2ap_train.kept import KeptAttacks
 from s2ap_train.purifier.purify import Purification
@@ -141,7 +141,7 @@ def measure(
     reporter = Reporter(Console())
     splits = recipe.load_data()
     with locked_folder(checkpoints or work_dir / "parts"):
-        parts = train_parts(recipe, splits, checkpoints or work_dir / "parts", reporter, workers=workers)
+        parts = train_components(recipe, splits, checkpoints or work_dir / "parts", reporter, workers=workers)
     data = splits.validation.subset(slice(0, samples))
     members = sum(family.count for family in recipe.members.values())
     settings = [Setting(*one) for one in product(CLASSIFIERS, ("off", "light", "recipe"), sorted({4, 6, members}))]

@@ -17,7 +17,7 @@ from s2ap_train.attacks.catalogue import ATTACKS
 from s2ap_train.attacks.joint import joint_network
 from s2ap_train.attacks.pgd import pgd
 from s2ap_train.data import ImageSet
-from s2ap_train.storage.workbench import fingerprint
+from s2ap_train.storage.fingerprint import fingerprint
 
 PGD_STEPS = 20
 RELATIVE_STEP = 0.25

@@ -20,16 +20,18 @@ from torch import Tensor
 from s2ap_defend.model_file import replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool
-from s2ap_train import attacks, evaluate, purifier
+from s2ap_train import adaptive, attacks, purifier
 from s2ap_train.attacks import oblivious
 from s2ap_train.data import ImageSet, Splits
-from s2ap_train.hardening.parts import Workshop
+from s2ap_train.hardening.network import known_network
+from s2ap_train.hardening.parts import PartList
 from s2ap_train.jobs import Job, run_jobs
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier.variants import Variant
 from s2ap_train.recipe import Recipe
 from s2ap_train.statistics.paired import mcnemar
-from s2ap_train.storage.workbench import Workbench, fingerprint
+from s2ap_train.storage.fingerprint import fingerprint
+from s2ap_train.storage.parts import PartStore
 from s2ap_train.threads import one_thread
 
 CLASSIFIERS = ("plain", "adversarial", "pruned")
@@ -62,7 +64,7 @@ class Setting:
 def _code() -> str:
     """SHA-256 over the source of every attack and purifier: figures of other code are not reused."""
     here = [Path(__file__).with_name(f"purification_{name}.py") for name in ("attacks", "variants")]
-    folders = [Path(package.__file__ or "").parent for package in (attacks, evaluate, purifier)]
+    folders = [Path(package.__file__ or "").parent for package in (attacks, adaptive, purifier)]
     sources = [*here, *sorted(path for folder in folders for path in folder.glob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
@@ -80,9 +82,11 @@ class Parts:
         self.setting = setting
         self.splits: Splits = recipe.load_data()
         with one_thread():
-            workshop = Workshop(recipe, self.splits, Workbench(setting.folder, reporter))
-            networks = (workshop.plain(), *workshop.robust_classifiers())
-            self.score_model = workshop.score_model()
+            parts = PartList(recipe, self.splits)
+            classifiers, score_model = parts.classifiers(), parts.score_model()
+            ready = PartStore(setting.folder, reporter).prepare([*classifiers.values(), score_model])
+        networks = [known_network(ready[name].model, ready[name].record) for name in classifiers]
+        self.score_model: purifier.UNet = ready[score_model.name].model
         self.networks = dict(zip(CLASSIFIERS, networks, strict=True))
         self.classifiers: dict[str, Classify] = {
             name: fold_batch_norm(network.model) for name, network in self.networks.items()

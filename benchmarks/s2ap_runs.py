@@ -12,17 +12,18 @@ from rich.console import Console
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import replace_file
 from s2ap_defend.progress import Reporter
-from s2ap_train.commands.prune.pipeline import dense_settings, run_pruning
-from s2ap_train.compute import Compute, launch
+from s2ap_train.commands.prune.pipeline import dense_part, run_pruning
+from s2ap_train.compute import Compute, compute_here, launch
 from s2ap_train.jobs import Job as Task
 from s2ap_train.jobs import run_jobs
 from s2ap_train.measures.stability import pairwise
-from s2ap_train.models import Classifier, build
+from s2ap_train.models import Classifier
 from s2ap_train.pruning import prune
 from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.recipe import PruningRecipe, load_pruning_recipe
+from s2ap_train.storage.fingerprint import fingerprint
+from s2ap_train.storage.parts import PartStore, silent_reporter
 from s2ap_train.storage.run_folder import Run, read_run
-from s2ap_train.storage.workbench import Workbench, accuracies, fingerprint
 from s2ap_train.threads import one_thread
 
 NOT_MEASURED = ("measures.transferability=false", "measures.sensitivity=false")
@@ -133,17 +134,10 @@ def _search_again(compute: Compute, job: Job, run: Run) -> dict[str, float]:
 def dense_network(job: Job) -> Classifier:
     """The network that a run of this seed trained and kept."""
     recipe = job.recipe
-    silent = Reporter(Console(file=io.StringIO()))
-    model, _ = Workbench(job.shared, silent, train=False).part(
-        "dense",
-        settings=dense_settings(recipe, recipe.load_data()),
-        epochs=recipe.adversarial.epochs,
-        rebuild=build,
-        train=lambda *_: (_ for _ in ()).throw(AssertionError("not trained here")),
-        note=accuracies,
-        summary=str,
-    )
-    return model
+    part = dense_part(recipe, recipe.load_data(), compute_here(recipe.compute))
+    stored = PartStore(job.shared, silent_reporter()).read(part)
+    assert stored is not None  # noqa: S101  (the run has just trained it)
+    return stored.model
 
 
 def run_all(jobs: list[Job], workers: int, reporter: Reporter) -> None:

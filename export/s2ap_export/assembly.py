@@ -1,4 +1,4 @@
-"""From trained parts to the graph and manifest of a model file: trace, compare, calibrate, compose."""
+"""From trained networks to the graph and manifest of a model file: trace, compare, calibrate, compose."""
 
 import contextlib
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from s2ap_train.calibration import Calibration, Detection, calibrate
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.fitting_attacks import attacked_fitting_images, copied_image
-from s2ap_train.hardening.train import Parts
+from s2ap_train.hardening.train import Components
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier import hadamard_bank, purify
 from s2ap_train.recipe import Recipe
@@ -33,7 +33,7 @@ COMPARED = 8  # images on which exported stages are compared with their networks
 
 def assemble(
     recipe: Recipe,
-    parts: Parts,
+    components: Components,
     splits: Splits,
     work_dir: Path,
     *,
@@ -44,7 +44,7 @@ def assemble(
 
     Args:
         recipe: What it is made by; its purifier is the one that is exported.
-        parts: The trained networks.
+        components: The trained networks.
         splits: Data for calibration.
         work_dir: Where the members' times are kept, so that a second run writes the same manifest.
         choice: How the purifier was chosen, for the manifest.
@@ -55,15 +55,15 @@ def assemble(
         ModelFileError: If an exported stage differs from its network.
     """
     tell = on_stage or (lambda _: None)
-    stages = _trace(recipe, parts, splits)
+    stages = _trace(recipe, components, splits)
     tell("traced")
     engines = StageEngines(stages.purifier, stages.classifier, stages.members)
     milliseconds = _milliseconds(engines, stages, splits.fit, work_dir)
-    calibration = _calibrate(recipe, parts, engines, milliseconds, splits)
+    calibration = _calibrate(recipe, components, engines, milliseconds, splits)
     tell("calibrated")
     members = [stages.members[i] for i in calibration.order]
     model = compose(stages.purifier, stages.classifier, members, calibration.tables.to_test())
-    return model, describe(recipe, parts, calibration, milliseconds, splits, choice=choice)
+    return model, describe(recipe, components, calibration, milliseconds, splits, choice=choice)
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class _Stages:
     members: tuple[ModelProto, ...]
 
 
-def _trace(recipe: Recipe, parts: Parts, splits: Splits) -> _Stages:
+def _trace(recipe: Recipe, components: Components, splits: Splits) -> _Stages:
     """Export every network, and compare each stage with what it was made from."""
     shape, some = splits.image_shape, splits.fit.images[:COMPARED]
     bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
-    score_model = frozen(parts.score_model)
+    score_model = frozen(components.score_model)
     purifier = trace_purifier(score_model, bank, recipe.purifier, shape, scope=PURIFIER)
     purifier = to_half(purifier) if recipe.export.precision == "float16" else purifier
     check_stage(PURIFIER, purifier, lambda x: purify(score_model, x, bank, recipe.purifier), some)
@@ -90,8 +90,8 @@ def _trace(recipe: Recipe, parts: Parts, splits: Splits) -> _Stages:
         check_stage(scope, stage, lambda x: (network(x).log_softmax(dim=1),), some)
         return stage
 
-    members = tuple(classifier(member.model, member_scope(i)) for i, member in enumerate(parts.members))
-    return _Stages(purifier, classifier(parts.classifier(recipe.classifier).model, CLASSIFIER), members)
+    members = tuple(classifier(member.model, member_scope(i)) for i, member in enumerate(components.members))
+    return _Stages(purifier, classifier(components.classifier(recipe.classifier).model, CLASSIFIER), members)
 
 
 _MILLISECONDS = TypeAdapter(dict[str, float])
@@ -112,13 +112,13 @@ def _milliseconds(engines: StageEngines, stages: _Stages, data: ImageSet, work_d
 
 
 def _calibrate(
-    recipe: Recipe, parts: Parts, engines: StageEngines, milliseconds: tuple[float, ...], splits: Splits
+    recipe: Recipe, components: Components, engines: StageEngines, milliseconds: tuple[float, ...], splits: Splits
 ) -> Calibration:
     """Calibrate on the answers of the exported stages, by the engine that serves them."""
     with one_thread():  # two threads in such small operators are many times slower where others compute, too
         attacked = attacked_fitting_images(
-            parts.classifier(recipe.classifier).model,
-            [member.model for member in parts.members],
+            components.classifier(recipe.classifier).model,
+            [member.model for member in components.members],
             splits.fit,
             eps=recipe.eps,
             seed=recipe.seed,
@@ -129,16 +129,16 @@ def _calibrate(
             engines.answers(attacked.images, attacked.labels, image=copied_image(attacked, splits.fit)),
             engines.answers(splits.calibration.images, splits.calibration.labels),
             recipe.detection,
-            costs=_costs(recipe.detection, parts, milliseconds),
+            costs=_costs(recipe.detection, components, milliseconds),
         )
     except RecipeError as error:
         raise RecipeError(f"recipe {recipe.name}: {error}") from error
 
 
-def _costs(config: Detection, parts: Parts, milliseconds: tuple[float, ...]) -> tuple[float, ...] | None:
+def _costs(config: Detection, components: Components, milliseconds: tuple[float, ...]) -> tuple[float, ...] | None:
     match config.cost:
         case "flops":
-            return tuple(float(member.flops) for member in parts.members)
+            return tuple(float(member.flops) for member in components.members)
         case "milliseconds":
             return milliseconds
         case _:

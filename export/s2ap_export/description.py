@@ -17,8 +17,8 @@ from s2ap_defend.manifest import (
 )
 from s2ap_train.calibration import Calibration
 from s2ap_train.data import Splits
-from s2ap_train.hardening.parts import Network
-from s2ap_train.hardening.train import Parts
+from s2ap_train.hardening.network import Network
+from s2ap_train.hardening.train import Components
 from s2ap_train.purifier import Purification, hadamard_bank
 from s2ap_train.recipe import Recipe
 from s2ap_train.recipe.purifier_grid import settings_of
@@ -31,7 +31,7 @@ LIBRARIES = ("s2ap-defend", "torch", "onnx", "numpy")
 
 def describe(
     recipe: Recipe,
-    parts: Parts,
+    components: Components,
     calibration: Calibration,
     milliseconds: tuple[float, ...],
     splits: Splits,
@@ -42,7 +42,7 @@ def describe(
 
     Args:
         recipe: What was made.
-        parts: Its networks, members in the order in which they were trained.
+        components: Its networks, members in the order in which they were trained.
         calibration: Order, tables and rates of the members.
         milliseconds: Time of one image in each member, in the order in which they were trained.
         splits: The data.
@@ -54,7 +54,7 @@ def describe(
         input=InputDescription(channels=channels, height=height, width=width),
         classes=splits.classes,
         members=tuple(
-            _member(parts.members[i], milliseconds[i], calibration, place)
+            _member(components.members[i], milliseconds[i], calibration, place)
             for place, i in enumerate(calibration.order.tolist())
         ),
         test=calibration.tables,

@@ -10,7 +10,7 @@ from s2ap_export.assembly import assemble
 from s2ap_export.networks import networks_of
 from s2ap_train.data import Splits
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
-from s2ap_train.hardening.train import train_parts
+from s2ap_train.hardening.train import train_components
 from s2ap_train.jobs import Workers
 from s2ap_train.recipe import Recipe
 from s2ap_train.recipe.purifier_grid import check_banks
@@ -86,12 +86,12 @@ def _hardened(
     plan: Plan,
 ) -> Hardened:
     """`harden` in a work folder that is its own; `candidate` is the file that is measured."""
-    parts = train_parts(recipe, splits, work_dir, reporter, workers=workers)
+    components = train_components(recipe, splits, work_dir, reporter, workers=workers)
     processes = None if workers == "ray" else workers
-    purifier, choice = choose_purifier(recipe, parts, splits, work_dir, reporter, by=choose, workers=processes)
+    purifier, choice = choose_purifier(recipe, components, splits, work_dir, reporter, by=choose, workers=processes)
     recipe = recipe.model_copy(update={"purifier": purifier})
     with reporter.step("export", 3) as step:
-        model, manifest = assemble(recipe, parts, splits, work_dir, choice=choice, on_stage=step.advance)
+        model, manifest = assemble(recipe, components, splits, work_dir, choice=choice, on_stage=step.advance)
         write_model_file(model, manifest, candidate)
         step.advance(f"{len(manifest.members)} members, {candidate.stat().st_size / 1e6:.1f} MB")
     evaluation = evaluate_file(
@@ -101,7 +101,7 @@ def _hardened(
         folder=work_dir / FOLDER,
         reporter=reporter,
         workers=processes,
-        networks=networks_of(parts),
+        networks=networks_of(components),
         recipe=recipe.name,
         source=splits.name,
         command=f"harden {recipe.name}",

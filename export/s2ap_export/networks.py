@@ -16,16 +16,16 @@ from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_defend.types import Float32
 from s2ap_export.trace import frozen, trace_classifier
 from s2ap_train.data import Splits
-from s2ap_train.hardening.network import Network
-from s2ap_train.hardening.parts import Workshop
-from s2ap_train.hardening.train import Parts
+from s2ap_train.hardening.network import Network, known_network
+from s2ap_train.hardening.parts import PartList
+from s2ap_train.hardening.train import Components
 from s2ap_train.models import Classifier, fold_batch_norm
 from s2ap_train.recipe import Recipe
 from s2ap_train.redteam.ablation.ablation_rows import ADVERSARIAL, PRUNED, WIDER
 from s2ap_train.redteam.ablation.networks import Networks
 from s2ap_train.redteam.ablation.surrogates import train_surrogates
 from s2ap_train.redteam.ablation.wider import defence_flops, wider_classifier
-from s2ap_train.storage.workbench import MissingPart, Workbench
+from s2ap_train.storage.parts import PartStore
 from s2ap_train.threads import one_thread
 
 __all__ = ["networks_beside", "networks_of", "to_stage"]
@@ -40,9 +40,9 @@ def to_stage(network: Classifier) -> ModelProto:
     return trace_classifier(fold_batch_norm(frozen(network)), network.image_shape, scope=CLASSIFIER)
 
 
-def networks_of(parts: Parts) -> Networks:
+def networks_of(components: Components) -> Networks:
     """What a hardening has trained beside what is in its file."""
-    return Networks({ADVERSARIAL: to_stage(parts.adversarial.model), PRUNED: to_stage(parts.pruned.model)})
+    return Networks({ADVERSARIAL: to_stage(components.adversarial.model), PRUNED: to_stage(components.pruned.model)})
 
 
 def networks_beside(
@@ -73,17 +73,19 @@ def networks_beside(
     """
     missing: dict[str, str] = {}
     stages: dict[str, ModelProto] = {}
-    workshop = Workshop(recipe, splits, Workbench(checkpoints, reporter, train=False))
+    parts, store = PartList(recipe, splits).classifiers(), PartStore(checkpoints, reporter)
     with one_thread():
-        try:
-            adversarial, pruned = workshop.robust_classifiers()
-            of_file = {"adversarial": adversarial, "pruned": pruned}.get(recipe.classifier) or workshop.plain()
-        except MissingPart as error:
-            why = f"{checkpoints} has no part {error} of this recipe; name the work folder of harden with --checkpoints"
+        stored = {name: store.read(parts[name]) for name in dict.fromkeys(("adversarial", "pruned", recipe.classifier))}
+        found = {name: known_network(one.model, one.record) for name, one in stored.items() if one is not None}
+        if len(found) < len(stored):
+            absent = next(name for name, one in stored.items() if one is None)
+            why = (
+                f"{checkpoints} has no part {absent} of this recipe; name the work folder of harden with --checkpoints"
+            )
             missing |= dict.fromkeys((ADVERSARIAL, PRUNED), why)
         else:
-            _check_same(model, of_file, splits.fit.images[:_COMPARED], checkpoints)
-            stages = {ADVERSARIAL: to_stage(adversarial.model), PRUNED: to_stage(pruned.model)}
+            _check_same(model, found[recipe.classifier], splits.fit.images[:_COMPARED], checkpoints)
+            stages = {ADVERSARIAL: to_stage(found["adversarial"].model), PRUNED: to_stage(found["pruned"].model)}
         surrogates: tuple[Classifier, ...] = ()
         if train:
             stages[WIDER] = to_stage(_wider(model, recipe, splits, folder, reporter).model)
@@ -99,7 +101,7 @@ def _wider(model: Path, recipe: Recipe, splits: Splits, folder: Path, reporter: 
     some = splits.validation.subset(slice(0, _COSTED))
     asked = DefendedClassifier.load(model, device="cpu", threads=1)(some.images).members_used
     wanted = defence_flops(open_model_file(model), asked)
-    return wider_classifier(recipe, splits, Workbench(folder, reporter), wanted)
+    return wider_classifier(recipe, splits, PartStore(folder, reporter), wanted)
 
 
 def _check_same(model: Path, network: Network, images: Float32, checkpoints: Path) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from s2ap_defend.cli.main import run
-from s2ap_train.hardening.train import silent_reporter, train_parts
+from s2ap_train.hardening.train import train_components
 from s2ap_train.recipe import load_recipe
 from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
+from s2ap_train.storage.parts import silent_reporter
 from tests.export.small_recipe import OVERRIDES
 
 
@@ -17,7 +18,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the trained parts."""
     folder = tmp_path_factory.mktemp("parts")
     recipe = load_recipe("digits", OVERRIDES[1::2])
-    train_parts(recipe, recipe.load_data(), folder, silent_reporter(), workers=1)
+    train_components(recipe, recipe.load_data(), folder, silent_reporter(), workers=1)
     return folder
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from s2ap_defend.model_file import replace_file
 from s2ap_defend.types import Float32
-from s2ap_train.storage.workbench import fingerprint
+from s2ap_train.storage.fingerprint import fingerprint
 
 __all__ = ["KeptAttacks", "weights_digest"]
 

@@ -17,14 +17,14 @@ from tests.train.toy_data import same
 
 from s2ap_defend.cli.main import run
 from s2ap_defend.progress import Reporter
-from s2ap_train.hardening.parts import Workshop
+from s2ap_train.hardening.parts import PartList
 from s2ap_train.purifier.denoisers import FullGaussian
 from s2ap_train.purifier.score_report import error_table, sample_pictures, training_curve
 from s2ap_train.purifier.unet import UNet
 from s2ap_train.recipe import load_recipe
 from s2ap_train.storage.checkpoint import load_checkpoint
 from s2ap_train.storage.lock import locked_folder
-from s2ap_train.storage.workbench import MissingPart, Workbench
+from s2ap_train.storage.parts import PartStore
 
 EPOCHS = 2
 SET = ("score_model.width=8", f"score_model.epochs={EPOCHS}")
@@ -83,13 +83,15 @@ def test_the_same_command_again_trains_and_writes_nothing(trained: Path, capsys:
 def test_harden_reuses_it_where_the_settings_agree(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = load_recipe("digits", SET)
     splits = recipe.load_data()
-    net = Workshop(recipe, splits, Workbench(trained, Reporter(), train=False)).score_model()
+    store = PartStore(trained, Reporter())
+    stored = store.read(PartList(recipe, splits).score_model())
+    assert stored is not None
+    net = stored.model
     kept, _ = load_checkpoint(trained / "score-model")
     assert same({f"weight.{name}": value for name, value in net.state_dict().items()}, kept)
     assert not any(parameter.requires_grad for parameter in net.parameters())
     other = load_recipe("digits", (*SET, "score_model.sigma_max=0.5"))
-    with pytest.raises(MissingPart):
-        Workshop(other, splits, Workbench(trained, Reporter(), train=False)).score_model()
+    assert store.read(PartList(other, splits).score_model()) is None
 
 
 def test_a_killed_command_goes_on_and_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def test_a_finished_model_of_other_settings_is_replaced_only_when_that_is_said(
     assert "holds a score model that was trained with other settings; name another folder" in capsys.readouterr().err
     assert (folder / "score-model" / "weights.safetensors").read_bytes() == before
     assert run([*other, "--overwrite"]) == 0
-    assert "score-model: trained again, because its settings differ" in capsys.readouterr().out
+    assert "score-model: stale, its settings changed" in capsys.readouterr().out
     assert len(metrics_of(folder)["history"]) == 1
     assert run(other) == 0, "now the settings agree"
 

@@ -16,11 +16,10 @@ from tests.train.toy_data import same
 from s2ap_defend import RecipeError
 from s2ap_defend.cli.main import run
 from s2ap_defend.progress import Reporter
-from s2ap_train.hardening.parts import Workshop
-from s2ap_train.hardening.train import train_networks, train_parts
+from s2ap_train.hardening.parts import PartList
+from s2ap_train.hardening.train import train_components, train_networks
 from s2ap_train.recipe import load_ensemble_recipe, load_recipe
 from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
-from s2ap_train.storage.workbench import Workbench
 
 NAMES = tuple(load_ensemble_recipe("digits").members)
 COUNTS = {"random_channel": 2, "lottery_ticket": 1, "mutation": 2}
@@ -85,15 +84,16 @@ def test_several_processes_train_the_same_networks_as_one(kept, tmp_path):
     assert all(f"{name}: " in text for name in PARTS)
 
 
-def test_members_wait_for_the_plain_network_only_if_they_start_from_it(kept):
+def test_members_wait_for_the_plain_network_only_if_they_start_from_it():
     recipe = load_ensemble_recipe("digits", TINY)
-    groups = Workshop(recipe, recipe.load_data(), Workbench(kept, Reporter(Console(file=io.StringIO())))).groups()
-    after = {name: group.after for name, group in groups.items()}
+    needs = {part.name: part.needs for part in PartList(recipe, recipe.load_data()).all()}
     alone = {"plain", "member-lottery_ticket-0"}
-    assert after == {name: () if name in alone else ("plain",) for name in PARTS}
-    hardening = load_recipe("digits")
-    names = list(Workshop(hardening, recipe.load_data(), Workbench(kept, Reporter())).groups())
-    assert names[:2] == ["score-model", "adversarial"], "long ones first"
+    assert needs == {name: () if name in alone else ("plain",) for name in PARTS}
+    parts = PartList(load_recipe("digits"), recipe.load_data()).all()
+    names = [part.name for part in parts]
+    assert names[:3] == ["score-model", "adversarial", "pruned"], "long ones first"
+    for place, part in enumerate(parts):
+        assert set(part.needs) <= set(names[:place]), "what a part needs comes before it"
     assert names.index("plain") < names.index("member-fresh_channel-0")
 
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_does_not_fit_is_never_loaded_in_part(kept, tmp_path, 
         folder / "plain", tensors={k: t for k, t in tensors.items() if k != key} | others[change], record=record
     )
     _, text = trained(folder)
-    assert "plain: trained again, because" in text
+    assert "plain: unusable, " in text
     assert {"missing": "missing ['classifier.bias']", "unknown": "unknown ['more']", "shape": "has shape"}[
         change
     ] in text
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_does_not_fit_is_never_loaded_in_part(kept, tmp_path, 
 
 def test_a_killed_run_goes_on_member_by_member(kept, tmp_path):
     """Killed for real, twice over: what was whole is reused, what was in the middle goes on from its last epoch."""
-    slow = [*TINY, "members.lottery_ticket.settings.training.epochs=400"]
+    slow = [*TINY, "members.random_channel.settings.training.epochs=400"]
     script = (
         "import sys\nfrom pathlib import Path\nfrom s2ap_defend.progress import Reporter\n"
         "from s2ap_train.hardening.train import train_networks\nfrom s2ap_train.recipe import load_ensemble_recipe\n"
@@ -146,22 +146,22 @@ def test_a_killed_run_goes_on_member_by_member(kept, tmp_path):
         "train_networks(recipe, recipe.load_data(), Path(sys.argv[1]), Reporter(), workers=1)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), *slow], stdout=subprocess.DEVNULL)
-    begun = tmp_path / "member-lottery_ticket-0.unfinished" / "training" / "snapshot-1" / "checkpoint.json"
+    begun = tmp_path / "member-random_channel-0.unfinished" / "snapshot-1" / "checkpoint.json"
     deadline = time.monotonic() + 120
     while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert begun.exists()
-    assert not (tmp_path / "member-lottery_ticket-0").exists()
+    assert not (tmp_path / "member-random_channel-0").exists()
     whole = {name for name in PARTS if (tmp_path / name / "checkpoint.json").exists()}
-    assert whole == {"plain", "member-random_channel-0", "member-random_channel-1"}
-    shorter = ("members.lottery_ticket.settings.training.epochs=3",)
+    assert whole == {"plain", "member-lottery_ticket-0"}
+    shorter = ("members.random_channel.settings.training.epochs=3",)
     _, text = trained(tmp_path, overrides=shorter)
     assert {line.split(":")[0] for line in text.splitlines() if "reused" in line} == whole
     assert not list(tmp_path.glob("*.unfinished"))
-    _, record = load_checkpoint(tmp_path / "member-lottery_ticket-0")
-    assert len(record["history"]) == 1 + 3
+    _, record = load_checkpoint(tmp_path / "member-random_channel-0")
+    assert len(record["history"]) == 3
     assert same(load_checkpoint(tmp_path / PARTS[-1])[0], load_checkpoint(kept / PARTS[-1])[0])
 
 
@@ -204,7 +204,7 @@ def test_networks_that_no_member_has_need_not_be_there(tmp_path):
 def test_hardening_without_members_is_refused(tmp_path):
     recipe = load_recipe("digits", [f"members.{name}.count=0" for name in NAMES])
     with pytest.raises(RecipeError, match=r"no members; give members\.robust\.count"):
-        train_parts(recipe, recipe.load_data(), tmp_path, Reporter(Console(file=io.StringIO())))
+        train_components(recipe, recipe.load_data(), tmp_path, Reporter(Console(file=io.StringIO())))
     assert not list(tmp_path.iterdir())
 
 
@@ -273,7 +273,8 @@ def test_ray_trains_the_same_networks_without_a_shared_disk(kept, tmp_path):
     assert done.returncode == 0, done.stderr
     first, again = done.stdout.split("again\n")
     assert "training on Ray" in first
-    told = [line.split(":")[0] for line in first.splitlines() if line.startswith(("plain:", "member-"))]
+    lines = [line for line in first.splitlines() if line.startswith(("plain:", "member-"))]
+    told = [line.split(":")[0] for line in lines if "reused" not in line]
     assert told[0] == "plain"
     assert sorted(told) == sorted(missing), "only what is missing is trained, and in order"
     assert all(f"{name}: reused" in again for name in PARTS)

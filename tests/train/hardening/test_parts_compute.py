@@ -9,10 +9,10 @@ from rich.console import Console
 
 from s2ap_defend import RecipeError
 from s2ap_defend.progress import Reporter
-from s2ap_train.hardening.parts import Workshop
-from s2ap_train.hardening.train import SCORE_REPORT, train_parts
+from s2ap_train.hardening.parts import PartList
+from s2ap_train.hardening.train import SCORE_REPORT, train_components
 from s2ap_train.recipe import load_ensemble_recipe, load_recipe
-from s2ap_train.storage.workbench import MissingPart, Workbench
+from s2ap_train.storage.parts import PartStore
 
 COUNTS = {"mutation": 1, "random_channel": 1}
 TINY = [
@@ -38,7 +38,7 @@ def work(tmp_path_factory):
 
 def reported(recipe, work):
     text = io.StringIO()
-    return train_parts(recipe, recipe.load_data(), work, Reporter(Console(file=text, width=200)), workers=1), text
+    return train_components(recipe, recipe.load_data(), work, Reporter(Console(file=text, width=200)), workers=1), text
 
 
 @pytest.fixture(scope="module")
@@ -83,23 +83,21 @@ def test_the_work_folder_reports_the_score_model_once(parts, work):
 def test_what_was_trained_in_another_precision_is_not_reused(parts, work):
     recipe = load_recipe("digits", TINY)
     assert (recipe.compute.accelerator, recipe.compute.precision) == ("cpu", "32"), "harden's default"
-    workbench = Workbench(work, Reporter(Console(file=io.StringIO())), train=False)
-    for part in Workshop(recipe, recipe.load_data(), workbench).groups().values():
-        with pytest.raises(MissingPart):
-            part.work()
+    store = PartStore(work, Reporter(Console(file=io.StringIO())))
+    assert [store.read(part) for part in PartList(recipe, recipe.load_data()).all()] == [None] * 6
 
 
 def test_parts_are_not_shared_by_several_devices(tmp_path):
     recipe = load_recipe("digits", [*TINY, 'compute={accelerator = "cpu", devices = 2}'])
     with pytest.raises(RecipeError, match=r"compute.devices is 2, but every member trains on one device"):
-        train_parts(recipe, recipe.load_data(), tmp_path, Reporter(Console(file=io.StringIO())))
+        train_components(recipe, recipe.load_data(), tmp_path, Reporter(Console(file=io.StringIO())))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_score_model_that_does_not_fit_the_images_is_refused_before_anything_is_trained(tmp_path):
     recipe = load_recipe("digits", [*TINY, "score_model.multipliers=[1, 1, 1, 1, 1]"])
     with pytest.raises(RecipeError, match="recipe digits: score_model: images of 8x8 cannot be halved 4 times"):
-        train_parts(recipe, recipe.load_data(), tmp_path, Reporter(Console(file=io.StringIO())))
+        train_components(recipe, recipe.load_data(), tmp_path, Reporter(Console(file=io.StringIO())))
     assert not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,7 @@ from s2ap_train.recipe import (
     load_score_recipe,
     packaged_recipes,
 )
-from s2ap_train.storage.workbench import fingerprint
+from s2ap_train.storage.fingerprint import fingerprint
 
 HARDENING = {"digits": (16, (1, 2)), "cifar10-small": (16, (1, 2, 2)), "cifar10-resnet18": (64, (1, 2, 2))}
 """Recipes for harden, and width and multipliers of their score models."""

@@ -13,7 +13,7 @@ from s2ap_train.models import SmallCNN, create
 from s2ap_train.models.cost import flops
 from s2ap_train.recipe import load_recipe
 from s2ap_train.redteam.ablation.wider import defence_flops, wider_classifier, wider_network
-from s2ap_train.storage.workbench import Workbench
+from s2ap_train.storage.parts import PartStore
 
 SHAPE = (1, 8, 8)
 
@@ -54,8 +54,8 @@ def test_the_wider_classifier_is_trained_adversarially_once(tmp_path):
     networks = []
     for _ in range(2):
         text = io.StringIO()
-        workbench = Workbench(tmp_path, Reporter(Console(file=text, width=200)))
-        networks.append(wider_classifier(recipe, splits, workbench, 2e5))
+        store = PartStore(tmp_path, Reporter(Console(file=text, width=200)))
+        networks.append(wider_classifier(recipe, splits, store, 2e5))
         told.append(text.getvalue())
     assert "reused" not in told[0]
     assert "wider: reused" in told[1]

@@ -77,26 +77,28 @@ def _run(compute: "Compute", settings: "ScoreRecipe", output: Path, samples: int
     from contextlib import nullcontext
 
     from s2ap_defend.errors import RecipeError
-    from s2ap_train.hardening.score_model import NAME, deciding_settings, report_score_part, score_part
+    from s2ap_train.hardening.score_model import report_score_model, score_model_part
+    from s2ap_train.recipe.key import DECIDING
     from s2ap_train.storage.lock import locked_folder
-    from s2ap_train.storage.workbench import Workbench
+    from s2ap_train.storage.parts import PartStore
     from s2ap_train.threads import one_thread
 
     reporter = Reporter(Console() if compute.is_main else Console(file=io.StringIO()))
     with reporter.step("data", 1) as loading:
         splits = settings.load_data(lambda done, total: loading.advance(f"{done}/{total} images", done=0))
         loading.note = f"{len(splits.train)} training, {len(splits.validation)} validation"
-    workbench = Workbench(output, reporter, keep=compute.is_main)
+    store = PartStore(output, reporter, writes=compute.is_main)
+    part = score_model_part(settings, splits, compute, splits.sha256(*DECIDING))
     with (
         locked_folder(output) if compute.is_main else nullcontext(),
         one_thread() if settings.data.source == "digits" else nullcontext(),
     ):
-        if not overwrite and workbench.holds_another(NAME, deciding_settings(settings, compute)):
+        if not overwrite and store.holds_another(part):
             raise RecipeError(
                 f"{output} holds a score model that was trained with other settings; name another folder with -o, or "
                 "give --overwrite to train it again there"
             )
-        part = score_part(settings, splits, workbench, compute)
+        stored = store.prepare([part])[part.name]
         if not compute.is_main:
             return {}
-        return report_score_part(part, settings, splits, output, samples=samples)
+        return report_score_model(stored, settings, splits, output, samples=samples)

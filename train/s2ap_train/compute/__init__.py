@@ -1,6 +1,15 @@
 """Where training runs: one process or one for each device, with which precision and memory layout."""
 
-from s2ap_train.compute.launch import Accelerator, ComputeSettings, check_available, launch
+from s2ap_train.compute.launch import Accelerator, ComputeSettings, check_available, compute_here, launch
 from s2ap_train.compute.process import LOCAL, Compute, Precision
 
-__all__ = ["LOCAL", "Accelerator", "Compute", "ComputeSettings", "Precision", "check_available", "launch"]
+__all__ = [
+    "LOCAL",
+    "Accelerator",
+    "Compute",
+    "ComputeSettings",
+    "Precision",
+    "check_available",
+    "compute_here",
+    "launch",
+]

@@ -58,8 +58,17 @@ def launch(settings: ComputeSettings, function: Callable[..., R], *args: object)
         from s2ap_train.compute.processes import launch_processes
 
         return launch_processes(settings, accelerator, function, args)
-    device = torch.device("cuda", 0) if accelerator == "cuda" else torch.device("cpu")
-    return function(Compute(device, precision=settings.precision, channels_last=settings.channels_last), *args)
+    return function(compute_here(settings), *args)
+
+
+def compute_here(settings: ComputeSettings) -> Compute:
+    """The first device that the settings ask for, for this process alone.
+
+    Raises:
+        RecipeError: If this machine lacks what they ask for.
+    """
+    device = torch.device("cuda", 0) if check_available(settings) == "cuda" else torch.device("cpu")
+    return Compute(device, precision=settings.precision, channels_last=settings.channels_last)
 
 
 def check_available(settings: ComputeSettings) -> Literal["cpu", "cuda"]:

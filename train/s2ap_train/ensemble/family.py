@@ -115,6 +115,10 @@ class MemberFamily(BaseModel):
         """The networks that members are made of beside the plain one, by their keys in this table."""
         return {}
 
+    def network(self, number: int) -> ModelTable | None:  # noqa: ARG002
+        """The network that member `number` is made of; None: that of the plain one."""
+        return None
+
     def epochs(self, number: int) -> int:
         """Epochs that member `number`, from 0, is trained for, as far as they are known."""
         raise NotImplementedError

@@ -54,6 +54,10 @@ class PrunedFamily(MemberFamily):
         """Those of `models` that there are members for."""
         return {f"models[{place}]": table for place, table in enumerate(self.models[: self.count])}
 
+    def network(self, number: int) -> ModelTable:
+        """The models take turns."""
+        return self.models[number % len(self.models)]
+
     def epochs(self, number: int) -> int:  # noqa: ARG002
         """Of all three phases."""
         before = self.pretraining.epochs if self.pretraining is not None and needs_training(self.pruning) else 0
@@ -61,7 +65,7 @@ class PrunedFamily(MemberFamily):
 
     def decides(self, number: int) -> object:
         """Network, trainings and method."""
-        return self.family, self._model(number), self.pretraining, self.pruning, self.finetune
+        return self.family, self.network(number), self.pretraining, self.pruning, self.finetune
 
     def train(
         self,
@@ -74,7 +78,7 @@ class PrunedFamily(MemberFamily):
         on_epoch: OnEpoch | None = None,
     ) -> Fitted:
         """Train, prune and fine-tune. Arguments and errors as in `MemberFamily.train`."""
-        dense = data.compute.place(data.create(self._model(number), seed))
+        dense = data.compute.place(data.create(self.network(number), seed))
         if self.pretraining is not None and needs_training(self.pruning):
             train_classifier(
                 dense,
@@ -95,9 +99,6 @@ class PrunedFamily(MemberFamily):
             snapshots=snapshots,
             on_epoch=on_epoch,
         )
-
-    def _model(self, number: int) -> ModelTable:
-        return self.models[number % len(self.models)]
 
 
 def fit_pruned(

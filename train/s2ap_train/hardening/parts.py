@@ -1,216 +1,204 @@
-"""How each part of a recipe is trained: classifiers, members and the score model."""
+"""The list of what `harden` trains: classifiers, members and the score model, each with what it needs and its key."""
+
+from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Seeds
-from s2ap_train.compute import Compute, launch
+from s2ap_train.compute import Compute, compute_here
 from s2ap_train.data import Splits
-from s2ap_train.ensemble import Base, Fitted, TrainingData, fit_pruned
+from s2ap_train.ensemble import Base, Fitted, ModelTable, TrainingData, fit_pruned
 from s2ap_train.ensemble.pruned import epochs_of
 from s2ap_train.hardening.network import Network, known_network, network_record, network_summary
-from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
-from s2ap_train.hardening.score_model import ScorePart, score_part
+from s2ap_train.hardening.score_model import score_model_part
+from s2ap_train.models import Classifier
 from s2ap_train.models import build as build_classifier
 from s2ap_train.pruning.scores import weight_counts
-from s2ap_train.purifier import UNet
 from s2ap_train.recipe import EnsembleRecipe, Recipe
+from s2ap_train.recipe.key import DECIDING, training_key
+from s2ap_train.storage.parts import Needs, Part, PartStore, Trained
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.storage.workbench import Trained, Workbench, accuracies
-from s2ap_train.training import OnEpoch, TrainingConfig, train_classifier
+from s2ap_train.training import OnEpoch, TrainingConfig, accuracies, train_classifier
 
-__all__ = ["Group", "Network", "Workshop", "member_name"]
+__all__ = ["ADVERSARIAL", "PLAIN", "PRUNED", "PartList", "member_name", "train_dense"]
 
-PLAIN = "plain"
-_RECORD_VERSION = 2  # of what `network_record` says: parts that were kept with another are trained again
+PLAIN, ADVERSARIAL, PRUNED = "plain", "adversarial", "pruned"
 
-
-@dataclass(frozen=True)
-class Group:
-    """A piece of work that one process does: parts that come from one another.
-
-    Attributes:
-        work: Trains or reloads the parts.
-        after: Names of the groups whose parts it starts from.
-    """
-
-    work: Callable[[], object]
-    after: tuple[str, ...] = ()
+Fit = Callable[[Needs, OnEpoch, Snapshots], Fitted]
 
 
 def member_name(family: str, number: int) -> str:
-    """Name of a member's group, part and folder."""
+    """Name of a member's part and folder; `number` from 0."""
     return f"member-{family}-{number}"
 
 
-class Workshop:
-    """Trains or reloads the parts of one recipe.
+class PartList:
+    """The parts of one recipe, as far as it has them.
 
     Args:
         recipe: What to train, where its `compute` says; every part that is handed out is on the CPU.
         splits: The data; train and validation are used.
-        workbench: Keeps the parts.
 
     Raises:
         RecipeError: If this machine lacks what `compute` asks for, or a part is to be shared by several devices.
     """
 
-    def __init__(self, recipe: EnsembleRecipe, splits: Splits, workbench: Workbench) -> None:
-        self.recipe = recipe
-        self.splits = splits
-        self.workbench = workbench
-        self.compute = _device(recipe)
-        self.data = TrainingData(
+    def __init__(self, recipe: EnsembleRecipe, splits: Splits) -> None:
+        self._recipe, self._splits = recipe, splits
+        self._compute, self._trained_on = _one_device(recipe), splits.sha256(*DECIDING)
+        self._data = TrainingData(
             splits.train.images,
             splits.train.labels,
             (splits.validation.images, splits.validation.labels),
             len(splits.classes),
-            self.compute,
-        )
-        self._plain: Network | None = None
-
-    def groups(self) -> dict[str, Group]:
-        """All pieces of work by name, those that take long first; a group comes behind those that it waits for."""
-        alone: dict[str, Group] = {}
-        dependent: dict[str, Group] = {}
-        for name, family in self.recipe.members.items():
-            for number in range(family.count):
-                group = Group(partial(self.member, name, number), (PLAIN,) if family.starts_from_base else ())
-                (dependent if group.after else alone)[member_name(name, number)] = group
-        plain = {PLAIN: Group(self.plain)}
-        if not isinstance(self.recipe, Recipe):
-            return {**plain, **alone, **dependent}
-        hardening = {SCORE_MODEL: Group(self.score_model), "adversarial": Group(self.robust_classifiers)}
-        return {**hardening, **alone, **plain, **dependent}
-
-    def plain(self) -> Network:
-        """The plain network."""
-        self._plain = self.dense(PLAIN, self.recipe.plain)
-        return self._plain
-
-    def dense(self, name: str, config: TrainingConfig) -> Network:
-        """The recipe's network with the recipe's seed, trained in any way and kept as a part of any name."""
-        return self._network(
-            name,
-            config,
-            self.recipe.seed,
-            lambda hook, snapshots: self._fit(name, config, hook, snapshots),
-            epochs=config.epochs,
+            self._compute,
         )
 
-    def robust_classifiers(self) -> tuple[Network, Network]:
-        """The adversarially trained network and the pruned one that comes from it."""
-        recipe, seed = self.recipe, self.recipe.seed
-        adversarial = self.dense("adversarial", recipe.adversarial)
+    def all(self) -> tuple[Part[Any], ...]:
+        """Every part, those that take long first; one comes behind those that it needs."""
+        members = [
+            self.member(name, number) for name, family in self._recipe.members.items() for number in range(family.count)
+        ]
+        alone = [part for part in members if not part.needs]
+        dependent = [part for part in members if part.needs]
+        classifiers = self.classifiers()
+        plain = classifiers.pop(PLAIN)
+        if not isinstance(self._recipe, Recipe):
+            return plain, *alone, *dependent
+        return self.score_model(), *classifiers.values(), *alone, plain, *dependent
 
-        def prune(hook: OnEpoch, snapshots: Snapshots) -> Fitted:
+    def classifiers(self) -> dict[str, Part[Classifier]]:
+        """The plain, the adversarially trained and the pruned network, by name."""
+        recipe = self._recipe
+        plain, adversarial = self.dense(PLAIN, recipe.plain), self.dense(ADVERSARIAL, recipe.adversarial)
+        return {part.name: part for part in (plain, adversarial, self.pruned())}
+
+    def dense(self, name: str, config: TrainingConfig) -> Part[Classifier]:
+        """The recipe's network with the recipe's seed, trained in any way."""
+        seed = self._recipe.seed
+
+        def fit(_: Needs, hook: OnEpoch, snapshots: Snapshots) -> Fitted:
+            model = self._data.create(self._recipe.model, seed)
+            training = train_classifier(
+                model,
+                *self._data.arrays,
+                config,
+                seed=seed,
+                compute=self._compute,
+                snapshots=snapshots,
+                on_epoch=hook,
+            )
+            return Fitted(
+                model=model,
+                method=name,
+                seeds=Seeds(initialisation=seed, mask=seed, order=seed),
+                adversarially_trained=config.adversarial,
+                dense_weights=weight_counts(model)[1],
+                history=training.history,
+            )
+
+        return self._part(name, config, seed, fit, epochs=config.epochs)
+
+    def pruned(self) -> Part[Classifier]:
+        """The pruned network that comes from the adversarially trained one."""
+        recipe = self._recipe
+        adversarial = self.dense(ADVERSARIAL, recipe.adversarial)
+
+        def fit(needs: Needs, hook: OnEpoch, snapshots: Snapshots) -> Fitted:
             return fit_pruned(
-                self.compute.place(copy.deepcopy(adversarial.model)),
-                self.data,
+                self._compute.place(copy.deepcopy(needs[ADVERSARIAL].model)),
+                self._data,
                 recipe.pruning,
                 recipe.finetune,
                 pretraining=recipe.adversarial,
-                seed=seed,
+                seed=recipe.seed,
                 snapshots=snapshots,
                 on_epoch=hook,
             )
 
-        pruned = self._network(
-            "pruned",
-            (recipe.adversarial, recipe.pruning, recipe.finetune),
-            seed,
-            prune,
-            epochs=epochs_of(recipe.pruning, recipe.finetune),
-        )
-        return adversarial, pruned
+        settings = recipe.pruning, recipe.finetune
+        epochs = epochs_of(recipe.pruning, recipe.finetune)
+        return self._part(PRUNED, settings, recipe.seed, fit, epochs=epochs, needs=(adversarial,))
 
-    def member(self, family: str, number: int) -> Network:
+    def member(self, family: str, number: int) -> Part[Classifier]:
         """Member `number`, from 0, of a family."""
-        table, seed = self.recipe.members[family], self.recipe.member_seed(family, number)
-        base = Base(self.recipe.model, self.recipe.seed, lambda: (self._plain or self._quiet_plain()).model)
-        return self._network(
+        recipe = self._recipe
+        table, seed = recipe.members[family], recipe.member_seed(family, number)
+
+        def fit(needs: Needs, hook: OnEpoch, snapshots: Snapshots) -> Fitted:
+            base = Base(recipe.model, recipe.seed, lambda: needs[PLAIN].model)
+            return table.train(number, self._data, base, seed=seed, snapshots=snapshots, on_epoch=hook)
+
+        return self._part(
             member_name(family, number),
-            (table.decides(number), self.recipe.plain if table.starts_from_base else None),
+            table.decides(number),
             seed,
-            lambda hook, snapshots: table.train(number, self.data, base, seed=seed, snapshots=snapshots, on_epoch=hook),
+            fit,
             epochs=table.epochs(number),
+            network=table.network(number),
+            needs=(self.dense(PLAIN, recipe.plain),) if table.starts_from_base else (),
         )
 
-    def members(self) -> dict[str, tuple[Network, ...]]:
-        """All members by family, in the order of the recipe."""
-        families = self.recipe.members
-        return {name: tuple(self.member(name, i) for i in range(family.count)) for name, family in families.items()}
-
-    def score_model(self) -> UNet:
-        """The score model of the purifier. Errors as in `score_model_part`."""
-        return self.score_model_part().net
-
-    def score_model_part(self) -> ScorePart:
-        """The score model with what is known of it.
+    def score_model(self) -> Part[Any]:
+        """The score model of the purifier.
 
         Raises:
             TypeError: If the recipe is not for hardening.
+            RecipeError: If the score model does not fit the images.
         """
-        if not isinstance(self.recipe, Recipe):
-            raise TypeError(f"a {type(self.recipe).__name__} has no score model")
-        return score_part(self.recipe, self.splits, self.workbench, self.compute)
+        if not isinstance(self._recipe, Recipe):
+            raise TypeError(f"a {type(self._recipe).__name__} has no score model")
+        return score_model_part(self._recipe, self._splits, self._compute, self._trained_on)
 
-    def _quiet_plain(self) -> Network:
-        """The plain network for those who start from it; not reported once more."""
-        silent = Workshop(self.recipe, self.splits, self.workbench.silent())
-        self._plain = silent.plain()
-        return self._plain
-
-    def _fit(self, method: str, config: TrainingConfig, hook: OnEpoch, snapshots: Snapshots) -> Fitted:
-        seed = self.recipe.seed
-        model = self.data.create(self.recipe.model, seed)
-        training = train_classifier(
-            model, *self.data.arrays, config, seed=seed, compute=self.compute, snapshots=snapshots, on_epoch=hook
+    def _part(
+        self,
+        name: str,
+        settings: object,
+        seed: int,
+        fit: Fit,
+        *,
+        epochs: int,
+        network: ModelTable | None = None,
+        needs: tuple[Part[Any], ...] = (),
+    ) -> Part[Classifier]:
+        """A network as a part; `network` is what it is made of, the recipe's own where None."""
+        recipe = self._recipe
+        key = training_key(
+            self._trained_on,
+            (settings, seed, recipe.seed, recipe.eps, self._data.classes, self._compute.precision),
+            network=recipe.model if network is None else network,
+            needs=[part.key for part in needs],
         )
-        return Fitted(
-            model=model,
-            method=method,
-            seeds=Seeds(initialisation=seed, mask=seed, order=seed),
-            adversarially_trained=config.adversarial,
-            dense_weights=weight_counts(model)[1],
-            history=training.history,
-        )
 
-    def _network(
-        self, name: str, settings: object, seed: int, build: Callable[[OnEpoch, Snapshots], Fitted], *, epochs: int
-    ) -> Network:
-        recipe = self.recipe
+        def train(needed: Needs, hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
+            fitted = fit(needed, hook, snapshots)
+            return Trained(fitted.model.cpu(), network_record(fitted, self._data, eps=recipe.eps), fitted.beside)
 
-        def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[Any]:
-            fitted = build(hook, snapshots)
-            record = network_record(fitted, self.data, eps=recipe.eps)
-            return Trained(fitted.model.cpu(), record, fitted.beside)
-
-        common = (recipe.data, recipe.seed, recipe.model, recipe.eps, self.compute.precision, _RECORD_VERSION)
-        model, record = self.workbench.part(
-            name,
-            settings=(*common, settings, seed),
+        return Part(
+            name=name,
+            key=key,
             epochs=epochs,
-            rebuild=build_classifier,
             train=train,
+            rebuild=build_classifier,
             note=accuracies,
             summary=network_summary,
+            needs=tuple(part.name for part in needs),
         )
-        return known_network(model, record)
 
 
-def _device(recipe: EnsembleRecipe) -> Compute:
+def train_dense(recipe: EnsembleRecipe, splits: Splits, name: str, config: TrainingConfig, store: PartStore) -> Network:
+    """The recipe's network, trained in any way, as a part of any name: read, or trained here."""
+    stored = store.prepare([PartList(recipe, splits).dense(name, config)])[name]
+    return known_network(stored.model, stored.record)
+
+
+def _one_device(recipe: EnsembleRecipe) -> Compute:
     if recipe.compute.devices > 1:
         raise RecipeError(
             f"compute.devices is {recipe.compute.devices}, but every member trains on one device; set it to 1 and let "
             "--workers train several members at the same time"
         )
-    return launch(recipe.compute, _given)
-
-
-def _given(compute: Compute) -> Compute:
-    return compute
+    return compute_here(recipe.compute)

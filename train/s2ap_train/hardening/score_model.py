@@ -1,9 +1,9 @@
-"""The score model as a part that is kept: trained or reloaded, measured, and reported."""
+"""The score model as a part: how it is trained, and what is reported of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from s2ap_train.purifier import UNet, build, train_score_model
 from s2ap_train.purifier.denoisers import fit_gaussian
 from s2ap_train.purifier.sizes import pass_flops
 from s2ap_train.recipe import Recipe, ScoreRecipe
+from s2ap_train.recipe.key import training_key
 from s2ap_train.storage.checkpoint import json_bytes
+from s2ap_train.storage.parts import Needs, Part, Stored, Trained
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.storage.workbench import Trained, Workbench, fingerprint
 from s2ap_train.training import OnEpoch
 
 NAME = "score-model"
@@ -29,41 +30,27 @@ METRICS_VERSION = 1
 SAMPLES = 8
 
 
-@dataclass(frozen=True)
-class ScorePart:
-    """A score model and what is known of it.
+def score_model_part(recipe: Recipe | ScoreRecipe, splits: Splits, compute: Compute, data: str) -> Part[UNet]:
+    """The score model of a recipe, as a part.
 
-    Attributes:
-        net: In evaluation mode, without gradients, on the CPU.
-        record: JSON values: `architecture`, `parameters`, `flops` of a pass for one image, `seconds`, `device`,
-            `processes`, `precision`, `validation_error`, `history`, and `denoising`, errors by sigma.
-        key: Fingerprint of what decided it.
-    """
+    The number of devices is not in its key: it changes the order of sums, and no statistics.
 
-    net: UNet
-    record: Mapping[str, Any]
-    key: str
-
-
-def deciding_settings(recipe: Recipe | ScoreRecipe, compute: Compute) -> object:
-    """What decides a score model; not the number of devices: it changes the order of sums, and no statistics."""
-    return recipe.data, recipe.score_model, recipe.seed, compute.precision
-
-
-def score_part(recipe: Recipe | ScoreRecipe, splits: Splits, workbench: Workbench, compute: Compute) -> ScorePart:
-    """Train or reload the score model of a recipe.
+    Args:
+        recipe: Gives the settings and the seed.
+        splits: Training images for its weights, validation images for its errors.
+        compute: Where it is trained.
+        data: SHA-256 of these images.
 
     Raises:
-        RecipeError: If the recipe's score model does not fit the images, or its training ends without a finite loss.
+        RecipeError: If the recipe's score model does not fit the images.
     """
     config = recipe.score_model
     try:
-        config.architecture(splits.image_shape)  # refused before anything is written
+        config.architecture(splits.image_shape)
     except RecipeError as error:
         raise RecipeError(f"recipe {recipe.name}: score_model: {error}") from error
-    settings = deciding_settings(recipe, compute)
 
-    def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[UNet]:
+    def train(_: Needs, hook: OnEpoch, snapshots: Snapshots) -> Trained[UNet]:
         trained = train_score_model(
             splits.train.images,
             config,
@@ -86,25 +73,24 @@ def score_part(recipe: Recipe | ScoreRecipe, splits: Splits, workbench: Workbenc
         }
         return Trained(trained.net, record)
 
-    net, record = workbench.part(
-        NAME,
-        settings=settings,
+    return Part(
+        name=NAME,
+        key=training_key(data, config, recipe.seed, compute.precision),
         epochs=config.epochs,
-        rebuild=build,
         train=train,
+        rebuild=_rebuilt,
         note=_denoising,
         summary=_denoising,
     )
-    return ScorePart(net.requires_grad_(False), record, fingerprint(settings))
 
 
-def report_score_part(
-    part: ScorePart, recipe: Recipe | ScoreRecipe, splits: Splits, folder: Path, *, samples: int = SAMPLES
+def report_score_model(
+    stored: Stored[UNet], recipe: Recipe | ScoreRecipe, splits: Splits, folder: Path, *, samples: int = SAMPLES
 ) -> Mapping[str, Any]:
-    """Write metrics.json, report.html and its pictures into a folder, unless those of this very part are there.
+    """Write metrics.json, report.html and its pictures into a folder, unless those of this very score model are there.
 
     Args:
-        part: The score model.
+        stored: The score model.
         recipe: What it was trained by.
         splits: Its data; validation images are shown, the Gaussian is fitted to the training images.
         folder: Where; it is made where it does not exist.
@@ -123,11 +109,10 @@ def report_score_part(
         "name": recipe.name,
         "data": splits.name,
         "seed": recipe.seed,
-        "settings": part.key,
         "score_model": asdict(recipe.score_model),
         "samples": min(samples, len(splits.validation)),
     }
-    kept = {key: value for key, value in part.record.items() if key not in {"settings", "weights_sha256"}}
+    kept = {key: value for key, value in stored.record.items() if key not in {"key", "weights_sha256"}}
     metrics = {**known, **kept}
     written = json_bytes(metrics, "the metrics of the score model")
     path = folder / METRICS_FILE
@@ -135,9 +120,13 @@ def report_score_part(
         return metrics
     shown = torch.from_numpy(splits.validation.images[:samples])
     gaussian = fit_gaussian(torch.from_numpy(splits.train.images))
-    write_score_report(folder, metrics, part.net, gaussian, shown)
+    write_score_report(folder, metrics, stored.model, gaussian, shown)
     replace_file(path, written)
     return metrics
+
+
+def _rebuilt(architecture: Mapping[str, Any]) -> UNet:
+    return build(architecture).requires_grad_(False)
 
 
 def _denoising(metrics: Mapping[str, Any]) -> str:

@@ -1,38 +1,40 @@
-"""Training of all parts of a defence, many at a time, each part kept and reused."""
+"""Trains the parts of a recipe, many at a time."""
 
 import io
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
+from s2ap_train.compute import check_available
 from s2ap_train.data import Splits
-from s2ap_train.hardening.parts import Network, Workshop
-from s2ap_train.hardening.score_model import report_score_part
+from s2ap_train.hardening.network import Network, known_network
+from s2ap_train.hardening.parts import ADVERSARIAL, PLAIN, PRUNED, PartList, member_name
+from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
+from s2ap_train.hardening.score_model import report_score_model
 from s2ap_train.jobs import Job, Workers, check_workers, run_jobs, worker_count
 from s2ap_train.purifier import UNet
 from s2ap_train.recipe import EnsembleRecipe, Recipe, check_networks
-from s2ap_train.storage.checkpoint import RECORD_FILE, read_folder, write_folder
+from s2ap_train.storage.checkpoint import read_folder, write_folder
 from s2ap_train.storage.lock import locked_folder
-from s2ap_train.storage.workbench import MissingPart, Workbench
+from s2ap_train.storage.parts import Part, PartStore, Stored, silent_reporter
 from s2ap_train.threads import one_thread
 
 Checkpoint = tuple[Mapping[str, bytes], Mapping[str, object]]
 """Files and record of a checkpoint folder."""
 SCORE_REPORT = "score-model-report"
 """Folder, in the work folder of `harden`, of what the score model can do."""
-Needs = tuple[str, ...]
-"""Names of the parts that a group starts from."""
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """Everything that a defended model is composed of; members of all families in the order of the recipe."""
 
     plain: Network
@@ -43,30 +45,36 @@ class Parts:
 
     def classifier(self, name: str) -> Network:
         """The network of that name: 'plain', 'adversarial' or 'pruned'."""
-        return {"plain": self.plain, "adversarial": self.adversarial, "pruned": self.pruned}[name]
+        return {PLAIN: self.plain, ADVERSARIAL: self.adversarial, PRUNED: self.pruned}[name]
 
 
-def train_parts(
+def train_components(
     recipe: Recipe, splits: Splits, work_dir: Path, reporter: Reporter, *, workers: Workers = None
-) -> Parts:
-    """Train or reload every part of the recipe.
+) -> Components:
+    """Train or reload everything that a defended model is composed of.
 
     The work folder also gets a report of the score model. The caller has locked it (`locked_folder`), and keeps it
-    locked for what it does with the parts. Arguments and errors as in `train_networks`.
+    locked for what it does with the networks.
+
+    Args:
+        recipe: What to train.
+        splits: The data; train and validation are used.
+        work_dir: Folder of the checkpoints.
+        reporter: Told about every part.
+        workers: Who trains at the same time; None takes one process a core.
 
     Raises:
-        RecipeError: If the recipe has no members.
+        RecipeError: If the recipe has no members, a setting cannot be trained, Ray is not there, or a process was
+            killed.
     """
     if not any(family.count for family in recipe.members.values()):
         raise RecipeError("the recipe has no members; give members.robust.count or another family a count above 0")
-    workshop = _trained(recipe, splits, work_dir, reporter, workers)
+    ready = _trained(recipe, splits, work_dir, reporter, workers)
     with one_thread():
-        plain = workshop.plain()
-        adversarial, pruned = workshop.robust_classifiers()
-        members, score_model = workshop.members(), workshop.score_model_part()
-        report_score_part(score_model, recipe, splits, work_dir / SCORE_REPORT)
-    networks = tuple(one for family in members.values() for one in family)
-    return Parts(plain, adversarial, pruned, networks, score_model.net)
+        report_score_model(ready[SCORE_MODEL], recipe, splits, work_dir / SCORE_REPORT)
+    plain, adversarial, pruned = (_network(ready[name]) for name in (PLAIN, ADVERSARIAL, PRUNED))
+    members = tuple(one for family in _members(recipe, ready).values() for one in family)
+    return Components(plain, adversarial, pruned, members, ready[SCORE_MODEL].model)
 
 
 def train_networks(
@@ -75,8 +83,8 @@ def train_networks(
     """Train or reload the plain network and the members of all families, and nothing else.
 
     Every process trains with one thread: small networks gain nothing from more, and results do not depend on the
-    number of cores. Every epoch is kept: started again, a killed run trains what is missing. On Ray each group of parts
-    is a task whose checkpoints come back as bytes, so only whole parts are kept, and the nodes share no disk; each
+    number of cores. Every epoch is stored: started again, a killed run trains what is missing. On Ray each part
+    is a task whose checkpoint comes back as bytes, so only whole parts are stored, and the nodes share no disk; each
     loads the recipe's data by itself.
 
     Args:
@@ -92,106 +100,103 @@ def train_networks(
     """
     _check(recipe, splits, workers)
     with locked_folder(work_dir):
-        workshop = _trained(recipe, splits, work_dir, reporter, workers)
-        with one_thread():
-            return workshop.plain(), workshop.members()
+        ready = _trained(recipe, splits, work_dir, reporter, workers)
+    return _network(ready[PLAIN]), _members(recipe, ready)
 
 
-def _trained(recipe: EnsembleRecipe, splits: Splits, work_dir: Path, reporter: Reporter, workers: Workers) -> Workshop:
-    """A workshop whose parts are all kept, or that trains them here as they are asked for."""
+def _network(stored: Stored[Any]) -> Network:
+    return known_network(stored.model, stored.record)
+
+
+def _members(recipe: EnsembleRecipe, ready: Mapping[str, Stored[Any]]) -> dict[str, tuple[Network, ...]]:
+    """All members by family, in the order of the recipe."""
+    return {
+        name: tuple(_network(ready[member_name(name, number)]) for number in range(family.count))
+        for name, family in recipe.members.items()
+    }
+
+
+def _trained(
+    recipe: EnsembleRecipe, splits: Splits, work_dir: Path, reporter: Reporter, workers: Workers
+) -> dict[str, Stored[Any]]:
+    """Every part of the recipe, read from the work folder as far as it is there under its key, else trained."""
     _check(recipe, splits, workers)
-    reader = Workshop(recipe, splits, Workbench(work_dir, silent_reporter(), train=False))
-    missing = _missing(reader)
-    if workers is None and reader.compute.device.type != "cpu":
-        workers = 1  # processes that share a GPU gain little, and may not fit into its memory together
-    if missing and workers == "ray":
-        _train_on_ray(recipe, missing, work_dir, reporter)
-    elif workers != "ray" and worker_count(workers, len(missing)) > 1:
-        _train_in_processes(recipe, missing, work_dir, reporter, worker_count(workers, len(missing)))
-    else:
-        return Workshop(recipe, splits, Workbench(work_dir, reporter))
-    return Workshop(recipe, splits, Workbench(work_dir, silent_reporter()))
+    parts, store = PartList(recipe, splits).all(), PartStore(work_dir, reporter)
+    with one_thread():
+        ready = {part.name: stored for part in parts if (stored := store.read(part)) is not None}
+        missing = [part for part in parts if part.name not in ready]
+        if workers is None and check_available(recipe.compute) == "cuda":
+            workers = 1  # processes that share a GPU gain little, and may not fit into its memory together
+        processes: Workers = "ray" if workers == "ray" else worker_count(workers, len(missing))
+        if missing and processes != 1:
+            _train_elsewhere(recipe, missing, work_dir, reporter, processes)
+            return ready | _all_read(missing, work_dir)
+        for part in missing:
+            ready[part.name] = store.train(part, {name: ready[name] for name in part.needs})
+    return ready
 
 
 def _check(recipe: EnsembleRecipe, splits: Splits, workers: Workers) -> None:
     """Refuse workers that are not there and networks that cannot be made, before anything is written."""
     check_workers(workers)
-    _, channels, height, width = splits.train.images.shape
-    check_networks(recipe, (channels, height, width), len(splits.classes))
-
-
-def _missing(workshop: Workshop) -> dict[str, Needs]:
-    """The groups with a part that is not kept, and what each starts from."""
-    missing = {}
-    with one_thread():
-        for name, group in workshop.groups().items():
-            try:
-                group.work()
-            except MissingPart:
-                missing[name] = group.after
-    return missing
-
-
-def _train_in_processes(
-    recipe: EnsembleRecipe, groups: Mapping[str, Needs], work_dir: Path, reporter: Reporter, processes: int
-) -> None:
-    """Train groups in new processes; their parts lie in the work folder when this returns."""
-    jobs = [
-        Job(name, _train_group, partial(tuple, (recipe, work_dir, name)), after=needs) for name, needs in groups.items()
-    ]
-    with reporter.step(f"training in {processes} processes", len(jobs)) as step:
-        for _, text in run_jobs(jobs, processes):
-            step.advance()
-            reporter.line(text)
-
-
-def _train_on_ray(recipe: EnsembleRecipe, groups: Mapping[str, Needs], work_dir: Path, reporter: Reporter) -> None:
-    """Train groups on Ray and write the parts that come back to the work folder."""
-    jobs = [
-        Job(name, _train_elsewhere, partial(_sent, recipe, work_dir, name, needs), after=needs)
-        for name, needs in groups.items()
-    ]
-    with reporter.step("training on Ray", len(jobs)) as step:
-        for _, (text, checkpoints) in run_jobs(jobs, "ray"):
-            _write(work_dir, checkpoints)
-            step.advance()
-            reporter.line(text)
-
-
-def _train_group(recipe: EnsembleRecipe, work_dir: Path, name: str) -> str:
-    """Train one group in this process and return what it reported; its parts are kept in the work folder."""
-    text = io.StringIO()
-    reporter = Reporter(Console(file=text, width=200), line_every_s=math.inf)
-    workshop = Workshop(recipe, recipe.load_data(), Workbench(work_dir, reporter))
-    with one_thread():
-        workshop.groups()[name].work()
-    return text.getvalue().rstrip()
-
-
-def _sent(
-    recipe: EnsembleRecipe, work_dir: Path, name: str, needs: Needs
-) -> tuple[EnsembleRecipe, str, dict[str, Checkpoint]]:
-    """Arguments of `_train_elsewhere`: with the checkpoints that the group starts from."""
-    return recipe, name, {part: read_folder(work_dir / part) for part in needs}
+    check_networks(recipe, splits.image_shape, len(splits.classes))
 
 
 def _train_elsewhere(
-    recipe: EnsembleRecipe, name: str, given: Mapping[str, Checkpoint]
-) -> tuple[str, dict[str, Checkpoint]]:
-    """Train one group on a machine that shares no disk with ours; returns what it reported and its checkpoints."""
+    recipe: EnsembleRecipe, missing: Sequence[Part[Any]], work_dir: Path, reporter: Reporter, workers: Workers
+) -> None:
+    """Train parts in new processes or on Ray; they lie in the work folder when this returns."""
+    names = {part.name for part in missing}
+    here = workers != "ray"
+
+    def job(part: Part[Any]) -> Job[Any]:
+        after = tuple(name for name in part.needs if name in names)
+        if here:
+            return Job(part.name, _train_part, partial(tuple, (recipe, work_dir, part.name)), after=after)
+        return Job(part.name, _train_apart, partial(_sent, recipe, work_dir, part), after=after)
+
+    title = f"training in {workers} processes" if here else "training on Ray"
+    with reporter.step(title, len(missing)) as step:
+        for done, result in run_jobs([job(part) for part in missing], workers):
+            text, checkpoint = (result, None) if here else result
+            if checkpoint is not None:
+                write_folder(work_dir / done.name, *checkpoint)
+            step.advance()
+            reporter.line(text)
+
+
+def _train_part(recipe: EnsembleRecipe, work_dir: Path, name: str) -> str:
+    """Train one part in this process, store it in the work folder, and return what was reported."""
+    text = io.StringIO()
+    with one_thread():
+        parts = {part.name: part for part in PartList(recipe, recipe.load_data()).all()}
+        needs = _all_read([parts[need] for need in parts[name].needs], work_dir)
+        PartStore(work_dir, Reporter(Console(file=text, width=200), line_every_s=math.inf)).train(parts[name], needs)
+    return text.getvalue().rstrip()
+
+
+def _all_read(parts: Sequence[Part[Any]], work_dir: Path) -> dict[str, Stored[Any]]:
+    """Parts that were trained just now."""
+    store, ready = PartStore(work_dir, silent_reporter()), {}
+    for part in parts:
+        stored = store.read(part)
+        if stored is None:
+            raise RecipeError(
+                f"{part.name} was stored under another key than it has now: its data or its network's source changed "
+                "meanwhile; run the command again"
+            )
+        ready[part.name] = stored
+    return ready
+
+
+def _sent(recipe: EnsembleRecipe, work_dir: Path, part: Part[Any]) -> tuple[EnsembleRecipe, str, dict[str, Checkpoint]]:
+    """Arguments of `_train_apart`: with the checkpoints that the part starts from."""
+    return recipe, part.name, {name: read_folder(work_dir / name) for name in part.needs}
+
+
+def _train_apart(recipe: EnsembleRecipe, name: str, needs: Mapping[str, Checkpoint]) -> tuple[str, Checkpoint]:
+    """Train one part on a machine that shares no disk with ours; returns what was reported and its checkpoint."""
     with tempfile.TemporaryDirectory(prefix="s2ap-") as folder:
-        work_dir = Path(folder)
-        _write(work_dir, given)
-        text = _train_group(recipe, work_dir, name)
-        made = sorted(path.parent.name for path in work_dir.glob(f"*/{RECORD_FILE}"))
-        return text, {part: read_folder(work_dir / part) for part in made if part not in given}
-
-
-def _write(work_dir: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
-    for part, (files, record) in checkpoints.items():
-        write_folder(work_dir / part, files, record)
-
-
-def silent_reporter() -> Reporter:
-    """Tells nobody."""
-    return Reporter(Console(file=io.StringIO()))
+        for need, checkpoint in needs.items():
+            write_folder(Path(folder) / need, *checkpoint)
+        return _train_part(recipe, Path(folder), name), read_folder(Path(folder) / name)

@@ -18,7 +18,7 @@ from s2ap_train.training.epoch_choice import EpochChoice
 from s2ap_train.training.loop import Training, classes_of, train_classifier
 from s2ap_train.training.losses import adversarial_examples, robust_loss, start_noise
 from s2ap_train.training.state import MaskUpdate
-from s2ap_train.training.validation import validate, validate_alike
+from s2ap_train.training.validation import accuracies, validate, validate_alike
 
 __all__ = [
     "Batch",
@@ -29,6 +29,7 @@ __all__ = [
     "RobustLoss",
     "Training",
     "TrainingConfig",
+    "accuracies",
     "accuracy",
     "adversarial_examples",
     "apply_masks",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -48,3 +48,9 @@ def validate_alike(
         return record
     values = torch.tensor(list(record.values()), dtype=torch.float64, device=compute.device)
     return dict(zip(record, compute.mean([values])[0].tolist(), strict=True))
+
+
+def accuracies(metrics: Mapping[str, float]) -> str:
+    """What to show of an epoch of a classifier: accuracy, robust accuracy and mask flips, as far as they are there."""
+    names = {"validation_accuracy": "accuracy", "validation_robust_accuracy": "robust", "flip_rate": "mask flips"}
+    return "  ".join(f"{text} {metrics[key]:.1%}" for key, text in names.items() if key in metrics)

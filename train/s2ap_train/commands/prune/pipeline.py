@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,23 +11,24 @@ from torch import nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
+from s2ap_defend.types import Float32, Int64
 from s2ap_train.commands.prune.metrics import Timings, run_metrics
-from s2ap_train.compute import Compute, ComputeSettings
+from s2ap_train.compute import Compute
 from s2ap_train.data import Splits
-from s2ap_train.ensemble import ModelTable
 from s2ap_train.models import Classifier, create
 from s2ap_train.models import build as build_classifier
 from s2ap_train.pruning import Tuned, finetune, prune
 from s2ap_train.pruning.methods import epochs_known, needs_training, needs_tuning, structure_name
 from s2ap_train.recipe import PruningRecipe
+from s2ap_train.recipe.key import DECIDING, training_key
 from s2ap_train.storage.checkpoint import RECORD_FILE, check_replaceable
 from s2ap_train.storage.lock import locked
+from s2ap_train.storage.parts import Key, Needs, Part, PartStore, Stored, Trained
 from s2ap_train.storage.run_folder import read_run, write_run
 from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.storage.stopwatch import Stopwatch
-from s2ap_train.storage.workbench import Trained, Workbench, accuracies, fingerprint
 from s2ap_train.threads import one_thread
-from s2ap_train.training import OnEpoch, train_classifier
+from s2ap_train.training import OnEpoch, accuracies, train_classifier
 
 
 def run_pruning(
@@ -57,12 +55,11 @@ def run_pruning(
     with reporter.step("data", 1) as loading:
         splits = recipe.load_data(lambda done, total: loading.advance(f"{done}/{total} images", done=0))
         loading.note = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test"
-    dense = dense_settings(recipe, splits)
-    key = fingerprint((recipe.model_copy(update={"compute": _what_counts(recipe.compute)}), dense))
+    key = run_key(recipe, splits, compute).text
     if (finished := _finished(output, key)) is not None:
         reporter.line(f"{output}: reused, it was made with the same recipe and data")
         return _reported(finished, output)
-    run = _Run(compute, recipe, splits, work_dir, key, dense, reporter)
+    run = _Run(compute, recipe, splits, work_dir, key, reporter)
     with locked(work_dir / f".run-{key[:12]}.lock", wait=False) if compute.is_main else nullcontext():
         return _made(run, output)
 
@@ -105,14 +102,13 @@ class _Run:
         splits: Splits,
         work_dir: Path,
         key: str,
-        dense: tuple[object, ...],
         reporter: Reporter,
     ) -> None:
         self.compute, self.recipe, self.splits, self.reporter = compute, recipe, splits, reporter
-        self.work_dir, self.key, self.dense_settings = work_dir, key, dense
+        self.work_dir, self.key = work_dir, key
         self.snapshots = Snapshots(work_dir / f"run-{key[:12]}", key)
         self.stopwatch = Stopwatch(work_dir / f"run-{key[:12]}.seconds" if compute.is_main else None, key)
-        self.data = (splits.train.images, splits.train.labels, (splits.validation.images, splits.validation.labels))
+        self.data = _data(splits)
         self.dense_seconds: float | None = None
         self.collapse: str | None = None
 
@@ -123,44 +119,14 @@ class _Run:
 
     def trained(self) -> Classifier:
         """The dense network, adversarially trained."""
-        recipe, parts = self.recipe, self.dense_settings
-        watch = Stopwatch(self.work_dir / "dense.seconds" if self.compute.is_main else None, fingerprint(parts))
-
-        def train(hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
-            model = self.fresh()
-            watch.start()
-            training = train_classifier(
-                model,
-                *self.data,
-                recipe.adversarial,
-                seed=recipe.seed,
-                compute=self.compute,
-                snapshots=snapshots,
-                on_epoch=watch.timed("dense", hook),
-            )
-            record = {
-                "architecture": model.architecture(),
-                "history": list(training.history),
-                "seconds": watch.seconds("dense"),
-                "collapse": training.collapse,
-            }
-            return Trained(model, record)
-
+        store = PartStore(self.work_dir, self.reporter, writes=self.compute.is_main)
+        part = dense_part(self.recipe, self.splits, self.compute)
         lock = locked(self.work_dir / ".dense.lock", wait=True) if self.compute.is_main else nullcontext()
         with lock:  # another run that trains the same network is waited for, and its network reused
-            model, record = Workbench(self.work_dir, self.reporter, keep=self.compute.is_main).part(
-                "dense",
-                settings=parts,
-                epochs=recipe.adversarial.epochs,
-                rebuild=build_classifier,
-                train=train,
-                note=accuracies,
-                summary=lambda record: accuracies(record["history"][-1]),
-            )
-        watch.clear()
-        self.dense_seconds = record["seconds"]
-        self._note("training of the dense network", record["collapse"])
-        return self.compute.place(model)
+            stored: Stored[Classifier] = store.prepare([part])[part.name]
+        self.dense_seconds = stored.record["seconds"]
+        self._note("training of the dense network", stored.record["collapse"])
+        return self.compute.place(stored.model)
 
     def pruned(self, start: Classifier) -> Tuned:
         """The pruned network, fine-tuned where its method needs it."""
@@ -205,10 +171,56 @@ class _Run:
             self.reporter.line(f"{phase} collapsed ({collapse}); going on with the last good epoch")
 
 
-def dense_settings(recipe: PruningRecipe, splits: Splits) -> tuple[object, ...]:
-    """Everything that decides the dense network of a recipe: what its checkpoint is kept under."""
-    data = (recipe.data, splits.sha256())
-    return data, recipe.seed, recipe.model, _code(recipe.model), recipe.adversarial, _what_counts(recipe.compute)
+def dense_part(recipe: PruningRecipe, splits: Splits, compute: Compute) -> Part[Classifier]:
+    """The dense network of a recipe, as a part."""
+
+    def train(_: Needs, hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
+        model = compute.place(create(recipe.model, splits.image_shape, len(splits.classes), recipe.seed))
+        training = train_classifier(
+            model,
+            *_data(splits),
+            recipe.adversarial,
+            seed=recipe.seed,
+            compute=compute,
+            snapshots=snapshots,
+            on_epoch=hook,
+        )
+        record = {
+            "architecture": model.architecture(),
+            "history": list(training.history),
+            "collapse": training.collapse,
+        }
+        return Trained(model, record)
+
+    return Part(
+        name="dense",
+        key=training_key(
+            splits.sha256(*DECIDING),
+            (recipe.seed, recipe.adversarial, len(splits.classes), *_what_counts(compute)),
+            network=recipe.model,
+        ),
+        epochs=recipe.adversarial.epochs,
+        train=train,
+        rebuild=build_classifier,
+        note=accuracies,
+        summary=lambda record: accuracies(record["history"][-1]),
+    )
+
+
+def run_key(recipe: PruningRecipe, splits: Splits, compute: Compute) -> Key:
+    """Everything that decides the run folder of a recipe; the other splits too, because it is measured on them."""
+    settings = recipe.model_dump(mode="json", exclude={"data", "compute"})
+    return training_key(splits.sha256(), (settings, *_what_counts(compute)), network=recipe.model)
+
+
+def _what_counts(compute: Compute) -> tuple[int, str]:
+    """What of it changes results: batch normalisation sees the share of one device."""
+    return compute.world_size, compute.precision
+
+
+def _data(splits: Splits) -> tuple[Float32, Int64, tuple[Float32, Int64]]:
+    """Images, labels and the validation set, in the order of `train_classifier`."""
+    return splits.train.images, splits.train.labels, (splits.validation.images, splits.validation.labels)
 
 
 def _finished(output: Path, key: str) -> Mapping[str, Any] | None:
@@ -225,27 +237,6 @@ def _finished(output: Path, key: str) -> Mapping[str, Any] | None:
     raise RecipeError(
         f"{output} holds a run of {run.metrics['name']} with other settings; choose another folder or remove it"
     )
-
-
-def _what_counts(compute: ComputeSettings) -> ComputeSettings:
-    """The settings that change results: batch normalisation sees the share of one device."""
-    return ComputeSettings(devices=compute.devices, precision=compute.precision)
-
-
-def _code(model: ModelTable) -> str | None:
-    """SHA-256 of the file that a user's factory comes from; None for a network of ours."""
-    factory = model if isinstance(model, str) else str(model.get("factory", ""))
-    if ":" not in factory:
-        return None
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = importlib.util.find_spec(factory.partition(":")[0])
-    except (ImportError, ValueError):
-        found = None  # the error comes where the network is made
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    source = Path(found.origin) if found is not None and found.origin else None
-    return hashlib.sha256(source.read_bytes()).hexdigest() if source is not None and source.is_file() else None
 
 
 def _architecture(model: nn.Module) -> dict[str, Any]:

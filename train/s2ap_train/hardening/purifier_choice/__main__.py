@@ -11,7 +11,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import check_writable, replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_train.hardening.purifier_choice import check_grid, choose_purifier, print_choice
-from s2ap_train.hardening.train import train_parts
+from s2ap_train.hardening.train import train_components
 from s2ap_train.recipe import load_recipe
 from s2ap_train.recipe.purifier_grid import check_banks
 from s2ap_train.storage.lock import locked_folder
@@ -41,7 +41,7 @@ def main(recipe: str, work_dir: Path, overrides: tuple[str, ...], workers: int |
     splits = loaded.load_data()
     check_banks(tried, splits.image_shape)
     with locked_folder(work_dir):
-        parts = train_parts(loaded, splits, work_dir, reporter, workers=workers)
+        parts = train_components(loaded, splits, work_dir, reporter, workers=workers)
         _, record = choose_purifier(loaded, parts, splits, work_dir, reporter, by="validation", workers=workers)
     if record is not None:
         print_choice(record, console)

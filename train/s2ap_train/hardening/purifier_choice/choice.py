@@ -15,7 +15,7 @@ from s2ap_train.data import Splits
 from s2ap_train.hardening.purifier_choice.attack import ATTACK_VERSION, Behind, attack_in_words
 from s2ap_train.hardening.purifier_choice.decision import By, best_row, reason, rows_of
 from s2ap_train.hardening.purifier_choice.sweep import Defence, Sweep
-from s2ap_train.hardening.train import Parts
+from s2ap_train.hardening.train import Components
 from s2ap_train.kept import KeptAttacks, weights_digest
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier import Purification
@@ -40,7 +40,7 @@ _REFERENCE = "pruned"
 
 def choose_purifier(
     recipe: Recipe,
-    parts: Parts,
+    components: Components,
     splits: Splits,
     work_dir: Path,
     reporter: Reporter,
@@ -55,7 +55,7 @@ def choose_purifier(
 
     Args:
         recipe: Its `choice` table says what is tried; without one, a small grid around its purifier.
-        parts: The trained networks; members are all asked.
+        components: The trained networks; members are all asked.
         splits: The data; validation images are attacked.
         work_dir: Finished attacks are kept in it and reused for the same networks, data and attack.
         reporter: Told about every purifier.
@@ -70,9 +70,9 @@ def choose_purifier(
     settings = recipe.choice or ChoiceSettings()
     data = splits.validation.subset(slice(0, settings.samples))
     device = check_available(recipe.compute)
-    named = (parts.classifier(_REFERENCE), parts.classifier(recipe.classifier), *parts.members)
+    named = (components.classifier(_REFERENCE), components.classifier(recipe.classifier), *components.members)
     networks = [fold_batch_norm(one.model) for one in named]
-    networks.append(copy.deepcopy(parts.score_model))
+    networks.append(copy.deepcopy(components.score_model))
     digest = weights_digest(networks)
     bare, classifier, *members, score_model = (one.requires_grad_(False).to(device) for one in networks)
     plural = "s" if len(members) > 1 else ""

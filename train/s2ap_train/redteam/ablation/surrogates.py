@@ -9,11 +9,12 @@ from s2ap_defend.progress import Reporter
 from s2ap_train.data import Splits
 from s2ap_train.ensemble import ModelTable
 from s2ap_train.hardening.network import Network
-from s2ap_train.hardening.parts import Workshop
+from s2ap_train.hardening.parts import train_dense
 from s2ap_train.models import ARCHITECTURES
 from s2ap_train.recipe import EnsembleRecipe
-from s2ap_train.storage.workbench import Workbench
+from s2ap_train.storage.parts import PartStore
 from s2ap_train.threads import one_thread
+from s2ap_train.training import TrainingConfig
 
 __all__ = ["BASE_WIDTH", "MEMBERS", "train_surrogates", "widened"]
 
@@ -47,16 +48,16 @@ def train_surrogates(
     Raises:
         RecipeError: If a network of the recipe cannot be made or trained.
     """
-    workbench = Workbench(work_dir, reporter)
+    store = PartStore(work_dir, reporter)
 
-    def workshop(number: int, table: ModelTable) -> Workshop:
+    def trained(number: int, table: ModelTable, name: str, config: TrainingConfig) -> Network:
         other = {"seed": recipe.seed + _FIRST_SEED + number, "model": table}
-        return Workshop(recipe.model_copy(update=other), splits, workbench)
+        return train_dense(recipe.model_copy(update=other), splits, name, config, store)
 
     with one_thread():
-        base = workshop(0, widened(recipe.model, BASE_WIDTH)).dense("surrogate-base", recipe.plain)
+        base = trained(0, widened(recipe.model, BASE_WIDTH), "surrogate-base", recipe.plain)
         robust = [
-            workshop(1 + number, recipe.model).dense(f"surrogate-robust-{number}", recipe.adversarial)
+            trained(1 + number, recipe.model, f"surrogate-robust-{number}", recipe.adversarial)
             for number in range(members)
         ]
     return base, *robust

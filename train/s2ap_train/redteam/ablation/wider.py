@@ -17,11 +17,11 @@ from s2ap_defend.model_file import ModelFile
 from s2ap_defend.types import Int64
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network
-from s2ap_train.hardening.parts import Workshop
+from s2ap_train.hardening.parts import train_dense
 from s2ap_train.models import create
 from s2ap_train.models.cost import flops
 from s2ap_train.recipe import Recipe
-from s2ap_train.storage.workbench import Workbench
+from s2ap_train.storage.parts import PartStore
 from s2ap_train.twin import Twin
 
 __all__ = ["NAME", "defence_flops", "wider_classifier", "wider_network"]
@@ -86,7 +86,7 @@ def wider_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: in
     return {**table, "width": before * nearest}
 
 
-def wider_classifier(recipe: Recipe, splits: Splits, workbench: Workbench, wanted: float) -> Network:
+def wider_classifier(recipe: Recipe, splits: Splits, store: PartStore, wanted: float) -> Network:
     """The adversarially trained classifier of `wider_network`, kept as a part: trained once, and on after a kill.
 
     It is trained as the recipe's adversarial network, with the learning rate divided by the factor of the width: the
@@ -95,7 +95,7 @@ def wider_classifier(recipe: Recipe, splits: Splits, workbench: Workbench, wante
     Args:
         recipe: Gives the network and `adversarial`, its training.
         splits: The data; train and validation are used.
-        workbench: Keeps it under NAME.
+        store: Keeps it under NAME.
         wanted: Floating point operations of one image, as `defence_flops` counts them.
 
     Raises:
@@ -104,7 +104,7 @@ def wider_classifier(recipe: Recipe, splits: Splits, workbench: Workbench, wante
     table = wider_network(recipe, splits.image_shape, len(splits.classes), wanted)
     factor = table["width"] / float(_table(recipe).get("width", 1.0))
     training = replace(recipe.adversarial, lr=recipe.adversarial.lr / max(1.0, factor))
-    return Workshop(recipe.model_copy(update={"model": table}), splits, workbench).dense(NAME, training)
+    return train_dense(recipe.model_copy(update={"model": table}), splits, NAME, training, store)
 
 
 def _table(recipe: Recipe) -> dict[str, Any]:
