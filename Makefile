@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-slow test-node check format clean
 
 demo: $(READY)
-	$(BIN)/python -m s2ap_export.demo --output build/model.onnx
+	$(BIN)/python -m s2ap_export.commands.demo --output build/model.onnx
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"

@@ -30,8 +30,8 @@ from s2ap_defend.errors import DefendError
 from s2ap_defend.model_file import check_writable, open_model_file, replace_file, write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool, Float32, Int64
-from s2ap_export.assembly import assemble
-from s2ap_export.networks import to_stage
+from s2ap_export.hardening.assembly import assemble
+from s2ap_export.hardening.networks import to_stage
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.hardening.train import train_components
 from s2ap_train.jobs import Workers

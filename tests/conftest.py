@@ -20,8 +20,8 @@ from s2ap_defend.manifest import (
 )
 from s2ap_defend.model_file import write_model_file
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
-from s2ap_export.compose import compose
-from s2ap_export.trace import trace_classifier, trace_purifier
+from s2ap_export.graph.compose import compose
+from s2ap_export.tracing.trace import trace_classifier, trace_purifier
 from s2ap_train.models import SmallCNN, fold_batch_norm
 from s2ap_train.purifier import Purification, UNet, hadamard_bank
 

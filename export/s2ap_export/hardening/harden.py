@@ -6,8 +6,8 @@ from pathlib import Path
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import check_writable, write_model_file
 from s2ap_defend.progress import Reporter
-from s2ap_export.assembly import assemble
-from s2ap_export.networks import networks_of
+from s2ap_export.hardening.assembly import assemble
+from s2ap_export.hardening.networks import networks_of
 from s2ap_train.data import Splits
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
 from s2ap_train.hardening.train import train_components

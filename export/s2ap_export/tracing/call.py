@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s2ap_export.graph_builder import BATCH, Attribute, GraphBuilder, Shape
+from s2ap_export.graph.builder import BATCH, Attribute, GraphBuilder, Shape
 
 __all__ = ["Call", "Value", "shape_of"]
 

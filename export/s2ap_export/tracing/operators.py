@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
-from s2ap_export.call import Call, Value
-from s2ap_export.graph_builder import Attribute
-from s2ap_export.layers import (
+from s2ap_export.graph.builder import Attribute
+from s2ap_export.tracing.call import Call, Value
+from s2ap_export.tracing.layers import (
     adaptive_average_pool,
     average_pool,
     convolution,
@@ -23,7 +23,7 @@ from s2ap_export.layers import (
     max_pool,
     reduction,
 )
-from s2ap_export.norms import channel_constant, group_norm, per_channel
+from s2ap_export.tracing.norms import channel_constant, group_norm, per_channel
 
 __all__ = ["OPERATORS"]
 

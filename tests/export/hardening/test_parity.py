@@ -11,9 +11,9 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
-from s2ap_export.parity import check_stage
-from s2ap_export.precision import is_half, to_half
-from s2ap_export.trace import trace_classifier, trace_images, trace_purifier
+from s2ap_export.hardening.parity import check_stage
+from s2ap_export.hardening.precision import is_half, to_half
+from s2ap_export.tracing.trace import trace_classifier, trace_images, trace_purifier
 from s2ap_train.models import SmallCNN, fold_batch_norm
 from s2ap_train.purifier import Purification, UNet, purify, variants
 from tests.export.stage_runs import DIGITS, bank, images, run

@@ -2,7 +2,7 @@
 
 torch.export refuses gradients inside a function, and torch.onnx.export needs minutes for an unrolled purifier. make_fx
 records them in a second: the field once for each sigma, the descent around it with the field as one opaque operator.
-The records are then written as ONNX by `s2ap_export.lowering`, which knows few operators and no batch size.
+The records are then written as ONNX by `s2ap_export.tracing.lowering`, which knows few operators and no batch size.
 
 A stage is a model of its own with the input `image` and plain output names. Its nodes, inner values and initialisers
 are named `scope/...`. On one engine an image gets the same bits in every batch.
@@ -25,11 +25,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from s2ap_defend.errors import RecipeError
-from s2ap_export.call import Value, shape_of
-from s2ap_export.decompositions import decompositions
-from s2ap_export.graph_builder import BATCH, GraphBuilder
-from s2ap_export.lowering import lower
-from s2ap_export.rewrites import Rewrites
+from s2ap_export.graph.builder import BATCH, GraphBuilder
+from s2ap_export.graph.rewrites import Rewrites
+from s2ap_export.tracing.call import Value, shape_of
+from s2ap_export.tracing.decompositions import decompositions
+from s2ap_export.tracing.lowering import lower
 from s2ap_train.purifier.purify import Purification, Score, descend, field
 
 __all__ = ["frozen", "trace_classifier", "trace_images", "trace_purifier"]

@@ -12,9 +12,9 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import SequentialOutcome, SequentialTest, member_scores, run_sequential_test
 from s2ap_defend.stages import cut_stage, stage_sizes
 from s2ap_defend.types import Verdicts
-from s2ap_export.compose import compose
-from s2ap_export.graph_builder import GraphBuilder
-from s2ap_export.trace import trace_classifier, trace_purifier
+from s2ap_export.graph.builder import GraphBuilder
+from s2ap_export.graph.compose import compose
+from s2ap_export.tracing.trace import trace_classifier, trace_purifier
 from s2ap_train.purifier import Purification, UNet, hadamard_bank
 
 SHAPE = (1, 4, 4)

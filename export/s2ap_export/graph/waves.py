@@ -19,8 +19,8 @@ from onnx import TensorProto
 
 from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.types import Float64
-from s2ap_export.answers import CLASS_AXIS, Answers, Tables, read_answers
-from s2ap_export.graph_builder import GraphBuilder
+from s2ap_export.graph.answers import CLASS_AXIS, Answers, Tables, read_answers
+from s2ap_export.graph.builder import GraphBuilder
 
 __all__ = ["Decision", "decide", "initial_state", "scan_wave", "state_size", "waiting_rows"]
 

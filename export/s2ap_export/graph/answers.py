@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from s2ap_defend.sequential import NEAR_TIE, SequentialTest
-from s2ap_export.graph_builder import GraphBuilder
+from s2ap_export.graph.builder import GraphBuilder
 
 __all__ = ["CLASS_AXIS", "Answers", "Tables", "read_answers", "wave_tables"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s2ap_export.call import Call, Value
-from s2ap_export.layers import VECTOR, reduced
+from s2ap_export.tracing.call import Call, Value
+from s2ap_export.tracing.layers import VECTOR, reduced
 
 __all__ = ["group_norm", "per_channel"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
-from s2ap_export.rewrites import Rewrites
+from s2ap_export.graph.rewrites import Rewrites
 
 __all__ = ["BATCH", "IR_VERSION", "OPSET", "PRODUCER", "Attribute", "GraphBuilder", "Shape"]
 

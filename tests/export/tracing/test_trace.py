@@ -8,9 +8,9 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
-from s2ap_export.rewrites import Rewrites
-from s2ap_export.scopes import rename_scope
-from s2ap_export.trace import trace_classifier, trace_purifier
+from s2ap_export.graph.rewrites import Rewrites
+from s2ap_export.graph.scopes import rename_scope
+from s2ap_export.tracing.trace import trace_classifier, trace_purifier
 from s2ap_train.models import SmallCNN, fold_batch_norm
 from s2ap_train.purifier import Purification, UNet, purify
 from tests.export.stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, images, operators, run

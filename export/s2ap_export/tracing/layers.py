@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
-from s2ap_export.call import Call, Value
-from s2ap_export.graph_builder import Attribute, Shape
-from s2ap_export.rewrites import Rewrites
+from s2ap_export.graph.builder import Attribute, Shape
+from s2ap_export.graph.rewrites import Rewrites
+from s2ap_export.tracing.call import Call, Value
 
 __all__ = [
     "adaptive_average_pool",

@@ -13,8 +13,8 @@ from torch import Tensor
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage
-from s2ap_export.compose import compose
-from s2ap_export.trace import trace_images, trace_purifier
+from s2ap_export.graph.compose import compose
+from s2ap_export.tracing.trace import trace_images, trace_purifier
 from s2ap_train.purifier import Purification, UNet, purify, variants
 from s2ap_train.twin import torch_stage
 from tests.export.stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, operators, run, session

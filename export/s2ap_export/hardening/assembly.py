@@ -13,11 +13,11 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import ChoiceRecord, Manifest
 from s2ap_defend.model_file import replace_file, weights_sha256
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
-from s2ap_export.compose import compose
-from s2ap_export.description import describe
-from s2ap_export.parity import check_stage
-from s2ap_export.precision import to_half
-from s2ap_export.trace import frozen, trace_classifier, trace_purifier
+from s2ap_export.graph.compose import compose
+from s2ap_export.hardening.description import describe
+from s2ap_export.hardening.parity import check_stage
+from s2ap_export.hardening.precision import to_half
+from s2ap_export.tracing.trace import frozen, trace_classifier, trace_purifier
 from s2ap_train.calibration import Calibration, Detection, calibrate
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, Splits

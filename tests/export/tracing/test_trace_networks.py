@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from s2ap_export.trace import trace_classifier
+from s2ap_export.tracing.trace import trace_classifier
 from s2ap_train.models import VGG16, ResNet18, SmallCNN, WideResNet, fold_batch_norm
 from s2ap_train.models.channel_groups import channel_groups, remove_channels
 

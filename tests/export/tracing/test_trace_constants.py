@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
-from s2ap_export.trace import trace_classifier, trace_images
+from s2ap_export.tracing.trace import trace_classifier, trace_images
 from tests.export.stage_runs import images, operators, run
 
 SHAPE = (3, 8, 8)

@@ -13,7 +13,7 @@ from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.tables import plain_table
 from s2ap_defend.types import Float32, Int64, Verdicts
-from s2ap_export.harden import harden
+from s2ap_export.hardening.harden import harden
 from s2ap_train.adaptive.systems import BareSystem
 from s2ap_train.attacks.oblivious import pgd
 from s2ap_train.data import ImageSet

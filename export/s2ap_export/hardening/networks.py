@@ -14,7 +14,7 @@ from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_defend.types import Float32
-from s2ap_export.trace import frozen, trace_classifier
+from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network, known_network
 from s2ap_train.hardening.parts import PartList

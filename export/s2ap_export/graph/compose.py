@@ -27,10 +27,10 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
-from s2ap_export.answers import Tables, wave_tables
-from s2ap_export.graph_builder import BATCH, IR_VERSION, OPSET, PRODUCER, GraphBuilder
-from s2ap_export.scopes import rename_scope, rename_values
-from s2ap_export.waves import decide, initial_state, scan_wave, state_size, waiting_rows
+from s2ap_export.graph.answers import Tables, wave_tables
+from s2ap_export.graph.builder import BATCH, IR_VERSION, OPSET, PRODUCER, GraphBuilder
+from s2ap_export.graph.scopes import rename_scope, rename_values
+from s2ap_export.graph.waves import decide, initial_state, scan_wave, state_size, waiting_rows
 
 __all__ = ["compose"]
 

@@ -17,9 +17,9 @@ from torch import nn
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import cut_stage
-from s2ap_export.compose import compose
-from s2ap_export.precision import to_half
-from s2ap_export.trace import trace_classifier, trace_images, trace_purifier
+from s2ap_export.graph.compose import compose
+from s2ap_export.hardening.precision import to_half
+from s2ap_export.tracing.trace import trace_classifier, trace_images, trace_purifier
 from s2ap_train.models import SmallCNN, fold_batch_norm
 from s2ap_train.purifier import Purification, UNet, variants
 from s2ap_train.twin import torch_stage

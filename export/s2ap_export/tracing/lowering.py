@@ -11,9 +11,9 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from s2ap_defend.errors import RecipeError
-from s2ap_export.call import Call, Value, shape_of
-from s2ap_export.graph_builder import GraphBuilder
-from s2ap_export.operators import OPERATORS
+from s2ap_export.graph.builder import GraphBuilder
+from s2ap_export.tracing.call import Call, Value, shape_of
+from s2ap_export.tracing.operators import OPERATORS
 
 __all__ = ["lower"]
 

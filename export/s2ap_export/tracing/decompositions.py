@@ -1,8 +1,8 @@
 """Torch operators rewritten in simpler ones while a network is traced, gradients included.
 
 The forward and the backward form of an operator share their parts, which the graph then stores once. (The forward
-form of group normalisation is in `s2ap_export.norms`, in the same parts.) Gradients are taken with respect to the image
-alone; those of weights are None.
+form of group normalisation is in `norms`, in the same parts.) Gradients are taken with respect to the image alone;
+those of weights are None.
 """
 
 from __future__ import annotations
