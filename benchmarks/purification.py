@@ -40,9 +40,9 @@ from s2ap_defend.model_file import check_writable, replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Float32
 from s2ap_export.tracing.trace import trace_images
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.purifier.variants import Variant
 from s2ap_train.recipe import load_recipe
-from s2ap_train.threads import one_thread
 
 BATCHES = (1, 64)
 

@@ -20,13 +20,13 @@ from s2ap_export.hardening.precision import to_half
 from s2ap_export.tracing.trace import frozen, trace_classifier, trace_purifier
 from s2ap_train.calibration import Calibration, Detection, calibrate
 from s2ap_train.calibration.stage_engines import StageEngines
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.fitting_attacks import attacked_fitting_images, copied_image
 from s2ap_train.hardening.train import Components
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier import hadamard_bank, purify
 from s2ap_train.recipe import Recipe
-from s2ap_train.threads import one_thread
 
 COMPARED = 8  # images on which exported stages are compared with their networks
 

@@ -15,6 +15,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_defend.types import Float32
 from s2ap_export.tracing.trace import frozen, trace_classifier
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network, known_network
 from s2ap_train.hardening.parts import PartList
@@ -26,7 +27,6 @@ from s2ap_train.redteam.ablation.networks import Networks
 from s2ap_train.redteam.ablation.surrogates import train_surrogates
 from s2ap_train.redteam.ablation.wider import defence_flops, wider_classifier
 from s2ap_train.storage.parts import PartStore
-from s2ap_train.threads import one_thread
 
 __all__ = ["networks_beside", "networks_of", "to_stage"]
 

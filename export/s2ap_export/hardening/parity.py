@@ -20,7 +20,7 @@ from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
 from s2ap_export.hardening.precision import CONVOLUTIONS, is_half
-from s2ap_train.threads import one_thread
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.twin import torch_stage
 
 __all__ = ["check_stage"]

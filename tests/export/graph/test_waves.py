@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper
+from tests.runtime.sequential_cases import OUTCOME, ROWS, answers, cases
 
 from s2ap_defend.sequential import SequentialTest, run_sequential_test
 from s2ap_defend.types import Verdicts
 from s2ap_export.graph.builder import GraphBuilder
 from s2ap_export.graph.compose import compose
-from tests.runtime.sequential_cases import OUTCOME, ROWS, answers, cases
 
 Case = tuple[SequentialTest, np.ndarray, np.ndarray]
 

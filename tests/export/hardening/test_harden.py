@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.export.small_recipe import OVERRIDES
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.cli.main import run
@@ -18,7 +19,6 @@ from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import PURIFIER, stage_sizes
 from s2ap_train.hardening.purifier_choice.__main__ import main as sweep_alone
 from s2ap_train.storage.checkpoint import load_checkpoint
-from tests.export.small_recipe import OVERRIDES
 
 
 @pytest.fixture(scope="module")

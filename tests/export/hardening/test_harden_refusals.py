@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.export.small_recipe import OVERRIDES
 
 from s2ap_defend import RecipeError
 from s2ap_defend.cli.main import run
@@ -13,7 +14,6 @@ from s2ap_train.hardening.purifier_choice.__main__ import main as sweep_alone
 from s2ap_train.hardening.train import train_networks
 from s2ap_train.recipe import load_recipe
 from s2ap_train.storage.lock import locked_folder
-from tests.export.small_recipe import OVERRIDES
 
 
 def test_what_cannot_work_is_told_by_harden_and_the_sweep_alone_before_anything_is_trained(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import ModelProto, numpy_helper
+from tests.export.stage_runs import DIGITS, bank, images, run
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
@@ -16,7 +17,6 @@ from s2ap_export.hardening.precision import is_half, to_half
 from s2ap_export.tracing.trace import trace_classifier, trace_images, trace_purifier
 from s2ap_train.models import SmallCNN, fold_batch_norm
 from s2ap_train.purifier import Purification, UNet, purify, variants
-from tests.export.stage_runs import DIGITS, bank, images, run
 
 CONFIG = Purification(sigma=0.2, radius=0.3, steps=2, rho=0.2, bank_size=2)
 Network = Callable[[Tensor], tuple[Tensor, ...]]

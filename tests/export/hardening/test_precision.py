@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, numpy_helper
+from tests.export.stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, images, run, session
 from torch import nn
 
 from s2ap_defend.errors import RecipeError
@@ -23,7 +24,6 @@ from s2ap_export.tracing.trace import trace_classifier, trace_images, trace_puri
 from s2ap_train.models import SmallCNN, fold_batch_norm
 from s2ap_train.purifier import Purification, UNet, variants
 from s2ap_train.twin import torch_stage
-from tests.export.stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, images, run, session
 
 ROUNDOFF = 2.0**-11  # of float16
 CONFIG = Purification(sigma=0.2, radius=0.3, steps=2, rho=0.2, bank_size=2)

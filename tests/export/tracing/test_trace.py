@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 from onnx import ModelProto, numpy_helper
+from tests.export.stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, images, operators, run
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
@@ -13,7 +14,6 @@ from s2ap_export.graph.scopes import rename_scope
 from s2ap_export.tracing.trace import trace_classifier, trace_purifier
 from s2ap_train.models import SmallCNN, fold_batch_norm
 from s2ap_train.purifier import Purification, UNet, purify
-from tests.export.stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, images, operators, run
 
 SHORT = Purification(steps=2, bank_size=2, sigma=0.2, rho=0.2)
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tests.export.stage_runs import images, operators, run
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_export.tracing.trace import trace_classifier, trace_images
-from tests.export.stage_runs import images, operators, run
 
 SHAPE = (3, 8, 8)
 A, B, C = (

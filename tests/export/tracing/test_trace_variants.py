@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import ModelProto, numpy_helper
+from tests.export.stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, operators, run, session
 from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
@@ -17,7 +18,6 @@ from s2ap_export.graph.compose import compose
 from s2ap_export.tracing.trace import trace_images, trace_purifier
 from s2ap_train.purifier import Purification, UNet, purify, variants
 from s2ap_train.twin import torch_stage
-from tests.export.stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, operators, run, session
 
 PARITY = 1e-5  # largest difference of a pixel in [0, 1], float32
 SHORT = Purification(sigma=0.2, radius=0.1, steps=2, step_size=0.7, rho=0.2, bank_size=2)

@@ -77,11 +77,14 @@ def _run(compute: "Compute", settings: "ScoreRecipe", output: Path, samples: int
     from contextlib import nullcontext
 
     from s2ap_defend.errors import RecipeError
-    from s2ap_train.hardening.score_model import report_score_model, score_model_part
+    from s2ap_train.compute.threads import one_thread
+    from s2ap_train.hardening.score_model import (
+        report_score_model,
+        score_model_part,
+    )
     from s2ap_train.recipe.key import DECIDING
     from s2ap_train.storage.lock import locked_folder
     from s2ap_train.storage.parts import PartStore
-    from s2ap_train.threads import one_thread
 
     reporter = Reporter(Console() if compute.is_main else Console(file=io.StringIO()))
     with reporter.step("data", 1) as loading:

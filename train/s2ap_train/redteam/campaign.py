@@ -17,6 +17,7 @@ from torch import nn
 from s2ap_defend.types import Float32
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.attacks.budget import distortion, project
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
 from s2ap_train.kept import weights_digest
 from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
@@ -25,7 +26,6 @@ from s2ap_train.redteam.attacks.white_box_search import SKIPPED
 from s2ap_train.redteam.pieces import SECONDS, Done, Piece
 from s2ap_train.redteam.probes import Probe
 from s2ap_train.redteam.target import Target, open_targets
-from s2ap_train.threads import one_thread
 
 __all__ = [
     "BARE",

@@ -17,6 +17,7 @@ from s2ap_defend.errors import InputError
 from s2ap_defend.images import check_images
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.progress import Reporter
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
 from s2ap_train.jobs import Workers, check_workers
 from s2ap_train.kept import KeptAttacks
@@ -46,7 +47,6 @@ from s2ap_train.redteam.plan import Plan, check_budgets, deadline
 from s2ap_train.redteam.results import Configuration, DetectionFigures, Evaluation, GalleryItem
 from s2ap_train.statistics.figures import WorstCase, clean_figures
 from s2ap_train.statistics.outcome import Outcome
-from s2ap_train.threads import one_thread
 
 __all__ = ["FOLDER", "evaluate_file"]
 

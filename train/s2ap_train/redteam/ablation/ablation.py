@@ -14,6 +14,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool, Float32
 from s2ap_train.adaptive.search import AdaptiveBudget, adaptive_attack
 from s2ap_train.attacks.oblivious import pgd
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.jobs import Job, Workers, run_jobs, worker_count
 from s2ap_train.kept import KeptAttacks
 from s2ap_train.redteam.ablation.ablation_rows import ABLATION_VERSION, Row, milliseconds, open_row
@@ -22,7 +23,6 @@ from s2ap_train.redteam.pieces import Done, Piece, run_pieces
 from s2ap_train.redteam.results import AblationRow
 from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.figures import clopper_pearson
-from s2ap_train.threads import one_thread
 
 __all__ = [
     "Ablation",

@@ -6,14 +6,13 @@ import inspect
 from pathlib import Path
 
 from s2ap_defend.progress import Reporter
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
-from s2ap_train.ensemble import ModelTable
 from s2ap_train.hardening.network import Network
 from s2ap_train.hardening.parts import train_dense
-from s2ap_train.models import ARCHITECTURES
+from s2ap_train.models import ARCHITECTURES, ModelTable
 from s2ap_train.recipe import EnsembleRecipe
 from s2ap_train.storage.parts import PartStore
-from s2ap_train.threads import one_thread
 from s2ap_train.training import TrainingConfig
 
 __all__ = ["BASE_WIDTH", "MEMBERS", "train_surrogates", "widened"]
