@@ -27,7 +27,8 @@ from report import aligned, as_text, machine
 from rich.console import Console
 
 from s2ap_defend.errors import DefendError
-from s2ap_defend.model_file import check_writable, open_model_file, replace_file, write_model_file
+from s2ap_defend.files import check_writable, replace_file
+from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_export.hardening.assembly import assemble

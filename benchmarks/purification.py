@@ -36,7 +36,7 @@ from rich.console import Console
 
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.errors import DefendError
-from s2ap_defend.model_file import check_writable, replace_file
+from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Float32
 from s2ap_export.tracing.trace import trace_images

@@ -17,7 +17,7 @@ from purification_variants import Make, Preset, variants
 from rich.console import Console
 from torch import Tensor
 
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.files import replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool
 from s2ap_train import adaptive, attacks, purifier

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.files import replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_train import training
 from s2ap_train.commands.prune.pipeline import dense_part, run_pruning

@@ -15,8 +15,9 @@ import orjson
 from rich.console import Console
 
 from s2ap_defend.errors import InputError, RecipeError
+from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.manifest import Manifest
-from s2ap_defend.model_file import check_writable, open_model_file, replace_file
+from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_export.commands.options import workers_option
 

@@ -10,8 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.files import replace_file
 from s2ap_defend.manifest import ChoiceRecord, Manifest
-from s2ap_defend.model_file import replace_file, weights_sha256
+from s2ap_defend.model_file import weights_sha256
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
 from s2ap_export.graph.compose import compose
 from s2ap_export.hardening.description import describe

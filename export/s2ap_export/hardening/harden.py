@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from s2ap_defend.files import check_writable
 from s2ap_defend.manifest import Manifest
-from s2ap_defend.model_file import check_writable, write_model_file
+from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_export.hardening.assembly import assemble
 from s2ap_export.hardening.networks import networks_of

@@ -13,11 +13,12 @@ from PIL import Image
 from rich.console import Console
 
 from s2ap_defend.errors import ModelFileError, RecipeError
-from s2ap_train.commands.compare import compare_runs, find_runs
 from s2ap_train.commands.compare.cli import compare
+from s2ap_train.commands.compare.comparison import compare_runs
 from s2ap_train.commands.compare.measures import MEASURES
 from s2ap_train.commands.compare.page import FILES, PAGE
 from s2ap_train.commands.compare.report import print_comparison, tables
+from s2ap_train.commands.compare.runs import find_runs
 from s2ap_train.measures.benchmark import Benchmark, BenchmarkAttack
 from s2ap_train.pruning.masks import flip_rate, top_k_mask
 from s2ap_train.statistics.paired import agresti_min

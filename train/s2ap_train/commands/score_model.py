@@ -55,7 +55,7 @@ def score_model(
     report.html; `s2ap-defend harden RECIPE --work-dir FOLDER` with the same settings goes on from there. Every epoch is
     kept: after an interruption the same command goes on where it stopped.
     """
-    from s2ap_defend.model_file import check_writable
+    from s2ap_defend.files import check_writable
     from s2ap_train.compute import launch
     from s2ap_train.hardening.score_model import METRICS_FILE
     from s2ap_train.purifier.score_report import FILES, error_table

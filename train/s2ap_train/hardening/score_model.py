@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.files import replace_file
 from s2ap_train.compute import Compute
 from s2ap_train.data import Splits
 from s2ap_train.models.cost import parameter_count

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.files import replace_file
 from s2ap_defend.tables import foreign, harmless, plain_table
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.files import replace_file
 from s2ap_defend.types import Float32
 from s2ap_train.redteam.report.console import sections
 from s2ap_train.redteam.report.plots import pictures
