@@ -264,8 +264,7 @@ def test_the_expected_share_is_that_of_the_reference_that_the_file_flags(tiny_mo
     tables = manifest.test.model_dump()
     two = {name: tables[name][:2] for name in ("edges", "increments")}
     usual = {"lower": (-1.5, -1.5), "upper": (2.0, 2.0), "waves": (2,), "vote_members": 0}
-    record = {
-        "on": "correct",
+    record = tables["calibration"] | {
         "samples": 6,
         "expected_false_alarm_rate": 0.01,
         "reference_ratios": REFERENCE,
