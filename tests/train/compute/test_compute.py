@@ -21,7 +21,7 @@ import torch
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import train_classifier
+from s2ap_train.training import Run, train_classifier
 
 
 def train(compute, folder, data, *trainings):

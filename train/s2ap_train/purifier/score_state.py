@@ -10,7 +10,6 @@ from torch import Tensor
 
 from s2ap_train.models.weight_average import WeightAverage
 from s2ap_train.purifier.unet import UNet
-from s2ap_train.storage.checkpoint import restore
 from s2ap_train.training import EpochState, Run
 from s2ap_train.training.run import Groups
 
@@ -19,6 +18,8 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what torch.optim.Adam keeps of e
 
 class ScoreState(EpochState):
     """State of `train_score_model`: network, moving average, Adam, learning rate, generator, and where it stands."""
+
+    average: WeightAverage
 
     def __init__(self, net: UNet, *, epochs: int, steps: int, lr: float, average_decay: float, run: Run) -> None:
         """Begin.
@@ -49,11 +50,9 @@ class ScoreState(EpochState):
     def snapshot(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
         """Tensors and JSON values that `resume` needs, after one epoch or more."""
         groups, record = super().snapshot()
-        groups["average"] = self.average.model.state_dict()
         for moment in _MOMENTS:
             groups[moment] = {name: self.optimiser.state[p][moment] for name, p in self.parameters.items()}
         return groups, record | {
-            "average_updates": self.average.updates,
             "lr": self.optimiser.param_groups[0]["lr"],
             "schedule": self.schedule.state_dict(),
         }
@@ -61,8 +60,6 @@ class ScoreState(EpochState):
     def resume(self, groups: Groups, record: Mapping[str, Any]) -> None:
         """Go on from a `snapshot`. Errors as in `EpochState.resume`."""
         super().resume(groups, record)
-        restore(self.average.model, groups["average"])
-        self.average.updates = int(record["average_updates"])
         for name, parameter in self.parameters.items():
             step, *moments = (groups[moment][name] for moment in _MOMENTS)
             kept = (torch.empty_like(parameter).copy_(moment).detach() for moment in moments)

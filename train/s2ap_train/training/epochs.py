@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s2ap_train.models.weight_average import WeightAverage
 from s2ap_train.storage.checkpoint import restore
 from s2ap_train.training.batches import global_random_state
 from s2ap_train.training.run import Groups, Run
@@ -19,6 +20,9 @@ class EpochState:
     A resumed training must be bit-identical to an unbroken one, so `resume` copies into tensors that exist, or into new
     ones of the parameters' memory layout: it decides in which order sums are taken.
     """
+
+    average: WeightAverage | None = None
+    """The moving average of the weights, where a training has one."""
 
     def __init__(self, model: nn.Module, *, epochs: int, run: Run) -> None:
         """Begin.
@@ -44,9 +48,12 @@ class EpochState:
 
     def snapshot(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
         """Tensors by group and name, and JSON values, that `resume` needs."""
-        generator = {"state": self.generator.get_state()}
-        record = {"history": self.history, "compute": self.compute.state()}
-        return {"model": self.model.state_dict(), "generator": generator}, record
+        groups: dict[str, Mapping[str, Tensor]] = {"model": self.model.state_dict()}
+        groups["generator"] = {"state": self.generator.get_state()}
+        record: dict[str, Any] = {"history": self.history, "compute": self.compute.state()}
+        if self.average is not None:
+            groups["average"], record["average_updates"] = self.average.model.state_dict(), self.average.updates
+        return groups, record
 
     def resume(self, groups: Groups, record: Mapping[str, Any]) -> None:
         """Go on from a `snapshot`.
@@ -55,6 +62,9 @@ class EpochState:
             RecipeError: If it is that of another network.
         """
         restore(self.model, groups["model"])
+        if self.average is not None:
+            restore(self.average.model, groups["average"])
+            self.average.updates = record["average_updates"]
         self.generator.set_state(groups["generator"]["state"])
         self.history = list(record["history"])
         self.compute.restore(record["compute"])

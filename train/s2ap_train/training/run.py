@@ -1,4 +1,4 @@
-"""What every training is given beside its data and hyper-parameters: seed, compute, snapshots, and who watches."""
+"""The context of a training: its seed, where it computes, where its state is kept, and who watches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Resumable(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """The context of a training.
+    """The context of a training: all that it is given but data and hyper-parameters.
 
     Attributes:
         seed: Of everything random; it decides the weights on one machine.

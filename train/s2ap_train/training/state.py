@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models.weight_average import WeightAverage
-from s2ap_train.storage.checkpoint import restore
 from s2ap_train.storage.snapshots import momentum, restore_momentum
 from s2ap_train.training.batches import Batch, apply_masks, batches, cosine, draw_batch
 from s2ap_train.training.collapse import CollapseWatch
@@ -109,7 +108,8 @@ class TrainingState(JudgedState):
         self.masks = {name: mask.to(device, copy=True) for name, mask in masks.items()}
         apply_masks(self.parameters, self.masks)
         super().__init__(model, config, {n: p for n, p in self.parameters.items() if p.requires_grad}, watch, run)
-        self.average = WeightAverage(model, config.average_decay) if config.average_decay else None
+        if config.average_decay:
+            self.average = WeightAverage(model, config.average_decay)
         self.best: dict[str, Tensor] | None = None  # state_dict of the chosen epoch
         self.best_masks: dict[str, Tensor] = {}
         self.step = 0  # the next one
@@ -147,9 +147,6 @@ class TrainingState(JudgedState):
         """Tensors and JSON values that `resume` needs."""
         groups, record = super().snapshot()
         groups |= {"mask": self.masks, "best": self.best or {}, "best_mask": self.best_masks}
-        if self.average is not None:
-            groups["average"] = self.average.model.state_dict()
-            record["average_updates"] = self.average.updates
         return groups, record | {"step": self.step}
 
     def resume(self, groups: Groups, record: Mapping[str, Any]) -> None:
@@ -162,7 +159,4 @@ class TrainingState(JudgedState):
             for kept, named in ((self.best, groups["best"]), (self.best_masks, groups.get("best_mask", {}))):
                 for name, saved in named.items():
                     (kept or {})[name].copy_(saved)
-        if self.average is not None:
-            restore(self.average.model, groups["average"])
-            self.average.updates = record["average_updates"]
         self.step = record["step"]
