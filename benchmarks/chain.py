@@ -171,7 +171,7 @@ def measure(
             found += [one.images for side in sides for name, one in side.items() if name in CARRIED]
             systems[setting.name] = targets(path)[0].system
         row = Row(PRUNED, path, to_stage(parts.pruned.model).SerializeToString())
-        tasks = [setup.task(part) for part in setup.parts()]
+        tasks = [setup.task(rows) for rows in setup.shards()]
         kept = KeptAttacks(
             work_dir / "found", ("pruned", hashlib.sha256(row.stage or b"").hexdigest(), setup.key("", ""))
         )

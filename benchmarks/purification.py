@@ -141,7 +141,7 @@ def cost(parts: Parts, names: list[str], rounds: int = 5) -> dict[str, Any]:
 
 
 def _served(variant: Variant, shape: tuple[int, int, int]) -> Callable[[Float32], object]:
-    stage = trace_images(variant.purify, shape, "purifier")
+    stage = trace_images(variant.exact, shape, "purifier")
     engine = OnnxRuntimeEngine(stage.SerializeToString(), device="cpu", threads=1)
     return lambda images: engine.run({"image": images}, ["purified"])
 

@@ -202,7 +202,7 @@ def test_a_file_with_a_purifier_in_half_is_composed_and_cut(
 @pytest.mark.parametrize("kind", ["classifier", "one step"])
 def test_other_stages_are_converted_too(kind: str, trained_net: UNet, digits: np.ndarray) -> None:
     stage = (
-        trace_images(variants.one_step_denoise(trained_net, 0.2).purify, DIGITS)
+        trace_images(variants.one_step_denoise(trained_net, 0.2).exact, DIGITS)
         if kind == "one step"
         else trace_classifier(fold_batch_norm(SmallCNN(1, 10, (8, 8, 16))), DIGITS, "classifier")
     )

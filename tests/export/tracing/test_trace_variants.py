@@ -85,24 +85,24 @@ def test_what_stands_in_the_purifiers_place_is_exported_as_well(
 ) -> None:
     variant = OTHERS[name](trained_net)
     assert variant.traceable
-    stage = trace_images(variant.purify, DIGITS)
+    stage = trace_images(variant.exact, DIGITS)
     (purified,) = assert_same_bits_in_every_batch(stage, digits)
     expected = variant.purify(torch.from_numpy(digits))
     assert np.array_equal(purified, digits) == (name == "off")
     for count in (1, 5, 64):
         assert_parity(run(stage, digits[:count])[0], expected[:count])
     if name != "three bits":
-        assert_twin_is_differentiated_alike(stage, variant.purify, digits[:4])
+        assert_twin_is_differentiated_alike(stage, variant.exact, digits[:4])
 
 
 def test_rounding_has_the_gradient_zero_in_the_twin_too(digits: np.ndarray) -> None:
-    stage = trace_images(variants.bit_depth(3).purify, DIGITS)
+    stage = trace_images(variants.bit_depth(3).exact, DIGITS)
     assert not gradient(torch_stage(stage), digits).any()
 
 
 def test_rounding_ties_go_to_even_on_both_sides() -> None:
     x = np.full((1, *DIGITS), 0.5, dtype=np.float32)  # half way between 0 and 1 in one bit: 0, as torch rounds
-    assert not run(trace_images(variants.bit_depth(1).purify, DIGITS), x)[0].any()
+    assert not run(trace_images(variants.bit_depth(1).exact, DIGITS), x)[0].any()
 
 
 def test_steps_of_one_sigma_share_what_steps_of_two_do_not(trained_net: UNet) -> None:

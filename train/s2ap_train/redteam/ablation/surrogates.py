@@ -30,7 +30,7 @@ def train_surrogates(
     """Train or reload the attacker's networks: a natural base, then adversarially trained ones.
 
     The base is trained as the recipe's plain network, but wider (`widened`); the
-    others as its adversarial one. All have seeds that no part of the defence has. Each is a part of the work folder,
+    others as its adversarial one. All have seeds that no network of the defence has. Each is a part of the work folder,
     "surrogate-base" and "surrogate-robust-N", reused while its settings are the same; a run that was killed goes on
     with the epoch it was in. The caller has locked the folder (`s2ap_train.storage.lock.locked_folder`).
 
