@@ -12,7 +12,6 @@ from rich.console import Console
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.files import replace_file
 from s2ap_defend.progress import Reporter
-from s2ap_train import training
 from s2ap_train.commands.prune.pipeline import dense_part, run_pruning
 from s2ap_train.compute import Compute, compute_here, launch
 from s2ap_train.compute.threads import one_thread
@@ -25,7 +24,8 @@ from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.recipe import PruningRecipe, load_pruning_recipe
 from s2ap_train.storage.fingerprint import fingerprint
 from s2ap_train.storage.parts import PartStore, silent_reporter
-from s2ap_train.storage.run_folder import Run, read_run
+from s2ap_train.storage.run_folder import RunFolder, read_run
+from s2ap_train.training import Run
 
 NOT_MEASURED = ("measures.transferability=false", "measures.sensitivity=false")
 
@@ -107,7 +107,7 @@ def run_job(job: Job) -> str:
     )
 
 
-def _run(compute: Compute, job: Job) -> tuple[Run, dict[str, float]]:
+def _run(compute: Compute, job: Job) -> tuple[RunFolder, dict[str, float]]:
     silent = Reporter(Console(file=io.StringIO()), line_every_s=math.inf)
     try:
         run_pruning(compute, job.recipe, job.folder, job.shared, silent)
@@ -118,14 +118,14 @@ def _run(compute: Compute, job: Job) -> tuple[Run, dict[str, float]]:
     return run, _search_again(compute, job, run)
 
 
-def _search_again(compute: Compute, job: Job, run: Run) -> dict[str, float]:
+def _search_again(compute: Compute, job: Job, run: RunFolder) -> dict[str, float]:
     """How far masks of searches with other seeds on the same dense network are apart, means over the pairs."""
     splits, recipe = job.recipe.load_data(), job.recipe
     data = (splits.train.images, splits.train.labels, (splits.validation.images, splits.validation.labels))
     dense, masks = compute.place(dense_network(job)), [run.masks]
     for number in range(1, job.searches):
         seed = recipe.seed + 1000 * number
-        found = prune(dense, *data, recipe.pruning, run=training.Run(seed, compute))
+        found = prune(dense, *data, recipe.pruning, run=Run(seed, compute))
         masks.append({name: mask.cpu() for name, mask in found.masks.items()})
     mean = asdict(pairwise(masks).mean)
     replace_file(job.searches_file, json.dumps({"settings": job.key, "mean": mean}).encode())

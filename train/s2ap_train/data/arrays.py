@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32, Int64
-from s2ap_train.data.source import DataSource, Part, array_part, check_labels, check_test_labels
+from s2ap_train.data.source import DataSource, Subset, array_subset, check_labels, check_test_labels
 
 WHOLE = ("images", "labels")
 SPLIT = ("x_train", "y_train", "x_test", "y_test")
@@ -53,7 +53,7 @@ def open_npz(path: Path, image_size: int | None) -> DataSource:
             raise RecipeError(
                 f"{name} holds {len(arrays[x])} images, {y} {len(labels[y])} labels; give one label an image"
             )
-        part, shape = _part(arrays[x], labels[y], name, image_size)
+        part, shape = _subset(arrays[x], labels[y], name, image_size)
         parts.append(part)
         shapes.append(shape)
     if len({shape[0] for shape in shapes}) > 1:
@@ -145,7 +145,9 @@ def _class_names(names: NDArray[Any], name: str) -> tuple[str, ...]:
     return tuple(names.tolist())
 
 
-def _part(images: NDArray[Any], labels: Int64, name: str, image_size: int | None) -> tuple[Part, tuple[int, int, int]]:
+def _subset(
+    images: NDArray[Any], labels: Int64, name: str, image_size: int | None
+) -> tuple[Subset, tuple[int, int, int]]:
     if images.ndim == 3:
         images = images[..., None]
         channels_last = True
@@ -160,7 +162,7 @@ def _part(images: NDArray[Any], labels: Int64, name: str, image_size: int | None
     elif images.dtype != np.uint8:
         raise RecipeError(f"{name} is {images.dtype}, expected uint8 in 0..255 or float32 in [0, 1]; convert it")
     height, width, channels = images.shape[1:] if channels_last else (*images.shape[2:], images.shape[1])
-    part = array_part(images, labels, channels_last=channels_last, image_size=image_size)
+    part = array_subset(images, labels, channels_last=channels_last, image_size=image_size)
     return part, (channels, height, width)
 
 

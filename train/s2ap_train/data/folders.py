@@ -17,7 +17,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.data.containers import open_container
 from s2ap_train.data.decoding import Decoder
-from s2ap_train.data.source import DataSource, OnRead, Part, check_labels, check_test_labels
+from s2ap_train.data.source import DataSource, OnRead, Subset, check_labels, check_test_labels
 from s2ap_train.data.tiny_imagenet import is_tiny_imagenet, read_tiny_imagenet
 from s2ap_train.data.tree import SPLITS, Labelled, Tree, read_tree
 
@@ -51,7 +51,7 @@ def open_folder(
         check_test_labels(test.labels, classes, f"the test part of {tree.label}")
     decoder = Decoder.of(training.files[0], channels=channels, image_size=image_size)
     name = "+".join(dict.fromkeys(root.resolve().stem for root in roots))
-    return DataSource(_part(training, decoder), None if test is None else _part(test, decoder), classes, name)
+    return DataSource(_subset(training, decoder), None if test is None else _subset(test, decoder), classes, name)
 
 
 def _by_class_folder(tree: Tree) -> tuple[Labelled, Labelled | None, tuple[str, ...]]:
@@ -74,10 +74,10 @@ def _by_class_folder(tree: Tree) -> tuple[Labelled, Labelled | None, tuple[str, 
         raise RecipeError(f"{tree.label}: the images in {unused[0]} lie in no class folder; {_LAYOUT}")
     if unused:
         _LOG.warning("%s: the images in %s are not used, those in %s are the test part", tree.label, unused, used)
-    return training, None if used is None else _test_part(tree, f"{used}/", classes), tuple(classes)
+    return training, None if used is None else _test_subset(tree, f"{used}/", classes), tuple(classes)
 
 
-def _test_part(tree: Tree, folder: str, classes: Sequence[str]) -> Labelled:
+def _test_subset(tree: Tree, folder: str, classes: Sequence[str]) -> Labelled:
     filled = {path.removeprefix(folder).split("/")[0] for path in tree.images(folder)}
     for name in tree.folders_in(folder):
         if name not in classes:
@@ -103,8 +103,8 @@ def _labelled(tree: Tree, folder: str, classes: Sequence[str]) -> Labelled:
     return Labelled(files, np.asarray(labels, dtype=np.int64))
 
 
-def _part(data: Labelled, decoder: Decoder) -> Part:
+def _subset(data: Labelled, decoder: Decoder) -> Subset:
     def read(rows: Int64, on_read: OnRead) -> Float32:
         return decoder.read([data.files[row] for row in rows], on_read)
 
-    return Part(data.labels, read)
+    return Subset(data.labels, read)

@@ -30,7 +30,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """One data set in five disjoint parts.
+    """One data set in five disjoint subsets.
 
     Attributes:
         train: For weights, masks and the score model.
@@ -57,8 +57,8 @@ class Splits:
         return channels, height, width
 
     @property
-    def parts(self) -> dict[str, ImageSet]:
-        """The five parts by name, in the order of the fields."""
+    def by_name(self) -> dict[str, ImageSet]:
+        """The five subsets in the order of the fields."""
         return {
             "train": self.train,
             "validation": self.validation,
@@ -68,10 +68,10 @@ class Splits:
         }
 
     def sha256(self, *names: str) -> str:
-        """SHA-256 over the pixels and labels of the named parts, or of all: equal exactly where the data are."""
+        """SHA-256 over the pixels and labels of the named subsets, or of all: equal exactly where the data are."""
         digest = hashlib.sha256()
-        for name, part in self.parts.items():
+        for name, subset in self.by_name.items():
             if not names or name in names:
-                digest.update(np.ascontiguousarray(part.images).data)
-                digest.update(np.ascontiguousarray(part.labels).data)
+                digest.update(np.ascontiguousarray(subset.images).data)
+                digest.update(np.ascontiguousarray(subset.labels).data)
         return digest.hexdigest()

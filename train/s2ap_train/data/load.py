@@ -15,7 +15,7 @@ from s2ap_train.data.digits import load_digits
 from s2ap_train.data.folders import open_folder
 from s2ap_train.data.image_set import ImageSet, Splits
 from s2ap_train.data.settings import DataSettings
-from s2ap_train.data.source import DataSource, OnRead, Part, array_part, check_labels
+from s2ap_train.data.source import DataSource, OnRead, Subset, array_subset, check_labels
 from s2ap_train.data.splitting import cut, stratified
 from s2ap_train.data.torchvision_sets import open_cifar, open_fashion_mnist, open_svhn
 
@@ -82,7 +82,7 @@ def load_data(settings: DataSettings | str, seed: int, on_progress: OnProgress |
 
 def count_shared(splits: Splits) -> int:
     """Test images that are pixel by pixel also in another part."""
-    seen = {_digest(image) for name, part in splits.parts.items() if name != "test" for image in part.images}
+    seen = {_digest(image) for name, subset in splits.by_name.items() if name != "test" for image in subset.images}
     return sum(_digest(image) in seen for image in splits.test.images)
 
 
@@ -114,7 +114,7 @@ def _digits(settings: DataSettings, seed: int) -> Splits:
         rows = np.arange(len(part))
         if limit is not None:
             rows, _ = stratified(part.labels, rows, limit, np.random.default_rng([seed, stream]))
-        return _read(array_part(part.images, part.labels, channels_last=False, image_size=settings.image_size), rows)
+        return _read(array_subset(part.images, part.labels, channels_last=False, image_size=settings.image_size), rows)
 
     train = prepared(splits.train, settings.train_limit, 0)
     check_labels(train.labels, splits.classes, f"the training part with data.train_limit {settings.train_limit}")
@@ -128,7 +128,7 @@ def _digits(settings: DataSettings, seed: int) -> Splits:
     )
 
 
-def _read(part: Part, rows: Int64, on_read: OnRead = lambda _: None) -> ImageSet:
+def _read(part: Subset, rows: Int64, on_read: OnRead = lambda _: None) -> ImageSet:
     return ImageSet(part.read(rows, on_read), part.labels[rows])
 
 

@@ -15,7 +15,7 @@ _ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """The training or the test part of a data set.
 
     Attributes:
@@ -39,15 +39,15 @@ class DataSource:
         name: What the data is.
     """
 
-    training: Part
-    test: Part | None
+    training: Subset
+    test: Subset | None
     classes: tuple[str, ...]
     name: str
 
 
-def array_part(
+def array_subset(
     images: NDArray[np.uint8] | Float32, labels: Int64, *, channels_last: bool, image_size: int | None
-) -> Part:
+) -> Subset:
     """A part whose images lie in memory.
 
     Args:
@@ -69,7 +69,7 @@ def array_part(
             on_read(len(some))
         return out
 
-    return Part(labels, read)
+    return Subset(labels, read)
 
 
 def unit_range(pixels: NDArray[Any]) -> Float32:

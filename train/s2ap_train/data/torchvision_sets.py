@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.data.pickles import old_pickles_allowed, read_pickle
-from s2ap_train.data.source import DataSource, Part, array_part, check_labels, check_test_labels
+from s2ap_train.data.source import DataSource, Subset, array_subset, check_labels, check_test_labels
 
 _LARGEST_IDX = 128 * 1024 * 1024  # bytes; Fashion-MNIST's largest file has 47 million
 _DIGITS = tuple("0123456789")
@@ -182,7 +182,7 @@ def _source(
     training: tuple[NDArray[Any], Any],
     test: tuple[NDArray[Any], Any],
 ) -> DataSource:
-    def part(what: str, images: NDArray[Any], labels: Any) -> Part:  # noqa: ANN401  a list or an array
+    def part(what: str, images: NDArray[Any], labels: Any) -> Subset:  # noqa: ANN401  a list or an array
         numbers = np.asarray(labels)
         if images.dtype != np.uint8 or images.ndim != 4 or numbers.dtype.kind not in "iu" or numbers.ndim != 1:
             raise RecipeError(
@@ -192,7 +192,7 @@ def _source(
             raise RecipeError(f"{what} holds {len(images)} images and {len(numbers)} labels; get the files again")
         check = check_labels if what.startswith("the training") else check_test_labels
         check(numbers.astype(np.int64), classes, what)
-        return array_part(images, numbers.astype(np.int64), channels_last=True, image_size=image_size)
+        return array_subset(images, numbers.astype(np.int64), channels_last=True, image_size=image_size)
 
     parts = [part(f"the {what} part in {root}", *data) for what, data in (("training", training), ("test", test))]
     return DataSource(parts[0], parts[1], classes, name)

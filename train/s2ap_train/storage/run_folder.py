@@ -37,7 +37,7 @@ METRICS_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """One pruning run.
 
     Attributes:
@@ -69,7 +69,7 @@ def write_run(
     metrics: Mapping[str, Any],
     record: Mapping[str, Any],
 ) -> None:
-    """Write a run folder whole, replacing a run that is there. Arguments as the fields of `Run`.
+    """Write a run folder whole, replacing a run that is there. Arguments as the fields of `RunFolder`.
 
     Raises:
         RecipeError: If something is not JSON, or the folder holds something else.
@@ -84,7 +84,7 @@ def write_run(
     write_folder(folder, files, {**record, "kind": "run"})
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunFolder:
     """Read a run folder and verify the hash of every file.
 
     Raises:
@@ -100,7 +100,7 @@ def read_run(folder: Path) -> Run:
             f"{folder / METRICS_FILE} has version {metrics.get('format_version')!r}, this version reads "
             f"{METRICS_VERSION}; run prune again"
         )
-    return Run(
+    return RunFolder(
         folder=folder,
         weights=tensors_of(folder, WEIGHTS_FILE, files),
         masks=tensors_of(folder, MASKS_FILE, files),

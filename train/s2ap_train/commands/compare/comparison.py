@@ -14,7 +14,7 @@ from s2ap_train.commands.compare.measures import MEASURES
 from s2ap_train.commands.compare.runs import check_comparable, differences
 from s2ap_train.measures.benchmark import Benchmark, before_after
 from s2ap_train.statistics.paired import PairedDifference, SeedDifference, seed_difference
-from s2ap_train.storage.run_folder import Run
+from s2ap_train.storage.run_folder import RunFolder
 
 _OF_S2AP = ("pruning.s2ap", "pruning.method", "pruning.base")
 _OF_THE_METHOD = ("pruning.",)
@@ -86,7 +86,7 @@ class Comparison:
         }
 
 
-def compare_runs(runs: Sequence[Run], *, baseline: str | None = None) -> Comparison:
+def compare_runs(runs: Sequence[RunFolder], *, baseline: str | None = None) -> Comparison:
     """Compare runs of one data set under one attack.
 
     Args:
@@ -153,7 +153,7 @@ def _unlike(baseline: Group, method: Group) -> dict[str, tuple[Any, Any]]:
 
 
 def _over_images(
-    baseline: Mapping[int, Run], method: Mapping[int, Run], seeds: Sequence[int]
+    baseline: Mapping[int, RunFolder], method: Mapping[int, RunFolder], seeds: Sequence[int]
 ) -> dict[int, PairedDifference]:
     found = {}
     for seed in seeds:
@@ -164,14 +164,14 @@ def _over_images(
     return found
 
 
-def _benchmark(run: Run) -> Benchmark:
+def _benchmark(run: RunFolder) -> Benchmark:
     try:
         return Benchmark.from_json(run.metrics["after"])
     except (RecipeError, OverflowError) as error:  # a whole number in JSON may be larger than any float
         raise RecipeError(f"{run.folder}, after: {error}") from error
 
 
-def _check_same_images(first: Run, second: Run) -> None:
+def _check_same_images(first: RunFolder, second: RunFolder) -> None:
     hashes = [(run.metrics.get("after") or {}).get("images_sha256") for run in (first, second)]
     if None not in hashes and hashes[0] != hashes[1]:
         raise RecipeError(

@@ -15,7 +15,7 @@ import torch
 from s2ap_defend.errors import RecipeError
 from s2ap_train.commands.compare.runs import differences, flat, label
 from s2ap_train.measures.stability import Stability, agreement, pairwise
-from s2ap_train.storage.run_folder import Run
+from s2ap_train.storage.run_folder import RunFolder
 
 _NOT_SETTINGS = {"seed", "name", "root", "accelerator", "devices", "channels_last"}
 """Last parts of configuration keys that do not make two runs two methods."""
@@ -75,7 +75,7 @@ class Group:
     method: str
     base: str
     variant: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunFolder, ...]
     stability: Stability | None
     agreement: Summary
 
@@ -101,7 +101,7 @@ class Group:
         return Summary(tuple(value for value in values if value is not None))
 
 
-def group_runs(runs: Sequence[Run]) -> tuple[Group, ...]:
+def group_runs(runs: Sequence[RunFolder]) -> tuple[Group, ...]:
     """Runs in groups, in the order of setting and then as they were given.
 
     Runs are of one group when method, base, setting and all else that was asked for agree but the seed (and the name).
@@ -109,7 +109,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[Group, ...]:
     Raises:
         RecipeError: If two runs of one group have the same seed: the same result twice is no second measurement.
     """
-    arms: dict[tuple[Setting, str, str], dict[str, list[Run]]] = {}
+    arms: dict[tuple[Setting, str, str], dict[str, list[RunFolder]]] = {}
     for run in runs:
         arm = (_setting(run), str(run.metrics["method"]), str(run.metrics.get("base") or run.metrics["method"]))
         settings = json.dumps(settings_of(run), sort_keys=True, default=str)
@@ -124,12 +124,12 @@ def group_runs(runs: Sequence[Run]) -> tuple[Group, ...]:
     return tuple(sorted(groups, key=lambda group: group.setting))
 
 
-def settings_of(run: Run) -> dict[str, Any]:
+def settings_of(run: RunFolder) -> dict[str, Any]:
     """Everything that was asked for, dotted keys, without seed, names and where it ran or the data lies."""
     return {key: value for key, value in flat(run.config).items() if key.split(".")[-1] not in _NOT_SETTINGS}
 
 
-def value_of(run: Run, key: str) -> float | None:
+def value_of(run: RunFolder, key: str) -> float | None:
     """A figure of a run; None where it was not measured."""
     if key == "flip_between_epochs":
         flips = epoch_flips(run)
@@ -138,14 +138,14 @@ def value_of(run: Run, key: str) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def epoch_flips(run: Run) -> tuple[float, ...]:
+def epoch_flips(run: RunFolder) -> tuple[float, ...]:
     """Share of kept weights that each epoch of the mask search replaced; empty if there was none."""
     stability = run.metrics.get("stability")
     found = stability.get("flip_between_epochs") if isinstance(stability, Mapping) else None
     return tuple(float(value) for value in found or () if value is not None)
 
 
-def _setting(run: Run) -> Setting:
+def _setting(run: RunFolder) -> Setting:
     asked = run.metrics.get("target_sparsity")
     return Setting(
         data=label(run.metrics["data"]),
@@ -155,7 +155,7 @@ def _setting(run: Run) -> Setting:
     )
 
 
-def _agreement(runs: Sequence[Run]) -> Summary:
+def _agreement(runs: Sequence[RunFolder]) -> Summary:
     tested = [run.metrics.get("after") or {} for run in runs]
     if len({after.get("images_sha256") for after in tested}) > 1 or any(
         after.get("predicted") is None for after in tested
@@ -167,14 +167,14 @@ def _agreement(runs: Sequence[Run]) -> Summary:
     return Summary(tuple(float(matrix[i, j]) for i, j in pairs))
 
 
-def _variants(members: Sequence[Sequence[Run]]) -> list[str]:
+def _variants(members: Sequence[Sequence[RunFolder]]) -> list[str]:
     """For each group of one method, in which settings it differs from the others."""
     settings = [settings_of(runs[0]) for runs in members]
     keys = sorted({key for other in settings for key in differences(settings[0], other)})
     return [", ".join(f"{key} {own.get(key)}" for key in keys) for own in settings]
 
 
-def _check_predictions(runs: Sequence[Run]) -> None:
+def _check_predictions(runs: Sequence[RunFolder]) -> None:
     first = runs[0]
     expected = len(first.metrics["after"]["predicted"])
     for run in runs[1:]:
@@ -186,7 +186,7 @@ def _check_predictions(runs: Sequence[Run]) -> None:
             )
 
 
-def _check_seeds(runs: Sequence[Run]) -> None:
+def _check_seeds(runs: Sequence[RunFolder]) -> None:
     for first, second in itertools.pairwise(runs):
         if first.metrics["seed"] == second.metrics["seed"]:
             raise RecipeError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.storage.run_folder import METRICS_FILE, Run
+from s2ap_train.storage.run_folder import METRICS_FILE, RunFolder
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ _NESTED = {
 }
 
 
-def check_metrics(run: Run) -> None:
+def check_metrics(run: RunFolder) -> None:
     """Refuse a run whose metrics lack what a comparison needs, or hold it with another type.
 
     Raises:

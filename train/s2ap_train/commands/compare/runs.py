@@ -10,10 +10,10 @@ from typing import Any
 from s2ap_defend.errors import RecipeError
 from s2ap_train.commands.compare.measures import check_metrics
 from s2ap_train.storage.checkpoint import RECORD_FILE
-from s2ap_train.storage.run_folder import METRICS_FILE, Run, read_run
+from s2ap_train.storage.run_folder import METRICS_FILE, RunFolder, read_run
 
 
-def find_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
+def find_runs(folders: Sequence[Path]) -> tuple[RunFolder, ...]:
     """Read run folders, and those below folders that are none, hashes verified; a folder named twice counts once.
 
     Hidden folders are not searched.
@@ -22,7 +22,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
         RecipeError: If a folder is missing, is no run and holds none, a file was changed, or the metrics lack what a
             comparison needs or hold it with another type.
     """
-    found: dict[Path, Run] = {}
+    found: dict[Path, RunFolder] = {}
     for folder in folders:
         if not folder.is_dir():
             raise RecipeError(
@@ -39,7 +39,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
     return tuple(found.values())
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
+def check_comparable(runs: Sequence[RunFolder]) -> None:
     """Refuse to put figures of different data, or of different attacks, into one table.
 
     The seeds of attacks may differ: they follow the seeds of the runs.
@@ -107,7 +107,7 @@ def _below(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-def _attack(run: Run) -> dict[str, Any]:
+def _attack(run: RunFolder) -> dict[str, Any]:
     return {key: value for key, value in flat(run.metrics["attack"]).items() if key.split(".")[-1] != "seed"}
 
 

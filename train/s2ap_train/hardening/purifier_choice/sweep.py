@@ -1,4 +1,4 @@
-"""The sweep: every purifier attacked by who knows it, each attack tried on all of them."""
+"""The sweep: every purifier attacked with its own gradient, each attack tried on all of them."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ ATTACKS = (
         goal="mislead",
         knows="other networks",
         norm="linf",
-        assumes="attacks on a classifier that the attacker trained himself on the same data; he tries each of his "
+        assumes="attacks on a classifier that the attacker trained itself on the same data; it tries each of its "
         "three images once on the system and keeps the best",
         source="Papernot et al. 2017, arXiv 1602.02697; Huang et al. 2019, arXiv 1907.10823",
         needs="surrogates",
@@ -115,8 +115,8 @@ ATTACKS = (
         goal="mislead",
         knows="other networks",
         norm="linf",
-        assumes="attacks on an ensemble of adversarially trained networks that the attacker trained himself on the "
-        "same data; he tries each of his four images once on the system and keeps the best",
+        assumes="attacks on an ensemble of adversarially trained networks that the attacker trained itself on the "
+        "same data; it tries each of its four images once on the system and keeps the best",
         source="Liu et al. 2017, arXiv 1611.02770; Tramer et al. 2018, arXiv 1705.07204",
         needs="surrogates",
         weight=1.0,

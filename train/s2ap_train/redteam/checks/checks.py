@@ -110,7 +110,7 @@ def sanity_checks(successes: Successes, probed: Sequence[Probed], *, plausibilit
             successes,
             BLACK_BOX,
             ("answers",),
-            "an attacker who only asks finds more than one who knows every weight: the gradients mislead him",
+            "an attacker who only asks finds more than one who knows every weight: the gradients mislead it",
         ),
         _against_the_white_box(
             successes,

@@ -2,7 +2,7 @@
 
 Tramer 2022, 'Detecting Adversarial Examples Is (Nearly) As Hard As Classifying Them' (arXiv 2107.11630): from a system
 that is right or flags at distance eps, a classifier that is right at distance eps / 2 can be built, as robust and only
-slower. Twelve of fourteen detectors that he looked at claimed more than any classifier had reached; the attacks were
+slower. Twelve of fourteen detectors that were looked at claimed more than any classifier had reached; the attacks were
 weak.
 """
 
