@@ -113,7 +113,7 @@ def evaluate(
     An attack succeeds when the input is answered, not flagged, and the final label is wrong. What attacks find is kept:
     after an interruption the same command goes on where it stopped.
     """
-    from s2ap_export.hardening.networks import networks_beside
+    from s2ap_export.hardening.networks import compared_networks
     from s2ap_train.recipe import load_recipe
     from s2ap_train.redteam.evaluation import evaluate_file
     from s2ap_train.redteam.plan import SAMPLES, plan_of
@@ -158,7 +158,7 @@ def evaluate(
         networks = None
         if which != "off":
             transfer = any(attack.needs == "surrogates" for attack in plan.attacks)
-            networks = networks_beside(
+            networks = compared_networks(
                 model, settings, splits, kept, folder, reporter, train=which == "all", transfer=transfer
             )
         evaluation = evaluate_file(

@@ -28,7 +28,7 @@ from s2ap_train.redteam.ablation.surrogates import train_surrogates
 from s2ap_train.redteam.ablation.wider import defence_flops, wider_classifier
 from s2ap_train.storage.parts import PartStore
 
-__all__ = ["networks_beside", "networks_of", "to_stage"]
+__all__ = ["compared_networks", "networks_of", "to_stage"]
 
 _COMPARED = 16
 _CLOSE = 1e-3  # of log-probabilities, between the classifier in a file and the network it was made from
@@ -41,11 +41,11 @@ def to_stage(network: Classifier) -> ModelProto:
 
 
 def networks_of(components: Components) -> Networks:
-    """What a hardening has trained beside what is in its file."""
+    """What a hardening has trained that is not in its file."""
     return Networks({ADVERSARIAL: to_stage(components.adversarial.model), PRUNED: to_stage(components.pruned.model)})
 
 
-def networks_beside(
+def compared_networks(
     model: Path,
     recipe: Recipe,
     splits: Splits,

@@ -32,7 +32,7 @@ def test_its_weights_are_the_signed_constants_of_the_seed_or_zero(member):
     drawn = prunable_weights(random_network(DATA.create(MODEL, 5), seed=5))
     for name, weight in prunable_weights(member.model).items():
         size = (2 / weight[0].numel()) ** 0.5
-        mask = member.beside[f"mask.{name}"]
+        mask = member.tensors[f"mask.{name}"]
         assert torch.equal(drawn[name].abs(), torch.full_like(weight, size))
         assert 0.3 < (drawn[name] > 0).float().mean() < 0.7, "signs are random"
         assert torch.equal(weight, torch.where(mask, drawn[name], 0.0)), "the mask is folded, the weights never trained"
@@ -40,7 +40,7 @@ def test_its_weights_are_the_signed_constants_of_the_seed_or_zero(member):
 
 def test_the_mask_is_the_top_half_of_every_layer_by_the_size_of_its_scores(member):
     for name in prunable_weights(member.model):
-        mask, sizes = member.beside[f"mask.{name}"], member.beside[f"score.{name}"].abs()
+        mask, sizes = member.tensors[f"mask.{name}"], member.tensors[f"score.{name}"].abs()
         assert int(mask.sum()) == kept_count(mask.numel(), 0.5)
         assert sizes[mask].min() >= sizes[~mask].max()
 

@@ -36,7 +36,7 @@ class Fitted:
         adversarially_trained: Whether the training that its weights ended with saw attacks.
         dense_weights: Prunable weights before anything was pruned.
         history: A record per epoch.
-        beside: Masks and scores by name, to be kept.
+        tensors: Masks and scores by name, to be stored with the weights.
         details: Further JSON values for the record.
     """
 
@@ -46,7 +46,7 @@ class Fitted:
     adversarially_trained: bool
     dense_weights: int
     history: tuple[dict[str, float], ...] = ()
-    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,7 +77,7 @@ class MemberFamily(BaseModel):
     """Whether members need the trained plain network."""
 
     def networks(self) -> Mapping[str, ModelTable]:
-        """The networks that members are made of beside the plain one, by their keys in this table."""
+        """The networks that members are made of, other than the plain one, by their keys in this table."""
         return {}
 
     def network(self, number: int) -> ModelTable | None:  # noqa: ARG002

@@ -124,5 +124,5 @@ class LotteryTicketFamily(MemberFamily):
             adversarially_trained=self.settings.training.adversarial,
             dense_weights=weight_counts(ticket.model)[1],
             history=ticket.searched.history + ticket.training.history,
-            beside={f"mask.{name}": mask for name, mask in ticket.masks.items()},
+            tensors={f"mask.{name}": mask for name, mask in ticket.masks.items()},
         )

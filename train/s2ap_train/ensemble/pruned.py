@@ -111,8 +111,8 @@ def fit_pruned(
         structure=structure_name(pruning),
         run=run.phase("finetune"),
     )
-    beside = {f"mask.{name}": mask for name, mask in pruned.masks.items()}
-    beside |= {f"score.{name}": score for name, score in pruned.scores.items()}
+    tensors = {f"mask.{name}": mask for name, mask in pruned.masks.items()}
+    tensors |= {f"score.{name}": score for name, score in pruned.scores.items()}
     if not isinstance(tuned.model, Classifier):  # our own bug
         raise TypeError(f"pruning returned a {type(tuned.model).__name__}")
     return Fitted(
@@ -122,7 +122,7 @@ def fit_pruned(
         adversarially_trained=_last_training(pretraining, pruning, tuning).adversarial,
         dense_weights=weight_counts(dense)[1],
         history=pruned.history + (() if tuned.tuning is None else tuned.tuning.history),
-        beside=beside,
+        tensors=tensors,
     )
 
 

@@ -45,7 +45,7 @@ class Network:
 
 
 def network_record(fitted: Fitted, data: TrainingData, *, eps: float) -> dict[str, Any]:
-    """What is kept beside the weights, as JSON values, and what `known_network` reads."""
+    """What is stored with the weights, as JSON values, and what `known_network` reads."""
     model = fitted.model
     flips = [epoch["flip_rate"] for epoch in fitted.history if "flip_rate" in epoch]
     return {

@@ -164,7 +164,7 @@ class PartList:
 
         def train(needed: Needs, hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
             fitted = fit(needed, Run(seed, self._compute, snapshots, hook))
-            return Trained(fitted.model.cpu(), network_record(fitted, self._data, eps=recipe.eps), fitted.beside)
+            return Trained(fitted.model.cpu(), network_record(fitted, self._data, eps=recipe.eps), fitted.tensors)
 
         return Part(
             name=name,

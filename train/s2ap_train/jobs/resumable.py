@@ -29,7 +29,7 @@ class ResumableJob:
         name: Unique; shown as progress.
         function: Importable by name.
         arguments: Given what the jobs in `after` found, as far as they were done; of that, notes decide nothing.
-        decides: Everything beside the key of the store, and beside what the jobs in `after` found, that its result
+        decides: Everything, other than the key of the store and what the jobs in `after` found, that its result
             depends on.
         after: Names of the jobs that it waits for.
         weight: Its time, roughly, against others.

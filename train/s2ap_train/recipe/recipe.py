@@ -139,7 +139,7 @@ class Recipe(EnsembleRecipe):
         score_model: Training of the purifier's score model.
         purifier: The purification.
         evaluation: The closing table.
-        choice: What is tried beside the purifier, on validation images; None: a small grid around it.
+        choice: What else is tried in the purifier's place, on validation images; None: a small grid around it.
         export: How the file is written.
     """
 

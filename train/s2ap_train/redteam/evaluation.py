@@ -50,7 +50,7 @@ __all__ = ["FOLDER", "evaluate_file"]
 
 FOLDER = "evaluation"
 """Where, in a work folder, finished attacks are stored."""
-_FOR_ATTACKS = 0.6  # of a time limit; the rest is for the search and for what is measured beside
+_FOR_ATTACKS = 0.6  # of a time limit; the rest is for the search and for checks and curves
 _LIBRARIES = ("s2ap-defend", "torch", "onnxruntime-gpu", "onnxruntime", "foolbox", "pyautoattack", "numpy")
 
 
@@ -81,8 +81,7 @@ def evaluate_file(
         folder: Where finished attacks are stored; None: nowhere.
         reporter: Told about every job.
         workers: Processes; None takes one a core; or "ray", where every node must see the file.
-        networks: Networks beside the file, for the ablation and for attacks that transfer; None: there are
-            none.
+        networks: What the file is compared with in the ablation, and what attacks transfer from; None: nothing.
         ablation: Whether the ablation is measured.
         server: Address of a server of this file, for attacks over HTTP.
         recipe: Recipe of the data, for the report.

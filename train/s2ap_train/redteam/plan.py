@@ -1,4 +1,4 @@
-"""What is asked of an evaluation: attacks, budgets, time, and what is measured beside them."""
+"""What is asked of an evaluation: attacks, budgets, time, and what else is measured."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Plan:
         l2: l2 budget, pixels in [0, 1].
         pixels: l0 budget, positions.
         seed: Of all attacks.
-        depth: How much is measured beside them: 'attacks', nothing; 'quick', the sanity checks that are cheap and three
+        depth: How much else is measured: 'attacks', nothing; 'quick', the sanity checks that are cheap and three
             points of the eps curve; 'standard' or 'full', everything.
         time_limit: Minutes after which nothing new is begun, but for the search; None: no limit.
     """

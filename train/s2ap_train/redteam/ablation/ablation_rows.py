@@ -1,4 +1,4 @@
-"""The rows of the ablation: what a model file and the networks beside it give, how each is opened and timed."""
+"""The rows of the ablation: what a model file and the networks it is compared with give, opened and timed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Row:
     Attributes:
         name: Of the row.
         model: The defended model file.
-        stage: A serialised network `image` -> `log_probabilities`, for rows that are networks beside the file.
+        stage: A serialised network `image` -> `log_probabilities`, for rows that are single networks.
         note: What a reader must know of it.
         same_as: The row whose images break this one exactly where they break that one; it is not attacked itself.
     """
@@ -74,13 +74,13 @@ class Row:
 
     @property
     def decides(self) -> tuple[object, ...]:
-        """What, beside the file, decides what is found for it; JSON values."""
+        """What, other than the file, decides what is found for it; JSON values."""
         digest = None if self.stage is None else hashlib.sha256(self.stage).hexdigest()
         return self.name, digest
 
 
 def rows_of(model: Path, networks: Mapping[str, ModelProto]) -> tuple[Row, ...]:
-    """The rows that a file and networks beside it give, least defended first.
+    """The rows that a file and other networks give, least defended first.
 
     Without a purifier in the file there is no row of it alone.
 

@@ -1,4 +1,4 @@
-"""Networks beside a model file that an evaluation compares it with, or that an attacker trained itself."""
+"""Networks that an evaluation compares a model file with, or that an attacker trained itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Networks"]
 
 @dataclass(frozen=True)
 class Networks:
-    """What there is beside the file.
+    """Networks that are not in the file.
 
     Attributes:
         stages: Exported classifiers `image` -> `log_probabilities` by the name of their row in the ablation.

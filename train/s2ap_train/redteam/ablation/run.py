@@ -43,7 +43,7 @@ def run_ablation(
 
     Args:
         setup: Of the attacks.
-        networks: Networks beside the file.
+        networks: What the file is compared with.
         defended: What the attacks reached on the file.
         bare: What they reached on the classifier.
         attacks: Those that ran, by name.

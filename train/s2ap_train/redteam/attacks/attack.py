@@ -29,7 +29,7 @@ optional library."""
 
 @dataclass(frozen=True)
 class Task:
-    """What an attack is given beside its target.
+    """What an attack is given, its target aside.
 
     Attributes:
         data: Clean images and true labels; images that are misclassified anyway are in it.
@@ -69,7 +69,7 @@ class RedTeamAttack:
         assumes: One sentence for the report: what the attacker does and what it needs for it.
         source: Paper.
         needs_test: Whether it attacks members and test, so that there is nothing to attack in a bare classifier.
-        needs: What it needs beside the file.
+        needs: What it needs that the file does not have.
         after: Attacks whose images it starts from.
         weight: Its time, roughly, against others; long ones are started first.
     """
