@@ -3,7 +3,7 @@ import sys
 from importlib.metadata import entry_points
 
 import s2ap_defend
-from s2ap_defend.cli.commands import COMMANDS, ENTRY_POINTS
+from s2ap_defend.commands.deferred import COMMANDS, ENTRY_POINTS
 
 BLOCK_TORCH = """
 import importlib, pkgutil, sys
@@ -29,7 +29,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_runtime_module_imports_where_torch_cannot_be_imported() -> None:
     done = python("-c", BLOCK_TORCH)
     assert done.returncode == 0, done.stderr
-    assert {"s2ap_defend.classifier", "s2ap_defend.serve.app", "s2ap_defend.cli.main"} <= set(done.stdout.split())
+    assert {"s2ap_defend.classifier", "s2ap_defend.serve.app", "s2ap_defend.commands.main"} <= set(done.stdout.split())
 
 
 def test_the_public_surface_is_what_is_documented() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 from s2ap_defend.model_file import open_model_file, write_model_file
 
 

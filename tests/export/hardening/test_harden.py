@@ -13,11 +13,11 @@ import pytest
 from tests.export.small_recipe import OVERRIDES
 
 from s2ap_defend import DefendedClassifier
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 from s2ap_defend.manifest import ChoiceRecord
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import PURIFIER, stage_sizes
-from s2ap_train.hardening.purifier_choice.__main__ import main as sweep_alone
+from s2ap_train.commands.choose_purifier import choose_purifier as sweep_alone
 from s2ap_train.storage.checkpoint import load_checkpoint
 
 

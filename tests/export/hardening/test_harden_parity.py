@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.export.small_recipe import OVERRIDES
 
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 from s2ap_train.hardening.train import train_components
 from s2ap_train.recipe import load_recipe
 from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint

@@ -8,9 +8,9 @@ import pytest
 from tests.export.small_recipe import OVERRIDES
 
 from s2ap_defend import RecipeError
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 from s2ap_defend.progress import Reporter
-from s2ap_train.hardening.purifier_choice.__main__ import main as sweep_alone
+from s2ap_train.commands.choose_purifier import choose_purifier as sweep_alone
 from s2ap_train.hardening.train import train_networks
 from s2ap_train.recipe import load_recipe
 from s2ap_train.storage.lock import locked_folder

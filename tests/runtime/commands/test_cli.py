@@ -11,7 +11,7 @@ from onnx import helper
 from PIL import Image
 
 from s2ap_defend import DefendedClassifier
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 from s2ap_defend.manifest import Manifest, PurifierSettings, TestTables
 from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.sequential import asked_members

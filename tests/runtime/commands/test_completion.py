@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from s2ap_defend.cli.commands import COMMANDS
+from s2ap_defend.commands.deferred import COMMANDS
 
 SHELLS = ["bash", "zsh", "fish"]
 NAMES = sorted(str(command.name) for command in COMMANDS)

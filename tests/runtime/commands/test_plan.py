@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 from s2ap_defend.sequential.design import Design, operating_characteristic
 
 EXAMPLE = ("--q0", ".05", "--q1", ".6", "--alpha", ".05", "--beta", ".05", "--n-max", "24")

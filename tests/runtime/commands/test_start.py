@@ -9,7 +9,7 @@ import click
 import pytest
 
 import s2ap_defend
-from s2ap_defend.cli.commands import COMMANDS, DeferredCommand
+from s2ap_defend.commands.deferred import COMMANDS, DeferredCommand
 
 LIGHT = {"click", "s2ap_defend"}
 TABLES = LIGHT | {"attr", "numpy", "orjson", "rich"}  # older rich looks for attr
@@ -19,7 +19,7 @@ GRAPH = {"google", "ml_dtypes", "onnx"}
 RUN = """
 import sys
 before = set(sys.modules)
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 code = run(sys.argv[1:])
 print("\\n".join(["imported:", *sorted(set(sys.modules) - before)]))
 sys.exit(code)
@@ -34,7 +34,7 @@ class Refuse:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Refuse())
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 sys.exit(run(sys.argv[1:]))
 """
 
@@ -67,9 +67,9 @@ def test_help_and_version_import_click_and_three_modules_of_ours(option: str) ->
     modules = imported(option)
     assert packages(modules) == LIGHT
     assert {name for name in modules if name.startswith("s2ap_defend.")} == {
-        "s2ap_defend.cli",
-        "s2ap_defend.cli.commands",
-        "s2ap_defend.cli.main",
+        "s2ap_defend.commands",
+        "s2ap_defend.commands.deferred",
+        "s2ap_defend.commands.main",
         "s2ap_defend.errors",
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 from s2ap_defend.errors import RecipeError
 from s2ap_train.measures.benchmark import Benchmark
 from s2ap_train.models import build

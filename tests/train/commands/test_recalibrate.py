@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from s2ap_defend import DefendedClassifier
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 from s2ap_defend.model_file import ModelFile, open_model_file, write_model_file
 from s2ap_defend.sequential import run_sequential_test
 from s2ap_train.calibration import alarm_statistic

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tests.train.toy_data import same
 
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 from s2ap_defend.progress import Reporter
 from s2ap_train.hardening.parts import PartList
 from s2ap_train.purifier.denoisers import FullGaussian

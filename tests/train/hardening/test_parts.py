@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.train.toy_data import same
 
 from s2ap_defend import RecipeError
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 from s2ap_defend.progress import Reporter
 from s2ap_train.hardening.parts import PartList
 from s2ap_train.hardening.train import train_components, train_networks
@@ -225,7 +225,7 @@ def test_without_ray_the_command_says_how_to_get_it(tmp_path):
     script = (
         "import importlib.util, sys\nfind = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *rest: None if name == 'ray' else find(name, *rest)\n"
-        "from s2ap_defend.cli.main import run\nsys.exit(run(sys.argv[1:]))\n"
+        "from s2ap_defend.commands.main import run\nsys.exit(run(sys.argv[1:]))\n"
     )
     arguments = ["harden", "digits", "-o", str(tmp_path / "m.onnx"), "--workers", "ray"]
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ import pytest
 from tests.train.made_evaluation import MASKED, PASSED, WEAK, attack, made_evaluation
 
 from s2ap_defend import DefendedClassifier
-from s2ap_defend.cli.main import run
+from s2ap_defend.commands.main import run
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.model_file import open_model_file
 from s2ap_train.redteam.report.badge import badge_of, measurements, write_measured

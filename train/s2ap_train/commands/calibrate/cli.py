@@ -7,7 +7,7 @@ import click
 import orjson
 from rich.console import Console
 
-from s2ap_defend.cli.options import device_option
+from s2ap_defend.commands.options import device_option
 from s2ap_defend.engines import Device
 from s2ap_defend.files import check_writable
 from s2ap_defend.model_file import open_model_file, write_model_file

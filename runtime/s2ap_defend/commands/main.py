@@ -7,7 +7,7 @@ import sys
 import click
 
 from s2ap_defend import __version__
-from s2ap_defend.cli.commands import COMMANDS
+from s2ap_defend.commands.deferred import COMMANDS
 from s2ap_defend.errors import DefendError
 
 PROGRAM = "s2ap-defend"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from s2ap_defend.cli.options import device_option
+from s2ap_defend.commands.options import device_option
 from s2ap_defend.engines import Device
 
 

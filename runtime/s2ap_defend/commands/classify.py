@@ -8,7 +8,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from s2ap_defend.cli.options import device_option
+from s2ap_defend.commands.options import device_option
 from s2ap_defend.engines import Device
 from s2ap_defend.tables import plain_table
 from s2ap_defend.types import Float32, Verdicts

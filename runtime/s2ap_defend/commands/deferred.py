@@ -11,7 +11,7 @@ class DeferredCommand(click.Command):
     """A command of which only the name and the help line are there until it is called.
 
     Args:
-        name: Its name. Without an extra it is the function NAME of `s2ap_defend.cli.NAME`.
+        name: Its name. Without an extra it is the function NAME of `s2ap_defend.commands.NAME`.
         line: The first sentence of its help.
         extra: The extra that it needs; it is found by its entry point then.
     """
@@ -29,7 +29,7 @@ class DeferredCommand(click.Command):
         """
         command: click.Command
         if self.extra is None:
-            command = getattr(import_module(f"s2ap_defend.cli.{self.name}"), str(self.name))
+            command = getattr(import_module(f"s2ap_defend.commands.{self.name}"), str(self.name))
             return command
         from importlib.metadata import entry_points
 
@@ -60,6 +60,11 @@ COMMANDS = (
     DeferredCommand(
         "calibrate",
         "Give MODEL a new alarm boundary from new clean images, without training, and write a new file.",
+        extra="train",
+    ),
+    DeferredCommand(
+        "choose-purifier",
+        "Attack the purifiers of RECIPE's [choice] table and print which is best; nothing is exported.",
         extra="train",
     ),
     DeferredCommand(
