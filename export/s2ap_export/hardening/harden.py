@@ -9,14 +9,13 @@ from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_export.hardening.assembly import assemble
 from s2ap_export.hardening.networks import networks_of
-from s2ap_train.data import Splits
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
 from s2ap_train.hardening.train import train_components
 from s2ap_train.jobs import Workers
 from s2ap_train.recipe import Recipe
 from s2ap_train.recipe.purifier_grid import check_banks
 from s2ap_train.redteam.evaluation import FOLDER, evaluate_file
-from s2ap_train.redteam.plan import Plan, check_budgets, plan_of
+from s2ap_train.redteam.plan import check_budgets, plan_of
 from s2ap_train.redteam.report.badge import measurements
 from s2ap_train.redteam.results import Evaluation
 from s2ap_train.storage.lock import locked_folder
@@ -72,41 +71,26 @@ def harden(
     plan = plan_of(recipe, splits.test.images[0].size)
     check_budgets(plan.eps, plan.l2, plan.pixels, splits.test.images[0, 0].size)
     with locked_folder(work_dir):
-        return _hardened(recipe, splits, output, candidate, work_dir, reporter, workers, choose, plan)
-
-
-def _hardened(
-    recipe: Recipe,
-    splits: Splits,
-    output: Path,
-    candidate: Path,
-    work_dir: Path,
-    reporter: Reporter,
-    workers: Workers,
-    choose: By | None,
-    plan: Plan,
-) -> Hardened:
-    """`harden` in a work folder that is its own; `candidate` is the file that is measured."""
-    components = train_components(recipe, splits, work_dir, reporter, workers=workers)
-    processes = None if workers == "ray" else workers
-    purifier, choice = choose_purifier(recipe, components, splits, work_dir, reporter, by=choose, workers=processes)
-    recipe = recipe.model_copy(update={"purifier": purifier})
-    with reporter.step("export", 3) as step:
-        model, manifest = assemble(recipe, components, splits, work_dir, choice=choice, on_stage=step.advance)
-        write_model_file(model, manifest, candidate)
-        step.advance(f"{len(manifest.members)} members, {candidate.stat().st_size / 1e6:.1f} MB")
-    evaluation = evaluate_file(
-        candidate,
-        splits.test.subset(slice(0, recipe.evaluation.samples)),
-        plan,
-        folder=work_dir / FOLDER,
-        reporter=reporter,
-        workers=processes,
-        networks=networks_of(components),
-        recipe=recipe.name,
-        source=splits.name,
-        command=f"harden {recipe.name}",
-    )
-    measured = manifest.model_copy(update={"measured": measurements(evaluation)})
-    write_model_file(model, measured, output)
-    return Hardened(output, measured, evaluation)
+        components = train_components(recipe, splits, work_dir, reporter, workers=workers)
+        processes = None if workers == "ray" else workers
+        purifier, choice = choose_purifier(recipe, components, splits, work_dir, reporter, by=choose, workers=processes)
+        recipe = recipe.model_copy(update={"purifier": purifier})
+        with reporter.step("export", 3) as step:
+            model, manifest = assemble(recipe, components, splits, work_dir, choice=choice, on_stage=step.advance)
+            write_model_file(model, manifest, candidate)
+            step.advance(f"{len(manifest.members)} members, {candidate.stat().st_size / 1e6:.1f} MB")
+        evaluation = evaluate_file(
+            candidate,
+            splits.test.subset(slice(0, recipe.evaluation.samples)),
+            plan,
+            folder=work_dir / FOLDER,
+            reporter=reporter,
+            workers=processes,
+            networks=networks_of(components),
+            recipe=recipe.name,
+            source=splits.name,
+            command=f"harden {recipe.name}",
+        )
+        measured = manifest.model_copy(update={"measured": measurements(evaluation)})
+        write_model_file(model, measured, output)
+        return Hardened(output, measured, evaluation)

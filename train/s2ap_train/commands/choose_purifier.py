@@ -42,7 +42,7 @@ def choose_purifier(
     with locked_folder(work_dir):
         components = train_components(loaded, splits, work_dir, reporter, workers=workers)
         _, record = purifier_choice.choose_purifier(
-            loaded, parts, splits, work_dir, reporter, by="validation", workers=workers
+            loaded, components, splits, work_dir, reporter, by="validation", workers=workers
         )
     if record is not None:
         purifier_choice.print_choice(record, console)

@@ -10,8 +10,8 @@ from s2ap_train.recipe.recipe import (
     load_pruning_recipe,
     load_recipe,
     load_score_recipe,
-    packaged_recipes,
 )
+from s2ap_train.recipe.text import packaged_recipes
 
 __all__ = [
     "EnsembleRecipe",

@@ -18,22 +18,9 @@ from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining
 from s2ap_train.recipe.purifier_grid import ChoiceSettings
 from s2ap_train.recipe.tables import EvaluationSettings, ExportSettings, MeasureSettings
-from s2ap_train.recipe.text import explain, packaged_recipes, read_recipe
+from s2ap_train.recipe.text import explain, read_recipe
 from s2ap_train.settings import Table
 from s2ap_train.training import TrainingConfig
-
-__all__ = [
-    "EnsembleRecipe",
-    "PruningRecipe",
-    "Recipe",
-    "ScoreRecipe",
-    "check_networks",
-    "load_ensemble_recipe",
-    "load_pruning_recipe",
-    "load_recipe",
-    "load_score_recipe",
-    "packaged_recipes",
-]
 
 R = TypeVar("R", bound=BaseModel)
 _FOR_ENSEMBLES = ("plain", "members", "detection")
