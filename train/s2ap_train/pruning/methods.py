@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 
 from torch import nn
 
@@ -26,18 +26,48 @@ from s2ap_train.training import Run
 PruningMethod = Hydra | Harp | ScratchTicket | Magnitude | IterativeMagnitude | TwinRep | FlyingBird
 """A configuration is a method."""
 
-_TRAINS_ITS_OWN_WEIGHTS = (ScratchTicket, FlyingBird, TwinRep)
-_NEEDS_NO_TUNING = (ScratchTicket, FlyingBird, TwinRep, IterativeMagnitude)
+Prune = Callable[..., PrunedModel]
+"""(model, images, labels, validation, settings, *, run) -> the pruned network, as `prune` says."""
 
 
-METHODS: Mapping[str, type] = {
-    "hydra": Hydra,
-    "harp": Harp,
-    "scratch-ticket": ScratchTicket,
-    "magnitude": Magnitude,
-    "iterative-magnitude": IterativeMagnitude,
-    "twin-rep": TwinRep,
-    "flying-bird": FlyingBird,
+@dataclass(frozen=True)
+class Method:
+    """A pruning method.
+
+    Attributes:
+        settings: Its frozen dataclass of hyper-parameters.
+        prune: What it does.
+        starts_trained: Whether it prunes a trained network; otherwise it begins with random weights.
+        needs_tuning: Whether the pruned network is to be fine-tuned.
+    """
+
+    settings: type[PruningMethod]
+    prune: Prune
+    starts_trained: bool = True
+    needs_tuning: bool = True
+
+
+def prune_by_magnitude(
+    model: nn.Module,
+    images: Array,
+    labels: Array,  # noqa: ARG001
+    validation: tuple[Array, Array],  # noqa: ARG001
+    config: Magnitude,
+    *,
+    run: Run,  # noqa: ARG001
+) -> PrunedModel:
+    """`magnitude_pruned` with the arguments of every method; nothing is trained."""
+    return magnitude_pruned(model, image_shape(images), config)
+
+
+METHODS: Mapping[str, Method] = {
+    "hydra": Method(Hydra, search_masks),
+    "harp": Method(Harp, search_masks),
+    "scratch-ticket": Method(ScratchTicket, search_masks, starts_trained=False, needs_tuning=False),
+    "magnitude": Method(Magnitude, prune_by_magnitude),
+    "iterative-magnitude": Method(IterativeMagnitude, prune_iteratively, needs_tuning=False),
+    "twin-rep": Method(TwinRep, prune_twin_rep, starts_trained=False, needs_tuning=False),
+    "flying-bird": Method(FlyingBird, prune_flying_bird, starts_trained=False, needs_tuning=False),
 }
 """How a recipe names them; "s2ap" is a base method of scores with S2AP."""
 DEFAULT_BASE = "hydra"
@@ -54,8 +84,8 @@ def without_foreign_keys(table: object) -> object:
     settings = dict(table)
     base = str(settings.pop("base", DEFAULT_BASE))
     if settings.get("method") == "s2ap":
-        if not issubclass(METHODS.get(base, object), ScorePruning):
-            scored = [name for name, method in METHODS.items() if issubclass(method, ScorePruning)]
+        if not _trains_scores(base):
+            scored = [name for name in METHODS if _trains_scores(name)]
             raise RecipeError(
                 f"base {base!r} trains no scores that S2AP could perturb; choose from {', '.join(scored)}"
             )
@@ -64,14 +94,18 @@ def without_foreign_keys(table: object) -> object:
         settings.pop("s2ap", None)
     if not isinstance(settings.get("method"), str) or settings["method"] not in METHODS:
         return settings
-    own = {part.name for part in fields(METHODS[settings["method"]])}
+    own = {one.name for one in fields(METHODS[settings["method"]].settings)}
     if "structure" not in own and settings.get("structure", "unstructured") != "unstructured":
         raise RecipeError(
             f"{settings['method']} prunes single weights only, not structure {settings['structure']!r}; "
             'take another method or structure = "unstructured"'
         )
-    foreign = {part.name for method in METHODS.values() for part in fields(method)} - own
+    foreign = {one.name for method in METHODS.values() for one in fields(method.settings)} - own
     return {key: value for key, value in settings.items() if key not in foreign}
+
+
+def _trains_scores(name: str) -> bool:
+    return name in METHODS and issubclass(METHODS[name].settings, ScorePruning)
 
 
 def base_name(config: PruningMethod) -> str:
@@ -91,12 +125,12 @@ def uses_s2ap(config: PruningMethod) -> bool:
 
 def needs_training(config: PruningMethod) -> bool:
     """Whether the method prunes a trained network; the others begin with random weights."""
-    return not isinstance(config, _TRAINS_ITS_OWN_WEIGHTS)
+    return METHODS[config.method].starts_trained
 
 
 def needs_tuning(config: PruningMethod) -> bool:
     """Whether the pruned network is to be fine-tuned."""
-    return not isinstance(config, _NEEDS_NO_TUNING)
+    return METHODS[config.method].needs_tuning
 
 
 def epochs_known(config: PruningMethod) -> int:
@@ -109,7 +143,7 @@ def epochs_known(config: PruningMethod) -> int:
 
 def structure_name(config: PruningMethod) -> StructureName:
     """What is pruned: 'unstructured', 'channel' or '2:4'."""
-    return config.structure if isinstance(config, (ScorePruning, Magnitude, TwinRep)) else "unstructured"
+    return "unstructured" if isinstance(config, (IterativeMagnitude, FlyingBird)) else config.structure
 
 
 def prune(
@@ -134,13 +168,4 @@ def prune(
     Raises:
         RecipeError: If the method cannot prune this network so.
     """
-    if isinstance(config, Magnitude):
-        return magnitude_pruned(model, image_shape(images), config)
-    arguments = (model, images, labels, validation)
-    if isinstance(config, IterativeMagnitude):
-        return prune_iteratively(*arguments, config, run=run)
-    if isinstance(config, TwinRep):
-        return prune_twin_rep(*arguments, config, run=run)
-    if isinstance(config, FlyingBird):
-        return prune_flying_bird(*arguments, config, run=run)
-    return search_masks(*arguments, config, run=run)
+    return METHODS[config.method].prune(model, images, labels, validation, config, run=run)

@@ -140,7 +140,8 @@ def _refused_table(kind: Any, table: object) -> tuple[str, ...]:  # noqa: ANN401
     if not isinstance(table, dict):
         return ()
     method = table.get("method")
-    types = _field_types(METHODS.get(str(table.get("base") if method == "s2ap" else method), kind))
+    named = str(table.get("base") if method == "s2ap" else method)
+    types = _field_types(METHODS[named].settings if named in METHODS else kind)
     for key, value in table.items():
         inner = _present(types.get(key))
         if isinstance(value, dict) and is_dataclass(inner):
@@ -160,7 +161,7 @@ def _keys_at(kind: object, path: tuple[int | str, ...]) -> list[str]:
 def _kind_at(kind: Any, path: tuple[int | str, ...]) -> Any:  # noqa: ANN401
     for place, part in enumerate(path):
         if _is_branch(path, place):
-            kind = FAMILIES[str(part)] if _is_member(path[:place]) else METHODS[str(part)]
+            kind = FAMILIES[str(part)] if _is_member(path[:place]) else METHODS[str(part)].settings
         elif isinstance(part, int):  # an entry of a list
             kind = next(iter(get_args(kind)), kind)
         else:
