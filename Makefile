@@ -3,17 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RUNTIME := .venv-runtime
 
-.PHONY: demo test test-slow test-node check format clean
+.PHONY: demo test test-slow test-runtime test-node check format clean
 
 demo: $(READY)
-	$(BIN)/python -m s2ap_export.demo --output build/model.onnx
+	$(BIN)/python -m s2ap_export.commands.demo --output build/model.onnx
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest
+
+# The runtime as users install it, without torch, in a small environment of its own.
+test-runtime: $(RUNTIME)/.ready
+	$(RUNTIME)/bin/python -m pytest tests/runtime tests/contract
 
 # The model file in Node.js, without this package; needs node and npm.
 test-node: $(READY)
@@ -31,11 +36,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+	rm -rf build dist .venv .venv-runtime .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
 
-$(READY): pyproject.toml constraints.txt
+$(READY): EXTRAS := train,dev
+$(RUNTIME)/.ready: EXTRAS := test
+%/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "s2ap-defend needs Python 3.11 or newer, found $$($(PYTHON) --version); set PYTHON=/path/to/python3"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[train,dev]"
-	@touch $(READY)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@

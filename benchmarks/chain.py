@@ -27,11 +27,12 @@ from report import aligned, as_text, machine
 from rich.console import Console
 
 from s2ap_defend.errors import DefendError
-from s2ap_defend.model_file import check_writable, open_model_file, replace_file, write_model_file
+from s2ap_defend.files import check_writable, replace_file
+from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool, Float32, Int64
-from s2ap_export.assembly import assemble
-from s2ap_export.networks import to_stage
+from s2ap_export.hardening.assembly import assemble
+from s2ap_export.hardening.networks import to_stage
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.hardening.train import train_components
 from s2ap_train.jobs import Workers
@@ -170,7 +171,7 @@ def measure(
             found += [one.images for side in sides for name, one in side.items() if name in CARRIED]
             systems[setting.name] = targets(path)[0].system
         row = Row(PRUNED, path, to_stage(parts.pruned.model).SerializeToString())
-        tasks = [setup.task(part) for part in setup.parts()]
+        tasks = [setup.task(rows) for rows in setup.shards()]
         kept = KeptAttacks(
             work_dir / "found", ("pruned", hashlib.sha256(row.stage or b"").hexdigest(), setup.key("", ""))
         )

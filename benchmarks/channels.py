@@ -22,11 +22,11 @@ from latency import medians
 from torch import Tensor, nn
 
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
-from s2ap_export.trace import trace_classifier
+from s2ap_export.tracing.trace import trace_classifier
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.models import ResNet18, fold_batch_norm
 from s2ap_train.models.channel_groups import channel_groups, channel_sums, gate_channels, remove_channels
 from s2ap_train.models.cost import flops, parameter_count
-from s2ap_train.threads import one_thread
 
 BATCHES = (1, 32)
 TOLERANCE = 1e-5

@@ -27,7 +27,7 @@ from report import as_text, data_overrides, machine
 from rich.console import Console
 
 from s2ap_defend.errors import DefendError
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.files import replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_train.attacks.catalogue import ATTACKS
 from s2ap_train.recipe import load_ensemble_recipe

@@ -19,8 +19,8 @@ from s2ap_defend import DefendedClassifier
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.recipe import load_recipe
-from s2ap_train.threads import one_thread
 from s2ap_train.twin import Twin
 
 BATCHES = (1, 8, 64)

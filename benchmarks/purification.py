@@ -36,13 +36,13 @@ from rich.console import Console
 
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.errors import DefendError
-from s2ap_defend.model_file import check_writable, replace_file
+from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Float32
-from s2ap_export.trace import trace_images
+from s2ap_export.tracing.trace import trace_images
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.purifier.variants import Variant
 from s2ap_train.recipe import load_recipe
-from s2ap_train.threads import one_thread
 
 BATCHES = (1, 64)
 
@@ -141,7 +141,7 @@ def cost(parts: Parts, names: list[str], rounds: int = 5) -> dict[str, Any]:
 
 
 def _served(variant: Variant, shape: tuple[int, int, int]) -> Callable[[Float32], object]:
-    stage = trace_images(variant.purify, shape, "purifier")
+    stage = trace_images(variant.exact, shape, "purifier")
     engine = OnnxRuntimeEngine(stage.SerializeToString(), device="cpu", threads=1)
     return lambda images: engine.run({"image": images}, ["purified"])
 

@@ -1,7 +1,6 @@
 """Every attack on one purifier in front of one classifier, and what each left of the accuracy."""
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,22 +8,23 @@ from functools import cached_property
 import numpy as np
 import torch
 from purification_variants import Preset
-from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor
 
 from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_train.adaptive import AdaptiveBudget
 from s2ap_train.adaptive.objectives import classifier_objective, targeted_agreement_objective
 from s2ap_train.adaptive.purified import variant_view
-from s2ap_train.adaptive.search import Descent, Path, View, adaptive_attack
-from s2ap_train.adaptive.square import square
-from s2ap_train.adaptive.systems import never_flagged
+from s2ap_train.adaptive.search import Descent, View, adaptive_attack
+from s2ap_train.adaptive.systems import never_flagged, score_of
 from s2ap_train.attacks.budget import project
+from s2ap_train.attacks.square import square_search
 from s2ap_train.data import ImageSet
+from s2ap_train.measures.autoattack import Loss, apgd
+from s2ap_train.purifier.gradient_path import GradientPath
 from s2ap_train.purifier.variants import Variant
 from s2ap_train.statistics.outcome import Outcome
 
-GRADIENT: Mapping[str, tuple[Path, str, str]] = {
+GRADIENT: Mapping[str, tuple[GradientPath, str, str]] = {
     "bpda": ("identity", "margin", "random"),
     "unrolled": ("exact", "cross_entropy", "random"),
     "straight-through": ("straight_through", "margin", "random"),
@@ -181,8 +181,9 @@ class Attacker:
         return self.system.right(images, labels) & self.system.right(self.data.images, labels)
 
     def _square(self, rows: Int64) -> Float32:
-        part = self.data.subset(rows)
-        return square(self.system, part, eps=self.eps, queries=self.preset.queries, seed=self.seed)
+        images, labels = self.data.images[rows], self.data.labels[rows]
+        score = score_of(self.system)
+        return square_search(score, images, labels, eps=self.eps, queries=self.preset.queries, seed=self.seed)
 
     def apgd(self) -> Float32:
         """The library's APGD-CE, then APGD-DLR on what is left, through the exact gradient [N, C, H, W]."""
@@ -190,21 +191,19 @@ class Attacker:
         system, labels = self.system, self.data.labels
         found = self.data.images.copy()
         left = np.flatnonzero(system.right(found, labels))
-        for loss in ("ce", "dlr"):
-            for part in np.array_split(left, -(-len(left) // _BATCH)) if len(left) else ():
-                attack = APGDAttack(
-                    lambda x: view(x, "exact", 0)[0],
-                    n_iter=self.preset.steps,
-                    n_restarts=self.preset.restarts,
-                    eps=self.eps,
-                    seed=self.seed,
-                    loss=loss,
-                    device="cpu",
-                )
-                x, y = torch.from_numpy(self.data.images[part]), torch.from_numpy(labels[part])
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "there are .* points with zero gradient")  # the table says it
-                    found[part] = attack.perturb(x, y).detach().numpy()
+        losses: tuple[Loss, ...] = ("ce", "dlr")
+        for loss in losses:
+            found[left] = apgd(
+                lambda x: view(x, "exact", 0)[0],
+                self.data.images[left],
+                labels[left],
+                loss=loss,
+                eps=self.eps,
+                seed=self.seed,
+                iterations=self.preset.steps,
+                restarts=self.preset.restarts,
+                batch_size=_BATCH,
+            )
             left = left[system.right(found[left], labels[left])] if len(left) else left
         return found
 

@@ -17,11 +17,12 @@ from purification_variants import Make, Preset, variants
 from rich.console import Console
 from torch import Tensor
 
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.files import replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool
 from s2ap_train import adaptive, attacks, purifier
 from s2ap_train.attacks import oblivious
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.network import known_network
 from s2ap_train.hardening.parts import PartList
@@ -32,7 +33,6 @@ from s2ap_train.recipe import Recipe
 from s2ap_train.statistics.paired import mcnemar
 from s2ap_train.storage.fingerprint import fingerprint
 from s2ap_train.storage.parts import PartStore
-from s2ap_train.threads import one_thread
 
 CLASSIFIERS = ("plain", "adversarial", "pruned")
 """In the order of the tables."""

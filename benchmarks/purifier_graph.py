@@ -39,11 +39,11 @@ from report import aligned, as_text, machine, medians
 from torch import nn
 
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
-from s2ap_export.precision import to_half
-from s2ap_export.rewrites import Rewrites
-from s2ap_export.trace import trace_purifier
+from s2ap_export.graph.rewrites import Rewrites
+from s2ap_export.hardening.precision import to_half
+from s2ap_export.tracing.trace import trace_purifier
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.purifier import Purification, UNet, hadamard_bank, purify
-from s2ap_train.threads import one_thread
 
 FAST = Purification(sigma=0.1, radius=0.15, steps=1, rho=0.05, bank_size=2)
 BATCHES = {1: 8, 64: 1}  # and how many runs follow each other, so that the variant before has left the caches

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from s2ap_runs import Job, dense_network
 
 from s2ap_train.compute import Compute, launch
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.pruning import prune
 from s2ap_train.pruning.score_pruning import ScorePruning
-from s2ap_train.threads import one_thread
+from s2ap_train.training import Run
 
 STEPS = 10  # optimiser steps of a timed search
 
@@ -44,7 +45,7 @@ def overhead(job: Job, attack_steps: int, rounds: int) -> Overhead:
         dense = compute.place(dense_network(job))
         clock = time.process_time if compute.device.type == "cpu" else time.perf_counter
         began = clock()
-        prune(dense, part.images, part.labels, (few.images, few.labels), method, seed=0, compute=compute)
+        prune(dense, part.images, part.labels, (few.images, few.labels), method, run=Run(0, compute))
         return clock() - began
 
     def measure(compute: Compute) -> tuple[list[float], list[float]]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.files import replace_file
 from s2ap_defend.progress import Reporter
+from s2ap_train import training
 from s2ap_train.commands.prune.pipeline import dense_part, run_pruning
 from s2ap_train.compute import Compute, compute_here, launch
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.jobs import Job as Task
 from s2ap_train.jobs import run_jobs
 from s2ap_train.measures.stability import pairwise
@@ -24,7 +26,6 @@ from s2ap_train.recipe import PruningRecipe, load_pruning_recipe
 from s2ap_train.storage.fingerprint import fingerprint
 from s2ap_train.storage.parts import PartStore, silent_reporter
 from s2ap_train.storage.run_folder import Run, read_run
-from s2ap_train.threads import one_thread
 
 NOT_MEASURED = ("measures.transferability=false", "measures.sensitivity=false")
 
@@ -124,7 +125,7 @@ def _search_again(compute: Compute, job: Job, run: Run) -> dict[str, float]:
     dense, masks = compute.place(dense_network(job)), [run.masks]
     for number in range(1, job.searches):
         seed = recipe.seed + 1000 * number
-        found = prune(dense, *data, recipe.pruning, seed=seed, compute=compute)
+        found = prune(dense, *data, recipe.pruning, run=training.Run(seed, compute))
         masks.append({name: mask.cpu() for name, mask in found.masks.items()})
     mean = asdict(pairwise(masks).mean)
     replace_file(job.searches_file, json.dumps({"settings": job.key, "mean": mean}).encode())

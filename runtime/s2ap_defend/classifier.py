@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from s2ap_defend.engines.onnxruntime import Device, OnnxRuntimeEngine
-from s2ap_defend.executors.whole import WholeExecutor
+from s2ap_defend.engines import Device, Engine
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.images import check_images
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import open_model_file
@@ -18,12 +18,17 @@ class DefendedClassifier:
         verdicts.label, verdicts.adversarial
 
     It may be called from several threads.
+
+    Args:
+        path: Where the model file was read.
+        manifest: Its manifest.
+        engine: An engine over the whole file.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, executor: WholeExecutor) -> None:
+    def __init__(self, path: Path, manifest: Manifest, engine: Engine) -> None:
         self.path = path
         self.manifest = manifest
-        self._executor = executor
+        self._engine = engine
 
     @classmethod
     def load(cls, path: str | Path, *, device: Device = "auto", threads: int | None = None) -> "DefendedClassifier":
@@ -40,7 +45,7 @@ class DefendedClassifier:
         """
         model = open_model_file(Path(path))
         engine = OnnxRuntimeEngine(model.path, device=device, threads=threads)
-        return cls(model.path, model.manifest, WholeExecutor(engine, format_version=model.format_version))
+        return cls(model.path, model.manifest, engine)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -55,7 +60,7 @@ class DefendedClassifier:
     @property
     def provider(self) -> str:
         """Name of the execution provider that runs the model."""
-        return self._executor.provider
+        return self._engine.provider
 
     def validate(self, images: object) -> Float32:
         """Return `images` contiguous if the model takes them: float32 [N, C, H, W] in [0, 1], N > 0.
@@ -75,4 +80,4 @@ class DefendedClassifier:
             InputError: If the images do not fit the model.
             EngineError: If the engine fails.
         """
-        return self._executor(self.validate(images))
+        return Verdicts(*self._engine.run({"image": self.validate(images)}, Verdicts.FIELDS))

@@ -1,8 +1,7 @@
 """The manifest: everything a reader must know of a defended model file beside its graph.
 
 It is JSON under metadata_props["s2ap_defend"], data only: no Python name, path or URL. docs/model-file.md is the
-normative description. Unknown keys, an unknown version and contradictory numbers are refused. Older versions are read
-as the newest one: what they say in other words is translated, what they do not say is null.
+normative description. Unknown keys, another version and contradictory numbers are refused.
 """
 
 import json
@@ -24,12 +23,10 @@ from s2ap_defend.purifier_record import (
     Ungraded,
 )
 from s2ap_defend.sequential import FINAL_THRESHOLDS, SequentialTest, Truncation
-from s2ap_defend.upgrade import upgraded
 
 __all__ = [
     "FORMAT_VERSION",
     "METADATA_KEY",
-    "READABLE_VERSIONS",
     "CalibrationRecord",
     "ChoiceRecord",
     "ChoiceRow",
@@ -44,13 +41,11 @@ __all__ = [
     "Seeds",
     "TestTables",
     "Ungraded",
-    "manifest_version",
     "read_manifest",
 ]
 
 METADATA_KEY = "s2ap_defend"
 FORMAT_VERSION: Literal[3] = 3
-READABLE_VERSIONS = (1, 2, 3)
 
 
 class InputDescription(Part):
@@ -86,9 +81,9 @@ class Member(Part):
     sparsity: Rate
     adversarially_trained: bool
     seeds: Seeds
-    flops: Count | None = None
-    parameters: Count | None = None
-    milliseconds: Amount | None = None
+    flops: Count | None
+    parameters: Count | None
+    milliseconds: Amount | None
     clean_disagreement_rate: Rate
     adversarial_disagreement_rate: Rate
     clean_accuracy: Rate
@@ -111,11 +106,11 @@ class CalibrationRecord(Part):
 
     on: Literal["correct", "all"]
     samples: Count
-    expected_false_alarm_rate: Rate | None = None
-    false_alarm_bound: Rate | None = None
-    correlation: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
-    effective_members: Amount | None = None
-    reference_ratios: tuple[float, ...] = ()
+    expected_false_alarm_rate: Rate | None
+    false_alarm_bound: Rate | None
+    correlation: Annotated[float, Field(ge=-1.0, le=1.0)] | None
+    effective_members: Amount | None
+    reference_ratios: tuple[float, ...]
 
     @model_validator(mode="after")
     def _ascends(self) -> "CalibrationRecord":
@@ -221,18 +216,18 @@ class Manifest(Part):
 
 
 def read_manifest(text: str, *, source: str) -> Manifest:
-    """Parse and check a manifest; one of an older version is translated to the newest.
+    """Parse and check a manifest.
 
     Args:
         text: The JSON text.
         source: Name of the file, for messages.
 
     Raises:
-        ModelFileError: If the text is not JSON, of an unknown version, or holds unknown or contradictory keys.
+        ModelFileError: If the text is not JSON, of another version, or holds unknown or contradictory keys.
     """
-    version = manifest_version(text, source=source)
+    _check_version(text, source)
     try:
-        return Manifest.model_validate_json(text if version == FORMAT_VERSION else _upgraded(text, version, source))
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "manifest"
@@ -242,31 +237,14 @@ def read_manifest(text: str, *, source: str) -> Manifest:
         ) from error
 
 
-def manifest_version(text: str, *, source: str) -> int:
-    """Version of a manifest's JSON text.
-
-    Raises:
-        ModelFileError: If the text is not JSON or its version is not one of READABLE_VERSIONS.
-    """
+def _check_version(text: str, source: str) -> None:
     try:
         data: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{source}: the manifest is not JSON ({error}); export the model again") from error
     version = data.get("format_version") if isinstance(data, dict) else None
-    if type(version) is not int or version not in READABLE_VERSIONS:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ModelFileError(
-            f"{source} carries manifest version {version!r}, this runtime reads {_readable()}; install the s2ap-defend "
-            "release that wrote it or export it again"
+            f"{source} carries manifest version {version!r}, this runtime reads {FORMAT_VERSION}; install the "
+            "s2ap-defend release that wrote it or export it again"
         )
-    return version
-
-
-def _upgraded(text: str, version: int, source: str) -> str:
-    try:
-        return json.dumps(upgraded(json.loads(text), version))
-    except ValueError as error:
-        raise ModelFileError(f"{source}: the manifest is not valid: {error}; export the model again") from error
-
-
-def _readable() -> str:
-    return f"{', '.join(map(str, READABLE_VERSIONS[:-1]))} and {FORMAT_VERSION}"

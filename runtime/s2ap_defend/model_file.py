@@ -1,7 +1,6 @@
 """Open, verify and write the defended model file, the one contract between the packages (docs/model-file.md)."""
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from s2ap_defend.errors import ModelFileError
-from s2ap_defend.manifest import METADATA_KEY, Manifest, manifest_version, read_manifest
+from s2ap_defend.files import check_writable
+from s2ap_defend.manifest import METADATA_KEY, Manifest, read_manifest
 from s2ap_defend.types import Verdicts
 
 HARDEN_COMMAND = "s2ap-defend harden RECIPE -o model.onnx"
@@ -29,14 +29,12 @@ class ModelFile:
 
     Attributes:
         path: Where it was read.
-        format_version: Version of the format that it is written in.
-        manifest: The checked manifest, in the words of the newest version.
+        manifest: The checked manifest.
         proto: The ONNX model with all weights in memory.
         size_bytes: Size of the file and of its external data.
     """
 
     path: Path
-    format_version: int
     manifest: Manifest
     proto: ModelProto
     size_bytes: int
@@ -50,11 +48,11 @@ def open_model_file(path: Path) -> ModelFile:
     Raises:
         ModelFileError: If the file cannot be read, is no ONNX model, has no manifest, or was changed.
     """
-    proto = _load(path)
+    proto, data = _load(path)
     texts = [entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY]
     if not texts:
         raise ModelFileError(f"{path} is an ONNX model without a defence; make one with: {HARDEN_COMMAND}")
-    version, manifest = manifest_version(texts[0], source=path.name), read_manifest(texts[0], source=path.name)
+    manifest = read_manifest(texts[0], source=path.name)
     for what, found, expected in (
         ("weights", weights_sha256(proto), manifest.weights_sha256),
         ("graph", graph_sha256(proto), manifest.graph_sha256),
@@ -64,12 +62,10 @@ def open_model_file(path: Path) -> ModelFile:
                 f"{path} was changed after it was written: its {what} have SHA-256 {found[:12]}..., the manifest "
                 f"says {expected[:12]}...; fetch or export the file again"
             )
-    _check_outputs(proto, version, path)
-    _check_tables(proto, manifest, version, path)
+    _check_outputs(proto, manifest, path)
+    _check_tables(proto, manifest, path)
     _check_purifier(proto, manifest, path)
-    data = path.with_name(path.name + ".data")
-    size_bytes = path.stat().st_size + (data.stat().st_size if data.exists() else 0)
-    return ModelFile(path, version, manifest, proto, size_bytes)
+    return ModelFile(path, manifest, proto, sum(file.stat().st_size for file in (path, *data)))
 
 
 def write_model_file(model: ModelProto, manifest: Manifest, path: Path, *, external_data: bool | None = None) -> None:
@@ -84,7 +80,7 @@ def write_model_file(model: ModelProto, manifest: Manifest, path: Path, *, exter
     Raises:
         ModelFileError: If the folder cannot be written, or the graph has other outputs than its version has.
     """
-    _check_outputs(model, manifest.format_version, path)
+    _check_outputs(model, manifest, path)
     hashes = {"weights_sha256": weights_sha256(model), "graph_sha256": graph_sha256(model)}
     sealed = manifest.model_copy(update=hashes)
     written = ModelProto()
@@ -118,34 +114,6 @@ def _temporary_folder(path: Path) -> Path:
         return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
         raise ModelFileError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def check_writable(path: Path) -> None:
-    """Check that `path` can be written, before the work that produces it; nothing is created, nor its folder.
-
-    Raises:
-        ModelFileError: If it cannot.
-    """
-    try:
-        if path.is_dir():
-            raise ModelFileError(f"{path} is a folder; name a file to write, such as {path / 'model.onnx'}")
-        with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
-            pass
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be written: {error.strerror or error}") from error
-    if path.exists() and not os.access(path, os.W_OK):
-        raise ModelFileError(f"{path} exists and is read-only; choose another file")
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside `path`, then rename it: a reader sees the old content or the new one.
-
-    Its folder is made when missing.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_bytes(content)
-    beside.replace(path)
 
 
 def weights_sha256(model: ModelProto) -> str:
@@ -188,38 +156,71 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
             yield from _tensors(inner)
 
 
-def _load(path: Path) -> ModelProto:
+def _load(path: Path) -> tuple[ModelProto, list[Path]]:
+    """The model with all weights in memory, and the files of its external data."""
     try:
-        proto = onnx.load(path)
+        proto = onnx.load(path, load_external_data=False)
     except FileNotFoundError as error:
         raise ModelFileError(f"{error.filename or path} does not exist") from error
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+    except (DecodeError, ValueError) as error:
         raise ModelFileError(f"{path} is truncated or no ONNX model; fetch or export it again") from error
     if not proto.graph.node:
         raise ModelFileError(f"{path} holds no ONNX graph; it is empty or truncated")
-    return proto
+    locations = {
+        entry.value for tensor in _tensors(proto.graph) for entry in tensor.external_data if entry.key == "location"
+    }
+    data = [_data_file(path, location) for location in sorted(locations)]
+    try:
+        onnx.load_external_data_for_model(proto, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelFileError(
+            f"the external data of {path} cannot be read: {error}; fetch or export both files again"
+        ) from error
+    return proto, data
 
 
-def output_names(version: int) -> tuple[str, ...]:
-    """Names of the outputs of a file, in order; version 1 has no `abstained`, none of its inputs does."""
-    return Verdicts.FIELDS if version > 1 else tuple(name for name in Verdicts.FIELDS if name != "abstained")
+def _data_file(path: Path, location: str) -> Path:
+    """The file of external data that a model names, if it is one that onnx and ONNX Runtime read.
+
+    They refuse links, which could lead them to any file of this machine; here the reason is said.
+    """
+    if location != Path(location).name or location in {"", ".."} or "\0" in location:
+        raise ModelFileError(
+            f"{path} says that its external data is at {location!r}, expected the bare name of a file beside it; "
+            "export the model again"
+        )
+    data = path.with_name(location)
+    if data.is_symlink():
+        raise ModelFileError(
+            f"{data} is a symbolic link, as in a Hugging Face cache, and external data must be a regular file; copy "
+            f"both files into one folder (cp -L {path} {data} FOLDER) or fetch them into one (local_dir), and name "
+            f"FOLDER/{path.name}"
+        )
+    if not data.is_file():
+        raise ModelFileError(f"{data}, the external data of {path.name}, is not there; both files travel together")
+    if data.stat().st_nlink > 1:
+        raise ModelFileError(
+            f"{data} has more than one hard link, and external data must be a file of its own; copy both files into "
+            f"one folder (cp {path} {data} FOLDER) and name FOLDER/{path.name}"
+        )
+    return data
 
 
-def _check_outputs(proto: ModelProto, version: int, path: Path) -> None:
-    found, expected = tuple(output.name for output in proto.graph.output), output_names(version)
+def _check_outputs(proto: ModelProto, manifest: Manifest, path: Path) -> None:
+    found, expected = tuple(output.name for output in proto.graph.output), Verdicts.FIELDS
     if found != expected:
         raise ModelFileError(
-            f"{path}: a file of version {version} has the outputs {', '.join(expected)}; found "
+            f"{path}: a file of version {manifest.format_version} has the outputs {', '.join(expected)}; found "
             f"{', '.join(found) or 'none'}; export the model again"
         )
 
 
-def _check_tables(proto: ModelProto, manifest: Manifest, version: int, path: Path) -> None:
+def _check_tables(proto: ModelProto, manifest: Manifest, path: Path) -> None:
     test = manifest.test.to_test()
     names: tuple[str, ...] = TABLES
-    if version > 1 and test.correct:
+    if test.correct:
         names += ("base_vote_weights", "base_vote_edges") if len(test.base_vote_edges) else ("base_vote_weights",)
     in_graph = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     for name in names:

@@ -9,6 +9,7 @@ from statistics import fmean
 import pytest
 from click.testing import CliRunner, Result
 
+from s2ap_train import training
 from s2ap_train.measures.stability import pairwise
 from s2ap_train.storage.run_folder import Run, read_run
 
@@ -114,7 +115,7 @@ def test_searches_again_start_from_the_same_dense_network_with_another_seed(meas
     splits, masks = job.recipe.load_data(), []
     data = (splits.train.images, splits.train.labels, (splits.validation.images, splits.validation.labels))
     for seed in (0, 1000):
-        masks.append(prune(dense_network(job), *data, job.recipe.pruning, seed=seed).masks)
+        masks.append(prune(dense_network(job), *data, job.recipe.pruning, run=training.Run(seed)).masks)
     kept = read_run(job.folder).masks
     assert all((mask == kept[name]).all() for name, mask in masks[0].items())
     stability = pairwise(masks).mean

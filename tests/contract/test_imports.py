@@ -1,8 +1,9 @@
 import subprocess
 import sys
-from pathlib import Path
+from importlib.metadata import entry_points
 
 import s2ap_defend
+from s2ap_defend.cli.commands import COMMANDS, ENTRY_POINTS
 
 BLOCK_TORCH = """
 import importlib, pkgutil, sys
@@ -31,16 +32,6 @@ def test_every_runtime_module_imports_where_torch_cannot_be_imported() -> None:
     assert {"s2ap_defend.classifier", "s2ap_defend.serve.app", "s2ap_defend.cli.main"} <= set(done.stdout.split())
 
 
-def test_harden_without_torch_says_which_extra_to_install(tmp_path: Path) -> None:
-    code = BLOCK_TORCH.split("import s2ap_defend", maxsplit=1)[0] + (
-        "import sys; from s2ap_defend.cli.main import run; sys.exit(run(sys.argv[1:]))"
-    )
-    done = python("-c", code, "harden", "digits", "-o", str(tmp_path / "model.onnx"))
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "pip install 's2ap-defend[train]'" in done.stderr
-
-
 def test_the_public_surface_is_what_is_documented() -> None:
     assert s2ap_defend.__all__ == [
         "DefendError",
@@ -55,3 +46,9 @@ def test_the_public_surface_is_what_is_documented() -> None:
         "__version__",
     ]
     assert all(hasattr(s2ap_defend, name) for name in s2ap_defend.__all__)
+
+
+def test_the_commands_that_need_an_extra_are_those_that_join_by_entry_point() -> None:
+    joined = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
+    assert set(joined) == {command.name for command in COMMANDS if command.extra}
+    assert all(value.startswith(("s2ap_train.", "s2ap_export.")) for value in joined.values())

@@ -14,6 +14,7 @@ from tests.train.planted_runs import make_run
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.cli.main import run
+from s2ap_train.commands.calibrate.clean_data import load_clean_data
 
 
 @pytest.fixture(scope="session")
@@ -45,17 +46,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path
 @pytest.fixture
 def without_training(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     """Commands end where training or attacks would begin, after everything they check before that."""
-    import s2ap_export.harden
-    import s2ap_export.networks
-    import s2ap_train.commands.calibrate.clean_data
-    import s2ap_train.compute
-    import s2ap_train.redteam.evaluation
 
     def launch(_compute, _run, settings, output, *_):
         if hasattr(settings, "pruning"):
             made = settings.pruning
             method, base = ("s2ap", made.method) if getattr(made, "s2ap", None) else (made.method, made.method)
-            make_run(output, method, settings.seed, base=base, data=settings.data.source, name=settings.name)
+            about = {"structure": getattr(made, "structure", "unstructured"), "target_sparsity": made.sparsity}
+            make_run(output, method, settings.seed, base=base, data=settings.data.source, name=settings.name, **about)
         raise click.exceptions.Exit(0)
 
     def harden(_recipe, output, *_, **__):
@@ -71,12 +68,11 @@ def without_training(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     def evaluate_file(*_, **__):
         raise click.exceptions.Exit(0)
 
-    load_clean_data = s2ap_train.commands.calibrate.clean_data.load_clean_data
-    monkeypatch.setattr(s2ap_train.commands.calibrate.clean_data, "load_clean_data", clean_data)
-    monkeypatch.setattr(s2ap_train.compute, "launch", launch)
-    monkeypatch.setattr(s2ap_export.harden, "harden", harden)
-    monkeypatch.setattr(s2ap_export.networks, "networks_beside", lambda *_, **__: None)
-    monkeypatch.setattr(s2ap_train.redteam.evaluation, "evaluate_file", evaluate_file)
+    monkeypatch.setattr("s2ap_train.commands.calibrate.clean_data.load_clean_data", clean_data)
+    monkeypatch.setattr("s2ap_train.compute.launch", launch)
+    monkeypatch.setattr("s2ap_export.hardening.harden.harden", harden)
+    monkeypatch.setattr("s2ap_export.hardening.networks.networks_beside", lambda *_, **__: None)
+    monkeypatch.setattr("s2ap_train.redteam.evaluation.evaluate_file", evaluate_file)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-_COMMAND = re.compile(r"(?:\.venv/bin/)?(?:s2ap-defend|make|python|pip install)(?= |$)")
+_COMMAND = re.compile(r"(?:\.venv/bin/)?(?:s2ap-defend|make|python|pip install)(?= )")
 _LOOP = re.compile(r"for (\w+) in ([^;]+); do")
 _PLACEHOLDERS = {"RECIPE": "digits", "N": "2", "E": ".1", "L": ".4", "P": "3", "D": "cpu", "MINUTES": "5"}
 

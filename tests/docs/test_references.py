@@ -14,8 +14,8 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _MODULE = re.compile(r"s2ap_(?:defend|export|train)(?:\.\w+)+")
 _FILE = re.compile(r"[\w-]+(?:/[\w.-]+)+\.(?:py|json|md|png|toml)")
 _OPTION = re.compile(r"--[a-z][a-z0-9-]+")
-_FOREIGN = {"--no-deps", "--exclude-editable", "--data-binary"}
-"""Options of other programs."""
+_OTHERS = {"--help", "--version", "--exclude-editable"}
+"""Of every command, and of other programs."""
 
 every = pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
 
@@ -63,7 +63,7 @@ def test_files_of_the_project_that_are_named_exist(document: Path) -> None:
 @every
 def test_options_that_are_named_exist(document: Path) -> None:
     text = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
-    known = set(_OPTION.findall(text)) | _FOREIGN
+    known = set(_OPTION.findall(text)) | _OTHERS
     for name in cli.list_commands(click.Context(cli)):
         context = cli.get_command(click.Context(cli), name).make_context(name, [], resilient_parsing=True)
         known |= {option for parameter in context.command.params for option in parameter.opts}

@@ -6,6 +6,10 @@ import torch
 
 from s2ap_train.purifier import ScoreTraining, UNet, train_score_model
 from s2ap_train.recipe import load_recipe
+from s2ap_train.training import Run
+from tests.export.defended_files import abstaining_model_path, tiny_model_path, tiny_stages
+
+__all__ = ["abstaining_model_path", "tiny_model_path", "tiny_stages"]  # fixtures, used by name
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +24,6 @@ def trained_net() -> UNet:
     torch.set_num_threads(1)
     images = load_recipe("digits").load_data().train.images[:400]
     config = ScoreTraining(width=8, multipliers=(1, 2), epochs=6, average_decay=0.9)
-    trained = train_score_model(images, config, seed=0)
+    trained = train_score_model(images, config, run=Run(0))
     assert trained.history[-1]["validation_error"] < 0.6  # 1 is what the identity leaves
     return trained.net

@@ -118,26 +118,3 @@ def manifest_data() -> dict[str, Any]:
         "weights_sha256": "0" * 64,
         "graph_sha256": "0" * 64,
     }
-
-
-def version_2(**changes: object) -> dict[str, Any]:
-    """A manifest as version 2 wrote it; changes are of its purifier."""
-    data = manifest_data() | {"format_version": 2}
-    purifier = data["purifier"]
-    for key in ("sigmas", "precision", "choice"):
-        del purifier[key]
-    data["purifier"] = purifier | {"sigma": 0.25} | changes
-    return data
-
-
-def version_1(**changes: object) -> dict[str, Any]:
-    """A manifest as version 1 wrote it."""
-    data = version_2() | {"format_version": 1}
-    test, (member,) = data["test"], data["members"]
-    for key in ("correction", "curtailed", "base_vote_weights", "base_vote_edges", "calibration"):
-        del test[key]
-    for key in ("seeds", "flops", "parameters", "milliseconds"):
-        del member[key]
-    member["seed"] = 7
-    data["test"] = test | {"base_vote_weight": 0.25, "calibration_samples": 300} | changes
-    return data

@@ -63,13 +63,6 @@ def test_a_file_that_rejects_answers_neither_what_it_flags_nor_what_it_cannot_de
     assert not corrected.abstained.any()
 
 
-def test_nothing_abstains_in_a_file_of_version_1(golden: Path, random_images: np.ndarray) -> None:
-    verdicts = DefendedClassifier.load(golden / "version-1.onnx", device="cpu")(random_images)
-    assert verdicts.abstained.shape == (256,)
-    assert verdicts.adversarial.any()
-    assert not verdicts.abstained.any()
-
-
 def test_outputs_are_bit_identical_over_runs_batch_sizes_and_order(
     classifier: DefendedClassifier, random_images: np.ndarray
 ) -> None:

@@ -7,32 +7,7 @@ import pytest
 
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.manifest import Manifest, PurifierSettings, read_manifest
-from tests.runtime.manifest_data import manifest_data, row_data, version_2
-
-
-def test_version_2_is_read_with_its_sigma_for_every_step_in_float32_and_without_a_choice() -> None:
-    manifest = read_manifest(json.dumps(version_2(steps=3)), source="model.onnx")
-    assert manifest.format_version == 3
-    assert manifest.purifier.sigmas == (0.25, 0.25, 0.25)
-    assert (manifest.purifier.precision, manifest.purifier.choice) == ("float32", None)
-    assert read_manifest(manifest.to_json(), source="model.onnx") == manifest
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sigmas": [0.3]}, r"model\.onnx: the manifest is not valid: purifier\.sigmas is no key of version 2"),
-        ({"precision": "float16"}, r"purifier\.precision is no key of version 2"),
-        ({"choice": None}, r"purifier\.choice is no key of version 2"),
-        ({"steps": 0}, "sigmas holds 1 noise levels for 0 steps"),
-        ({"steps": 10**12}, "sigmas holds 1 noise levels for 1000000000000 steps"),
-        ({"steps": "many"}, r"purifier\.steps"),
-        ({"sigma": -0.1}, r"purifier\.sigmas\.0"),
-    ],
-)
-def test_what_is_wrong_in_version_2_is_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ModelFileError, match=message):
-        read_manifest(json.dumps(version_2(**changes)), source="model.onnx")
+from tests.runtime.manifest_data import manifest_data, row_data
 
 
 @pytest.mark.parametrize(

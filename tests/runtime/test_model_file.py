@@ -10,16 +10,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from s2ap_defend import DefendedClassifier, ModelFileError
+from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.manifest import METADATA_KEY
-from s2ap_defend.model_file import (
-    check_writable,
-    graph_sha256,
-    open_model_file,
-    output_names,
-    replace_file,
-    weights_sha256,
-    write_model_file,
-)
+from s2ap_defend.model_file import graph_sha256, open_model_file, weights_sha256, write_model_file
 
 
 def test_a_file_opens_verified_and_passes_the_full_checker(tiny_model_path: Path) -> None:
@@ -106,14 +99,6 @@ def test_a_file_that_rejects_needs_no_weights_of_the_base_label(abstaining_model
     assert not any("base_vote" in tensor.name for tensor in opened.proto.graph.initializer)
 
 
-def test_a_file_of_version_1_is_opened_as_version_3(golden: Path) -> None:
-    opened = open_model_file(golden / "version-1.onnx")
-    assert (opened.format_version, opened.manifest.format_version) == (1, 3)
-    assert [output.name for output in opened.proto.graph.output] == list(output_names(1))
-    assert opened.manifest.test.base_vote_weights == (0.5,)
-    assert not opened.manifest.test.curtailed
-
-
 def test_a_plain_onnx_model_is_refused_with_the_command_that_hardens_it(tmp_path: Path) -> None:
     value = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1])
     answer = helper.make_tensor_value_info("label", onnx.TensorProto.FLOAT, [1])
@@ -144,10 +129,10 @@ def test_a_file_that_is_no_onnx_model_or_not_there_is_refused(tmp_path: Path) ->
 def test_another_manifest_version_is_refused(tiny_model_path: Path, tmp_path: Path) -> None:
     proto = onnx.load(tiny_model_path)
     entry = next(entry for entry in proto.metadata_props if entry.key == METADATA_KEY)
-    entry.value = entry.value.replace('"format_version":3', '"format_version":4')
-    onnx.save_model(proto, tmp_path / "newer.onnx")
-    with pytest.raises(ModelFileError, match="manifest version 4, this runtime reads 1, 2 and 3"):
-        open_model_file(tmp_path / "newer.onnx")
+    entry.value = entry.value.replace('"format_version":3', '"format_version":2')
+    onnx.save_model(proto, tmp_path / "older.onnx")
+    with pytest.raises(ModelFileError, match="manifest version 2, this runtime reads 3; install"):
+        open_model_file(tmp_path / "older.onnx")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tiny_model_path: Path, tmp_path: Path) -> None:
@@ -210,7 +195,7 @@ def as_it_is(proto: ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "said", "message"),
     [
-        (without_bank, {}, r"the graph has no purifier/bank, the manifest's purifier says steps 1 with bank_size 2"),
+        (without_bank, {}, r"the graph has no purifier/bank, the manifest's purifier says steps 2 with bank_size 2"),
         (
             with_other_signs,
             {},
@@ -235,7 +220,7 @@ def test_a_purifier_other_than_the_manifest_says_is_found(
 ) -> None:
     opened = open_model_file(tiny_model_path)
     change(opened.proto)
-    purifier = opened.manifest.purifier.model_copy(update=said)
+    purifier = opened.manifest.purifier.model_copy(update={"choice": None, **said})
     write_model_file(opened.proto, opened.manifest.model_copy(update={"purifier": purifier}), tmp_path / "other.onnx")
     with pytest.raises(ModelFileError, match=message + ".*export the model again"):
         open_model_file(tmp_path / "other.onnx")

@@ -1,6 +1,10 @@
 import pytest
 import torch
 
+from tests.export.defended_files import abstaining_model_path, tiny_model_path, tiny_stages
+
+__all__ = ["abstaining_model_path", "tiny_model_path", "tiny_stages"]  # fixtures, used by name
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():

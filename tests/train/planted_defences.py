@@ -12,8 +12,9 @@ import torch
 
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.adaptive.purified import UnflaggingSystem
-from s2ap_train.adaptive.square import square
+from s2ap_train.adaptive.systems import score_of
 from s2ap_train.attacks.oblivious import pgd
+from s2ap_train.attacks.square import square_search
 from s2ap_train.data import ImageSet
 from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
 from s2ap_train.redteam.checks.checks import Successes, probes_of, sanity_checks
@@ -104,6 +105,13 @@ def _noise(target, task):
     return Found((task.data.images + task.eps * corners).clip(0, 1).astype(np.float32))
 
 
+def _square(target, task):
+    images, labels = task.data.images, task.data.labels
+    queries = task.budget.square_queries
+    score = score_of(target.system)
+    return Found(square_search(score, images, labels, eps=task.eps, queries=queries, seed=task.seed))
+
+
 def _attack(name, run, knows):
     return RedTeamAttack(name, run, "mislead", knows, "linf", assumes="", source="")
 
@@ -115,9 +123,7 @@ ATTACKS = {
         _attack("pgd", lambda t, task: Found(pgd(t.classify, task.data, eps=task.eps, seed=task.seed)), "classifier"),
         _attack(
             "square",
-            lambda t, task: Found(
-                square(t.system, task.data, eps=task.eps, queries=task.budget.square_queries, seed=task.seed)
-            ),
+            _square,
             "answers",
         ),
         _attack("agreement", lambda t, task: at_radius(t, task, task.eps), "everything"),

@@ -13,7 +13,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.files import replace_file
 from s2ap_defend.types import Float32
 from s2ap_train.storage.fingerprint import fingerprint
 

@@ -1,1 +1,1 @@
-"""Commands of the export package; light to import, the work is imported when it is asked for."""
+"""One file a command, and the demonstration of `make demo`."""

@@ -15,8 +15,9 @@ import orjson
 from rich.console import Console
 
 from s2ap_defend.errors import InputError, RecipeError
+from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.manifest import Manifest
-from s2ap_defend.model_file import check_writable, open_model_file, replace_file
+from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_export.commands.options import workers_option
 
@@ -112,7 +113,7 @@ def evaluate(
     An attack succeeds when the input is answered, not flagged, and the final label is wrong. What attacks find is kept:
     after an interruption the same command goes on where it stopped.
     """
-    from s2ap_export.networks import networks_beside
+    from s2ap_export.hardening.networks import networks_beside
     from s2ap_train.recipe import load_recipe
     from s2ap_train.redteam.evaluation import evaluate_file
     from s2ap_train.redteam.plan import SAMPLES, plan_of

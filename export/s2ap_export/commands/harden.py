@@ -48,7 +48,7 @@ def harden(
     the work folder: after an interruption the same command goes on where it stopped.
     """
     from s2ap_defend.sequential import asked_members
-    from s2ap_export.harden import harden as run
+    from s2ap_export.hardening.harden import harden as run
     from s2ap_train.hardening.purifier_choice import print_choice
     from s2ap_train.jobs import check_workers
     from s2ap_train.recipe import load_recipe

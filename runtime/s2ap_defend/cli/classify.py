@@ -1,19 +1,20 @@
 """`s2ap-defend classify`: verdicts for image files."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
 from rich.console import Console
 from rich.table import Table
 
-from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.cli.options import device_option
-from s2ap_defend.engines.onnxruntime import Device
-from s2ap_defend.images import load_images
+from s2ap_defend.engines import Device
 from s2ap_defend.tables import plain_table
 from s2ap_defend.types import Float32, Verdicts
+
+if TYPE_CHECKING:
+    from s2ap_defend.classifier import DefendedClassifier
 
 ROWS_PER_BATCH = 256
 
@@ -25,6 +26,9 @@ ROWS_PER_BATCH = 256
 @device_option
 def classify(model: Path, images: tuple[Path, ...], as_json: bool, device: Device) -> None:
     """Purify, test and label images: PNG, JPEG, .npy or .npz of float32 [N, C, H, W] in [0, 1]."""
+    from s2ap_defend.classifier import DefendedClassifier
+    from s2ap_defend.images import load_images
+
     classifier = DefendedClassifier.load(model, device=device)
     batches = [(path, classifier.validate(load_images(path, classifier.input_shape))) for path in images]
     rows = [
@@ -44,7 +48,7 @@ def _parts(batch: Float32) -> list[tuple[int, Float32]]:
     return [(first, batch[first : first + ROWS_PER_BATCH]) for first in range(0, len(batch), ROWS_PER_BATCH)]
 
 
-def _describe(classifier: DefendedClassifier, verdicts: Verdicts, i: int, path: Path, index: int) -> dict[str, Any]:
+def _describe(classifier: "DefendedClassifier", verdicts: Verdicts, i: int, path: Path, index: int) -> dict[str, Any]:
     label = int(verdicts.label[i])
     base = int(verdicts.base_label[i])
     return {

@@ -28,7 +28,7 @@ def inspect(model: Path, as_json: bool) -> None:
     manifest, made = opened.manifest, opened.manifest.provenance
     more = " ..." if len(manifest.classes) > 12 else ""
     console.print(
-        f"{harmless(str(model))}  {opened.size_bytes / 1e6:.2f} MB  format {opened.format_version}  hashes verified\n"
+        f"{harmless(str(model))}  {opened.size_bytes / 1e6:.2f} MB  format {manifest.format_version}  hashes verified\n"
         f"input   float32 [N, {', '.join(map(str, manifest.input.shape))}] in [0, 1]\n"
         f"classes {len(manifest.classes)}: {harmless(', '.join(manifest.classes[:12]))}{more}\n"
         f"made by recipe {harmless(made.recipe)}, seed {made.seed}, data {harmless(made.data)}, "
@@ -53,7 +53,7 @@ def _as_json(opened: ModelFile, stages: dict[str, StageSize]) -> dict[str, objec
     return {
         "path": str(opened.path),
         "size_bytes": opened.size_bytes,
-        "format_version": opened.format_version,
+        "format_version": opened.manifest.format_version,
         "verified": True,
         "stages": {
             scope: {"nodes": size.nodes, "parameters": size.parameters, "size_bytes": size.size_bytes}

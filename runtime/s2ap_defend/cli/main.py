@@ -1,20 +1,19 @@
 """The root command: finds the subcommands and turns every expected error into one line and exit code 2."""
 
 import difflib
+import os
 import sys
-from importlib.metadata import entry_points
 
 import click
-from rich.console import Console
 
 from s2ap_defend import __version__
-from s2ap_defend.cli.classify import classify
-from s2ap_defend.cli.inspect import inspect
-from s2ap_defend.cli.plan import plan
-from s2ap_defend.cli.serve import serve
+from s2ap_defend.cli.commands import COMMANDS
 from s2ap_defend.errors import DefendError
 
-ENTRY_POINTS = "s2ap_defend.commands"
+PROGRAM = "s2ap-defend"
+COMPLETE = "_S2AP_DEFEND_COMPLETE"
+"""Set by a shell that wants completions, to the shell's name and what it wants."""
+
 EXIT_ERROR = 2
 TRAIN_MODULES = {
     "eagerpy",
@@ -33,36 +32,34 @@ TRAIN_MODULES = {
 
 
 class RootGroup(click.Group):
-    """A group whose further commands are loaded from entry points when they are needed."""
+    """The group of all commands; they are imported when they are called."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the built-in and the joined commands."""
-        return sorted({*super().list_commands(ctx), *entry_points(group=ENTRY_POINTS).names})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command by name, importing the package that brings it."""
-        found = super().get_command(ctx, cmd_name)
-        if found is not None:
-            return found
-        for entry in entry_points(group=ENTRY_POINTS, name=cmd_name):
-            command = entry.load()
-            return command if isinstance(command, click.Command) else None
-        return None
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands by the extra that they need."""
+        width = max(len(str(command.name)) for command in COMMANDS)
+        for extra in dict.fromkeys(command.extra for command in COMMANDS):
+            rows = [
+                (str(command.name).ljust(width), command.get_short_help_str(formatter.width - width - 6))
+                for command in COMMANDS
+                if command.extra == extra
+            ]
+            with formatter.section("Commands" if extra is None else f"Commands that need s2ap-defend[{extra}]"):
+                formatter.write_dl(rows)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command of `args`, suggesting the nearest name when there is none."""
         name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
+        if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
             near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(self.list_commands(ctx))}"
             raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=RootGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="s2ap-defend")
+@click.group(cls=RootGroup, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
     """Image classifiers that defend themselves, in one ONNX file.
 
@@ -74,18 +71,17 @@ def cli() -> None:
     """  # noqa: D301
 
 
-cli.add_command(classify)
-cli.add_command(inspect)
-cli.add_command(plan)
-cli.add_command(serve)
-
-
 def main() -> None:
-    """Run the command line; never returns."""
+    """Run the command line, or answer a shell that completes it; never returns."""
+    wanted = os.environ.get(COMPLETE)
+    if wanted:
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(cli, {}, PROGRAM, COMPLETE, wanted))
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str], command: click.Command = cli, program: str = "s2ap-defend") -> int:
+def run(arguments: list[str], command: click.Command = cli, program: str = PROGRAM) -> int:
     """Run the command line, or another command by its name, and return the exit code.
 
     It is 0, or 2 after one line on standard error.
@@ -95,6 +91,9 @@ def run(arguments: list[str], command: click.Command = cli, program: str = "s2ap
             result = command.invoke(context)
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return EXIT_ERROR
     except click.UsageError as error:
         where = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
         return _fail(error.format_message() + where)
@@ -116,6 +115,8 @@ def run(arguments: list[str], command: click.Command = cli, program: str = "s2ap
 
 
 def _fail(message: str) -> int:
+    from rich.console import Console
+
     one_line = " ".join(message.split())
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"Error: {one_line}", style="red", markup=False)
     return EXIT_ERROR

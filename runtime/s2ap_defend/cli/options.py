@@ -4,7 +4,7 @@ from typing import get_args
 
 import click
 
-from s2ap_defend.engines.onnxruntime import Device
+from s2ap_defend.engines import Device
 
 device_option = click.option(
     "--device",

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from s2ap_defend.cli.options import device_option
-from s2ap_defend.engines.onnxruntime import Device
+from s2ap_defend.engines import Device
 
 
 @click.command()

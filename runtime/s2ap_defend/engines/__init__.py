@@ -1,12 +1,13 @@
 """Inference engines: one method, `run(feeds) -> outputs`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 
 class Engine(Protocol):

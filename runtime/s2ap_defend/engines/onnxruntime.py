@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from s2ap_defend.engines import Array
+from s2ap_defend.engines import Array, Device
 from s2ap_defend.errors import EngineError, ModelFileError
-
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 _PROVIDERS: dict[str, tuple[str, ...]] = {
     "cpu": ("CPUExecutionProvider",),

@@ -4,7 +4,7 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from s2ap_defend.engines.onnxruntime import Device
+from s2ap_defend.engines import Device
 from s2ap_defend.errors import RecipeError
 
 MIB = 1024 * 1024

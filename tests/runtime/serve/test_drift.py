@@ -23,7 +23,7 @@ def watched(tiny_model_path) -> DefendedClassifier:
     )
     test = classifier.manifest.test.model_copy(update={"calibration": record})
     manifest = classifier.manifest.model_copy(update={"test": test})
-    return DefendedClassifier(classifier.path, manifest, classifier._executor)
+    return DefendedClassifier(classifier.path, manifest, classifier._engine)
 
 
 def ask(classifier, batches, **options) -> tuple[dict[str, float], dict]:

@@ -7,8 +7,9 @@ from s2ap_train.adaptive.descent import descend
 from s2ap_train.adaptive.objectives import classifier_objective
 from s2ap_train.adaptive.regions import Box
 from s2ap_train.adaptive.search import Descent, adaptive_attack
-from s2ap_train.adaptive.square import square
+from s2ap_train.adaptive.systems import score_of
 from s2ap_train.attacks.oblivious import fgsm, pgd, project
+from s2ap_train.attacks.square import square_search
 from s2ap_train.data import ImageSet
 from s2ap_train.statistics.outcome import Outcome
 
@@ -206,8 +207,12 @@ def test_a_budget_without_steps_is_refused():
         AdaptiveBudget(steps=0)
 
 
+def square(data=DATA, *, queries, seed):
+    return square_search(score_of(Linear()), data.images, data.labels, eps=EPS, queries=queries, seed=seed)
+
+
 def test_square_succeeds_only_where_it_can_and_stays_in_the_ball_and_the_box():
-    attacked = project(square(Linear(), DATA, eps=EPS, queries=300, seed=0), DATA.images, EPS)
+    attacked = project(square(queries=300, seed=0), DATA.images, EPS)
     success = Linear()(attacked, DATA.labels).success
     assert inside(attacked)
     assert not success[~REACHABLE].any()
@@ -216,9 +221,20 @@ def test_square_succeeds_only_where_it_can_and_stays_in_the_ball_and_the_box():
 
 def test_square_returns_images_that_are_wrong_anyway_as_they_are():
     data = ImageSet(DATA.images, 1 - DATA.labels)
-    assert np.array_equal(square(Linear(), data, eps=EPS, queries=5, seed=0), data.images)
+    assert np.array_equal(square(data, queries=5, seed=0), data.images)
 
 
 def test_square_is_reproduced_by_its_seed():
-    first, again = (square(Linear(), DATA, eps=EPS, queries=20, seed=1) for _ in range(2))
+    first, again = (square(queries=20, seed=1) for _ in range(2))
     assert np.array_equal(first, again)
+
+
+def test_images_of_one_batch_share_their_squares_and_no_other_batch_changes_the_first():
+    def found(count, **batch):
+        score = score_of(Linear())
+        return square_search(score, DATA.images[:count], DATA.labels[:count], eps=EPS, queries=20, seed=1, **batch)
+
+    before = torch.get_rng_state()
+    assert np.array_equal(found(12, batch_size=5)[:5], found(5))
+    assert not np.array_equal(found(12), found(12, batch_size=5))
+    assert torch.equal(torch.get_rng_state(), before), "the global generator is given back"

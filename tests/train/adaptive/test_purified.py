@@ -10,10 +10,10 @@ from torch import Tensor
 
 from s2ap_train.adaptive import AdaptiveBudget
 from s2ap_train.adaptive.objectives import classifier_objective
-from s2ap_train.adaptive.purified import passed, variant_view
+from s2ap_train.adaptive.purified import variant_view
 from s2ap_train.adaptive.search import Descent, adaptive_attack
-from s2ap_train.adaptive.square import square
-from s2ap_train.adaptive.systems import never_flagged
+from s2ap_train.adaptive.systems import never_flagged, score_of
+from s2ap_train.attacks.square import square_search
 from s2ap_train.data import ImageSet
 from s2ap_train.purifier import Purification, hadamard_bank
 from s2ap_train.purifier.variants import Variant, bit_depth, noise_and_denoise, off, purification
@@ -81,7 +81,8 @@ def test_over_eps_the_white_box_attack_leaves_nothing() -> None:
 
 def test_square_breaks_nothing_that_the_gradient_does_not() -> None:
     white_box = robust(ours(), 0.1)
-    images = square(Purified(ours()), data(), eps=0.1, queries=200, seed=0)
+    score = score_of(Purified(ours()))
+    images = square_search(score, data().images, data().labels, eps=0.1, queries=200, seed=0)
     black_box = ~Purified(ours())(images, data().labels).success
     assert 0 < white_box.sum() < COUNT
     assert not (white_box & ~black_box).any()
@@ -107,16 +108,16 @@ def test_rounding_survives_its_own_gradient_and_falls_to_bpda() -> None:
 @pytest.mark.parametrize("path", ["identity", "exact", "straight_through", "surrogate"])
 def test_every_path_has_the_values_of_the_purifier(path: str) -> None:
     images = torch.from_numpy(data().images) + 0.1
-    torch.testing.assert_close(passed(ours(), images, path), ours().purify(images), rtol=0, atol=1e-6)  # type: ignore[arg-type]
+    torch.testing.assert_close(ours().purify(images, path), ours().purify(images), rtol=0, atol=1e-6)  # type: ignore[arg-type]
 
 
 def test_the_identity_has_the_gradient_of_the_classifier_at_the_purified_image() -> None:
     images = torch.from_numpy(data().images).requires_grad_()
     purified = ours().purify(images.detach()).requires_grad_()
-    (bpda,) = torch.autograd.grad(classify(passed(ours(), images, "identity"))[:, 0].sum(), images)
+    (bpda,) = torch.autograd.grad(classify(ours().purify(images, "identity"))[:, 0].sum(), images)
     (expected,) = torch.autograd.grad(classify(purified)[:, 0].sum(), purified)
     torch.testing.assert_close(bpda, expected)
-    (exact,) = torch.autograd.grad(classify(passed(ours(), images, "exact"))[:, 0].sum(), images)
+    (exact,) = torch.autograd.grad(classify(ours().purify(images, "exact"))[:, 0].sum(), images)
     assert not torch.allclose(exact, expected, rtol=1e-2)
 
 

@@ -3,6 +3,7 @@ import torch
 
 from s2ap_train.attacks import pgd
 from s2ap_train.attacks.accuracy import accuracy, robust_accuracy
+from s2ap_train.attacks.pgd import margin_sum
 from s2ap_train.attacks.weight_perturbation import perturbed, relative_ascent, weight_perturbation
 from s2ap_train.models import SmallCNN
 
@@ -83,6 +84,12 @@ def test_a_random_start_without_a_generator_is_refused():
     x, y = images()
     with pytest.raises(ValueError, match="a random start needs a generator"):
         pgd(SmallCNN(), x, y, eps=0.1, steps=1, step_size=0.1)
+
+
+def test_the_margin_is_the_largest_other_logit_less_the_labels():
+    logits = torch.tensor([[1.0, 4.0, 2.0], [5.0, 0.0, 2.0], [3.0, -1.0, 0.5]])
+    assert margin_sum(logits[:1], torch.tensor([1])).item() == 2 - 4
+    assert margin_sum(logits, torch.tensor([1, 2, 2])).item() == (2 - 4) + (5 - 2) + (3 - 0.5)
 
 
 def test_the_ascent_step_is_as_long_as_the_radius_says():

@@ -13,11 +13,12 @@ from rich.console import Console
 from tests.train.planted_runs import ATTACK, make_run, masks_of
 
 from s2ap_defend.errors import ModelFileError, RecipeError
-from s2ap_train.commands.compare import compare_runs, find_runs
 from s2ap_train.commands.compare.cli import compare
+from s2ap_train.commands.compare.comparison import compare_runs
 from s2ap_train.commands.compare.measures import MEASURES
 from s2ap_train.commands.compare.page import FILES, PAGE
 from s2ap_train.commands.compare.report import print_comparison, tables
+from s2ap_train.commands.compare.runs import find_runs
 from s2ap_train.measures.benchmark import Benchmark, BenchmarkAttack
 from s2ap_train.pruning.masks import flip_rate
 from s2ap_train.statistics.paired import agresti_min
@@ -38,6 +39,11 @@ def text_of(comparison, **console):
     stream = io.StringIO()
     print_comparison(comparison, Console(file=stream, **console))
     return stream.getvalue()
+
+
+def said(comparison):
+    """The same without line breaks."""
+    return " ".join(text_of(comparison).split())
 
 
 def test_runs_that_differ_in_their_seed_are_averaged(six):
@@ -172,7 +178,7 @@ def test_unlike_fine_tuning_is_named_beside_the_difference(tmp_path):
     make_run(tmp_path / "s", "s2ap", config={"finetune": {"epochs": 6, "weight_radius": 0.005}})
     comparison = compare_runs(find_runs([tmp_path]))
     assert comparison.differences[0].unlike == {"finetune.weight_radius": (None, 0.005)}
-    assert "they also differ in finetune.weight_radius None and 0.005" in text_of(comparison)
+    assert "they also differ in finetune.weight_radius None and 0.005" in said(comparison)
 
 
 def test_where_a_run_was_made_does_not_make_another_method(tmp_path):
@@ -310,7 +316,7 @@ def test_names_are_text_on_the_page_in_the_tables_and_in_the_pictures(tmp_path):
     assert CliRunner().invoke(compare, [str(tmp_path / "run"), "-o", str(tmp_path / "out")]).exception is None
     page = (tmp_path / "out" / PAGE).read_text()
     assert "<img src=x" not in page
-    assert "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;[bold]$x_{$" in page
+    assert "&lt;img src=x onerror=&#34;alert(1)&#34;&gt;[bold]$x_{$" in page
     assert name in text_of(compare_runs(find_runs([tmp_path / "run"])), force_terminal=True, width=200)
 
 
@@ -425,4 +431,4 @@ def test_unlike_searches_of_two_methods_are_named_beside_the_difference(tmp_path
         },
         "magnitude": {},
     }
-    assert "pruning.training.epochs 2 and 5: the difference may come from there" in text_of(comparison)
+    assert "pruning.training.epochs 2 and 5: the difference may come from there" in said(comparison)

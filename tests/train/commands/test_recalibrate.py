@@ -295,8 +295,6 @@ def test_sources_and_files_that_are_not_there_are_said_in_one_line(
     assert "--data digit is no file, folder or packaged recipe" in refused(capsys, model, "--data", "digit")
     assert "does not say where its data 'cifar10' lies; add --root" in refused(capsys, model, "--data", "cifar10-small")
     assert "missing.onnx does not exist" in refused(capsys, tmp_path / "missing.onnx", "--data", npz)
-    golden = Path(__file__).parents[2] / "contract" / "golden" / "version-1.onnx"
-    assert "file of version 1" in refused(capsys, golden, "--data", npz, "-o", tmp_path / "x.onnx")
     assert "that the classifier gets right or more, got" in refused(capsys, model, "--data", npz, "--alpha", "0.002")
 
 

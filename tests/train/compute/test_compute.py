@@ -11,7 +11,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_train.compute import LOCAL, Compute, ComputeSettings, launch
 from s2ap_train.models import SmallCNN
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import TrainingConfig, draw_batch, train_classifier
+from s2ap_train.training import Run, TrainingConfig, draw_batch, train_classifier
 
 # What processes run must be importable by them, and test modules are not.
 JOBS = """
@@ -21,14 +21,14 @@ import torch
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import train_classifier
+from s2ap_train.training import Run, train_classifier
 
 
 def train(compute, folder, data, *trainings):
     found = []
     for number, (model, config) in enumerate(trainings):
         snapshots = Snapshots(folder / str(number), "two processes")
-        result = train_classifier(model, *data, config, seed=0, compute=compute, snapshots=snapshots)
+        result = train_classifier(model, *data, config, run=Run(0, compute, snapshots))
         weights = torch.cat([value.double().flatten() for value in model.state_dict().values()])
         spread = compute.mean([weights])[0] - weights
         found.append((model, result, float(spread.abs().max())))
@@ -101,7 +101,7 @@ def test_two_processes_train_the_weights_of_one(jobs, tmp_path, capfd):
     assert not torch.equal(two[2][0].each_block()[0].norm.running_mean, torch.zeros(6))
     resumed = without_batch_norm()  # what two processes kept, one can go on from
     kept = Snapshots(tmp_path / "two" / "0", "two processes")
-    assert train_classifier(resumed, *data, CLEAN, seed=0, snapshots=kept) == two[0][1]
+    assert train_classifier(resumed, *data, CLEAN, run=Run(0, snapshots=kept)) == two[0][1]
     assert all(torch.equal(value, two[0][0].state_dict()[name]) for name, value in resumed.state_dict().items())
     assert "MASTER_PORT" not in os.environ  # of the next launch another
     assert is_quiet(capfd.readouterr())

@@ -5,7 +5,7 @@ from torch import nn
 from s2ap_train.attacks.pgd import pgd
 from s2ap_train.compute import Compute
 from s2ap_train.models import SmallCNN
-from s2ap_train.training import TrainingConfig, train_classifier
+from s2ap_train.training import Run, TrainingConfig, train_classifier
 
 
 def small():
@@ -16,9 +16,9 @@ def test_bfloat16_trains_and_keeps_its_weights_in_32_bit():
     model, exact = small(), small()
     config = TrainingConfig(epochs=4, lr=0.1, batch_size=20, eps=0.1, attack_steps=2, validation_steps=2)
     result = train_classifier(
-        model, *bars(), bars(40, seed=1), config, seed=0, compute=Compute("cpu", precision="bf16", channels_last=True)
+        model, *bars(), bars(40, seed=1), config, run=Run(0, Compute("cpu", precision="bf16", channels_last=True))
     )
-    train_classifier(exact, *bars(), bars(40, seed=1), config, seed=0)
+    train_classifier(exact, *bars(), bars(40, seed=1), config, run=Run(0))
     assert result.history[-1]["validation_accuracy"] >= 0.9
     assert all(value.dtype != torch.bfloat16 for value in model.state_dict().values())
     assert not torch.equal(model.classifier.weight, exact.classifier.weight)
@@ -88,6 +88,6 @@ def test_float16_trains_against_attacks_whose_gradients_would_round_to_zero():
     """On the CPU only because there it can be tested anywhere; `launch` gives float16 to CUDA devices."""
     model = small()
     config = TrainingConfig(epochs=3, lr=0.1, batch_size=20, eps=0.1, attack_steps=2, validation_steps=2)
-    result = train_classifier(model, *bars(), bars(40, seed=1), config, seed=0, compute=Compute("cpu", precision="16"))
+    result = train_classifier(model, *bars(), bars(40, seed=1), config, run=Run(0, Compute("cpu", precision="16")))
     assert result.collapse is None
     assert result.history[-1]["validation_accuracy"] >= 0.9

@@ -3,10 +3,10 @@ import torch
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.ensemble import ChannelPruning, channel_member, largest_channels, random_channels
-from s2ap_train.ensemble.keep_rates import kept_sizes, random_keep_rates
+from s2ap_train.ensemble.channel_families import kept_sizes, random_keep_rates
 from s2ap_train.models import ResNet18, SmallCNN, build
 from s2ap_train.models.channel_groups import channel_groups, remove_channels
-from s2ap_train.training import TrainingConfig, accuracy, train_classifier
+from s2ap_train.training import Run, TrainingConfig, accuracy, train_classifier
 
 QUICK = TrainingConfig(epochs=2, lr=0.1, batch_size=20, loss="natural", eps=0.0)
 
@@ -20,7 +20,7 @@ def blobs(count=60, seed=0):
 @pytest.fixture(scope="module")
 def base():
     model = SmallCNN(classes=2, widths=(8, 12, 10), pool_after=(0, 2))
-    train_classifier(model, *blobs(), blobs(20, seed=1), QUICK, seed=0)
+    train_classifier(model, *blobs(), blobs(20, seed=1), QUICK, run=Run(0))
     return model
 
 
@@ -95,7 +95,7 @@ def test_members_are_smaller_trained_networks_decided_by_their_seed(base, method
     )
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     first, again, other = (
-        channel_member(base, choose, *blobs(), blobs(20, seed=1), config, seed=seed) for seed in (0, 0, 1)
+        channel_member(base, choose, *blobs(), blobs(20, seed=1), config, run=Run(seed)) for seed in (0, 0, 1)
     )
     assert first.kept == again.kept != other.kept
     assert first.model.widths == tuple(len(channels) for channels in first.kept.values())
@@ -107,7 +107,7 @@ def test_members_are_smaller_trained_networks_decided_by_their_seed(base, method
 def test_members_can_be_cut_from_a_residual_network():
     base = ResNet18(1, 2, 8, width=0.0625)
     config = ChannelPruning(fresh=True, training=TrainingConfig(epochs=1, batch_size=30, loss="natural", eps=0.0))
-    member = channel_member(base, random_channels, *blobs(), blobs(20, seed=1), config, seed=0)
+    member = channel_member(base, random_channels, *blobs(), blobs(20, seed=1), config, run=Run(0))
     assert member.model.architecture()["channels"] == {name: len(kept) for name, kept in member.kept.items()}
     assert member.model(blobs(3)[0]).shape == (3, 2)
 

@@ -5,14 +5,14 @@ from pydantic import TypeAdapter
 from tests.train.toy_data import bars, same
 
 from s2ap_defend import RecipeError
-from s2ap_train.ensemble import FAMILIES, Base, Family, TrainingData
+from s2ap_train.ensemble import FAMILIES, Base, Family
 from s2ap_train.hardening.network import network_record
 from s2ap_train.models import create
 from s2ap_train.models.cost import flops
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.two_four import supports_two_four
 from s2ap_train.recipe import load_ensemble_recipe, load_recipe
-from s2ap_train.training import TrainingConfig, train_classifier
+from s2ap_train.training import Run, TrainingConfig, TrainingData, train_classifier
 
 MODEL = {"name": "small_cnn", "widths": [8, 12]}
 DATA = TrainingData(*bars(), bars(40, seed=1), 4)
@@ -52,7 +52,7 @@ def family(name, **settings):
 @pytest.fixture(scope="module")
 def base():
     model = create(MODEL, (1, 8, 8), 4, seed=9)
-    train_classifier(model, *DATA.arrays, TrainingConfig(**NATURAL), seed=9)
+    train_classifier(model, *DATA.arrays, TrainingConfig(**NATURAL), run=Run(9))
     return Base(MODEL, 9, lambda: model)
 
 
@@ -60,13 +60,13 @@ def base():
 def test_a_member_is_recorded_with_what_makes_it_again_bit_for_bit(base, name):
     table = family(name)
     before = {key: tensor.clone() for key, tensor in base.network().state_dict().items()}
-    fitted = table.train(0, DATA, base, seed=5)
+    fitted = table.train(0, DATA, base, run=Run(5))
     record = network_record(fitted, DATA, eps=0.05)
     assert fitted.method == name
     assert record["seeds"]["mask"] == 5
-    again = table.train(0, DATA, base, seed=record["seeds"]["mask"])
+    again = table.train(0, DATA, base, run=Run(record["seeds"]["mask"]))
     assert same(again.model.state_dict(), fitted.model.state_dict())
-    other = table.train(0, DATA, base, seed=6)
+    other = table.train(0, DATA, base, run=Run(6))
     assert not same(dict(other.model.named_parameters()), dict(fitted.model.named_parameters()))
     assert same(base.network().state_dict(), before), "the plain network is not changed"
     assert record["clean_accuracy"] > 0.8
@@ -92,7 +92,7 @@ def sparsity(model, dense):
 
 
 def test_two_four_members_have_the_pattern(base):
-    fitted = family("s2ap-2:4").train(0, DATA, base, seed=5)
+    fitted = family("s2ap-2:4").train(0, DATA, base, run=Run(5))
     patterned = {name: w for name, w in prunable_weights(fitted.model).items() if supports_two_four(w)}
     assert patterned
     for weight in patterned.values():
@@ -102,16 +102,16 @@ def test_two_four_members_have_the_pattern(base):
 
 def test_whether_a_member_saw_attacks_follows_from_its_last_training(base):
     natural = {**ROBUST, "loss": "natural", "eps": 0}
-    tuned_naturally = family("s2ap", finetune=natural).train(0, DATA, base, seed=1)
+    tuned_naturally = family("s2ap", finetune=natural).train(0, DATA, base, run=Run(1))
     assert not tuned_naturally.adversarially_trained
     iterative = TABLES["iterative-magnitude"]["pruning"]
     attacked = family("iterative-magnitude", pruning={**iterative, "largest_clean_drop": 1.0, "training": ROBUST})
-    assert attacked.train(0, DATA, base, seed=1).adversarially_trained
+    assert attacked.train(0, DATA, base, run=Run(1)).adversarially_trained
 
 
 def test_operators_and_networks_take_turns(base):
     mutants = family("mutation-gf", count=5)
-    methods = [mutants.train(number, DATA, base, seed=number).method for number in range(5)]
+    methods = [mutants.train(number, DATA, base, run=Run(number)).method for number in range(5)]
     assert methods == ["mutation-gf", "mutation-ws", "mutation-ns", "mutation-nai", "mutation-gf"]
     small = {"name": "small_cnn", "widths": [4, 4]}
     networks = family("subnetwork", models=[MODEL, small])
@@ -120,7 +120,7 @@ def test_operators_and_networks_take_turns(base):
 
 def test_random_and_l1_members_of_one_seed_keep_as_many_channels_but_not_the_same(base):
     random, largest = (
-        family(name).train(0, DATA, base, seed=2).details["kept_channels"] for name in ("random-channel", "l1-norm")
+        family(name).train(0, DATA, base, run=Run(2)).details["kept_channels"] for name in ("random-channel", "l1-norm")
     )
     assert {name: len(rows) for name, rows in random.items()} == {name: len(rows) for name, rows in largest.items()}
     assert random != largest
@@ -132,7 +132,7 @@ def test_random_and_l1_members_of_one_seed_keep_as_many_channels_but_not_the_sam
 def test_what_a_family_calls_its_epochs_is_what_it_trains(base):
     for name in ("s2ap", "subnetwork", "l1-norm", "lottery-ticket", "mutation-gf"):
         calls = []
-        family(name).train(0, DATA, base, seed=0, on_epoch=lambda epoch, _, calls=calls: calls.append(epoch))
+        family(name).train(0, DATA, base, run=Run(0, on_epoch=lambda epoch, _, calls=calls: calls.append(epoch)))
         assert len(calls) == family(name).epochs(0), name
 
 
@@ -215,11 +215,10 @@ def test_the_same_member_is_trained_on_a_device_with_the_compute_it_is_given(bas
     from s2ap_train.compute import ComputeSettings, launch
 
     for name in ("random-channel", "lottery-ticket", "mutation-gf"):
-        here = family(name).train(0, DATA, base, seed=3).model
+        here = family(name).train(0, DATA, base, run=Run(3)).model
         there = launch(ComputeSettings(accelerator="cpu"), _trained_there, name, base)
         assert same({k: v.contiguous() for k, v in here.state_dict().items()}, there.state_dict())
 
 
 def _trained_there(compute, name, base):
-    data = TrainingData(DATA.images, DATA.labels, DATA.validation, 4, compute)
-    return family(name).train(0, data, base, seed=3).model
+    return family(name).train(0, DATA, base, run=Run(3, compute)).model

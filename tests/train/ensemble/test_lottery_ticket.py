@@ -3,12 +3,12 @@ import torch
 from tests.train.toy_data import bars, same
 
 from s2ap_defend import RecipeError
-from s2ap_train.ensemble import LotteryTicket, TrainingData, lottery_ticket
+from s2ap_train.ensemble import LotteryTicket, lottery_ticket
 from s2ap_train.pruning.magnitude import magnitude_masks
 from s2ap_train.pruning.masks import kept_count
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import TrainingConfig, accuracy, train_classifier
+from s2ap_train.training import Run, TrainingConfig, TrainingData, accuracy, train_classifier
 
 MODEL = {"name": "small_cnn", "widths": [6, 8]}
 DATA = TrainingData(*bars(), bars(40, seed=1), 4)
@@ -19,7 +19,7 @@ CONFIG = LotteryTicket(search=SEARCH, training=TRAINING)
 
 @pytest.fixture(scope="module")
 def ticket():
-    return lottery_ticket(MODEL, DATA, CONFIG, seed=3)
+    return lottery_ticket(MODEL, DATA, CONFIG, run=Run(3))
 
 
 def test_rewinding_gives_back_exactly_the_initial_weights_under_the_mask(ticket):
@@ -36,7 +36,7 @@ def test_the_mask_keeps_half_of_all_weights_or_half_of_every_layer(ticket):
     kept = {name: int(mask.sum()) for name, mask in ticket.masks.items()}
     assert sum(kept.values()) == kept_count(sum(sizes.values()), 0.5)
     assert any(kept[name] != kept_count(size, 0.5) for name, size in sizes.items()), "layers compete"
-    within = lottery_ticket(MODEL, DATA, LotteryTicket(scope="layer", search=SEARCH, training=SEARCH), seed=3)
+    within = lottery_ticket(MODEL, DATA, LotteryTicket(scope="layer", search=SEARCH, training=SEARCH), run=Run(3))
     assert {name: int(mask.sum()) for name, mask in within.masks.items()} == {
         name: kept_count(size, 0.5) for name, size in sizes.items()
     }
@@ -44,7 +44,7 @@ def test_the_mask_keeps_half_of_all_weights_or_half_of_every_layer(ticket):
 
 def test_the_mask_is_cut_where_the_short_training_ended_and_not_where_it_began(ticket):
     searched = DATA.create(MODEL, 3)
-    train_classifier(searched, *DATA.arrays, SEARCH, seed=3)
+    train_classifier(searched, *DATA.arrays, SEARCH, run=Run(3))
     expected = magnitude_masks(prunable_weights(searched), sparsity=0.5, scope="global")
     at_first = magnitude_masks(prunable_weights(DATA.create(MODEL, 3)), sparsity=0.5, scope="global")
     assert same(ticket.masks, expected)
@@ -72,15 +72,15 @@ def test_a_killed_ticket_goes_on_to_the_same_weights(ticket, tmp_path, epochs_be
             raise Killed
 
     with pytest.raises(Killed):
-        lottery_ticket(MODEL, DATA, CONFIG, seed=3, snapshots=Snapshots(tmp_path, "s"), on_epoch=die)
-    again = lottery_ticket(MODEL, DATA, CONFIG, seed=3, snapshots=Snapshots(tmp_path, "s"))
+        lottery_ticket(MODEL, DATA, CONFIG, run=Run(3, snapshots=Snapshots(tmp_path, "s"), on_epoch=die))
+    again = lottery_ticket(MODEL, DATA, CONFIG, run=Run(3, snapshots=Snapshots(tmp_path, "s")))
     assert same(again.model.state_dict(), ticket.model.state_dict())
     assert again.training == ticket.training
 
 
 def test_the_seed_decides_the_ticket(ticket):
-    assert same(lottery_ticket(MODEL, DATA, CONFIG, seed=3).model.state_dict(), ticket.model.state_dict())
-    other = lottery_ticket(MODEL, DATA, CONFIG, seed=4)
+    assert same(lottery_ticket(MODEL, DATA, CONFIG, run=Run(3)).model.state_dict(), ticket.model.state_dict())
+    other = lottery_ticket(MODEL, DATA, CONFIG, run=Run(4))
     assert not same(other.masks, ticket.masks)
 
 

@@ -12,7 +12,7 @@ from s2ap_train.ensemble import Mutation, mutant, mutate
 from s2ap_train.models import ResNet18, SmallCNN, fold_batch_norm
 from s2ap_train.models.classifier import Classifier
 from s2ap_train.pruning.scores import prunable_weights
-from s2ap_train.training import TrainingConfig, accuracy, train_classifier
+from s2ap_train.training import Run, TrainingConfig, accuracy, train_classifier
 
 NEURONS = ("ws", "ns", "nai")
 
@@ -53,7 +53,7 @@ def noisy(model: nn.Module) -> nn.Module:
 def base():
     model = SmallCNN(classes=4, widths=(8, 10), pool_after=(0, 1), seed=1)
     train_classifier(
-        model, *bars(), bars(40, seed=1), TrainingConfig(epochs=6, batch_size=20, loss="natural", eps=0.0), seed=0
+        model, *bars(), bars(40, seed=1), TrainingConfig(epochs=6, batch_size=20, loss="natural", eps=0.0), run=Run(0)
     )
     return model
 

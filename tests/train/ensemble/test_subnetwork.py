@@ -5,12 +5,12 @@ import torch
 from tests.train.toy_data import bars
 from torch import nn
 
-from s2ap_train.ensemble import Base, PrunedFamily, TrainingData
+from s2ap_train.ensemble import Base, PrunedFamily
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.pruning.masks import kept_count
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.scratch_ticket import random_network
-from s2ap_train.training import accuracy
+from s2ap_train.training import Run, TrainingData, accuracy
 
 MODEL = {"name": "small_cnn", "widths": [8, 12]}
 DATA = TrainingData(*bars(), bars(40, seed=1), 4)
@@ -25,7 +25,7 @@ def never() -> nn.Module:
 def member():
     table = {"family": "pruned", "count": 1, "models": [MODEL]}
     family = PrunedFamily(**table, pruning={"method": "scratch-ticket", "sparsity": 0.5, "training": TRAINING})
-    return family.train(0, DATA, Base(MODEL, 0, never), seed=5)
+    return family.train(0, DATA, Base(MODEL, 0, never), run=Run(5))
 
 
 def test_its_weights_are_the_signed_constants_of_the_seed_or_zero(member):

@@ -5,7 +5,7 @@ from tests.train.toy_data import bars
 from s2ap_train.measures.autoattack import autoattack
 from s2ap_train.measures.benchmark import measure_benchmark
 from s2ap_train.models import SmallCNN
-from s2ap_train.training import TrainingConfig, train_classifier
+from s2ap_train.training import Run, TrainingConfig, train_classifier
 
 QUICK = {"iterations": 10, "queries": 50}
 
@@ -35,7 +35,7 @@ def test_a_linear_network_is_broken_exactly_beyond_its_margin():
 def test_it_finds_no_less_than_pgd_and_leaves_the_network_and_the_random_state_alone():
     model = SmallCNN(classes=4, widths=(6, 8), pool_after=(0, 1))
     config = TrainingConfig(epochs=3, batch_size=20, eps=0.1, attack_steps=2, validation_steps=2)
-    train_classifier(model, *bars(), bars(40, seed=1), config, seed=0)
+    train_classifier(model, *bars(), bars(40, seed=1), config, run=Run(0))
     images, labels = bars(30, seed=2)
     model.train()
     before, state = {name: t.clone() for name, t in model.state_dict().items()}, torch.get_rng_state()

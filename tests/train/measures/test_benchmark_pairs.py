@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.measures.benchmark import Benchmark, BenchmarkAttack, before_after, margin_sum, measure_benchmark
+from s2ap_train.measures.benchmark import Benchmark, BenchmarkAttack, before_after, measure_benchmark
 from s2ap_train.statistics.paired import agresti_min, mcnemar, paired_difference, seed_difference
 
 ATTACK = {"eps": 0.1, "seed": 0, "steps": 5, "restarts": 2}
@@ -182,12 +182,6 @@ def test_an_image_that_is_broken_is_not_attacked_again():
     measure_benchmark(counting, images, labels, eps=0.1, seed=0, steps=1, restarts=1)
     # FGSM on all; one run of PGD on the two that are right; one on the margin for the one that still is
     assert attacked == [3, 2, 1]
-
-
-def test_the_margin_by_hand():
-    logits = torch.tensor([[1.0, 4.0, 2.0], [5.0, 0.0, 2.0]])
-    assert margin_sum(logits[:1], torch.tensor([1])).item() == -2.0
-    assert margin_sum(logits, torch.tensor([1, 2])).item() == -2.0 + 3.0
 
 
 def test_a_benchmark_survives_json_bit_by_bit():

@@ -11,7 +11,7 @@ from s2ap_train.pruning import Harp, search_masks
 from s2ap_train.pruning.allocation import LearnedQuotas, QuotaSettings
 from s2ap_train.pruning.masks import sparsity
 from s2ap_train.pruning.structures import Cost, Unstructured, structure_of
-from s2ap_train.training import TrainingConfig
+from s2ap_train.training import Run, TrainingConfig
 
 SIZES = {"a": 100, "b": 300}
 COST = Cost(((100.0, itemgetter("a")), (300.0, itemgetter("b"))))
@@ -92,7 +92,7 @@ def test_harp_keeps_the_asked_cost_within_half_a_percent(structure, target):
     model = SmallCNN(classes=2, widths=(16, 24), seed=1)
     training = TrainingConfig(epochs=2, lr=0.5, batch_size=20, eps=0.1, attack_steps=1, validation_steps=1)
     config = Harp(0.6, structure, training=training, target=target, quotas=QuotaSettings(start=0.8, penalty=0.5))
-    pruned = search_masks(model, *blobs(), blobs(20, seed=1), config, seed=0)
+    pruned = search_masks(model, *blobs(), blobs(20, seed=1), config, run=Run(0))
     cost = structure_of(structure, model, (1, 8, 8)).cost(model, (1, 8, 8), target)
     rate = float(cost.rate({name: mask.float().mean() for name, mask in pruned.masks.items()}))
     whole_weights = 0.005 if structure == "unstructured" else 0.06  # one channel of 16 is 6 %

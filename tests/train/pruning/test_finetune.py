@@ -6,12 +6,12 @@ from s2ap_train.models import SmallCNN, fold_batch_norm
 from s2ap_train.pruning import S2AP, Harp, Hydra, finetune, prune_magnitude, search_masks
 from s2ap_train.pruning.masks import sparsity
 from s2ap_train.pruning.scores import prunable_weights
-from s2ap_train.training import TrainingConfig
+from s2ap_train.training import Run, TrainingConfig
 
 
 def tune(pruned, structure="unstructured", **extra):
     config = TrainingConfig(epochs=2, batch_size=20, eps=0.1, attack_steps=1, validation_steps=1, **extra)
-    return finetune(pruned, *blobs(), blobs(20, seed=1), config, structure=structure, seed=0)
+    return finetune(pruned, *blobs(), blobs(20, seed=1), config, structure=structure, run=Run(0))
 
 
 @pytest.mark.parametrize("extra", [{}, {"average_decay": 0.9}, {"weight_radius": 0.05}])
@@ -34,8 +34,8 @@ TRAINING = TrainingConfig(epochs=1, batch_size=20, eps=0.1, attack_steps=1, vali
 )
 def test_weights_that_a_mask_search_froze_are_trained_again(method, structure):
     config = method(0.5, structure, training=TRAINING, s2ap=S2AP(0.05, warmup_epochs=0))
-    pruned = search_masks(SmallCNN(classes=2, widths=(8, 8), seed=1), *blobs(), blobs(20, seed=1), config, seed=0)
-    before = finetune(pruned, *blobs(), blobs(20, seed=1), None, structure=structure, seed=0).model
+    pruned = search_masks(SmallCNN(classes=2, widths=(8, 8), seed=1), *blobs(), blobs(20, seed=1), config, run=Run(0))
+    before = finetune(pruned, *blobs(), blobs(20, seed=1), None, structure=structure, run=Run(0)).model
     after = tune(pruned, structure, weight_radius=0.01).model
     for name, weight in prunable_weights(after).items():
         moved = weight != prunable_weights(before)[name]
@@ -46,7 +46,7 @@ def test_weights_that_a_mask_search_froze_are_trained_again(method, structure):
 
 def test_a_network_without_batch_normalisation_is_pruned_and_fine_tuned():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
-    pruned = search_masks(model, *blobs(), blobs(20, seed=1), Hydra(0.5, training=TRAINING), seed=0)
+    pruned = search_masks(model, *blobs(), blobs(20, seed=1), Hydra(0.5, training=TRAINING), run=Run(0))
     tuned = tune(pruned).model
     assert not torch.equal(tuned[1].weight, pruned.model[1].weight)
     assert torch.equal(tuned[1].weight != 0, pruned.masks["1.weight"])
@@ -68,7 +68,7 @@ def test_the_dense_network_equals_the_masked_one():
 def test_a_two_four_pattern_survives_fine_tuning():
     config = Hydra(0.5, "2:4", training=TrainingConfig(epochs=1, batch_size=20, eps=0.1, attack_steps=1))
     model = SmallCNN(classes=2, widths=(8, 8), seed=1)
-    pruned = search_masks(model, *blobs(), blobs(20, seed=1), config, seed=0)
+    pruned = search_masks(model, *blobs(), blobs(20, seed=1), config, run=Run(0))
     weights = prunable_weights(tune(pruned, "2:4", weight_radius=0.01).model)
     assert set(pruned.masks) == set(weights) - {"blocks.0.convolution.weight"}, "one grey channel is no group of four"
     for name in pruned.masks:
@@ -79,9 +79,9 @@ def test_a_two_four_pattern_survives_fine_tuning():
 def test_channels_are_gone_before_fine_tuning_and_the_logits_are_those_of_the_gated_network():
     config = Hydra(0.5, "channel", training=TrainingConfig(epochs=1, batch_size=20, eps=0.1, attack_steps=1))
     model = SmallCNN(classes=2, widths=(8, 8), seed=1)
-    pruned = search_masks(model, *blobs(), blobs(20, seed=1), config, seed=0)
+    pruned = search_masks(model, *blobs(), blobs(20, seed=1), config, run=Run(0))
     images, _ = blobs()
-    shipped = finetune(pruned, *blobs(), blobs(20, seed=1), None, structure="channel", seed=0).model
+    shipped = finetune(pruned, *blobs(), blobs(20, seed=1), None, structure="channel", run=Run(0)).model
     assert shipped.widths == (4, 4)
     torch.testing.assert_close(shipped(images), pruned.model(images), atol=1e-5, rtol=0)
     tuned = tune(pruned, "channel").model
@@ -103,7 +103,7 @@ class Tied(torch.nn.Module):
 
 
 def test_shared_weights_are_pruned_once_and_unused_ones_do_not_matter():
-    pruned = search_masks(Tied(), *blobs(), blobs(20, seed=1), Hydra(0.5, training=TRAINING), seed=0)
+    pruned = search_masks(Tied(), *blobs(), blobs(20, seed=1), Hydra(0.5, training=TRAINING), run=Run(0))
     assert set(pruned.masks) == {"first.weight", "last.weight", "unused.weight"}
     tuned = tune(pruned, weight_radius=0.01).model
     assert tuned.second.weight is tuned.first.weight

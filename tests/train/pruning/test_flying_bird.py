@@ -14,13 +14,13 @@ from tests.train.toy_data import bars, same
 from s2ap_defend.errors import RecipeError
 from s2ap_train.compute import LOCAL
 from s2ap_train.models import SmallCNN
-from s2ap_train.pruning.flying_bird import AdaptiveSparsity, FlyingBird, prune_flying_bird
+from s2ap_train.pruning.flying_bird import AdaptiveSparsity, FlyingBird
 from s2ap_train.pruning.masks import kept_count, sparsity
-from s2ap_train.pruning.moving_topology import MovingTopology, rising
+from s2ap_train.pruning.moving_topology import MovingTopology, prune_flying_bird, rising
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.topology import drop_and_regrow, erdos_renyi_counts, layer_counts, random_masks
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import TrainingConfig
+from s2ap_train.training import Run, TrainingConfig
 
 TRAINING = TrainingConfig(epochs=4, lr=0.1, batch_size=20, eps=0.03, attack_steps=1, validation_steps=2)
 
@@ -30,7 +30,7 @@ def network(seed=1):
 
 
 def fly(config, seed=0, **more):
-    return prune_flying_bird(network(), *bars(), bars(40, seed=1), config, seed=seed, **more)
+    return prune_flying_bird(network(), *bars(), bars(40, seed=1), config, run=Run(seed, **more))
 
 
 def test_erdos_renyi_counts_worked_by_hand():
@@ -88,7 +88,7 @@ def test_an_update_keeps_count_even_among_ties(drop, grow, kept):
 
 
 def topology(config):
-    return MovingTopology(network(), bars(), bars(40, seed=1), config, seed=0, compute=LOCAL, snapshots=None)
+    return MovingTopology(network(), bars(), bars(40, seed=1), config, Run(0, LOCAL))
 
 
 def test_an_update_starts_new_weights_at_zero_without_momentum():
@@ -143,7 +143,7 @@ def test_the_masks_are_those_of_the_kept_epoch():
 def test_the_given_network_is_not_changed():
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    prune_flying_bird(model, *bars(), bars(40, seed=1), FlyingBird(training=TRAINING), seed=0)
+    prune_flying_bird(model, *bars(), bars(40, seed=1), FlyingBird(training=TRAINING), run=Run(0))
     assert same(model.state_dict(), before)
 
 

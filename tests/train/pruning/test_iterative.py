@@ -17,7 +17,7 @@ from s2ap_train.pruning.masks import kept_count
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.step_judge import dead_output_share
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import TrainingConfig, train_classifier
+from s2ap_train.training import Run, TrainingConfig, train_classifier
 
 RETRAINING = TrainingConfig(epochs=2, lr=0.05, batch_size=20, eps=0.1, attack_steps=1, validation_steps=2)
 CONFIG = IterativeMagnitude(sparsity=0.6, step=0.3, training=RETRAINING)
@@ -25,7 +25,7 @@ CONFIG = IterativeMagnitude(sparsity=0.6, step=0.3, training=RETRAINING)
 
 def trained():
     model = SmallCNN(classes=4, widths=(6, 8), pool_after=(0, 1))
-    train_classifier(model, *bars(), bars(40, seed=1), replace(RETRAINING, epochs=5, lr=0.1), seed=0)
+    train_classifier(model, *bars(), bars(40, seed=1), replace(RETRAINING, epochs=5, lr=0.1), run=Run(0))
     return model
 
 
@@ -35,7 +35,7 @@ def base():
 
 
 def prune(base, config=CONFIG, seed=0, **more):
-    return prune_iteratively(base, *bars(), bars(40, seed=1), config, seed=seed, **more)
+    return prune_iteratively(base, *bars(), bars(40, seed=1), config, run=Run(seed, **more))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_killed_run_loses_at_most_an_epoch_and_ends_with_the_same_mask(base, t
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     snapshots = Snapshots(tmp_path, "s")
     assert len(snapshots.load()[1]["steps"]) == 1
-    assert snapshots.child("step-1").load()[1]["epoch"] == 1, "the first epoch of the second step is there"
+    assert len(snapshots.child("step-1").load()[1]["history"]) == 1, "the first epoch of the second step is there"
     epochs = []
 
     def stop(epoch, record):

@@ -9,7 +9,6 @@ import torch
 from tests.train.toy_data import bars, same
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.compute import Compute
 from s2ap_train.models import SmallCNN
 from s2ap_train.pruning import S2AP, Harp, Hydra, ScratchTicket, search_masks
 from s2ap_train.pruning.allocation import UniformKeep
@@ -20,7 +19,7 @@ from s2ap_train.pruning.scratch_ticket import random_network
 from s2ap_train.pruning.search_state import SearchState
 from s2ap_train.pruning.structures import structure_of
 from s2ap_train.storage.snapshots import Snapshots, grouped
-from s2ap_train.training import CollapseWatch, EpochChoice, TrainingConfig
+from s2ap_train.training import CollapseWatch, Run, TrainingConfig
 
 SEARCH = TrainingConfig(epochs=4, lr=0.1, batch_size=20, eps=0.1, attack_steps=1, validation_steps=1)
 
@@ -30,7 +29,7 @@ def small():
 
 
 def search(config, *, model=None, **more):
-    return search_masks(model or small(), *bars(), bars(40, seed=1), config, seed=0, **more)
+    return search_masks(model or small(), *bars(), bars(40, seed=1), config, run=Run(0, **more))
 
 
 METHODS = [
@@ -92,7 +91,7 @@ def test_a_search_that_was_killed_loses_at_most_one_epoch(tmp_path, request):
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     saved = Snapshots(tmp_path / "search", "settings").load()
     assert saved is not None
-    assert saved[1]["epoch"] == 2
+    assert len(saved[1]["history"]) == 2
     resumed = search(METHODS[0], snapshots=Snapshots(tmp_path / "search", "settings"))
     assert same(search(METHODS[0]).masks, resumed.masks)
 
@@ -154,9 +153,7 @@ def test_scores_may_start_otherwise(start):
 def test_snip_scores_are_the_gradients_of_the_loss_in_the_masks():
     model, (images, labels) = small().eval(), bars()
     config = Hydra(0.7, score_start="snip", training=replace(SEARCH, loss="natural", eps=0.0))
-    state = SearchState(
-        model, (1, 8, 8), config, seed=0, compute=Compute(), choice=EpochChoice(40), watch=CollapseWatch(4, labels)
-    )
+    state = SearchState(model, (1, 8, 8), config, CollapseWatch(4, labels), Run(0))
     _measure_scores(state, images, labels)
     gates = {name: torch.ones_like(w, requires_grad=True) for name, w in prunable_weights(model).items()}
     gated = {name: w.detach() * gates[name] for name, w in prunable_weights(model).items()}
@@ -176,7 +173,7 @@ def test_a_search_that_collapses_stops_with_the_last_good_mask():
     """From epoch 2 on, the labels of training are those of one class: the network answers it for everything."""
     images, labels = bars()
     config = Hydra(0.3, training=replace(SEARCH, epochs=8, lr=0.2, loss="natural", eps=0.0))
-    trained = search_masks(small(), images, labels, bars(40, seed=1), config, seed=0)
+    trained = search_masks(small(), images, labels, bars(40, seed=1), config, run=Run(0))
     good = trained.history[-1]["validation_accuracy"]
     assert good > 0.5
     poisoned = labels.clone()
@@ -185,7 +182,7 @@ def test_a_search_that_collapses_stops_with_the_last_good_mask():
         if epoch == 1:
             poisoned.fill_(0)
 
-    pruned = search_masks(trained.searched, images, poisoned, bars(40, seed=1), config, seed=0, on_epoch=poison)
+    pruned = search_masks(trained.searched, images, poisoned, bars(40, seed=1), config, run=Run(0, on_epoch=poison))
     assert pruned.collapse is not None
     assert "of the mask search" in pruned.collapse
     assert pruned.best_epoch < len(pruned.history) - 1
@@ -246,9 +243,7 @@ def test_an_epoch_that_is_clearly_worse_is_not_the_one_that_is_kept(tmp_path):
         poisoned,
         (x, y),
         Hydra(0.7, training=training),
-        seed=0,
-        snapshots=snapshots,
-        on_epoch=note_and_poison,
+        run=Run(0, snapshots=snapshots, on_epoch=note_and_poison),
     )
     accuracies = [record["validation_accuracy"] for record in pruned.history]
     assert pruned.collapse is None

@@ -13,7 +13,7 @@ from s2ap_train.pruning.allocation import UniformKeep
 from s2ap_train.pruning.s2ap import ScoreAscent, changed_nothing, next_radius
 from s2ap_train.pruning.scores import prunable_weights, scaled_magnitude
 from s2ap_train.pruning.structures import Unstructured
-from s2ap_train.training import TrainingConfig, train_classifier
+from s2ap_train.training import Run, TrainingConfig, train_classifier
 
 SEARCH = TrainingConfig(epochs=3, lr=0.1, batch_size=20, weight_decay=0.0, eps=0.1, attack_steps=2, validation_steps=2)
 PLAIN = Hydra(0.7, training=SEARCH)
@@ -27,12 +27,12 @@ def with_s2ap(config=PLAIN, **s2ap):
 def base():
     model = SmallCNN(classes=4, widths=(8, 12), pool_after=(0, 1))
     config = TrainingConfig(epochs=3, batch_size=20, loss="natural", eps=0.0)
-    train_classifier(model, *bars(), bars(40, seed=1), config, seed=0)
+    train_classifier(model, *bars(), bars(40, seed=1), config, run=Run(0))
     return model
 
 
 def prune(base, config, seed=0, **more):
-    return search_masks(base, *bars(), bars(40, seed=1), config, seed=seed, **more)
+    return search_masks(base, *bars(), bars(40, seed=1), config, run=Run(seed, **more))
 
 
 BASES = [

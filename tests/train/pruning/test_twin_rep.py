@@ -14,7 +14,7 @@ from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.twin_rep import TwinRep, factorised, merged, prune_twin_rep
 from s2ap_train.pruning.two_four import is_two_four
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import TrainingConfig
+from s2ap_train.training import Run, TrainingConfig
 
 TRAINING = TrainingConfig(epochs=4, lr=0.3, batch_size=20, eps=0.03, attack_steps=1, validation_steps=2)
 SHAPE = (1, 8, 8)
@@ -25,7 +25,7 @@ def network(seed=1):
 
 
 def twin(config, seed=0, **more):
-    return prune_twin_rep(network(), *bars(), bars(40, seed=1), config, seed=seed, **more)
+    return prune_twin_rep(network(), *bars(), bars(40, seed=1), config, run=Run(seed, **more))
 
 
 def layer_of(model, name):
@@ -222,7 +222,7 @@ def test_what_is_pruned_at_the_cut_is_exactly_zero_at_every_later_step(product):
 
     model.register_forward_pre_hook(note)
     config = TwinRep(sparsity=0.7, product=product, training=TRAINING)
-    result = prune_twin_rep(model, *bars(), bars(40, seed=1), config, seed=0)
+    result = prune_twin_rep(model, *bars(), bars(40, seed=1), config, run=Run(0))
     assert len(steps) == 4 * TRAINING.epochs
     dense, sparse = steps[: 4 * config.dense_epochs], steps[4 * config.dense_epochs :]
     for name, mask in result.masks.items():

@@ -9,6 +9,7 @@ from tests.train.toy_scores import Net, mixture_score
 from torch import Tensor
 
 from s2ap_train.purifier import ScoreTraining, field, hadamard_bank, train_score_model
+from s2ap_train.training import Run
 
 SHAPE = (1, 8, 8)
 SIZE = 4
@@ -94,7 +95,7 @@ def test_on_a_trained_score_model_pairs_beat_independent_directions_and_signs_be
     # sigma .1, M 4, eight attacked-looking digits; the reference is the mean over 2000 normal directions and their
     # negatives. Measured: .318 +- .006, .044 +- .001, .035 +- .001; the reference errs by .044 sqrt(4 / 4000) = .001
     digits = (load_digits().images / 16).astype(np.float32).reshape(-1, *SHAPE)
-    net = train_score_model(digits[:600], ScoreTraining(width=8, epochs=4, average_decay=0.9), seed=0).net
+    net = train_score_model(digits[:600], ScoreTraining(width=8, epochs=4, average_decay=0.9), run=Run(0)).net
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (8, *SHAPE), generator=generator) * 2 - 1
     x = (torch.from_numpy(digits[1000:1008]) + 0.15 * signs).clamp(0, 1)

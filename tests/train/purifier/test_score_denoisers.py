@@ -15,6 +15,7 @@ from s2ap_train.purifier.denoisers import (
     fit_gaussian,
     log_spaced,
 )
+from s2ap_train.training import Run
 
 SIGMA = 0.4
 
@@ -68,7 +69,9 @@ def test_on_gaussian_data_nothing_beats_it(gaussian_data):
     training, test = gaussian_data
     best = FullGaussian(training)
     net = train_score_model(
-        training.numpy(), ScoreTraining(epochs=4, width=16, multipliers=(1, 2), sigma_min=0.3, sigma_max=0.5), seed=0
+        training.numpy(),
+        ScoreTraining(epochs=4, width=16, multipliers=(1, 2), sigma_min=0.3, sigma_max=0.5),
+        run=Run(0),
     ).net
     others = {
         "network": net,
@@ -109,7 +112,7 @@ def test_images_that_any_shift_leaves_as_likely_need_no_more_than_the_stationary
 def test_a_network_trained_on_digits_beats_the_gaussian_where_digits_are_not_gaussian():
     digits = load_digits(0)
     images = torch.from_numpy(digits.validation.images)
-    trained = train_score_model(digits.train.images, ScoreTraining(epochs=8), seed=0, validation=images.numpy())
+    trained = train_score_model(digits.train.images, ScoreTraining(epochs=8), run=Run(0), validation=images.numpy())
     assert [row.sigma for row in trained.denoising] == pytest.approx(log_spaced(0.05, 0.6, 8))
     gaussian = fit_gaussian(torch.from_numpy(digits.train.images))
     for sigma in (0.05, 0.1, 0.2):

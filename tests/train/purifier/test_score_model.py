@@ -10,13 +10,14 @@ from s2ap_train.data import load_digits
 from s2ap_train.models.cost import parameter_count
 from s2ap_train.purifier import ScoreTraining, UNet, build, denoising_error, train_score_model
 from s2ap_train.purifier.sizes import Size, pass_flops
+from s2ap_train.training import Run
 
 SHORT = ScoreTraining(epochs=4, width=8, batch_size=50)
 
 
 def test_a_few_epochs_denoise_digits_better_than_the_best_linear_guess() -> None:
     digits = load_digits(0)
-    trained = train_score_model(digits.train.images, SHORT, seed=0, validation=digits.validation.images)
+    trained = train_score_model(digits.train.images, SHORT, run=Run(0), validation=digits.validation.images)
     sigmas = [0.1, 0.3, 0.6]
     errors = denoising_error(trained.net, torch.from_numpy(digits.validation.images), sigmas)
     variance = float(digits.train.images.var())
@@ -35,9 +36,9 @@ def test_the_same_seed_trains_the_same_weights_and_leaves_the_global_random_stat
     images = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
     config = ScoreTraining(epochs=1, width=8)
     before = torch.random.get_rng_state()
-    first = train_score_model(images, config, seed=3).net.state_dict()
-    again = train_score_model(images, config, seed=3).net.state_dict()
-    other = train_score_model(images, config, seed=4).net.state_dict()
+    first = train_score_model(images, config, run=Run(3)).net.state_dict()
+    again = train_score_model(images, config, run=Run(3)).net.state_dict()
+    other = train_score_model(images, config, run=Run(4)).net.state_dict()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
@@ -47,7 +48,7 @@ def test_every_epoch_is_reported() -> None:
     images = np.random.default_rng(0).random((20, 1, 8, 8), dtype=np.float32)
     seen: list[int] = []
     trained = train_score_model(
-        images, ScoreTraining(epochs=2, width=8), seed=0, on_epoch=lambda epoch, _: seen.append(epoch)
+        images, ScoreTraining(epochs=2, width=8), run=Run(0, on_epoch=lambda epoch, _: seen.append(epoch))
     )
     assert seen == [0, 1]
     for record in trained.history:
@@ -112,7 +113,7 @@ def test_images_that_cannot_be_halved_as_often_as_asked_are_refused() -> None:
     with pytest.raises(
         RecipeError, match=r"7x8 cannot be halved 1 times; use fewer multipliers than \(1, 2\), or none"
     ):
-        train_score_model(images, ScoreTraining(epochs=1, multipliers=(1, 2)), seed=0)
+        train_score_model(images, ScoreTraining(epochs=1, multipliers=(1, 2)), run=Run(0))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from s2ap_train.purifier import ScoreTraining, denoising_error, train_score_mode
 from s2ap_train.purifier.score_state import ScoreState
 from s2ap_train.purifier.unet import UNet
 from s2ap_train.storage.snapshots import Snapshots
+from s2ap_train.training import Run
 
 SHORT = ScoreTraining(epochs=3, width=8, batch_size=25, flip=True)
 
@@ -24,10 +25,11 @@ JOBS = """
 import torch
 
 from s2ap_train.purifier import train_score_model
+from s2ap_train.training import Run
 
 
 def train(compute, images, config):
-    trained = train_score_model(images, config, seed=0, compute=compute)
+    trained = train_score_model(images, config, run=Run(0, compute))
     weights = torch.cat([value.flatten() for value in trained.net.state_dict().values()])
     return trained, float((compute.mean([weights])[0] - weights).abs().max())
 """
@@ -51,17 +53,15 @@ def killed_after(epochs):
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_killed_training_ends_with_the_weights_and_figures_of_an_unbroken_one(tmp_path, epochs):
-    unbroken = train_score_model(toy_images(), SHORT, seed=0)
+    unbroken = train_score_model(toy_images(), SHORT, run=Run(0))
     snapshots = Snapshots(tmp_path, "the same")
     with pytest.raises(KilledError):
-        train_score_model(toy_images(), SHORT, seed=0, snapshots=snapshots, on_epoch=killed_after(epochs))
+        train_score_model(toy_images(), SHORT, run=Run(0, snapshots=snapshots, on_epoch=killed_after(epochs)))
     seen = []
     resumed = train_score_model(
         toy_images(),
         SHORT,
-        seed=0,
-        snapshots=Snapshots(tmp_path, "the same"),
-        on_epoch=lambda epoch, _: seen.append(epoch),
+        run=Run(0, snapshots=Snapshots(tmp_path, "the same"), on_epoch=lambda epoch, _: seen.append(epoch)),
     )
     assert seen == [0, 1, 2], "the epochs before the kill are told of again"
     assert resumed.history == unbroken.history
@@ -72,26 +72,25 @@ def test_a_killed_training_ends_with_the_weights_and_figures_of_an_unbroken_one(
 def test_a_snapshot_holds_average_adam_learning_rate_and_generator_to_the_last_bit(tmp_path):
     def state():
         net = UNet(1, 8, seed=3).to(memory_format=torch.channels_last)
-        return ScoreState(net, lr=1e-3, steps=10, average_decay=0.9, seed=0, compute=Compute())
+        return ScoreState(net, epochs=5, steps=2, lr=1e-3, average_decay=0.9, run=Run(0))
 
     def go_on(state, steps):
         for _ in range(steps):
             x = torch.rand(4, 1, 8, 8, generator=state.generator)
-            state.step((state.net(x, 0.2) - x).square().mean())
+            state.step((state.model(x, 0.2) - x).square().mean())
 
     first, second = state(), state()
     go_on(first, 3)
     first.history.append({"loss": 0.1 + 0.2})
-    snapshots = Snapshots(tmp_path, "state")
-    snapshots.save(*first.snapshot())
-    second.resume(*snapshots.load())
+    Run(0, snapshots=Snapshots(tmp_path, "state")).save(*first.snapshot())
+    assert Run(0, snapshots=Snapshots(tmp_path, "state")).resume(second)
     assert second.history == [{"loss": 0.1 + 0.2}]
     assert second.epoch == 1
     for at_once in (False, True):  # as it was saved, and two steps later
         if at_once:
             go_on(first, 2)
             go_on(second, 2)
-        assert same(first.net.state_dict(), second.net.state_dict())
+        assert same(first.model.state_dict(), second.model.state_dict())
         assert same(first.average.model.state_dict(), second.average.model.state_dict())
         assert first.average.updates == second.average.updates == (5 if at_once else 3)
         assert first.optimiser.param_groups[0]["lr"] == second.optimiser.param_groups[0]["lr"]
@@ -105,9 +104,9 @@ def test_a_snapshot_holds_average_adam_learning_rate_and_generator_to_the_last_b
 def test_a_snapshot_of_another_network_is_refused(tmp_path):
     snapshots = Snapshots(tmp_path, "the same")
     with pytest.raises(KilledError):
-        train_score_model(toy_images(), SHORT, seed=0, snapshots=snapshots, on_epoch=killed_after(1))
+        train_score_model(toy_images(), SHORT, run=Run(0, snapshots=snapshots, on_epoch=killed_after(1)))
     with pytest.raises(RecipeError, match="has shape"):
-        train_score_model(toy_images(), replace(SHORT, width=16), seed=0, snapshots=Snapshots(tmp_path, "the same"))
+        train_score_model(toy_images(), replace(SHORT, width=16), run=Run(0, snapshots=Snapshots(tmp_path, "the same")))
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPU cores for two processes")
@@ -135,13 +134,13 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused():
     compute = Compute()
     compute.world_size = 2
     with pytest.raises(RecipeError, match=r"a batch of 1 images cannot be shared by 2 processes; raise batch_size"):
-        train_score_model(toy_images(4), ScoreTraining(epochs=1, width=8, batch_size=1), seed=0, compute=compute)
+        train_score_model(toy_images(4), ScoreTraining(epochs=1, width=8, batch_size=1), run=Run(0, compute))
 
 
 def test_bfloat16_passes_end_near_the_weights_of_float32():
     """bfloat16 has 8 significant bits: a loss of about 1 is off by a few times 2^-9 at the most."""
-    exact = train_score_model(toy_images(), replace(SHORT, epochs=1), seed=0, compute=LOCAL)
-    rounded = train_score_model(toy_images(), replace(SHORT, epochs=1), seed=0, compute=Compute(precision="bf16"))
+    exact = train_score_model(toy_images(), replace(SHORT, epochs=1), run=Run(0, LOCAL))
+    rounded = train_score_model(toy_images(), replace(SHORT, epochs=1), run=Run(0, Compute(precision="bf16")))
     weights = rounded.net.state_dict()
     assert all(weight.dtype == torch.float32 for weight in weights.values())
     assert not same(exact.net.state_dict(), weights)
@@ -155,7 +154,7 @@ def test_with_flips_mirrored_images_are_as_familiar_as_the_others():
     config = replace(SHORT, epochs=10)
     ratios = {}
     for flip in (True, False):
-        net = train_score_model(images, replace(config, flip=flip), seed=0).net
+        net = train_score_model(images, replace(config, flip=flip), run=Run(0)).net
         (own,), (mirrored,) = (denoising_error(net, some, [0.3]) for some in (held_out, held_out.flip(3)))
         ratios[flip] = mirrored / own
     assert ratios[True] == pytest.approx(1, abs=0.2)
@@ -165,6 +164,6 @@ def test_with_flips_mirrored_images_are_as_familiar_as_the_others():
 def test_digits_train_the_same_average_however_often_they_are_validated():
     digits = load_digits(0)
     config = ScoreTraining(epochs=1, width=8)
-    one = train_score_model(digits.train.images, config, seed=0, validation=digits.validation.images)
-    two = train_score_model(digits.train.images, config, seed=0, validation=digits.validation.images[:5])
+    one = train_score_model(digits.train.images, config, run=Run(0), validation=digits.validation.images)
+    two = train_score_model(digits.train.images, config, run=Run(0), validation=digits.validation.images[:5])
     assert same(one.net.state_dict(), two.net.state_dict())

@@ -10,7 +10,7 @@ from s2ap_train.data import ImageSet
 from s2ap_train.recipe import load_recipe
 from s2ap_train.redteam.attacks.attack import Found
 from s2ap_train.redteam.attacks.catalogue import ATTACKS, PRESETS, chosen_attacks
-from s2ap_train.redteam.campaign import PART, SKIPPED_PARTS, Setup, attack_pieces, gathered
+from s2ap_train.redteam.campaign import SHARD, SKIPPED_SHARDS, Setup, attack_pieces, gathered
 from s2ap_train.redteam.plan import plan_of
 
 
@@ -74,22 +74,22 @@ def test_a_server_adds_its_attacks_to_a_preset_and_leaves_names_alone() -> None:
     assert [attack.name for attack in served if attack.needs == "server"] == ["square-http", "hopskipjump-http"]
 
 
-def test_parts_are_equal_cover_all_images_and_do_not_depend_on_workers() -> None:
+def test_shards_are_equal_cover_all_images_and_do_not_depend_on_workers() -> None:
     for images in (1, 59, 60, 61, 120, 200, 1000):
-        parts = setup_of(images).parts()
-        sizes = [part.stop - part.start for part in parts]
+        shards = setup_of(images).shards()
+        sizes = [shard.stop - shard.start for shard in shards]
         assert sum(sizes) == images
-        assert max(sizes) <= PART
+        assert max(sizes) <= SHARD
         assert max(sizes) - min(sizes) <= 1
-        assert parts[0].start == 0
+        assert shards[0].start == 0
 
 
-def test_parts_and_seeds_give_different_random_numbers() -> None:
+def test_shards_and_seeds_give_different_random_numbers() -> None:
     setup = setup_of(200)
-    assert len({setup.task(part).seed for part in setup.parts()}) == len(setup.parts())
+    assert len({setup.task(shard).seed for shard in setup.shards()}) == len(setup.shards())
 
 
-def test_the_search_waits_for_every_attack_on_its_part_and_for_the_search_on_the_bare_classifier() -> None:
+def test_the_search_waits_for_every_attack_on_its_shard_and_for_the_search_on_the_bare_classifier() -> None:
     pieces = {
         piece.name: piece for piece in attack_pieces(setup_of(120), chosen_attacks("pgd,agreement,unrolled-pgd")[1])
     }
@@ -117,7 +117,7 @@ def test_the_plan_of_a_recipe_takes_its_budgets_and_what_is_asked_for_instead() 
 
 
 def found(setup: Setup, value: float, **notes: object) -> Found:
-    rows = setup.parts()[0]
+    rows = setup.shards()[0]
     return Found(np.full(setup.data.images[rows].shape, value, dtype=np.float32), {"seconds": 1.0, **notes})
 
 
@@ -129,7 +129,7 @@ def test_a_part_without_anything_to_attack_does_not_hide_what_others_found() -> 
     }
     (one,) = gathered(setup, [attack], done)[0].values()
     assert one.ran.sum() == 60
-    assert one.notes == {"broken_by": {"a": 2}, SKIPPED_PARTS: "no guide"}
+    assert one.notes == {"broken_by": {"a": 2}, SKIPPED_SHARDS: "no guide"}
     assert one.images[60:].max() > 0.0 == one.images[:60].max()
 
 

@@ -10,8 +10,8 @@ from s2ap_defend.errors import InputError, RecipeError
 from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, cut_stage, member_scope
-from s2ap_export.compose import compose
-from s2ap_export.trace import trace_purifier
+from s2ap_export.graph.compose import compose
+from s2ap_export.tracing.trace import trace_purifier
 from s2ap_train.adaptive import AdaptiveBudget
 from s2ap_train.data import ImageSet
 from s2ap_train.purifier import Purification, UNet, hadamard_bank

@@ -21,7 +21,7 @@ from tests.train.planted_defences import (
 )
 
 from s2ap_defend.model_file import open_model_file, write_model_file
-from s2ap_export.compose import compose
+from s2ap_export.graph.compose import compose
 from s2ap_train.data import ImageSet
 from s2ap_train.redteam.attacks.attack import Task
 from s2ap_train.redteam.checks.binarisation import binarisation

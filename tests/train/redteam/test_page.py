@@ -12,12 +12,11 @@ from tests.train.made_evaluation import MASKED, PASSED, WEAK, attack, gallery_it
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.types import Verdicts
-from s2ap_train.page import TableText, html_table
 from s2ap_train.redteam.gallery import gallery_of, verdict_in_words
 from s2ap_train.redteam.report.page import evaluation_page, write_page
 
 VOID = {"meta", "img", "br"}
-SECTIONS = ("attacks", "checks", "effort", "detector", "parts", "images", "threat", "reading", "configuration")
+SECTIONS = ("attacks", "checks", "effort", "detector", "parts", "images", "threat", "configuration")
 CLASSES = tuple("0123456789")
 
 
@@ -50,6 +49,11 @@ def read(page: str) -> Reader:
     return reader
 
 
+def said(text: str) -> str:
+    """Without line breaks."""
+    return " ".join(text.split())
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
     return evaluation_page(made_evaluation())
@@ -76,13 +80,15 @@ def test_every_section_is_there_and_linked(page):
 
 
 def test_what_a_hurried_reader_needs_stands_before_the_first_section(page):
-    top = read(page.partition("<section")[0] + "</body></html>").text
+    top = said(read(page.partition("<section")[0] + "</body></html>").text)
     for text in (
         "Measured, and no sanity check failed",
         "raises the cost of transfer and off-the-shelf attacks",
         "91.7%",
         "95 % interval 85.2% to 95.9%",
-        "against 97.5% for the same classifier without the defence",
+        "2.5% hold without the defence, under its own attacks",
+        "Attacked on 120 test images of digits with 12 attacks",
+        "the strongest know every weight and threshold",
         "one restart",
     ):
         assert text in top
@@ -124,19 +130,19 @@ def test_a_masked_defence_is_called_masked_before_its_figures():
 def test_what_limits_a_figure_stands_once_beside_it():
     found = made_evaluation()
     page = read(evaluation_page(found)).text
-    assert page.count("It falls by construction") == 1
-    assert page.index("LOWERS label accuracy") < page.index("not corrected for the number of pairs")
+    assert page.count("falls by construction") == 1
+    assert page.index("not corrected for the number of pairs") < page.index("LOWERS label accuracy")
     assert "not attacked for" not in page
     others = tuple(row for row in found.attacks if row.goal != "wrong label")
     tile = "get the right label under every attack, flagged or not (not attacked for)"
-    assert tile in read(evaluation_page(replace(found, attacks=others))).text
+    assert tile in said(read(evaluation_page(replace(found, attacks=others))).text)
 
 
 def test_what_was_not_measured_has_no_section():
     bare = made_evaluation(curves=None, detection=None, members_used={}, gallery=(), ablation=(), checks=())
     text = read(evaluation_page(bare))
     sections = [attributes["id"] for tag, attributes in text.tags if tag == "section"]
-    assert sections == ["attacks", "checks", "parts", "threat", "reading", "configuration"]
+    assert sections == ["attacks", "checks", "parts", "threat", "configuration"]
     assert "No sanity check was run" in text.text
 
 
@@ -144,7 +150,6 @@ def test_pictures_say_in_words_what_they_show(page):
     images = [attributes for tag, attributes in read(page).tags if tag == "img"]
     assert len(images) == 5 + 4 * 4  # plots, and four pictures of each of four examples
     assert all(image["alt"] for image in images)
-    assert any("33.3% at 0.3" in image["alt"] for image in images)
 
 
 def test_small_images_are_kept_exactly_and_the_difference_is_stretched_around_grey():
@@ -177,19 +182,15 @@ def test_images_of_other_channel_counts_are_shown_as_their_mean():
 
 def test_names_from_files_are_text_and_never_markup():
     evil = '"><script>alert(1)</script>'
-    evaluation = made_evaluation(gallery=(replace(gallery_item(0), label=evil, verdict=evil + "\u202e"),))
+    check = replace(PASSED, name=evil, meaning=evil)
+    row = replace(made_evaluation().ablation[0], name=evil, note=evil)
+    item = replace(gallery_item(0), label=evil, verdict=evil + "\u202e")
+    evaluation = made_evaluation(gallery=(item,), checks=(check,), ablation=(row,))
     options = replace(evaluation.configuration, model=evil, data=evil, recipe=evil, command=evil)
     reader = read(evaluation_page(replace(evaluation, configuration=options, not_run={"art-pgd": evil})))
     assert "script" not in {tag for tag, _ in reader.tags}
     assert "\u202e" not in reader.text
-    assert reader.text.count("<script>alert(1)</script>") >= 6
-
-
-def test_a_table_keeps_its_first_columns_to_the_left():
-    reader = read(html_table(TableText("t", ("a", "b", "c"), (("x", "y", "1"),), texts=2)))
-    cells = [attributes for tag, attributes in reader.tags if tag == "td"]
-    assert cells == [{}, {"class": "text"}, {}]
-    assert TableText("t", ("a", "b", "c"), (("x", "y", "1"),), texts=2).lines()[2] == "  x  y  1"
+    assert reader.text.count("<script>alert(1)</script>") >= 10
 
 
 def verdicts(label: list[int], base: list[int], flagged: list[int], abstained: list[int] | None = None) -> Verdicts:

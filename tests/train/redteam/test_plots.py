@@ -36,14 +36,6 @@ def test_what_was_not_measured_is_not_drawn():
     assert list(pictures(replace(empty, curves=curves))) == ["effort"]
 
 
-def test_the_eps_curve_is_told_in_words_point_by_point():
-    caption = eps_plot(made_evaluation().curves, 0.15).caption
-    assert "on 60 images" in caption
-    assert "100.0% at 0, 91.7% at 0.15, 33.3% at 0.3, 0.0% at 1." in caption
-    assert "falls by construction" in caption
-    assert "radii other than eps 0.15 were attacked far less" in caption
-
-
 def test_a_higher_curve_is_drawn_higher():
     def height_of_line(held: int) -> float:
         curves = replace(made_evaluation().curves, eps=(point(0.0, held), point(1.0, held)))
@@ -57,8 +49,8 @@ def test_a_higher_curve_is_drawn_higher():
 def test_one_of_two_effort_curves_may_be_missing():
     curves = replace(made_evaluation().curves, restarts=())
     picture = effort_plot(curves)
-    assert "steps: 96.7% at 1, 91.7% at 20." in picture.caption
-    assert "restarts" not in picture.caption
+    assert "on 60 images" in picture.caption
+    assert has(picture.content, "#0072B2")
 
 
 def test_roc_curves_are_those_that_are_detected_worst():
@@ -67,16 +59,17 @@ def test_roc_curves_are_those_that_are_detected_worst():
     many = tuple(
         replace(row, attack=f"attack-{number}", area=replace(row.area, value=0.9 - number / 100)) for number in range(8)
     )
-    caption = roc_plot(replace(detection, rows=many)).caption
-    assert "the 6 attacks that it detects worst" in caption
-    assert "attack-7 0.830" in caption
-    assert "attack-0" not in caption
+    picture = roc_plot(replace(detection, rows=many))
+    assert "the 6 attacks that it detects worst" in picture.caption
+    assert picture.content == roc_plot(replace(detection, rows=many[2:])).content
     assert "detects worst" not in roc_plot(detection).caption
 
 
-def test_members_are_told_for_clean_images_and_the_attacks_under_which_most_are_asked():
+def test_members_are_drawn_for_clean_images_and_the_attacks_under_which_most_are_asked():
     used = {"clean": (4, 6), "a": (7, 7), "b": (12, 12), "c": (5, 6), "d": (8, 8)}
-    assert "Means: clean 5.0, b 12.0, d 8.0, a 7.0." in members_plot(used).caption
+    without_c = {name: counts for name, counts in used.items() if name != "c"}
+    assert members_plot(used).content == members_plot(without_c).content
+    assert members_plot(used).content != members_plot({**used, "a": (7, 6)}).content
 
 
 def test_the_worst_case_is_told_by_what_broke_it_at_all_and_alone():
@@ -86,7 +79,6 @@ def test_the_worst_case_is_told_by_what_broke_it_at_all_and_alone():
     )
     none_alone = composition_plot(evaluation)
     assert "8 of 120 images" in none_alone.caption
-    assert "most by square 6, apgd-ce 4, clean 1." in none_alone.caption
     alone = composition_plot(replace(evaluation, worst_case=worst_case(8, {"square": 3})))
     dark = (pixels(alone.content) == [0x00, 0x72, 0xB2]).all(-1).sum()
     assert dark > 2 * (pixels(none_alone.content) == [0x00, 0x72, 0xB2]).all(-1).sum()  # the legend has one patch
@@ -98,12 +90,3 @@ def test_attacks_without_any_success_are_drawn_too(name):
         attacks=(attack("pgd", 0),), worst_case=worst_case(0, {}), members_used={"clean": (1,), "pgd": (1,)}
     )
     assert pixels(pictures(evaluation)[name].content).std() > 0
-
-
-def test_nothing_is_said_to_have_broken_most_where_nothing_broke_an_image():
-    found = made_evaluation()
-    unbroken = replace(found, clean=replace(found.clean, attack_success=0.0), worst_case=worst_case(0, {}))
-    none = composition_plot(replace(unbroken, attacks=(attack("pgd", 0),)))
-    assert "wrong without one. An attack" in none.caption
-    some = composition_plot(replace(unbroken, attacks=(attack("pgd", 0), attack("fgsm", 3))))
-    assert "; most by fgsm 3. An attack" in some.caption

@@ -13,7 +13,7 @@ from s2ap_train.hardening.train import silent_reporter
 from s2ap_train.models import SmallCNN
 from s2ap_train.recipe import load_recipe
 from s2ap_train.redteam.ablation.surrogates import BASE_WIDTH, train_surrogates, widened
-from s2ap_train.redteam.attacks.transfer import ATTACKS, margin_sum
+from s2ap_train.redteam.attacks.transfer import ATTACKS
 from s2ap_train.redteam.target import open_targets
 
 BASE, ENSEMBLE = ATTACKS
@@ -68,11 +68,6 @@ def test_the_ensemble_moves_where_its_members_agree():
     task = task_of(data, eps=EPS, budget=STEPS, surrogates=networks)
     assert target.system(ENSEMBLE.run(target, task).images, data.labels).success.all()
     assert not target.system(BASE.run(target, task).images, data.labels).success.any()
-
-
-def test_the_margin_is_the_largest_other_logit_less_the_labels():
-    logits = torch.tensor([[1.0, 4.0, 2.0], [3.0, -1.0, 0.5]])
-    assert margin_sum(logits, torch.tensor([1, 2])) == (2 - 4) + (3 - 0.5)
 
 
 def test_without_networks_of_its_own_there_is_nothing_to_transfer():

@@ -19,7 +19,7 @@ import torch
 
 from s2ap_train.models import SmallCNN
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import TrainingConfig, train_classifier
+from s2ap_train.training import Run, TrainingConfig, train_classifier
 
 NAME = "blocks.1.convolution.weight"
 CONFIG = TrainingConfig(
@@ -49,8 +49,8 @@ def run(folder, killed_at=None):
         return True
 
     result = train_classifier(
-        model, *images(80, 0), images(40, 1), CONFIG, seed=0, masks=masks, mask_update=swap,
-        snapshots=None if folder is None else Snapshots(folder, "settings"), on_epoch=lambda *seen_: seen.append(seen_),
+        model, *images(80, 0), images(40, 1), CONFIG, masks=masks, mask_update=swap,
+        run=Run(0, None, None if folder is None else Snapshots(folder, "settings"), lambda *seen_: seen.append(seen_)),
     )
     return model, masks, result, seen, steps
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models import SmallCNN
-from s2ap_train.training import CollapseWatch, TrainingConfig, accuracy, train_classifier
+from s2ap_train.training import CollapseWatch, Run, TrainingConfig, accuracy, train_classifier
 
 NATURAL = TrainingConfig(epochs=8, lr=0.05, batch_size=20, loss="natural", eps=0.0)
 
@@ -22,7 +22,7 @@ def train(after_epoch, *, config=NATURAL, model=None):
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
         after_epoch(epoch, images, labels)
 
-    result = train_classifier(model, images, labels, bars(40, seed=1), config, seed=0, on_epoch=on_epoch)
+    result = train_classifier(model, images, labels, bars(40, seed=1), config, run=Run(0, on_epoch=on_epoch))
     return model, result, weights
 
 
@@ -102,7 +102,7 @@ def test_an_epoch_that_tells_classes_apart_wins_against_one_that_always_says_the
     nn.init.zeros_(model[1].weight)
     nn.init.constant_(model[1].bias[:1], 5.0)
     config = TrainingConfig(epochs=6, lr=0.02, batch_size=20, eps=0.45, attack_steps=1, attack_step_size=0.01)
-    result = train_classifier(model, images[labels < 2], labels[labels < 2], validation, config, seed=0)
+    result = train_classifier(model, images[labels < 2], labels[labels < 2], validation, config, run=Run(0))
     first, kept = result.history[0], result.history[result.best_epoch]
     assert first["largest_class_share"] == 1.0
     assert first["validation_robust_accuracy"] > 0.5 > kept["validation_robust_accuracy"]

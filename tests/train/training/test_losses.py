@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models import SmallCNN
-from s2ap_train.training import TrainingConfig, adversarial_examples, robust_loss, start_noise, train_classifier
+from s2ap_train.training import Run, TrainingConfig, adversarial_examples, robust_loss, start_noise, train_classifier
 from s2ap_train.training.losses import kl_divergence, runner_up_margin
 
 ROBUST = ("pgd", "trades", "mart")
@@ -188,7 +188,7 @@ def test_the_ascent_of_weight_perturbation_leaves_statistics_alone_for_every_los
     plain, perturbed = network(), network()
     for model, radius in ((plain, 0.0), (perturbed, 0.05)):
         settings = config(loss, epochs=1, batch_size=10, attack_steps=1, validation_steps=1, weight_radius=radius)
-        train_classifier(model, x, y, (x, y), settings, seed=0)
+        train_classifier(model, x, y, (x, y), settings, run=Run(0))
         assert model.each_block()[0].norm.num_batches_tracked == 4 * passes
     assert not torch.equal(plain.classifier.weight, perturbed.classifier.weight)
 

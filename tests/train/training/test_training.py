@@ -10,6 +10,7 @@ from s2ap_train.models.weight_average import WeightAverage
 from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import (
     EpochChoice,
+    Run,
     TrainingConfig,
     accuracy,
     robust_accuracy,
@@ -22,9 +23,10 @@ def small(seed=0):
     return SmallCNN(classes=4, widths=(6, 8), pool_after=(0, 1), seed=seed)
 
 
-def train(config, *, model=None, seed=0, **more):
+def train(config, *, model=None, seed=0, snapshots=None, on_epoch=None, **more):
     model = model or small()
-    result = train_classifier(model, *bars(), bars(40, seed=1), config, seed=seed, **more)
+    run = Run(seed, snapshots=snapshots, on_epoch=on_epoch)
+    result = train_classifier(model, *bars(), bars(40, seed=1), config, run=run, **more)
     return model, result
 
 
@@ -81,8 +83,7 @@ def test_the_kept_weights_are_those_of_the_chosen_epoch():
         *bars(),
         bars(40, seed=1),
         NATURAL,
-        seed=0,
-        on_epoch=lambda epoch, record: seen.append((epoch, model.classifier.weight.detach().clone(), dict(record))),
+        run=Run(0, on_epoch=lambda n, record: seen.append((n, model.classifier.weight.detach().clone(), dict(record)))),
     )
     assert [epoch for epoch, _, _ in seen] == [0, 1, 2, 3]
     assert [record for _, _, record in seen] == list(result.history)

@@ -95,7 +95,7 @@ class EvidenceSurrogate:
             members: Log-probabilities of the first members [k, N, K], k at most n.
             label: Base labels [N].
             leaking: Whether members that agree, all of whose scores are zero where the evidence is the margin, differ
-                by how firmly they do: by less than 2 % of what they can say. Who wants evidence needs that slope.
+                by how firmly they do: by less than 2 % of what they can say. A search for evidence needs it.
         """
         ratio = self._increments(members, label)
         if leaking and self._evidence == "margin":

@@ -16,7 +16,7 @@ flag on an image that the classifier gets right | as many members asked as possi
 
 
 def scores(goal: Goal, outcome: Outcome, labels: Int64) -> Float64:
-    """How far the attacker is from his goal [N]: negative exactly where it is reached. Larger is further away.
+    """How far the attacker is from its goal [N]: negative exactly where it is reached. Larger is further away.
 
     'mislead': the outcome's own score. 'wrong label': the same until the label is wrong. 'false alarm': RIGHT less the
     evidence in nats, while the classifier keeps the true label. 'slow down': members that were not asked.
@@ -48,7 +48,7 @@ def scores(goal: Goal, outcome: Outcome, labels: Int64) -> Float64:
 
 
 def reached(goal: Goal, outcome: Outcome, labels: Int64, base_right: Bool | None = None) -> Bool:
-    """Images where the attacker reached his goal [N].
+    """Images where the attacker reached its goal [N].
 
     Args:
         goal: The goal; 'slow down' is reached where every member that the test can ask was asked.

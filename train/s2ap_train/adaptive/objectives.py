@@ -105,23 +105,15 @@ def targeted_agreement_objective(members: int | None = None) -> Objective:
 def evidence_objective(surrogate: EvidenceSurrogate, *, weight: float = 1.0, slack: float = 0.2) -> Objective:
     """Objective (c): the classifier says t, and the evidence stays below the alarm.
 
-    Both parts are hinges with some slack, so the gradient serves whichever is not reached yet (after Bryniarski et
+    Both terms are hinges with some slack, so the gradient serves whichever is not reached yet (after Bryniarski et
     al. 2021, arXiv 2106.15023); a little agreement keeps a direction where both are flat.
 
     Args:
         surrogate: Of the sequential test.
         weight: Of the evidence, against nats of the classifier's margin.
-        slack: Nats by which both parts are exceeded.
+        slack: Nats by which both terms are exceeded.
     """
-
-    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
-        if m is None:
-            return targeted_margin(c, t)
-        wrong = (targeted_margin(c, t) + slack).clamp_min(0.0)
-        alarm = (surrogate.excess(m, t) + slack).clamp_min(0.0)
-        return wrong + weight * alarm + 0.05 * targeted_margin(mean_log_probability(c, m), t)
-
-    return Objective(f"evidence x{weight:g}", None, loss)
+    return _unflagged(f"evidence x{weight:g}", None, surrogate.excess, weight, slack)
 
 
 def bypass_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float = 0.2) -> Objective:
@@ -132,17 +124,9 @@ def bypass_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float
     Args:
         surrogate: Of the sequential test.
         members: How many are asked.
-        slack: Nats by which both parts are exceeded.
+        slack: Nats by which both terms are exceeded.
     """
-
-    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
-        if m is None:
-            return targeted_margin(c, t)
-        wrong = (targeted_margin(c, t) + slack).clamp_min(0.0)
-        clean = (surrogate.until_clean(m, t) + slack).clamp_min(0.0)
-        return wrong + clean + 0.05 * targeted_margin(mean_log_probability(c, m), t)
-
-    return Objective(f"bypass after {members}", members, loss)
+    return _unflagged(f"bypass after {members}", members, surrogate.until_clean, 1.0, slack)
 
 
 def vote_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float = 0.2) -> Objective:
@@ -151,7 +135,7 @@ def vote_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float =
     Args:
         surrogate: Of the sequential test.
         members: How many vote.
-        slack: Nats by which every part is exceeded.
+        slack: Nats by which every term is exceeded.
     """
 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:
@@ -174,7 +158,7 @@ def alarm_objective(surrogate: EvidenceSurrogate, *, slack: float = 0.2, keep: f
     Args:
         surrogate: Of the sequential test.
         slack: Nats by which the alarm is exceeded, and four times those that the classifier keeps.
-        keep: Weight of the classifier's part: it holds on clean images and is nothing to trade.
+        keep: Weight of the classifier's term: it holds on clean images and is nothing to trade.
     """
 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
@@ -204,6 +188,21 @@ def delay_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float 
         return ((beyond + slack).clamp_min(0.0) + 0.05 * softsign(beyond)).mean(0)
 
     return Objective(f"delay until {members}", members - 1, loss)
+
+
+def _unflagged(
+    name: str, members: int | None, gap: Callable[[Tensor, Tensor], Tensor], weight: float, slack: float
+) -> Objective:
+    """The classifier says t, and the gap of the members' evidence is closed, (m, t) -> nats [N]."""
+
+    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
+        if m is None:
+            return targeted_margin(c, t)
+        wrong = (targeted_margin(c, t) + slack).clamp_min(0.0)
+        flagged = (gap(m, t) + slack).clamp_min(0.0)
+        return wrong + weight * flagged + 0.05 * targeted_margin(mean_log_probability(c, m), t)
+
+    return Objective(name, members, loss)
 
 
 def _best_other(log_probabilities: Tensor, label: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which descents an attacker who knows everything runs, in which order."""
+"""Which descents an attacker that knows everything runs, in which order."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,7 @@ from s2ap_train.adaptive.objectives import (
     evidence_objective,
     targeted_agreement_objective,
 )
-from s2ap_train.adaptive.views import Path
+from s2ap_train.purifier.gradient_path import GradientPath
 
 __all__ = ["Descent", "Start", "bare_plan", "defended_plan", "first_accepting"]
 
@@ -35,7 +35,7 @@ class Descent:
     """
 
     objective: Objective
-    path: Path
+    path: GradientPath
     start: Start
     target: int | None = None
 

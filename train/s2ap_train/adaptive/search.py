@@ -1,4 +1,4 @@
-"""The attacker who knows everything: gradients through the exact unrolled purifier, classifier and members.
+"""The attacker that knows everything: gradients through the exact unrolled purifier, classifier and members.
 
 Several descents with different objectives, gradients and starts; after every few steps the iterates are put to the
 system under attack itself, and per sample whatever succeeded there is kept. A sample that is broken is not attacked
@@ -20,14 +20,13 @@ from s2ap_train.adaptive.goals import Goal, scores
 from s2ap_train.adaptive.plans import Descent, Start, bare_plan, defended_plan
 from s2ap_train.adaptive.regions import Norm, Region, ball_around
 from s2ap_train.adaptive.systems import System
-from s2ap_train.adaptive.views import Path, View, bare_view, twin_view
+from s2ap_train.adaptive.views import View, bare_view, twin_view
 from s2ap_train.data import ImageSet
 
 __all__ = [
     "AdaptiveBudget",
     "AdaptiveResult",
     "Descent",
-    "Path",
     "Search",
     "Start",
     "View",
@@ -65,7 +64,7 @@ def adaptive_attack(
     norm: Norm = "linf",
     goal: Goal = "mislead",
 ) -> AdaptiveResult:
-    """Attack every image until the attacker has what he wants of it or the plan is done.
+    """Attack every image until the attacker has what it wants of it or the plan is done.
 
     Args:
         system: What is attacked; it alone says what succeeded.
@@ -91,8 +90,8 @@ def adaptive_attack(
         for number, descent in enumerate(runs):
             before = int(search.broken.sum())
             noise = _uniform(data.images.shape, seed + 7919 * number)
-            parts = _parts(np.flatnonzero(~search.broken), workers, budget.batch)
-            for _ in pool.map(lambda rows, d=descent, n=noise: search.run(d, view, rows, n[rows], budget), parts):
+            batches = _batches(np.flatnonzero(~search.broken), workers, budget.batch)
+            for _ in pool.map(lambda rows, d=descent, n=noise: search.run(d, view, rows, n[rows], budget), batches):
                 pass
             broken_by[descent.name] = broken_by.get(descent.name, 0) + int(search.broken.sum()) - before
             if on_progress is not None:
@@ -128,7 +127,7 @@ class Search:
 
     @property
     def broken(self) -> Bool:
-        """Samples where the attacker has what he wants [N]."""
+        """Samples where the attacker has what it wants [N]."""
         return np.asarray(self.score < 0.0)
 
     def offer(self, images: Float32) -> int:
@@ -201,10 +200,10 @@ def likeliest_wrong(view: View, images: Tensor, labels: Tensor, rank: int) -> Te
     return order[:, min(rank, mean.shape[1] - 2)]
 
 
-def _parts(rows: Int64, workers: int, batch: int) -> list[Tensor]:
-    """Rows in parts of at most `batch`, as many parts as there are workers where that leaves enough to do in each."""
+def _batches(rows: Int64, workers: int, batch: int) -> list[Tensor]:
+    """Rows in batches of at most `batch`, as many as there are workers where that leaves enough to do in each."""
     count = max(-(-len(rows) // batch), min(workers, len(rows) // _WORTH_A_WORKER), 1)
-    return [torch.from_numpy(part) for part in np.array_split(rows, count) if len(part)]
+    return [torch.from_numpy(one) for one in np.array_split(rows, count) if len(one)]
 
 
 def _uniform(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -1,5 +1,6 @@
 """What is attacked: the defended file as it is served, and the bare classifier that is inside it."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_defend.types import Float32, Float64, Int64, Verdicts
+from s2ap_train.attacks.right_images import label_margin
 from s2ap_train.statistics.outcome import Outcome
 
 RIGHT = 1e3
@@ -28,12 +30,17 @@ class System(Protocol):
         """Outcome for images [N, C, H, W] whose true labels [N] the attacker knows."""
 
 
+def score_of(system: System) -> Callable[[Float32, Int64], Float64]:
+    """What a black-box search lowers: the score of a system's outcomes."""
+    return lambda images, labels: system(images, labels).score
+
+
 class DefendedSystem:
     """The defended file, run by the runtime that serves it.
 
     Args:
         classifier: The loaded file.
-        workers: Parts of a batch that are evaluated side by side; start the classifier with one thread then.
+        workers: Threads that share a batch; start the classifier with one thread then.
     """
 
     def __init__(self, classifier: DefendedClassifier, *, workers: int = 1) -> None:
@@ -45,8 +52,8 @@ class DefendedSystem:
     def __call__(self, images: Float32, labels: Int64) -> Outcome:
         """Outcome of the served verdicts."""
         count = max(-(-len(images) // _BATCH), min(self._workers, len(images) // _WORTH_A_WORKER), 1)
-        parts = list(self._pool.map(self._classifier, np.array_split(images, count)))
-        return judge(Verdicts.concatenate(parts), labels, self._test)
+        verdicts = list(self._pool.map(self._classifier, np.array_split(images, count)))
+        return judge(Verdicts.concatenate(verdicts), labels, self._test)
 
 
 class BareSystem:
@@ -70,7 +77,7 @@ def never_flagged(log_probabilities: Float32, labels: Int64) -> Outcome:
         labels: True labels [N].
     """
     label = log_probabilities.argmax(axis=1)
-    margin = _margin(log_probabilities.astype(np.float64), labels)
+    margin = label_margin(log_probabilities.astype(np.float64), labels)
     score = np.where(label != labels, np.minimum(margin, -_FLOOR), np.maximum(margin, _FLOOR))
     nothing = np.zeros(len(labels), dtype=np.int64)
     never = nothing.astype(bool)
@@ -100,7 +107,7 @@ def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
         test: The sequential test; its boundaries tell how far the evidence has to fall.
     """
     success = ~verdicts.adversarial & ~verdicts.abstained & (verdicts.label != labels)
-    margin = _margin(np.log(np.maximum(verdicts.probabilities.astype(np.float64), _FLOOR)), labels)
+    margin = label_margin(np.log(np.maximum(verdicts.probabilities.astype(np.float64), _FLOOR)), labels)
     stop = np.clip(verdicts.members_used, 1, test.members) - 1
     boundary = np.where(np.isfinite(test.upper[stop]), test.upper[stop], min(test.final_threshold, RIGHT / 2))
     boundary = np.where(verdicts.abstained & ~verdicts.adversarial, test.lower[stop], boundary)
@@ -128,11 +135,3 @@ def most_asked(test: SequentialTest) -> int:
     closed = np.flatnonzero(test.closed)
     decided = int(closed[0]) + 1 if len(closed) else test.members
     return max(decided, test.vote_members if test.correct else 0)
-
-
-def _margin(log_probabilities: Float64, labels: Int64) -> Float64:
-    """Log-probability of the true label less that of the best other label [N], in nats."""
-    rows = np.arange(len(labels))
-    others = log_probabilities.copy()
-    others[rows, labels] = -np.inf
-    return np.asarray(log_probabilities[rows, labels] - others.max(axis=1))

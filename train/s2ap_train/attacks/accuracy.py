@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from s2ap_train.attacks.pgd import pgd
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.models.modes import device_of, evaluation_mode
 
 Array = Tensor | np.ndarray
 
@@ -58,8 +58,7 @@ def _fraction_right(
     attack: Callable[[Tensor, Tensor], Tensor],
     batch_size: int,
 ) -> float:
-    device = next(model.parameters()).device if isinstance(model, nn.Module) else torch.device("cpu")
-    all_images, all_labels = on_device(device, images, labels)
+    all_images, all_labels = on_device(device_of(model), images, labels)
     right = 0
     with evaluation_mode(model):
         for start in range(0, len(all_images), batch_size):

@@ -73,11 +73,11 @@ def hop_skip_jump(
         raise ValueError(f"hop_skip_jump needs at least one query, found {queries}")
     found, distance = images.copy(), np.full(len(images), np.inf)
     asked = np.zeros(len(images), dtype=np.int64)
-    for part in _parts(len(images), images[0].size if len(images) else 1, queries):
-        walk = _Walk(decision, images, starts, part, norm=norm, queries=queries, radius=radius)
+    for rows in _batches(len(images), images[0].size if len(images) else 1, queries):
+        walk = _Walk(decision, images, starts, rows, norm=norm, queries=queries, radius=radius)
         if walk.started.any():
-            walk.run(seed + int(part[0]))
-        found[part], distance[part], asked[part] = walk.best, walk.distance, walk.asked
+            walk.run(seed + int(rows[0]))
+        found[rows], distance[rows], asked[rows] = walk.best, walk.distance, walk.asked
     return Nearest(found, distance, asked)
 
 
@@ -86,8 +86,8 @@ def gradient_questions(queries: int) -> int:
     return max(8, min(100, queries // 25))
 
 
-def _parts(count: int, size: int, queries: int) -> list[Int64]:
-    """Rows in parts whose noise fits into memory; late gradients ask some four times as many questions."""
+def _batches(count: int, size: int, queries: int) -> list[Int64]:
+    """Rows in batches whose noise fits into memory; late gradients ask some four times as many questions."""
     at_once = max(1, _NUMBERS_AT_ONCE // (4 * gradient_questions(queries) * size))
     return [np.arange(start, min(start + at_once, count)) for start in range(0, count, at_once)]
 
@@ -97,7 +97,7 @@ class _SpentError(Exception):
 
 
 class _Walk:
-    """The images of one part on their way, and the answers that they got."""
+    """The images of one batch on their way, and the answers that they got."""
 
     def __init__(
         self,

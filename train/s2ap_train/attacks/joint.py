@@ -1,24 +1,23 @@
-"""Classifier and members as one network: what an attacker who knows the ensemble climbs."""
+"""Classifier and members as one network: what an attacker that knows the ensemble climbs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-Network = Callable[[Tensor], Tensor]
-"""Images [N, C, H, W] in [0, 1] -> logits [N, K], in evaluation mode."""
+from s2ap_train.attacks.right_images import Classifier
 
 
-def joint_network(classifier: Network, members: Sequence[Network]) -> Network:
+def joint_network(classifier: Classifier, members: Sequence[Classifier]) -> Classifier:
     """Images [N, C, H, W] -> mean of the classifier's log-probabilities and the members' mean ones [N, K].
 
     Half the weight is the classifier's: an attacker gains nothing as long as it is right. Raising the cross-entropy of
     the label against this network is the joint attack.
 
     Args:
-        classifier: The network that is defended.
+        classifier: The network that is defended, in evaluation mode like the members.
         members: The members that the attacker knows; without any, the classifier's log-probabilities are all.
     """
 

@@ -105,8 +105,8 @@ def probe(classifier: Classifier, images: Tensor, probed: Tensor, labels: Tensor
     """
     scores = torch.full(positions.shape, math.inf, device=images.device)
     row, up, across = positions.nonzero(as_tuple=True)
-    for part in torch.split(torch.arange(len(row), device=images.device), _QUERIES_AT_ONCE):
-        n, h, w = row[part], up[part], across[part]
+    for batch in torch.split(torch.arange(len(row), device=images.device), _QUERIES_AT_ONCE):
+        n, h, w = row[batch], up[batch], across[batch]
         queries = images[n]
         queries[torch.arange(len(n), device=n.device), :, h, w] = probed[n, :, h, w]
         with torch.no_grad():

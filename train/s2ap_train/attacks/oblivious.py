@@ -1,4 +1,4 @@
-"""Attacks on the bare classifier by an attacker who does not know of the defence (foolbox).
+"""Attacks on the bare classifier by an attacker that does not know of the defence (foolbox).
 
 Unlike those of `s2ap_train.attacks.catalogue` they attack every image, also one that the classifier gets wrong: the
 defended file may get it right.
@@ -43,12 +43,12 @@ def pgd(classifier: Classifier, data: ImageSet, *, eps: float, seed: int) -> Flo
 
 
 def _run(attack: Any, classifier: Classifier, data: ImageSet, *, eps: float, seed: int) -> Float32:  # noqa: ANN401
-    parts = []
+    found = []
     # foolbox draws from the global generator, which is given back untouched, and would leave gradients in weights
     with evaluation_mode(classifier), weights_frozen(classifier), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for start in range(0, len(data), BATCH):
-            part = data.subset(slice(start, start + BATCH))
-            x, y = torch.from_numpy(part.images), torch.from_numpy(part.labels)
-            parts.append(run_foolbox(attack, classifier, x, y, eps=eps))
-    return project(torch.cat(parts).numpy(), data.images, eps)
+            batch = data.subset(slice(start, start + BATCH))
+            x, y = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
+            found.append(run_foolbox(attack, classifier, x, y, eps=eps))
+    return project(torch.cat(found).numpy(), data.images, eps)

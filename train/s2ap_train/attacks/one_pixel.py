@@ -108,9 +108,9 @@ def pixel_search(
     attacked = images.copy()
     rows = np.flatnonzero(score(images, labels) >= 0.0) if len(images) else np.zeros(0, dtype=np.int64)
     for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        x, y = torch.from_numpy(images[part]), torch.from_numpy(labels[part])
-        attacked[part] = _evolve(judge, x, y, pixels, population, generations, factor, generator).numpy()
+        batch = rows[start : start + batch_size]
+        x, y = torch.from_numpy(images[batch]), torch.from_numpy(labels[batch])
+        attacked[batch] = _evolve(judge, x, y, pixels, population, generations, factor, generator).numpy()
     return attacked
 
 
@@ -224,10 +224,10 @@ def _judged(judge: _Judge, images: Tensor, labels: Tensor, candidates: Tensor) -
     """Fitness and success of each candidate: both [N, P]."""
     count, size = candidates.shape[:2]
     fitness, won = [], []
-    per_part = max(1, _QUERIES_AT_ONCE // count)
-    for part in torch.split(candidates, per_part, dim=1):
-        painted = paint(images, part).flatten(0, 1)
-        found, beaten = judge(painted, labels[:, None].expand(-1, part.shape[1]).flatten())
+    at_once = max(1, _QUERIES_AT_ONCE // count)
+    for batch in torch.split(candidates, at_once, dim=1):
+        painted = paint(images, batch).flatten(0, 1)
+        found, beaten = judge(painted, labels[:, None].expand(-1, batch.shape[1]).flatten())
         fitness.append(found.reshape(count, -1))
         won.append(beaten.reshape(count, -1))
     return torch.cat(fitness, dim=1).reshape(count, size), torch.cat(won, dim=1)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_defend.errors import InputError
-from s2ap_defend.types import Bool, Float32, Int64
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_defend.types import Bool, Float32, Float64, Int64
+from s2ap_train.models.modes import device_of, evaluation_mode
 
 Classifier = Callable[[Tensor], Tensor]
 """Images [N, C, H, W] in [0, 1] -> logits or log-probabilities [N, K]; the normalisation of pixels is inside."""
@@ -47,9 +47,9 @@ def attack_right_images(
     device = device_of(classifier)
     with evaluation_mode(classifier), weights_frozen(classifier):
         for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            x, y = torch.from_numpy(images[part]).to(device), torch.from_numpy(labels[part]).to(device)
-            attacked[part] = attack(x, y).detach().clamp(0, 1).cpu().numpy()
+            batch = rows[start : start + batch_size]
+            x, y = torch.from_numpy(images[batch]).to(device), torch.from_numpy(labels[batch]).to(device)
+            attacked[batch] = attack(x, y).detach().clamp(0, 1).cpu().numpy()
     return attacked
 
 
@@ -59,10 +59,18 @@ def classified_right(classifier: Classifier, images: Float32, labels: Int64, *, 
     right = np.zeros(len(labels), dtype=bool)
     with torch.no_grad(), evaluation_mode(classifier):
         for start in range(0, len(images), batch_size):
-            part = slice(start, start + batch_size)
-            found = classifier(torch.from_numpy(images[part]).to(device)).argmax(1)
-            right[part] = found.cpu().numpy() == labels[part]
+            batch = slice(start, start + batch_size)
+            found = classifier(torch.from_numpy(images[batch]).to(device)).argmax(1)
+            right[batch] = found.cpu().numpy() == labels[batch]
     return right
+
+
+def label_margin(logits: Float64, labels: Int64) -> Float64:
+    """Logit, or log-probability, of the label less the largest other [N], of logits [N, K]."""
+    rows = np.arange(len(labels))
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    return np.asarray(logits[rows, labels] - others.max(axis=1))
 
 
 @contextmanager
@@ -82,15 +90,7 @@ def weights_frozen(classifier: object) -> Iterator[None]:
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
     """A function of images [N, ...] without gradients, asked for `batch_size` images at a time."""
     with torch.no_grad():
-        return torch.cat([function(part) for part in torch.split(images, batch_size)])
-
-
-def device_of(classifier: object) -> torch.device:
-    """Where a module's parameters are; the CPU for a plain function."""
-    if not isinstance(classifier, nn.Module):
-        return torch.device("cpu")
-    parameter = next(classifier.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+        return torch.cat([function(batch) for batch in torch.split(images, batch_size)])
 
 
 def check_images(images: Float32, labels: Int64) -> None:

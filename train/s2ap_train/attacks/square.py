@@ -11,8 +11,8 @@ from torch import Tensor
 
 from s2ap_defend.types import Float32, Float64, Int64
 from s2ap_train.attacks.budget import project
-from s2ap_train.attacks.right_images import BATCH, Classifier, check_images, device_of, in_batches
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.attacks.right_images import BATCH, Classifier, check_images, in_batches, label_margin
+from s2ap_train.models.modes import device_of, evaluation_mode
 
 Score = Callable[[Float32, Int64], Float64]
 """Images [N, C, H, W] and labels [N] -> what the attacker lowers [N]; below 0 it has won."""
@@ -43,21 +43,38 @@ def square(
         InputError: If images and labels are not as stated.
     """
     check_images(images, labels)
+    with evaluation_mode(classifier):
+        score = margin_score(classifier, batch_size=batch_size)
+        return project(square_search(score, images, labels, eps=eps, queries=queries, seed=seed), images, eps)
+
+
+def margin_score(classifier: Classifier, *, batch_size: int = BATCH) -> Score:
+    """Logit of the label less the largest other; below 0 exactly where another label is answered, ties too.
+
+    Args:
+        classifier: Images [N, C, H, W] in [0, 1] -> logits [N, K], in evaluation mode.
+        batch_size: Images asked at once.
+    """
     device = device_of(classifier)
 
-    def margin(asked: Float32, labels: Int64) -> Float64:
-        logits = in_batches(classifier, torch.from_numpy(asked).to(device), batch_size).double().cpu().numpy()
-        rows = np.arange(len(labels))
-        own = logits[rows, labels]
-        wrong = logits.argmax(1) != labels
-        logits[rows, labels] = -np.inf
-        return np.asarray(np.where(wrong, np.minimum(own - logits.max(1), -1e-6), own - logits.max(1)))
+    def score(images: Float32, labels: Int64) -> Float64:
+        logits = in_batches(classifier, torch.from_numpy(images).to(device), batch_size).double().cpu().numpy()
+        margin = label_margin(logits, labels)
+        return np.where(logits.argmax(1) != labels, np.minimum(margin, -1e-6), margin)
 
-    with evaluation_mode(classifier):
-        return project(square_search(margin, images, labels, eps=eps, queries=queries, seed=seed), images, eps)
+    return score
 
 
-def square_search(score: Score, images: Float32, labels: Int64, *, eps: float, queries: int, seed: int) -> Float32:
+def square_search(
+    score: Score,
+    images: Float32,
+    labels: Int64,
+    *,
+    eps: float,
+    queries: int,
+    seed: int,
+    batch_size: int | None = None,
+) -> Float32:
     """Attacked images [N, C, H, W] after a random search of square patches; those that score below 0 stay.
 
     Andriushchenko et al. 2020 (arXiv 1912.00049), as in pyautoattack, with any score instead of the margin.
@@ -69,6 +86,7 @@ def square_search(score: Score, images: Float32, labels: Int64, *, eps: float, q
         eps: l_inf budget, pixels in [0, 1].
         queries: Queries per image.
         seed: Of the search.
+        batch_size: Images that share their squares and are searched together; None: all.
     """
     attacked = images.copy()
     if queries < 1 or len(images) == 0:
@@ -77,12 +95,13 @@ def square_search(score: Score, images: Float32, labels: Int64, *, eps: float, q
     if len(rows) == 0:
         return attacked
     attack = _ByScore(score, eps=eps, queries=queries, seed=seed)
-    x, y = torch.from_numpy(images[rows]), torch.from_numpy(labels[rows])
-    attack.init_hyperparam(x)
     with torch.random.fork_rng(devices=[]):  # the library draws from the global generator: it is given back untouched
         torch.manual_seed(seed)
-        _, found = attack.attack_single_run(x, y)
-    attacked[rows] = found.numpy()
+        size = batch_size or len(rows)
+        for batch in (rows[start : start + size] for start in range(0, len(rows), size)):
+            x, y = torch.from_numpy(images[batch]), torch.from_numpy(labels[batch])
+            attack.init_hyperparam(x)
+            attacked[batch] = attack.attack_single_run(x, y)[1].numpy()
     return attacked
 
 

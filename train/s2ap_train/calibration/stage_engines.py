@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
-from s2ap_defend.engines.onnxruntime import Device, OnnxRuntimeEngine
+from s2ap_defend.engines import Device
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32, Float64, Int64

@@ -55,7 +55,7 @@ def score_model(
     report.html; `s2ap-defend harden RECIPE --work-dir FOLDER` with the same settings goes on from there. Every epoch is
     kept: after an interruption the same command goes on where it stopped.
     """
-    from s2ap_defend.model_file import check_writable
+    from s2ap_defend.files import check_writable
     from s2ap_train.compute import launch
     from s2ap_train.hardening.score_model import METRICS_FILE
     from s2ap_train.purifier.score_report import FILES, error_table
@@ -77,11 +77,14 @@ def _run(compute: "Compute", settings: "ScoreRecipe", output: Path, samples: int
     from contextlib import nullcontext
 
     from s2ap_defend.errors import RecipeError
-    from s2ap_train.hardening.score_model import report_score_model, score_model_part
+    from s2ap_train.compute.threads import one_thread
+    from s2ap_train.hardening.score_model import (
+        report_score_model,
+        score_model_part,
+    )
     from s2ap_train.recipe.key import DECIDING
     from s2ap_train.storage.lock import locked_folder
     from s2ap_train.storage.parts import PartStore
-    from s2ap_train.threads import one_thread
 
     reporter = Reporter(Console() if compute.is_main else Console(file=io.StringIO()))
     with reporter.step("data", 1) as loading:

@@ -21,8 +21,8 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from s2ap_defend.errors import DefendError, RecipeError
-from s2ap_train.compute.launch import ComputeSettings
 from s2ap_train.compute.process import Compute, LostProcessError
+from s2ap_train.compute.settings import ComputeSettings
 
 R = TypeVar("R")
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from s2ap_train.ensemble.channel_families import ChannelFamily
 from s2ap_train.ensemble.family import MemberFamily
 from s2ap_train.ensemble.lottery_ticket import LotteryTicketFamily
-from s2ap_train.ensemble.mutation_family import MutationFamily
+from s2ap_train.ensemble.mutation import MutationFamily
 from s2ap_train.ensemble.pruned import PrunedFamily
 
 Family = Annotated[PrunedFamily | ChannelFamily | LotteryTicketFamily | MutationFamily, Field(discriminator="family")]

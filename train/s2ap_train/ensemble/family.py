@@ -6,49 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from s2ap_defend.manifest import Seeds
-from s2ap_train.attacks.accuracy import Array
-from s2ap_train.compute import LOCAL, Compute
-from s2ap_train.models import Classifier, check_table, create
+from s2ap_train.models import Classifier, ModelTable
 from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.settings import placed
-from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import OnEpoch
-
-ModelTable = Annotated[str | dict[str, Any], AfterValidator(check_table)]
-"""A network: its name, `name` and arguments, or package.module:factory; their values are checked when it is made."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What members are trained on, and where.
-
-    Attributes:
-        images: Training images, float32 [N, C, H, W] in [0, 1].
-        labels: Their labels, int64 [N].
-        validation: Images and labels for every choice; never the test set.
-        classes: Number of classes K.
-        compute: Device and precision.
-    """
-
-    images: Array
-    labels: Array
-    validation: tuple[Array, Array]
-    classes: int
-    compute: Compute = LOCAL
-
-    @property
-    def arrays(self) -> tuple[Array, Array, tuple[Array, Array]]:
-        """Images, labels and the validation set, in the order of `train_classifier`."""
-        return self.images, self.labels, self.validation
-
-    def create(self, model: ModelTable, seed: int) -> Classifier:
-        """A new network for these images."""
-        _, channels, height, width = self.images.shape
-        return create(model, (int(channels), int(height), int(width)), self.classes, seed)
+from s2ap_train.training import Run, TrainingData
 
 
 @dataclass(frozen=True)
@@ -133,19 +98,15 @@ class MemberFamily(BaseModel):
         data: TrainingData,
         base: Base,
         *,
-        seed: int,
-        snapshots: Snapshots | None = None,
-        on_epoch: OnEpoch | None = None,
+        run: Run,
     ) -> Fitted:
         """Train member `number`.
 
         Args:
             number: From 0; the same seed and number give the same member on one machine.
-            data: What to train on, and where.
+            data: What to train on.
             base: The plain network.
-            seed: Of everything random.
-            snapshots: Where every epoch is kept; training goes on from there.
-            on_epoch: Called after each epoch.
+            run: The seed is of everything random.
 
         Raises:
             RecipeError: If a setting cannot be trained.

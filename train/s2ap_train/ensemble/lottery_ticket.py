@@ -9,12 +9,11 @@ from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Seeds
-from s2ap_train.ensemble.family import Base, Fitted, MemberFamily, ModelTable, TrainingData
-from s2ap_train.models import Classifier
+from s2ap_train.ensemble.family import Base, Fitted, MemberFamily
+from s2ap_train.models import Classifier, ModelTable
 from s2ap_train.pruning.magnitude import Scope, check_magnitude, magnitude_masks
 from s2ap_train.pruning.scores import prunable_weights, weight_counts
-from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import OnEpoch, Training, TrainingConfig, apply_masks, train_classifier
+from s2ap_train.training import Run, Training, TrainingConfig, TrainingData, apply_masks, train_classifier
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,7 @@ def lottery_ticket(
     data: TrainingData,
     config: LotteryTicket,
     *,
-    seed: int,
-    snapshots: Snapshots | None = None,
-    on_epoch: OnEpoch | None = None,
+    run: Run,
 ) -> Ticket:
     """Draw a network, train it shortly, keep its largest weights, rewind them to their first values, train to the end.
 
@@ -79,39 +76,20 @@ def lottery_ticket(
 
     Args:
         model: The network's table.
-        data: What to train on, and where.
+        data: What to train on.
         config: Mask and trainings.
-        seed: Of the initial weights and of the order of both trainings.
-        snapshots: Where every epoch is kept.
-        on_epoch: Called after each epoch of both trainings.
+        run: The seed is of the initial weights and of the order of both trainings.
 
     Raises:
         RecipeError: If the network cannot be trained or pruned so.
     """
-    dense = data.compute.place(data.create(model, seed))
-    searched = train_classifier(
-        dense,
-        *data.arrays,
-        config.search,
-        seed=seed,
-        compute=data.compute,
-        snapshots=None if snapshots is None else snapshots.child("search"),
-        on_epoch=on_epoch,
-    )
+    dense = run.place(data.create(model, run.seed))
+    searched = train_classifier(dense, *data.arrays, config.search, run=run.phase("search"))
     masks = magnitude_masks(prunable_weights(dense), sparsity=config.sparsity, scope=config.scope)
-    ticket = data.compute.place(data.create(model, seed))
+    ticket = run.place(data.create(model, run.seed))
     apply_masks(dict(ticket.named_parameters()), masks)
     rewound = {name: tensor.detach().clone() for name, tensor in ticket.state_dict().items()}
-    training = train_classifier(
-        ticket,
-        *data.arrays,
-        config.training,
-        seed=seed,
-        masks=masks,
-        compute=data.compute,
-        snapshots=None if snapshots is None else snapshots.child("training"),
-        on_epoch=on_epoch,
-    )
+    training = train_classifier(ticket, *data.arrays, config.training, run=run.phase("training"), masks=masks)
     return Ticket(ticket, masks, rewound, searched, training)
 
 
@@ -135,16 +113,14 @@ class LotteryTicketFamily(MemberFamily):
         data: TrainingData,
         base: Base,
         *,
-        seed: int,
-        snapshots: Snapshots | None = None,
-        on_epoch: OnEpoch | None = None,
+        run: Run,
     ) -> Fitted:
         """Find and train a ticket. Arguments and errors as in `MemberFamily.train`."""
-        ticket = lottery_ticket(base.table, data, self.settings, seed=seed, snapshots=snapshots, on_epoch=on_epoch)
+        ticket = lottery_ticket(base.table, data, self.settings, run=run)
         return Fitted(
             model=ticket.model,
             method="lottery-ticket",
-            seeds=Seeds(initialisation=seed, mask=seed, order=seed),
+            seeds=Seeds(initialisation=run.seed, mask=run.seed, order=run.seed),
             adversarially_trained=self.settings.training.adversarial,
             dense_weights=weight_counts(ticket.model)[1],
             history=ticket.searched.history + ticket.training.history,

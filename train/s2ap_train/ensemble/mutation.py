@@ -13,17 +13,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.manifest import Seeds
 from s2ap_train.attacks.accuracy import Array, accuracy
+from s2ap_train.ensemble.family import Base, Fitted, MemberFamily
 from s2ap_train.models import Classifier
 from s2ap_train.models.folding import normalised_layers
 from s2ap_train.models.modes import evaluation_mode
-from s2ap_train.pruning.scores import prunable_weights
+from s2ap_train.pruning.scores import prunable_weights, weight_counts
+from s2ap_train.training import Run, TrainingData
 
 Operator = Literal["gf", "ws", "ns", "nai"]
 """Gaussian fuzzing, weight shuffling, neuron switch, neuron activation inverse."""
@@ -118,6 +121,46 @@ def mutate(base: Classifier, operator: Operator, rate: float, generator: torch.G
     with torch.no_grad():
         _OPERATORS[operator](model, rate, generator)
     return model
+
+
+class MutationFamily(MemberFamily):
+    """Each member is a mutant that keeps most of the plain network's accuracy; operators take turns."""
+
+    family: Literal["mutation"]
+    settings: Mutation = Mutation()
+
+    starts_from_base: ClassVar[bool] = True
+
+    def epochs(self, number: int) -> int:  # noqa: ARG002
+        """None: mutants are not trained."""
+        return 0
+
+    def decides(self, number: int) -> object:
+        """Operator and settings, whatever other operators take turns."""
+        return self.family, self._operator(number), self.settings.rate, self.settings.least_accuracy
+
+    def train(
+        self,
+        number: int,
+        data: TrainingData,
+        base: Base,
+        *,
+        run: Run,
+    ) -> Fitted:
+        """Draw a mutant. Arguments and errors as in `MemberFamily.train`."""
+        network, operator = run.place(copy.deepcopy(base.network())), self._operator(number)
+        made = mutant(network, data.validation, operator, self.settings, seed=run.seed)
+        return Fitted(
+            model=made.model,
+            method=f"mutation-{operator}",
+            seeds=Seeds(initialisation=base.seed, mask=run.seed, order=base.seed),
+            adversarially_trained=False,
+            dense_weights=weight_counts(network)[1],
+            details={"draws": made.draws},
+        )
+
+    def _operator(self, number: int) -> Operator:
+        return self.settings.operators[number % len(self.settings.operators)]
 
 
 @dataclass(frozen=True)

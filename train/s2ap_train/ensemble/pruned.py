@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from s2ap_defend.manifest import Seeds
-from s2ap_train.ensemble.family import Base, Fitted, MemberFamily, ModelTable, TrainingData
-from s2ap_train.models import Classifier
+from s2ap_train.ensemble.family import Base, Fitted, MemberFamily
+from s2ap_train.models import Classifier, ModelTable
 from s2ap_train.pruning import Magnitude, PruningMethod, finetune, prune
 from s2ap_train.pruning.methods import (
     epochs_known,
@@ -20,8 +20,7 @@ from s2ap_train.pruning.methods import (
     without_foreign_keys,
 )
 from s2ap_train.pruning.scores import weight_counts
-from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import OnEpoch, TrainingConfig, train_classifier
+from s2ap_train.training import Run, TrainingConfig, TrainingData, train_classifier
 
 Pruning = Annotated[PruningMethod, Field(discriminator="method"), BeforeValidator(without_foreign_keys)]
 """A method's settings by its name; "s2ap" stands for its `base` with S2AP."""
@@ -73,32 +72,13 @@ class PrunedFamily(MemberFamily):
         data: TrainingData,
         base: Base,  # noqa: ARG002
         *,
-        seed: int,
-        snapshots: Snapshots | None = None,
-        on_epoch: OnEpoch | None = None,
+        run: Run,
     ) -> Fitted:
         """Train, prune and fine-tune. Arguments and errors as in `MemberFamily.train`."""
-        dense = data.compute.place(data.create(self.network(number), seed))
+        dense = run.place(data.create(self.network(number), run.seed))
         if self.pretraining is not None and needs_training(self.pruning):
-            train_classifier(
-                dense,
-                *data.arrays,
-                self.pretraining,
-                seed=seed,
-                compute=data.compute,
-                snapshots=None if snapshots is None else snapshots.child("dense"),
-                on_epoch=on_epoch,
-            )
-        return fit_pruned(
-            dense,
-            data,
-            self.pruning,
-            self.finetune,
-            pretraining=self.pretraining,
-            seed=seed,
-            snapshots=snapshots,
-            on_epoch=on_epoch,
-        )
+            train_classifier(dense, *data.arrays, self.pretraining, run=run.phase("dense"))
+        return fit_pruned(dense, data, self.pruning, self.finetune, pretraining=self.pretraining, run=run)
 
 
 def fit_pruned(
@@ -108,43 +88,28 @@ def fit_pruned(
     tuning: TrainingConfig | None,
     *,
     pretraining: TrainingConfig | None,
-    seed: int,
-    snapshots: Snapshots | None = None,
-    on_epoch: OnEpoch | None = None,
+    run: Run,
 ) -> Fitted:
     """Prune a network, fine-tune it where its method needs that, and fold the mask; `dense` is not changed.
 
     Args:
         dense: The network, trained by `pretraining` with the same seed, or only drawn where the method wants that.
-        data: What to train on, and where.
+        data: What to train on.
         pruning: The method.
         tuning: Fine-tuning.
         pretraining: What trained `dense`.
-        seed: Of everything random.
-        snapshots: Where every epoch is kept.
-        on_epoch: Called after each epoch.
+        run: The seed is of everything random.
 
     Raises:
         RecipeError: If the method cannot prune this network so.
     """
-    pruned = prune(
-        dense,
-        *data.arrays,
-        pruning,
-        seed=seed,
-        compute=data.compute,
-        snapshots=None if snapshots is None else snapshots.child("pruning"),
-        on_epoch=on_epoch,
-    )
+    pruned = prune(dense, *data.arrays, pruning, run=run.phase("pruning"))
     tuned = finetune(
         pruned,
         *data.arrays,
         tuning if needs_tuning(pruning) else None,
         structure=structure_name(pruning),
-        seed=seed,
-        compute=data.compute,
-        snapshots=None if snapshots is None else snapshots.child("finetune"),
-        on_epoch=on_epoch,
+        run=run.phase("finetune"),
     )
     beside = {f"mask.{name}": mask for name, mask in pruned.masks.items()}
     beside |= {f"score.{name}": score for name, score in pruned.scores.items()}
@@ -153,7 +118,7 @@ def fit_pruned(
     return Fitted(
         model=tuned.model,
         method=manifest_name(pruning),
-        seeds=Seeds(initialisation=seed, mask=seed, order=seed),
+        seeds=Seeds(initialisation=run.seed, mask=run.seed, order=run.seed),
         adversarially_trained=_last_training(pretraining, pruning, tuning).adversarial,
         dense_weights=weight_counts(dense)[1],
         history=pruned.history + (() if tuned.tuning is None else tuned.tuning.history),

@@ -14,8 +14,9 @@ import torch
 
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.attacks.catalogue import ATTACKS
-from s2ap_train.attacks.joint import Network, joint_network
+from s2ap_train.attacks.joint import joint_network
 from s2ap_train.attacks.pgd import pgd
+from s2ap_train.attacks.right_images import Classifier
 from s2ap_train.data import ImageSet
 
 EPS_FACTORS = (0.5, 1.0, 1.5)
@@ -30,7 +31,7 @@ __all__ = ["as_copies", "attacked_alone", "attacked_fitting_images", "attacked_t
 
 
 def attacked_fitting_images(
-    classifier: Network, members: Sequence[Network], data: ImageSet, *, eps: float, seed: int
+    classifier: Classifier, members: Sequence[Classifier], data: ImageSet, *, eps: float, seed: int
 ) -> ImageSet:
     """All attacked images of `attacked_alone` and `attacked_together` with their true labels.
 
@@ -60,7 +61,7 @@ def copied_image(copies: ImageSet, data: ImageSet) -> Int64:
     return np.arange(len(copies), dtype=np.int64) % len(data)
 
 
-def attacked_alone(classifier: Network, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
+def attacked_alone(classifier: Classifier, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
     """PGD on the classifier at half, one and one and a half eps, then DeepFool, JSMA and Local Search [N, C, H, W]."""
     return [
         *_pgd(classifier, data, eps=eps, seed=seed),
@@ -72,13 +73,13 @@ def attacked_alone(classifier: Network, data: ImageSet, *, eps: float, seed: int
 
 
 def attacked_together(
-    classifier: Network, members: Sequence[Network], data: ImageSet, *, eps: float, seed: int
+    classifier: Classifier, members: Sequence[Classifier], data: ImageSet, *, eps: float, seed: int
 ) -> list[Float32]:
     """PGD at the same budgets by an attacker who climbs classifier and members together."""
     return _pgd(joint_network(classifier, members), data, eps=eps, seed=seed + 1)
 
 
-def _pgd(network: Network, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
+def _pgd(network: Classifier, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.from_numpy(data.images), torch.from_numpy(data.labels)
     attacked = []

@@ -6,9 +6,10 @@ from typing import Any
 
 from s2ap_defend.manifest import Seeds
 from s2ap_train.attacks.accuracy import accuracy, robust_accuracy
-from s2ap_train.ensemble import Fitted, TrainingData
+from s2ap_train.ensemble import Fitted
 from s2ap_train.models import Classifier
 from s2ap_train.models.cost import flops, parameter_count
+from s2ap_train.training import TrainingData
 
 VALIDATION_ATTACK_STEPS = 20
 

@@ -10,24 +10,24 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Seeds
 from s2ap_train.compute import Compute, compute_here
 from s2ap_train.data import Splits
-from s2ap_train.ensemble import Base, Fitted, ModelTable, TrainingData, fit_pruned
+from s2ap_train.ensemble import Base, Fitted, fit_pruned
 from s2ap_train.ensemble.pruned import epochs_of
 from s2ap_train.hardening.network import Network, known_network, network_record, network_summary
 from s2ap_train.hardening.score_model import score_model_part
-from s2ap_train.models import Classifier
+from s2ap_train.models import Classifier, ModelTable
 from s2ap_train.models import build as build_classifier
 from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.recipe import EnsembleRecipe, Recipe
 from s2ap_train.recipe.key import DECIDING, training_key
 from s2ap_train.storage.parts import Needs, Part, PartStore, Trained
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import OnEpoch, TrainingConfig, accuracies, train_classifier
+from s2ap_train.training import OnEpoch, Run, TrainingConfig, TrainingData, accuracies, train_classifier
 
 __all__ = ["ADVERSARIAL", "PLAIN", "PRUNED", "PartList", "member_name", "train_dense"]
 
 PLAIN, ADVERSARIAL, PRUNED = "plain", "adversarial", "pruned"
 
-Fit = Callable[[Needs, OnEpoch, Snapshots], Fitted]
+Fit = Callable[[Needs, Run], Fitted]
 
 
 def member_name(family: str, number: int) -> str:
@@ -54,7 +54,6 @@ class PartList:
             splits.train.labels,
             (splits.validation.images, splits.validation.labels),
             len(splits.classes),
-            self._compute,
         )
 
     def all(self) -> tuple[Part[Any], ...]:
@@ -80,17 +79,9 @@ class PartList:
         """The recipe's network with the recipe's seed, trained in any way."""
         seed = self._recipe.seed
 
-        def fit(_: Needs, hook: OnEpoch, snapshots: Snapshots) -> Fitted:
+        def fit(_: Needs, run: Run) -> Fitted:
             model = self._data.create(self._recipe.model, seed)
-            training = train_classifier(
-                model,
-                *self._data.arrays,
-                config,
-                seed=seed,
-                compute=self._compute,
-                snapshots=snapshots,
-                on_epoch=hook,
-            )
+            training = train_classifier(model, *self._data.arrays, config, run=run)
             return Fitted(
                 model=model,
                 method=name,
@@ -107,16 +98,14 @@ class PartList:
         recipe = self._recipe
         adversarial = self.dense(ADVERSARIAL, recipe.adversarial)
 
-        def fit(needs: Needs, hook: OnEpoch, snapshots: Snapshots) -> Fitted:
+        def fit(needs: Needs, run: Run) -> Fitted:
             return fit_pruned(
-                self._compute.place(copy.deepcopy(needs[ADVERSARIAL].model)),
+                run.place(copy.deepcopy(needs[ADVERSARIAL].model)),
                 self._data,
                 recipe.pruning,
                 recipe.finetune,
                 pretraining=recipe.adversarial,
-                seed=recipe.seed,
-                snapshots=snapshots,
-                on_epoch=hook,
+                run=run,
             )
 
         settings = recipe.pruning, recipe.finetune
@@ -128,9 +117,9 @@ class PartList:
         recipe = self._recipe
         table, seed = recipe.members[family], recipe.member_seed(family, number)
 
-        def fit(needs: Needs, hook: OnEpoch, snapshots: Snapshots) -> Fitted:
+        def fit(needs: Needs, run: Run) -> Fitted:
             base = Base(recipe.model, recipe.seed, lambda: needs[PLAIN].model)
-            return table.train(number, self._data, base, seed=seed, snapshots=snapshots, on_epoch=hook)
+            return table.train(number, self._data, base, run=run)
 
         return self._part(
             member_name(family, number),
@@ -174,7 +163,7 @@ class PartList:
         )
 
         def train(needed: Needs, hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
-            fitted = fit(needed, hook, snapshots)
+            fitted = fit(needed, Run(seed, self._compute, snapshots, hook))
             return Trained(fitted.model.cpu(), network_record(fitted, self._data, eps=recipe.eps), fitted.beside)
 
         return Part(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.files import replace_file
 from s2ap_train.compute import Compute
 from s2ap_train.data import Splits
 from s2ap_train.models.cost import parameter_count
@@ -22,7 +22,7 @@ from s2ap_train.recipe.key import training_key
 from s2ap_train.storage.checkpoint import json_bytes
 from s2ap_train.storage.parts import Needs, Part, Stored, Trained
 from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import OnEpoch
+from s2ap_train.training import OnEpoch, Run
 
 NAME = "score-model"
 METRICS_FILE = "metrics.json"
@@ -54,11 +54,8 @@ def score_model_part(recipe: Recipe | ScoreRecipe, splits: Splits, compute: Comp
         trained = train_score_model(
             splits.train.images,
             config,
-            seed=recipe.seed,
+            run=Run(recipe.seed, compute, snapshots, hook),
             validation=splits.validation.images,
-            compute=compute,
-            snapshots=snapshots,
-            on_epoch=hook,
         )
         record = {
             "architecture": trained.net.architecture(),

@@ -14,6 +14,7 @@ from rich.console import Console
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
 from s2ap_train.compute import check_available
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network, known_network
 from s2ap_train.hardening.parts import ADVERSARIAL, PLAIN, PRUNED, PartList, member_name
@@ -25,7 +26,6 @@ from s2ap_train.recipe import EnsembleRecipe, Recipe, check_networks
 from s2ap_train.storage.checkpoint import read_folder, write_folder
 from s2ap_train.storage.lock import locked_folder
 from s2ap_train.storage.parts import Part, PartStore, Stored, silent_reporter
-from s2ap_train.threads import one_thread
 
 Checkpoint = tuple[Mapping[str, bytes], Mapping[str, object]]
 """Files and record of a checkpoint folder."""

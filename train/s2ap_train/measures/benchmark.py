@@ -15,9 +15,9 @@ from torch import Tensor
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Bool, Int64
 from s2ap_train.attacks.accuracy import Array, on_device
-from s2ap_train.attacks.pgd import cross_entropy_sum, pgd
-from s2ap_train.measures.predictions import Model, device_of, predictions
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.attacks.pgd import cross_entropy_sum, margin_sum, pgd
+from s2ap_train.measures.predictions import Model, predictions
+from s2ap_train.models.modes import device_of, evaluation_mode
 from s2ap_train.statistics.paired import PairedDifference, paired_difference
 
 CONDITIONS = ("clean", "fgsm", "pgd", "robust")
@@ -227,12 +227,6 @@ def images_sha256(images: Array, labels: Array) -> str:
     x = np.ascontiguousarray(torch.as_tensor(images).cpu().numpy(), dtype="<f4")
     y = np.ascontiguousarray(torch.as_tensor(labels).cpu().numpy(), dtype="<i8")
     return hashlib.sha256(f"{list(x.shape)}\n".encode() + x.tobytes() + y.tobytes()).hexdigest()
-
-
-def margin_sum(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest other logit minus the label's, summed over the batch: above 0 for an image that is misclassified."""
-    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    return (others - logits.gather(1, y[:, None])[:, 0]).sum()
 
 
 def _judge(model: Model, x: Tensor, y: Tensor, attack: BenchmarkAttack, first: int) -> dict[str, Tensor]:

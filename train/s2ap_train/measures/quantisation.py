@@ -17,9 +17,9 @@ from torch.nn.functional import conv2d, linear
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.attacks.accuracy import Array
-from s2ap_train.measures.predictions import batches_of, device_of, logits
+from s2ap_train.measures.predictions import batches_of, logits
 from s2ap_train.models.folding import evaluation_view
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.models.modes import device_of, evaluation_mode
 
 _WEIGHT_MAX = 127  # symmetric: -127 .. 127, so that 0 is 0
 _ACTIVATION_MAX = 255

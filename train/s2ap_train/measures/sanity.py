@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyautoattack.square import SquareAttack
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Bool
 from s2ap_train.attacks.accuracy import Array, on_device
-from s2ap_train.attacks.pgd import Objective, cross_entropy_sum, pgd
-from s2ap_train.measures.benchmark import margin_sum
-from s2ap_train.measures.predictions import Model, batches_of, device_of
+from s2ap_train.attacks.pgd import Objective, cross_entropy_sum, margin_sum, pgd
+from s2ap_train.attacks.right_images import in_batches
+from s2ap_train.attacks.square import margin_score, square_search
+from s2ap_train.measures.predictions import Model, batches_of
 from s2ap_train.measures.sensitivity import connected, input_gradients
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.models.modes import device_of, evaluation_mode
 from s2ap_train.statistics.paired import not_weaker
 
 LARGEST_DROP = 0.1
@@ -147,9 +147,7 @@ class _Bench:
         return torch.Generator().manual_seed(self._seed)
 
     def right(self, attacked: Tensor) -> Bool:
-        with torch.no_grad():
-            predicted = torch.cat([self.model(part).argmax(1) for part in batches_of(attacked, _BATCH)])
-        right: Bool = (predicted == self.y).cpu().numpy()
+        right: Bool = (in_batches(self.model, attacked, _BATCH).argmax(1) == self.y).cpu().numpy()
         return right
 
     def after_pgd(self, eps: float, steps: int, objective: Objective = cross_entropy_sum) -> Bool:
@@ -180,36 +178,10 @@ class _Bench:
 
     def after_square(self, eps: float, queries: int) -> Bool:
         """Right before and after a search of square patches that sees logits only."""
-        right = self.right(self.x)
-        with torch.random.fork_rng(devices=[]):  # the library draws from the global generator
-            torch.manual_seed(self._seed)
-            for rows in batches_of(torch.from_numpy(np.flatnonzero(right)), _BATCH):
-                attack = _Square(self.model, eps=eps, queries=queries, seed=self._seed)
-                x, y = self.x[rows], self.y[rows]
-                attack.init_hyperparam(x)
-                _, attacked = attack.attack_single_run(x, y)
-                with torch.no_grad():
-                    right[rows.numpy()] = (self.model(attacked).argmax(1) == y).cpu().numpy()
-        return right
-
-
-class _Square(SquareAttack):  # type: ignore[misc]  # the library has no types
-    """Andriushchenko et al. 2020 (arXiv 1912.00049) on the margin of the label."""
-
-    def __init__(self, model: Model, *, eps: float, queries: int, seed: int) -> None:
-        super().__init__(predict=model, norm="Linf", n_queries=queries, eps=eps, seed=seed)
-
-    def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Margin of the label, below 0 exactly where the prediction is wrong; twice, the library's contract."""
-        logits = self.predict(x)
-        own = logits.gather(1, y[:, None])[:, 0]
-        margin = own - logits.scatter(1, y[:, None], -torch.inf).amax(1)
-        value = torch.where(logits.argmax(1) == y, margin.clamp_min(1e-6), margin.clamp_max(-1e-6))
-        return value, value.clone()
-
-    def random_int(self, low: int = 0, high: int = 1, shape: tuple[int, ...] = (1,)) -> Tensor:
-        """Include `high`: the library's squares never reach the last row and column."""
-        return (low + (high - low + 1) * torch.rand(shape)).long()
+        images, labels = self.x.cpu().numpy(), self.y.cpu().numpy()
+        score = margin_score(self.model, batch_size=_BATCH)
+        found = square_search(score, images, labels, eps=eps, queries=queries, seed=self._seed, batch_size=_BATCH)
+        return self.right(torch.from_numpy(found).to(self.x))
 
 
 def _gradients_exist(bench: _Bench) -> Check:

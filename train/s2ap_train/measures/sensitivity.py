@@ -16,8 +16,8 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from s2ap_defend.errors import RecipeError
 from s2ap_train.attacks.accuracy import Array, on_device
 from s2ap_train.attacks.pgd import pgd
-from s2ap_train.measures.predictions import Model, batches_of, device_of
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.measures.predictions import Model, batches_of
+from s2ap_train.models.modes import device_of, evaluation_mode
 
 _BATCH = 256
 

@@ -14,8 +14,8 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Int64
 from s2ap_train.attacks.accuracy import Array, on_device
 from s2ap_train.attacks.pgd import pgd
-from s2ap_train.measures.predictions import Model, batches_of, device_of, predictions
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.measures.predictions import Model, batches_of, predictions
+from s2ap_train.models.modes import device_of, evaluation_mode
 
 _BATCH = 256
 

@@ -1,12 +1,19 @@
-"""Modes of a network for the length of one block of code; every one is undone on the way out."""
+"""Where a network is, and its modes for the length of one block of code; every one is undone on the way out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def device_of(model: object) -> torch.device:
+    """Where a module's parameters are; the CPU for a plain function."""
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 @contextmanager

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from s2ap_train.attacks.accuracy import Array, image_shape
-from s2ap_train.compute import LOCAL, Compute
 from s2ap_train.models.channel_groups import channel_groups, remove_channels
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.structures import StructureName
-from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import OnEpoch, Training, TrainingConfig, train_classifier
+from s2ap_train.training import Run, Training, TrainingConfig, train_classifier
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,7 @@ def finetune(
     config: TrainingConfig | None,
     *,
     structure: StructureName,
-    seed: int,
-    compute: Compute = LOCAL,
-    snapshots: Snapshots | None = None,
-    on_epoch: OnEpoch | None = None,
+    run: Run,
 ) -> Tuned:
     """Train what is left of a pruned network: under fixed masks, or with channels physically removed.
 
@@ -65,17 +60,5 @@ def finetune(
     if config is None:
         return Tuned(model, pruned, None)
     masks = {} if structure == "channel" else dict(pruned.masks)
-    tuning = train_classifier(
-        model,
-        images,
-        labels,
-        validation,
-        config,
-        trained=True,
-        masks=masks,
-        seed=seed,
-        compute=compute,
-        snapshots=snapshots,
-        on_epoch=on_epoch,
-    )
+    tuning = train_classifier(model, images, labels, validation, config, run=run, trained=True, masks=masks)
     return Tuned(model, pruned, tuning)

@@ -6,26 +6,34 @@ program; where it chooses weights by thresholds and probabilities, the counts he
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-from torch import nn
-
 from s2ap_defend.errors import RecipeError
-from s2ap_train.attacks.accuracy import Array
-from s2ap_train.compute import LOCAL, Compute
-from s2ap_train.pruning.moving_topology import AdaptiveSparsity, MovingTopology
-from s2ap_train.pruning.pruned_model import PrunedModel
-from s2ap_train.pruning.scores import prunable_weights
-from s2ap_train.pruning.topology import LayerRatios, layer_counts, random_masks
-from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import OnEpoch, TrainingConfig, train_classifier
+from s2ap_train.pruning.topology import LayerRatios
+from s2ap_train.training import TrainingConfig
 
 _PUBLISHED_UPDATE_EVERY = 900  # optimiser steps
 _LEAST_UPDATES = 20
+
+
+@dataclass(frozen=True)
+class AdaptiveSparsity:
+    """How FlyingBird+ lets the sparsity move; the defaults are published.
+
+    Attributes:
+        start: Fraction of the epochs after which it begins.
+        window: Epochs that are looked back on.
+        threshold: Fraction of these epochs in which a signal must have risen.
+        more_pruned: If the gap between training and validation robust accuracy has risen, this much more is dropped.
+        more_grown: If the robust validation loss has risen, this much more is regrown.
+    """
+
+    start: float = 0.5
+    window: int = 4
+    threshold: float = 0.5
+    more_pruned: float = 0.4
+    more_grown: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -86,72 +94,3 @@ class FlyingBird:
         if self.update_every >= steps:
             raise RecipeError(f"update_every is {self.update_every}, but training has only {steps} steps; lower it")
         return self.update_every
-
-
-def prune_flying_bird(
-    model: nn.Module,
-    images: Array,
-    labels: Array,
-    validation: tuple[Array, Array],
-    config: FlyingBird,
-    *,
-    seed: int,
-    compute: Compute = LOCAL,
-    snapshots: Snapshots | None = None,
-    on_epoch: OnEpoch | None = None,
-) -> PrunedModel:
-    """Train a sparse network from its first weights on; the given network itself is not changed.
-
-    It starts under a random mask. At every update each layer that is not dense drops its smallest weights and regrows
-    as many elsewhere, from 0 and without momentum, so that the sparsity holds exactly. With `plus` the numbers may
-    differ (`AdaptiveSparsity`). Scores are the final weights. Records carry also sparsity and hamming (the mask at the
-    end of the epoch against that at its start) and, with `plus`, robust_gap and validation_robust_loss.
-
-    Args:
-        model: The untrained network.
-        images: Training images, float32 [N, C, H, W] in [0, 1].
-        labels: Their labels, int64 [N].
-        validation: Images and labels that choose the epoch; never the test set.
-        config: Hyper-parameters.
-        seed: Of the first mask, the regrowth, the order, the augmentation and the attack.
-        compute: Where, and in which precision.
-        snapshots: Where every epoch is kept, so that training goes on where it was killed.
-        on_epoch: Called after each epoch with its number and record.
-
-    Raises:
-        RecipeError: As `train_classifier`, or if no update would come.
-    """
-    network = copy.deepcopy(model)
-    shapes = {name: tuple(weight.shape) for name, weight in prunable_weights(network).items()}
-    counts = layer_counts(shapes, config.sparsity, config.layer_ratios)
-    masks = random_masks(shapes, counts, torch.Generator().manual_seed(seed))
-    topology = MovingTopology(
-        network,
-        (images, labels),
-        validation,
-        config,
-        seed=seed,
-        compute=compute,
-        snapshots=None if snapshots is None else snapshots.child("topology"),
-    )
-
-    def report(epoch: int, record: Mapping[str, float]) -> None:
-        if on_epoch is not None:
-            on_epoch(epoch, {**record, **topology.records[epoch]})
-
-    training = train_classifier(
-        network,
-        images,
-        labels,
-        validation,
-        config.training,
-        seed=seed,
-        masks=masks,
-        mask_update=topology,
-        compute=compute,
-        snapshots=snapshots,
-        on_epoch=report,
-    )
-    history = tuple({**r, **m} for r, m in zip(training.history, topology.records, strict=False))
-    scores = {name: weight.detach().clone() for name, weight in prunable_weights(network).items()}
-    return PrunedModel(network, masks, scores, history, training.best_epoch, collapse=training.collapse)

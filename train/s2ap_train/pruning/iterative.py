@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.attacks.accuracy import Array
-from s2ap_train.compute import LOCAL, Compute
 from s2ap_train.pruning.magnitude import SCOPES, Scope, magnitude_masks
 from s2ap_train.pruning.masks import Masks, hamming
 from s2ap_train.pruning.masks import sparsity as masks_sparsity
@@ -22,15 +21,8 @@ from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.step_judge import StepJudge
 from s2ap_train.storage.checkpoint import restore
-from s2ap_train.storage.snapshots import Snapshots, grouped, joined
-from s2ap_train.training import (
-    OnEpoch,
-    Training,
-    TrainingConfig,
-    classes_of,
-    train_classifier,
-    validate_alike,
-)
+from s2ap_train.training import Run, Training, TrainingConfig, classes_of, train_classifier, validate_alike
+from s2ap_train.training.run import Groups
 
 _log = logging.getLogger(__name__)
 
@@ -124,10 +116,7 @@ def prune_iteratively(
     validation: tuple[Array, Array],
     config: IterativeMagnitude,
     *,
-    seed: int,
-    compute: Compute = LOCAL,
-    snapshots: Snapshots | None = None,
-    on_epoch: OnEpoch | None = None,
+    run: Run,
 ) -> IterativeResult:
     """Prune a trained network step by step, each followed by retraining; the network itself is not changed.
 
@@ -140,29 +129,26 @@ def prune_iteratively(
         labels: Their labels, int64 [N].
         validation: Images and labels that choose epochs and judge steps; never the test set.
         config: Hyper-parameters.
-        seed: Of the retrainings; step number i uses seed + i.
-        compute: Where, and in which precision.
-        snapshots: Where steps, and epochs within a step, are kept, so that pruning goes on where it was killed.
-        on_epoch: Called after each epoch of all steps with its number and record.
+        run: The retraining of step i, from 0, has its seed + i. Snapshots are of steps, and of epochs within a step;
+            epochs are counted through all steps.
 
     Raises:
         RecipeError: If the dense network is already collapsed by these limits, or nothing can be pruned.
     """
-    run = _Run(model, (images, labels), validation, config, compute)
-    run.resume(snapshots, on_epoch)
+    state = _Steps(model, (images, labels), validation, config, run)
+    run.resume(state)
     schedule = config.schedule()
-    while run.collapse is None and len(run.steps) < len(schedule):
-        number = len(run.steps)
-        phase = None if snapshots is None else snapshots.child(f"step-{number}")
-        run.step(schedule[number], seed=seed + number, snapshots=phase, on_epoch=on_epoch)
-        run.save(snapshots)
-        if phase is not None and compute.is_main:
-            phase.clear()
-    return run.result()
+    while state.collapse is None and len(state.steps) < len(schedule):
+        number = len(state.steps)
+        retraining = run.phase(f"step-{number}", seed=run.seed + number)
+        state.step(schedule[number], retraining)
+        run.save(*state.snapshot())
+        retraining.clear()
+    return state.result()
 
 
-class _Run:
-    """State of a run: the last good network with its masks, and what was done."""
+class _Steps:
+    """State between steps: the last good network with its masks, and what was done."""
 
     def __init__(
         self,
@@ -170,10 +156,10 @@ class _Run:
         training_set: tuple[Array, Array],
         validation: tuple[Array, Array],
         config: IterativeMagnitude,
-        compute: Compute,
+        run: Run,
     ) -> None:
-        self.model = compute.place(copy.deepcopy(model)).eval()
-        self.config, self.compute = config, compute
+        compute = run.compute_for(model)
+        self.model, self.config = compute.place(copy.deepcopy(model)).eval(), config
         self.training_set, self.validation = training_set, validation
         weights = prunable_weights(self.model)
         self.masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()}
@@ -192,14 +178,14 @@ class _Run:
         )
         self._cut(config.sparsity)  # raises now, and not after hours, what the last step would
 
-    def step(self, target: float, *, seed: int, snapshots: Snapshots | None, on_epoch: OnEpoch | None) -> None:
+    def step(self, target: float, run: Run) -> None:
         """Prune to the target, retrain and judge; keep the result, or stay here and say why."""
         masks, first = self._cut(target), len(self.history)
         record: Mapping[str, float] = {}
         reason = self._judge.of_masks(masks)
         if reason is None:
             network = copy.deepcopy(self.model)
-            training = self._retrained(network, masks, seed=seed, snapshots=snapshots, on_epoch=on_epoch)
+            training = self._retrained(network, masks, run)
             if training is None:
                 reason = "the loss of its retraining is not finite"
             else:
@@ -230,34 +216,24 @@ class _Run:
             reached_sparsity=masks_sparsity(self.masks),
         )
 
-    def save(self, snapshots: Snapshots | None) -> None:
-        """Keep the state after a step."""
-        if snapshots is None or not self.compute.is_main:
-            return
-        record: dict[str, Any] = {
+    def snapshot(self) -> tuple[Groups, dict[str, Any]]:
+        """Tensors and JSON values that `resume` needs."""
+        record = {
             "steps": [asdict(step) for step in self.steps],
             "history": self.history,
             "best_epoch": self.best_epoch,
             "collapse": self.collapse,
         }
-        snapshots.save(joined({"model": self.model.state_dict(), "mask": self.masks}), record)
+        return {"model": self.model.state_dict(), "mask": self.masks}, record
 
-    def resume(self, snapshots: Snapshots | None, on_epoch: OnEpoch | None) -> None:
-        """Take over a saved state, if there is one, and report its epochs."""
-        saved = None if snapshots is None else snapshots.load()
-        if saved is None:
-            return
-        tensors, record = saved
-        groups = grouped(tensors)
+    def resume(self, groups: Groups, record: Mapping[str, Any]) -> None:
+        """Go on from a `snapshot`."""
         restore(self.model, groups["model"])
         for name, mask in self.masks.items():
             mask.copy_(groups["mask"][name])
         self.steps = [PruningStep(**step) for step in record["steps"]]
         self.history = list(record["history"])
         self.best_epoch, self.collapse = record["best_epoch"], record["collapse"]
-        for epoch, known in enumerate(self.history):
-            if on_epoch is not None and self.compute.is_main:
-                on_epoch(epoch, known)
 
     def _cut(self, sparsity: float) -> dict[str, Tensor]:
         config, weights = self.config, prunable_weights(self.model)
@@ -265,19 +241,13 @@ class _Run:
             weights, sparsity=sparsity, scope=config.scope, minimum_kept=config.minimum_kept, within=self.masks
         )
 
-    def _retrained(
-        self, network: nn.Module, masks: Masks, *, seed: int, snapshots: Snapshots | None, on_epoch: OnEpoch | None
-    ) -> Training | None:
+    def _retrained(self, network: nn.Module, masks: Masks, run: Run) -> Training | None:
         """Retrain in place and add to the history; None = the loss was not finite before any epoch was good."""
-        first, moved = len(self.history), hamming(self.masks, masks)
+        moved = hamming(self.masks, masks)
         added = {"step": float(len(self.steps) + 1), "sparsity": masks_sparsity(masks)}
 
         def extended(epoch: int, record: Mapping[str, float]) -> dict[str, float]:
             return {**record, **added, "hamming": 0.0 if epoch else moved}
-
-        def report(epoch: int, record: Mapping[str, float]) -> None:
-            if on_epoch is not None:
-                on_epoch(first + epoch, extended(epoch, record))
 
         try:
             training = train_classifier(
@@ -285,11 +255,8 @@ class _Run:
                 *self.training_set,
                 self.validation,
                 self.config.training,
-                seed=seed,
+                run=run.extending(extended, first=len(self.history)),
                 masks=masks,
-                compute=self.compute,
-                snapshots=snapshots,
-                on_epoch=report,
             )
         except RecipeError:
             if all(bool(p.isfinite().all()) for p in network.parameters()):

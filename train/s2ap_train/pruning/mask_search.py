@@ -9,27 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from s2ap_defend.errors import RecipeError
 from s2ap_train.attacks.accuracy import Array, accuracy, image_shape, on_device
-from s2ap_train.compute import Compute
 from s2ap_train.pruning.masks import Masks, flip_rate, hamming
 from s2ap_train.pruning.perturbation import Moved
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.pruning.search_state import SearchState
-from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import (
     Batch,
     CollapseWatch,
-    EpochChoice,
-    OnEpoch,
+    Run,
     adversarial_examples,
-    batches,
     classes_of,
-    cosine,
     draw_batch,
-    global_random_state,
     robust_loss,
+    run_epochs,
     validate_alike,
 )
 
@@ -41,10 +35,7 @@ def search_masks(
     validation: tuple[Array, Array],
     method: ScorePruning,
     *,
-    seed: int,
-    compute: Compute | None = None,
-    snapshots: Snapshots | None = None,
-    on_epoch: OnEpoch | None = None,
+    run: Run,
 ) -> PrunedModel:
     """Find what to keep of a network; the network itself is not changed.
 
@@ -61,48 +52,26 @@ def search_masks(
         labels: Their labels, int64 [N].
         validation: Images and labels that choose the epoch; never the test set.
         method: `Hydra`, `Harp` or `ScratchTicket`, which is its configuration.
-        seed: Of the order, the augmentation, the attack's random start and random scores.
-        compute: Device, precision and the other processes; None = this process, on the model's device.
-        snapshots: Where the state is kept after each epoch; the search goes on from the state that is there, to the
-            very mask of an unbroken one.
-        on_epoch: Called after each epoch with its number and record, by the first process; a resumed search calls it
-            for the epochs of the snapshot as well.
+        run: The seed is of the order, the augmentation, the attack's random start and random scores.
 
     Raises:
         RecipeError: If the loss is no longer finite before any good epoch.
     """
-    compute = Compute(next(model.parameters()).device) if compute is None else compute
+    compute = run.compute_for(model)
     all_images, all_labels = on_device(compute.device, images, labels)
     all_images = compute.images(all_images)
-    validation = on_device(compute.device, *validation)
-    state = SearchState(
-        model,
-        image_shape(images),
-        method,
-        seed=seed,
-        compute=compute,
-        choice=EpochChoice(len(validation[0])),
-        watch=CollapseWatch(classes_of(model, all_images), validation[1]),
-    )
-    report = on_epoch if compute.is_main else None
-    if snapshots is not None and (saved := snapshots.load()) is not None:
-        state.resume(*saved)
-    else:
+    held_out = on_device(compute.device, *validation)
+    watch = CollapseWatch(classes_of(model, all_images), held_out[1])
+    state = SearchState(model, image_shape(images), method, watch, run)
+
+    def begin() -> None:
         if method.score_start == "snip":
             _measure_scores(state, all_images, all_labels)
         first = state.candidate(all_images)
-        if method.starts_trained and state.watch.begin_with(accuracy(first.model, *validation)):
+        if method.starts_trained and watch.begin_with(accuracy(first.model, *held_out)):
             state.best = first  # what is left if the first epoch collapses
-    for epoch, record in enumerate(state.history):
-        if report is not None:
-            report(epoch, record)
-    while state.epoch < method.training.epochs and state.collapse is None:
-        with global_random_state(seed, state.epoch):
-            finished = _epoch(state, all_images, all_labels, validation)
-        if snapshots is not None and compute.is_main:
-            snapshots.save(*state.snapshot())
-        if finished and report is not None:
-            report(state.epoch - 1, state.history[-1])
+
+    run_epochs(state, run, lambda: _epoch(state, all_images, all_labels, held_out), begin)
     best = state.best
     assert best is not None  # noqa: S101  (the first epoch is always accepted, or refused with an error)
     return PrunedModel(
@@ -132,34 +101,25 @@ class _BatchLoss:
             return answer
 
         with state.compute.autocast():
-            return robust_loss(state.method.training, logits, batch.x, self._attacked, batch.y) * batch.weight
+            return robust_loss(state.config, logits, batch.x, self._attacked, batch.y) * batch.weight
 
     def gradients(self, masks: Masks, tensors: Sequence[Tensor]) -> list[Tensor]:
         return self._state.compute.gradients(self(masks), tensors)
 
 
-def _epoch(state: SearchState, images: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor]) -> bool:
-    """One epoch and what is concluded from it; False = its loss was not finite."""
-    config, epoch, compute = state.method.training, state.epoch, state.compute
+def _epoch(state: SearchState, images: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor]) -> None:
+    """One epoch and what is concluded from it."""
     moves, total = [], 0.0
-    order = batches(len(images), config.batch_size, state.generator)
-    for step, rows in enumerate(order):
-        state.optimiser.param_groups[0]["lr"] = cosine(config.lr, epoch + step / len(order), config.epochs)
-        loss, moved = _step(state, draw_batch(images, labels, rows, config, state.generator, compute))
-        total += loss * len(rows)
+    for batch, size in state.batches(images, labels):
+        loss, moved = _step(state, batch)
+        total += loss * size
         moves += [moved] if moved is not None else []
         if not math.isfinite(total):
             break
-    compute.average_statistics(state.model)
-    state.epoch += 1
-    if not math.isfinite(total) or not all(bool(t.isfinite().all()) for t in state.trained):
-        if not state.watch.has_learned:
-            raise RecipeError(
-                f"the loss is not finite in epoch {epoch} of {config.epochs} of the mask search, and no epoch before "
-                f"it was good; lower lr (now {config.lr:g})"
-            )
-        state.collapse = f"epoch {epoch} of the mask search: {state.watch.reason({'loss': math.nan})}"
-        return False
+    state.compute.average_statistics(state.model)
+    if not math.isfinite(total) or not all(bool(t.isfinite().all()) for t in state.trained.values()):
+        state.diverge("not finite")
+        return
     before, state.masks = state.masks, state.allocation.final_masks(state.scores)
     record = {
         "loss": total / len(images),
@@ -167,19 +127,12 @@ def _epoch(state: SearchState, images: Tensor, labels: Tensor, validation: tuple
         "flip_to_previous": flip_rate(before, state.masks),
         "flip_rate": sum(m.flip_rate for m in moves) / max(1, len(moves)),
         "radius": sum(m.radius for m in moves) / max(1, len(moves)),
-        **state.allocation.end_epoch(epoch),
+        **state.allocation.end_epoch(state.epoch),
     }
     candidate = state.candidate(images)
-    record |= validate_alike(candidate.model, validation, config, compute)
-    state.history.append(record)
-    had_learned, reason = state.watch.has_learned, state.watch.reason(record)
-    if state.watch.has_learned and not had_learned:
-        state.choice.forget()  # one class always is robust, but no network that learns should lose against that
-    if reason is not None:
-        state.collapse = f"epoch {epoch} of the mask search: {reason}"
-    elif state.choice.accepts(epoch, record):
+    record |= validate_alike(candidate.model, validation, state.config, state.compute)
+    if state.judge(record):
         state.best = candidate
-    return True
 
 
 def _step(state: SearchState, batch: Batch) -> tuple[float, Moved | None]:
@@ -194,7 +147,8 @@ def _step(state: SearchState, batch: Batch) -> tuple[float, Moved | None]:
     value = loss(masks if moved is None else moved.masks)
     penalty = state.allocation.penalty(state.epoch)
     total = value if penalty is None else value + penalty.to(value)
-    for tensor, gradient in zip(state.trained, state.compute.gradients(total, state.trained), strict=True):
+    trained = list(state.trained.values())
+    for tensor, gradient in zip(trained, state.compute.gradients(total, trained), strict=True):
         tensor.grad = gradient
     with torch.no_grad():  # restored by copy: adding and subtracting would drift
         for name, s in state.scores.items():
@@ -205,7 +159,7 @@ def _step(state: SearchState, batch: Batch) -> tuple[float, Moved | None]:
 
 def _attacked(state: SearchState, batch: Batch, masks: Masks) -> Tensor:
     """The batch's adversarial examples, made on the pruned network in evaluation mode."""
-    config = state.method.training
+    config = state.config
     pruned = state.structure.apply(state.model, masks)
     with state.compute.autocast():
         return adversarial_examples(
@@ -218,9 +172,8 @@ def _measure_scores(state: SearchState, images: Tensor, labels: Tensor) -> None:
 
     SNIP (Lee, Ajanthan, Torr 2019, arXiv 1810.02340) with the robust loss, scaled to at most 1 in each layer.
     """
-    config = state.method.training
-    rows = torch.arange(min(len(images), config.batch_size))
-    batch = draw_batch(images, labels, rows, config, state.generator, state.compute)
+    rows = torch.arange(min(len(images), state.config.batch_size))
+    batch = draw_batch(images, labels, rows, state.config, state.generator, state.compute)
     dense = {name: torch.ones_like(s, dtype=torch.bool) for name, s in state.scores.items()}
     with torch.no_grad():
         for s in state.scores.values():

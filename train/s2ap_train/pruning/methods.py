@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TypedDict
 
 from torch import nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.attacks.accuracy import Array, image_shape
-from s2ap_train.compute import LOCAL, Compute
-from s2ap_train.pruning.flying_bird import FlyingBird, prune_flying_bird
+from s2ap_train.pruning.flying_bird import FlyingBird
 from s2ap_train.pruning.harp import Harp
 from s2ap_train.pruning.hydra import Hydra
 from s2ap_train.pruning.iterative import IterativeMagnitude, prune_iteratively
 from s2ap_train.pruning.magnitude import Magnitude, magnitude_pruned
 from s2ap_train.pruning.mask_search import search_masks
+from s2ap_train.pruning.moving_topology import prune_flying_bird
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.pruning.scratch_ticket import ScratchTicket
 from s2ap_train.pruning.structures import StructureName
 from s2ap_train.pruning.twin_rep import TwinRep, prune_twin_rep
-from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import OnEpoch
+from s2ap_train.training import Run
 
 PruningMethod = Hydra | Harp | ScratchTicket | Magnitude | IterativeMagnitude | TwinRep | FlyingBird
 """A configuration is a method."""
@@ -76,13 +74,6 @@ def without_foreign_keys(table: object) -> object:
     return {key: value for key, value in settings.items() if key not in foreign}
 
 
-class _Further(TypedDict):
-    seed: int
-    compute: Compute
-    snapshots: Snapshots | None
-    on_epoch: OnEpoch | None
-
-
 def base_name(config: PruningMethod) -> str:
     """What the method is called without S2AP."""
     return config.method
@@ -128,10 +119,7 @@ def prune(
     validation: tuple[Array, Array],
     config: PruningMethod,
     *,
-    seed: int,
-    compute: Compute = LOCAL,
-    snapshots: Snapshots | None = None,
-    on_epoch: OnEpoch | None = None,
+    run: Run,
 ) -> PrunedModel:
     """Prune a network by the method that the configuration is; the network is not changed.
 
@@ -141,10 +129,7 @@ def prune(
         labels: Their labels, int64 [N].
         validation: Images and labels for every choice; never the test set.
         config: Which method, and its hyper-parameters.
-        seed: Of everything random.
-        compute: Where, and in which precision.
-        snapshots: Where every epoch is kept, so that pruning goes on where it was killed.
-        on_epoch: Called after each epoch with its number and record.
+        run: The seed is of everything random.
 
     Raises:
         RecipeError: If the method cannot prune this network so.
@@ -152,11 +137,10 @@ def prune(
     if isinstance(config, Magnitude):
         return magnitude_pruned(model, image_shape(images), config)
     arguments = (model, images, labels, validation)
-    further: _Further = {"seed": seed, "compute": compute, "snapshots": snapshots, "on_epoch": on_epoch}
     if isinstance(config, IterativeMagnitude):
-        return prune_iteratively(*arguments, config, **further)
+        return prune_iteratively(*arguments, config, run=run)
     if isinstance(config, TwinRep):
-        return prune_twin_rep(*arguments, config, **further)
+        return prune_twin_rep(*arguments, config, run=run)
     if isinstance(config, FlyingBird):
-        return prune_flying_bird(*arguments, config, **further)
-    return search_masks(*arguments, config, **further)
+        return prune_flying_bird(*arguments, config, run=run)
+    return search_masks(*arguments, config, run=run)

@@ -1,48 +1,77 @@
-"""Masks that move while a network trains, and the signals by which FlyingBird+ lets their sparsity follow."""
+"""FlyingBird's training: masks that move, and the signals by which FlyingBird+ lets their sparsity follow."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from s2ap_train.attacks.accuracy import Array, on_device
-from s2ap_train.compute import Compute
 from s2ap_train.models.modes import batch_norm_statistics_frozen, evaluation_mode
+from s2ap_train.pruning.flying_bird import FlyingBird
 from s2ap_train.pruning.masks import hamming
 from s2ap_train.pruning.masks import sparsity as masks_sparsity
-from s2ap_train.pruning.topology import drop_and_regrow
-from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import adversarial_examples, robust_loss
-
-if TYPE_CHECKING:
-    from s2ap_train.pruning.flying_bird import FlyingBird
+from s2ap_train.pruning.pruned_model import PrunedModel
+from s2ap_train.pruning.scores import prunable_weights
+from s2ap_train.pruning.topology import drop_and_regrow, layer_counts, random_masks
+from s2ap_train.training import Run, adversarial_examples, robust_loss, train_classifier
 
 _MEASURING_SEED = 2024  # of the attack, and of the images, that the signals are measured with
 
 
-@dataclass(frozen=True)
-class AdaptiveSparsity:
-    """How FlyingBird+ lets the sparsity move; the defaults are published.
+def prune_flying_bird(
+    model: nn.Module,
+    images: Array,
+    labels: Array,
+    validation: tuple[Array, Array],
+    config: FlyingBird,
+    *,
+    run: Run,
+) -> PrunedModel:
+    """Train a sparse network from its first weights on; the given network itself is not changed.
 
-    Attributes:
-        start: Fraction of the epochs after which it begins.
-        window: Epochs that are looked back on.
-        threshold: Fraction of these epochs in which a signal must have risen.
-        more_pruned: If the gap between training and validation robust accuracy has risen, this much more is dropped.
-        more_grown: If the robust validation loss has risen, this much more is regrown.
+    It starts under a random mask. At every update each layer that is not dense drops its smallest weights and regrows
+    as many elsewhere, from 0 and without momentum, so that the sparsity holds exactly. With `plus` the numbers may
+    differ (`AdaptiveSparsity`). Scores are the final weights. Records carry also sparsity and hamming (the mask at the
+    end of the epoch against that at its start) and, with `plus`, robust_gap and validation_robust_loss.
+
+    Args:
+        model: The untrained network.
+        images: Training images, float32 [N, C, H, W] in [0, 1].
+        labels: Their labels, int64 [N].
+        validation: Images and labels that choose the epoch; never the test set.
+        config: Hyper-parameters.
+        run: The seed is of the first mask, the regrowth, the order, the augmentation and the attack.
+
+    Raises:
+        RecipeError: As `train_classifier`, or if no update would come.
     """
+    network = copy.deepcopy(model)
+    shapes = {name: tuple(weight.shape) for name, weight in prunable_weights(network).items()}
+    counts = layer_counts(shapes, config.sparsity, config.layer_ratios)
+    masks = random_masks(shapes, counts, torch.Generator().manual_seed(run.seed))
+    topology = MovingTopology(network, (images, labels), validation, config, run.phase("topology"))
 
-    start: float = 0.5
-    window: int = 4
-    threshold: float = 0.5
-    more_pruned: float = 0.4
-    more_grown: float = 0.05
+    def with_topology(epoch: int, record: Mapping[str, float]) -> dict[str, float]:
+        return {**record, **topology.records[epoch]}
+
+    training = train_classifier(
+        network,
+        images,
+        labels,
+        validation,
+        config.training,
+        run=run.extending(with_topology),
+        masks=masks,
+        mask_update=topology,
+    )
+    history = tuple(with_topology(epoch, record) for epoch, record in enumerate(training.history))
+    scores = {name: weight.detach().clone() for name, weight in prunable_weights(network).items()}
+    return PrunedModel(network, masks, scores, history, training.best_epoch, collapse=training.collapse)
 
 
 def rising(values: Sequence[float], window: int) -> float:
@@ -60,18 +89,15 @@ class MovingTopology:
         training_set: tuple[Array, Array],
         validation_set: tuple[Array, Array],
         config: FlyingBird,
-        *,
-        seed: int,
-        compute: Compute,
-        snapshots: Snapshots | None,
+        run: Run,
     ) -> None:
-        self._model, self._config, self._seed, self._compute = model, config, seed, compute
-        self._training_set, self._validation_set, self._snapshots = training_set, validation_set, snapshots
+        self._model, self._config, self._run, self._compute = model, config, run, run.compute_for(model)
+        self._training_set, self._validation_set = training_set, validation_set
         self._steps_in_epoch = math.ceil(len(training_set[0]) / config.training.batch_size)
         self._steps = self._steps_in_epoch * config.training.epochs
         self._every = config.update_interval(self._steps)
         self._before: dict[str, Tensor] = {}  # masks at the start of the epoch
-        saved = None if snapshots is None else snapshots.load()
+        saved = run.load()
         self.records: list[dict[str, float]] = [] if saved is None else list(saved[1]["records"])
 
     def __call__(
@@ -89,8 +115,7 @@ class MovingTopology:
         changed = self._update(step + 1, parameters, masks, optimiser)
         if step_in_epoch == self._steps_in_epoch - 1:
             self.records.append(self._measured(masks))
-            if self._snapshots is not None and self._compute.is_main:
-                self._snapshots.save({}, {"records": self.records})
+            self._run.save({}, {"records": self.records})
         return changed
 
     def _update(
@@ -104,7 +129,7 @@ class MovingTopology:
             return False
         rate = self._config.death_rate * 0.5 * (1 + math.cos(math.pi * done / self._steps))
         drop_factor, grow_factor = self._factors(done)
-        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + done) % 2**32)
+        generator = torch.Generator().manual_seed((self._run.seed * 1_000_003 + done) % 2**32)
         weights = {name: parameters[name] for name in masks}
         priorities = self._priorities(weights, generator)
         with torch.no_grad():

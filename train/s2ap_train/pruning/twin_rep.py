@@ -21,7 +21,6 @@ from torch.nn.utils import parametrize
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.attacks.accuracy import Array
-from s2ap_train.compute import LOCAL, Compute
 from s2ap_train.models.channel_groups import channel_groups, channel_sums, gate_factors
 from s2ap_train.pruning.magnitude import Scope, check_magnitude, magnitude_masks
 from s2ap_train.pruning.masks import Masks
@@ -29,8 +28,7 @@ from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.structures import StructureName
 from s2ap_train.pruning.two_four import supports_two_four, two_four_masks
-from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training import OnEpoch, TrainingConfig, train_classifier
+from s2ap_train.training import Run, TrainingConfig, train_classifier
 
 Product = Literal["elementwise", "channel"]
 Start = Literal["random", "balanced"]
@@ -102,10 +100,7 @@ def prune_twin_rep(
     validation: tuple[Array, Array],
     config: TwinRep,
     *,
-    seed: int,
-    compute: Compute = LOCAL,
-    snapshots: Snapshots | None = None,
-    on_epoch: OnEpoch | None = None,
+    run: Run,
 ) -> PrunedModel:
     """Train the factors, prune their products once, train what is left, and merge; the given network is not changed.
 
@@ -118,37 +113,24 @@ def prune_twin_rep(
         labels: Their labels, int64 [N].
         validation: Images and labels that choose the epoch; never the test set.
         config: Hyper-parameters.
-        seed: Of the second factors, the order, the augmentation and the attack.
-        compute: Where, and in which precision.
-        snapshots: Where every epoch is kept, so that training goes on where it was killed.
-        on_epoch: Called after each epoch with its number and record.
+        run: The seed is of the second factors, the order, the augmentation and the attack.
 
     Raises:
         RecipeError: As `train_classifier`, or if the network does not have the structure.
     """
-    network = factorised(model, config.product, config.start, seed=seed)
+    network = factorised(model, config.product, config.start, seed=run.seed)
     history: list[dict[str, float]] = []
 
     def phase(number: int, epochs: int, masks: Masks) -> tuple[int, str | None]:
         first = len(history)
 
-        def report(epoch: int, record: Mapping[str, float]) -> None:
-            if on_epoch is not None:
-                on_epoch(first + epoch, {**record, "pruned": float(number)})
+        def extended(_: int, record: Mapping[str, float]) -> dict[str, float]:
+            return {**record, "pruned": float(number)}
 
-        training = train_classifier(
-            network,
-            images,
-            labels,
-            validation,
-            replace(config.training, epochs=epochs),
-            seed=seed + number,
-            masks=masks,
-            compute=compute,
-            snapshots=None if snapshots is None else snapshots.child(f"phase-{number}"),
-            on_epoch=report,
-        )
-        history.extend({**record, "pruned": float(number)} for record in training.history)
+        here = run.phase(f"phase-{number}", seed=run.seed + number).extending(extended, first=first)
+        settings = replace(config.training, epochs=epochs)
+        training = train_classifier(network, images, labels, validation, settings, run=here, masks=masks)
+        history.extend(extended(epoch, record) for epoch, record in enumerate(training.history))
         return first + training.best_epoch, training.collapse
 
     _, dense_collapse = phase(0, config.dense_epochs, {})

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from s2ap_defend.errors import InputError, RecipeError
-from s2ap_train.purifier.purify import Score, field, pass_through
+from s2ap_train.purifier.gradient_path import pass_through
+from s2ap_train.purifier.purify import Score, field
 
 __all__ = ["AdamDescent", "adam_purify", "jpeg_round_trip", "squeeze_bits", "stratified_levels", "uniform_levels"]
 

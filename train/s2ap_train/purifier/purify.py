@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.purifier.gradient_path import pass_through
 
 __all__ = [
     "FieldAt",
@@ -30,7 +31,6 @@ __all__ = [
     "StepRecord",
     "descend",
     "field",
-    "pass_through",
     "purify",
     "trajectory",
 ]
@@ -253,11 +253,6 @@ def _iterates(
         z = pass_through(moved.clamp(0, 1), moved) if straight_through else moved.clamp(0, 1)
         iterates.append((z, error))
     return iterates
-
-
-def pass_through(value: Tensor, like: Tensor) -> Tensor:
-    """The value, to the bit where `like` is finite, with the gradient of `like` (of the same shape)."""
-    return value.detach() + (like - like.detach())
 
 
 def _norm(delta: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -12,17 +11,15 @@ from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
-from s2ap_train.compute import LOCAL, Compute
 from s2ap_train.purifier.denoisers import DenoisingError, denoising_error, denoising_errors, fit_gaussian, log_spaced
 from s2ap_train.purifier.score_state import ScoreState
 from s2ap_train.purifier.sizes import Size, multipliers_for, width_for
 from s2ap_train.purifier.unet import CHANNELS_PER_GROUP, UNet
-from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.training.batches import batches, check_shareable, flipped
+from s2ap_train.training import Run, batches, run_epochs
+from s2ap_train.training.batches import check_shareable, flipped
 
 __all__ = ["ScoreTraining", "TrainedScore", "train_score_model"]
 
-OnEpoch = Callable[[int, Mapping[str, float]], None]
 _VALIDATION_SIGMAS = 4
 _REPORTED_SIGMAS = 8
 _LEAST_SIGMA = 1e-4
@@ -141,11 +138,8 @@ def train_score_model(
     images: Float32,
     config: ScoreTraining,
     *,
-    seed: int,
+    run: Run,
     validation: Float32 | None = None,
-    compute: Compute | None = None,
-    snapshots: Snapshots | None = None,
-    on_epoch: OnEpoch | None = None,
 ) -> TrainedScore:
     """Train a U-Net to predict the noise e in x + sigma e.
 
@@ -157,49 +151,30 @@ def train_score_model(
     Args:
         images: Training images, float32 [N, C, H, W] in [0, 1].
         config: Hyper-parameters.
-        seed: Of the initial weights, the order and the noise.
+        run: The seed is of the initial weights, the order and the noise; without a compute it trains on the CPU.
         validation: Images for the validation error; by default every tenth training image is held out for it.
-        compute: Device, precision and the other processes; None = this process, on the CPU.
-        snapshots: Where the state is kept after each epoch; training goes on from the state that is there, to the very
-            weights of an unbroken run.
-        on_epoch: Called after each epoch with its number and record, by the first process; a resumed training calls it
-            for the epochs of the snapshot as well.
 
     Raises:
         RecipeError: If the images do not fit the U-Net, a batch is too small for the number of processes, or the loss
             is no longer finite.
     """
-    compute = LOCAL if compute is None else compute
     train = torch.from_numpy(images)
     held_out = train[::_HELD_OUT] if validation is None else torch.from_numpy(validation)
     if validation is None and len(train) > 1:
         train = train[torch.arange(len(train)) % _HELD_OUT != 0]
-    net = (
-        _fresh(train, config, seed).to(compute.device).to(memory_format=torch.channels_last)
-    )  # a fifth faster on a CPU
+    net = _fresh(train, config, run.seed)
+    compute = run.compute_for(net)
+    net = net.to(compute.device).to(memory_format=torch.channels_last)  # a fifth faster on a CPU
     train, held_out = train.to(compute.device), held_out.to(compute.device)
-    steps = math.ceil(len(train) / config.batch_size)
     state = ScoreState(
         net,
+        epochs=config.epochs,
+        steps=math.ceil(len(train) / config.batch_size),
         lr=config.lr,
-        steps=config.epochs * steps,
         average_decay=config.average_decay,
-        seed=seed,
-        compute=compute,
+        run=run,
     )
-    report = on_epoch if compute.is_main else None
-    if snapshots is not None and (saved := snapshots.load()) is not None:
-        state.resume(*saved)
-        for epoch, record in enumerate(state.history):
-            if report is not None:
-                report(epoch, record)
-    while state.epoch < config.epochs:
-        loss = _epoch(state, train, config)
-        state.history.append({"loss": loss, **_validated(state, held_out, config)})
-        if snapshots is not None and compute.is_main:
-            snapshots.save(*state.snapshot())
-        if report is not None:
-            report(state.epoch - 1, state.history[-1])
+    run_epochs(state, run, lambda: _epoch(state, train, held_out, config))
     net.load_state_dict(state.average.model.state_dict())
     net.eval().requires_grad_(False)
     sigmas = config.reported_sigmas()
@@ -207,8 +182,8 @@ def train_score_model(
     return TrainedScore(net.cpu().to(memory_format=torch.contiguous_format), tuple(state.history), compared)
 
 
-def _epoch(state: ScoreState, train: Tensor, config: ScoreTraining) -> float:
-    """One epoch; its mean loss."""
+def _epoch(state: ScoreState, train: Tensor, held_out: Tensor, config: ScoreTraining) -> None:
+    """One epoch; the record has its mean loss."""
     total, compute = 0.0, state.compute
     for rows in batches(len(train), config.batch_size, state.generator):
         check_shareable(len(rows), compute)
@@ -218,7 +193,7 @@ def _epoch(state: ScoreState, train: Tensor, config: ScoreTraining) -> float:
         noisy = x + sigma[:, None, None, None] * drawn
         y, noise, levels = (compute.share(whole) for whole in (noisy, drawn, sigma))
         with compute.autocast():
-            predicted = state.net(y, levels)
+            predicted = state.model(y, levels)
         loss = (predicted.float() - noise).square().mean() * (len(y) * compute.world_size / len(rows))
         state.step(loss)
         total += float(compute.mean([loss.detach()])[0]) * len(rows)
@@ -226,7 +201,7 @@ def _epoch(state: ScoreState, train: Tensor, config: ScoreTraining) -> float:
             raise RecipeError(
                 f"the loss is {total} in epoch {state.epoch} of {config.epochs}; lower lr (now {config.lr:g})"
             )
-    return total / len(train)
+    state.history.append({"loss": total / len(train), **_validated(state, held_out, config)})
 
 
 def _validated(state: ScoreState, held_out: Tensor, config: ScoreTraining) -> dict[str, float]:

@@ -8,29 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2ap_defend.model_file import replace_file
-from s2ap_train.page import TableText, html_page, html_picture, html_table, png
 from s2ap_train.purifier.denoisers import LinearDenoiser
 from s2ap_train.purifier.unet import UNet
+from s2ap_train.reporting.page import COLOURS, WIDTH_INCHES, Picture, TableText, axes_row, png, write_report
 
 PAGE = "report.html"
-PICTURES = {
-    "training.png": "Training: the loss of every epoch at random sigmas, and the denoising error of the averaged "
-    "weights on validation images.",
-    "denoising.png": "Denoising error by sigma, as a fraction of the noise's energy: the score model, the best "
-    "denoiser of a Gaussian with the training pixels' mean and covariance, and the identity.",
-    "samples.png": "Validation images: clean, then for three sigmas noisy, denoised by the Gaussian, and denoised by "
-    "the score model. Colours beyond [0, 1] are cut off.",
-}
-FILES = (*PICTURES, PAGE)
+FILES = ("training.png", "denoising.png", "samples.png", PAGE)
 
-_NET_COLOUR, _GAUSSIAN_COLOUR, _IDENTITY_COLOUR = "#0072B2", "#D55E00", "#444444"  # Okabe and Ito
-_WIDTH_INCHES, _HEIGHT_INCHES, _DPI = 8.0, 3.2, 120
+_NET_COLOUR, _GAUSSIAN_COLOUR, _IDENTITY_COLOUR = *COLOURS[:2], "#444444"
 _NOISE_SEED = 7
 _GAP = 1  # pixels between pictures
 
@@ -50,22 +39,32 @@ def write_score_report(
     """
     sigmas = [row["sigma"] for row in record["denoising"]]
     shown = (sigmas[0], sigmas[len(sigmas) // 2], sigmas[-1])
-    pictures = {
-        "training.png": training_curve(record["history"]),
-        "denoising.png": error_by_sigma(record["denoising"]),
-        "samples.png": sample_pictures(net, gaussian, images, shown),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in pictures.items():
-        replace_file(folder / name, content)
-    title = f"Score model of {record['name']}"
-    tables = (summary_table(record), error_table(record["denoising"]))
-    shown_pictures = (html_picture(content, PICTURES[name]) for name, content in pictures.items())
-    replace_file(folder / PAGE, html_page(title, *map(html_table, tables), *shown_pictures).encode())
-    return tuple(folder / name for name in FILES)
+    blocks = (
+        _summary_table(record),
+        error_table(record["denoising"]),
+        Picture(
+            training_curve(record["history"]),
+            "Training: the loss of every epoch at random sigmas, and the denoising error of the averaged weights on "
+            "validation images.",
+            "training.png",
+        ),
+        Picture(
+            error_by_sigma(record["denoising"]),
+            "Denoising error by sigma, as a fraction of the noise's energy: the score model, the best denoiser of a "
+            "Gaussian with the training pixels' mean and covariance, and the identity.",
+            "denoising.png",
+        ),
+        Picture(
+            sample_pictures(net, gaussian, images, shown),
+            "Validation images: clean, then for three sigmas noisy, denoised by the Gaussian, and denoised by the "
+            "score model. Colours beyond [0, 1] are cut off.",
+            "samples.png",
+        ),
+    )
+    return write_report(folder / PAGE, f"Score model of {record['name']}", blocks)
 
 
-def summary_table(record: Mapping[str, Any]) -> TableText:
+def _summary_table(record: Mapping[str, Any]) -> TableText:
     """What the model is and what it cost."""
     architecture = record["architecture"]
     rows = (
@@ -94,7 +93,7 @@ def error_table(denoising: list[Mapping[str, float]]) -> TableText:
 
 def training_curve(history: list[Mapping[str, float]]) -> bytes:
     """Loss and validation error over epochs; a PNG file."""
-    figure, axis = _figure()
+    figure, (axis,) = axes_row()
     epochs = range(1, len(history) + 1)
     for key, colour, label in (
         ("loss", _IDENTITY_COLOUR, "training loss"),
@@ -111,7 +110,7 @@ def training_curve(history: list[Mapping[str, float]]) -> bytes:
 
 def error_by_sigma(denoising: list[Mapping[str, float]]) -> bytes:
     """Denoising error of the three denoisers over sigma; a PNG file."""
-    figure, axis = _figure()
+    figure, (axis,) = axes_row()
     sigmas = [row["sigma"] for row in denoising]
     axis.axhline(1.0, color=_IDENTITY_COLOUR, linestyle="--", label="identity")
     for key, colour, label in (("gaussian", _GAUSSIAN_COLOUR, "Gaussian"), ("net", _NET_COLOUR, "score model")):
@@ -137,8 +136,7 @@ def sample_pictures(net: UNet, gaussian: LinearDenoiser, images: Tensor, sigmas:
         labels += [f"noisy\n{sigma:.2g}", "Gaussian", "model"]
     mosaic, step = _mosaic(torch.stack(columns, dim=1))
     height, width = mosaic.shape[:2]
-    figure = Figure(figsize=(_WIDTH_INCHES, _WIDTH_INCHES * height / width + 0.6), dpi=_DPI, layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = axes_row(height=WIDTH_INCHES * height / width + 0.6)
     axis.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set_xticks([(column + 0.5) * step - _GAP for column in range(len(labels))], labels, fontsize=7)
     axis.xaxis.tick_top()
@@ -158,11 +156,3 @@ def _mosaic(pictures: Tensor) -> tuple[NDArray[np.float32], int]:
     canvas[:, :height, :, :width] = pictures.permute(0, 3, 1, 4, 2).clamp(0, 1)
     flat = canvas.reshape(rows * (height + _GAP), columns * (width + _GAP), shown).numpy()
     return (flat[..., 0] if shown == 1 else flat), width + _GAP
-
-
-def _figure() -> tuple[Figure, Any]:
-    figure = Figure(figsize=(_WIDTH_INCHES, _HEIGHT_INCHES), dpi=_DPI, layout="constrained")
-    axis = figure.subplots()
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
-    return figure, axis

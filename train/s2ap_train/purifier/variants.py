@@ -1,13 +1,13 @@
 """Everything that can stand in the purifier's place, behind one type: our own purifier, its absence, and baselines.
 
-A variant is three functions of images with the same values and different gradients: what an attacker who knows it
+A variant is three functions of images with the same values and different gradients: what an attacker that knows it
 would compute with. None lets one image of a batch influence another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from s2ap_train.purifier.baselines import (
     stratified_levels,
     uniform_levels,
 )
-from s2ap_train.purifier.purify import Purification, Score, pass_through, purify
+from s2ap_train.purifier.gradient_path import GradientPath, Images, bpda, pass_through, purified
+from s2ap_train.purifier.purify import Purification, Score, purify
 
 __all__ = [
     "Variant",
@@ -35,8 +36,6 @@ __all__ = [
     "score_opt",
 ]
 
-Images = Callable[[Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -46,7 +45,7 @@ class Variant:
 
     Attributes:
         name: Name in tables.
-        purify: The exact thing, with its exact gradient where it has one (of rounding: zero).
+        exact: The exact thing, with its exact gradient where it has one (of rounding: zero).
         straight_through: The same values; clamps and rounding pass gradients unchanged.
         surrogate: The same values; the gradient is that of the J-free purifier for a purification, else that of the
             identity (BPDA, Athalye et al. 2018, arXiv 1802.00420).
@@ -57,13 +56,19 @@ class Variant:
     """
 
     name: str
-    purify: Images
+    exact: Images
     straight_through: Images
     surrogate: Images
     work: int
     depth: int
     stochastic: bool = False
     traceable: bool = True
+
+    def purify(self, images: Tensor, path: GradientPath = "exact") -> Tensor:
+        """Purified images, with the gradient of a path: see `purified`."""
+        return purified(
+            images, path, exact=self.exact, straight_through=self.straight_through, surrogate=self.surrogate
+        )
 
 
 def off() -> Variant:
@@ -223,8 +228,8 @@ def bit_depth(bits: int) -> Variant:
     def squeeze(x: Tensor) -> Tensor:
         return squeeze_bits(x, bits)
 
-    bpda = _with_gradient_of_identity(squeeze)
-    return Variant(f"bit-depth-{bits}", squeeze, bpda, bpda, work=0, depth=0)
+    past = partial(bpda, squeeze)
+    return Variant(f"bit-depth-{bits}", squeeze, past, past, work=0, depth=0)
 
 
 def jpeg(quality: int) -> Variant:
@@ -235,8 +240,8 @@ def jpeg(quality: int) -> Variant:
     """
     if not 1 <= quality <= 100:
         raise RecipeError(f"quality must be 1 to 100, found {quality}")
-    bpda = _with_gradient_of_identity(lambda x: jpeg_round_trip(x, quality))
-    return Variant(f"jpeg-{quality}", bpda, bpda, bpda, work=0, depth=0, traceable=False)
+    past = partial(bpda, lambda x: jpeg_round_trip(x, quality))
+    return Variant(f"jpeg-{quality}", past, past, past, work=0, depth=0, traceable=False)
 
 
 def _adam(name: str, net: Score, shape: tuple[int, int, int], config: AdamDescent) -> Variant:
@@ -249,14 +254,8 @@ def _adam(name: str, net: Score, shape: tuple[int, int, int], config: AdamDescen
         return adam_purify(net, x, noise.to(x.device, x.dtype), config, straight_through=True)
 
     depth = 2 * len(config.levels)
-    return Variant(
-        name,
-        exact,
-        straight_through,
-        _with_gradient_of_identity(exact),
-        work=depth * config.draws,
-        depth=depth,
-    )
+    work = depth * config.draws
+    return Variant(name, exact, straight_through, partial(bpda, exact), work=work, depth=depth)
 
 
 def _clamped(
@@ -271,15 +270,7 @@ def _clamped(
         free = function(x)
         return pass_through(free.clamp(0, 1), free)
 
-    surrogate = _with_gradient_of_identity(exact)
-    return Variant(name, exact, straight_through, surrogate, work, depth, stochastic, traceable)
-
-
-def _with_gradient_of_identity(function: Images) -> Images:
-    def bpda(x: Tensor) -> Tensor:
-        return pass_through(function(x.detach()), x)
-
-    return bpda
+    return Variant(name, exact, straight_through, partial(bpda, exact), work, depth, stochastic, traceable)
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from s2ap_train.ensemble import ModelTable
+from s2ap_train.models import ModelTable
 from s2ap_train.models.source import source_digest
 from s2ap_train.storage.fingerprint import fingerprint
 from s2ap_train.storage.parts import Key

@@ -11,8 +11,8 @@ from s2ap_defend.errors import RecipeError
 from s2ap_train.calibration import Detection
 from s2ap_train.compute import ComputeSettings
 from s2ap_train.data import DataSettings, Splits, load_data
-from s2ap_train.ensemble import Family, ModelTable, Pruning
-from s2ap_train.models import create
+from s2ap_train.ensemble import Family, Pruning
+from s2ap_train.models import ModelTable, create
 from s2ap_train.pruning import FlyingBird, ScratchTicket, TwinRep
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining

@@ -1,4 +1,4 @@
-"""Every attack on every part of the images, on the defended file and on the bare classifier inside it."""
+"""Every attack on every shard of the images, on the defended file and on the bare classifier inside it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import nn
 from s2ap_defend.types import Float32
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.attacks.budget import distortion, project
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
 from s2ap_train.kept import weights_digest
 from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
@@ -25,14 +26,13 @@ from s2ap_train.redteam.attacks.white_box_search import SKIPPED
 from s2ap_train.redteam.pieces import SECONDS, Done, Piece
 from s2ap_train.redteam.probes import Probe
 from s2ap_train.redteam.target import Target, open_targets
-from s2ap_train.threads import one_thread
 
 __all__ = [
     "BARE",
     "DEFENDED",
-    "PART",
     "REDTEAM_VERSION",
-    "SKIPPED_PARTS",
+    "SHARD",
+    "SKIPPED_SHARDS",
     "Attacked",
     "Setup",
     "attack_pieces",
@@ -43,14 +43,14 @@ __all__ = [
 
 REDTEAM_VERSION = 2
 """Raise it with every change of what an attack does: what was found under another number is found again."""
-PART = 60
-"""Images of one part, at the most. Parts do not depend on the number of workers, so neither does any result."""
+SHARD = 60
+"""Images of one shard, at the most. Shards do not depend on the number of workers, so neither does any result."""
 
 Which = Literal["defended", "bare"]
 DEFENDED: Which = "defended"
 BARE: Which = "bare"
-SKIPPED_PARTS = "skipped parts"
-"""Note that says why there was nothing to attack in some parts of the images."""
+SKIPPED_SHARDS = "skipped parts"
+"""Note that says why there was nothing to attack in some shards of the images."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Setup:
         pixels: l0 budget, positions.
         seed: Of all attacks.
         budget: Steps, restarts and queries.
-        surrogates: Networks that the attacker trained himself.
+        surrogates: Networks that the attacker trained itself.
         server: Address of a server of the same file.
     """
 
@@ -85,11 +85,11 @@ class Setup:
         budgets = (self.eps, self.l2, self.pixels, self.seed, self.budget)
         return REDTEAM_VERSION, weights_sha256, graph_sha256, digest, self.data.images.shape, budgets
 
-    def parts(self) -> list[slice]:
-        """Rows of each part."""
+    def shards(self) -> list[slice]:
+        """Rows of each shard."""
         count = len(self.data)
-        pieces = max(1, -(-count // PART))
-        edges = np.linspace(0, count, pieces + 1).round().astype(int)
+        shards = max(1, -(-count // SHARD))
+        edges = np.linspace(0, count, shards + 1).round().astype(int)
         return [slice(int(start), int(stop)) for start, stop in pairwise(edges)]
 
     def task(self, rows: slice, *, salt: int = 0) -> Task:
@@ -113,8 +113,8 @@ class Attacked:
     Attributes:
         images: [N, C, H, W]; where it did not run, the clean ones.
         ran: Images that it ran on [N].
-        seconds: Time of all its parts together.
-        notes: Of its parts: numbers of broken images are summed, the rest is the first part's.
+        seconds: Time of all its shards together.
+        notes: Of its shards: numbers of broken images are summed, the rest is the first shard's.
     """
 
     images: Float32
@@ -137,10 +137,10 @@ def attack_pieces(
     chosen = {attack.name for attack in attacks}
     surrogates = weights_digest(setup.surrogates) if setup.surrogates else None
     return [
-        _piece(setup, attack, which, part, rows, chosen, surrogates, None if attack.name in always else until)
+        _piece(setup, attack, which, shard, rows, chosen, surrogates, None if attack.name in always else until)
         for attack in attacks
         for which in _sides(attack)
-        for part, rows in enumerate(setup.parts())
+        for shard, rows in enumerate(setup.shards())
     ]
 
 
@@ -153,7 +153,7 @@ def gathered(
         for which, found in zip((DEFENDED, BARE), both, strict=True):
             if which == BARE and attack.knows != "classifier" and BARE not in _sides(attack):
                 continue
-            names = [(rows, _name(attack, which, part)) for part, rows in enumerate(setup.parts())]
+            names = [(rows, _name(attack, which, shard)) for shard, rows in enumerate(setup.shards())]
             present = [(rows, done[name]) for rows, name in names if name in done]
             if present:
                 found[attack.name] = _joined(setup.data.images, present)
@@ -161,8 +161,8 @@ def gathered(
 
 
 def probe_pieces(setup: Setup, probes: Sequence[Probe], *, images: int, until: float | None = None) -> list[Piece]:
-    """Pieces of further runs on the defended file, each on the first `images` images, at most those of one part."""
-    rows = slice(0, min(images, PART, len(setup.data)))
+    """Pieces of further runs on the defended file, each on the first `images` images, at most those of one shard."""
+    rows = slice(0, min(images, SHARD, len(setup.data)))
     return [
         Piece(
             name=probe.name,
@@ -177,22 +177,22 @@ def probe_pieces(setup: Setup, probes: Sequence[Probe], *, images: int, until: f
     ]
 
 
-def _joined(clean: Float32, parts: Sequence[tuple[slice, Found]]) -> Attacked:
-    """All parts of one attack; a part where it had nothing to attack counts as one that it was not run on."""
+def _joined(clean: Float32, shards: Sequence[tuple[slice, Found]]) -> Attacked:
+    """All shards of one attack; one where it had nothing to attack counts as one that it was not run on."""
     images, ran = clean.copy(), np.zeros(len(clean), dtype=bool)
-    able = [(rows, found) for rows, found in parts if SKIPPED not in found.notes]
+    able = [(rows, found) for rows, found in shards if SKIPPED not in found.notes]
     for rows, found in able:
         images[rows], ran[rows] = found.images, True
-    notes = {key: value for key, value in (able or parts)[0][1].notes.items() if key != SECONDS}
-    if able and len(able) < len(parts):
-        notes[SKIPPED_PARTS] = next(found.notes[SKIPPED] for _, found in parts if SKIPPED in found.notes)
+    notes = {key: value for key, value in (able or shards)[0][1].notes.items() if key != SECONDS}
+    if able and len(able) < len(shards):
+        notes[SKIPPED_SHARDS] = next(found.notes[SKIPPED] for _, found in shards if SKIPPED in found.notes)
     if "broken_by" in notes:
         counts: dict[str, int] = {}
         for _, found in able:
             for name, count in found.notes["broken_by"].items():
                 counts[name] = counts.get(name, 0) + count
         notes["broken_by"] = counts
-    return Attacked(images, ran, sum(float(found.notes[SECONDS]) for _, found in parts), notes)
+    return Attacked(images, ran, sum(float(found.notes[SECONDS]) for _, found in shards), notes)
 
 
 def _sides(attack: RedTeamAttack) -> tuple[Which, ...]:
@@ -202,25 +202,25 @@ def _sides(attack: RedTeamAttack) -> tuple[Which, ...]:
     return DEFENDED, BARE
 
 
-def _name(attack: RedTeamAttack, which: Which, part: int) -> str:
+def _name(attack: RedTeamAttack, which: Which, shard: int) -> str:
     side = which if which in _sides(attack) else DEFENDED
-    return f"{attack.name} on the {side}, part {part + 1}"
+    return f"{attack.name} on the {side}, part {shard + 1}"
 
 
 def _piece(
     setup: Setup,
     attack: RedTeamAttack,
     which: Which,
-    part: int,
+    shard: int,
     rows: slice,
     chosen: set[str],
     surrogates: str | None,
     until: float | None,
 ) -> Piece:
     before = tuple(name for name in attack.after if name in chosen and not (which == BARE and ATTACKS[name].needs_test))
-    waits = [_name(ATTACKS[name], which, part) for name in before]
+    waits = [_name(ATTACKS[name], which, shard) for name in before]
     if attack.after and which == DEFENDED and not attack.needs_test:
-        waits.append(_name(attack, BARE, part))  # what the bare classifier fell for is tried on the defence
+        waits.append(_name(attack, BARE, shard))  # what the bare classifier fell for is tried on the defence
 
     def arguments(done: Done) -> tuple[Any, ...]:
         task = replace(
@@ -230,7 +230,7 @@ def _piece(
         return setup.model, which, attack.name, task
 
     return Piece(
-        name=_name(attack, which, part),
+        name=_name(attack, which, shard),
         function=_attacked,
         arguments=arguments,
         shape=setup.data.images[rows].shape,
@@ -242,14 +242,14 @@ def _piece(
             surrogates if attack.needs == "surrogates" else None,
         ),
         after=tuple(waits),
-        weight=attack.weight * (1.0 if which == DEFENDED else 0.2) * (rows.stop - rows.start) / PART,
+        weight=attack.weight * (1.0 if which == DEFENDED else 0.2) * (rows.stop - rows.start) / SHARD,
         until=until,
         lasts=attack.needs != "server",  # what a server shows of its evidence is in no key
     )
 
 
 def _attacked(model: Path, which: Which, name: str, task: Task) -> Found:
-    """One attack on one part; also called in other processes."""
+    """One attack on one shard; also called in other processes."""
     attack = ATTACKS[name]
     with one_thread():
         defended, bare = targets(model)

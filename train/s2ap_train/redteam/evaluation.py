@@ -17,6 +17,7 @@ from s2ap_defend.errors import InputError
 from s2ap_defend.images import check_images
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.progress import Reporter
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
 from s2ap_train.jobs import Workers, check_workers
 from s2ap_train.kept import KeptAttacks
@@ -24,13 +25,13 @@ from s2ap_train.redteam.ablation.ablation import MeasuredRow
 from s2ap_train.redteam.ablation.ablation_rows import FULL
 from s2ap_train.redteam.ablation.costs import against_pruned, part_costs
 from s2ap_train.redteam.ablation.networks import Networks
-from s2ap_train.redteam.ablation.run import Ablated, run_ablation
+from s2ap_train.redteam.ablation.run import AblationRun, run_ablation
 from s2ap_train.redteam.attacks.attack import RedTeamAttack
 from s2ap_train.redteam.attacks.cross_checks import MODULES
 from s2ap_train.redteam.attacks.oblivious import SEARCH
 from s2ap_train.redteam.attacks.white_box_search import SKIPPED
 from s2ap_train.redteam.campaign import (
-    SKIPPED_PARTS,
+    SKIPPED_SHARDS,
     Attacked,
     Setup,
     attack_pieces,
@@ -46,7 +47,6 @@ from s2ap_train.redteam.plan import Plan, check_budgets, deadline
 from s2ap_train.redteam.results import Configuration, DetectionFigures, Evaluation, GalleryItem
 from s2ap_train.statistics.figures import WorstCase, clean_figures
 from s2ap_train.statistics.outcome import Outcome
-from s2ap_train.threads import one_thread
 
 __all__ = ["FOLDER", "evaluate_file"]
 
@@ -73,7 +73,7 @@ def evaluate_file(
 ) -> Evaluation:
     """Attack a defended file, and the classifier inside it, with everything that a plan asks for.
 
-    What attacks find is kept in `folder` as soon as each part of them ends; called again, nothing of that is done
+    What attacks find is kept in `folder` as soon as each job of them ends; called again, nothing of that is done
     again. The caller has locked the folder (`storage.lock.locked_folder`). Results do not depend on `workers`.
 
     Args:
@@ -81,11 +81,11 @@ def evaluate_file(
         data: Clean images in [0, 1] and true labels; images that are misclassified anyway stay in.
         plan: Attacks and budgets.
         folder: Where finished attacks are kept; None keeps nothing.
-        reporter: Told about every part.
+        reporter: Told about every piece.
         workers: Processes; None takes one a core; or "ray", where every node must see the file.
-        networks: Networks beside the file, for the table of its parts and for attacks that transfer; None: there are
+        networks: Networks beside the file, for the ablation and for attacks that transfer; None: there are
             none.
-        ablation: Whether the table of parts is measured.
+        ablation: Whether the ablation is measured.
         server: Address of a server of this file, for attacks over HTTP.
         recipe: Recipe of the data, for the report.
         source: The data in words, for the report.
@@ -124,7 +124,7 @@ def evaluate_file(
     checked = judge_checks(
         setup, plan, defended_target, defended, attacks, done, networks=networks, data_name=name_of_data
     )
-    ablated = Ablated()
+    ablated = AblationRun()
     if ablation:
         ablated = run_ablation(
             setup, networks, defended, bare, attacks, kept=kept, reporter=reporter, workers=workers, until=end
@@ -174,8 +174,8 @@ def _able(attacks: Sequence[RedTeamAttack], setup: Setup) -> tuple[tuple[RedTeam
 def _unfinished(attacks: Mapping[str, RedTeamAttack], found: Mapping[str, Attacked], samples: int) -> dict[str, str]:
     left = {name: "the time limit was over before it began" for name in attacks if name not in found}
     for name, one in found.items():
-        if SKIPPED_PARTS in one.notes:
-            left[name] = f"only on {int(one.ran.sum())} of {samples} images: {one.notes[SKIPPED_PARTS]}"
+        if SKIPPED_SHARDS in one.notes:
+            left[name] = f"only on {int(one.ran.sum())} of {samples} images: {one.notes[SKIPPED_SHARDS]}"
         elif not one.ran.all():
             left[name] = f"the time limit was over after {int(one.ran.sum())} of {samples} images"
     return left

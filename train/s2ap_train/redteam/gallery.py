@@ -1,4 +1,4 @@
-"""Which images the report shows: of the strongest attacks, some that the attacker won and some that he lost."""
+"""Which images the report shows: of the strongest attacks, some that the attacker won and some that it lost."""
 
 from __future__ import annotations
 

@@ -156,10 +156,10 @@ def gradients(target: Target, task: Task, count: float) -> Found:
     there were (`images`), and how many have a gradient that is 0 in every pixel, or not a number: `without` of the
     classifier, `members_without` of each member.
     """
-    part = task.data.subset(slice(int(count)))
+    chosen = task.data.subset(slice(int(count)))
     without, members = 0, np.zeros(target.members, dtype=np.int64)
-    for start in range(0, len(part), _DIFFERENTIATED):
-        batch = part.subset(slice(start, start + _DIFFERENTIATED))
+    for start in range(0, len(chosen), _DIFFERENTIATED):
+        batch = chosen.subset(slice(start, start + _DIFFERENTIATED))
         x, y = torch.from_numpy(batch.images).requires_grad_(), torch.from_numpy(batch.labels)
         with torch.enable_grad():
             c, m = target.view(x, "exact", None)
@@ -167,7 +167,7 @@ def gradients(target: Target, task: Task, count: float) -> Found:
             gone = [_without_gradient(margin(answer, y), x) for answer in answers]
         without += gone[0]
         members += np.array(gone[1:], dtype=np.int64)
-    notes = {"images": len(part), "without": without, "members_without": members.tolist()}
+    notes = {"images": len(chosen), "without": without, "members_without": members.tolist()}
     return Found(task.data.images, notes)
 
 

@@ -1,11 +1,11 @@
-"""What is attacked, as an attacker who knows everything sees it."""
+"""What is attacked, as an attacker that knows everything sees it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path as FilePath
+from pathlib import Path
 
 from torch import Tensor
 
@@ -15,7 +15,6 @@ from s2ap_defend.sequential import SequentialTest
 from s2ap_train.adaptive.search import (
     AdaptiveBudget,
     Descent,
-    Path,
     View,
     bare_plan,
     bare_view,
@@ -23,16 +22,16 @@ from s2ap_train.adaptive.search import (
     twin_view,
 )
 from s2ap_train.adaptive.systems import BareSystem, DefendedSystem, System
-from s2ap_train.adaptive.views import purified_by
+from s2ap_train.purifier.gradient_path import GradientPath
 from s2ap_train.twin import Twin
 
 __all__ = ["AttackPlan", "Features", "Target", "bare_target", "defended_target", "open_targets"]
 
-Features = Callable[[Tensor, Path], Tensor]
+Features = Callable[[Tensor, GradientPath], Tensor]
 """Images [N, C, H, W] and the gradient's path through the purifier -> hidden features of the classifier [N, D]."""
 
 AttackPlan = Callable[[AdaptiveBudget], list[Descent]]
-"""The descents of an attacker who knows everything of a system, for a budget."""
+"""The descents of an attacker that knows everything of a system, for a budget."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Target:
         name: Of the system.
         system: Answers images; it alone says what succeeded.
         view: What the attacker differentiates: log-probabilities of the classifier and of the members.
-        classify: Images [N, C, H, W] -> log-probabilities of the bare classifier [N, K], differentiable: all that an
-            attacker knows who does not know of the defence.
+        classify: Images [N, C, H, W] -> log-probabilities of the bare classifier [N, K], differentiable: all that is
+            known to an attacker that does not know of the defence.
         test: The sequential test; None: the system never flags.
         members: Members that `view` answers for, in the order in which they are asked.
         purifies: Whether there is a purifier, so that the path of a gradient matters.
@@ -62,8 +61,13 @@ class Target:
     features: Features | None = None
     plan: AttackPlan = bare_plan
 
+    @property
+    def path(self) -> GradientPath:
+        """The path of the gradient through all that stands before the classifier."""
+        return "exact" if self.purifies else "none"
 
-def open_targets(path: FilePath) -> tuple[Target, Target]:
+
+def open_targets(path: Path) -> tuple[Target, Target]:
     """(the defended file as it is served, the bare classifier inside it), each with one thread.
 
     Raises:
@@ -74,7 +78,7 @@ def open_targets(path: FilePath) -> tuple[Target, Target]:
     return defended_target(file, path, twin), bare_target(file, twin)
 
 
-def defended_target(file: ModelFile, path: FilePath, twin: Twin) -> Target:
+def defended_target(file: ModelFile, path: Path, twin: Twin) -> Target:
     """The file, judged by the runtime that serves it and seen through its twin."""
     return Target(
         name="defended",
@@ -84,7 +88,7 @@ def defended_target(file: ModelFile, path: FilePath, twin: Twin) -> Target:
         test=twin.test,
         members=twin.member_count,
         purifies=not file.manifest.purifier.off,
-        features=lambda images, path: twin.features(purified_by(twin, images, path)),
+        features=lambda images, path: twin.features(twin.purify(images, path)),
         plan=partial(defended_plan, twin.test),
     )
 

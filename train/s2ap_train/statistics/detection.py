@@ -80,7 +80,7 @@ def roc_area(negative: Float64, positive: Float64) -> RocArea:
         2 * len(above)
     )
     area = float(beaten.mean())
-    variance = sum(float(part.var(ddof=1)) / len(part) for part in (beaten, beats) if len(part) > 1)
+    variance = sum(float(shares.var(ddof=1)) / len(shares) for shares in (beaten, beats) if len(shares) > 1)
     spread = Z_95 * math.sqrt(variance)
     return RocArea(area, max(area - spread, 0.0), min(area + spread, 1.0))
 
@@ -145,7 +145,7 @@ def detection_differences(
 def roc_points(negative: Float64, positive: Float64) -> Mapping[str, list[float]]:
     """The ROC curve: shares of negatives and positives strictly above each threshold, from none to all."""
     thresholds = np.unique(np.concatenate([negative, positive]))[::-1]
-    above = [1 - np.searchsorted(np.sort(part), thresholds, "right") / len(part) for part in (negative, positive)]
+    above = [1 - np.searchsorted(np.sort(scores), thresholds, "right") / len(scores) for scores in (negative, positive)]
     return {
         "false_alarm_rate": [*above[0].tolist(), 1.0],
         "detection_rate": [*above[1].tolist(), 1.0],

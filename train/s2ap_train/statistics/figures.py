@@ -8,8 +8,7 @@ import numpy as np
 
 from s2ap_defend.types import Bool, Int64
 from s2ap_train.statistics.outcome import Outcome
-
-CONFIDENCE = 0.95
+from s2ap_train.statistics.paired import CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class AttackFigures:
         members_used: Mean number of members asked.
         abstained: Not answered.
         seconds: Time that the attack took.
-        configuration: Its settings and, of an attack in parts, which part broke how many images.
+        configuration: Its settings and, of an attack of several descents, which broke how many images.
     """
 
     attack_success: float

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from s2ap_defend.model_file import replace_file
+from s2ap_defend.files import replace_file
 
 OnEpoch = Callable[[int, Mapping[str, float]], None]
 """Called with the number of an epoch, from 0, and its record."""

@@ -14,21 +14,28 @@ from s2ap_train.training.batches import (
 )
 from s2ap_train.training.collapse import CollapseWatch
 from s2ap_train.training.config import RobustLoss, TrainingConfig
+from s2ap_train.training.data import TrainingData
 from s2ap_train.training.epoch_choice import EpochChoice
+from s2ap_train.training.epochs import EpochState, run_epochs
 from s2ap_train.training.loop import Training, classes_of, train_classifier
 from s2ap_train.training.losses import adversarial_examples, robust_loss, start_noise
-from s2ap_train.training.state import MaskUpdate
+from s2ap_train.training.run import Run
+from s2ap_train.training.state import JudgedState, MaskUpdate
 from s2ap_train.training.validation import accuracies, validate, validate_alike
 
 __all__ = [
     "Batch",
     "CollapseWatch",
     "EpochChoice",
+    "EpochState",
+    "JudgedState",
     "MaskUpdate",
     "OnEpoch",
     "RobustLoss",
+    "Run",
     "Training",
     "TrainingConfig",
+    "TrainingData",
     "accuracies",
     "accuracy",
     "adversarial_examples",
@@ -41,6 +48,7 @@ __all__ = [
     "global_random_state",
     "robust_accuracy",
     "robust_loss",
+    "run_epochs",
     "shifted",
     "start_noise",
     "train_classifier",

@@ -34,9 +34,9 @@ class CollapseWatch:
             labels: Labels of the validation images, int64 [n].
         """
         counts = torch.as_tensor(labels).bincount(minlength=classes)
-        self._size = int(counts.sum())
+        self.size = int(counts.sum())
         self._chance = 1 / classes + self._error(1 / classes)
-        commonest = float(counts.max()) / self._size
+        commonest = float(counts.max()) / self.size
         self._largest_share = max(0.5, commonest + self._error(commonest))
         self._best = 0.0  # accuracy of the best epoch without a sign
 
@@ -85,4 +85,4 @@ class CollapseWatch:
 
     def _error(self, share: float) -> float:
         """Three standard errors of a share measured on the validation set."""
-        return _STANDARD_ERRORS * math.sqrt(share * (1 - share) / self._size)
+        return _STANDARD_ERRORS * math.sqrt(share * (1 - share) / self.size)

@@ -9,18 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from s2ap_defend.errors import RecipeError
 from s2ap_train.attacks.accuracy import Array, accuracy, on_device
 from s2ap_train.attacks.weight_perturbation import perturbed, weight_perturbation
-from s2ap_train.compute import Compute
 from s2ap_train.models.modes import batch_norm_statistics_frozen, evaluation_mode
-from s2ap_train.storage.snapshots import Snapshots
-from s2ap_train.storage.stopwatch import OnEpoch
-from s2ap_train.training.batches import Batch, apply_masks, batches, cosine, draw_batch, global_random_state
+from s2ap_train.training.batches import Batch, apply_masks
 from s2ap_train.training.collapse import CollapseWatch
 from s2ap_train.training.config import TrainingConfig
-from s2ap_train.training.epoch_choice import EpochChoice
+from s2ap_train.training.epochs import run_epochs
 from s2ap_train.training.losses import adversarial_examples, robust_loss
+from s2ap_train.training.run import Run
 from s2ap_train.training.state import MaskUpdate, TrainingState
 from s2ap_train.training.validation import validate_alike
 
@@ -47,13 +44,10 @@ def train_classifier(
     validation: tuple[Array, Array],
     config: TrainingConfig,
     *,
-    seed: int,
+    run: Run,
     trained: bool = False,
     masks: Mapping[str, Tensor] | None = None,
     mask_update: MaskUpdate | None = None,
-    compute: Compute | None = None,
-    snapshots: Snapshots | None = None,
-    on_epoch: OnEpoch | None = None,
 ) -> Training:
     """Train a model in place; it ends in evaluation mode with the weights of the epoch that `EpochChoice` took.
 
@@ -70,52 +64,31 @@ def train_classifier(
         labels: Their labels, int64 [N].
         validation: Images and labels that choose the epoch; never the test set.
         config: Hyper-parameters.
-        seed: Of the order, the augmentation and the attack's random start; it decides the weights on one machine.
+        run: The seed is of the order, the augmentation and the attack's random start.
         trained: Whether the model was trained before: a fall from its accuracy is then a collapse, also in the first
             epoch, and leaves the model as it came.
         masks: By parameter name, True = kept: these weights stay exactly 0 wherever their mask is False.
         mask_update: Called after every optimiser step; it may change the masks, in place or by new ones under the same
             names. `masks` must then be a mutable mapping and ends with the masks of the chosen epoch. The momentum of
             weights whose mask changed is set to 0. With several processes it must do the same in all of them.
-        compute: Device, precision and the other processes; None = this process, on the model's device.
-        snapshots: Where the state is kept after each epoch; training goes on from the state that is there, to the very
-            weights of an unbroken run.
-        on_epoch: Called after each epoch with its number and record, by the first process; a resumed training calls it
-            for the epochs of the snapshot as well.
 
     Raises:
         RecipeError: If the loss is no longer finite before any good epoch, a mask fits no weight, or a batch is too
             small for the number of processes.
     """
-    compute = Compute(next(model.parameters()).device) if compute is None else compute
+    compute = run.compute_for(model)
     compute.place(model)
     all_images, all_labels = on_device(compute.device, images, labels)
     all_images = compute.images(all_images)
-    validation = on_device(compute.device, *validation)
-    state = TrainingState(
-        model,
-        config,
-        masks or {},
-        seed=seed,
-        compute=compute,
-        choice=EpochChoice(len(validation[0])),
-        watch=CollapseWatch(classes_of(model, all_images), validation[1]),
-    )
-    report = on_epoch if compute.is_main else None
-    if snapshots is not None and (saved := snapshots.load()) is not None:
-        state.resume(*saved)
-        for epoch, record in enumerate(state.history):
-            if report is not None:
-                report(epoch, record)
-    elif trained and state.watch.begin_with(accuracy(model, *validation)):
-        state.keep()  # what is left if the first epoch collapses
-    while state.epoch < config.epochs and state.collapse is None and not state.stopped_early:
-        with global_random_state(seed, state.epoch):
-            finished = _epoch(state, all_images, all_labels, validation, config, mask_update)
-        if snapshots is not None and compute.is_main:
-            snapshots.save(*state.snapshot())
-        if finished and report is not None:
-            report(state.epoch - 1, state.history[-1])
+    held_out = on_device(compute.device, *validation)
+    watch = CollapseWatch(classes_of(model, all_images), held_out[1])
+    state = TrainingState(model, config, masks or {}, watch, run)
+
+    def begin() -> None:
+        if trained and watch.begin_with(accuracy(model, *held_out)):
+            state.keep()  # what is left if the first epoch collapses
+
+    run_epochs(state, run, lambda: _epoch(state, all_images, all_labels, held_out, mask_update), begin)
     assert state.best is not None  # noqa: S101  (the first validated epoch is always accepted, and the last validated)
     model.load_state_dict(state.best)
     model.eval()
@@ -138,18 +111,14 @@ def _epoch(
     images: Tensor,
     labels: Tensor,
     validation: tuple[Tensor, Tensor],
-    config: TrainingConfig,
     mask_update: MaskUpdate | None,
-) -> bool:
-    """One epoch and what is concluded from it; False = its loss was not finite."""
-    epoch, compute = state.epoch, state.compute
+) -> None:
+    """One epoch and what is concluded from it."""
+    config, epoch, total = state.config, state.epoch, 0.0
     eps = config.eps * min(1.0, (epoch + 1) / (config.eps_warmup_epochs + 1))
     radius = config.weight_radius if epoch >= config.weight_warmup_epochs else 0.0
-    order, total = batches(len(images), config.batch_size, state.generator), 0.0
-    for step, rows in enumerate(order):
-        state.optimiser.param_groups[0]["lr"] = cosine(config.lr, epoch + step / len(order), config.epochs)
-        batch = draw_batch(images, labels, rows, config, state.generator, compute)
-        total += _step(state, batch, config, eps=eps, radius=radius) * len(rows)
+    for batch, size in state.batches(images, labels):
+        total += _step(state, batch, eps=eps, radius=radius) * size
         if not math.isfinite(total):
             break
         if mask_update is not None:
@@ -157,38 +126,21 @@ def _epoch(
         if state.average is not None:
             state.average.update(state.model)
         state.step += 1
-    compute.average_statistics(state.model, *([] if state.average is None else [state.average.model]))
-    state.epoch += 1
-    record = {"loss": total / len(images)}
-    if not _finite(state.model):
-        record["loss"] = math.nan
+    state.compute.average_statistics(state.model, *([] if state.average is None else [state.average.model]))
+    record = {"loss": total / len(images) if _finite(state.model) else math.nan}
     if not math.isfinite(record["loss"]):
-        if not state.watch.has_learned:
-            raise RecipeError(
-                f"the loss is {record['loss']} in epoch {epoch} of {config.epochs}, and no epoch before it was good; "
-                f"lower lr (now {config.lr:g})"
-            )
-        state.collapse = f"epoch {epoch}: {state.watch.reason(record)}"
-        return False
+        state.diverge(record["loss"])
+        return
     if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs:
-        record |= validate_alike(state.candidate, validation, config, compute)
-    state.history.append(record)
-    had_learned, reason = state.watch.has_learned, state.watch.reason(record)
-    if state.watch.has_learned and not had_learned:
-        state.choice.forget()  # to say one class always is robust, but no attacked network should lose against it
-    if reason is not None:
-        state.collapse = f"epoch {epoch}: {reason}"
-    elif "validation_accuracy" in record:
-        if state.choice.accepts(epoch, record):
-            state.keep()
-        state.stopped_early = epoch + 1 < config.epochs and state.choice.out_of_patience(config.patience)
-    return True
+        record |= validate_alike(state.candidate, validation, config, state.compute)
+    if state.judge(record):
+        state.keep()
 
 
-def _step(state: TrainingState, batch: Batch, config: TrainingConfig, *, eps: float, radius: float) -> float:
+def _step(state: TrainingState, batch: Batch, *, eps: float, radius: float) -> float:
     """One optimiser step, its gradient taken at the perturbed weights if `radius` > 0; the loss there."""
-    model, compute, trained, masks = state.model, state.compute, state.trained, state.masks
-    x, y = batch.x, batch.y
+    model, config, compute = state.model, state.config, state.compute
+    trained, masks, x, y = state.trained, state.masks, batch.x, batch.y
     with compute.autocast():
         attacked = adversarial_examples(model, x, y, eps=eps, config=config, generator=None, start=batch.start)
     model.train()

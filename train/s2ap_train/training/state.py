@@ -1,62 +1,118 @@
-"""Everything that a training run carries from one epoch to the next, and its snapshot."""
+"""What the training of a classifier carries from one epoch to the next, and what it shares with a mask search."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from s2ap_train.compute import Compute
+from s2ap_defend.errors import RecipeError
 from s2ap_train.models.weight_average import WeightAverage
-from s2ap_train.storage.checkpoint import restore
-from s2ap_train.storage.snapshots import grouped, joined, momentum, restore_momentum
-from s2ap_train.training.batches import apply_masks
+from s2ap_train.storage.snapshots import momentum, restore_momentum
+from s2ap_train.training.batches import Batch, apply_masks, batches, cosine, draw_batch
 from s2ap_train.training.collapse import CollapseWatch
 from s2ap_train.training.config import TrainingConfig
 from s2ap_train.training.epoch_choice import EpochChoice
+from s2ap_train.training.epochs import EpochState
+from s2ap_train.training.run import Groups, Run
 
 MaskUpdate = Callable[[int, Mapping[str, nn.Parameter], MutableMapping[str, Tensor], torch.optim.Optimizer], bool]
 """Step from 0, parameters, masks that it may change, optimiser -> whether it changed a mask."""
 
 
-class TrainingState:
-    """State of `train_classifier`: network, optimiser, masks, choice of the epoch, and where it stands.
+class JudgedState(EpochState):
+    """State of a training by SGD whose epochs are judged: one is chosen, and a collapse ends it."""
 
-    A resumed run must be bit-identical to an unbroken one, so `restore` copies into tensors that exist: their memory
-    layout decides in which order sums are taken.
-    """
+    what: ClassVar[str] = ""
+    """What an epoch is of, for messages."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        config: TrainingConfig,
-        masks: Mapping[str, Tensor],
-        *,
-        seed: int,
-        compute: Compute,
-        choice: EpochChoice,
-        watch: CollapseWatch,
+        self, model: nn.Module, config: TrainingConfig, trained: Mapping[str, Tensor], watch: CollapseWatch, run: Run
     ) -> None:
-        self.model, self.compute, self.choice, self.watch = model, compute, choice, watch
-        self.generator = torch.Generator().manual_seed(seed)
-        self.parameters = dict(model.named_parameters())
-        self.trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
-        device = next(model.parameters()).device
-        self.masks = {name: mask.to(device, copy=True) for name, mask in masks.items()}
-        apply_masks(self.parameters, self.masks)
+        super().__init__(model, epochs=config.epochs, run=run)
+        self.config, self.trained, self.watch = config, dict(trained), watch
+        self.choice = EpochChoice(watch.size)
         self.optimiser = torch.optim.SGD(
             list(self.trained.values()), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        self.average = WeightAverage(model, config.average_decay) if config.average_decay else None
+        self.collapse: str | None = None
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether patience ran out."""
+        return self.epoch < self.epochs and self.choice.out_of_patience(self.config.patience)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no next epoch."""
+        return super().finished or self.collapse is not None or self.stopped_early
+
+    def batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Batch, int]]:
+        """This process's part of every batch of an epoch, and the size of the whole batch; sets the learning rate."""
+        order = batches(len(images), self.config.batch_size, self.generator)
+        for step, rows in enumerate(order):
+            lr = cosine(self.config.lr, self.epoch + step / len(order), self.epochs)
+            self.optimiser.param_groups[0]["lr"] = lr
+            yield draw_batch(images, labels, rows, self.config, self.generator, self.compute), len(rows)
+
+    def diverge(self, loss: object) -> None:
+        """End with an epoch whose loss or weights are not finite.
+
+        Raises:
+            RecipeError: If no epoch before it was good.
+        """
+        if not self.watch.has_learned:
+            raise RecipeError(
+                f"the loss is {loss} in epoch {self.epoch} of {self.epochs}{self.what}, and no epoch before it was "
+                f"good; lower lr (now {self.config.lr:g})"
+            )
+        self.collapse = f"epoch {self.epoch}{self.what}: the loss is {loss}"
+
+    def judge(self, record: dict[str, float]) -> bool:
+        """Add an epoch's record to the history; whether what the epoch ended with is the best so far."""
+        had_learned, reason = self.watch.has_learned, self.watch.reason(record)
+        if self.watch.has_learned and not had_learned:
+            self.choice.forget()  # to say one class always is robust, but no network that learns should lose against it
+        if reason is not None:
+            self.collapse = f"epoch {self.epoch}{self.what}: {reason}"
+        accepted = reason is None and "validation_accuracy" in record and self.choice.accepts(self.epoch, record)
+        self.history.append(record)
+        return accepted
+
+    def snapshot(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+        """Tensors and JSON values that `resume` needs."""
+        groups, record = super().snapshot()
+        judged = {"choice": self.choice.state(), "watch": self.watch.state(), "collapse": self.collapse}
+        return groups | {"momentum": momentum(self.optimiser, self.trained)}, record | judged
+
+    def resume(self, groups: Groups, record: Mapping[str, Any]) -> None:
+        """Go on from a `snapshot`. Errors as in `EpochState.resume`."""
+        super().resume(groups, record)
+        restore_momentum(self.optimiser, self.trained, groups.get("momentum", {}))
+        self.choice.restore(record["choice"])
+        self.watch.restore(record["watch"])
+        self.collapse = record["collapse"]
+
+
+class TrainingState(JudgedState):
+    """State of `train_classifier`: network, optimiser, masks, choice of the epoch, and where it stands."""
+
+    def __init__(
+        self, model: nn.Module, config: TrainingConfig, masks: Mapping[str, Tensor], watch: CollapseWatch, run: Run
+    ) -> None:
+        self.parameters = dict(model.named_parameters())
+        device = next(model.parameters()).device
+        self.masks = {name: mask.to(device, copy=True) for name, mask in masks.items()}
+        apply_masks(self.parameters, self.masks)
+        super().__init__(model, config, {n: p for n, p in self.parameters.items() if p.requires_grad}, watch, run)
+        if config.average_decay:
+            self.average = WeightAverage(model, config.average_decay)
         self.best: dict[str, Tensor] | None = None  # state_dict of the chosen epoch
         self.best_masks: dict[str, Tensor] = {}
-        self.history: list[dict[str, float]] = []
-        self.epoch, self.step = 0, 0  # the next ones
-        self.collapse: str | None = None
-        self.stopped_early = False
+        self.step = 0  # the next one
 
     @property
     def candidate(self) -> nn.Module:
@@ -87,39 +143,15 @@ class TrainingState:
         if self.average is not None:
             apply_masks(dict(self.average.model.named_parameters()), self.masks)
 
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def snapshot(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
         """Tensors and JSON values that `resume` needs."""
-        groups: dict[str, Mapping[str, Tensor]] = {
-            "model": self.model.state_dict(),
-            "momentum": momentum(self.optimiser, self.trained),
-            "mask": self.masks,
-            "best": self.best or {},
-            "best_mask": self.best_masks,
-            "average": {} if self.average is None else self.average.model.state_dict(),
-            "generator": {"state": self.generator.get_state()},
-        }
-        record = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "history": self.history,
-            "choice": self.choice.state(),
-            "watch": self.watch.state(),
-            "compute": self.compute.state(),
-            "average_updates": None if self.average is None else self.average.updates,
-            "collapse": self.collapse,
-            "stopped_early": self.stopped_early,
-        }
-        return joined(groups), record
+        groups, record = super().snapshot()
+        groups |= {"mask": self.masks, "best": self.best or {}, "best_mask": self.best_masks}
+        return groups, record | {"step": self.step}
 
-    def resume(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Go on from a `snapshot`.
-
-        Raises:
-            RecipeError: If it is that of another network.
-        """
-        groups = grouped(tensors)
-        restore(self.model, groups["model"])
-        restore_momentum(self.optimiser, self.trained, groups.get("momentum", {}))
+    def resume(self, groups: Groups, record: Mapping[str, Any]) -> None:
+        """Go on from a `snapshot`. Errors as in `EpochState.resume`."""
+        super().resume(groups, record)
         for name, saved in groups.get("mask", {}).items():
             self.masks[name].copy_(saved)
         if "best" in groups:
@@ -127,12 +159,4 @@ class TrainingState:
             for kept, named in ((self.best, groups["best"]), (self.best_masks, groups.get("best_mask", {}))):
                 for name, saved in named.items():
                     (kept or {})[name].copy_(saved)
-        if self.average is not None:
-            restore(self.average.model, groups["average"])
-            self.average.updates = record["average_updates"]
-        self.generator.set_state(groups["generator"]["state"])
-        self.epoch, self.step, self.history = record["epoch"], record["step"], list(record["history"])
-        self.choice.restore(record["choice"])
-        self.watch.restore(record["watch"])
-        self.compute.restore(record["compute"])
-        self.collapse, self.stopped_early = record["collapse"], record["stopped_early"]
+        self.step = record["step"]

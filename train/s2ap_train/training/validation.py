@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from s2ap_train.attacks.accuracy import Array, on_device, robust_accuracy
 from s2ap_train.compute import Compute
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.models.modes import device_of, evaluation_mode
 from s2ap_train.training.config import TrainingConfig
 
 _VALIDATION_SEED = 2024
@@ -23,8 +23,7 @@ def validate(
 
     `largest_class_share` is the fraction of the predictions that the most predicted class has, on clean images.
     """
-    device = next(model.parameters()).device if isinstance(model, nn.Module) else torch.device("cpu")
-    images, labels = on_device(device, *validation)
+    images, labels = on_device(device_of(model), *validation)
     with evaluation_mode(model), torch.no_grad():
         predicted = torch.cat([model(part).argmax(1) for part in torch.split(images, _BATCH)])  # [N]
     record = {

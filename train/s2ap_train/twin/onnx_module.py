@@ -71,7 +71,7 @@ def torch_stage(
         dtype: torch.float32, or torch.float64 for gradient checks; images must have it.
         straight_through: Clip, rounding, sign and casts to integers and back pass gradients on unchanged, Clip also
             outside its bounds; values stay exact.
-        segments: Parts of the stage of which the backward pass keeps what lies between them and computes the rest
+        segments: How many the stage is cut into; the backward pass keeps what lies between them and computes the rest
             again: less memory, half as much time again. The gradient is the same to the last bit. 1 keeps everything.
 
     Raises:
@@ -189,7 +189,7 @@ class _Builder:
 
         def rounded(*inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
             exact: Tensor | tuple[Tensor, ...] = function(*inputs)
-            if isinstance(exact, Tensor) and exact.is_floating_point():  # not indices; parts of a split are rounded
+            if isinstance(exact, Tensor) and exact.is_floating_point():  # not indices; outputs of a split are rounded
                 return exact + (exact.to(torch.float16).to(exact.dtype) - exact).detach()
             return exact
 

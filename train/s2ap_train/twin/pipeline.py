@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,12 +13,12 @@ from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import SequentialOutcome, SequentialTest, run_sequential_test
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32
+from s2ap_train.purifier.gradient_path import GradientPath, purified
 from s2ap_train.twin.hidden import hidden_stage
 from s2ap_train.twin.onnx_module import TorchStage, torch_stage
 
-__all__ = ["UNCUT_BYTES", "Gradient", "Twin", "kept_bytes"]
+__all__ = ["UNCUT_BYTES", "Twin", "kept_bytes"]
 
-Gradient = Literal["exact", "straight_through", "identity"]
 Stage = Callable[[Tensor], tuple[Tensor, ...]]
 UNCUT_BYTES = 2 << 30
 """What the backward pass through the purifier may keep for a batch of 256 images before it is cut into segments.
@@ -75,7 +74,7 @@ class Twin:
             file: As `s2ap_defend.model_file.open_model_file` returns it.
             device: Where to compute.
             dtype: torch.float32 as in the file, or torch.float64.
-            segments: Parts of the purifier of which the backward pass keeps what lies between them and computes the
+            segments: How many the purifier is cut into; the backward pass keeps what lies between them and computes the
                 rest again; see `torch_stage`. None decides by `UNCUT_BYTES`: 1, or one for each time that the purifier
                 asks its score model.
 
@@ -105,20 +104,21 @@ class Twin:
         """Number of members n."""
         return len(self._members)
 
-    def purify(self, images: Tensor, gradient: Gradient = "exact") -> Tensor:
-        """Purified images.
+    def purify(self, images: Tensor, path: GradientPath = "exact") -> Tensor:
+        """Purified images [N, C, H, W], with the gradient of a path: see `purified`.
 
-        Args:
-            images: Images [N, C, H, W].
-            gradient: What flows back: the 'exact' gradient of all unrolled steps; 'straight_through', the same but
-                past clamps with constant bounds; 'identity', as if the purifier were not there (backward pass
-                differentiable approximation, Athalye et al. 2018, arXiv 1802.00420). Values are the same.
+        Past clamps means: past those with constant bounds.
+
+        Raises:
+            ValueError: For the path 'surrogate': a file holds no J-free form of its purifier.
         """
-        if gradient == "identity":
-            with torch.no_grad():
-                purified = self._purifier(images)[0]
-            return purified.detach() + (images - images.detach())
-        return (self._purifier if gradient == "exact" else self._clamp_free_purifier)(images)[0]
+        return purified(
+            images,
+            path,
+            exact=lambda x: self._purifier(x)[0],
+            straight_through=lambda x: self._clamp_free_purifier(x)[0],
+            surrogate=None,
+        )
 
     def classify(self, purified: Tensor) -> Tensor:
         """Log-probabilities of the classifier on images as it sees them [N, K]."""

@@ -94,11 +94,11 @@ def _gather(attributes: Attributes) -> Function:
 
 
 def _split(attributes: Attributes) -> Function:
-    axis, fixed, parts = attributes.get("axis", 0), attributes.get("split"), attributes.get("num_outputs", 1)
+    axis, fixed, count = attributes.get("axis", 0), attributes.get("split"), attributes.get("num_outputs", 1)
 
     def apply(x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         length = x.shape[axis]
-        each = -(-length // parts)  # of num_outputs parts the last may be smaller
+        each = -(-length // count)  # the last of num_outputs may be smaller
         chosen = fixed or [min(each, length - start) for start in range(0, length, each)]
         return tuple(torch.split_with_sizes(x, chosen if sizes is None else ints(sizes), dim=axis))
 
@@ -143,7 +143,7 @@ def _resize(attributes: Attributes) -> Function:
 
 def _concat(attributes: Attributes) -> Function:
     axis = attributes["axis"]
-    return lambda *parts: torch.cat(parts, dim=axis)
+    return lambda *tensors: torch.cat(tensors, dim=axis)
 
 
 def _transpose(attributes: Attributes) -> Function:

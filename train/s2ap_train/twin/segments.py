@@ -90,11 +90,11 @@ def segments_of(steps: Sequence[Step], image: int, count: int) -> tuple[Segment,
     cuts = [0, *_cuts([len(slots) for slots in alive[:-1]], count), len(steps)]
     segments = []
     for start, end in pairwise(cuts):
-        part = tuple(steps[start:end])
-        read = {slot for step in part for slot in step.inputs}
+        inside = tuple(steps[start:end])
+        read = {slot for step in inside for slot in step.inputs}
         before = alive[start - 1] if start else {image}
-        made = {slot for step in part for slot in step.outputs}
-        segments.append(Segment(part, tuple(sorted(before & read)), tuple(sorted(alive[end - 1] & made))))
+        made = {slot for step in inside for slot in step.outputs}
+        segments.append(Segment(inside, tuple(sorted(before & read)), tuple(sorted(alive[end - 1] & made))))
     return tuple(segments)
 
 

@@ -8,9 +8,9 @@ import orjson
 from rich.console import Console
 
 from s2ap_defend.cli.options import device_option
-from s2ap_defend.engines.onnxruntime import Device
-from s2ap_defend.errors import ModelFileError
-from s2ap_defend.model_file import check_writable, open_model_file, write_model_file
+from s2ap_defend.engines import Device
+from s2ap_defend.files import check_writable
+from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.progress import Reporter
 
 
@@ -66,10 +66,6 @@ def calibrate(
 
     check_alpha(alpha)
     file = open_model_file(model)
-    if file.format_version == 1:
-        raise ModelFileError(
-            f"{model} is a file of version 1, whose format cannot say how it was calibrated; export it again"
-        )
     output = model.with_name(f"{model.stem}.calibrated{model.suffix}") if output is None else output
     check_writable(output)
     console = Console()

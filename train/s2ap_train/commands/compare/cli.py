@@ -24,7 +24,7 @@ def compare(folders: tuple[Path, ...], output: Path | None, json_file: Path | No
     DIR is a folder that `s2ap-defend prune` wrote, or one that holds such folders. Runs that differ in their seed only
     are averaged. Runs of different data, or under different attacks, are refused.
     """
-    from s2ap_defend.model_file import check_writable, replace_file
+    from s2ap_defend.files import check_writable, replace_file
     from s2ap_train.commands.compare.comparison import compare_runs
     from s2ap_train.commands.compare.report import print_comparison
     from s2ap_train.commands.compare.runs import find_runs

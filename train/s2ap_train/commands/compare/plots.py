@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from s2ap_train.commands.compare.comparison import Comparison
 from s2ap_train.commands.compare.groups import Group, Setting, Summary, epoch_flips
-from s2ap_train.page import COLOURS, png
+from s2ap_train.reporting.page import COLOURS, lighten, png
 
 Draw = Callable[[Sequence[Axes], list[Group], Mapping[str, str]], None]
 """Draws the groups of one setting into a row of axes; colours by the group's name."""
@@ -109,8 +109,7 @@ def _figure(comparison: Comparison, columns: int, draw: Draw) -> bytes:
             if not axis.has_data():
                 axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#555555")
                 axis.set_yticks([])
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.tick_params(labelsize=8)
+            lighten(axis)
         handles = [Patch(color=colours[group.name]) for group in groups]
         labels = [f"{_plain(group.name)}, {len(group.seeds)} seed{'s' * (len(group.seeds) > 1)}" for group in groups]
         panel.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False)

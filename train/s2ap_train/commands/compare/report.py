@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 
 from s2ap_train.commands.compare.comparison import Comparison, MethodDifference
 from s2ap_train.commands.compare.groups import Group, Setting, Summary
 from s2ap_train.commands.compare.measures import MEASURES, Measure
 from s2ap_train.commands.compare.runs import described
-from s2ap_train.page import TableText, print_line, print_table
+from s2ap_train.reporting.page import Block, Picture, TableText, print_blocks
 
 _BY_KEY = {measure.key: measure for measure in MEASURES}
 _ACCURACY = tuple(_BY_KEY[key] for key in ("sparsity", "clean_accuracy", "mask_robust_accuracy", "robust_accuracy"))
@@ -18,7 +20,7 @@ _FLIPS = tuple(_BY_KEY[key] for key in ("flip_rate", "flip_between_epochs"))
 _AGREEMENT = Measure("agreement", "agree", share=True)
 _MISSING = "-"
 
-EXPLANATION = (
+_EXPLANATION = (
     "mean +- sample standard deviation over seeds. mask robust: under the attack before fine-tuning. robust: after it. "
     "pruned: of all weights under masks together, not the mean of layers.",
     "sharpness: largest rise of the loss found by real changes of the mask. lambda max: of the straight-through "
@@ -28,6 +30,22 @@ EXPLANATION = (
     "another seed replaces; chance: what independent random masks would replace, expected between seeds that train "
     "their own dense network, whose channels have another order. agree: test images that two seeds classify alike.",
 )
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print the tables; plain text where there is no terminal or it is too narrow."""
+    print_blocks(blocks(comparison), console)
+
+
+def blocks(comparison: Comparison, pictures: Iterable[Picture] = ()) -> list[Block]:
+    """Everything that is shown of a comparison, on the terminal and on the page."""
+    settings = (
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in comparison.attack.items()
+        if value is not None and key != "name"
+    )
+    attack = f"attack: {comparison.attack.get('name', 'unnamed')}, {', '.join(settings)}"
+    return [attack, *tables(comparison), *pictures, "What the columns say:", _EXPLANATION]
 
 
 def tables(comparison: Comparison) -> tuple[TableText, ...]:
@@ -40,36 +58,8 @@ def tables(comparison: Comparison) -> tuple[TableText, ...]:
     return tuple(found)
 
 
-def attack_text(comparison: Comparison) -> str:
-    """The attack of all robust accuracies, in one line."""
-    settings = (
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in comparison.attack.items()
-        if value is not None and key != "name"
-    )
-    return f"attack: {comparison.attack.get('name', 'unnamed')}, {', '.join(settings)}"
-
-
-def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print the tables; plain text where there is no terminal or it is too narrow."""
-    print_line(attack_text(comparison), console)
-    for table in tables(comparison):
-        print_table(table, console)
-    print_line("", console)
-    for line in EXPLANATION:
-        print_line(line, console)
-
-
 def _accuracy(setting: Setting, groups: list[Group]) -> TableText:
-    rows = tuple(
-        (
-            group.name,
-            str(len(group.seeds)),
-            *(_spread(group.summary(measure.key), measure) for measure in _ACCURACY),
-            _spread(group.summary(_COST.key), _COST),
-        )
-        for group in groups
-    )
+    rows = tuple((group.name, str(len(group.seeds)), *_spreads(group, *_ACCURACY, _COST)) for group in groups)
     notes = tuple(
         f"{group.name}: {group.collapsed} of {len(group.runs)} runs collapsed and stopped early; the means count them"
         for group in groups
@@ -83,23 +73,14 @@ def _sharpness(setting: Setting, groups: list[Group]) -> TableText:
     rows = tuple(
         (
             group.name,
-            *(_spread(group.summary(measure.key), measure) for measure in (*_SHARPNESS, *_FLIPS)),
+            *_spreads(group, *_SHARPNESS, *_FLIPS),
             *_between_seeds(group),
             _spread(group.agreement, _AGREEMENT),
         )
         for group in groups
     )
-    header = (
-        "method",
-        "sharpness",
-        "lambda max",
-        "relative",
-        "flip rate %",
-        "epochs %",
-        "seeds %",
-        "chance %",
-        "agree %",
-    )
+    shares = ("flip rate %", "epochs %", "seeds %", "chance %", "agree %")
+    header = ("method", "sharpness", "lambda max", "relative", *shares)
     return TableText(f"{setting}: sharpness and stability of masks", header, rows)
 
 
@@ -137,6 +118,10 @@ def _between_seeds(group: Group) -> tuple[str, str]:
         return _MISSING, _MISSING
     spread = "" if group.stability.std is None else f"+-{100 * group.stability.std.flip_rate:.1f}"
     return f"{100 * group.stability.mean.flip_rate:.1f}{spread}", f"{100 * group.stability.mean.chance:.1f}"
+
+
+def _spreads(group: Group, *measures: Measure) -> tuple[str, ...]:
+    return tuple(_spread(group.summary(measure.key), measure) for measure in measures)
 
 
 def _spread(summary: Summary, measure: Measure) -> str:

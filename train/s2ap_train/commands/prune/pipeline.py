@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.progress import Reporter
+from s2ap_defend.progress import Reporter, Step
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.commands.prune.metrics import Timings, run_metrics
 from s2ap_train.compute import Compute
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
 from s2ap_train.models import Classifier, create
 from s2ap_train.models import build as build_classifier
@@ -27,8 +28,7 @@ from s2ap_train.storage.parts import Key, Needs, Part, PartStore, Stored, Traine
 from s2ap_train.storage.run_folder import read_run, write_run
 from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.storage.stopwatch import Stopwatch
-from s2ap_train.threads import one_thread
-from s2ap_train.training import OnEpoch, accuracies, train_classifier
+from s2ap_train.training import OnEpoch, Run, accuracies, train_classifier
 
 
 def run_pruning(
@@ -137,10 +137,7 @@ class _Run:
                 start,
                 *self.data,
                 recipe.pruning,
-                seed=recipe.seed,
-                compute=self.compute,
-                snapshots=self.snapshots.child("prune"),
-                on_epoch=watch.timed("prune", lambda _, record: step.advance(accuracies(record))),
+                run=self._phase("prune", step),
             )
             watch.lap("prune")
         self._note("pruning", found.collapse)
@@ -152,10 +149,7 @@ class _Run:
                 *self.data,
                 tuning,
                 structure=structure_name(recipe.pruning),
-                seed=recipe.seed,
-                compute=self.compute,
-                snapshots=self.snapshots.child("finetune"),
-                on_epoch=watch.timed("finetune", lambda _, record: step.advance(accuracies(record))),
+                run=self._phase("finetune", step),
             )
         self._note("fine-tuning", None if tuned.tuning is None else tuned.tuning.collapse)
         return tuned
@@ -164,6 +158,11 @@ class _Run:
         """Seconds of the phases."""
         seconds = self.stopwatch.seconds
         return Timings(pretrain=self.dense_seconds, search=seconds("prune"), finetune=seconds("finetune"))
+
+    def _phase(self, name: str, step: Step) -> Run:
+        """What a phase is given: it reports to the step, and its time is taken."""
+        hook = self.stopwatch.timed(name, lambda _, record: step.advance(accuracies(record)))
+        return Run(self.recipe.seed, self.compute, self.snapshots, hook).phase(name)
 
     def _note(self, phase: str, collapse: str | None) -> None:
         if collapse is not None:
@@ -176,15 +175,8 @@ def dense_part(recipe: PruningRecipe, splits: Splits, compute: Compute) -> Part[
 
     def train(_: Needs, hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
         model = compute.place(create(recipe.model, splits.image_shape, len(splits.classes), recipe.seed))
-        training = train_classifier(
-            model,
-            *_data(splits),
-            recipe.adversarial,
-            seed=recipe.seed,
-            compute=compute,
-            snapshots=snapshots,
-            on_epoch=hook,
-        )
+        run = Run(recipe.seed, compute, snapshots, hook)
+        training = train_classifier(model, *_data(splits), recipe.adversarial, run=run)
         record = {
             "architecture": model.architecture(),
             "history": list(training.history),

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from s2ap_defend.cli.main import run
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.model_file import check_writable, replace_file
+from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_train.hardening.purifier_choice import check_grid, choose_purifier, print_choice
 from s2ap_train.hardening.train import train_components

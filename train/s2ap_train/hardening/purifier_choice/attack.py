@@ -13,10 +13,12 @@ from torch import Tensor
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.adaptive.objectives import agreement_objective, mean_log_probability, targeted_agreement_objective
 from s2ap_train.adaptive.purified import UnflaggingSystem, variant_view
-from s2ap_train.adaptive.search import AdaptiveBudget, Descent, Path, View, adaptive_attack
-from s2ap_train.adaptive.square import square
+from s2ap_train.adaptive.search import AdaptiveBudget, Descent, View, adaptive_attack
+from s2ap_train.adaptive.systems import score_of
 from s2ap_train.attacks.oblivious import pgd
+from s2ap_train.attacks.square import square_search
 from s2ap_train.data import ImageSet
+from s2ap_train.purifier.gradient_path import GradientPath
 from s2ap_train.purifier.variants import Variant, off
 from s2ap_train.recipe.purifier_grid import ChoiceSettings
 
@@ -60,10 +62,10 @@ class Behind:
     device: str = "cpu"
 
     def view(self, variant: Variant) -> View:
-        """What an attacker who knows everything computes with, on and to the CPU."""
+        """What an attacker that knows everything computes with, on and to the CPU."""
         there = variant_view(variant, self.classify, self.members)
 
-        def view(images: Tensor, path: Path, count: int | None) -> tuple[Tensor, Tensor | None]:
+        def view(images: Tensor, path: GradientPath, count: int | None) -> tuple[Tensor, Tensor | None]:
             c, m = there(images.to(self.device), path, count)
             return c.cpu(), None if m is None else m.cpu()
 
@@ -143,7 +145,8 @@ def square_attack(
     variant: Variant, behind: Behind, data: ImageSet, settings: ChoiceSettings, *, eps: float, seed: int
 ) -> Float32:
     """Square, which asks for answers alone, on every image through the purifier [N, C, H, W]."""
-    return square(Jury(behind.view(variant)), data, eps=eps, queries=settings.square_queries, seed=seed)
+    score = score_of(Jury(behind.view(variant)))
+    return square_search(score, data.images, data.labels, eps=eps, queries=settings.square_queries, seed=seed)
 
 
 def attack_in_words(settings: ChoiceSettings) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool, Float32, Int64
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
 from s2ap_train.hardening.purifier_choice.attack import (
     BPDA,
@@ -29,7 +30,6 @@ from s2ap_train.purifier import Purification, hadamard_bank
 from s2ap_train.purifier.purify import Score
 from s2ap_train.purifier.variants import Variant, off, purification
 from s2ap_train.recipe.purifier_grid import ChoiceSettings, canonical, settings_of
-from s2ap_train.threads import one_thread
 
 __all__ = ["Defence", "Sweep", "Tried"]
 

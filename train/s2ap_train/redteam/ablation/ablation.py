@@ -1,4 +1,4 @@
-"""The same networks with less and less defence, each attacked by who knows it, on the same images."""
+"""The same networks with less and less defence, each attacked with full knowledge of it, on the same images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool, Float32
 from s2ap_train.adaptive.search import AdaptiveBudget, adaptive_attack
 from s2ap_train.attacks.oblivious import pgd
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.jobs import Job, Workers, run_jobs, worker_count
 from s2ap_train.kept import KeptAttacks
 from s2ap_train.redteam.ablation.ablation_rows import ABLATION_VERSION, Row, milliseconds, open_row
@@ -22,7 +23,6 @@ from s2ap_train.redteam.pieces import Done, Piece, run_pieces
 from s2ap_train.redteam.results import AblationRow
 from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.figures import clopper_pearson
-from s2ap_train.threads import one_thread
 
 __all__ = [
     "Ablation",
@@ -64,7 +64,7 @@ class Ablation:
 
 
 def attack_row(target: Target, task: Task) -> Found:
-    """Attack one row by who knows it: PGD on its bare classifier, then its plan, on what that and `known` left.
+    """Attack a row with full knowledge of it: PGD on its bare classifier, then its plan, on what that and `known` left.
 
     See `row_budget` for the work. The notes say how many images each descent broke: `broken_by`.
     """
@@ -103,7 +103,7 @@ def judge_row(
 
     Args:
         target: The row.
-        tasks: Parts of the images, in order; PGD on the row's bare classifier is made on each.
+        tasks: Shards of the images, in order; PGD on the row's bare classifier is made on each.
         own: Images that were found for this row [N, C, H, W].
         others: Images that were found for other rows, or by other attacks.
         note: What a reader must know of the row.
@@ -142,7 +142,7 @@ def ablation_pieces(
 
     Args:
         rows: The rows.
-        tasks: Parts of the images, in order.
+        tasks: Shards of the images, in order.
         attacked: Images [N, C, H, W] that were found already, by row, those of the attack that knows everything of it
             last; every other row starts from all of them.
         until: Time after which none is begun.
@@ -154,15 +154,15 @@ def ablation_pieces(
         Piece(
             name=piece_name(row.name, number, at),
             function=_attacked,
-            arguments=_given(row, replace(task, known={str(i): x[part] for i, x in enumerate(known)})),
+            arguments=_given(row, replace(task, known={str(i): x[shard] for i, x in enumerate(known)})),
             shape=task.data.images.shape,
-            decides=(ABLATION_VERSION, *row.decides, part.start, part.stop, task.eps, digest),
+            decides=(ABLATION_VERSION, *row.decides, shard.start, shard.stop, task.eps, digest),
             weight=8.0 if row.stage is None else 1.0,
             until=until,
         )
         for row in rows
         if row.name not in attacked and row.same_as is None
-        for number, (task, part) in enumerate(zip(tasks, _parts(tasks), strict=True))
+        for number, (task, shard) in enumerate(zip(tasks, _shards(tasks), strict=True))
     ]
 
 
@@ -182,7 +182,7 @@ def measure_ablation(
 
     Args:
         rows: The rows, least defended first.
-        tasks: Parts of the images, in order, with budgets; their `known` is not used.
+        tasks: Shards of the images, in order, with budgets; their `known` is not used.
         attacked: As in `ablation_pieces`: of the rows that the red team has attacked.
         kept: Keeps what is found.
         reporter: Told about every piece.
@@ -231,11 +231,11 @@ def _note(row: Row, tasks: Sequence[Task], done: Done) -> str:
     found, asked = done.get(piece_name(row.name, 0)), tasks[0].budget.restarts
     restarts = asked if found is None else found.notes["restarts"]
     fewer = f"attacked with {restarts} of {asked} restarts" if restarts < asked else ""
-    return "; ".join(part for part in (row.note, fewer) if part)
+    return "; ".join(note for note in (row.note, fewer) if note)
 
 
 def _joined(rows: Sequence[Row], tasks: Sequence[Task], done: Done) -> dict[str, Float32]:
-    """Images of all parts, by row; a row of which a part is missing is left out."""
+    """Images of all shards, by row; a row of which a shard is missing is left out."""
     found = {}
     for row in rows:
         names = [piece_name(row.name, number) for number in range(len(tasks))]
@@ -245,11 +245,11 @@ def _joined(rows: Sequence[Row], tasks: Sequence[Task], done: Done) -> dict[str,
 
 
 def piece_name(row: str, number: int, at: str = "") -> str:
-    """Name of the piece that attacks one part of a row."""
+    """Name of the piece that attacks one shard of a row."""
     return f"{row}{at}, part {number + 1}"
 
 
-def _parts(tasks: Sequence[Task]) -> list[slice]:
+def _shards(tasks: Sequence[Task]) -> list[slice]:
     """Rows of each task among all images."""
     ends = accumulate((len(task.data) for task in tasks), initial=0)
     return [slice(start, stop) for start, stop in pairwise(ends)]
@@ -261,7 +261,7 @@ def _given(*values: Any) -> Callable[..., tuple[Any, ...]]:  # noqa: ANN401
 
 
 def _attacked(row: Row, task: Task) -> Found:
-    """One row on one part; also called in other processes."""
+    """One row on one shard; also called in other processes."""
     with one_thread():
         return attack_row(open_row(row), task)
 

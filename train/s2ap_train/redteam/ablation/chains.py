@@ -1,6 +1,6 @@
 """Chains that are not the served file but are made of its stages, and single networks: all on ONNX Runtime.
 
-Each is a `Target`: judged by the stages' answers, and seen by an attacker who knows exactly that chain.
+Each is a `Target`: judged by the stages' answers, and seen by an attacker that knows exactly that chain.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from s2ap_train.adaptive.objectives import (
     targeted_agreement_objective,
     targeted_margin,
 )
-from s2ap_train.adaptive.search import AdaptiveBudget, Descent, Path, bare_plan, defended_plan, twin_view
+from s2ap_train.adaptive.search import AdaptiveBudget, Descent, bare_plan, defended_plan, twin_view
 from s2ap_train.adaptive.systems import judge, never_flagged
-from s2ap_train.adaptive.views import purified_by
 from s2ap_train.calibration.stage_engines import Said, StageEngines
+from s2ap_train.purifier.gradient_path import GradientPath
 from s2ap_train.redteam.target import AttackPlan, Target
 from s2ap_train.statistics.outcome import Outcome
 from s2ap_train.twin import Twin, torch_stage
@@ -55,7 +55,7 @@ class ChainSystem:
     """Stages of a file, joined in another way.
 
     Args:
-        engines: The stages that take part; without members there is neither test nor vote.
+        engines: The stages of the chain; without members there is neither test nor vote.
         test: The sequential test over the members; None: nothing is ever flagged.
         vote: Classifier and members vote on every image, and no test is asked.
     """
@@ -223,7 +223,7 @@ def chain_target(name: str, opened: OpenedFile) -> Target:
         engines = engines.without(members=True)
     test = None if chain.test is None else replace(file.manifest.test.to_test(), correct=chain.test == "correct")
 
-    def view(images: Tensor, path: Path, members: int | None) -> tuple[Tensor, Tensor | None]:
+    def view(images: Tensor, path: GradientPath, members: int | None) -> tuple[Tensor, Tensor | None]:
         return twin_view(twin)(images, path, members if chain.members else 0)
 
     plan: AttackPlan = purified_plan if not chain.members else vote_plan
@@ -235,14 +235,14 @@ def chain_target(name: str, opened: OpenedFile) -> Target:
         test=test,
         members=twin.member_count if chain.members else 0,
         purifies=chain.purifies and not file.manifest.purifier.off,
-        features=lambda images, path: twin.features(purified_by(twin, images, path)),
+        features=lambda images, path: twin.features(twin.purify(images, path)),
         plan=plan if test is None else partial(defended_plan, test),
     )
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What of a file takes part.
+    """Which stages of a file a chain has.
 
     Attributes:
         purifies: Whether images are purified.

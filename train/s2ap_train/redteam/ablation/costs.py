@@ -1,4 +1,4 @@
-"""What each part of the chain adds or costs: rows of the ablation, pair by pair, on the same images."""
+"""What a defence adds or costs: rows of the ablation, pair by pair, on the same images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks beside a model file that an evaluation compares it with, or that an attacker trained himself."""
+"""Networks beside a model file that an evaluation compares it with, or that an attacker trained itself."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Networks:
     """What there is beside the file.
 
     Attributes:
-        stages: Exported classifiers `image` -> `log_probabilities` by the name of their row in the table of parts.
-        surrogates: The attacker's own networks, images -> logits: his base, then his members.
+        stages: Exported classifiers `image` -> `log_probabilities` by the name of their row in the ablation.
+        surrogates: The attacker's own networks, images -> logits: its base, then its members.
         missing: Rows that could not be had, and why.
     """
 

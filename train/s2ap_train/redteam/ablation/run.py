@@ -16,11 +16,11 @@ from s2ap_train.redteam.attacks.attack import RedTeamAttack
 from s2ap_train.redteam.campaign import Setup
 from s2ap_train.redteam.judging import Judged
 
-__all__ = ["Ablated", "run_ablation"]
+__all__ = ["AblationRun", "run_ablation"]
 
 
 @dataclass(frozen=True)
-class Ablated:
+class AblationRun:
     """The table of parts, and the rows that are missing there."""
 
     ablation: Ablation | None = None
@@ -39,7 +39,7 @@ def run_ablation(
     reporter: Reporter,
     workers: Workers,
     until: float | None,
-) -> Ablated:
+) -> AblationRun:
     """Every row of the ablation, the file and its classifier under all that the attacks in the l_inf ball found.
 
     Args:
@@ -61,7 +61,7 @@ def run_ablation(
     }
     ablation = measure_ablation(
         rows,
-        [setup.task(part) for part in setup.parts()],
+        [setup.task(shard) for shard in setup.shards()],
         attacked={name: images for name, images in attacked.items() if images},
         kept=kept,
         reporter=reporter,
@@ -69,4 +69,4 @@ def run_ablation(
         until=until,
     )
     late = {row.name: "the time limit was over before it was attacked" for row in rows if row.name not in ablation.rows}
-    return Ablated(ablation, served, {f"row {name!r}": why for name, why in {**networks.missing, **late}.items()})
+    return AblationRun(ablation, served, {f"row {name!r}": why for name, why in {**networks.missing, **late}.items()})

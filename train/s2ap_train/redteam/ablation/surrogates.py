@@ -6,14 +6,13 @@ import inspect
 from pathlib import Path
 
 from s2ap_defend.progress import Reporter
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
-from s2ap_train.ensemble import ModelTable
 from s2ap_train.hardening.network import Network
 from s2ap_train.hardening.parts import train_dense
-from s2ap_train.models import ARCHITECTURES
+from s2ap_train.models import ARCHITECTURES, ModelTable
 from s2ap_train.recipe import EnsembleRecipe
 from s2ap_train.storage.parts import PartStore
-from s2ap_train.threads import one_thread
 from s2ap_train.training import TrainingConfig
 
 __all__ = ["BASE_WIDTH", "MEMBERS", "train_surrogates", "widened"]
@@ -31,7 +30,7 @@ def train_surrogates(
     """Train or reload the attacker's networks: a natural base, then adversarially trained ones.
 
     The base is trained as the recipe's plain network, but wider (`widened`); the
-    others as its adversarial one. All have seeds that no part of the defence has. Each is a part of the work folder,
+    others as its adversarial one. All have seeds that no network of the defence has. Each is a part of the work folder,
     "surrogate-base" and "surrogate-robust-N", reused while its settings are the same; a run that was killed goes on
     with the epoch it was in. The caller has locked the folder (`s2ap_train.storage.lock.locked_folder`).
 

@@ -18,7 +18,7 @@ from s2ap_train.redteam.target import Target
 __all__ = ["Found", "Goal", "Knowledge", "Need", "RedTeamAttack", "Task"]
 
 Knowledge = Literal["nothing", "classifier", "other networks", "answers", "everything"]
-"""What the attacker knows: a control without attacker | the bare classifier | networks that he trained himself | what
+"""What the attacker knows: a control without attacker | the bare classifier | networks that it trained itself | what
 the system answers to any image | every weight, table and constant."""
 
 Need = Literal["surrogates", "server", "library"]
@@ -35,10 +35,10 @@ class Task:
         eps: l_inf budget, pixels in [0, 1].
         l2: l2 budget, pixels in [0, 1].
         pixels: l0 budget: positions (row, column) that may change.
-        seed: Of everything random; another for every part of the images.
+        seed: Of everything random; another for every shard of the images.
         budget: Steps, restarts and queries.
         known: Images, like `data`'s, that attacks named in `after` have found; those that did not run are not there.
-        surrogates: Networks that the attacker trained himself: images -> logits. The first is his base, the others his
+        surrogates: Networks that the attacker trained itself: images -> logits. The first is its base, the others its
             members. Empty: there are none.
         server: Address of a server that serves the same file; None: there is none.
     """
@@ -60,7 +60,7 @@ class Found:
 
     Attributes:
         images: float32 [N, C, H, W] in [0, 1] and inside the budget of the attack's norm, for every image of the task.
-        notes: JSON values that the report shows: settings, queries, which part broke how many.
+        notes: JSON values that the report shows: settings, queries, which descent broke how many.
     """
 
     images: Float32
@@ -77,7 +77,7 @@ class RedTeamAttack:
         goal: What counts as its success.
         knows: What the attacker knows.
         norm: Norm of its budget: 'linf', 'l2' or 'l0'; None: a control that keeps to none.
-        assumes: One sentence for the report: what the attacker does and what he needs for it.
+        assumes: One sentence for the report: what the attacker does and what it needs for it.
         source: Paper.
         needs_test: Whether it attacks members and test, so that there is nothing to attack in a bare classifier.
         needs: What it needs beside the file.

@@ -1,4 +1,4 @@
-"""Attacks that see answers only: the score of the defence, or nothing but who won; in process and over HTTP."""
+"""Attacks that see answers only: the score of the defence, or nothing but whether it won; in process and over HTTP."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Bool, Float32, Int64
-from s2ap_train.adaptive.square import square
-from s2ap_train.adaptive.systems import System
+from s2ap_train.adaptive.systems import System, score_of
 from s2ap_train.attacks.budget import distortion, project
 from s2ap_train.attacks.hopskipjump import Nearest, hop_skip_jump
 from s2ap_train.attacks.one_pixel import pixel_search
+from s2ap_train.attacks.square import square_search
 from s2ap_train.data import ImageSet
 from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
 from s2ap_train.redteam.attacks.candidates import into_ball
@@ -104,9 +104,9 @@ def _notes(nearest: Nearest, norm: str, queries: int) -> dict[str, Any]:
 
 
 def _square(system: System, task: Task) -> Found:
-    queries = task.budget.square_queries
-    images = square(system, task.data, eps=task.eps, queries=queries, seed=task.seed)
-    return Found(project(images, task.data.images, task.eps), {"queries": queries})
+    images, queries = task.data.images, task.budget.square_queries
+    found = square_search(score_of(system), images, task.data.labels, eps=task.eps, queries=queries, seed=task.seed)
+    return Found(project(found, images, task.eps), {"queries": queries})
 
 
 def _hop_skip_jump(norm: Literal["linf", "l2"], system: System, task: Task) -> Found:
@@ -124,7 +124,7 @@ def _one_pixel(target: Target, task: Task) -> Found:
     if task.pixels < 1:
         return Found(task.data.images.copy(), notes)
     images = pixel_search(
-        lambda images, labels: target.system(images, labels).score,
+        score_of(target.system),
         task.data.images,
         task.data.labels,
         seed=task.seed,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from s2ap_defend.types import Float32
 from s2ap_train.adaptive.regions import Norm, ball_around
+from s2ap_train.adaptive.search import Search
 from s2ap_train.adaptive.systems import System
 from s2ap_train.data import ImageSet
 
@@ -29,14 +29,9 @@ def best_of(system: System, data: ImageSet, candidates: Mapping[str, Float32]) -
     """
     if not candidates:
         raise ValueError("the best of no candidates was asked for")
-    score = np.full(len(data), np.inf)
-    best, broken_by = data.images.copy(), {}
-    for name, images in candidates.items():
-        found = system(images, data.labels).score
-        broken_by[name] = int(((found < 0.0) & (score >= 0.0)).sum())
-        better = found < score
-        best[better], score[better] = images[better], found[better]
-    return best, broken_by
+    search = Search(system, data, eps=0.0)  # no descent: only what is offered is tried
+    broken_by = {name: search.offer(images) for name, images in candidates.items()}
+    return search.best, broken_by
 
 
 def into_ball(attacked: Float32, images: Float32, radius: float, norm: Norm) -> Float32:

@@ -1,4 +1,4 @@
-"""Attacks on networks that the attacker trained himself, tried on the defence, of which he knows nothing."""
+"""Attacks on networks that the attacker trained itself, tried on the defence, of which it knows nothing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
 from s2ap_train.attacks.hidden_layer import middle_layer
 from s2ap_train.attacks.ila import ila
 from s2ap_train.attacks.joint import joint_network
-from s2ap_train.attacks.pgd import Objective, pgd
+from s2ap_train.attacks.pgd import Objective, margin_sum, pgd
 from s2ap_train.models.modes import evaluation_mode
 from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
 from s2ap_train.redteam.attacks.candidates import best_of, into_ball
@@ -24,12 +23,6 @@ __all__ = ["ATTACKS", "RELATIVE_STEP"]
 
 RELATIVE_STEP = 0.1
 """Length of a step, of eps. What transfers best is a loss that is driven far beyond the surrogate's border."""
-
-
-def margin_sum(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest other logit less the label's, summed over the batch: unlike the cross-entropy it never saturates."""
-    own = one_hot(y, logits.shape[1]).bool()
-    return (logits.masked_fill(own, -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]).sum()
 
 
 def _transfer_base(target: Target, task: Task) -> Found:

@@ -10,7 +10,6 @@ from torch import Tensor
 from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_train.adaptive.descent import Loss
 from s2ap_train.adaptive.search import Search
-from s2ap_train.adaptive.views import Path
 from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
 from s2ap_train.redteam.attacks.white_box_search import alone, skipped
 from s2ap_train.redteam.target import Target
@@ -65,19 +64,18 @@ def _gap(target: Target, members: bool, clean: Sequence[Tensor], wanted: Sequenc
 
 def _answers(target: Target, images: Tensor, members: bool) -> list[Tensor]:
     """What is matched, each [N, D]: features of the classifier, and answers of the members where they are asked."""
-    path: Path = "exact" if target.purifies else "none"
-    hidden = None if target.features is None else target.features(images, path).flatten(1)
+    hidden = None if target.features is None else target.features(images, target.path).flatten(1)
     if hidden is not None and not members:
         return [hidden]
-    c, m = target.view(images, path, None if members else 0)
+    c, m = target.view(images, target.path, None if members else 0)
     return [c if hidden is None else hidden, *([] if m is None else [m.transpose(0, 1).flatten(1)])]
 
 
 def _clean_answers(target: Target, images: Float32, members: bool, batch: int) -> list[Tensor]:
     """What is matched of clean images, each [N, D]."""
     with torch.no_grad():
-        parts = [_answers(target, part, members) for part in torch.split(torch.from_numpy(images), batch)]
-    return [torch.cat(kind) for kind in zip(*parts, strict=True)]
+        answers = [_answers(target, some, members) for some in torch.split(torch.from_numpy(images), batch)]
+    return [torch.cat(kind) for kind in zip(*answers, strict=True)]
 
 
 def _distance(features: Tensor, outcome: Outcome, labels: Int64) -> Tensor:

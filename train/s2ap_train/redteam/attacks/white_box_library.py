@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import Literal
 
-import numpy as np
 import torch
-from pyautoattack.autopgd_base import APGDAttack
 
-from s2ap_train.adaptive.views import Path
 from s2ap_train.attacks.budget import project
-from s2ap_train.measures.autoattack import autoattacked
+from s2ap_train.measures.autoattack import Loss, apgd, autoattacked
 from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
 from s2ap_train.redteam.attacks.cross_checks import BehindThePurifier
 from s2ap_train.redteam.attacks.white_box_search import alone
@@ -22,8 +18,6 @@ __all__ = ["ATTACKS"]
 
 _FEWEST_LOGITS = 3  # the loss divides by the distance of the first from the third
 
-Loss = Literal["ce", "dlr"]
-
 
 def _apgd(loss: Loss, target: Target, task: Task) -> Found:
     """The classifier behind the purifier, its detector ignored: images that fool it are kept, flagged or not.
@@ -32,26 +26,21 @@ def _apgd(loss: Loss, target: Target, task: Task) -> Found:
     classes the difference-of-logits ratio does not exist, and its place is taken by the cross-entropy.
     """
     budget = alone(task.budget)
-    path: Path = "exact" if target.purifies else "none"
     images, labels = task.data.images, task.data.labels
     with torch.no_grad():
-        classes = target.view(torch.from_numpy(images[:1]), path, 0)[0].shape[1]
+        classes = target.view(torch.from_numpy(images[:1]), target.path, 0)[0].shape[1]
     used: Loss = loss if classes >= _FEWEST_LOGITS else "ce"
-    found = images.copy()
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.filterwarnings("ignore", "there are .* points with zero gradient")  # the checks look for them
-        for rows in np.array_split(np.arange(len(images)), -(-len(images) // budget.batch)):
-            attack = APGDAttack(
-                lambda x: target.view(x, path, 0)[0],
-                n_iter=budget.steps,
-                n_restarts=budget.restarts,
-                eps=task.eps,
-                seed=task.seed,
-                loss=used,
-                device="cpu",
-            )
-            x, y = torch.from_numpy(images[rows]), torch.from_numpy(labels[rows])
-            found[rows] = attack.perturb(x, y).detach().numpy()
+    found = apgd(
+        lambda x: target.view(x, target.path, 0)[0],
+        images,
+        labels,
+        loss=used,
+        eps=task.eps,
+        seed=task.seed,
+        iterations=budget.steps,
+        restarts=budget.restarts,
+        batch_size=budget.batch,
+    )
     return Found(project(found, images, task.eps), {"steps": budget.steps, "restarts": budget.restarts, "loss": used})
 
 

@@ -37,7 +37,7 @@ from s2ap_train.statistics.paired import SIGNIFICANCE, fewest_discordant, not_we
 __all__ = ["BLACK_BOX", "LEFT_UNBOUNDED", "Successes", "probes_of", "sanity_checks"]
 
 BLACK_BOX = "black box"
-"""Name of the check of attackers who only ask against those who know everything."""
+"""Name of the check of attackers that only ask against those that know everything."""
 LEFT_UNBOUNDED = 0.05
 """Share of images that one descent without bounds may leave; significantly more is a failure (exact binomial test)."""
 
@@ -242,7 +242,7 @@ def _larger_eps(radii: Mapping[float, Bool]) -> Check:
 
 
 def _unbounded(probed: Sequence[Probed]) -> Check:
-    """An attacker who may hand in any image wins: he hands in one of another class."""
+    """An attacker that may hand in any image wins: it hands in one of another class."""
     name = "unbounded"
     free = [one for one in probed if one.probe.at == 1.0 and one.probe.kind in {"eps", "other classes"}]
     if {one.probe.kind for one in free} != {"eps", "other classes"}:

@@ -109,7 +109,7 @@ def _probes(plan: Plan) -> tuple[Probe, ...]:
 
 
 def _tasks(setup: Setup) -> list[Task]:
-    return [setup.task(part) for part in setup.parts()]
+    return [setup.task(rows) for rows in setup.shards()]
 
 
 def _compared(setup: Setup, plan: Plan, networks: Networks, data_name: str) -> list[Row]:
@@ -120,10 +120,10 @@ def _compared(setup: Setup, plan: Plan, networks: Networks, data_name: str) -> l
 
 
 def _kept_at_half(setup: Setup, rows: Sequence[Row], done: Done) -> dict[str, Bool]:
-    """Images that single classifiers keep at half the radius [N], by row, where all parts were attacked."""
+    """Images that single classifiers keep at half the radius [N], by row, where all shards were attacked."""
     kept = {}
     for row in rows:
-        names = [piece_name(row.name, number, _AT_HALF) for number in range(len(setup.parts()))]
+        names = [piece_name(row.name, number, _AT_HALF) for number in range(len(setup.shards()))]
         if all(name in done for name in names):
             system, labels = open_row(row).system, setup.data.labels
             attacked = np.concatenate([done[name].images for name in names])

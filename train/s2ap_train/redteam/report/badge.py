@@ -10,13 +10,14 @@ from s2ap_defend.manifest import Measurement
 from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_train.redteam.report.tables import WORST_CASE
 from s2ap_train.redteam.report.words import headline, interval, misleads, percent, verdict
-from s2ap_train.redteam.results import AttackRow, Evaluation
-from s2ap_train.statistics.figures import AttackFigures
+from s2ap_train.redteam.results import Evaluation
+from s2ap_train.statistics.figures import AttackFigures, CleanFigures
 
 __all__ = ["badge_of", "measurements", "write_measured"]
 
 _COLOURS = {"measured": "blue", "worse": "orange", "doubtful": "orange", "incomplete": "lightgrey", "masked": "red"}
-_UNFIT = {"doubtful", "incomplete"}
+_UNFIT = {"masked": "no measure: gradients are masked", "doubtful": "doubtful", "incomplete": "incomplete"}
+"""What a badge says instead of a figure."""
 
 
 def measurements(evaluation: Evaluation) -> tuple[Measurement, ...]:
@@ -31,33 +32,32 @@ def measurements(evaluation: Evaluation) -> tuple[Measurement, ...]:
     """
     options, clean = evaluation.configuration, evaluation.clean
     attacks = [] if evaluation.masked else [row for row in evaluation.attacks if misleads(row)]
-    rows = [
-        Measurement(
-            attack="clean",
-            eps=0.0,
-            samples=options.samples,
-            bare_accuracy=evaluation.bare_clean.accuracy,
-            robust_accuracy=1.0 - clean.attack_success,
-            flagged=clean.flagged,
-            members_used=clean.members_used,
+
+    def measured(
+        name: str, samples: int, bare: float, robust: float, figures: AttackFigures | CleanFigures
+    ) -> Measurement:
+        return Measurement(
+            attack=name,
+            eps=0.0 if name == "clean" else options.eps,
+            samples=samples,
+            bare_accuracy=bare,
+            robust_accuracy=robust,
+            flagged=figures.flagged,
+            members_used=figures.members_used,
         )
+
+    rows = [measured("clean", options.samples, evaluation.bare_clean.accuracy, 1.0 - clean.attack_success, clean)]
+    rows += [
+        measured(row.name, row.samples, 1.0 - row.bare.attack_success, 1.0 - row.defended.attack_success, row.defended)
+        for row in attacks
+        if row.bare is not None
     ]
-    rows += [_measurement(row, row.bare, options.eps) for row in attacks if row.bare is not None]
     whole = [row for row in attacks if row.samples == options.samples]
     failed = any(check.passed is False for check in evaluation.checks)
     if not failed and any(row.knows == "everything" for row in whole):
+        worst, bare = evaluation.worst_case.robust_accuracy, evaluation.bare_worst_case.robust_accuracy
         strongest = max(reversed(whole), key=lambda row: row.defended.attack_success)
-        rows.append(
-            Measurement(
-                attack=WORST_CASE,
-                eps=options.eps,
-                samples=options.samples,
-                bare_accuracy=evaluation.bare_worst_case.robust_accuracy,
-                robust_accuracy=evaluation.worst_case.robust_accuracy,
-                flagged=strongest.defended.flagged,
-                members_used=strongest.defended.members_used,
-            )
-        )
+        rows.append(measured(WORST_CASE, options.samples, bare, worst, strongest.defended))
     return tuple(rows)
 
 
@@ -68,21 +68,13 @@ def badge_of(evaluation: Evaluation) -> dict[str, Any]:
     message never gives a figure that a failed check has spoiled.
     """
     options, worst, said = evaluation.configuration, evaluation.worst_case, verdict(evaluation)
-    message = {
-        "masked": "no measure: gradients are masked",
-        "doubtful": "doubtful",
-        "incomplete": "incomplete",
-    }.get(said.level)
-    if message is None:
-        bare = percent(evaluation.bare_worst_case.robust_accuracy)
-        message = (
-            f"{percent(worst.robust_accuracy)} hold ({interval(*worst.robust_accuracy_interval)}), {bare} undefended"
-        )
+    held, bare = percent(worst.robust_accuracy), percent(evaluation.bare_worst_case.robust_accuracy)
+    figure = f"{held} hold ({interval(*worst.robust_accuracy_interval)}), {bare} undefended"
     return {
         "shields": {
             "schemaVersion": 1,
             "label": f"adaptive attacks, l_inf {options.eps:g}",
-            "message": message,
+            "message": _UNFIT.get(said.level, figure),
             "color": _COLOURS[said.level],
         },
         "verdict": said.level,
@@ -109,11 +101,6 @@ def write_measured(model: Path, output: Path, evaluation: Evaluation) -> None:
             file or cannot be written, or if the verdict is 'masked', 'doubtful' or 'incomplete': a manifest has no
             place to say so.
     """
-    if evaluation.masked:
-        raise ModelFileError(
-            f"the gradients of {model} are masked, so its figures are no measure and do not go into a file; see the "
-            "FAILED sanity checks in the report"
-        )
     said = verdict(evaluation)
     if said.level in _UNFIT:
         raise ModelFileError(f"the figures of {model} do not go into a file. {said.title}: {said.text}")
@@ -127,15 +114,3 @@ def write_measured(model: Path, output: Path, evaluation: Evaluation) -> None:
             "file again"
         )
     write_model_file(file.proto, file.manifest.model_copy(update={"measured": measurements(evaluation)}), output)
-
-
-def _measurement(row: AttackRow, bare: AttackFigures, eps: float) -> Measurement:
-    return Measurement(
-        attack=row.name,
-        eps=eps,
-        samples=row.samples,
-        bare_accuracy=1.0 - bare.attack_success,
-        robust_accuracy=1.0 - row.defended.attack_success,
-        flagged=row.defended.flagged,
-        members_used=row.defended.members_used,
-    )

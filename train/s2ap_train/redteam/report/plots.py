@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from s2ap_train.page import COLOURS, png
-from s2ap_train.redteam.report.tables import eps_curve_limits
-from s2ap_train.redteam.report.words import in_worst_case, percent
+from s2ap_train.redteam.report.words import in_worst_case
 from s2ap_train.redteam.results import CurvePoint, Curves, DetectionFigures, Evaluation
+from s2ap_train.reporting.page import COLOURS, Picture, axes_row, png
 
-__all__ = ["Picture", "composition_plot", "effort_plot", "eps_plot", "members_plot", "pictures", "roc_plot"]
+__all__ = ["composition_plot", "effort_plot", "eps_plot", "members_plot", "pictures", "roc_plot"]
 
-_BLUE, _ORANGE, _GREEN = COLOURS[:3]
+_BLUE, _ORANGE = COLOURS[:2]
 _GREY = "#777777"
-_WIDTH_INCHES, _HEIGHT_INCHES, _DPI = 8.0, 3.4, 120
 _MOST_LINES = 6
 """Attacks in one picture, the strongest; the tables hold all."""
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG file and what it shows."""
-
-    content: bytes
-    caption: str
 
 
 def pictures(evaluation: Evaluation) -> dict[str, Picture]:
@@ -53,23 +40,18 @@ def pictures(evaluation: Evaluation) -> dict[str, Picture]:
 
 def eps_plot(curves: Curves, eps: float) -> Picture:
     """Robust accuracy over the l_inf budget with its interval; `eps`, of the other figures, is marked."""
-    figure, (axis,) = _figure()
+    figure, (axis,) = axes_row()
     _curve(axis, curves.eps)
     axis.axvline(eps, color=_GREY, linestyle=":", label=f"eps {eps:g} of the tables")
     axis.set_xlabel("eps, pixels in [0, 1]")
     axis.set_xlim(left=0)
     axis.legend(frameon=False, fontsize=8)
-    points = ", ".join(f"{percent(point.robust_accuracy)} at {point.at:.3g}" for point in curves.eps)
-    limits = eps_curve_limits(eps)
-    return Picture(
-        png(figure),
-        f"Robust accuracy over eps on {curves.samples} images, 95 % interval shaded: {points}. {limits}",
-    )
+    return Picture(png(figure), f"Robust accuracy over eps on {curves.samples} images, 95 % interval shaded.")
 
 
 def effort_plot(curves: Curves) -> Picture:
     """Robust accuracy over the steps of the attack, on a logarithmic axis, and over its restarts."""
-    figure, axes = _figure(2)
+    figure, axes = axes_row(2)
     for axis, points, name in zip(axes, (curves.steps, curves.restarts), ("steps", "restarts"), strict=True):
         axis.set_xlabel(name)
         if not points:
@@ -83,23 +65,13 @@ def effort_plot(curves: Curves) -> Picture:
         else:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(frameon=False, fontsize=8)
-    ends = "; ".join(
-        f"{name}: {percent(points[0].robust_accuracy)} at {points[0].at:g}, {percent(points[-1].robust_accuracy)} at "
-        f"{points[-1].at:g}"
-        for points, name in ((curves.steps, "steps"), (curves.restarts, "restarts"))
-        if points
-    )
-    return Picture(
-        png(figure),
-        f"Robust accuracy over the attacker's effort on {curves.samples} images; {ends}. A curve that still falls at "
-        "its end says that more effort would find more.",
-    )
+    return Picture(png(figure), f"Robust accuracy over the attacker's effort on {curves.samples} images.")
 
 
 def roc_plot(detection: DetectionFigures) -> Picture:
     """ROC curves of the detector, those attacks that it detects worst; the served false-alarm rate is marked."""
     rows = sorted(detection.rows, key=lambda row: (row.area.value, row.attack))[:_MOST_LINES]
-    figure, (axis,) = _figure()
+    figure, (axis,) = axes_row()
     for number, row in enumerate(rows):
         axis.plot(
             row.roc["false_alarm_rate"],
@@ -115,11 +87,8 @@ def roc_plot(detection: DetectionFigures) -> Picture:
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.02)
     axis.legend(frameon=False, fontsize=8, loc="lower right")
-    areas = ", ".join(f"{row.attack} {row.area.value:.3f}" for row in rows)
     fewer = f", the {len(rows)} attacks that it detects worst" if len(rows) < len(detection.rows) else ""
-    return Picture(
-        png(figure), f"ROC of the detector alone{fewer}; the file flags clean images at the dotted line. Area: {areas}."
-    )
+    return Picture(png(figure), f"ROC of the detector alone{fewer}; the file flags clean images at the dotted line.")
 
 
 def members_plot(members_used: Mapping[str, Sequence[int]]) -> Picture:
@@ -128,7 +97,7 @@ def members_plot(members_used: Mapping[str, Sequence[int]]) -> Picture:
     shown = sorted(attacks, key=lambda name: (-np.mean(members_used[name]), name))[:3]
     names = [*(["clean"] if len(members_used.get("clean", ())) else []), *shown]
     most = max(int(np.max(members_used[name])) for name in names)
-    figure, (axis,) = _figure()
+    figure, (axis,) = axes_row()
     for number, name in enumerate(names):
         shares = 100 * np.bincount(members_used[name], minlength=most + 1) / len(members_used[name])
         place = np.arange(most + 1) + 0.8 * ((number + 0.5) / len(names) - 0.5)
@@ -137,8 +106,7 @@ def members_plot(members_used: Mapping[str, Sequence[int]]) -> Picture:
     axis.set_ylabel("images, %")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, fontsize=8)
-    means = ", ".join(f"{name} {np.mean(members_used[name]):.1f}" for name in names)
-    return Picture(png(figure), f"Members asked for an image. Means: {means}.")
+    return Picture(png(figure), "Members asked for an image: clean, and under the attacks that ask most.")
 
 
 def composition_plot(evaluation: Evaluation) -> Picture:
@@ -151,7 +119,7 @@ def composition_plot(evaluation: Evaluation) -> Picture:
         *(round(row.defended.attack_success * row.samples) for row in rows),
     ]
     alone = [worst.broken_only_by.get(name, 0) for name in names]
-    figure, (axis,) = _figure(height=0.8 + 0.26 * len(names))
+    figure, (axis,) = axes_row(height=0.8 + 0.26 * len(names))
     place = np.arange(len(names))
     axis.barh(place, broke, color=COLOURS[5], label="broke")
     axis.barh(place, alone, color=_BLUE, height=0.4, label="alone broke")
@@ -163,13 +131,10 @@ def composition_plot(evaluation: Evaluation) -> Picture:
     axis.set_xlim(left=0, right=max(total, *broke, 1) * 1.05)
     axis.set_xlabel("images")
     axis.legend(frameon=False, fontsize=8)
-    order = sorted((i for i, count in enumerate(broke) if count), key=lambda i: -broke[i])[:3]
-    strongest = ", ".join(f"{names[i]} {broke[i]}" for i in order)
-    most = f"; most by {strongest}" if strongest else ""
     return Picture(
         png(figure),
         f"What the worst case is made of: {total} of {samples} images are broken by some l_inf attack or wrong without "
-        f"one{most}. An attack that alone breaks many says that the others are too weak.",
+        "one. An attack that alone breaks many says that the others are too weak.",
     )
 
 
@@ -185,12 +150,3 @@ def _curve(axis: Axes, points: Sequence[CurvePoint]) -> None:
         axis.plot(at, [100 * value(point) for point in points], color=colour, marker=marker, markersize=4, label=label)
     axis.set_ylabel("images, %")
     axis.set_ylim(0, 102)
-
-
-def _figure(columns: int = 1, *, height: float = _HEIGHT_INCHES) -> tuple[Figure, Sequence[Any]]:
-    figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=_DPI, layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    return figure, axes

@@ -1,34 +1,31 @@
-"""What an evaluation says, in sentences: the verdict, the headline, what limits it, what is not covered."""
+"""What an evaluation says, in sentences: the verdict, the headline, what limits it, what parts of the chain add."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from s2ap_defend.tables import harmless
+from s2ap_train.redteam.ablation.costs import LABELS, PAIRS
 from s2ap_train.redteam.checks.checks import BLACK_BOX
-from s2ap_train.redteam.report.effects import (
-    against_pruned_in_words,
-    below,
-    labels_against_pruned,
-    labels_against_pruned_in_words,
-    percent,
-)
-from s2ap_train.redteam.results import AttackRow, Check, Evaluation
+from s2ap_train.redteam.results import AttackRow, Evaluation, PartCost
+from s2ap_train.statistics.paired import NOISE, PairedDifference
 
 __all__ = [
     "Verdict",
     "caveats",
-    "check_result",
-    "found_in_words",
+    "cost_in_words",
+    "count_in_words",
     "headline",
     "in_worst_case",
+    "informed",
     "interval",
     "labels_attacked",
     "misleads",
     "percent",
+    "robust_against_pruned",
     "search_in_words",
-    "summary",
+    "share",
     "unanswered",
     "verdict",
 ]
@@ -36,10 +33,9 @@ __all__ = [
 ENOUGH_SAMPLES = 300
 """Images below which the width of the interval is said aloud: it is up to 6 points each way there (98 / sqrt(N))."""
 
-_PURPOSE = "It raises the cost of transfer and off-the-shelf attacks, with calibrated false alarms"
-
 _CLEAN, _FROM_OTHERS = "clean image", "other attack"
 """Keys of `broken_by` for what an adaptive attack found broken before its first step."""
+_INSTEAD_OF_PRUNED = next(part for part, _, _, _ in PAIRS if "S2AP-pruned" in part)
 
 Level = Literal["masked", "doubtful", "incomplete", "worse", "measured"]
 
@@ -64,65 +60,53 @@ class Verdict:
 def verdict(evaluation: Evaluation) -> Verdict:
     """The first thing that limits the figures, or that nothing does. It never calls a model robust."""
     failed = [check for check in evaluation.checks if check.passed is False]
-    masking = [check.name for check in failed if check.masking]
-    if masking:
-        return Verdict(
-            "masked",
-            "Masked gradients: the figures are no measure",
-            f"{_checks_failed(masking)}, so the attacks were led astray, and images that they did not break may be "
-            "easy to break. Do not quote any figure of this evaluation as robustness.",
+    names = [check.name for check in failed if check.masking or not evaluation.masked]
+    failure = f"The sanity check{'s' * (len(names) > 1)} {', '.join(names)} FAILED"
+    if evaluation.masked:
+        text = (
+            f"{failure}, so the attacks were led astray, and images that they did not break may be easy to break. Do "
+            "not quote any figure of this evaluation as robustness."
         )
+        return Verdict("masked", "Masked gradients: the figures are no measure", text)
     if failed:
-        return Verdict(
-            "doubtful",
-            "Doubtful: the attack was too weak",
-            f"{_checks_failed([check.name for check in failed])}; a stronger attack is likely to lower the figures.",
-        )
-    if not _adaptive(evaluation):
-        return Verdict(
-            "incomplete",
-            "Incomplete: no attacker who knows the defence",
+        text = f"{failure}; a stronger attack is likely to lower the figures."
+        return Verdict("doubtful", "Doubtful: the attack was too weak", text)
+    if not informed(evaluation):
+        text = (
             "No attack that knows everything was run to the end, so the worst case says nothing of an attacker who "
-            "adapts to the defence.",
+            "adapts to the defence."
         )
+        return Verdict("incomplete", "Incomplete: no attacker who knows the defence", text)
     if not any(check.passed for check in evaluation.checks):
-        return Verdict(
-            "incomplete",
-            "Incomplete: the attack was not checked",
-            "No sanity check was judged, so nothing says whether the attacks worked as they should.",
+        text = "No sanity check was judged, so nothing says whether the attacks worked as they should."
+        return Verdict("incomplete", "Incomplete: the attack was not checked", text)
+    robust, labels = robust_against_pruned(evaluation), _labels_against_pruned(evaluation)
+    if _below(evaluation.against_pruned):
+        text = (
+            f"{robust} Whoever needs accuracy under attack gets more from that classifier alone; the list of what the "
+            "parts add or cost says where it is lost."
         )
-    effect, labels = evaluation.against_pruned, labels_against_pruned(evaluation)
-    if effect is not None and below(effect):
-        return Verdict(
-            "worse",
-            "Below its own pruned classifier",
-            f"{against_pruned_in_words(effect)} Whoever needs accuracy under attack gets more from that classifier "
-            "alone; the list of what the parts add or cost says where it is lost.",
+        return Verdict("worse", "Below its own pruned classifier", text)
+    if labels is not None and _below(labels):
+        text = (
+            f"Label accuracy of the full defence, which corrects what it flags, is {_standing(labels)} that of its own "
+            f"S2AP-pruned classifier: {_change(labels)}. To be flagged does not count here. {robust} ".rstrip()
+            + " Whoever acts on the final labels gets more right ones under attack from that classifier alone."
         )
-    if labels is not None and below(labels):
-        robust = "" if effect is None else f" {against_pruned_in_words(effect)}"
-        return Verdict(
-            "worse",
-            "Labels below those of its own pruned classifier",
-            f"{labels_against_pruned_in_words(labels)}{robust} Whoever acts on the final labels gets more right ones "
-            "under attack from that classifier alone.",
-        )
-    if evaluation.worst_case.robust_accuracy <= evaluation.bare_worst_case.robust_accuracy:
-        return Verdict(
-            "doubtful",
-            "No gain over the bare classifier",
-            f"In the worst case {percent(evaluation.worst_case.robust_accuracy)} of the images hold with the defence "
-            f"and {percent(evaluation.bare_worst_case.robust_accuracy)} without it.",
-        )
-    return Verdict(
-        "measured",
-        "Measured, and no sanity check failed",
-        f"{_PURPOSE}. The figures are upper bounds under the attacks that were run; nobody has proved them.",
+        return Verdict("worse", "Labels below those of its own pruned classifier", text)
+    held, bare = evaluation.worst_case.robust_accuracy, evaluation.bare_worst_case.robust_accuracy
+    if held <= bare:
+        text = f"In the worst case {percent(held)} of the images hold with the defence and {percent(bare)} without it."
+        return Verdict("doubtful", "No gain over the bare classifier", text)
+    text = (
+        "It raises the cost of transfer and off-the-shelf attacks, with calibrated false alarms. The figures are upper "
+        "bounds under the attacks that were run; nobody has proved them."
     )
+    return Verdict("measured", "Measured, and no sanity check failed", text)
 
 
 def headline(evaluation: Evaluation) -> str:
-    """The worst case in one line; where it says nothing of an attacker who knows the defence, that stands first."""
+    """The worst case in one line; where it says nothing of an attacker that knows the defence, that stands first."""
     worst, options = evaluation.worst_case, evaluation.configuration
     low, high = worst.robust_accuracy_interval
     figure = (
@@ -130,61 +114,47 @@ def headline(evaluation: Evaluation) -> str:
         f"{percent(evaluation.bare_worst_case.robust_accuracy)}; final label right under every attack "
         f"{percent(worst.label_accuracy)}{'' if labels_attacked(evaluation) else ' (not attacked for)'}"
     )
-    where = f"worst case of {_count(evaluation)}, {options.samples} images, l_inf eps {options.eps:g}"
+    where = f"worst case of {count_in_words(evaluation)}, {options.samples} images, l_inf eps {options.eps:g}"
     if evaluation.masked:
         return f"NO MEASURE OF ROBUSTNESS, gradients are masked; {where}: not broken {figure}"
-    if not _adaptive(evaluation):
+    if not informed(evaluation):
         return f"NO ATTACKER KNEW THE DEFENCE; {where}: not broken {figure}"
     return f"robust accuracy, {where}: {figure}"
 
 
-def summary(evaluation: Evaluation) -> tuple[str, str, str]:
-    """Three sentences for readers who read nothing else: what was done, what an attacker reaches, what it costs."""
-    options, clean = evaluation.configuration, evaluation.clean
-    knowing = "none of them knows the defence"
-    if _adaptive(evaluation):
-        knowing = "the strongest know every weight and threshold of the file"
-    tried = (
-        f"{harmless(options.model)} was attacked on {options.samples} test images of {harmless(options.data)} with "
-        f"{_count(evaluation)} that may change every pixel by {options.eps:g} of its range; {knowing}."
-    )
-    low, high = evaluation.worst_case.robust_accuracy_interval
-    fooled = (
-        f"They made it answer wrongly without an alarm on {percent(1 - evaluation.worst_case.robust_accuracy)} of the "
-        f"images (95 % interval {percent(1 - high)} to {percent(1 - low)}), against "
-        f"{percent(1 - evaluation.bare_worst_case.robust_accuracy)} for the same classifier without the defence"
-    )
-    fooled += "; but its gradients are masked, so a better attack may well reach more." if evaluation.masked else "."
-    unanswered_share = f", leaves {percent(clean.abstained)} unanswered" if clean.abstained else ""
-    cost = (
-        f"Without an attack it answers {percent(clean.accuracy)} rightly (the bare classifier "
-        f"{percent(evaluation.bare_clean.accuracy)}){unanswered_share} and raises an alarm on "
-        f"{percent(clean.flagged)}; it asks {clean.members_used:.1f} members an image."
-    )
-    return tried, fooled, cost
-
-
 def caveats(evaluation: Evaluation) -> tuple[str, ...]:
     """What a reader must know before quoting a figure, the gravest first."""
-    found: list[str] = []
-    options, worst = evaluation.configuration, evaluation.worst_case
-    low, high = worst.robust_accuracy_interval
-    found += _by_asking(evaluation)
-    once = _adaptive(evaluation) and options.budget.get("restarts") == 1
-    few = options.samples < ENOUGH_SAMPLES
-    if few or once:
-        means = [f"{options.samples} images"] if few else []
-        means += ["one restart of the adaptive attacks"] if once else []
-        better = "more restarts or steps" if _adaptive(evaluation) else "an attacker who knows the defence"
-        found.append(
-            f"{' and '.join(means).capitalize()}: the worst case lies between {percent(low)} and {percent(high)} at "
-            f"95 % for other images, and {better} may lower it."
-        )
-    short = [row for row in evaluation.attacks if row.samples < options.samples]
+    options, knowing = evaluation.configuration, informed(evaluation)
+    found = _by_asking(evaluation)
+    means = [f"{options.samples} images"] * (options.samples < ENOUGH_SAMPLES)
+    means += ["one restart of the adaptive attacks"] * (knowing and options.budget.get("restarts") == 1)
+    if means:
+        better = "more restarts or steps" if knowing else "an attacker that knows the defence"
+        found.append(f"{' and '.join(means).capitalize()}: {better} may lower the worst case.")
+    short = [f"{row.name} ({row.samples})" for row in evaluation.attacks if row.samples < options.samples]
     if short:
-        names = ", ".join(f"{row.name} ({row.samples})" for row in short)
-        found.append(f"Not run on all {options.samples} images, and not in the worst case of the others: {names}.")
+        found.append(f"Not run on all {options.samples} images, and not in the worst case: {', '.join(short)}.")
     return tuple(found)
+
+
+def cost_in_words(cost: PartCost) -> str:
+    """What one part of the chain does to a figure, beyond noise (p < .05) or not."""
+    effect = cost.effect
+    if not _beyond(effect):
+        return f"{cost.part}: changes {cost.measure} by no more than noise, {_change(effect)}"
+    verb = "LOWERS" if effect.difference < 0 else "raises"
+    return f"{cost.part}: {verb} {cost.measure} beyond noise, {_change(effect)}"
+
+
+def robust_against_pruned(evaluation: Evaluation) -> str:
+    """Whether the file holds more or less than its own pruned classifier, beyond noise or not; empty: unmeasured."""
+    effect = evaluation.against_pruned
+    if effect is None:
+        return ""
+    return (
+        f"Robust accuracy of the full defence is {_standing(effect)} that of its own S2AP-pruned, adversarially "
+        f"trained classifier: {_change(effect)}. An image that is flagged, or not answered, counts as held."
+    )
 
 
 def search_in_words(evaluation: Evaluation) -> str:
@@ -193,10 +163,11 @@ def search_in_words(evaluation: Evaluation) -> str:
         broken = row.defended.configuration.get("broken_by", {})
         if _FROM_OTHERS in broken:
             own = {name: count for name, count in broken.items() if name not in {_FROM_OTHERS, _CLEAN} and count}
+            counts = (broken.get(_CLEAN, 0), broken[_FROM_OTHERS], sum(own.values()))
+            clean, others, alone = (_count(count, "image") for count in counts)
             return (
-                f"{row.name} starts from all others: {_images(broken.get(_CLEAN, 0))} wrong without an attack, "
-                f"{_images(broken[_FROM_OTHERS])} broken by others, {_images(sum(own.values()))} that nothing "
-                f"else broke{''.join(f'; {name}: {count}' for name, count in own.items())}."
+                f"{row.name} starts from all others: {clean} wrong without an attack, {others} broken by others, "
+                f"{alone} that nothing else broke{''.join(f'; {name}: {count}' for name, count in own.items())}."
             )
     return ""
 
@@ -209,16 +180,6 @@ def unanswered(evaluation: Evaluation) -> str:
     return "not answered (the defence abstains): " + ", ".join(f"{n} {percent(s)}" for n, s in shares.items())
 
 
-def check_result(check: Check) -> str:
-    """'passed', 'FAILED' or 'not judged'."""
-    return {True: "passed", False: "FAILED", None: "not judged"}[check.passed]
-
-
-def found_in_words(check: Check) -> str:
-    """The values that decided, such as 'single step 0.12, iterative 0.35'."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in check.found.items())
-
-
 def in_worst_case(row: AttackRow) -> bool:
     """Whether an attack's images count in the worst case: all in the l_inf ball, whatever the attack was made for."""
     return row.norm == "linf"
@@ -229,55 +190,94 @@ def misleads(row: AttackRow) -> bool:
     return in_worst_case(row) and row.goal == "mislead"
 
 
+def labels_attacked(evaluation: Evaluation) -> bool:
+    """Whether an l_inf attack that wants a wrong final label, flagged or not, was run on all images."""
+    return any(in_worst_case(row) and row.goal == "wrong label" for row in _on_all_images(evaluation))
+
+
+def informed(evaluation: Evaluation) -> bool:
+    """Whether an attack that knows everything was run on all images."""
+    return any(misleads(row) and row.knows == "everything" for row in _on_all_images(evaluation))
+
+
+def count_in_words(evaluation: Evaluation) -> str:
+    """All attacks that count in the worst case, whatever they know and want."""
+    return _count(sum(map(in_worst_case, evaluation.attacks)), "attack")
+
+
+def share(value: float) -> str:
+    """A share in percent, such as '91.7'; '-' where there is none."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def percent(value: float) -> str:
+    """The same with its sign, '91.7%'."""
+    return f"{share(value)}%"
+
+
 def interval(low: float, high: float) -> str:
     """Ends of an interval in whole percent, such as '85-96'."""
     return f"{100 * low:.0f}-{100 * high:.0f}"
 
 
-def labels_attacked(evaluation: Evaluation) -> bool:
-    """Whether an l_inf attack that wants a wrong final label, flagged or not, was run on all images."""
-    return any(
-        in_worst_case(row) and row.goal == "wrong label" and row.samples == evaluation.configuration.samples
-        for row in evaluation.attacks
-    )
+def _on_all_images(evaluation: Evaluation) -> list[AttackRow]:
+    return [row for row in evaluation.attacks if row.samples == evaluation.configuration.samples]
 
 
 def _by_asking(evaluation: Evaluation) -> list[str]:
-    """Images that attackers who only ask broke and those who know everything did not, the search left out."""
+    """Images that attackers that only ask broke and those that know everything did not, the search left out."""
     larger = "give the adaptive attacks a larger budget before these figures are quoted."
     for check in evaluation.checks:
         count = int(check.found.get("broken_by_the_first_only", 0)) if check.name == BLACK_BOX else 0
         if count:
             return [
-                f"{_images(count)} broken by attacks that only ask and by none that knows everything and starts from "
-                f"no other's images: {larger}"
+                f"{_count(count, 'image')} broken by attacks that only ask and by none that knows everything and "
+                f"starts from no other's images: {larger}"
             ]
     answers = {row.name for row in evaluation.attacks if row.knows == "answers"}
     return [
-        f"{name} alone broke {_images(alone)} that no gradient attack did"
-        f"{f': {larger}' if _adaptive(evaluation) else '.'}"
+        f"{name} alone broke {_count(alone, 'image')} that no gradient attack did"
+        f"{f': {larger}' if informed(evaluation) else '.'}"
         for name, alone in evaluation.worst_case.broken_only_by.items()
         if name in answers and alone
     ]
 
 
-def _adaptive(evaluation: Evaluation) -> bool:
-    """Whether an attack that knows everything was run on all images."""
-    return any(
-        misleads(row) and row.knows == "everything" and row.samples == evaluation.configuration.samples
-        for row in evaluation.attacks
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _labels_against_pruned(evaluation: Evaluation) -> PairedDifference | None:
+    """Label accuracy of a file that corrects against that of its own pruned classifier; None: not that, or unmeasured.
+
+    The pair is of the row that corrects. That row is the file where it has the file's label accuracy: a file that
+    rejects has no image right that one that corrects has not, so equal shares are the same images.
+    """
+    for cost in evaluation.costs:
+        served = cost.effect.after == evaluation.worst_case.label_accuracy
+        if cost.part == _INSTEAD_OF_PRUNED and cost.measure == LABELS and served:
+            return cost.effect
+    return None
+
+
+def _below(effect: PairedDifference | None) -> bool:
+    return effect is not None and effect.difference < 0 and _beyond(effect)
+
+
+def _beyond(effect: PairedDifference) -> bool:
+    return effect.p_value < NOISE
+
+
+def _standing(effect: PairedDifference) -> str:
+    if not effect.difference:
+        return "level with"
+    return f"{'BELOW' if effect.difference < 0 else 'above'}, {'beyond' if _beyond(effect) else 'within'} noise,"
+
+
+def _change(effect: PairedDifference) -> str:
+    low, high = effect.interval
+    return (
+        f"from {percent(effect.before)} to {percent(effect.after)} ({100 * effect.difference:+.1f} points, 95 % "
+        f"interval {100 * low:+.1f} to {100 * high:+.1f}; of {effect.samples} images {effect.gained} gained, "
+        f"{effect.lost} lost; exact McNemar p = {effect.p_value:.2g})"
     )
-
-
-def _checks_failed(names: list[str]) -> str:
-    return f"{'The sanity check' if len(names) == 1 else 'The sanity checks'} {', '.join(names)} FAILED"
-
-
-def _count(evaluation: Evaluation) -> str:
-    """All that count in the worst case, whatever they know and want."""
-    count = sum(map(in_worst_case, evaluation.attacks))
-    return "1 attack" if count == 1 else f"{count} attacks"
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"

@@ -1,0 +1,146 @@
+"""From trained networks to the graph and manifest of a model file: trace, compare, calibrate, compose."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.files import replace_file
+from s2ap_defend.manifest import ChoiceRecord, Manifest
+from s2ap_defend.model_file import weights_sha256
+from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
+from s2ap_export.graph.compose import compose
+from s2ap_export.hardening.description import describe
+from s2ap_export.hardening.parity import check_stage
+from s2ap_export.hardening.precision import to_half
+from s2ap_export.tracing.trace import frozen, trace_classifier, trace_purifier
+from s2ap_train.calibration import Calibration, Detection, calibrate
+from s2ap_train.calibration.stage_engines import StageEngines
+from s2ap_train.compute.threads import one_thread
+from s2ap_train.data import ImageSet, Splits
+from s2ap_train.hardening.fitting_attacks import attacked_fitting_images, copied_image
+from s2ap_train.hardening.train import Components
+from s2ap_train.models import fold_batch_norm
+from s2ap_train.purifier import hadamard_bank, purify
+from s2ap_train.recipe import Recipe
+
+COMPARED = 8  # images on which exported stages are compared with their networks
+
+
+def assemble(
+    recipe: Recipe,
+    components: Components,
+    splits: Splits,
+    work_dir: Path,
+    *,
+    choice: ChoiceRecord | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> tuple[ModelProto, Manifest]:
+    """The graph of a defended model and its manifest, in which no accuracy was measured yet.
+
+    Args:
+        recipe: What it is made by; its purifier is the one that is exported.
+        components: The trained networks.
+        splits: Data for calibration.
+        work_dir: Where the members' times are kept, so that a second run writes the same manifest.
+        choice: How the purifier was chosen, for the manifest.
+        on_stage: Told what is done.
+
+    Raises:
+        RecipeError: If the test cannot be calibrated.
+        ModelFileError: If an exported stage differs from its network.
+    """
+    tell = on_stage or (lambda _: None)
+    stages = _trace(recipe, components, splits)
+    tell("traced")
+    engines = StageEngines(stages.purifier, stages.classifier, stages.members)
+    milliseconds = _milliseconds(engines, stages, splits.fit, work_dir)
+    calibration = _calibrate(recipe, components, engines, milliseconds, splits)
+    tell("calibrated")
+    members = [stages.members[i] for i in calibration.order]
+    model = compose(stages.purifier, stages.classifier, members, calibration.tables.to_test())
+    return model, describe(recipe, components, calibration, milliseconds, splits, choice=choice)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Stand-alone ONNX models; members in the order in which they were trained."""
+
+    purifier: ModelProto
+    classifier: ModelProto
+    members: tuple[ModelProto, ...]
+
+
+def _trace(recipe: Recipe, components: Components, splits: Splits) -> _Stages:
+    """Export every network, and compare each stage with what it was made from."""
+    shape, some = splits.image_shape, splits.fit.images[:COMPARED]
+    bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
+    score_model = frozen(components.score_model)
+    purifier = trace_purifier(score_model, bank, recipe.purifier, shape, scope=PURIFIER)
+    purifier = to_half(purifier) if recipe.export.precision == "float16" else purifier
+    check_stage(PURIFIER, purifier, lambda x: purify(score_model, x, bank, recipe.purifier), some)
+
+    def classifier(module: nn.Module, scope: str) -> ModelProto:
+        network = frozen(module)
+        stage = trace_classifier(fold_batch_norm(network), shape, scope=scope)
+        check_stage(scope, stage, lambda x: (network(x).log_softmax(dim=1),), some)
+        return stage
+
+    members = tuple(classifier(member.model, member_scope(i)) for i, member in enumerate(components.members))
+    return _Stages(purifier, classifier(components.classifier(recipe.classifier).model, CLASSIFIER), members)
+
+
+_MILLISECONDS = TypeAdapter(dict[str, float])
+
+
+def _milliseconds(engines: StageEngines, stages: _Stages, data: ImageSet, work_dir: Path) -> tuple[float, ...]:
+    """Time of one image in each member; measured once for the same members, so that a second run writes the same."""
+    keys = [weights_sha256(member) for member in stages.members]
+    kept = work_dir / "milliseconds.json"
+    known: dict[str, float] = {}
+    if kept.exists():
+        with contextlib.suppress(ValidationError):  # measured again
+            known = _MILLISECONDS.validate_json(kept.read_bytes())
+    if not known.keys() >= {*keys}:
+        known = dict(zip(keys, engines.milliseconds(data.images).tolist(), strict=True))
+        replace_file(kept, _MILLISECONDS.dump_json(known, indent=2))
+    return tuple(known[key] for key in keys)
+
+
+def _calibrate(
+    recipe: Recipe, components: Components, engines: StageEngines, milliseconds: tuple[float, ...], splits: Splits
+) -> Calibration:
+    """Calibrate on the answers of the exported stages, by the engine that serves them."""
+    with one_thread():  # two threads in such small operators are many times slower where others compute, too
+        attacked = attacked_fitting_images(
+            components.classifier(recipe.classifier).model,
+            [member.model for member in components.members],
+            splits.fit,
+            eps=recipe.eps,
+            seed=recipe.seed,
+        )
+    try:
+        return calibrate(
+            engines.answers(splits.fit.images, splits.fit.labels),
+            engines.answers(attacked.images, attacked.labels, image=copied_image(attacked, splits.fit)),
+            engines.answers(splits.calibration.images, splits.calibration.labels),
+            recipe.detection,
+            costs=_costs(recipe.detection, components, milliseconds),
+        )
+    except RecipeError as error:
+        raise RecipeError(f"recipe {recipe.name}: {error}") from error
+
+
+def _costs(config: Detection, components: Components, milliseconds: tuple[float, ...]) -> tuple[float, ...] | None:
+    match config.cost:
+        case "flops":
+            return tuple(float(member.flops) for member in components.members)
+        case "milliseconds":
+            return milliseconds
+        case _:
+            return None

@@ -1,0 +1,112 @@
+"""The one-call pipeline: data to a defended model file, measured under attack before it is handed over."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from s2ap_defend.files import check_writable
+from s2ap_defend.manifest import Manifest
+from s2ap_defend.model_file import write_model_file
+from s2ap_defend.progress import Reporter
+from s2ap_export.hardening.assembly import assemble
+from s2ap_export.hardening.networks import networks_of
+from s2ap_train.data import Splits
+from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
+from s2ap_train.hardening.train import train_components
+from s2ap_train.jobs import Workers
+from s2ap_train.recipe import Recipe
+from s2ap_train.recipe.purifier_grid import check_banks
+from s2ap_train.redteam.evaluation import FOLDER, evaluate_file
+from s2ap_train.redteam.plan import Plan, check_budgets, plan_of
+from s2ap_train.redteam.report.badge import measurements
+from s2ap_train.redteam.results import Evaluation
+from s2ap_train.storage.lock import locked_folder
+
+
+@dataclass(frozen=True)
+class Hardened:
+    """What `harden` made.
+
+    Attributes:
+        path: The model file.
+        manifest: Its manifest.
+        evaluation: The attacks on the file, and on the same networks with less and less defence.
+    """
+
+    path: Path
+    manifest: Manifest
+    evaluation: Evaluation
+
+
+def harden(
+    recipe: Recipe,
+    output: Path,
+    work_dir: Path,
+    reporter: Reporter,
+    *,
+    workers: Workers = None,
+    choose: By | None = "recipe",
+) -> Hardened:
+    """Train, prune, choose the purifier, calibrate, export and measure.
+
+    Every trained part is kept in `work_dir`; run again, finished parts are reused.
+
+    Args:
+        recipe: What to do.
+        output: The model file to write; checked before anything is trained.
+        work_dir: Folder of the checkpoints.
+        reporter: Told about every step.
+        workers: Processes that train or attack at the same time, None takes one a core; or "ray", which trains.
+        choose: Who decides on the purifier: the recipe, or what the sweep finds on validation images; None: the recipe,
+            without a sweep.
+
+    Raises:
+        ModelFileError: If the output cannot be written.
+        RecipeError: If a part of the recipe cannot work, or another run works in `work_dir`.
+    """
+    check_writable(output)
+    candidate = work_dir / "unmeasured" / output.name
+    check_writable(candidate)
+    tried = check_grid(recipe)
+    splits = recipe.load_data()
+    check_banks(tried, splits.image_shape)
+    plan = plan_of(recipe, splits.test.images[0].size)
+    check_budgets(plan.eps, plan.l2, plan.pixels, splits.test.images[0, 0].size)
+    with locked_folder(work_dir):
+        return _hardened(recipe, splits, output, candidate, work_dir, reporter, workers, choose, plan)
+
+
+def _hardened(
+    recipe: Recipe,
+    splits: Splits,
+    output: Path,
+    candidate: Path,
+    work_dir: Path,
+    reporter: Reporter,
+    workers: Workers,
+    choose: By | None,
+    plan: Plan,
+) -> Hardened:
+    """`harden` in a work folder that is its own; `candidate` is the file that is measured."""
+    components = train_components(recipe, splits, work_dir, reporter, workers=workers)
+    processes = None if workers == "ray" else workers
+    purifier, choice = choose_purifier(recipe, components, splits, work_dir, reporter, by=choose, workers=processes)
+    recipe = recipe.model_copy(update={"purifier": purifier})
+    with reporter.step("export", 3) as step:
+        model, manifest = assemble(recipe, components, splits, work_dir, choice=choice, on_stage=step.advance)
+        write_model_file(model, manifest, candidate)
+        step.advance(f"{len(manifest.members)} members, {candidate.stat().st_size / 1e6:.1f} MB")
+    evaluation = evaluate_file(
+        candidate,
+        splits.test.subset(slice(0, recipe.evaluation.samples)),
+        plan,
+        folder=work_dir / FOLDER,
+        reporter=reporter,
+        workers=processes,
+        networks=networks_of(components),
+        recipe=recipe.name,
+        source=splits.name,
+        command=f"harden {recipe.name}",
+    )
+    measured = manifest.model_copy(update={"measured": measurements(evaluation)})
+    write_model_file(model, measured, output)
+    return Hardened(output, measured, evaluation)

@@ -1,0 +1,120 @@
+"""Trained networks as stages, so that every row of a table is attacked and timed on the engine that serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.progress import Reporter
+from s2ap_defend.stages import CLASSIFIER, cut_stage
+from s2ap_defend.types import Float32
+from s2ap_export.tracing.trace import frozen, trace_classifier
+from s2ap_train.compute.threads import one_thread
+from s2ap_train.data import Splits
+from s2ap_train.hardening.network import Network, known_network
+from s2ap_train.hardening.parts import PartList
+from s2ap_train.hardening.train import Components
+from s2ap_train.models import Classifier, fold_batch_norm
+from s2ap_train.recipe import Recipe
+from s2ap_train.redteam.ablation.ablation_rows import ADVERSARIAL, PRUNED, WIDER
+from s2ap_train.redteam.ablation.networks import Networks
+from s2ap_train.redteam.ablation.surrogates import train_surrogates
+from s2ap_train.redteam.ablation.wider import defence_flops, wider_classifier
+from s2ap_train.storage.parts import PartStore
+
+__all__ = ["networks_beside", "networks_of", "to_stage"]
+
+_COMPARED = 16
+_CLOSE = 1e-3  # of log-probabilities, between the classifier in a file and the network it was made from
+_COSTED = 64
+
+
+def to_stage(network: Classifier) -> ModelProto:
+    """The stage `image` -> `log_probabilities` of a classifier, batch normalisation folded."""
+    return trace_classifier(fold_batch_norm(frozen(network)), network.image_shape, scope=CLASSIFIER)
+
+
+def networks_of(components: Components) -> Networks:
+    """What a hardening has trained beside what is in its file."""
+    return Networks({ADVERSARIAL: to_stage(components.adversarial.model), PRUNED: to_stage(components.pruned.model)})
+
+
+def networks_beside(
+    model: Path,
+    recipe: Recipe,
+    splits: Splits,
+    checkpoints: Path,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    train: bool,
+    transfer: bool,
+) -> Networks:
+    """The networks that a model file is compared with, from the work folder of its hardening.
+
+    Args:
+        model: The model file.
+        recipe: As it was hardened.
+        splits: The recipe's data.
+        checkpoints: The work folder; nothing is written there.
+        folder: Where networks are kept that no hardening trains: the wider classifier, the attacker's own.
+        reporter: Told about every network.
+        train: Whether those are trained; otherwise they are left out.
+        transfer: Whether an attack asks for the attacker's own.
+
+    Raises:
+        RecipeError: If the folder holds networks of another file.
+    """
+    missing: dict[str, str] = {}
+    stages: dict[str, ModelProto] = {}
+    parts, store = PartList(recipe, splits).classifiers(), PartStore(checkpoints, reporter)
+    with one_thread():
+        stored = {name: store.read(parts[name]) for name in dict.fromkeys(("adversarial", "pruned", recipe.classifier))}
+        found = {name: known_network(one.model, one.record) for name, one in stored.items() if one is not None}
+        if len(found) < len(stored):
+            absent = next(name for name, one in stored.items() if one is None)
+            why = (
+                f"{checkpoints} has no part {absent} of this recipe; name the work folder of harden with --checkpoints"
+            )
+            missing |= dict.fromkeys((ADVERSARIAL, PRUNED), why)
+        else:
+            _check_same(model, found[recipe.classifier], splits.fit.images[:_COMPARED], checkpoints)
+            stages = {ADVERSARIAL: to_stage(found["adversarial"].model), PRUNED: to_stage(found["pruned"].model)}
+        surrogates: tuple[Classifier, ...] = ()
+        if train:
+            stages[WIDER] = to_stage(_wider(model, recipe, splits, folder, reporter).model)
+            if transfer:
+                surrogates = tuple(one.model for one in train_surrogates(recipe, splits, folder, reporter))
+        else:
+            missing[WIDER] = "it is not trained; --ablation all does"
+    return Networks(stages, surrogates, missing)
+
+
+def _wider(model: Path, recipe: Recipe, splits: Splits, folder: Path, reporter: Reporter) -> Network:
+    """The classifier that costs as much as the defence does on a clean image."""
+    some = splits.validation.subset(slice(0, _COSTED))
+    asked = DefendedClassifier.load(model, device="cpu", threads=1)(some.images).members_used
+    wanted = defence_flops(open_model_file(model), asked)
+    return wider_classifier(recipe, splits, PartStore(folder, reporter), wanted)
+
+
+def _check_same(model: Path, network: Network, images: Float32, checkpoints: Path) -> None:
+    """Refuse checkpoints of another file than the one that is evaluated."""
+    stages = (cut_stage(open_model_file(model).proto, CLASSIFIER), to_stage(network.model))
+    found = [
+        OnnxRuntimeEngine(stage.SerializeToString(), device="cpu", threads=1).run(
+            {"image": images}, ["log_probabilities"]
+        )
+        for stage in stages
+    ]
+    if float(np.abs(found[0][0] - found[1][0]).max()) > _CLOSE:
+        raise RecipeError(
+            f"{checkpoints} holds a classifier that is not the one in {model}; name the work folder that the file was "
+            "made in with --checkpoints, and change the recipe with --set as it was changed there"
+        )

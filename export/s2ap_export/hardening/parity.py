@@ -1,0 +1,108 @@
+"""Whether exported stages say what their networks say: asked of the engine that serves, before a file is made of them.
+
+Two float32 computations of one network differ by roundings, 2**-24 each. A sum of n of them strays by sqrt(n) on
+average (Higham and Mary 2019): about 70 for the 4608 terms of a wide convolution. Twenty of these one after the other
+make 2e-5 of the largest answer; five times that is allowed. Where convolutions compute in float16, each adds three
+roundings of 2**-11, of its inputs, its weights and its results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.types import Float32
+from s2ap_export.hardening.precision import CONVOLUTIONS, is_half
+from s2ap_train.compute.threads import one_thread
+from s2ap_train.twin import torch_stage
+
+__all__ = ["check_stage"]
+
+PIXEL = 1e-4
+"""Largest difference of a purified pixel, float32: a fortieth of one of 256 grey levels."""
+RELATIVE = 1e-4
+"""Largest difference of log-probabilities or errors, relative to the largest of them, float32."""
+HALF_ROUNDING = 2.0**-11
+MARGIN = 3  # standard deviations of a random walk
+
+
+def check_stage(name: str, stage: ModelProto, network: Callable[[Tensor], tuple[Tensor, ...]], images: Float32) -> None:
+    """Refuse a stage that differs from its network by more than rounding.
+
+    A CPU computes a stage of half precision in float32 between roundings, and overflows nowhere. Such a stage is
+    therefore also evaluated as a GPU does, each value rounded to float16, by the twin.
+
+    Args:
+        name: What messages call the stage.
+        stage: Input `image`, outputs in the order of the network's.
+        network: What was exported: images -> the outputs, on the CPU, in float32.
+        images: A few images, float32 [N, C, H, W] in [0, 1].
+
+    Raises:
+        RecipeError: If an output differs, or is not a finite number.
+    """
+    outputs = [output.name for output in stage.graph.output]
+    engine = OnnxRuntimeEngine(stage.SerializeToString(), device="cpu")
+    x = torch.from_numpy(np.ascontiguousarray(images))
+    with torch.no_grad(), one_thread():
+        expected = [value.numpy() for value in network(x.clone())]  # it may write over what it is given
+        rounded = [value.numpy() for value in torch_stage(stage)(x)] if is_half(stage) else None
+    for output, wanted in zip(outputs, expected, strict=True):
+        if not np.isfinite(wanted).all():
+            raise RecipeError(
+                f"stage {name}: the network itself gives {output} that is not finite on {len(x)} fitting images; its "
+                "training diverged: lower the learning rate and train it again"
+            )
+    if rounded is not None:
+        _compare(name, stage, outputs, rounded, expected, images)
+    _compare(name, stage, outputs, engine.run({"image": images}, outputs), expected, images)
+
+
+def _compare(
+    name: str,
+    stage: ModelProto,
+    outputs: list[str],
+    found: list[np.ndarray],
+    expected: list[np.ndarray],
+    images: Float32,
+) -> None:
+    half = is_half(stage)
+    for output, values, wanted in zip(outputs, found, expected, strict=True):
+        if not np.isfinite(values).all():
+            raise RecipeError(
+                f"stage {name}: {output} is not finite on {len(images)} fitting images; "
+                + (
+                    "an activation exceeds 65504, where float16 ends: keep export.precision at 'float32'"
+                    if half
+                    else "the network's is; this is a fault of the export, please report it with the network"
+                )
+            )
+        allowed = _allowed(stage, output, wanted, images)
+        difference = float(np.abs(values.astype(np.float64) - wanted).max(initial=0))
+        if difference > allowed:
+            raise RecipeError(
+                f"stage {name}: {output} differs from the network's by {difference:.3g} on {len(images)} fitting "
+                f"images, expected at most {allowed:.3g}; "
+                + (
+                    "float16 is too coarse for it: keep export.precision at 'float32'"
+                    if half
+                    else "a network whose forward method keeps a state or takes random numbers cannot be exported, "
+                    "any other is a fault of the export: please report it with the network"
+                )
+            )
+
+
+def _allowed(stage: ModelProto, output: str, expected: np.ndarray, images: Float32) -> float:
+    """Largest difference of an output that rounding explains."""
+    convolutions = sum(node.op_type in CONVOLUTIONS for node in stage.graph.node)
+    rounding = MARGIN * HALF_ROUNDING * math.sqrt(3 * convolutions) if is_half(stage) else 0.0
+    if output == "purified":
+        return max(PIXEL, rounding * float(np.abs(expected - images).max(initial=0)))
+    return max(RELATIVE, rounding) * float(np.abs(expected).max(initial=0))

@@ -1,0 +1,1 @@
+"""A network's own graph, gradients included, written as ONNX."""

@@ -1,0 +1,86 @@
+"""The commands by name: what `--help` and a shell show of them stands here, what they do is imported when called."""
+
+from importlib import import_module
+
+import click
+
+ENTRY_POINTS = "s2ap_defend.commands"
+
+
+class DeferredCommand(click.Command):
+    """A command of which only the name and the help line are there until it is called.
+
+    Args:
+        name: Its name. Without an extra it is the function NAME of `s2ap_defend.cli.NAME`.
+        line: The first sentence of its help.
+        extra: The extra that it needs; it is found by its entry point then.
+    """
+
+    def __init__(self, name: str, line: str, *, extra: str | None = None) -> None:
+        super().__init__(name, help=line)
+        self.extra = extra
+
+    def load(self) -> click.Command:
+        """Import the command itself.
+
+        Raises:
+            ModuleNotFoundError: If it imports what is not installed.
+            click.ClickException: If the installation does not know it.
+        """
+        command: click.Command
+        if self.extra is None:
+            command = getattr(import_module(f"s2ap_defend.cli.{self.name}"), str(self.name))
+            return command
+        from importlib.metadata import entry_points
+
+        found = list(entry_points(group=ENTRY_POINTS, name=str(self.name)))
+        if not found:
+            raise click.ClickException(f"{self.name} is no entry point of this installation; install s2ap-defend again")
+        command = found[0].load()
+        return command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
+        """The context of the command itself, which is thereby the one that is invoked or completed."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+
+COMMANDS = (
+    DeferredCommand(
+        "classify", "Purify, test and label images: PNG, JPEG, .npy or .npz of float32 [N, C, H, W] in [0, 1]."
+    ),
+    DeferredCommand("inspect", "Verify a model file and show its manifest, stages, members and measured accuracy."),
+    DeferredCommand(
+        "plan", "Show exact error rates and expected members of a sequential test; refuse one that can never decide."
+    ),
+    DeferredCommand(
+        "serve", "Serve a model file: Open Inference Protocol v2 over HTTP, a page at /, metrics at /metrics."
+    ),
+    DeferredCommand(
+        "calibrate",
+        "Give MODEL a new alarm boundary from new clean images, without training, and write a new file.",
+        extra="train",
+    ),
+    DeferredCommand(
+        "compare",
+        "Compare pruning runs: accuracy, robustness, sharpness and stability, with paired differences over seeds.",
+        extra="train",
+    ),
+    DeferredCommand(
+        "evaluate",
+        "Attack MODEL with the test images of a recipe and print what is left of its accuracy.",
+        extra="train",
+    ),
+    DeferredCommand("harden", "Train, prune, calibrate and export RECIPE to one defended model file.", extra="train"),
+    DeferredCommand(
+        "prune",
+        "Train, prune, fine-tune and measure the robust classifier of RECIPE, into one run folder.",
+        extra="train",
+    ),
+    DeferredCommand(
+        "score-model",
+        "Train the purifier's score model of RECIPE and nothing else, and report what it can do.",
+        extra="train",
+    ),
+)

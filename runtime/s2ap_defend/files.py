@@ -1,0 +1,35 @@
+"""Writing files so that a reader never sees half of one."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from s2ap_defend.errors import ModelFileError
+
+
+def check_writable(path: Path) -> None:
+    """Check that `path` can be written, before the work that produces it; nothing is created, nor its folder.
+
+    Raises:
+        ModelFileError: If it cannot.
+    """
+    try:
+        if path.is_dir():
+            raise ModelFileError(f"{path} is a folder; name a file to write, such as {path / 'model.onnx'}")
+        with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
+            pass
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be written: {error.strerror or error}") from error
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ModelFileError(f"{path} exists and is read-only; choose another file")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside `path`, then rename it: a reader sees the old content or the new one.
+
+    Its folder is made when missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_bytes(content)
+    beside.replace(path)

@@ -1,0 +1,284 @@
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.export.small_recipe import OVERRIDES
+
+from s2ap_defend import DefendedClassifier
+from s2ap_defend.cli.main import run
+from s2ap_defend.manifest import ChoiceRecord
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.stages import PURIFIER, stage_sizes
+from s2ap_train.hardening.purifier_choice.__main__ import main as sweep_alone
+from s2ap_train.storage.checkpoint import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def hardened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A defended file made by the real command with networks too small and short to defend anything."""
+    path = tmp_path_factory.mktemp("harden") / "model.onnx"
+    assert run(["harden", "digits", "-o", str(path), "--workers", "1", *OVERRIDES]) == 0
+    return path
+
+
+def test_harden_writes_a_verified_file_with_members_measured_under_attack(hardened: Path) -> None:
+    manifest = open_model_file(hardened).manifest
+    measured = [row.attack for row in manifest.measured]
+    assert (measured[0], measured[-1]) == ("clean", "worst case")
+    assert measured[1:-1] == ["fgsm", "pgd", "apgd-ce", "unrolled-pgd"]
+    assert sorted(member.method for member in manifest.members) == [
+        "l1-norm",
+        "random-channel",
+        "random-channel",
+        "s2ap",
+        "s2ap",
+    ]
+    first_seeds = {"s2ap": 100, "l1-norm": 300}
+    for member in manifest.members:
+        assert member.flops > 0
+        assert member.parameters > 0
+        assert member.adversarially_trained is (member.method == "s2ap")
+        assert member.seeds.initialisation == (member.seeds.mask if member.method == "s2ap" else 0)
+        assert member.seeds.mask == member.seeds.order >= first_seeds.get(member.method, 1000)
+    assert manifest.provenance.recipe == "digits"
+    assert all((member.milliseconds or 0) > 0 for member in manifest.members)
+    record = manifest.test.calibration
+    assert manifest.test.kind.startswith("conformal")
+    assert record.expected_false_alarm_rate is not None
+    assert record.expected_false_alarm_rate <= manifest.test.alpha
+    assert 0 < record.samples <= len(record.reference_ratios) == 247
+    assert DefendedClassifier.load(hardened, device="cpu").input_shape == (1, 8, 8)
+
+
+def test_the_manifest_says_which_purifier_was_chosen_why_and_what_it_changes(
+    hardened: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    purifier = open_model_file(hardened).manifest.purifier
+    choice = purifier.choice
+    assert choice is not None
+    assert (choice.by, choice.chosen, choice.split, choice.samples) == ("recipe", 1, "validation", 12)
+    off, own, plain = choice.rows
+    assert off.off
+    assert (own.sigmas, own.rho) == (purifier.sigmas, purifier.rho)
+    assert plain.rho == 0.0 < own.rho
+    assert own.network_passes == 2 * plain.network_passes > off.network_passes == 0
+    assert choice.defended == "the plain classifier and 5 members, without the test"
+    figures = f"{own.adaptive_accuracy:.1%} stay right, {off.adaptive_accuracy:.1%} without a purifier, "
+    assert f"{figures}{plain.adaptive_accuracy:.1%} with rho 0" in choice.reason
+    assert run(["inspect", str(hardened)]) == 0
+    assert choice.reason in capsys.readouterr().out
+
+
+def test_checkpoints_hold_masks_scores_and_the_flip_rate(hardened: Path) -> None:
+    tensors, record = load_checkpoint(hardened.with_name("model.onnx.training") / "pruned")
+    assert record["flip_rate"] is not None
+    for name in [name for name in tensors if name.startswith("mask.")]:
+        weight = tensors[name.replace("mask.", "weight.")]
+        assert (weight[~tensors[name]] == 0).all()
+        assert name.replace("mask.", "score.") in tensors
+
+
+def test_a_second_run_trains_nothing_and_writes_the_same_weights(
+    hardened: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = open_model_file(hardened).manifest
+    assert run(["harden", "digits", "-o", str(hardened), "--workers", "1", *OVERRIDES]) == 0
+    output = capsys.readouterr().out
+    assert "members give evidence" in output
+    for part in ("plain", "adversarial", "pruned", "member-robust-0", "member-l1_norm-0", "score-model"):
+        assert f"{part}: reused" in output
+    for title in ("attacks", "ablation"):
+        assert re.search(rf"^{title}: (\d+) of \1 parts reused", output, re.MULTILINE), title
+    assert "3 of 3 reused" in output
+    assert "purifier in front of the classifier: " in output
+    after = open_model_file(hardened).manifest
+    assert (after.weights_sha256, after.graph_sha256) == (before.weights_sha256, before.graph_sha256)
+    assert after.members == before.members
+    assert after.purifier == before.purifier
+
+
+def test_figures_are_measured_again_when_only_a_network_beside_the_file_changed(
+    hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "work"
+    shutil.copytree(hardened.with_name("model.onnx.training"), folder)
+    arguments = ["harden", "digits", "-o", str(tmp_path / "m.onnx"), "--work-dir", str(folder), "--workers", "1"]
+    assert run([*arguments, *OVERRIDES, "--set", "finetune.epochs=2"]) == 0
+    output = capsys.readouterr().out
+    assert "plain: reused" in output
+    assert "pruned: reused" not in output
+    assert re.search(r"^attacks: (\d+) of \1 parts reused", output, re.MULTILINE)
+    reused, rows = re.search(r"^ablation: (\d+) of (\d+) parts reused", output, re.MULTILINE).groups()
+    assert int(reused) == int(rows) - 1  # all but the pruned classifier's
+
+
+def again(hardened: Path, folder: Path, *more: str) -> Path:
+    """The same recipe hardened once more, with changes, from the parts that are there."""
+    shutil.copytree(hardened.with_name("model.onnx.training"), folder / "work")
+    path = folder / "m.onnx"
+    arguments = ["harden", "digits", "-o", str(path), "--work-dir", str(folder / "work"), "--workers", "1"]
+    assert run([*arguments, *OVERRIDES, *more]) == 0
+    return path
+
+
+def test_validation_exports_the_row_that_keeps_most_images_right(
+    hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = again(hardened, tmp_path, "--choose", "validation", "--set", 'choice.settings=[{mode=["j_free"],rho=[0.0]}]')
+    output = capsys.readouterr().out
+    before, purifier = open_model_file(hardened).manifest.purifier, open_model_file(path).manifest.purifier
+    choice = purifier.choice
+    assert choice is not None
+    assert choice.by == "validation"
+    assert len(choice.rows) == 4
+    assert "3 of 4 reused" in output
+    chosen = choice.rows[choice.chosen]
+    for row in choice.rows:
+        better = (chosen.adaptive_accuracy, -chosen.network_passes) >= (row.adaptive_accuracy, -row.network_passes)
+        assert better, row
+    assert (chosen.sigmas, chosen.mode, chosen.rho) == (purifier.sigmas, purifier.mode, purifier.rho)
+    same = (before.sigmas, before.mode, before.rho) == (purifier.sigmas, purifier.mode, purifier.rho)
+    assert bool(re.search(r"^attacks: (\d+) of \1 parts reused", output, re.MULTILINE)) is same
+    assert " ".join(choice.reason.split()) in " ".join(output.split())
+
+
+def test_the_sweep_alone_goes_on_from_the_work_folder_and_writes_its_table(
+    hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(hardened.with_name("model.onnx.training"), tmp_path / "work")
+    target = tmp_path / "table.json"
+    arguments = ["digits", "--work-dir", str(tmp_path / "work"), "--workers", "1", *OVERRIDES, "--json", str(target)]
+    assert run([*arguments, "--set", "choice.settings=[{radius=[0.05]}]"], sweep_alone) == 0
+    choice = ChoiceRecord.model_validate_json(target.read_bytes())
+    recorded = open_model_file(hardened).manifest.purifier.choice
+    assert recorded is not None
+    assert [row.radius for row in choice.rows[:4]] == [0.0, 0.15, 0.15, 0.05]
+    assert choice.rows[0].oblivious_accuracy == recorded.rows[0].oblivious_accuracy
+    output = capsys.readouterr().out
+    assert "3 of 4 reused" in output
+    assert choice.reason in output
+    assert run([*arguments, "--set", "choice.samples=3"], sweep_alone) == 2
+    assert "samples starts at 10" in capsys.readouterr().err
+
+
+def test_a_purifier_that_is_off_leaves_images_as_they_are_and_is_measured_as_off(
+    hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = again(hardened, tmp_path, "--set", "purifier.steps=0", "--set", 'export.precision="float16"')
+    output = capsys.readouterr().out
+    purifier = open_model_file(path).manifest.purifier
+    assert purifier.off
+    assert purifier.precision == "float32", "it computes nothing"
+    assert "detector only" in output
+    assert "purifier only" not in output
+    images = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
+    verdicts = DefendedClassifier.load(path, device="cpu")(images)
+    assert np.array_equal(verdicts.purified, images)
+    assert not verdicts.reconstruction_error.any()
+    assert run(["inspect", str(path)]) == 0
+    assert "off: the image itself is classified" in capsys.readouterr().out
+
+
+def test_the_recipe_may_ask_for_a_purifier_in_half_precision(hardened: Path, tmp_path: Path) -> None:
+    path = again(hardened, tmp_path, "--set", 'export.precision="float16"')
+    whole, half = open_model_file(hardened), open_model_file(path)
+    assert (whole.manifest.purifier.precision, half.manifest.purifier.precision) == ("float32", "float16")
+    sizes = [stage_sizes(file.proto)[PURIFIER].size_bytes for file in (whole, half)]
+    assert sizes[1] < 0.7 * sizes[0], "half the bytes but for norms and the bank"
+    images = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
+    purified = [DefendedClassifier.load(file, device="cpu")(images).purified for file in (hardened, path)]
+    assert 0 < np.abs(purified[0] - purified[1]).max() < 0.01
+
+
+def test_evaluate_writes_the_documented_json(hardened: Path, tmp_path: Path) -> None:
+    target = tmp_path / "figures.json"
+    report, badge = tmp_path / "report.html", tmp_path / "badge.json"
+    written = ["--json", target, "--report", report, "--badge", badge]
+    names = "fgsm,pgd,square,unrolled-pgd"
+    arguments = ["evaluate", hardened, "--recipe", "digits", "--samples", "10", "--attacks", names, *written]
+    assert run([str(argument) for argument in (*arguments, "--work-dir", tmp_path / "kept", "--workers", "1")]) == 0
+    figures = json.loads(target.read_bytes())
+    for system in (figures, figures["bare"]):
+        assert set(system["clean"]) >= {"accuracy", "flagged", "members_used"}
+        assert 0.0 <= system["worst_case"]["robust_accuracy"] <= 1.0
+        assert set(system["attacks"]) == {"fgsm", "pgd", "unrolled-pgd", "square"}
+        for attack in system["attacks"].values():
+            assert set(attack) >= {"attack_success", "flagged", "corrected", "members_used"}
+        union = 1.0 - system["worst_case"]["robust_accuracy"]
+        assert union >= max(attack["attack_success"] for attack in system["attacks"].values()) - 1e-9
+    assert report.read_text().startswith("<!doctype html>")
+    rows = json.loads(badge.read_bytes())["measured"]
+    assert rows[-1]["robust_accuracy"] == figures["worst_case"]["robust_accuracy"]
+    assert [row["attack"] for row in rows] == ["clean", "fgsm", "pgd", "square", "unrolled-pgd", "worst case"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["harden", "digit", "-o", "x.onnx"], "did you mean 'digits'"),
+        (["harden", "digits", "-o", "x.onnx", "--set", "purifer.sigma=1"], "did you mean 'purifier'"),
+        (["harden", "digits"], "Missing option '-o'"),
+        (
+            ["harden", "digits", "-o", "x.onnx", "--choose", "luck"],
+            "'luck' is not one of 'recipe', 'validation', 'unmeasured'",
+        ),
+        (
+            ["harden", "digits", "-o", "x.onnx", "--set", "choice.settings=[{sigma=[-1.0]}]"],
+            "recipe digits: choice.settings.0: this cannot purify",
+        ),
+        (["harden", "digits", "-o", "/proc/no/model.onnx"], "/proc/no/model.onnx cannot be written"),
+        (["evaluate", "missing.onnx", "--recipe", "digits"], "missing.onnx does not exist"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line_before_any_training(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_suggests_the_nearest_attack(hardened: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", str(hardened), "--recipe", "digits", "--attacks", "clean,sqare", "--samples", "10"]) == 2
+    assert "did you mean square" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_with_one_line_and_the_next_run_goes_on(tmp_path: Path, workers: str) -> None:
+    path = tmp_path / "model.onnx"
+    slow = [*OVERRIDES, "--set", "adversarial.epochs=500", "--workers", workers]
+    command = [sys.executable, "-m", "s2ap_defend", "harden", "digits", "-o", str(path), *slow]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  (a background job ignores it)
+    )
+    kept = tmp_path / "model.onnx.training" / ("plain" if workers == "1" else "score-model") / "checkpoint.json"
+    deadline = time.monotonic() + 120
+    while not kept.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert errors.count("\n") == 1, errors
+    assert "run the same command again to resume" in errors
+    assert kept.exists()
+    assert not path.exists()

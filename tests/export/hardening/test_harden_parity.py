@@ -1,0 +1,53 @@
+"""`harden` compares every stage with its network and writes nothing when one differs."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.export.small_recipe import OVERRIDES
+
+from s2ap_defend.cli.main import run
+from s2ap_train.hardening.train import train_components
+from s2ap_train.recipe import load_recipe
+from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
+from s2ap_train.storage.parts import silent_reporter
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the trained parts."""
+    folder = tmp_path_factory.mktemp("parts")
+    recipe = load_recipe("digits", OVERRIDES[1::2])
+    train_components(recipe, recipe.load_data(), folder, silent_reporter(), workers=1)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("part", "layer", "factor", "message"),
+    [
+        ("score-model", "convolution1", 1e5, "stage purifier: purified is not finite on 8 fitting images; an activa"),
+        ("plain", "", float("nan"), "stage classifier: the network itself gives log_probabilities that is not finite"),
+        ("member-l1_norm-0", "", float("nan"), "stage member_002: the network itself gives log_probabilities"),
+    ],
+)
+def test_no_file_is_made_where_a_stage_does_not_compare_with_its_network(
+    part: str,
+    layer: str,
+    factor: float,
+    message: str,
+    parts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Networks spoilt after their training: no number, or in half precision beyond what float16 reaches."""
+    folder, path = tmp_path / "work", tmp_path / "model.onnx"
+    shutil.copytree(parts, folder)
+    tensors, record = load_checkpoint(folder / part)
+    spoilt = {
+        name: t * factor for name, t in tensors.items() if t.dim() == 4 and t.is_floating_point() and layer in name
+    }
+    save_checkpoint(folder / part, tensors=tensors | spoilt, record=record)
+    command = ["harden", "digits", "-o", str(path), "--work-dir", str(folder), "--workers", "1", *OVERRIDES]
+    assert run([*command, "--choose", "unmeasured", "--set", 'export.precision="float16"']) == 2
+    assert message in capsys.readouterr().err
+    assert not path.exists()

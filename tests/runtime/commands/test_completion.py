@@ -1,0 +1,100 @@
+"""Completion in bash, zsh and fish: the script that a shell loads, and the answers that it asks for."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s2ap_defend.cli.commands import COMMANDS
+
+SHELLS = ["bash", "zsh", "fish"]
+NAMES = sorted(str(command.name) for command in COMMANDS)
+COMMAND = Path(sys.executable).with_name("s2ap-defend")
+
+
+def asked(instruction: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "s2ap_defend"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "_S2AP_DEFEND_COMPLETE": instruction, **environment},
+    )
+
+
+def answer(instruction: str, line: str = "") -> str:
+    """What a shell is told when `line` is typed up to its last word, which may be empty."""
+    words = line.split(" ")
+    typed = words[-1] if instruction.startswith("fish") else str(len(words) - 1)
+    done = asked(instruction, COMP_WORDS=line, COMP_CWORD=typed)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def values(shell: str, line: str) -> list[str]:
+    """The words that are offered; files and folders as the shell is told to find them."""
+    lines = answer(f"{shell}_complete", line).splitlines()
+    if shell == "zsh":
+        return [value if kind == "plain" else kind for kind, value in zip(lines[::3], lines[1::3], strict=True)]
+    pairs = [line.partition(",") for line in lines if line]
+    return [value.partition("\t")[0] if kind == "plain" else kind for kind, _, value in pairs]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_gets_a_script_that_asks_for_completions(shell: str) -> None:
+    script = answer(f"{shell}_source")
+    assert f"_S2AP_DEFEND_COMPLETE={shell}_complete" in script
+    assert "Usage:" not in script
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("s2ap-defend p", ["plan", "prune"]),
+        ("s2ap-defend ", NAMES),
+        ("s2ap-defend nothing ", NAMES),  # as click does; nothing is refused while it is typed
+        ("s2ap-defend inspect --j", ["--json"]),
+        ("s2ap-defend harden digits --see", ["--seed"]),
+        ("s2ap-defend classify --device c", ["cpu", "cuda"]),
+        ("s2ap-defend inspect mo", ["file"]),
+    ],
+)
+def test_commands_options_choices_and_files_are_offered(shell: str, line: str, offered: list[str]) -> None:
+    assert values(shell, line) == offered
+
+
+def test_a_shell_that_is_not_known_is_no_traceback() -> None:
+    done = asked("tcsh_source")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.skipif(not COMMAND.exists(), reason="the command is not beside this Python")
+def test_bash_itself_completes_with_the_line_of_the_readme() -> None:
+    script = """
+        eval "$(_S2AP_DEFEND_COMPLETE=bash_source s2ap-defend)"
+        complete -p s2ap-defend
+        COMP_WORDS=(s2ap-defend pl) COMP_CWORD=1
+        _s2ap_defend_completion s2ap-defend
+        echo "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert done.stdout.splitlines()[-1] == "plan", done.stderr
+    assert "-F _s2ap_defend_completion s2ap-defend" in done.stdout
+
+
+def test_the_readme_names_the_three_shells() -> None:
+    text = (Path(__file__).parents[3] / "README.md").read_text()
+    assert all(f"_S2AP_DEFEND_COMPLETE={shell}_source s2ap-defend" in text for shell in SHELLS)
