@@ -9,10 +9,11 @@ from typing import get_args
 
 import pytest
 from pydantic import BaseModel
-from tests.docs.documents import ROOT, blocks, is_toml
+from tests.docs.documents import DOCUMENTS, ROOT, blocks, is_toml
 from tests.train.made_evaluation import made_evaluation
 
 from s2ap_defend.cli.main import run
+from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Manifest
 from s2ap_train.calibration.settings import Detection
 from s2ap_train.ensemble import FAMILIES
@@ -20,7 +21,7 @@ from s2ap_train.models import ARCHITECTURES
 from s2ap_train.pruning.methods import METHODS
 from s2ap_train.purifier import UNet
 from s2ap_train.purifier.sizes import multipliers_for, pass_flops, width_for
-from s2ap_train.recipe import packaged_recipes
+from s2ap_train.recipe import load_pruning_recipe, packaged_recipes
 from s2ap_train.redteam.attacks.catalogue import ATTACKS
 from s2ap_train.redteam.report.console import to_json
 
@@ -32,7 +33,11 @@ def text_of(name: str, begin: str = "", end: str = r"\Z") -> str:
 
 def rows(text: str) -> list[list[str]]:
     """Cells of the tables in a text."""
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line[1:-1])]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
 
 
 def codes(text: str) -> list[str]:
@@ -149,3 +154,22 @@ def test_model_file_names_every_key_of_a_manifest() -> None:
 )
 def test_everything_that_may_be_chosen_is_named(document: str, names: list[str]) -> None:
     assert set(names) - set(codes(text_of(document))) == set()
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "channel", "2:4"])
+def test_s2ap_says_which_method_has_which_structure(structure: str) -> None:
+    for method, _, _, structures, _ in rows(text_of("s2ap.md", "| `--method` | starts from", "\n\n"))[2:]:
+        if method == "`s2ap`":
+            continue
+        changes = [f"pruning.method={method.strip('`')}", f'pruning.structure="{structure}"', "pruning.sparsity=0.5"]
+        try:
+            load_pruning_recipe("digits", changes)
+        except RecipeError:
+            assert structure not in structures.replace("all", structure), method
+        else:
+            assert structure in structures.replace("all", structure), method
+
+
+def test_an_attacker_is_it() -> None:
+    for document in DOCUMENTS:
+        assert re.findall(r"\b(?:he|him|his|she|her)\b|attacker\s+who\b", document.read_text()) == [], document.name
