@@ -87,7 +87,8 @@ def parse_program(module: ModuleType, options: list[str], written: Command) -> N
     if context is None or "recipe" not in context.params:
         return
     loader = next((vars(module)[name] for name in LOADERS if name in vars(module)), recipes.load_pruning_recipe)
-    where = importlib.import_module("report").data_overrides(context.params.get("data", ()))
+    data = context.params.get("data", ()) if written.complete else ()
+    where = importlib.import_module("report").data_overrides(data)
     loader(context.params["recipe"], [*where, *context.params.get("overrides", ())])
 
 
