@@ -1,5 +1,6 @@
 """Tables of the documents against the code that they describe."""
 
+import importlib
 import json
 import re
 import tomllib
@@ -173,3 +174,22 @@ def test_s2ap_says_which_method_has_which_structure(structure: str) -> None:
 def test_an_attacker_is_it() -> None:
     for document in DOCUMENTS:
         assert re.findall(r"\b(?:he|him|his|she|her)\b|attacker\s+who\b", document.read_text()) == [], document.name
+
+
+@pytest.mark.parametrize(
+    ("document", "begin", "end", "program", "results"),
+    [
+        ("detection-figures.md", "## Digits", r"\Z", "detection_tables", "detection-digits.json"),
+        ("detection-figures-cifar10.md", "## Attacks", r"\Z", "detection_tables", "detection-cifar10-small.json"),
+        ("purifier-figures.md", "## Digits", "\n### The sweep", "purification_tables", "purification-digits.json"),
+    ],
+)
+@pytest.mark.usefixtures("benchmarks")
+def test_figures_are_those_of_the_stored_results(
+    document: str, begin: str, end: str, program: str, results: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    importlib.import_module(program).print_tables(json.loads((ROOT / "benchmarks/results" / results).read_text()))
+    printed = rows(capsys.readouterr().out)
+    shown = rows(text_of(document, begin, end))
+    assert len(shown) > 50
+    assert [row for row in shown if row not in printed and set("".join(row)) != {"-"}] == []
