@@ -4,7 +4,7 @@
 
 Every setting is exported to a file of its own (classifier, purifier, members before 'clean') and attacked by who knows
 all of it; the pruned classifier alone is attacked as well, and each then faces what was found for all others. Figures
-are paired on the same images. What was trained and found is kept in the work folder.
+are paired on the same images. What was trained and found is stored in the work folder.
 
 Written down before measuring. With the pruned network as the classifier and the purifier off, the defence cannot be
 below it in robust accuracy: it answers wrongly only where that network does. Label accuracy may still fall, where a
@@ -35,15 +35,13 @@ from s2ap_export.hardening.assembly import assemble
 from s2ap_export.hardening.networks import to_stage
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.hardening.train import train_components
-from s2ap_train.jobs import Workers
-from s2ap_train.kept import KeptAttacks
+from s2ap_train.jobs import Store, Workers, run_resumable
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.recipe import Recipe, load_recipe
-from s2ap_train.redteam.ablation.ablation import ablation_pieces
+from s2ap_train.redteam.ablation.ablation import ablation_jobs
 from s2ap_train.redteam.ablation.ablation_rows import PRUNED, Row, open_row
 from s2ap_train.redteam.attacks.catalogue import chosen_attacks
-from s2ap_train.redteam.campaign import Setup, attack_pieces, gathered, targets
-from s2ap_train.redteam.pieces import run_pieces
+from s2ap_train.redteam.campaign import Setup, attack_jobs, gathered, targets
 from s2ap_train.statistics.outcome import Outcome
 from s2ap_train.statistics.paired import paired_difference
 from s2ap_train.storage.lock import locked_folder
@@ -163,19 +161,17 @@ def measure(
                 AdaptiveBudget.named(budget),  # type: ignore[arg-type]
             )
             file = open_model_file(path).manifest
-            kept = KeptAttacks(work_dir / "found", setup.key(file.weights_sha256, file.graph_sha256))
+            store = Store(work_dir / "found", setup.key(file.weights_sha256, file.graph_sha256))
             attacks = chosen_attacks(ATTACKS)[1]
-            done = run_pieces(attack_pieces(setup, attacks), kept, reporter, title=setting.name, workers=workers)
+            done = run_resumable(attack_jobs(setup, attacks), store, reporter, title=setting.name, workers=workers)
             sides = gathered(setup, attacks, done)
             own[setting.name] = [one.images for one in sides[0].values()]
             found += [one.images for side in sides for name, one in side.items() if name in CARRIED]
             systems[setting.name] = targets(path)[0].system
         row = Row(PRUNED, path, to_stage(parts.pruned.model).SerializeToString())
         tasks = [setup.task(rows) for rows in setup.shards()]
-        kept = KeptAttacks(
-            work_dir / "found", ("pruned", hashlib.sha256(row.stage or b"").hexdigest(), setup.key("", ""))
-        )
-        done = run_pieces(ablation_pieces([row], tasks, attacked={}), kept, reporter, title=PRUNED, workers=workers)
+        store = Store(work_dir / "found", ("pruned", hashlib.sha256(row.stage or b"").hexdigest(), setup.key("", "")))
+        done = run_resumable(ablation_jobs([row], tasks, attacked={}), store, reporter, title=PRUNED, workers=workers)
         found.append(np.concatenate([done[name].images for name in sorted(done)]))
         systems[PRUNED] = open_row(row).system
         faced = {}

@@ -1,4 +1,4 @@
-"""Attacked images of the detection benchmark, each set kept in the work folder as soon as it is made."""
+"""Attacked images of the detection benchmark, each set stored in the work folder as soon as it is made."""
 
 import hashlib
 import time
@@ -17,7 +17,8 @@ from s2ap_train.attacks.catalogue import ATTACKS
 from s2ap_train.attacks.joint import joint_network
 from s2ap_train.attacks.pgd import pgd
 from s2ap_train.data import ImageSet
-from s2ap_train.storage.fingerprint import fingerprint
+from s2ap_train.jobs import SECONDS, Found, Store
+from s2ap_train.storage.fingerprint import weights_digest
 
 PGD_STEPS = 20
 RELATIVE_STEP = 0.25
@@ -43,21 +44,20 @@ class AttackedSets:
     """Makes attacked sets of the same clean images, or reads those of the same networks and settings again.
 
     Args:
-        folder: Where they are kept.
+        folder: Where they are stored.
         data: Clean images and labels.
         seed: Of the attacks.
     """
 
     def __init__(self, folder: Path, data: ImageSet, seed: int) -> None:
-        self._folder, self._data, self._seed = folder, data, seed
-        self._read: dict[Path, AttackedSet] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        self._key = hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest()
+        self._data, self._seed = data, seed
+        images = hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest()
+        self._store = Store(folder, (images, seed, _attacks_digest()))
 
     def named(self, name: str, base: nn.Module, **parameters: float) -> AttackedSet:
         """An attack of the catalogue on the bare base."""
         attack = ATTACKS[name]
-        return self._kept(
+        return self._made(
             name,
             (base,),
             parameters,
@@ -75,41 +75,24 @@ class AttackedSets:
             attacked = pgd(network, x, y, eps=eps, steps=PGD_STEPS, step_size=step, generator=generator)
             return np.asarray(attacked.numpy(), dtype=np.float32)
 
-        return self._kept(name, (base, *members), {"eps": eps, "steps": PGD_STEPS}, attack)
+        return self._made(name, (base, *members), {"eps": eps, "steps": PGD_STEPS}, attack)
 
-    def _kept(
+    def _made(
         self, name: str, networks: Sequence[nn.Module], settings: object, attack: Callable[[ImageSet], Float32]
     ) -> AttackedSet:
-        weights = [_digest(network) for network in networks]
-        key = fingerprint([self._key, self._seed, weights, settings, attacks_digest()])
-        file = self._folder / f"{name.replace('/', '_')}-{key[:16]}.npz"
-        if file in self._read:
-            return self._read[file]
-        if file.exists():
-            with np.load(file) as kept:
-                self._read[file] = AttackedSet(kept["images"], self._data.labels, float(kept["seconds"]))
-            return self._read[file]
-        began = time.perf_counter()
-        parts = [
-            attack(self._data.subset(slice(start, start + BATCH))) for start in range(0, len(self._data.labels), BATCH)
-        ]
-        made = AttackedSet(np.concatenate(parts), self._data.labels, time.perf_counter() - began)
-        beside = file.with_suffix(".tmp.npz")
-        np.savez(beside, images=made.images, seconds=made.seconds)
-        beside.replace(file)
-        self._read[file] = made
-        return made
+        decides = (name, weights_digest(networks), settings)
+        found = self._store.load(decides)
+        if found is None:
+            began = time.perf_counter()
+            starts = range(0, len(self._data), BATCH)
+            images = [attack(self._data.subset(slice(start, start + BATCH))) for start in starts]
+            found = Found(np.concatenate(images), {SECONDS: time.perf_counter() - began})
+            self._store.save(decides, found)
+        return AttackedSet(found.images, self._data.labels, found.notes[SECONDS])
 
 
 @cache
-def attacks_digest() -> str:
+def _attacks_digest() -> str:
     """SHA-256 over the sources of the attacks: what was attacked by other code is attacked again."""
     files = sorted(Path(attacks.__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def _digest(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()

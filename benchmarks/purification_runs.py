@@ -1,15 +1,13 @@
-"""Systems of the purification benchmark: each attacked in a process of its own and kept in the work folder."""
+"""Systems of the purification benchmark: each attacked in a process of its own and stored in the work folder."""
 
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from purification_attacks import GRADIENT, Attacked, Attacker
@@ -17,7 +15,6 @@ from purification_variants import Make, Preset, variants
 from rich.console import Console
 from torch import Tensor
 
-from s2ap_defend.files import replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Bool
 from s2ap_train import adaptive, attacks, purifier
@@ -26,18 +23,19 @@ from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.network import known_network
 from s2ap_train.hardening.parts import PartList
-from s2ap_train.jobs import Job, run_jobs
+from s2ap_train.jobs import Found, ResumableJob, Store, run_resumable
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier.variants import Variant
 from s2ap_train.recipe import Recipe
 from s2ap_train.statistics.paired import mcnemar
-from s2ap_train.storage.fingerprint import fingerprint
+from s2ap_train.storage.fingerprint import fingerprint, weights_digest
 from s2ap_train.storage.parts import PartStore
 
 CLASSIFIERS = ("plain", "adversarial", "pruned")
 """In the order of the tables."""
 
 Classify = Callable[[Tensor], Tensor]
+_TOOK, _ATTACKED, _NOISY = "took", "attacked", "noisy"
 
 
 @dataclass(frozen=True)
@@ -112,12 +110,8 @@ class Parts:
     @cached_property
     def weights(self) -> str:
         """SHA-256 over all networks and the images that are attacked, with their labels."""
-        digest = hashlib.sha256(self.data.images.tobytes() + self.data.labels.tobytes())
-        for network in (*(n.model for n in self.networks.values()), self.score_model):
-            digest.update(f"{network}{network.architecture()}".encode())
-            for name, tensor in network.state_dict().items():
-                digest.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
-        return digest.hexdigest()
+        images = hashlib.sha256(self.data.images.tobytes() + self.data.labels.tobytes()).hexdigest()
+        return f"{images} {weights_digest((*(one.model for one in self.networks.values()), self.score_model))}"
 
 
 def attack_all(parts: Parts, names: Sequence[str], reporter: Reporter, workers: int) -> dict[tuple[str, str], Attacked]:
@@ -131,17 +125,10 @@ def attack_all(parts: Parts, names: Sequence[str], reporter: Reporter, workers: 
     """
     setting = parts.setting
     wanted = [(classifier, name) for name in names for classifier in CLASSIFIERS]
-    missing = [system for system in wanted if _read(_file(parts, *system)) is None]
-    jobs = [
-        Job(f"{name} before {classifier}", _attack, partial(tuple, (setting, classifier, name)))
-        for classifier, name in missing
-    ]
-    with reporter.step("attacks", len(wanted)) as step:
-        step.advance("kept", done=len(wanted) - len(missing))
-        for _, line in run_jobs(jobs, workers):
-            step.advance(line)
-            reporter.line(line)
-    found = {system: read for system in wanted if (read := _read(_file(parts, *system))) is not None}
+    jobs = [_attack_job(setting, *system) for system in wanted]
+    store = Store(setting.folder / "attacked", setting.key(parts.weights))
+    done = run_resumable(jobs, store, reporter, title="attacks", workers=workers)
+    found = {system: _as_attacked(done[job.name]) for system, job in zip(wanted, jobs, strict=True)}
     with reporter.step("transfer", len(wanted)) as step, one_thread():
         for classifier, name in wanted:
             found[classifier, name].right["transfer"] = _transferred(parts, classifier, name, found)
@@ -164,29 +151,18 @@ def curves(parts: Parts, names: Sequence[str], classifier: str, reporter: Report
     """
     preset, eps = parts.setting.preset, parts.setting.recipe.eps
     points = [(budget, None) for budget in preset.eps] + [(eps, steps) for steps in preset.curve_steps]
-    jobs = [
-        Job(
-            f"{name}, eps {budget:g}, steps {steps}",
-            _point,
-            partial(tuple, (parts.setting, classifier, name, budget, steps)),
-        )
-        for name in names
-        for budget, steps in points
-    ]
-    values: dict[str, tuple[Bool, Bool]] = {}
-    with reporter.step("curves", len(jobs)) as step:
-        for job, found in run_jobs(jobs, workers):
-            values[job.name] = found
-            step.advance(job.name)
+    jobs = [_point_job(parts.setting, classifier, name, *point) for name in names for point in points]
+    store = Store(parts.setting.folder / "curves", parts.setting.key(parts.weights))
+    values = run_resumable(jobs, store, reporter, title="curves", workers=workers)
     document: dict[str, Any] = {"classifier": classifier, "eps": list(preset.eps), "steps": list(preset.curve_steps)}
     for name in names:
-        over_eps = [values[f"{name}, eps {budget:g}, steps None"] for budget in preset.eps]
-        over_steps = [values[f"{name}, eps {eps:g}, steps {steps}"][0] for steps in preset.curve_steps]
+        over_eps = [values[_point_name(name, budget, None)].arrays for budget in preset.eps]
+        over_steps = [values[_point_name(name, eps, steps)].arrays[_ATTACKED] for steps in preset.curve_steps]
         most = over_steps[-1]
         helped = [(int((most & ~fewer).sum()), int((~most & fewer).sum())) for fewer in over_steps[:-1]]
         document[name] = {
-            "eps": [float(right.mean()) for right, _ in over_eps],
-            "noise": [float(noise.mean()) for _, noise in over_eps],
+            "eps": [float(right[_ATTACKED].mean()) for right in over_eps],
+            "noise": [float(right[_NOISY].mean()) for right in over_eps],
             "steps": [float(right.mean()) for right in over_steps],
             "helped": max(gained for gained, _ in helped),
             "helped_p_value": min(mcnemar(gained, lost, alternative="greater") for gained, lost in helped),
@@ -194,32 +170,52 @@ def curves(parts: Parts, names: Sequence[str], classifier: str, reporter: Report
     return document
 
 
-def _attack(setting: Setting, classifier: str, name: str) -> str:
-    """Attack one system in this process and keep what was made; returns a line about it."""
+def _attack_job(setting: Setting, classifier: str, name: str) -> ResumableJob:
+    title = f"{name} before {classifier}"
+
+    def says(found: Found) -> str:
+        attacked = _as_attacked(found)
+        left = np.logical_and.reduce(list(attacked.right.values())).mean()
+        return f"{title}: {left:.1%} left, {sum(attacked.seconds.values()):.0f} s"
+
+    return ResumableJob(title, _attack, lambda _: (setting, classifier, name), (classifier, name), says=says)
+
+
+def _point_job(setting: Setting, classifier: str, name: str, eps: float, steps: int | None) -> ResumableJob:
+    decides = (classifier, name, eps, steps)
+    return ResumableJob(_point_name(name, eps, steps), _point, lambda _: (setting, *decides), decides)
+
+
+def _point_name(name: str, eps: float, steps: int | None) -> str:
+    return f"{name}, eps {eps:g}, steps {steps}"
+
+
+def _attack(setting: Setting, classifier: str, name: str) -> Found:
+    """Attack one system; also called in other processes."""
     with one_thread():
         parts = _loaded(setting)
         attacker = parts.attacker(classifier, name)
         bare = oblivious.pgd(parts.classifiers[classifier], parts.data, eps=attacker.eps, seed=attacker.seed)
         attacked = attacker.run(bare)
-    _keep(_file(parts, classifier, name), attacked)
-    left = np.logical_and.reduce(list(attacked.right.values())).mean()
-    return f"{name} before {classifier}: {left:.1%} left, {sum(attacked.seconds.values()):.0f} s"
+    right = {f"right.{attack}": images for attack, images in attacked.right.items()}
+    images = {f"images.{attack}": attacked.images[attack] for attack in GRADIENT}
+    return Found(attacked.worst, {_TOOK: attacked.seconds}, right | images)
 
 
-def _point(setting: Setting, classifier: str, name: str, eps: float, steps: int | None) -> tuple[Bool, Bool]:
-    """One point of a curve, kept: images that stay right under attack, and under random noise [N]."""
+def _as_attacked(found: Found) -> Attacked:
+    """What `_attack` found; of images, those of the gradient attacks."""
+    seconds, arrays = found.notes[_TOOK], found.arrays
+    right = {attack: arrays[f"right.{attack}"] for attack in seconds}
+    return Attacked(right, {attack: arrays[f"images.{attack}"] for attack in GRADIENT}, seconds, found.images)
+
+
+def _point(setting: Setting, classifier: str, name: str, eps: float, steps: int | None) -> Found:
+    """One point of a curve: what stays right under attack, and under random noise; also called in other processes."""
     with one_thread():
         parts = _loaded(setting)
-        key = fingerprint((setting.key(parts.weights), classifier, name, eps, steps))
-        kept = setting.folder / "curves" / f"{key}.npy"
-        if kept.exists():
-            attacked, noisy = np.load(kept)
-            return attacked, noisy
         attacker = parts.attacker(classifier, name, eps)
-        found = np.stack([attacker.union(steps=steps), attacker.random_noise()])
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    _save(kept, partial(np.save, arr=found))
-    return found[0], found[1]
+        right = {_ATTACKED: attacker.union(steps=steps), _NOISY: attacker.random_noise()}
+    return Found(parts.data.images[:0], {}, right)  # the images themselves are not asked for
 
 
 def _transferred(parts: Parts, classifier: str, name: str, found: Mapping[tuple[str, str], Attacked]) -> Bool:
@@ -243,44 +239,3 @@ def _loaded(setting: Setting) -> Parts:
     if key not in _KNOWN:
         _KNOWN[key] = Parts(setting, Reporter(Console(file=io.StringIO()), line_every_s=math.inf))
     return _KNOWN[key]
-
-
-def _file(parts: Parts, classifier: str, name: str) -> Path:
-    key = fingerprint((parts.setting.key(parts.weights), classifier, name))
-    slug = "".join(c if c.isalnum() else "-" for c in name)
-    return parts.setting.folder / "attacked" / f"{classifier}-{slug}-{key[:10]}.npz"
-
-
-def _keep(file: Path, attacked: Attacked) -> None:
-    arrays: dict[str, Any] = {"worst": attacked.worst}
-    for name, right in attacked.right.items():
-        arrays |= {f"right.{name}": right, f"seconds.{name}": np.float64(attacked.seconds[name])}
-        if name in GRADIENT:
-            arrays[f"images.{name}"] = attacked.images[name]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _save(file, lambda stream: np.savez_compressed(stream, **arrays))
-
-
-def _save(file: Path, write: Callable[[Any], object]) -> None:
-    stream = io.BytesIO()
-    write(stream)
-    replace_file(file, stream.getvalue())
-
-
-def _read(file: Path) -> Attacked | None:
-    """What was kept; None if it is not there or damaged."""
-    with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(file) as kept:
-        arrays: dict[str, Any] = dict(kept)
-        return Attacked(
-            right=dict(_named(arrays, "right")),
-            images=dict(_named(arrays, "images")),
-            seconds={name: float(array) for name, array in _named(arrays, "seconds")},
-            worst=arrays["worst"],
-        )
-    return None
-
-
-def _named(arrays: Mapping[str, Any], group: str) -> Iterator[tuple[str, Any]]:
-    for key, array in arrays.items():
-        if key.startswith(f"{group}."):
-            yield key.removeprefix(f"{group}."), array

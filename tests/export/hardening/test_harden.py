@@ -95,9 +95,8 @@ def test_a_second_run_trains_nothing_and_writes_the_same_weights(
     assert "members give evidence" in output
     for part in ("plain", "adversarial", "pruned", "member-robust-0", "member-l1_norm-0", "score-model"):
         assert f"{part}: reused" in output
-    for title in ("attacks", "ablation"):
-        assert re.search(rf"^{title}: (\d+) of \1 parts reused", output, re.MULTILINE), title
-    assert "3 of 3 reused" in output
+    for title in ("purifiers under attack", "attacks", "ablation"):
+        assert re.search(rf"^{title}: (\d+) of \1 reused", output, re.MULTILINE), title
     assert "purifier in front of the classifier: " in output
     after = open_model_file(hardened).manifest
     assert (after.weights_sha256, after.graph_sha256) == (before.weights_sha256, before.graph_sha256)
@@ -115,8 +114,8 @@ def test_figures_are_measured_again_when_only_a_network_beside_the_file_changed(
     output = capsys.readouterr().out
     assert "plain: reused" in output
     assert "pruned: reused" not in output
-    assert re.search(r"^attacks: (\d+) of \1 parts reused", output, re.MULTILINE)
-    reused, rows = re.search(r"^ablation: (\d+) of (\d+) parts reused", output, re.MULTILINE).groups()
+    assert re.search(r"^attacks: (\d+) of \1 reused", output, re.MULTILINE)
+    reused, rows = re.search(r"^ablation: (\d+) of (\d+) reused", output, re.MULTILINE).groups()
     assert int(reused) == int(rows) - 1  # all but the pruned classifier's
 
 
@@ -139,14 +138,14 @@ def test_validation_exports_the_row_that_keeps_most_images_right(
     assert choice is not None
     assert choice.by == "validation"
     assert len(choice.rows) == 4
-    assert "3 of 4 reused" in output
+    assert "4 of 5 reused" in output
     chosen = choice.rows[choice.chosen]
     for row in choice.rows:
         better = (chosen.adaptive_accuracy, -chosen.network_passes) >= (row.adaptive_accuracy, -row.network_passes)
         assert better, row
     assert (chosen.sigmas, chosen.mode, chosen.rho) == (purifier.sigmas, purifier.mode, purifier.rho)
     same = (before.sigmas, before.mode, before.rho) == (purifier.sigmas, purifier.mode, purifier.rho)
-    assert bool(re.search(r"^attacks: (\d+) of \1 parts reused", output, re.MULTILINE)) is same
+    assert bool(re.search(r"^attacks: (\d+) of \1 reused", output, re.MULTILINE)) is same
     assert " ".join(choice.reason.split()) in " ".join(output.split())
 
 
@@ -163,7 +162,7 @@ def test_the_sweep_alone_goes_on_from_the_work_folder_and_writes_its_table(
     assert [row.radius for row in choice.rows[:4]] == [0.0, 0.15, 0.15, 0.05]
     assert choice.rows[0].oblivious_accuracy == recorded.rows[0].oblivious_accuracy
     output = capsys.readouterr().out
-    assert "3 of 4 reused" in output
+    assert "4 of 5 reused" in output
     assert choice.reason in output
     assert run([*arguments, "--set", "choice.samples=3"], sweep_alone) == 2
     assert "samples starts at 10" in capsys.readouterr().err

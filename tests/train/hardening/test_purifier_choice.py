@@ -1,7 +1,6 @@
 """The choice of a purifier: planted defences whose answer is known, and the words that are said of them."""
 
 import io
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +14,12 @@ from s2ap_defend.progress import Reporter
 from s2ap_train.hardening.purifier_choice import choose, choose_purifier, print_choice
 from s2ap_train.hardening.purifier_choice.attack import Behind, Jury, oblivious_attack
 from s2ap_train.hardening.purifier_choice.decision import twin_of
-from s2ap_train.hardening.purifier_choice.sweep import Defence, Sweep
-from s2ap_train.kept import KeptAttacks, weights_digest
+from s2ap_train.hardening.purifier_choice.sweep import OBLIVIOUS, Defence, Sweep
+from s2ap_train.jobs import Store, run_resumable
 from s2ap_train.purifier import Purification
 from s2ap_train.recipe import load_recipe
 from s2ap_train.recipe.purifier_grid import ChoiceSettings, PurifierValues, canonical, grid
+from s2ap_train.storage.fingerprint import weights_digest
 
 BEHIND = Behind(upper_half, (upper_half,), "a classifier and 1 member")
 ATTACK = ChoiceSettings(steps=4, square_queries=20)
@@ -35,7 +35,7 @@ def sweep(margin, *, honest, folder=None, key="toy", told=None, **changes):
             {
                 "defence": defence,
                 "settings": ATTACK,
-                "kept": KeptAttacks(folder, key),
+                "store": Store(folder, key),
                 "reporter": reporter,
                 "workers": 1,
             }
@@ -200,10 +200,9 @@ def test_every_purifier_faces_the_attacks_on_all_others(tmp_path):
     one = sweep(0.05, honest=True, folder=tmp_path)
     tried = one.run([OFF, weak, STRONG])
     assert len(list(tmp_path.iterdir())) == 4, "three purifiers and the attack that knows of none"
-    images = [
-        one.kept.load(part, one.defence.data.images.shape)[0]
-        for part in ["oblivious", *(one._part(config) for config in (OFF, weak, STRONG))]
-    ]
+    found = run_resumable(one.jobs([OFF, weak, STRONG]), one.store, one.reporter, title="stored")
+    images = [found.pop(OBLIVIOUS).images, *(other.images for other in found.values())]
+    assert len(images) == 4
     data = one.defence.data
     for result in tried:
         jury = Jury(BEHIND.view(one.defence.variant(result.config)))
@@ -219,7 +218,7 @@ def test_an_interrupted_sweep_goes_on_and_a_damaged_or_foreign_record_is_measure
     first = sweep(0.05, honest=True, folder=tmp_path).run([OFF, STRONG])
     told = io.StringIO()
     again = sweep(0.05, honest=True, folder=tmp_path, told=told).run([OFF, STRONG, replace(STRONG, rho=0.1)])
-    assert "2 of 3 reused" in told.getvalue()
+    assert "3 of 4 reused" in told.getvalue()
     assert told.getvalue().count("right under its own attack") == 1
     for before, after in zip(first, again, strict=False):
         assert (before.config, before.milliseconds) == (after.config, after.milliseconds)
@@ -232,13 +231,15 @@ def test_an_interrupted_sweep_goes_on_and_a_damaged_or_foreign_record_is_measure
         repaired = sweep(0.05, honest=True, folder=tmp_path, told=told).run([OFF, STRONG])
         assert "reused" not in told.getvalue()
         assert [row.adaptive.mean() for row in repaired] == [0.0, 1.0]
-    for path in tmp_path.iterdir():  # images of another shape
-        path.write_text(json.dumps({**json.loads(path.read_text()), "images": "AAAAAA=="}))
+    files = sorted(tmp_path.iterdir())
+    for path, other in zip(files, [path.read_bytes() for path in reversed(files)], strict=True):
+        path.write_bytes(other)  # what another key found
     assert [row.adaptive.mean() for row in sweep(0.05, honest=True, folder=tmp_path).run([OFF, STRONG])] == [0.0, 1.0]
     for other in ({"key": "other networks"}, {"settings": replace(ATTACK, steps=5)}):
         told = io.StringIO()
         sweep(0.05, honest=True, folder=tmp_path, **{"told": told, **other}).run([STRONG])
-        assert "reused" not in told.getvalue()
+        assert told.getvalue().count("right under its own attack") == 1
+        assert ("1 of 2 reused" in told.getvalue()) == ("settings" in other), "PGD without the purifier is the same"
 
 
 def test_two_processes_find_what_one_finds():

@@ -15,10 +15,10 @@ from s2ap_train.adaptive import AdaptiveBudget
 from s2ap_train.adaptive.purified import UnflaggingSystem, variant_view
 from s2ap_train.adaptive.systems import never_flagged
 from s2ap_train.data import ImageSet
-from s2ap_train.kept import KeptAttacks
+from s2ap_train.jobs import Store
 from s2ap_train.purifier import hadamard_bank
 from s2ap_train.purifier.variants import off, purification
-from s2ap_train.redteam.ablation.ablation import ablation_pieces, attack_row, judge_row, measure_ablation, row_budget
+from s2ap_train.redteam.ablation.ablation import ablation_jobs, attack_row, judge_row, measure_ablation, row_budget
 from s2ap_train.redteam.ablation.ablation_rows import (
     ADVERSARIAL,
     BARE,
@@ -175,7 +175,7 @@ def test_an_ablation_is_measured_kept_and_not_made_again(tiny_model_path, tiny_s
                 rows,
                 small,
                 attacked={FULL[True]: [images]},
-                kept=KeptAttacks(tmp_path, "key"),
+                store=Store(tmp_path, "key"),
                 reporter=Reporter(Console(file=text, width=200)),
                 workers=1,
             )
@@ -183,7 +183,7 @@ def test_an_ablation_is_measured_kept_and_not_made_again(tiny_model_path, tiny_s
         told.append(text.getvalue())
     first, second = results
     assert "12 of" not in told[0]
-    assert "ablation: 10 of 10 parts reused" in told[1], "five rows in two parts; the whole chain was attacked already"
+    assert "ablation: 10 of 10 reused" in told[1], "five rows in two parts; the whole chain was attacked already"
     assert list(first.rows) == names(rows)
     assert set(first.found) == {BARE, PRUNED, PURIFIER, DETECTOR, VOTE}
     for name, row in first.rows.items():
@@ -211,10 +211,10 @@ def test_chains_get_a_third_of_the_restarts_and_a_purifier_alone_as_many_steps_a
     assert row_budget(purified, quick) == quick
 
 
-def test_what_decides_a_piece_is_its_network_its_images_and_what_was_known(tiny_model_path, tiny_stages, small):
+def test_what_decides_a_job_is_its_network_its_images_and_what_was_known(tiny_model_path, tiny_stages, small):
     def decides(network, known):
         rows = rows_of(tiny_model_path, {PRUNED: network})
-        return [p.decides for p in ablation_pieces(rows, small, attacked={FULL[True]: [known]}) if PRUNED in p.name]
+        return [job.decides for job in ablation_jobs(rows, small, attacked={FULL[True]: [known]}) if PRUNED in job.name]
 
     images = np.concatenate([task.data.images for task in small])
     whole = decides(tiny_stages[2][0], images)
@@ -225,13 +225,12 @@ def test_what_decides_a_piece_is_its_network_its_images_and_what_was_known(tiny_
     assert not set(whole) & set(decides(tiny_stages[2][0], 1 - images))
 
 
-def test_every_piece_starts_from_its_own_part_of_what_is_known(tiny_model_path, small):
+def test_every_job_starts_from_its_own_part_of_what_is_known(tiny_model_path, small):
     images = np.concatenate([task.data.images for task in small]) * 0.5
-    pieces = ablation_pieces(rows_of(tiny_model_path, {})[:1], small, attacked={FULL[True]: [images]})
-    for piece, part in zip(pieces, (slice(0, 6), slice(6, 10)), strict=True):
-        _, task = piece.arguments({})
+    jobs = ablation_jobs(rows_of(tiny_model_path, {})[:1], small, attacked={FULL[True]: [images]})
+    for job, part in zip(jobs, (slice(0, 6), slice(6, 10)), strict=True):
+        _, task = job.arguments({})
         np.testing.assert_array_equal(task.known["0"], images[part])
-        assert piece.shape == task.data.images.shape
 
 
 def test_costs_compare_rows_image_by_image():

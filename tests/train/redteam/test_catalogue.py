@@ -10,7 +10,7 @@ from s2ap_train.data import ImageSet
 from s2ap_train.recipe import load_recipe
 from s2ap_train.redteam.attacks.attack import Found
 from s2ap_train.redteam.attacks.catalogue import ATTACKS, PRESETS, chosen_attacks
-from s2ap_train.redteam.campaign import SHARD, SKIPPED_SHARDS, Setup, attack_pieces, gathered
+from s2ap_train.redteam.campaign import SHARD, SKIPPED_SHARDS, Setup, attack_jobs, gathered
 from s2ap_train.redteam.plan import plan_of
 
 
@@ -90,16 +90,14 @@ def test_shards_and_seeds_give_different_random_numbers() -> None:
 
 
 def test_the_search_waits_for_every_attack_on_its_shard_and_for_the_search_on_the_bare_classifier() -> None:
-    pieces = {
-        piece.name: piece for piece in attack_pieces(setup_of(120), chosen_attacks("pgd,agreement,unrolled-pgd")[1])
-    }
-    waits = set(pieces["unrolled-pgd on the defended, part 2"].after)
+    jobs = {job.name: job for job in attack_jobs(setup_of(120), chosen_attacks("pgd,agreement,unrolled-pgd")[1])}
+    waits = set(jobs["unrolled-pgd on the defended, part 2"].after)
     assert waits == {f"{name}, part 2" for name in ("pgd on the defended", "agreement on the defended")} | {
         "unrolled-pgd on the bare, part 2"
     }
-    assert set(pieces["unrolled-pgd on the bare, part 1"].after) == {"pgd on the defended, part 1"}
-    assert "pgd on the bare, part 1" not in pieces  # it is made on the classifier either way
-    assert "agreement on the bare, part 1" not in pieces
+    assert set(jobs["unrolled-pgd on the bare, part 1"].after) == {"pgd on the defended, part 1"}
+    assert "pgd on the bare, part 1" not in jobs  # it is made on the classifier either way
+    assert "agreement on the bare, part 1" not in jobs
 
 
 def test_the_plan_of_a_recipe_takes_its_budgets_and_what_is_asked_for_instead() -> None:
@@ -134,5 +132,5 @@ def test_a_part_without_anything_to_attack_does_not_hide_what_others_found() -> 
 
 
 def test_attacks_draw_different_random_numbers() -> None:
-    pieces = attack_pieces(setup_of(60), chosen_attacks("apgd-ce,agreement,evidence")[1])
-    assert len({piece.arguments({})[3].seed for piece in pieces if "defended" in piece.name}) == 3
+    jobs = attack_jobs(setup_of(60), chosen_attacks("apgd-ce,agreement,evidence")[1])
+    assert len({job.arguments({})[3].seed for job in jobs if "defended" in job.name}) == 3

@@ -120,7 +120,7 @@ def test_results_do_not_depend_on_the_number_of_processes(tiny_model_path, data,
 def test_started_again_nothing_is_done_twice(tiny_model_path, data, evaluation, folder):
     told = io.StringIO()
     again = evaluated(tiny_model_path, data, plan(), folder=folder, told=told)
-    assert "attacks: 9 of 9 parts reused" in told.getvalue()  # three of the six are made on the classifier, too
+    assert "attacks: 9 of 9 reused" in told.getvalue()  # three of the six are made on the classifier, too
     assert again.attacks == evaluation.attacks
     assert again.seconds == evaluation.seconds
 

@@ -25,7 +25,7 @@ def test_the_view_of_the_file_says_what_the_file_says(targets, served, random_im
         c, m = defended.view(torch.from_numpy(random_images), "exact", None)
     np.testing.assert_allclose(c.exp().numpy(), served.probabilities, atol=1e-5)
     assert m.shape == (defended.members, *c.shape)
-    assert (defended.members, defended.purifies, defended.test.members) == (6, True, 6)
+    assert (defended.members, defended.purifies, defended.path, defended.test.members) == (6, True, "exact", 6)
 
 
 def test_the_bare_target_is_the_classifier_on_the_image_as_it_is(targets, random_images):
@@ -36,7 +36,7 @@ def test_the_bare_target_is_the_classifier_on_the_image_as_it_is(targets, random
     assert m is None
     np.testing.assert_array_equal(bare.system(random_images, labels).label, c.argmax(1).numpy())
     assert torch.equal(c, bare.classify(x))
-    assert (bare.members, bare.purifies, bare.test) == (0, False, None)
+    assert (bare.members, bare.purifies, bare.path, bare.test) == (0, False, "none", None)
 
 
 def test_hidden_features_are_those_of_the_purified_image_by_every_path(targets, random_images):

@@ -1,4 +1,4 @@
-"""A piece of work, and who may do it."""
+"""A job, and who may do it."""
 
 from __future__ import annotations
 

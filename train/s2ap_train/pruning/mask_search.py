@@ -110,7 +110,7 @@ class _BatchLoss:
 def _epoch(state: SearchState, images: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor]) -> None:
     """One epoch and what is concluded from it."""
     moves, total = [], 0.0
-    for batch, size in state.batches(images, labels):
+    for batch, size in state.draw_batches(images, labels):
         loss, moved = _step(state, batch)
         total += loss * size
         moves += [moved] if moved is not None else []

@@ -19,13 +19,13 @@ from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.attacks.budget import distortion, project
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
-from s2ap_train.kept import weights_digest
+from s2ap_train.jobs import SECONDS, Done, ResumableJob
 from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
 from s2ap_train.redteam.attacks.catalogue import ATTACKS
 from s2ap_train.redteam.attacks.white_box_search import SKIPPED
-from s2ap_train.redteam.pieces import SECONDS, Done, Piece
 from s2ap_train.redteam.probes import Probe
 from s2ap_train.redteam.target import Target, open_targets
+from s2ap_train.storage.fingerprint import weights_digest
 
 __all__ = [
     "BARE",
@@ -35,9 +35,9 @@ __all__ = [
     "SKIPPED_SHARDS",
     "Attacked",
     "Setup",
-    "attack_pieces",
+    "attack_jobs",
     "gathered",
-    "probe_pieces",
+    "probe_jobs",
     "targets",
 ]
 
@@ -123,10 +123,10 @@ class Attacked:
     notes: Mapping[str, Any]
 
 
-def attack_pieces(
+def attack_jobs(
     setup: Setup, attacks: Sequence[RedTeamAttack], *, until: float | None = None, always: Sequence[str] = ()
-) -> list[Piece]:
-    """Pieces of every attack on the file and, where it can be attacked that way, on the bare classifier.
+) -> list[ResumableJob]:
+    """Jobs of every attack on the file and, where it can be attacked that way, on the bare classifier.
 
     Args:
         setup: What they depend on.
@@ -137,7 +137,7 @@ def attack_pieces(
     chosen = {attack.name for attack in attacks}
     surrogates = weights_digest(setup.surrogates) if setup.surrogates else None
     return [
-        _piece(setup, attack, which, shard, rows, chosen, surrogates, None if attack.name in always else until)
+        _job(setup, attack, which, shard, rows, chosen, surrogates, None if attack.name in always else until)
         for attack in attacks
         for which in _sides(attack)
         for shard, rows in enumerate(setup.shards())
@@ -160,15 +160,14 @@ def gathered(
     return both
 
 
-def probe_pieces(setup: Setup, probes: Sequence[Probe], *, images: int, until: float | None = None) -> list[Piece]:
-    """Pieces of further runs on the defended file, each on the first `images` images, at most those of one shard."""
+def probe_jobs(setup: Setup, probes: Sequence[Probe], *, images: int, until: float | None = None) -> list[ResumableJob]:
+    """Jobs of further runs on the defended file, each on the first `images` images, at most those of one shard."""
     rows = slice(0, min(images, SHARD, len(setup.data)))
     return [
-        Piece(
+        ResumableJob(
             name=probe.name,
             function=_probed,
             arguments=lambda _, probe=probe: (setup.model, probe, setup.task(rows)),  # type: ignore[misc]
-            shape=setup.data.images[rows].shape,
             decides=("probe", probe.kind, probe.at, rows.stop),
             weight=probe.weight,
             until=until,
@@ -207,7 +206,7 @@ def _name(attack: RedTeamAttack, which: Which, shard: int) -> str:
     return f"{attack.name} on the {side}, part {shard + 1}"
 
 
-def _piece(
+def _job(
     setup: Setup,
     attack: RedTeamAttack,
     which: Which,
@@ -216,7 +215,7 @@ def _piece(
     chosen: set[str],
     surrogates: str | None,
     until: float | None,
-) -> Piece:
+) -> ResumableJob:
     before = tuple(name for name in attack.after if name in chosen and not (which == BARE and ATTACKS[name].needs_test))
     waits = [_name(ATTACKS[name], which, shard) for name in before]
     if attack.after and which == DEFENDED and not attack.needs_test:
@@ -229,18 +228,11 @@ def _piece(
         )
         return setup.model, which, attack.name, task
 
-    return Piece(
+    return ResumableJob(
         name=_name(attack, which, shard),
         function=_attacked,
         arguments=arguments,
-        shape=setup.data.images[rows].shape,
-        decides=(
-            attack.name,
-            which,
-            rows.start,
-            rows.stop,
-            surrogates if attack.needs == "surrogates" else None,
-        ),
+        decides=(attack.name, which, rows.start, rows.stop, surrogates if attack.needs == "surrogates" else None),
         after=tuple(waits),
         weight=attack.weight * (1.0 if which == DEFENDED else 0.2) * (rows.stop - rows.start) / SHARD,
         until=until,

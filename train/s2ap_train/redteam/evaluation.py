@@ -19,8 +19,7 @@ from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
-from s2ap_train.jobs import Workers, check_workers
-from s2ap_train.kept import KeptAttacks
+from s2ap_train.jobs import SECONDS, Store, Workers, check_workers, run_resumable
 from s2ap_train.redteam.ablation.ablation import MeasuredRow
 from s2ap_train.redteam.ablation.ablation_rows import FULL
 from s2ap_train.redteam.ablation.costs import against_pruned, part_costs
@@ -34,15 +33,14 @@ from s2ap_train.redteam.campaign import (
     SKIPPED_SHARDS,
     Attacked,
     Setup,
-    attack_pieces,
+    attack_jobs,
     gathered,
     targets,
 )
-from s2ap_train.redteam.checks.run import check_pieces, judge_checks
+from s2ap_train.redteam.checks.run import check_jobs, judge_checks
 from s2ap_train.redteam.detection import measure_detection
 from s2ap_train.redteam.gallery import gallery_of, strongest
 from s2ap_train.redteam.judging import Judged, attack_rows, in_the_ball, judged, worst_of
-from s2ap_train.redteam.pieces import SECONDS, run_pieces
 from s2ap_train.redteam.plan import Plan, check_budgets, deadline
 from s2ap_train.redteam.results import Configuration, DetectionFigures, Evaluation, GalleryItem
 from s2ap_train.statistics.figures import WorstCase, clean_figures
@@ -51,7 +49,7 @@ from s2ap_train.statistics.outcome import Outcome
 __all__ = ["FOLDER", "evaluate_file"]
 
 FOLDER = "evaluation"
-"""Where, in a work folder, finished attacks are kept."""
+"""Where, in a work folder, finished attacks are stored."""
 _FOR_ATTACKS = 0.6  # of a time limit; the rest is for the search and for what is measured beside
 _LIBRARIES = ("s2ap-defend", "torch", "onnxruntime-gpu", "onnxruntime", "foolbox", "pyautoattack", "numpy")
 
@@ -73,15 +71,15 @@ def evaluate_file(
 ) -> Evaluation:
     """Attack a defended file, and the classifier inside it, with everything that a plan asks for.
 
-    What attacks find is kept in `folder` as soon as each job of them ends; called again, nothing of that is done
+    What attacks find is stored in `folder` as soon as each job ends; called again, nothing of that is done
     again. The caller has locked the folder (`storage.lock.locked_folder`). Results do not depend on `workers`.
 
     Args:
         path: The defended model file.
         data: Clean images in [0, 1] and true labels; images that are misclassified anyway stay in.
         plan: Attacks and budgets.
-        folder: Where finished attacks are kept; None keeps nothing.
-        reporter: Told about every piece.
+        folder: Where finished attacks are stored; None: nowhere.
+        reporter: Told about every job.
         workers: Processes; None takes one a core; or "ray", where every node must see the file.
         networks: Networks beside the file, for the ablation and for attacks that transfer; None: there are
             none.
@@ -105,14 +103,14 @@ def evaluate_file(
     networks = networks or Networks()
     setup = Setup(path, data, plan.eps, plan.l2, plan.pixels, plan.seed, plan.budget, networks.surrogates, server)
     versions = _versions()
-    kept = KeptAttacks(folder, (setup.key(file.manifest.weights_sha256, file.manifest.graph_sha256), versions))
+    store = Store(folder, (setup.key(file.manifest.weights_sha256, file.manifest.graph_sha256), versions))
     able, not_run = _able(plan.attacks, setup)
     attacks = {attack.name: attack for attack in able}
     until, end = (deadline(plan.time_limit, share) for share in (_FOR_ATTACKS, 1.0))
     name_of_data = source or file.manifest.provenance.data
-    pieces = attack_pieces(setup, able, until=until, always=(SEARCH.name,))
-    pieces += check_pieces(setup, plan, networks, name_of_data, until)
-    done = run_pieces(pieces, kept, reporter, title="attacks", workers=workers)
+    jobs = attack_jobs(setup, able, until=until, always=(SEARCH.name,))
+    jobs += check_jobs(setup, plan, networks, name_of_data, until)
+    done = run_resumable(jobs, store, reporter, title="attacks", workers=workers)
     on_file, on_bare = gathered(setup, able, done)
     for name in [name for name, one in on_file.items() if SKIPPED in one.notes]:
         not_run[name] = str(on_file.pop(name).notes[SKIPPED])
@@ -127,7 +125,7 @@ def evaluate_file(
     ablated = AblationRun()
     if ablation:
         ablated = run_ablation(
-            setup, networks, defended, bare, attacks, kept=kept, reporter=reporter, workers=workers, until=end
+            setup, networks, defended, bare, attacks, store=store, reporter=reporter, workers=workers, until=end
         )
     rows = {} if ablated.ablation is None else ablated.ablation.rows
     return Evaluation(

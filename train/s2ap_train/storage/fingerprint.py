@@ -1,17 +1,34 @@
-"""One number for everything that decides a result."""
+"""Fingerprints: SHA-256 over everything that decides a result, so that a stored one is known again."""
+
+from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 
+import torch
 from pydantic import BaseModel
+from torch import nn
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "weights_digest"]
 
 
 def fingerprint(settings: object) -> str:
     """SHA-256 over settings: JSON values, dataclasses, pydantic models, and tuples of them."""
     return hashlib.sha256(json.dumps(settings, default=_plain, sort_keys=True).encode()).hexdigest()
+
+
+def weights_digest(networks: Iterable[nn.Module]) -> str:
+    """SHA-256 over what the networks are and hold: their modules and settings, names, shapes and values of tensors."""
+    digest = hashlib.sha256()
+    for network in networks:
+        architecture = getattr(network, "architecture", None)
+        digest.update(f"{network!r}\n{architecture() if callable(architecture) else ''}\n".encode())
+        for name, value in network.state_dict().items():
+            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}\n".encode())
+            digest.update(torch.flatten(value.detach().cpu()).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _plain(value: object) -> object:

@@ -117,7 +117,7 @@ def _epoch(
     config, epoch, total = state.config, state.epoch, 0.0
     eps = config.eps * min(1.0, (epoch + 1) / (config.eps_warmup_epochs + 1))
     radius = config.weight_radius if epoch >= config.weight_warmup_epochs else 0.0
-    for batch, size in state.batches(images, labels):
+    for batch, size in state.draw_batches(images, labels):
         total += _step(state, batch, eps=eps, radius=radius) * size
         if not math.isfinite(total):
             break

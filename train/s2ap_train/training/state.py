@@ -50,7 +50,7 @@ class JudgedState(EpochState):
         """Whether there is no next epoch."""
         return super().finished or self.collapse is not None or self.stopped_early
 
-    def batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Batch, int]]:
+    def draw_batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Batch, int]]:
         """This process's part of every batch of an epoch, and the size of the whole batch; sets the learning rate."""
         order = batches(len(images), self.config.batch_size, self.generator)
         for step, rows in enumerate(order):

@@ -16,7 +16,7 @@ from s2ap_train.hardening.purifier_choice.attack import ATTACK_VERSION, Behind, 
 from s2ap_train.hardening.purifier_choice.decision import By, best_row, reason, rows_of
 from s2ap_train.hardening.purifier_choice.sweep import Defence, Sweep
 from s2ap_train.hardening.train import Components
-from s2ap_train.kept import KeptAttacks, weights_digest
+from s2ap_train.jobs import Store
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier import Purification
 from s2ap_train.recipe import Recipe
@@ -28,11 +28,12 @@ from s2ap_train.recipe.purifier_grid import (
     grid,
     without_ascent,
 )
+from s2ap_train.storage.fingerprint import weights_digest
 
 __all__ = ["FOLDER", "check_grid", "choose", "choose_purifier"]
 
 FOLDER = "purifier-choice"
-"""Where, in the work folder, finished attacks are kept."""
+"""Where, in the work folder, finished attacks are stored."""
 _SPLIT = "validation"
 _REFERENCE = "pruned"
 """The classifier that is attacked alone for comparison."""
@@ -57,7 +58,7 @@ def choose_purifier(
         recipe: Its `choice` table says what is tried; without one, a small grid around its purifier.
         components: The trained networks; members are all asked.
         splits: The data; validation images are attacked.
-        work_dir: Finished attacks are kept in it and reused for the same networks, data and attack.
+        work_dir: Finished attacks are stored in it and reused for the same networks, data and attack.
         reporter: Told about every purifier.
         by: Who decides; None: the recipe, and nothing is measured.
         workers: Processes that attack at the same time; None takes one a core, and one where there is a GPU.
@@ -82,9 +83,10 @@ def choose_purifier(
         workers = 1  # processes that share a GPU gain little
     key = (ATTACK_VERSION, digest, splits.sha256(), len(data), recipe.eps, recipe.seed)
     folder = work_dir / FOLDER
-    sweep = Sweep(defence, settings, KeptAttacks(folder, key), reporter, workers)
+    sweep = Sweep(defence, settings, Store(folder, key), reporter, workers)
     alone = replace(defence, behind=Behind(bare, (), f"the {_REFERENCE} classifier alone", device))
-    reference = Sweep(alone, settings, KeptAttacks(folder, (_REFERENCE, *key)), reporter, workers, alone.behind.name)
+    # its few jobs wait for one another, so one worker does them all
+    reference = Sweep(alone, settings, Store(folder, (_REFERENCE, *key)), reporter, 1, alone.behind.name)
     return choose(sweep, check_grid(recipe), own=recipe.purifier, by=by, reference=reference)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from s2ap_defend.progress import Reporter
-from s2ap_defend.types import Bool, Float32, Int64
+from s2ap_defend.types import Bool, Float32
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
 from s2ap_train.hardening.purifier_choice.attack import (
@@ -24,14 +24,14 @@ from s2ap_train.hardening.purifier_choice.attack import (
     oblivious_attack,
     square_attack,
 )
-from s2ap_train.jobs import Job, run_jobs, worker_count
-from s2ap_train.kept import KeptAttacks
+from s2ap_train.jobs import Found, ResumableJob, Store, run_resumable
 from s2ap_train.purifier import Purification, hadamard_bank
 from s2ap_train.purifier.purify import Score
 from s2ap_train.purifier.variants import Variant, off, purification
 from s2ap_train.recipe.purifier_grid import ChoiceSettings, canonical, settings_of
+from s2ap_train.storage.fingerprint import fingerprint
 
-__all__ = ["Defence", "Sweep", "Tried"]
+__all__ = ["OBLIVIOUS", "Defence", "Sweep", "Tried"]
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,9 @@ class Tried:
     milliseconds: float
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the attack on one purifier found, as `Attacked` says, and the time that one image takes there."""
-
-    images: Float32
-    by: Int64
-    milliseconds: float
+OBLIVIOUS = "the attack that knows of no purifier"
+"""Name of the job that all others start from."""
+_MILLISECONDS, _BY = "milliseconds", "by"
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ class Sweep:
     Attributes:
         defence: What they stand in front of.
         settings: Of the attack.
-        kept: Attacks of earlier runs.
+        store: Attacks of earlier runs.
         reporter: Told about every purifier.
         workers: Processes that attack at the same time; None takes one a core. One works in this process; for more,
             score model and networks travel as pickles.
@@ -113,7 +109,7 @@ class Sweep:
 
     defence: Defence
     settings: ChoiceSettings
-    kept: KeptAttacks
+    store: Store
     reporter: Reporter
     workers: int | None = None
     title: str = "purifiers under attack"
@@ -133,87 +129,54 @@ class Sweep:
         """
         configs, searched = [canonical(config) for config in configs], [canonical(config) for config in searched]
         with one_thread():
-            blind = self._oblivious()
-            found = self._found(configs, blind)
-            squares = self._squares({config: found[config] for config in searched})
-            pool = [blind, *(found[config].images for config in dict.fromkeys(configs)), *squares.values()]
+            jobs = self.jobs(configs, searched)
+            done = run_resumable(jobs, self.store, self.reporter, title=self.title, workers=self.workers)
+            found = {config: done[_attack_name(config)] for config in configs}
+            squares = {config: done[_square_name(config)].images for config in searched}
+            pool = [done[OBLIVIOUS].images, *(one.images for one in found.values()), *squares.values()]
             return tuple(self._judged(config, pool, found[config], squares.get(config)) for config in configs)
 
-    def _oblivious(self) -> Float32:
-        """Images of the attack without a purifier, kept or made."""
-        defence = self.defence
-        kept = self.kept.load("oblivious", defence.data.images.shape)
-        if kept is not None:
-            return kept[0]
-        images = oblivious_attack(defence.behind, defence.data, eps=defence.eps, seed=defence.seed)
-        self.kept.save("oblivious", images, {})
-        return images
+    def jobs(self, configs: Iterable[Purification], searched: Iterable[Purification] = ()) -> list[ResumableJob]:
+        """The attacks that `run` makes: without a purifier, on each, and by Square on what that left of some.
 
-    def _found(self, configs: Sequence[Purification], blind: Float32) -> dict[Purification, _Found]:
-        """The attack on each purifier, kept or made; the dearest ones are begun first."""
-        defence, shape = self.defence, self.defence.data.images.shape
-        found: dict[Purification, _Found] = {}
-        for config in configs:
-            kept = self.kept.load(self._part(config), shape)
-            by = np.asarray(kept[1].get("by"), dtype=object) if kept else np.empty(0)
-            if kept is not None and by.shape == shape[:1]:
-                found[config] = _Found(kept[0], by.astype(np.int64), float(kept[1]["milliseconds"]))
-        missing = {
-            f"purifier {place}": config
-            for place, config in enumerate(sorted({*configs} - {*found}, key=lambda one: (-one.work, repr(one))))
-        }
+        Args:
+            configs: The purifiers, in their canonical form.
+            searched: Those of them that Square attacks, too.
+        """
+        blind = ResumableJob(OBLIVIOUS, _oblivious, lambda _: (self.defence,), OBLIVIOUS)
+        attacks = [self._attack_job(config) for config in dict.fromkeys(configs)]
+        return [blind, *attacks, *(self._square_job(config) for config in dict.fromkeys(searched))]
 
-        def job(name: str, config: Purification) -> Job[_Found]:
-            return Job(name, _attacked, lambda: (defence, self.settings, config, blind))
+    def _attack_job(self, config: Purification) -> ResumableJob:
+        words = settings_of(config).in_words
+        return ResumableJob(
+            name=_attack_name(config),
+            function=_attacked,
+            arguments=lambda done: (self.defence, self.settings, config, done[OBLIVIOUS].images),
+            decides=(config, attack_in_words(self.settings)),
+            after=(OBLIVIOUS,),
+            weight=1.0 + config.work,
+            says=lambda one: f"{(one.arrays[_BY] == NOT_BROKEN).mean():6.1%} right under its own attack: {words}",
+        )
 
-        if found:
-            self.reporter.line(f"{self.title}: {len(found)} of {len(configs)} reused")
-        if not missing:
-            return found
-        with self.reporter.step(self.title, len(configs)) as step:
-            step.advance(done=len(found))
-            jobs = [job(*item) for item in missing.items()]
-            for done, one in run_jobs(jobs, worker_count(self.workers, len(jobs))):
-                config = missing[done.name]
-                found[config] = one
-                notes = {"milliseconds": one.milliseconds, "by": one.by.tolist()}
-                self.kept.save(self._part(config), one.images, notes)
-                step.advance(f"{len(found)} of {len(configs)}")
-                right = (one.by == NOT_BROKEN).mean()
-                self.reporter.line(f"{right:6.1%} right under its own attack: {settings_of(config).in_words}")
-        return found
+    def _square_job(self, config: Purification) -> ResumableJob:
+        name = _attack_name(config)
+        return ResumableJob(
+            name=_square_name(config),
+            function=_searched,
+            arguments=lambda done: (self.defence, self.settings, config, done[name]),
+            decides=("square", config, attack_in_words(self.settings)),
+            after=(name,),
+            weight=1.0 + config.work,
+        )
 
-    def _squares(self, found: Mapping[Purification, _Found]) -> dict[Purification, Float32]:
-        """Images of the Square attack on some purifiers, kept or made; what was broken before is left as it is."""
-        defence, shape = self.defence, self.defence.data.images.shape
-        kept = {config: self.kept.load(("square", self._part(config)), shape) for config in found}
-        images = {config: one[0] for config, one in kept.items() if one is not None}
-        missing = {f"square {place}": config for place, config in enumerate(found) if config not in images}
-
-        def job(name: str, config: Purification) -> Job[Float32]:
-            return Job(name, _searched, lambda: (defence, self.settings, config, found[config]))
-
-        if not missing:
-            return images
-        with self.reporter.step("Square, by answers alone", len(missing)) as step:
-            jobs = [job(*item) for item in missing.items()]
-            for done, one in run_jobs(jobs, worker_count(self.workers, len(jobs))):
-                config = missing[done.name]
-                images[config] = one
-                self.kept.save(("square", self._part(config)), one, {})
-                step.advance(settings_of(config).in_words)
-        return {config: images[config] for config in found}
-
-    def _part(self, config: Purification) -> object:
-        return config, attack_in_words(self.settings)
-
-    def _judged(self, config: Purification, pool: Sequence[Float32], found: _Found, searched: Float32 | None) -> Tried:
+    def _judged(self, config: Purification, pool: Sequence[Float32], found: Found, searched: Float32 | None) -> Tried:
         """Who is right behind a purifier; the `pool` of attacked images begins with those that know of no purifier."""
         defence = self.defence
-        jury, data = Jury(defence.behind.view(defence.variant(config))), defence.data
+        jury, data, by = Jury(defence.behind.view(defence.variant(config))), defence.data, found.arrays[_BY]
         clean, oblivious = jury.right(data.images, data.labels), jury.right(pool[0], data.labels)
-        gradient = clean & oblivious & (found.by != GRADIENT)
-        adaptive = gradient & (found.by == NOT_BROKEN)
+        gradient = clean & oblivious & (by != GRADIENT)
+        adaptive = gradient & (by == NOT_BROKEN)
         square = None
         if searched is not None:
             square = adaptive & ~jury.right(searched, data.labels)
@@ -229,41 +192,43 @@ class Sweep:
             clean=clean,
             oblivious=oblivious,
             gradient=gradient,
-            bpda=gradient & (found.by == BPDA),
-            surrogate=gradient & (found.by == SURROGATE),
+            bpda=gradient & (by == BPDA),
+            surrogate=gradient & (by == SURROGATE),
             square=square,
             adaptive=adaptive,
-            milliseconds=found.milliseconds,
+            milliseconds=found.notes[_MILLISECONDS],
         )
 
 
-def _attacked(defence: Defence, settings: ChoiceSettings, config: Purification, blind: Float32) -> _Found:
-    """The attack on one purifier; also run in other processes."""
-    variant = defence.variant(config)
+def _attack_name(config: Purification) -> str:
+    """Name of the job that attacks a purifier, of every run: words round its numbers and leave out the bank's seed."""
+    return f"{settings_of(config).in_words} [{fingerprint(config)[:8]}]"
+
+
+def _square_name(config: Purification) -> str:
+    return f"Square on {_attack_name(config)}"
+
+
+def _oblivious(defence: Defence) -> Found:
+    """The attack without a purifier; also run in other processes."""
     with one_thread():
-        attacked = attack(
-            variant,
-            defence.behind,
-            defence.data,
-            settings,
-            eps=defence.eps,
-            seed=defence.seed,
-            candidates=[blind],
-        )
-        return _Found(attacked.images, attacked.by, milliseconds(variant, defence.behind, defence.data))
+        return Found(oblivious_attack(defence.behind, defence.data, eps=defence.eps, seed=defence.seed))
 
 
-def _searched(defence: Defence, settings: ChoiceSettings, config: Purification, found: _Found) -> Float32:
+def _attacked(defence: Defence, settings: ChoiceSettings, config: Purification, blind: Float32) -> Found:
+    """The attack on one purifier; also run in other processes."""
+    variant, behind, data = defence.variant(config), defence.behind, defence.data
+    with one_thread():
+        attacked = attack(variant, behind, data, settings, eps=defence.eps, seed=defence.seed, candidates=[blind])
+        took = milliseconds(variant, behind, data)
+        return Found(attacked.images, {_MILLISECONDS: took}, {_BY: attacked.by})
+
+
+def _searched(defence: Defence, settings: ChoiceSettings, config: Purification, found: Found) -> Found:
     """The Square attack on what is left behind one purifier; also run in other processes."""
-    images, rows = found.images.copy(), np.flatnonzero(found.by == NOT_BROKEN)
+    images, rows = found.images.copy(), np.flatnonzero(found.arrays[_BY] == NOT_BROKEN)
     if len(rows) > 0:
+        variant, data = defence.variant(config), defence.data.subset(rows)
         with one_thread():
-            images[rows] = square_attack(
-                defence.variant(config),
-                defence.behind,
-                ImageSet(defence.data.images[rows], defence.data.labels[rows]),
-                settings,
-                eps=defence.eps,
-                seed=defence.seed,
-            )
-    return images
+            images[rows] = square_attack(variant, defence.behind, data, settings, eps=defence.eps, seed=defence.seed)
+    return Found(images)

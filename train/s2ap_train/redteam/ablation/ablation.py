@@ -15,11 +15,9 @@ from s2ap_defend.types import Bool, Float32
 from s2ap_train.adaptive.search import AdaptiveBudget, adaptive_attack
 from s2ap_train.attacks.oblivious import pgd
 from s2ap_train.compute.threads import one_thread
-from s2ap_train.jobs import Job, Workers, run_jobs, worker_count
-from s2ap_train.kept import KeptAttacks
+from s2ap_train.jobs import Done, Job, ResumableJob, Store, Workers, run_jobs, run_resumable
 from s2ap_train.redteam.ablation.ablation_rows import ABLATION_VERSION, Row, milliseconds, open_row
 from s2ap_train.redteam.attacks.attack import Found, Task
-from s2ap_train.redteam.pieces import Done, Piece, run_pieces
 from s2ap_train.redteam.results import AblationRow
 from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.figures import clopper_pearson
@@ -27,8 +25,9 @@ from s2ap_train.statistics.figures import clopper_pearson
 __all__ = [
     "Ablation",
     "MeasuredRow",
-    "ablation_pieces",
+    "ablation_jobs",
     "attack_row",
+    "joined_rows",
     "judge_row",
     "measure_ablation",
     "row_budget",
@@ -130,14 +129,14 @@ def judge_row(
     return MeasuredRow(row, right, label_right)
 
 
-def ablation_pieces(
+def ablation_jobs(
     rows: Sequence[Row],
     tasks: Sequence[Task],
     *,
     attacked: Mapping[str, Sequence[Float32]],
     until: float | None = None,
     at: str = "",
-) -> list[Piece]:
+) -> list[ResumableJob]:
     """Attacks on every row that is neither attacked already nor broken exactly where another is.
 
     Args:
@@ -146,16 +145,15 @@ def ablation_pieces(
         attacked: Images [N, C, H, W] that were found already, by row, those of the attack that knows everything of it
             last; every other row starts from all of them.
         until: Time after which none is begun.
-        at: What tells these pieces from others of the same rows, such as another eps.
+        at: What tells these jobs from others of the same rows, such as another eps.
     """
     known = [images for found in attacked.values() for images in found]
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(images).tobytes() for images in known)).hexdigest()
     return [
-        Piece(
-            name=piece_name(row.name, number, at),
+        ResumableJob(
+            name=_job_name(row.name, number, at),
             function=_attacked,
             arguments=_given(row, replace(task, known={str(i): x[shard] for i, x in enumerate(known)})),
-            shape=task.data.images.shape,
             decides=(ABLATION_VERSION, *row.decides, shard.start, shard.stop, task.eps, digest),
             weight=8.0 if row.stage is None else 1.0,
             until=until,
@@ -171,7 +169,7 @@ def measure_ablation(
     tasks: Sequence[Task],
     *,
     attacked: Mapping[str, Sequence[Float32]],
-    kept: KeptAttacks,
+    store: Store,
     reporter: Reporter,
     workers: Workers = None,
     until: float | None = None,
@@ -183,9 +181,9 @@ def measure_ablation(
     Args:
         rows: The rows, least defended first.
         tasks: Shards of the images, in order, with budgets; their `known` is not used.
-        attacked: As in `ablation_pieces`: of the rows that the red team has attacked.
-        kept: Keeps what is found.
-        reporter: Told about every piece.
+        attacked: As in `ablation_jobs`: of the rows that the red team has attacked.
+        store: Of what is found.
+        reporter: Told about every job.
         workers: Processes; None takes one a core.
         until: Time after which nothing is begun.
 
@@ -193,9 +191,9 @@ def measure_ablation(
         RecipeError: If a process was killed, or Ray is not there.
         ModelFileError: If the file or a stage cannot be used.
     """
-    pieces = ablation_pieces(rows, tasks, attacked=attacked, until=until)
-    done = run_pieces(pieces, kept, reporter, title="ablation", workers=workers)
-    found = _joined(rows, tasks, done)
+    attacks = ablation_jobs(rows, tasks, attacked=attacked, until=until)
+    done = run_resumable(attacks, store, reporter, title="ablation", workers=workers)
+    found = joined_rows(rows, len(tasks), done)
     own = {name: images[-1] for name, images in attacked.items()} | found
     own |= {row.name: own[row.same_as] for row in rows if row.same_as in own}
     pool = [*(images for known in attacked.values() for images in known), *found.values()]
@@ -215,7 +213,7 @@ def measure_ablation(
     ]
     judged: dict[str, MeasuredRow] = {}
     with reporter.step("ablation, all on all", len(jobs)) as step:
-        for job, measured in run_jobs(jobs, workers if workers == "ray" else worker_count(workers, len(jobs))):
+        for job, measured in run_jobs(jobs, workers):
             judged[job.name] = measured
             step.advance(job.name)
     with reporter.step("milliseconds", len(able)) as step, one_thread():
@@ -228,24 +226,24 @@ def measure_ablation(
 
 def _note(row: Row, tasks: Sequence[Task], done: Done) -> str:
     """What a reader must know of a row, and whether it was attacked with fewer restarts than others."""
-    found, asked = done.get(piece_name(row.name, 0)), tasks[0].budget.restarts
+    found, asked = done.get(_job_name(row.name, 0)), tasks[0].budget.restarts
     restarts = asked if found is None else found.notes["restarts"]
     fewer = f"attacked with {restarts} of {asked} restarts" if restarts < asked else ""
     return "; ".join(note for note in (row.note, fewer) if note)
 
 
-def _joined(rows: Sequence[Row], tasks: Sequence[Task], done: Done) -> dict[str, Float32]:
+def joined_rows(rows: Sequence[Row], shards: int, done: Done, at: str = "") -> dict[str, Float32]:
     """Images of all shards, by row; a row of which a shard is missing is left out."""
     found = {}
     for row in rows:
-        names = [piece_name(row.name, number) for number in range(len(tasks))]
+        names = [_job_name(row.name, number, at) for number in range(shards)]
         if all(name in done for name in names):
             found[row.name] = np.concatenate([done[name].images for name in names])
     return found
 
 
-def piece_name(row: str, number: int, at: str = "") -> str:
-    """Name of the piece that attacks one shard of a row."""
+def _job_name(row: str, number: int, at: str = "") -> str:
+    """Name of the job that attacks one shard of a row."""
     return f"{row}{at}, part {number + 1}"
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
-from s2ap_train.jobs import Workers
-from s2ap_train.kept import KeptAttacks
+from s2ap_train.jobs import Store, Workers
 from s2ap_train.redteam.ablation.ablation import Ablation, measure_ablation
 from s2ap_train.redteam.ablation.ablation_rows import BARE, rows_of, served_row
 from s2ap_train.redteam.ablation.networks import Networks
@@ -35,7 +34,7 @@ def run_ablation(
     bare: Judged,
     attacks: Mapping[str, RedTeamAttack],
     *,
-    kept: KeptAttacks,
+    store: Store,
     reporter: Reporter,
     workers: Workers,
     until: float | None,
@@ -48,8 +47,8 @@ def run_ablation(
         defended: What the attacks reached on the file.
         bare: What they reached on the classifier.
         attacks: Those that ran, by name.
-        kept: Store of what is found.
-        reporter: Told about every piece.
+        store: Of what is found.
+        reporter: Told about every job.
         workers: Processes.
         until: Time after which nothing is begun.
     """
@@ -63,7 +62,7 @@ def run_ablation(
         rows,
         [setup.task(shard) for shard in setup.shards()],
         attacked={name: images for name, images in attacked.items() if images},
-        kept=kept,
+        store=store,
         reporter=reporter,
         workers=workers,
         until=until,

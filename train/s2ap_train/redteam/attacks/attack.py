@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.adaptive.goals import Goal
 from s2ap_train.attacks.catalogue import Norm
 from s2ap_train.data import ImageSet
+from s2ap_train.jobs import Found
 from s2ap_train.redteam.target import Target
 
 __all__ = ["Found", "Goal", "Knowledge", "Need", "RedTeamAttack", "Task"]
@@ -55,25 +56,13 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What an attack made of the images of a task.
-
-    Attributes:
-        images: float32 [N, C, H, W] in [0, 1] and inside the budget of the attack's norm, for every image of the task.
-        notes: JSON values that the report shows: settings, queries, which descent broke how many.
-    """
-
-    images: Float32
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class RedTeamAttack:
     """An attack by name.
 
     Attributes:
         name: As it is asked for and reported.
-        run: The attack.
+        run: The attack: an image for every one of the task, inside the budget of its norm, and notes that the report
+            shows: settings, queries, which part broke how many.
         goal: What counts as its success.
         knows: What the attacker knows.
         norm: Norm of its budget: 'linf', 'l2' or 'l0'; None: a control that keeps to none.

@@ -8,22 +8,22 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from s2ap_defend.types import Bool
-from s2ap_train.redteam.ablation.ablation import ablation_pieces, piece_name
+from s2ap_train.jobs import Done, ResumableJob
+from s2ap_train.redteam.ablation.ablation import ablation_jobs, joined_rows
 from s2ap_train.redteam.ablation.ablation_rows import BARE, Row, open_row, rows_of
 from s2ap_train.redteam.ablation.networks import Networks
 from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
-from s2ap_train.redteam.campaign import Setup, probe_pieces
+from s2ap_train.redteam.campaign import Setup, probe_jobs
 from s2ap_train.redteam.checks.checks import Successes, probes_of, sanity_checks
 from s2ap_train.redteam.checks.curves import curves
 from s2ap_train.redteam.checks.plausibility import best_known, plausibility_check
 from s2ap_train.redteam.judging import Judged, broken, in_the_ball
-from s2ap_train.redteam.pieces import Done, Piece
 from s2ap_train.redteam.plan import Plan
 from s2ap_train.redteam.probes import Probe, judge_probes
 from s2ap_train.redteam.results import Check, Curves
 from s2ap_train.redteam.target import Target
 
-__all__ = ["CurvesAndChecks", "check_pieces", "judge_checks"]
+__all__ = ["CurvesAndChecks", "check_jobs", "judge_checks"]
 
 _PROBED = {"quick": 24, "standard": 40, "full": 60}
 """Images of curves and sanity checks, by depth."""
@@ -39,7 +39,7 @@ class CurvesAndChecks:
     not_run: Mapping[str, str] = field(default_factory=dict)
 
 
-def check_pieces(setup: Setup, plan: Plan, networks: Networks, data_name: str, until: float | None) -> list[Piece]:
+def check_jobs(setup: Setup, plan: Plan, networks: Networks, data_name: str, until: float | None) -> list[ResumableJob]:
     """The further runs that curves and checks need; none of them starts from what an attack found.
 
     Args:
@@ -51,10 +51,10 @@ def check_pieces(setup: Setup, plan: Plan, networks: Networks, data_name: str, u
     """
     if _nothing(plan):
         return []
-    pieces = probe_pieces(setup, _probes(plan), images=_PROBED[plan.depth], until=until)
+    jobs = probe_jobs(setup, _probes(plan), images=_PROBED[plan.depth], until=until)
     rows = _compared(setup, plan, networks, data_name)
     halves = [replace(task, eps=task.eps / 2) for task in _tasks(setup)]
-    return pieces + ablation_pieces(rows, halves, attacked={}, until=until, at=_AT_HALF)
+    return jobs + ablation_jobs(rows, halves, attacked={}, until=until, at=_AT_HALF)
 
 
 def judge_checks(
@@ -68,15 +68,15 @@ def judge_checks(
     networks: Networks,
     data_name: str,
 ) -> CurvesAndChecks:
-    """Curves and checks: what the runs of `check_pieces` and the attacks say of themselves.
+    """Curves and checks: what the runs of `check_jobs` and the attacks say of themselves.
 
     Args:
         setup: Of the attacks.
-        plan: As for `check_pieces`, like `networks` and `data_name`.
+        plan: As for `check_jobs`, like `networks` and `data_name`.
         target: The defended file.
         judgement: What the attacks reached there.
         attacks: Those that ran, by name.
-        done: What the pieces found, by name; a piece whose time was over is not there.
+        done: What the jobs found, by name; a job whose time was over is not there.
         networks: See `plan`.
         data_name: See `plan`.
     """
@@ -121,11 +121,9 @@ def _compared(setup: Setup, plan: Plan, networks: Networks, data_name: str) -> l
 
 def _kept_at_half(setup: Setup, rows: Sequence[Row], done: Done) -> dict[str, Bool]:
     """Images that single classifiers keep at half the radius [N], by row, where all shards were attacked."""
-    kept = {}
+    kept, found, data = {}, joined_rows(rows, len(setup.shards()), done, _AT_HALF), setup.data
     for row in rows:
-        names = [piece_name(row.name, number, _AT_HALF) for number in range(len(setup.shards()))]
-        if all(name in done for name in names):
-            system, labels = open_row(row).system, setup.data.labels
-            attacked = np.concatenate([done[name].images for name in names])
-            kept[row.name] = ~(system(attacked, labels).success | system(setup.data.images, labels).success)
+        if row.name in found:
+            system = open_row(row).system
+            kept[row.name] = ~(system(found[row.name], data.labels).success | system(data.images, data.labels).success)
     return kept

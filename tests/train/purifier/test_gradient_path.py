@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
+from tests.train.toy_scores import random_unet
 from torch import Tensor
 
 from s2ap_defend.stages import PURIFIER
@@ -12,7 +13,6 @@ from s2ap_train.purifier import Purification, hadamard_bank
 from s2ap_train.purifier.gradient_path import GradientPath, pass_through, purified
 from s2ap_train.purifier.variants import Variant, purification
 from s2ap_train.twin import Twin, torch_stage
-from tests.train.toy_scores import random_unet
 
 PATHS = get_args(GradientPath)
 SHAPE = (1, 4, 4)

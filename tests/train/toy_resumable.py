@@ -1,11 +1,11 @@
-"""Functions that pieces of work in other processes can call by name."""
+"""Functions that resumable jobs in other processes can call by name."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 
-from s2ap_train.redteam.attacks.attack import Found
+from s2ap_train.jobs import Found
 
 SHAPE = (2, 1, 2, 2)
 
@@ -18,6 +18,6 @@ def filled(value: float, log: Path) -> Found:
 
 
 def broken(value: float, log: Path) -> Found:
-    """A piece that fails."""
+    """A job that fails."""
     filled(value, log)
     raise RuntimeError("planted")
