@@ -53,6 +53,26 @@ def test_modules_and_their_contents_exist(document: Path) -> None:
         pkgutil.resolve_name(name)
 
 
+def test_rooms_that_the_architecture_names_without_their_package_exist() -> None:
+    named = [
+        code for code in inline((ROOT / "docs/architecture.md").read_text()) if re.fullmatch(r"[a-z]\w*\.[\w.]+", code)
+    ]
+    missing = [code for code in named if not code.startswith("s2ap_") and not any(map(exists, rooms(code)))]
+    assert missing == []
+
+
+def rooms(code: str) -> list[str]:
+    return [f"{package}.{code}" for package in ("s2ap_train", "s2ap_export", "s2ap_defend")]
+
+
+def exists(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
 @every
 def test_files_of_the_project_that_are_named_exist(document: Path) -> None:
     roots = (ROOT, ROOT / "docs", ROOT / "train/s2ap_train", ROOT / "runtime", ROOT / "export")
