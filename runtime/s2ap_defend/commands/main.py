@@ -43,7 +43,7 @@ class RootGroup(click.Group):
                 for command in COMMANDS
                 if command.extra == extra
             ]
-            with formatter.section("Commands" if extra is None else f"Commands that need s2ap-defend[{extra}]"):
+            with formatter.section("Commands" if extra is None else f"Commands that need the extra [{extra}]"):
                 formatter.write_dl(rows)
 
     def resolve_command(
@@ -109,7 +109,7 @@ def run(arguments: list[str], command: click.Command = cli, program: str = PROGR
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in TRAIN_MODULES:
             asked = arguments[0] if arguments else "this command"
-            return _fail(f"{asked} needs {error.name}; install it with: pip install 's2ap-defend[train]'")
+            return _fail(f"{asked} needs {error.name}, of the extra [train]; pip install '.[train]' in a checkout")
         raise
     return result if isinstance(result, int) else 0
 

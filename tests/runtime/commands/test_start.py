@@ -119,7 +119,7 @@ def test_a_command_that_the_installation_does_not_know_is_refused() -> None:
 def test_without_extras_help_lists_every_command_with_the_extra_that_it_needs() -> None:
     done = python(WITHOUT_EXTRAS, "--help", COLUMNS="80")
     assert done.returncode == 0, done.stderr
-    free, _, needing = done.stdout.partition("Commands that need s2ap-defend[train]:\n")
+    free, _, needing = done.stdout.partition("Commands that need the extra [train]:\n")
     for command in COMMANDS:
         assert f"\n  {command.name} " in f"\n{needing if command.extra else free}"
     assert max(map(len, done.stdout.splitlines())) <= 80
@@ -143,7 +143,7 @@ def test_without_extras_a_command_that_needs_one_says_which_to_install(
     done = python(WITHOUT_EXTRAS, name, *(argument.format(**places) for argument in CALLS[name]))
     assert done.returncode == 2
     assert done.stderr.startswith(f"Error: {name} needs ")
-    assert "pip install 's2ap-defend[train]'" in done.stderr
+    assert "of the extra [train]; pip install '.[train]' in a checkout" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

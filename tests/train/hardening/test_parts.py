@@ -231,7 +231,7 @@ def test_without_ray_the_command_says_how_to_get_it(tmp_path):
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "--workers ray needs Ray, which is not installed; pip install 's2ap-defend[ray]'" in done.stderr
+    assert "--workers ray needs Ray, which is not installed; pip install '.[ray]' in a checkout" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

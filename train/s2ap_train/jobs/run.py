@@ -26,7 +26,7 @@ def check_workers(workers: Workers) -> None:
         RecipeError: If it is Ray and Ray is not installed, or a number below one.
     """
     if workers == "ray" and importlib.util.find_spec("ray") is None:
-        raise RecipeError("--workers ray needs Ray, which is not installed; pip install 's2ap-defend[ray]'")
+        raise RecipeError("--workers ray needs Ray, which is not installed; pip install '.[ray]' in a checkout")
     if isinstance(workers, int) and workers < 1:
         raise RecipeError(f"workers is {workers}; give a number from 1, or ray")
 

@@ -164,7 +164,7 @@ def _able(attacks: Sequence[RedTeamAttack], setup: Setup) -> tuple[tuple[RedTeam
         elif attack.needs == "server" and setup.server is None:
             missing[attack.name] = "it asks a server; give its address with --server"
         elif attack.needs == "library" and importlib.util.find_spec(MODULES[attack.name]) is None:
-            missing[attack.name] = "its library is not installed; pip install 's2ap-defend[train,crosscheck]'"
+            missing[attack.name] = "its library is not installed; pip install '.[train,crosscheck]' in a checkout"
     return tuple(attack for attack in attacks if attack.name not in missing), missing
 
 

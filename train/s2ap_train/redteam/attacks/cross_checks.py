@@ -47,7 +47,7 @@ def library(module: str, package: str) -> ModuleType:
     except ImportError as error:
         raise RecipeError(
             f"this cross-check needs {package}, which is not installed ({error}); install it with "
-            "pip install 's2ap-defend[train,crosscheck]', or leave the attack out"
+            "pip install '.[train,crosscheck]' in a checkout, or leave the attack out"
         ) from error
 
 

@@ -1,0 +1,87 @@
+"""What a reader has at hand, and stand-ins for what takes long: they leave behind what the command would."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from PIL import Image
+from tests.docs.documents import ROOT
+from tests.train.planted_runs import make_run
+
+from s2ap_defend import DefendedClassifier
+from s2ap_defend.commands.main import run
+from s2ap_train.commands.calibrate.clean_data import load_clean_data
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model file of the newest version that the tests store, calibrated, so that it can be watched for drift."""
+    stored = (ROOT / "tests/contract/golden").glob("version-*.onnx")
+    versions = {int(path.stem.removeprefix("version-")): path for path in stored if path.stem[-1].isdigit()}
+    path = tmp_path_factory.mktemp("docs") / "model.onnx"
+    options = ["--data", "digits", "--calibrate-on", "all", "--limit", "80", "-o", str(path)]
+    assert run(["calibrate", str(versions[max(versions)]), *options]) == 0
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
+    """The current folder: model files, images and benchmarks where the documents have them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "build/demo").mkdir(parents=True)
+    for name in ("model.onnx", "build/model.onnx"):
+        shutil.copy(model, name)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    for name in ("digit.png", "build/demo/0-clean-3.png", "build/demo/0-attacked-3.png"):
+        Image.fromarray(pixels).save(name)
+    np.save("images.npy", np.float32(pixels[None, None] / 255))
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    return tmp_path
+
+
+@pytest.fixture
+def without_training(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    """Commands end where training or attacks would begin, after everything they check before that."""
+
+    def launch(_compute, _run, settings, output, *_):
+        if hasattr(settings, "pruning"):
+            made = settings.pruning
+            method, base = ("s2ap", made.method) if getattr(made, "s2ap", None) else (made.method, made.method)
+            about = {"structure": getattr(made, "structure", "unstructured"), "target_sparsity": made.sparsity}
+            make_run(output, method, settings.seed, base=base, data=settings.data.source, name=settings.name, **about)
+        raise click.exceptions.Exit(0)
+
+    def harden(_recipe, output, *_, **__):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(model, output)
+        raise click.exceptions.Exit(0)
+
+    def clean_data(*arguments, **options):
+        """Labels are those that the untrained file gives, so that it has enough of them right."""
+        data = load_clean_data(*arguments, **{**options, "limit": 80})
+        return replace(data, labels=DefendedClassifier.load(model, device="cpu")(data.images).base_label)
+
+    def stop(*_, **__):
+        raise click.exceptions.Exit(0)
+
+    monkeypatch.setattr("s2ap_train.commands.calibrate.clean_data.load_clean_data", clean_data)
+    monkeypatch.setattr("s2ap_train.compute.launch", launch)
+    monkeypatch.setattr("s2ap_export.hardening.harden.harden", harden)
+    monkeypatch.setattr("s2ap_export.hardening.networks.compared_networks", lambda *_, **__: None)
+    monkeypatch.setattr("s2ap_train.redteam.evaluation.evaluate_file", stop)
+    monkeypatch.setattr("s2ap_train.hardening.train.train_components", stop)
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of the benchmarks on the path; what is imported from there is forgotten again."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if (ROOT / "benchmarks" / f"{name}.py").exists():
+            del sys.modules[name]
