@@ -126,6 +126,7 @@ def test_without_extras_help_lists_every_command_with_the_extra_that_it_needs() 
 
 
 CALLS = {
+    "choose-purifier": ["digits", "--work-dir", "{folder}"],
     "calibrate": ["{model}", "--data", "digits", "-o", "{out}"],
     "compare": ["{folder}"],
     "evaluate": ["{model}", "--recipe", "digits"],
