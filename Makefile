@@ -10,11 +10,14 @@ RUNTIME := .venv-runtime
 demo: $(READY)
 	$(BIN)/python -m s2ap_export.commands.demo --output build/model.onnx
 
+# A file a process, one thread each: small networks gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The runtime as users install it, without torch, in a small environment of its own.
 test-runtime: $(RUNTIME)/.ready

@@ -20,6 +20,9 @@ FEW = {
     "pruning.training.epochs": 2,
     "finetune.epochs": 1,
     "score_model.epochs": 2,
+    "score_model.width": 8,
+    "score_model.multipliers": "[1, 2]",
+    "purifier.steps": 2,
     "model": '{name = "small_cnn", widths = [8, 8, 16]}',
 }
 

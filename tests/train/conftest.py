@@ -13,3 +13,9 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers():
+    """What a test draws from torch's global generator does not depend on the tests before it."""
+    torch.manual_seed(0)

@@ -33,7 +33,7 @@ def test_a_bound_at_a_smaller_radius_holds_at_a_larger_and_not_the_other_way():
 
 
 def test_the_lowest_bound_counts(monkeypatch):
-    from s2ap_train.redteam import plausibility
+    from s2ap_train.redteam.checks import plausibility
 
     tighter = plausibility.BestKnown("cifar10", 12 / 255, 0.5, "made up")
     monkeypatch.setattr(plausibility, "BEST_KNOWN", (*BEST_KNOWN, tighter))
