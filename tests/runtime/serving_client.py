@@ -52,7 +52,7 @@ def serving(classifier, **options) -> Client:
 
 def infer(client, images, path=None, **changes):
     tensor = {"name": "image", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}
-    model = client.app.state.service.contract.model
+    model = client.app.state.service.served.model
     return client.post(path or f"/v2/models/{model}/infer", json={"inputs": [tensor], **changes})
 
 

@@ -65,8 +65,8 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
         },
     )
     app.state.service = service
-    infer = InferenceEndpoint(service, ProtocolCodec(service.contract), decoders)
-    classify = InferenceEndpoint(service, ImageFileCodec(service.contract, classifier.classes), decoders)
+    infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders)
+    classify = InferenceEndpoint(service, ImageFileCodec(service.served, classifier.classes), decoders)
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
         app.router.routes.append(Route(path, infer, methods=["POST"]))
     app.router.routes.append(Route("/classify-image", classify, methods=["POST"]))
@@ -107,10 +107,10 @@ def _health(service: Service) -> APIRouter:
 
 def _models(service: Service) -> APIRouter:
     router = APIRouter(tags=["models"])
-    contract = service.contract
+    served = service.served
 
     def statistics() -> dict[str, Any]:
-        return {"model_stats": [service.statistics.to_json(contract.model, contract.version)]}
+        return {"model_stats": [service.statistics.to_json(served.model, served.version)]}
 
     @router.get("/v2", summary="The server and its extensions of the protocol.")
     async def server_metadata() -> Response:
@@ -124,13 +124,13 @@ def _models(service: Service) -> APIRouter:
     @router.get("/v2/models/{model}/versions/{version}", summary="Inputs and outputs of the model.")
     async def model_metadata(model: str, version: str | None = None) -> Response:
         service.check_model(model, version)
-        return json_response(metadata.describe_model(contract))
+        return json_response(metadata.describe_model(served))
 
     @router.get("/v2/models/{model}/config", summary="Configuration of the model.")
     @router.get("/v2/models/{model}/versions/{version}/config", summary="Configuration of the model.")
     async def model_config(model: str, version: str | None = None) -> Response:
         service.check_model(model, version)
-        return json_response(metadata.configure_model(contract, service.config.max_batch_rows))
+        return json_response(metadata.configure_model(served, service.config.max_batch_rows))
 
     @router.get("/v2/models/{model}/stats", summary="Statistics of the model.")
     @router.get("/v2/models/{model}/versions/{version}/stats", summary="Statistics of the model.")
@@ -169,7 +169,7 @@ def _page(service: Service) -> APIRouter:
 
     @router.get("/page.json")
     async def description() -> Response:
-        return json_response(page.describe_page(service.classifier.manifest, service.contract))
+        return json_response(page.describe_page(service.classifier.manifest, service.served))
 
     return router
 

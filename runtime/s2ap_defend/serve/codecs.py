@@ -11,7 +11,7 @@ from starlette.responses import Response
 from s2ap_defend.images import decode_image
 from s2ap_defend.serve.endpoint import Headers
 from s2ap_defend.serve.errors import ProtocolError
-from s2ap_defend.serve.protocol import Contract, InferRequest, decode_header_length, decode_request, encode_response
+from s2ap_defend.serve.protocol import InferRequest, ServedModel, decode_header_length, decode_request, encode_response
 from s2ap_defend.serve.responses import JSON, json_response
 from s2ap_defend.types import Float32, Verdicts
 
@@ -22,19 +22,19 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "application/octet-stream", "applicati
 class ProtocolCodec:
     """Open Inference Protocol v2."""
 
-    def __init__(self, contract: Contract) -> None:
-        self._contract = contract
+    def __init__(self, served: ServedModel) -> None:
+        self._served = served
 
     def decode(self, body: bytes, headers: Headers) -> InferRequest:
         """Decode a request; see `protocol.decode_request`."""
         length = headers.get(HEADER_LENGTH.encode())
         return decode_request(
-            body, decode_header_length(None if length is None else length.decode("latin-1")), self._contract
+            body, decode_header_length(None if length is None else length.decode("latin-1")), self._served
         )
 
     def encode(self, request: InferRequest, verdicts: Verdicts) -> Response:
         """Encode an answer; see `protocol.encode_response`."""
-        body, header_length = encode_response(request, verdicts, self._contract)
+        body, header_length = encode_response(request, verdicts, self._served)
         if header_length is None:
             return Response(body, media_type=JSON)
         return Response(body, media_type="application/octet-stream", headers={HEADER_LENGTH: str(header_length)})
@@ -43,8 +43,8 @@ class ProtocolCodec:
 class ImageFileCodec:
     """The bytes of one PNG or JPEG file of the model's size, answered in plain JSON with class names."""
 
-    def __init__(self, contract: Contract, classes: tuple[str, ...]) -> None:
-        self._contract = contract
+    def __init__(self, served: ServedModel, classes: tuple[str, ...]) -> None:
+        self._served = served
         self._classes = classes
 
     def decode(self, body: bytes, headers: Headers) -> InferRequest:
@@ -60,7 +60,7 @@ class ImageFileCodec:
                 f"Content-Type {content_type[:60]!r} is not an image; send the bytes of one PNG or JPEG file",
                 status=415,
             )
-        image = decode_image(body, self._contract.shape, name="the file")
+        image = decode_image(body, self._served.shape, name="the file")
         return InferRequest(images=np.ascontiguousarray(image)[None], outputs=())
 
     def encode(self, _: InferRequest, verdicts: Verdicts) -> Response:
@@ -72,7 +72,7 @@ class ImageFileCodec:
             "adversarial": bool(verdicts.adversarial[0]),
             "abstained": bool(verdicts.abstained[0]),
         }
-        if "base_label" in self._contract.outputs:
+        if "base_label" in self._served.outputs:
             base_label = int(verdicts.base_label[0])
             answer["evidence"] = {
                 "base_label": base_label,

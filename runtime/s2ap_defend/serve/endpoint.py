@@ -84,7 +84,7 @@ class InferenceEndpoint:
     ) -> tuple[InferRequest, Verdicts]:
         service = self._service
         names = scope.get("path_params", {})
-        service.check_model(names.get("model", service.contract.model), names.get("version"))
+        service.check_model(names.get("model", service.served.model), names.get("version"))
         service.check_ready()
         with self._budget(headers):
             length = headers.get(b"content-length")

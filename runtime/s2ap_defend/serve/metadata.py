@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from s2ap_defend.serve.protocol import DATATYPES, INPUT, Contract
+from s2ap_defend.serve.protocol import DATATYPES, INPUT, ServedModel
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "parameters", "schedule_policy", "statistics"]
 PLATFORM = "onnxruntime_onnx"
@@ -13,38 +13,38 @@ def describe_server(version: str) -> dict[str, Any]:
     return {"name": "s2ap-defend", "version": version, "extensions": EXTENSIONS}
 
 
-def describe_model(contract: Contract) -> dict[str, Any]:
+def describe_model(served: ServedModel) -> dict[str, Any]:
     """Body of GET v2/models/{model}."""
     return {
-        "name": contract.model,
-        "versions": [contract.version],
+        "name": served.model,
+        "versions": [served.version],
         "platform": PLATFORM,
-        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *contract.shape]}],
+        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *served.shape]}],
         "outputs": [
-            {"name": name, "datatype": DATATYPES[name], "shape": [-1, *_row_shape(name, contract)]}
-            for name in contract.outputs
+            {"name": name, "datatype": DATATYPES[name], "shape": [-1, *_row_shape(name, served)]}
+            for name in served.outputs
         ],
     }
 
 
-def configure_model(contract: Contract, max_batch_rows: int) -> dict[str, Any]:
+def configure_model(served: ServedModel, max_batch_rows: int) -> dict[str, Any]:
     """Body of GET v2/models/{model}/config; as the format wants it, shapes leave out the batch."""
     return {
-        "name": contract.model,
+        "name": served.model,
         "platform": PLATFORM,
         "backend": "onnxruntime",
         "version_policy": {"latest": {"num_versions": 1}},
         "max_batch_size": max_batch_rows,
-        "input": [{"name": INPUT, "data_type": "TYPE_FP32", "dims": list(contract.shape)}],
+        "input": [{"name": INPUT, "data_type": "TYPE_FP32", "dims": list(served.shape)}],
         "output": [
-            {"name": name, "data_type": f"TYPE_{DATATYPES[name]}", "dims": _row_shape(name, contract)}
-            for name in contract.outputs
+            {"name": name, "data_type": f"TYPE_{DATATYPES[name]}", "dims": _row_shape(name, served)}
+            for name in served.outputs
         ],
         "dynamic_batching": {"max_queue_delay_microseconds": 0},
     }
 
 
-def _row_shape(name: str, contract: Contract) -> list[int]:
+def _row_shape(name: str, served: ServedModel) -> list[int]:
     if name == "purified":
-        return list(contract.shape)
-    return [contract.classes] if name in {"probabilities", "votes"} else []
+        return list(served.shape)
+    return [served.classes] if name in {"probabilities", "votes"} else []

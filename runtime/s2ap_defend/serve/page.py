@@ -8,7 +8,7 @@ import numpy as np
 from starlette.responses import Response
 
 from s2ap_defend.manifest import Manifest
-from s2ap_defend.serve.protocol import Contract
+from s2ap_defend.serve.protocol import ServedModel
 
 HEADERS = {
     "content-security-policy": (
@@ -28,16 +28,16 @@ def page_file(name: str) -> Response:
     return Response(content, media_type=MEDIA_TYPES[name], headers=HEADERS)
 
 
-def describe_page(manifest: Manifest, contract: Contract) -> dict[str, Any]:
+def describe_page(manifest: Manifest, served: ServedModel) -> dict[str, Any]:
     """What the page must know: the model, and what its evidence is to be compared with, if that is exposed."""
-    channels, height, width = contract.shape
+    channels, height, width = served.shape
     description: dict[str, Any] = {
-        "model": contract.model,
+        "model": served.model,
         "classes": list(manifest.classes),
         "input": {"channels": channels, "height": height, "width": width},
         "evidence": None,
     }
-    if "base_label" in contract.outputs:
+    if "base_label" in served.outputs:
         test = manifest.test
         description["evidence"] = {
             "members": len(manifest.members),

@@ -37,7 +37,7 @@ DEFAULT_PRIORITY, LOWEST_PRIORITY = 5, 10
 
 
 @dataclass(frozen=True)
-class Contract:
+class ServedModel:
     """What the served model takes and what this server gives.
 
     Attributes:
@@ -86,15 +86,15 @@ def decode_header_length(value: str | None) -> int | None:
     return int(value)
 
 
-def decode_request(body: bytes, header_length: int | None, contract: Contract) -> InferRequest:
+def decode_request(body: bytes, header_length: int | None, served: ServedModel) -> InferRequest:
     """Decode the body of an infer request.
 
     Raises:
         ProtocolError: With the first thing that is wrong, in one sentence.
     """
     if header_length == 0:
-        image = _from_bytes(memoryview(body), (1, *contract.shape), "the raw body")
-        return InferRequest(images=image, outputs=tuple((name, True) for name in contract.outputs))
+        image = _from_bytes(memoryview(body), (1, *served.shape), "the raw body")
+        return InferRequest(images=image, outputs=tuple((name, True) for name in served.outputs))
     head, tail = memoryview(body), memoryview(b"")
     if header_length is not None:
         if header_length > len(body):
@@ -112,17 +112,17 @@ def decode_request(body: bytes, header_length: int | None, contract: Contract) -
         _whole_number(parameters.get("priority", 0), "parameter priority", "1 for the highest") or DEFAULT_PRIORITY
     )
     return InferRequest(
-        images=_decode_image(request.get("inputs"), tail, contract),
-        outputs=_decode_outputs(request.get("outputs"), parameters, contract),
+        images=_decode_image(request.get("inputs"), tail, served),
+        outputs=_decode_outputs(request.get("outputs"), parameters, served),
         id=identity,
         timeout_s=timeout_us / 1e6 if timeout_us else None,
         priority=min(priority, LOWEST_PRIORITY),
     )
 
 
-def encode_response(request: InferRequest, verdicts: Verdicts, contract: Contract) -> tuple[bytes, int | None]:
+def encode_response(request: InferRequest, verdicts: Verdicts, served: ServedModel) -> tuple[bytes, int | None]:
     """Encode an answer: (body, length of its JSON when binary tensors follow, else None)."""
-    answer: dict[str, Any] = {"model_name": contract.model, "model_version": contract.version}
+    answer: dict[str, Any] = {"model_name": served.model, "model_version": served.version}
     if request.id is not None:
         answer["id"] = request.id
     answer["outputs"] = outputs = []
@@ -166,13 +166,13 @@ def _whole_number(value: object, what: str, unit: str) -> int:
     return value
 
 
-def _decode_image(inputs: object, tail: memoryview, contract: Contract) -> Float32:
+def _decode_image(inputs: object, tail: memoryview, served: ServedModel) -> Float32:
     tensors = _list_of_objects(inputs if inputs is not None else [], "inputs")
     names = [tensor.get("name") for tensor in tensors]
     if names != [INPUT]:
         raise ProtocolError(f"the inputs are {_show(names)}, expected exactly one called {INPUT!r}")
     tensor = tensors[0]
-    shape = _check_shape(tensor.get("shape"), contract)
+    shape = _check_shape(tensor.get("shape"), served)
     if tensor.get("datatype") != "FP32":
         raise ProtocolError(f"{INPUT} has datatype {_show(tensor.get('datatype'))}, expected 'FP32'")
     parameters = _object(tensor.get("parameters", {}), f"parameters of {INPUT}")
@@ -195,11 +195,11 @@ def _decode_image(inputs: object, tail: memoryview, contract: Contract) -> Float
     return _from_bytes(tail, shape, INPUT)
 
 
-def _check_shape(shape: object, contract: Contract) -> tuple[int, ...]:
-    expected = f"[N, {', '.join(map(str, contract.shape))}]"
+def _check_shape(shape: object, served: ServedModel) -> tuple[int, ...]:
+    expected = f"[N, {', '.join(map(str, served.shape))}]"
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise ProtocolError(f"the shape of {INPUT} must be a list of whole numbers, {expected}")
-    if len(shape) != 4 or tuple(shape[1:]) != contract.shape:
+    if len(shape) != 4 or tuple(shape[1:]) != served.shape:
         raise ProtocolError(f"{INPUT} has shape {_show(shape)}, the model takes {expected}")
     if shape[0] < 1:
         raise ProtocolError(f"{INPUT} has shape {_show(shape)}, which is an empty batch; send at least one image")
@@ -230,17 +230,17 @@ def _from_json(data: object, shape: tuple[int, ...]) -> Float32:
         return array.astype(np.float32).reshape(shape)
 
 
-def _decode_outputs(outputs: object, parameters: dict[str, Any], contract: Contract) -> tuple[tuple[str, bool], ...]:
+def _decode_outputs(outputs: object, parameters: dict[str, Any], served: ServedModel) -> tuple[tuple[str, bool], ...]:
     default = _flag(parameters, "binary_data_output", False)
     if not outputs and isinstance(outputs, list | None):
-        return tuple((name, default) for name in contract.outputs)
+        return tuple((name, default) for name in served.outputs)
     wanted: dict[str, bool] = {}
     for output in _list_of_objects(outputs, "outputs"):
         name = output.get("name")
         options = _object(output.get("parameters", {}), "parameters of an output")
         if not isinstance(name, str) or name not in DATATYPES:
-            raise ProtocolError(f"there is no output {_show(name)}; choose from {_listed(contract.outputs)}")
-        if name not in contract.outputs:
+            raise ProtocolError(f"there is no output {_show(name)}; choose from {_listed(served.outputs)}")
+        if name not in served.outputs:
             raise ProtocolError(
                 f"output {name!r} is evidence, which this server hides because it guides attackers; "
                 "start it with --expose-evidence to see it",

@@ -17,7 +17,7 @@ from s2ap_defend.serve.batcher import Batcher, BatchReport, Ticket
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.errors import UnavailableError, UnknownModelError
 from s2ap_defend.serve.metrics import Metrics
-from s2ap_defend.serve.protocol import PUBLIC_OUTPUTS, Contract, InferRequest
+from s2ap_defend.serve.protocol import PUBLIC_OUTPUTS, InferRequest, ServedModel
 from s2ap_defend.serve.statistics import Statistics
 from s2ap_defend.types import Verdicts
 
@@ -39,7 +39,7 @@ class Service:
     def __init__(self, classifier: DefendedClassifier, config: ServerConfig) -> None:
         self.classifier = classifier
         self.config = config
-        self.contract = Contract(
+        self.served = ServedModel(
             model=classifier.path.stem,
             shape=classifier.input_shape,
             classes=len(classifier.classes),
@@ -56,8 +56,8 @@ class Service:
         references = classifier.manifest.test.calibration.reference_ratios
         self.drift = DriftMonitor(classifier.manifest) if references else None
         self.metrics = Metrics(
-            self.contract.model,
-            self.contract.version,
+            self.served.model,
+            self.served.version,
             build={"version": __version__, "provider": classifier.provider},
             evidence=config.expose_evidence,
             drift=self.drift is not None,
@@ -109,12 +109,12 @@ class Service:
         Raises:
             UnknownModelError: If another model or version is served here.
         """
-        if model != self.contract.model:
-            raise UnknownModelError(f"there is no model {model[:80]!r}; this server has {self.contract.model!r}")
-        if model_version not in {None, self.contract.version}:
+        if model != self.served.model:
+            raise UnknownModelError(f"there is no model {model[:80]!r}; this server has {self.served.model!r}")
+        if model_version not in {None, self.served.version}:
             raise UnknownModelError(
                 f"model {model!r} has no version {model_version[:20] if model_version else ''!r}; "
-                f"it has {self.contract.version!r}"
+                f"it has {self.served.version!r}"
             )
 
     def check_ready(self) -> None:
@@ -135,7 +135,7 @@ class Service:
         started = time.perf_counter()
         try:
             for rows in sorted({1, self.config.max_batch_rows}):
-                await self.batcher.warm_up(np.full((rows, *self.contract.shape), 0.5, dtype=np.float32))
+                await self.batcher.warm_up(np.full((rows, *self.served.shape), 0.5, dtype=np.float32))
         except DefendError as error:
             self.state, self.failure = "failed", error
             if self.on_failure is not None:
@@ -144,7 +144,7 @@ class Service:
         if self.state == "starting":
             self.state = "ready"
             self.metrics.set_ready(True)
-            logger.info("ready: model %s, warm after %.1f s", self.contract.model, time.perf_counter() - started)
+            logger.info("ready: model %s, warm after %.1f s", self.served.model, time.perf_counter() - started)
 
     def _count_batch(self, report: BatchReport) -> None:
         self.metrics.count_batch(report)

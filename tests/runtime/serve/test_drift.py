@@ -31,7 +31,7 @@ def ask(classifier, batches, **options) -> tuple[dict[str, float], dict]:
 
     async def session():
         app = create_app(classifier, ServerConfig(model=classifier.path, **options))
-        model = app.state.service.contract.model
+        model = app.state.service.served.model
         async with app.router.lifespan_context(app):
             await app.state.service.wait_until_warm()
             transport = httpx.ASGITransport(app)

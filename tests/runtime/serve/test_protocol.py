@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from s2ap_defend.serve.body import inflate
 from s2ap_defend.serve.errors import ProtocolError, TooLargeError
-from s2ap_defend.serve.protocol import Contract, InferRequest, decode_header_length, decode_request, encode_response
+from s2ap_defend.serve.protocol import InferRequest, ServedModel, decode_header_length, decode_request, encode_response
 from s2ap_defend.types import Verdicts
 
 SHAPE = (1, 2, 3)
-CONTRACT = Contract(model="digits", shape=SHAPE, classes=10)
-OPEN = Contract(model="digits", shape=SHAPE, classes=10, outputs=Verdicts.FIELDS)
+SERVED = ServedModel(model="digits", shape=SHAPE, classes=10)
+OPEN = ServedModel(model="digits", shape=SHAPE, classes=10, outputs=Verdicts.FIELDS)
 VALUES = [0.0, 0.25, 0.5, 0.75, 1.0, 0.125]
 NESTED = [[[[0.0, 0.25, 0.5], [0.75, 1.0, 0.125]]]]
 IMAGES = np.array(VALUES, dtype=np.float32).reshape(1, *SHAPE)
@@ -38,8 +38,8 @@ def binary(data: bytes, size: int | None = None, **changes):
     return head + data, len(head)
 
 
-def decode(message, contract=CONTRACT) -> InferRequest:
-    return decode_request(json.dumps(message).encode(), None, contract)
+def decode(message, served=SERVED) -> InferRequest:
+    return decode_request(json.dumps(message).encode(), None, served)
 
 
 def verdicts(rows: int) -> Verdicts:
@@ -70,14 +70,14 @@ def test_json_data_may_be_flat_or_nested_as_its_shape(data):
 @pytest.mark.parametrize("padding", range(4))
 def test_binary_data_is_aligned_whatever_the_length_of_the_json_before_it(padding):
     body, length = binary(IMAGES.tobytes(), id="x" * padding)
-    decoded = decode_request(body, length, CONTRACT)
+    decoded = decode_request(body, length, SERVED)
     np.testing.assert_array_equal(decoded.images, IMAGES)
     assert decoded.images.flags.aligned
     assert decoded.images.flags.c_contiguous
 
 
 def test_header_length_zero_means_one_raw_image_and_a_binary_answer():
-    decoded = decode_request(IMAGES.tobytes(), 0, CONTRACT)
+    decoded = decode_request(IMAGES.tobytes(), 0, SERVED)
     np.testing.assert_array_equal(decoded.images, IMAGES)
     assert decoded.outputs == (("label", True), ("adversarial", True), ("abstained", True))
 
@@ -172,14 +172,14 @@ def test_a_malformed_request_is_refused_with_one_clear_sentence(message, expecte
 )
 def test_a_malformed_body_is_refused_with_one_clear_sentence(body, length, expected):
     with pytest.raises(ProtocolError) as caught:
-        decode_request(body, length, CONTRACT)
+        decode_request(body, length, SERVED)
     assert expected in str(caught.value)
 
 
 def test_bytes_after_the_json_without_a_binary_input_are_refused():
     body = json.dumps(request()).encode()
     with pytest.raises(ProtocolError, match="5 bytes follow the JSON, but no input has a binary_data_size"):
-        decode_request(body + b"extra", len(body), CONTRACT)
+        decode_request(body + b"extra", len(body), SERVED)
 
 
 def test_a_number_too_large_for_float32_becomes_infinite_and_fails_by_its_value_later():
@@ -254,7 +254,7 @@ REQUESTS = edited(
 
 def attempt(body, length):
     try:
-        decoded = decode_request(body, length, CONTRACT)
+        decoded = decode_request(body, length, SERVED)
     except ProtocolError as error:
         assert str(error)  # noqa: PT017
     else:

@@ -18,7 +18,7 @@ Family = Annotated[PrunedFamily | ChannelFamily | LotteryTicketFamily | Mutation
 
 FAMILIES: Mapping[str, type[MemberFamily]] = {
     name: family
-    for family in (PrunedFamily, ChannelFamily, LotteryTicketFamily, MutationFamily)
+    for family in get_args(get_args(Family)[0])
     for name in get_args(family.model_fields["family"].annotation)
 }
 """How a recipe names them."""

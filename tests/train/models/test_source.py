@@ -1,0 +1,63 @@
+"""The digest of a user's source changes with every file that the network is made of, and with no other."""
+
+import pytest
+
+from s2ap_train.models.source import source_digest
+
+FILES = {
+    "nets/__init__.py": "",
+    "nets/small.py": "from . import parts\nfrom .blocks.first import block\nimport shared\n",
+    "nets/parts.py": "import torch\n",
+    "nets/blocks/__init__.py": "from nets.blocks import second\n",
+    "nets/blocks/first.py": "",
+    "nets/blocks/second.py": "",
+    "shared.py": "def inner():\n    from late import thing\n",
+    "late.py": "",
+    "other.py": "import nets.small\n",
+    "nets/unused.py": "",
+}
+FACTORY = "nets.small:make"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_counts_exactly_if_the_network_imports_it(project, name):
+    before = source_digest(FACTORY)
+    (project / name).write_text(FILES[name] + "# changed\n")
+    assert (source_digest(FACTORY) != before) == (name not in {"other.py", "nets/unused.py"})
+
+
+def test_a_module_that_is_moved_to_another_name_counts(project):
+    before = source_digest(FACTORY)
+    (project / "late.py").rename(project / "later.py")
+    (project / "shared.py").write_text(FILES["shared.py"].replace("late", "later"))
+    assert source_digest(FACTORY) != before
+
+
+def test_networks_of_ours_and_what_cannot_be_found_have_no_source(project):
+    assert source_digest("small_cnn") == source_digest({"name": "small_cnn"}) == ""
+    assert source_digest("nowhere.to_be_found:make") == source_digest(":make") == source_digest("sys:exit") == ""
+    assert source_digest({"name": "user", "factory": FACTORY}) == source_digest(FACTORY) != ""
+
+
+def test_source_that_does_not_parse_counts_by_its_bytes(project):
+    (project / "nets/small.py").write_text("def broken(:\n")
+    first = source_digest(FACTORY)
+    (project / "nets/small.py").write_text("def broken(::\n")
+    assert source_digest(FACTORY) not in ("", first)
+
+
+def test_of_an_installed_package_only_the_package_itself_counts(project):
+    installed = source_digest("torchvision.models.resnet:resnet18")
+    assert installed
+    (project / "torch").mkdir()
+    (project / "torch" / "__init__.py").write_text("")
+    assert source_digest("torchvision.models.resnet:resnet18") == installed
