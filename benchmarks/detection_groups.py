@@ -20,7 +20,7 @@ from s2ap_train.calibration import (
     samples_needed,
 )
 from s2ap_train.data import ImageSet
-from s2ap_train.hardening.parts import Network
+from s2ap_train.hardening.network import Network
 from s2ap_train.measures.predictions import logits
 from s2ap_train.statistics.detection import Share, detected_at, roc_area
 

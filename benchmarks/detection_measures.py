@@ -14,7 +14,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float64
 from s2ap_train.attacks.budget import effect
 from s2ap_train.attacks.catalogue import ATTACKS
-from s2ap_train.hardening.parts import Network
+from s2ap_train.hardening.network import Network
 from s2ap_train.statistics.detection import Z_95, Share, detection_differences, threshold_at
 
 KINDS = ("wald", "ville", "weighted", "graded", "conformal")

@@ -14,7 +14,7 @@ from s2ap_defend.types import Float32
 from s2ap_train.attacks.catalogue import ATTACKS
 from s2ap_train.data import ImageSet
 from s2ap_train.hardening.fitting_attacks import as_copies, attacked_alone, attacked_together, copied_image
-from s2ap_train.hardening.parts import Network
+from s2ap_train.hardening.network import Network
 from s2ap_train.hardening.train import train_networks
 from s2ap_train.recipe import EnsembleRecipe
 

@@ -61,7 +61,7 @@ def labelled(splits: Splits, *names: str) -> dict[bytes, str]:
     return {
         image.tobytes(): splits.classes[label]
         for name in names
-        for image, label in zip(splits.parts[name].images, splits.parts[name].labels, strict=True)
+        for image, label in zip(splits.by_name[name].images, splits.by_name[name].labels, strict=True)
     }
 
 

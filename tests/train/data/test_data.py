@@ -46,7 +46,7 @@ def test_the_digits_are_split_as_they_always_were(seed: int) -> None:
 
 def test_other_held_out_sizes_leave_the_test_digits_alone() -> None:
     usual, other = load_digits(3), load_data(DataSettings(source="digits", validation=20, calibration=300), 3)
-    assert {name: len(part) for name, part in other.parts.items()} == {
+    assert {name: len(part) for name, part in other.by_name.items()} == {
         "train": 1397 - 20 - 150 - 300,
         "validation": 20,
         "fit": 150,
@@ -59,8 +59,8 @@ def test_other_held_out_sizes_leave_the_test_digits_alone() -> None:
 def test_limited_and_resized_digits_are_a_part_of_the_usual_split() -> None:
     usual, small = load_digits(0), load_data(DataSettings(source="digits", train_limit=200, test_limit=50), 0)
     for name in ("train", "test"):
-        known = {image.tobytes(): label for image, label in zip(*vars(usual.parts[name]).values(), strict=True)}
-        part = small.parts[name]
+        known = {image.tobytes(): label for image, label in zip(*vars(usual.by_name[name]).values(), strict=True)}
+        part = small.by_name[name]
         assert [known[image.tobytes()] for image in part.images] == part.labels.tolist()
     assert (len(small.train), len(small.test), len(small.fit)) == (200, 50, 150)
     large = load_data(DataSettings(source="digits", image_size=12), 0)
@@ -139,7 +139,7 @@ def test_a_limit_changes_only_the_part_that_it_limits(tmp_path: Path) -> None:
     whole = load_data(DataSettings(source="npz", root=root, **held_out), 0)
     limited = load_data(DataSettings(source="npz", root=root, **held_out, train_limit=30, test_limit=15), 0)
     for name in held_out:
-        assert identity(whole.parts[name].images) == identity(limited.parts[name].images)
+        assert identity(whole.by_name[name].images) == identity(limited.by_name[name].images)
     assert {*identity(limited.train.images)} < {*identity(whole.train.images)}
     assert np.bincount(limited.train.labels).tolist() == [10, 10, 10]
     assert np.bincount(limited.test.labels).tolist() == [5, 5, 5]
@@ -149,10 +149,10 @@ def test_a_limit_changes_only_the_part_that_it_limits(tmp_path: Path) -> None:
 def test_no_test_image_enters_another_part(tmp_path: Path, seed: int) -> None:
     train, test = np.arange(100) % 3, np.arange(40) % 3
     splits = load_data(DataSettings(source="npz", root=save(tmp_path / "data.npz", train, test)), seed)
-    parts = {name: identity(part.images) for name, part in splits.parts.items()}
+    parts = {name: identity(part.images) for name, part in splits.by_name.items()}
     assert sorted(parts.pop("test")) == list(range(100, 140))
     assert sorted(n for numbers in parts.values() for n in numbers) == list(range(100))
-    for part in splits.parts.values():
+    for part in splits.by_name.values():
         assert part.labels.tolist() == [(n if n < 100 else n - 100) % 3 for n in identity(part.images)]
 
 
@@ -171,7 +171,7 @@ def test_progress_ends_at_the_number_of_images_that_are_used(tmp_path: Path) -> 
     seen: list[tuple[int, int]] = []
     root = save(tmp_path / "data.npz", np.arange(90) % 3, np.arange(30) % 3)
     splits = load_data(DataSettings(source="npz", root=root, train_limit=30), 0, lambda *now: seen.append(now))
-    total = sum(map(len, splits.parts.values()))
+    total = sum(map(len, splits.by_name.values()))
     assert seen[-1] == (total, total)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 

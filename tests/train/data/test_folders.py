@@ -53,7 +53,7 @@ def test_without_splits_the_test_part_is_cut(tmp_path: Path) -> None:
     assert len(splits.test) == 6
     assert np.bincount(splits.test.labels).tolist() == [2, 2, 2]
     everything = {f"all/{name}": content for name, content in contents.items()}
-    assert labelled(splits, *splits.parts) == expected(everything, "all")
+    assert labelled(splits, *splits.by_name) == expected(everything, "all")
 
 
 def test_classes_named_like_splits_are_classes(tmp_path: Path) -> None:

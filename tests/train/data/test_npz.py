@@ -35,7 +35,7 @@ def test_every_layout_gives_the_same_images(tmp_path: Path) -> None:
     assert results[0].image_shape == (3, 5, 6)
     assert len({splits.sha256() for splits in results}) == 1
     known = {(image / np.float32(255)).astype(np.float32).tobytes() for image in channels_first}
-    assert {image.tobytes() for part in results[0].parts.values() for image in part.images} == known
+    assert {image.tobytes() for part in results[0].by_name.values() for image in part.images} == known
 
 
 def test_grey_images_need_no_channel_dimension(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_tiny_imagenet_is_read_in_its_own_layout(tmp_path: Path, prefix: str) ->
         for name, content in contents.items()
         if name.startswith("val/images")
     }
-    assert sum(len(part) for part in splits.parts.values()) == 24 + 6
+    assert sum(len(part) for part in splits.by_name.values()) == 24 + 6
     assert load(write_folder(tmp_path / "tiny", whole)).sha256() == splits.sha256()
 
 

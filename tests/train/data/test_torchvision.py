@@ -121,7 +121,7 @@ def found(splits: Splits, *names: str) -> dict[bytes, int]:
     return {
         np.round(image * 255).astype(np.uint8).tobytes(): label
         for name in names
-        for image, label in zip(splits.parts[name].images, splits.parts[name].labels.tolist(), strict=True)
+        for image, label in zip(splits.by_name[name].images, splits.by_name[name].labels.tolist(), strict=True)
     }
 
 
@@ -193,8 +193,8 @@ def test_limits_and_sizes_hold_for_published_sets(tmp_path: Path) -> None:
         "cifar10", tmp_path, image_size=16, train_limit=30, validation=10, fit=10, calibration=20, test_limit=10
     )
     assert splits.image_shape == (3, 16, 16)
-    assert [len(part) for part in splits.parts.values()] == [30, 10, 10, 20, 10]
-    for part in splits.parts.values():
+    assert [len(part) for part in splits.by_name.values()] == [30, 10, 10, 20, 10]
+    for part in splits.by_name.values():
         assert len({*np.bincount(part.labels, minlength=10).tolist()}) == 1
 
 

@@ -29,9 +29,7 @@ def installed(attack):
 
 
 def test_a_library_that_is_not_there_is_named_with_the_command_that_installs_it():
-    with pytest.raises(
-        RecipeError, match=r"needs no-such-package, which is not installed .*pip install 's2ap-defend\["
-    ):
+    with pytest.raises(RecipeError, match=r"needs no-such-package, which is not installed .*pip install '\.\["):
         library("no_such_package", "no-such-package")
     assert all(attack.needs == "library" for attack in ATTACKS)
 
