@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import InputError
 from s2ap_defend.images import check_images
 from s2ap_defend.model_file import ModelFile, open_model_file
@@ -26,23 +21,22 @@ from s2ap_train.redteam.ablation.costs import against_pruned, part_costs
 from s2ap_train.redteam.ablation.networks import Networks
 from s2ap_train.redteam.ablation.run import AblationRun, run_ablation
 from s2ap_train.redteam.attacks.attack import RedTeamAttack
-from s2ap_train.redteam.attacks.cross_checks import MODULES
 from s2ap_train.redteam.attacks.oblivious import SEARCH
 from s2ap_train.redteam.attacks.white_box_search import SKIPPED
 from s2ap_train.redteam.campaign import (
-    SKIPPED_SHARDS,
-    Attacked,
     Setup,
     attack_jobs,
     gathered,
     targets,
 )
 from s2ap_train.redteam.checks.run import check_jobs, judge_checks
+from s2ap_train.redteam.configuration import configuration_of, versions_here
+from s2ap_train.redteam.coverage import able, unfinished
 from s2ap_train.redteam.detection import measure_detection
-from s2ap_train.redteam.gallery import gallery_of, strongest
+from s2ap_train.redteam.gallery import gallery_of_file
 from s2ap_train.redteam.judging import Judged, attack_rows, in_the_ball, judged, worst_of
 from s2ap_train.redteam.plan import Plan, check_budgets, deadline
-from s2ap_train.redteam.results import Configuration, DetectionFigures, Evaluation, GalleryItem
+from s2ap_train.redteam.results import DetectionFigures, Evaluation
 from s2ap_train.statistics.figures import WorstCase, clean_figures
 from s2ap_train.statistics.outcome import Outcome
 
@@ -51,7 +45,6 @@ __all__ = ["FOLDER", "evaluate_file"]
 FOLDER = "evaluation"
 """Where, in a work folder, finished attacks are stored."""
 _FOR_ATTACKS = 0.6  # of a time limit; the rest is for the search and for checks and curves
-_LIBRARIES = ("s2ap-defend", "torch", "onnxruntime-gpu", "onnxruntime", "foolbox", "pyautoattack", "numpy")
 
 
 def evaluate_file(
@@ -101,23 +94,23 @@ def evaluate_file(
     _check_labels(data, len(file.manifest.classes))
     networks = networks or Networks()
     setup = Setup(path, data, plan.eps, plan.l2, plan.pixels, plan.seed, plan.budget, networks.surrogates, server)
-    versions = _versions()
+    versions = versions_here()
     store = Store(folder, (setup.key(file.manifest.weights_sha256, file.manifest.graph_sha256), versions))
-    able, not_run = _able(plan.attacks, setup)
-    attacks = {attack.name: attack for attack in able}
+    chosen, not_run = able(plan.attacks, setup)
+    attacks = {attack.name: attack for attack in chosen}
     until, end = (deadline(plan.time_limit, share) for share in (_FOR_ATTACKS, 1.0))
     name_of_data = source or file.manifest.provenance.data
-    jobs = attack_jobs(setup, able, until=until, always=(SEARCH.name,))
+    jobs = attack_jobs(setup, chosen, until=until, always=(SEARCH.name,))
     jobs += check_jobs(setup, plan, networks, name_of_data, until)
     done = run_resumable(jobs, store, reporter, title="attacks", workers=workers)
-    on_file, on_bare = gathered(setup, able, done)
+    on_file, on_bare = gathered(setup, chosen, done)
     for name in [name for name, one in on_file.items() if SKIPPED in one.notes]:
         not_run[name] = str(on_file.pop(name).notes[SKIPPED])
         on_bare.pop(name, None)
         del attacks[name]
     defended_target, bare_target = targets(path)
     defended, bare = judged(defended_target, data, on_file), judged(bare_target, data, on_bare)
-    not_run |= _unfinished(attacks, on_file, len(data))
+    not_run |= unfinished(attacks, on_file, len(data))
     checked = judge_checks(
         setup, plan, defended_target, defended, attacks, done, networks=networks, data_name=name_of_data
     )
@@ -128,7 +121,7 @@ def evaluate_file(
         )
     rows = {} if ablated.ablation is None else ablated.ablation.rows
     return Evaluation(
-        configuration=_configuration(path, file, data, plan, recipe, source, command, versions),
+        configuration=configuration_of(path, file, data, plan, recipe, source, command, versions),
         seconds=sum(float(one.notes[SECONDS]) for one in done.values()),
         clean=clean_figures(defended.clean, data.labels),
         bare_clean=clean_figures(bare.clean, data.labels),
@@ -151,31 +144,8 @@ def evaluate_file(
         ablation=tuple(measured.row for measured in rows.values()),
         against_pruned=against_pruned(rows, ablated.served),
         costs=part_costs(rows),
-        gallery=_gallery(path, file, data, attacks, defended),
+        gallery=gallery_of_file(path, file.manifest.classes, data, attacks, defended),
     )
-
-
-def _able(attacks: Sequence[RedTeamAttack], setup: Setup) -> tuple[tuple[RedTeamAttack, ...], dict[str, str]]:
-    """(attacks that have what they need, why the others have not)."""
-    missing = {}
-    for attack in attacks:
-        if attack.needs == "surrogates" and not setup.surrogates:
-            missing[attack.name] = "there are no networks of the attacker's own; --ablation all trains them"
-        elif attack.needs == "server" and setup.server is None:
-            missing[attack.name] = "it asks a server; give its address with --server"
-        elif attack.needs == "library" and importlib.util.find_spec(MODULES[attack.name]) is None:
-            missing[attack.name] = "its library is not installed; pip install '.[train,crosscheck]' in a checkout"
-    return tuple(attack for attack in attacks if attack.name not in missing), missing
-
-
-def _unfinished(attacks: Mapping[str, RedTeamAttack], found: Mapping[str, Attacked], samples: int) -> dict[str, str]:
-    left = {name: "the time limit was over before it began" for name in attacks if name not in found}
-    for name, one in found.items():
-        if SKIPPED_SHARDS in one.notes:
-            left[name] = f"only on {int(one.ran.sum())} of {samples} images: {one.notes[SKIPPED_SHARDS]}"
-        elif not one.ran.all():
-            left[name] = f"the time limit was over after {int(one.ran.sum())} of {samples} images"
-    return left
 
 
 def _worst(found: WorstCase, measured: MeasuredRow | None) -> WorstCase:
@@ -210,53 +180,6 @@ def _detection(
         return measure_detection(file, data, defended.clean.flagged, attacked)
 
 
-def _gallery(
-    path: Path, file: ModelFile, data: ImageSet, attacks: Mapping[str, RedTeamAttack], defended: Judged
-) -> tuple[GalleryItem, ...]:
-    right = defended.clean.right(data.labels)
-    shown = strongest(
-        {
-            name: int((defended.outcomes[name].success & right).sum())
-            for name in defended.attacked
-            if attacks[name].goal == "mislead" and attacks[name].norm == "linf"
-        }
-    )
-    if not shown:
-        return ()
-    attacked = {name: defended.attacked[name].images for name in shown}
-    serve = DefendedClassifier.load(path, device="cpu", threads=1)
-    verdicts = {name: serve(images) for name, images in attacked.items()}
-    return gallery_of(data.images, data.labels, attacked, verdicts, file.manifest.classes, right=right)
-
-
-def _configuration(
-    path: Path,
-    file: ModelFile,
-    data: ImageSet,
-    plan: Plan,
-    recipe: str,
-    source: str,
-    command: str,
-    versions: Mapping[str, str],
-) -> Configuration:
-    return Configuration(
-        command=command,
-        model=path.name,
-        weights_sha256=file.manifest.weights_sha256,
-        recipe=recipe or file.manifest.provenance.recipe,
-        data=source or file.manifest.provenance.data,
-        preset=plan.name,
-        budget=asdict(plan.budget),
-        samples=len(data),
-        eps=plan.eps,
-        l2=plan.l2,
-        pixels=plan.pixels,
-        seed=plan.seed,
-        versions=versions,
-        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    )
-
-
 def _check_labels(data: ImageSet, classes: int) -> None:
     labels = data.labels
     if labels.shape != (len(data.images),) or labels.min() < 0 or labels.max() >= classes:
@@ -264,13 +187,3 @@ def _check_labels(data: ImageSet, classes: int) -> None:
             f"labels have shape {list(labels.shape)}, expected one of 0..{classes - 1} for each of {len(data.images)} "
             "images"
         )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

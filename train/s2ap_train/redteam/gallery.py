@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.types import Bool, Float32, Int64, Verdicts
+from s2ap_train.data import ImageSet
+from s2ap_train.redteam.attacks.attack import RedTeamAttack
+from s2ap_train.redteam.judging import Judged
 from s2ap_train.redteam.results import GalleryItem
 
-__all__ = ["gallery_of", "strongest", "verdict_in_words"]
+__all__ = ["gallery_of", "gallery_of_file", "strongest", "verdict_in_words"]
 
 LIMIT = 12
 """Images of a gallery."""
+
+
+def gallery_of_file(
+    path: Path, classes: Sequence[str], data: ImageSet, attacks: Mapping[str, RedTeamAttack], defended: Judged
+) -> tuple[GalleryItem, ...]:
+    """The gallery of a file under the attacks in the l_inf ball that mislead it most often.
+
+    Args:
+        path: The model file, which is asked for its verdicts.
+        classes: Class names.
+        data: Clean images and labels.
+        attacks: All that ran, by name.
+        defended: What they reached.
+    """
+    right = defended.clean.right(data.labels)
+    shown = strongest(
+        {
+            name: int((defended.outcomes[name].success & right).sum())
+            for name in defended.attacked
+            if attacks[name].goal == "mislead" and attacks[name].norm == "linf"
+        }
+    )
+    if not shown:
+        return ()
+    attacked = {name: defended.attacked[name].images for name in shown}
+    serve = DefendedClassifier.load(path, device="cpu", threads=1)
+    verdicts = {name: serve(images) for name, images in attacked.items()}
+    return gallery_of(data.images, data.labels, attacked, verdicts, classes, right=right)
 
 
 def gallery_of(
