@@ -72,7 +72,7 @@ class Benchmark:
         preset: Sizes.
         named: Names of the attacks on the base.
         folder: Work folder.
-        reporter: Told about every step.
+        reporter: Shows every step.
         workers: Processes that train.
     """
 

@@ -72,7 +72,7 @@ class Parts:
 
     Args:
         setting: The recipe and the folder.
-        reporter: Told about training.
+        reporter: Shows the training.
     """
 
     def __init__(self, setting: Setting, reporter: Reporter) -> None:
@@ -120,7 +120,7 @@ def attack_all(parts: Parts, names: Sequence[str], reporter: Reporter, workers: 
     Args:
         parts: Networks.
         names: Of the purifiers, 'off' among them.
-        reporter: Told about every system.
+        reporter: Shows every system.
         workers: Processes.
     """
     setting = parts.setting
@@ -146,7 +146,7 @@ def curves(parts: Parts, names: Sequence[str], classifier: str, reporter: Report
         parts: Networks.
         names: Of the purifiers.
         classifier: Behind them.
-        reporter: Told about every point.
+        reporter: Shows every point.
         workers: Processes.
     """
     preset, eps = parts.setting.preset, parts.setting.recipe.eps

@@ -49,7 +49,7 @@ def assemble(
         splits: Data for calibration.
         work_dir: Where the members' times are kept, so that a second run writes the same manifest.
         choice: How the purifier was chosen, for the manifest.
-        on_stage: Told what is done.
+        on_stage: Called with what is done.
 
     Raises:
         RecipeError: If the test cannot be calibrated.

@@ -53,7 +53,7 @@ def harden(
         recipe: What to do.
         output: The model file to write; checked before anything is trained.
         work_dir: Folder of the checkpoints.
-        reporter: Told about every step.
+        reporter: Shows every step.
         workers: Processes that train or attack at the same time, None takes one a core; or "ray", which trains.
         choose: Who decides on the purifier: the recipe, or what the sweep finds on validation images; None: the recipe,
             without a sweep.

@@ -64,7 +64,7 @@ def compared_networks(
         splits: The recipe's data.
         checkpoints: The work folder; nothing is written there.
         folder: Where networks are kept that no hardening trains: the wider classifier, the attacker's own.
-        reporter: Told about every network.
+        reporter: Shows every network.
         train: Whether those are trained; otherwise they are left out.
         transfer: Whether an attack asks for the attacker's own.
 

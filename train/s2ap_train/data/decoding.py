@@ -71,7 +71,7 @@ class Decoder:
 
         Args:
             files: The files [N].
-            on_read: Told how many more are decoded, in the calling thread.
+            on_read: Called with how many more are decoded, in the calling thread.
 
         Raises:
             RecipeError: With the first file that cannot be read or does not fit.

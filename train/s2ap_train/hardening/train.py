@@ -60,7 +60,7 @@ def train_components(
         recipe: What to train.
         splits: The data; train and validation are used.
         work_dir: Folder of the checkpoints.
-        reporter: Told about every part.
+        reporter: Shows every part.
         workers: Who trains at the same time; None takes one process a core.
 
     Raises:
@@ -91,7 +91,7 @@ def train_networks(
         recipe: What to train.
         splits: The data; train and validation are used.
         work_dir: Folder of the checkpoints.
-        reporter: Told about every part.
+        reporter: Shows every part.
         workers: Who trains at the same time; None takes one process a core.
 
     Raises:

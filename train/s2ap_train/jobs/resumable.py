@@ -63,7 +63,7 @@ def run_resumable(
     Args:
         jobs: In any order; those that take long are begun first.
         store: Of what they find.
-        reporter: Told about every job, with an estimate of the time left.
+        reporter: Shows every job, with an estimate of the time left.
         title: Of the progress that is shown.
         workers: Processes; None takes one a core; or "ray", where every node must see the files that jobs read.
 

@@ -197,7 +197,7 @@ def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningReci
 
 
 def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], classes: int) -> None:
-    """Make each network of the recipe once, so that one that cannot be made is told before anything is trained.
+    """Make each network of the recipe once, so that one that cannot be made is refused before anything is trained.
 
     Args:
         recipe: Its plain network, and those of families that have members.

@@ -10,7 +10,7 @@ __all__ = ["EvaluationSettings", "ExportSettings", "MeasureSettings"]
 
 
 class EvaluationSettings(Table):
-    """What the closing table of `harden` measures, and `evaluate` unless it is told otherwise.
+    """What the closing table of `harden` measures, and `evaluate` where its options say nothing else.
 
     Attributes:
         samples: Test images.

@@ -96,8 +96,8 @@ def explain(error: ValidationError, kind: object) -> str:
     place = ".".join(path)
     if first["type"] == REFUSED:
         inner = _refused_table(_kind_at(kind, first["loc"]), first["input"])
-        told = first["msg"].startswith((f"{place} ", f"{place}."))
-        return first["msg"] if told else f"{'.'.join((*path, *inner))}: {first['msg']}"
+        placed = first["msg"].startswith((f"{place} ", f"{place}."))
+        return first["msg"] if placed else f"{'.'.join((*path, *inner))}: {first['msg']}"
     if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         return f"key {place} is not known; {_nearest(path[-1], _keys_at(kind, first['loc'][:-1]))}"
     if first["type"] in {"missing", "missing_argument"}:

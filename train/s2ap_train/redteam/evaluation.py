@@ -72,7 +72,7 @@ def evaluate_file(
         data: Clean images in [0, 1] and true labels; images that are misclassified anyway stay in.
         plan: Attacks and budgets.
         folder: Where finished attacks are stored; None: nowhere.
-        reporter: Told about every job.
+        reporter: Shows every job.
         workers: Processes; None takes one a core; or "ray", where every node must see the file.
         networks: What the file is compared with in the ablation, and what attacks transfer from; None: nothing.
         ablation: Whether the ablation is measured.

@@ -110,7 +110,7 @@ class PartStore:
 
     Args:
         work_dir: Folder of the checkpoints.
-        reporter: Told about every part.
+        reporter: Shows every part.
         writes: Whether what is trained is stored; of several processes that train one part, only the first does.
     """
 
@@ -174,5 +174,5 @@ class PartStore:
 
 
 def silent_reporter() -> Reporter:
-    """Tells nobody."""
+    """Shows nothing."""
     return Reporter(Console(file=io.StringIO()))

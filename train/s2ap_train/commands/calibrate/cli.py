@@ -69,11 +69,11 @@ def calibrate(
     output = model.with_name(f"{model.stem}.calibrated{model.suffix}") if output is None else output
     check_writable(output)
     console = Console()
-    told = Console(stderr=True) if as_json else console
+    messages = Console(stderr=True) if as_json else console
     data = load_clean_data(source, file.manifest, root=root, limit=limit, labelled=on == "correct")
     for warning in data.warnings:
-        told.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    with Reporter(told).step("images asked", 1) as step:
+        messages.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    with Reporter(messages).step("images asked", 1) as step:
         answers = StageEngines.from_file(file, device=device).answers(data.images, data.labels)
         step.advance(data.description)
     result = recalibrate(
@@ -88,7 +88,7 @@ def calibrate(
         return
     print_report(result, console)
     if file.manifest.measured:
-        told.print(
+        messages.print(
             "what was measured with the old boundary is not in the new file; measure it with s2ap-defend evaluate",
             highlight=False,
             soft_wrap=True,

@@ -59,7 +59,7 @@ def run_metrics(
         dense: The network before pruning; None for a method that starts from random weights.
         tuned: The pruned network.
         timings: Of the phases.
-        reporter: Told about every measure.
+        reporter: Shows every measure.
         collapse: What collapsed, if anything did.
 
     Returns:

@@ -45,7 +45,7 @@ def run_pruning(
         recipe: What to do.
         output: The run folder to write; checked before anything is trained.
         work_dir: Folder of what is unfinished.
-        reporter: Told about every phase.
+        reporter: Shows every phase.
 
     Raises:
         RecipeError: If something in the recipe cannot work, or a phase collapsed: the folder then holds the last good

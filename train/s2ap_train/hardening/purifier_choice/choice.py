@@ -59,7 +59,7 @@ def choose_purifier(
         components: The trained networks; members are all asked.
         splits: The data; validation images are attacked.
         work_dir: Finished attacks are stored in it and reused for the same networks, data and attack.
-        reporter: Told about every purifier.
+        reporter: Shows every purifier.
         by: Who decides; None: the recipe, and nothing is measured.
         workers: Processes that attack at the same time; None takes one a core, and one where there is a GPU.
 
@@ -91,7 +91,7 @@ def choose_purifier(
 
 
 def check_grid(recipe: Recipe) -> tuple[Purification, ...]:
-    """Everything that is tried, so that what cannot work is told before anything is trained.
+    """Everything that is tried, so that what cannot work is refused before anything is trained.
 
     Raises:
         RecipeError: If a combination is no purifier, or asks the score model at a noise level it never saw.

@@ -99,7 +99,7 @@ def reason(rows: Sequence[ChoiceRow], chosen: int, by: By, samples: int) -> str:
             *_verdict("The purifier", row, off, row.p_against_off, samples),
         ]
         if twin is not None:
-            sentences += _verdict("Its sharpness-aware ascent", row, twin, row.p_against_rho_0, samples, told=True)
+            sentences += _verdict("Its sharpness-aware ascent", row, twin, row.p_against_rho_0, samples, repeated=True)
     if by == "recipe":
         sentences += _better_ones(rows, row, samples)
     if by == "validation":
@@ -126,16 +126,16 @@ def _off_in_words(rows: Sequence[ChoiceRow], off: ChoiceRow, by: By, samples: in
 
 
 def _verdict(
-    what: str, after: ChoiceRow, before: ChoiceRow, p_value: float | None, samples: int, *, told: bool = False
+    what: str, after: ChoiceRow, before: ChoiceRow, p_value: float | None, samples: int, *, repeated: bool = False
 ) -> list[str]:
     """It lowers the figure, raises it, or does neither beyond noise; nobody knows where gradients are masked.
 
-    `told`: that they are has been said before.
+    `repeated`: that they are has been said before.
     """
     p_value = 1.0 if p_value is None else p_value
     test = f"(exact McNemar p = {p_value:.2g})"
     hidden = masked(after, samples)
-    sentences = [_masked_in_words(after, samples)] if hidden and not told else []
+    sentences = [_masked_in_words(after, samples)] if hidden and not repeated else []
     if p_value >= NOISE:
         said = f"{what} changes the adaptive figure by no more than noise {test}."
     elif after.adaptive_accuracy < before.adaptive_accuracy:

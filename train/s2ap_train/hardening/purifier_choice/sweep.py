@@ -101,7 +101,7 @@ class Sweep:
         defence: What they stand in front of.
         settings: Of the attack.
         store: Attacks of earlier runs.
-        reporter: Told about every purifier.
+        reporter: Shows every purifier.
         workers: Processes that attack at the same time; None takes one a core. One works in this process; for more,
             score model and networks travel as pickles.
         title: Of the progress that is shown.

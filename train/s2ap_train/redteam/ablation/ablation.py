@@ -183,7 +183,7 @@ def measure_ablation(
         tasks: Shards of the images, in order, with budgets; their `known` is not used.
         attacked: As in `ablation_jobs`: of the rows that the red team has attacked.
         store: Of what is found.
-        reporter: Told about every job.
+        reporter: Shows every job.
         workers: Processes; None takes one a core.
         until: Time after which nothing is begun.
 

@@ -48,7 +48,7 @@ def run_ablation(
         bare: What they reached on the classifier.
         attacks: Those that ran, by name.
         store: Of what is found.
-        reporter: Told about every job.
+        reporter: Shows every job.
         workers: Processes.
         until: Time after which nothing is begun.
     """

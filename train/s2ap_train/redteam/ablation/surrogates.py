@@ -38,7 +38,7 @@ def train_surrogates(
         recipe: Data, network, trainings, eps and compute.
         splits: The data; train and validation are used, as by the defence.
         work_dir: Folder of the checkpoints.
-        reporter: Told about every part.
+        reporter: Shows every part.
         members: Adversarially trained networks.
 
     Returns:
