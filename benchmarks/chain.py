@@ -41,7 +41,8 @@ from s2ap_train.recipe import Recipe, load_recipe
 from s2ap_train.redteam.ablation.ablation import ablation_jobs
 from s2ap_train.redteam.ablation.ablation_rows import PRUNED, Row, open_row
 from s2ap_train.redteam.attacks.catalogue import chosen_attacks
-from s2ap_train.redteam.campaign import Setup, attack_jobs, gathered, targets
+from s2ap_train.redteam.campaign import Setup, attack_jobs, gathered
+from s2ap_train.redteam.target import open_targets
 from s2ap_train.statistics.outcome import Outcome
 from s2ap_train.statistics.paired import paired_difference
 from s2ap_train.storage.lock import locked_folder
@@ -167,7 +168,7 @@ def measure(
             sides = gathered(setup, attacks, done)
             own[setting.name] = [one.images for one in sides[0].values()]
             found += [one.images for side in sides for name, one in side.items() if name in CARRIED]
-            systems[setting.name] = targets(path)[0].system
+            systems[setting.name] = open_targets(path)[0].system
         row = Row(PRUNED, path, to_stage(parts.pruned.model).SerializeToString())
         tasks = [setup.task(rows) for rows in setup.shards()]
         store = Store(work_dir / "found", ("pruned", hashlib.sha256(row.stage or b"").hexdigest(), setup.key("", "")))

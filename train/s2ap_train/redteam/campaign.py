@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
 from s2ap_train.redteam.attacks.catalogue import ATTACKS
 from s2ap_train.redteam.attacks.white_box_search import SKIPPED
 from s2ap_train.redteam.probes import Probe
-from s2ap_train.redteam.target import Target, open_targets
+from s2ap_train.redteam.target import open_targets
 from s2ap_train.storage.fingerprint import weights_digest
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "attack_jobs",
     "gathered",
     "probe_jobs",
-    "targets",
 ]
 
 REDTEAM_VERSION = 2
@@ -244,7 +242,7 @@ def _attacked(model: Path, which: Which, name: str, task: Task) -> Found:
     """One attack on one shard; also called in other processes."""
     attack = ATTACKS[name]
     with one_thread():
-        defended, bare = targets(model)
+        defended, bare = open_targets(model)
         found = attack.run(defended if which == DEFENDED else bare, task)
     return Found(_inside(found.images, attack, task), found.notes)
 
@@ -252,17 +250,7 @@ def _attacked(model: Path, which: Which, name: str, task: Task) -> Found:
 def _probed(model: Path, probe: Probe, task: Task) -> Found:
     """One further run; also called in other processes."""
     with one_thread():
-        return probe(targets(model)[0], task)
-
-
-def targets(model: Path) -> tuple[Target, Target]:
-    """(the defended file, the bare classifier), opened once a process and again when the file has changed."""
-    return _opened(model, model.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=1)
-def _opened(model: Path, modified: int) -> tuple[Target, Target]:  # noqa: ARG001
-    return open_targets(model)
+        return probe(open_targets(model)[0], task)
 
 
 def _inside(images: Float32, attack: RedTeamAttack, task: Task) -> Float32:

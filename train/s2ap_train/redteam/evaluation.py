@@ -10,7 +10,7 @@ import numpy as np
 
 from s2ap_defend.errors import InputError
 from s2ap_defend.images import check_images
-from s2ap_defend.model_file import ModelFile, open_model_file
+from s2ap_defend.model_file import ModelFile
 from s2ap_defend.progress import Reporter
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
@@ -27,7 +27,6 @@ from s2ap_train.redteam.campaign import (
     Setup,
     attack_jobs,
     gathered,
-    targets,
 )
 from s2ap_train.redteam.checks.run import check_jobs, judge_checks
 from s2ap_train.redteam.configuration import configuration_of, versions_here
@@ -37,6 +36,7 @@ from s2ap_train.redteam.gallery import gallery_of_file
 from s2ap_train.redteam.judging import Judged, attack_rows, in_the_ball, judged, worst_of
 from s2ap_train.redteam.plan import Plan, check_budgets, deadline
 from s2ap_train.redteam.results import DetectionFigures, Evaluation
+from s2ap_train.redteam.target import open_targets, opened
 from s2ap_train.statistics.figures import WorstCase, clean_figures
 from s2ap_train.statistics.outcome import Outcome
 
@@ -87,7 +87,7 @@ def evaluate_file(
         ModelFileError: If the file cannot be used.
     """
     check_workers(workers)
-    file = open_model_file(path)
+    file = opened(path)
     _, height, width = file.manifest.input.shape
     check_budgets(plan.eps, plan.l2, plan.pixels, height * width)
     data = ImageSet(check_images(data.images, file.manifest.input.shape), data.labels)
@@ -108,7 +108,7 @@ def evaluate_file(
         not_run[name] = str(on_file.pop(name).notes[SKIPPED])
         on_bare.pop(name, None)
         del attacks[name]
-    defended_target, bare_target = targets(path)
+    defended_target, bare_target = open_targets(path)
     defended, bare = judged(defended_target, data, on_file), judged(bare_target, data, on_bare)
     not_run |= unfinished(attacks, on_file, len(data))
     checked = judge_checks(

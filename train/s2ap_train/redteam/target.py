@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from torch import Tensor
@@ -25,7 +25,7 @@ from s2ap_train.adaptive.systems import BareSystem, DefendedSystem, System
 from s2ap_train.purifier.gradient_path import GradientPath
 from s2ap_train.twin import Twin
 
-__all__ = ["AttackPlan", "Features", "Target", "bare_target", "defended_target", "open_targets"]
+__all__ = ["AttackPlan", "Features", "Target", "bare_target", "defended_target", "open_targets", "opened"]
 
 Features = Callable[[Tensor, GradientPath], Tensor]
 """Images [N, C, H, W] and the gradient's path through the purifier -> hidden features of the classifier [N, D]."""
@@ -67,13 +67,39 @@ class Target:
         return "exact" if self.purifies else "none"
 
 
-def open_targets(path: Path) -> tuple[Target, Target]:
-    """(the defended file as it is served, the bare classifier inside it), each with one thread.
+def opened(path: Path) -> ModelFile:
+    """The file, opened and verified once a process, and again when it has changed.
 
     Raises:
         ModelFileError: If the file cannot be used.
     """
-    file = open_model_file(path)
+    return _opened(path, _changed(path))
+
+
+def open_targets(path: Path) -> tuple[Target, Target]:
+    """(the defended file as it is served, the bare classifier inside it), each with one thread; made once a process.
+
+    Raises:
+        ModelFileError: If the file cannot be used.
+    """
+    return _targets(path, _changed(path))
+
+
+def _changed(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None  # opening it says what is wrong
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, changed: int | None) -> ModelFile:  # noqa: ARG001
+    return open_model_file(path)
+
+
+@lru_cache(maxsize=1)
+def _targets(path: Path, changed: int | None) -> tuple[Target, Target]:  # noqa: ARG001
+    file = opened(path)
     twin = Twin.from_file(file)
     return defended_target(file, path, twin), bare_target(file, twin)
 

@@ -14,11 +14,11 @@ import onnx
 from onnx import ModelProto
 
 from s2ap_defend.classifier import DefendedClassifier
-from s2ap_defend.model_file import ModelFile, open_model_file
+from s2ap_defend.model_file import ModelFile
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_defend.types import Float32
 from s2ap_train.redteam.ablation.chains import ChainSystem, OpenedFile, chain_target, network_target
-from s2ap_train.redteam.target import Target, defended_target
+from s2ap_train.redteam.target import Target, defended_target, opened
 
 __all__ = [
     "ABLATION_VERSION",
@@ -92,7 +92,7 @@ def rows_of(model: Path, networks: Mapping[str, ModelProto]) -> tuple[Row, ...]:
     Raises:
         ModelFileError: If the file cannot be used.
     """
-    file = open_model_file(model)
+    file = opened(model)
     served = served_row(file)
     stages = {BARE: cut_stage(file.proto, CLASSIFIER), **networks}
     chains = [PURIFIER, DETECTOR, VOTE][1 if file.manifest.purifier.off else 0 :]
@@ -121,10 +121,10 @@ def open_row(row: Row) -> Target:
     """
     if row.stage is not None:
         return network_target(row.name, onnx.load_from_string(row.stage))
-    opened = _opened(row.model, row.model.stat().st_mtime_ns)
-    if row.name == served_row(opened.file):
-        return replace(defended_target(opened.file, row.model, opened.twin), name=row.name)
-    return chain_target(row.name, opened)
+    stages = _stages(row.model, row.model.stat().st_mtime_ns)
+    if row.name == served_row(stages.file):
+        return replace(defended_target(stages.file, row.model, stages.twin), name=row.name)
+    return chain_target(row.name, stages)
 
 
 def milliseconds(row: Row, images: Float32) -> float:
@@ -142,9 +142,9 @@ def milliseconds(row: Row, images: Float32) -> float:
 
 
 @lru_cache(maxsize=1)
-def _opened(model: Path, changed: int) -> OpenedFile:  # noqa: ARG001
+def _stages(model: Path, changed: int) -> OpenedFile:  # noqa: ARG001
     """The stages of the file, once a process as long as it does not change."""
-    return OpenedFile.of(open_model_file(model))
+    return OpenedFile.of(opened(model))
 
 
 def _seconds(classifier: DefendedClassifier, image: Float32) -> float:

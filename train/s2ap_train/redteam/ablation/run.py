@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_train.jobs import Store, Workers
 from s2ap_train.redteam.ablation.ablation import Ablation, measure_ablation
@@ -14,6 +13,7 @@ from s2ap_train.redteam.ablation.networks import Networks
 from s2ap_train.redteam.attacks.attack import RedTeamAttack
 from s2ap_train.redteam.campaign import Setup
 from s2ap_train.redteam.judging import Judged
+from s2ap_train.redteam.target import opened
 
 __all__ = ["AblationRun", "run_ablation"]
 
@@ -52,7 +52,7 @@ def run_ablation(
         workers: Processes.
         until: Time after which nothing is begun.
     """
-    served = served_row(open_model_file(setup.model))
+    served = served_row(opened(setup.model))
     rows = rows_of(setup.model, networks.stages)
     attacked = {
         name: [one.images for attack, one in judgement.attacked.items() if attacks[attack].norm == "linf"]
