@@ -2,6 +2,7 @@
 
 import pytest
 
+from s2ap_defend.errors import RecipeError
 from s2ap_train.models.source import source_digest
 
 FILES = {
@@ -48,6 +49,26 @@ def test_networks_of_ours_and_what_cannot_be_found_have_no_source(project):
     assert source_digest({"name": "user", "factory": FACTORY}) == source_digest(FACTORY) != ""
 
 
+def test_modules_in_other_folders_of_the_path_count_as_those_of_the_project(project, tmp_path_factory, monkeypatch):
+    away = tmp_path_factory.mktemp("away")
+    (away / "mylayers").mkdir()
+    (away / "mylayers" / "__init__.py").write_text("from mylayers.deep import layer\n")
+    deep = away / "mylayers" / "deep.py"
+    deep.write_text("layer = 1\n")
+    monkeypatch.syspath_prepend(away)
+    (project / "shared.py").write_text("from mylayers import layer\n")
+    before = source_digest(FACTORY)
+    deep.write_text("layer = 2\n")
+    assert source_digest(FACTORY) != before
+
+
+def test_a_source_that_cannot_be_read_is_refused_in_words(project):
+    (project / "nets" / "parts.py").unlink()
+    (project / "nets" / "parts.py").symlink_to("/proc/self/mem")
+    with pytest.raises(RecipeError, match=r"parts\.py, which the network is made of, cannot be read"):
+        source_digest(FACTORY)
+
+
 def test_source_that_does_not_parse_counts_by_its_bytes(project):
     (project / "nets/small.py").write_text("def broken(:\n")
     first = source_digest(FACTORY)
@@ -55,9 +76,15 @@ def test_source_that_does_not_parse_counts_by_its_bytes(project):
     assert source_digest(FACTORY) not in ("", first)
 
 
-def test_of_an_installed_package_only_the_package_itself_counts(project):
-    installed = source_digest("torchvision.models.resnet:resnet18")
-    assert installed
-    (project / "torch").mkdir()
-    (project / "torch" / "__init__.py").write_text("")
-    assert source_digest("torchvision.models.resnet:resnet18") == installed
+def test_of_an_installed_package_only_the_package_itself_counts(tmp_path, monkeypatch):
+    installed = tmp_path / "site-packages"
+    for name, text in {"first": "import second\nfrom . import inner\n", "second": ""}.items():
+        (installed / name).mkdir(parents=True)
+        (installed / name / "__init__.py").write_text(text)
+    (installed / "first" / "inner.py").write_text("")
+    monkeypatch.syspath_prepend(installed)
+    before = source_digest("first:make")
+    (installed / "second" / "__init__.py").write_text("changed = 1\n")
+    assert source_digest("first:make") == before
+    (installed / "first" / "inner.py").write_text("changed = 1\n")
+    assert source_digest("first:make") != before

@@ -11,62 +11,68 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from s2ap_defend.errors import RecipeError
+
 __all__ = ["source_digest"]
 
 
 def source_digest(network: str | Mapping[str, Any]) -> str:
     """SHA-256 over the source of a user's network; empty for a network of ours, or where there is no source.
 
-    It covers the module of the factory and all that it imports, directly or not, from the folder or the installed
-    package that it lies in; what else is installed is not looked at. A package is searched in the current folder first,
-    as when it is imported.
+    It covers the module of the factory and every module that import statements reach from there, wherever it lies; of
+    installed packages only the factory's own. What is imported by a name that is computed is not seen. A module is
+    searched in the current folder first, as when it is imported.
 
     Args:
         network: "package.module:function", a table with `factory`, or a network of ours by name or table.
     """
     factory = network if isinstance(network, str) else str(network.get("factory", ""))
     module, colon, _ = factory.partition(":")
-    root = _root(module.partition(".")[0]) if colon else None
-    if root is None:
+    sources = _reached(module) if colon else {}
+    if not sources:
         return ""
     digest = hashlib.sha256()
-    for path in sorted(_reached(root, module)):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    for name, content in sorted(sources.items()):
+        digest.update(f"{name}\n{len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 
-def _root(top: str) -> Path | None:
-    """Folder that a top-level module or package lies in."""
+def _reached(module: str) -> dict[str, bytes]:
+    """Sources by name of the modules that importing one reads, as far as import statements say."""
+    own, seen, waiting = module.partition(".")[0], dict[str, bytes](), [module]
+    while waiting:
+        parts = waiting.pop().split(".")
+        root = _root(parts[0], own)
+        for depth in range(1, len(parts) + 1 if root is not None else 0):
+            name = ".".join(parts[:depth])
+            path = None if name in seen or root is None else _file(root.joinpath(*parts[:depth]))
+            if path is not None:
+                seen[name] = _read(path)
+                waiting.extend(_imports(seen[name], name if path.name == "__init__.py" else name.rpartition(".")[0]))
+    return seen
+
+
+def _found(top: str, here: str) -> tuple[Path, bool] | None:
+    """(folder that a top-level module or package lies in, whether it is installed)."""
+    if not top or top in sys.stdlib_module_names or top.startswith("s2ap_"):
+        return None
     try:
-        found = PathFinder.find_spec(top, [str(Path.cwd()), *sys.path]) or importlib.util.find_spec(top)
+        found = PathFinder.find_spec(top, [here, *sys.path]) or importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None  # the error comes where the network is made
     if found is None:
         return None
     places = list(found.submodule_search_locations or ())
-    if places:
-        return Path(places[0]).parent
-    return Path(found.origin).parent if found.origin and Path(found.origin).is_file() else None
+    place = Path(places[0]) if places else Path(found.origin or "")
+    if not places and not place.is_file():
+        return None
+    return place.parent, not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
 
 
-def _reached(root: Path, module: str) -> set[Path]:
-    """Source files below `root` that importing a module reads, as far as import statements say.
-
-    Beside its own package a module reaches only into a project's folder, never into other installed packages.
-    """
-    installed = {"site-packages", "dist-packages"} & set(root.parts) or (root / "os.py").exists()
-    top, seen, waiting = module.partition(".")[0], set[Path](), [module]
-    while waiting:
-        name = waiting.pop()
-        if installed and name.partition(".")[0] != top:
-            continue
-        parts = name.split(".")
-        for depth in range(1, len(parts) + 1):
-            path = _file(root.joinpath(*parts[:depth]))
-            if path is not None and path not in seen:
-                seen.add(path)
-                waiting.extend(_imports(path, ".".join(parts[:depth])))
-    return seen
+def _root(top: str, own: str) -> Path | None:
+    """Folder that a module is read from; None for one whose source does not count."""
+    found = _found(top, str(Path.cwd()))
+    return None if found is None or (found[1] and top != own) else found[0]
 
 
 def _file(place: Path) -> Path | None:
@@ -74,18 +80,32 @@ def _file(place: Path) -> Path | None:
     return next((path for path in files if path.is_file()), None)
 
 
-def _imports(path: Path, module: str) -> Iterator[str]:
-    """Dotted names that a file's import statements may read."""
+def _read(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        RecipeError: If it cannot be read.
+    """
     try:
-        tree = ast.parse(path.read_bytes())
+        return path.read_bytes()
+    except OSError as error:
+        raise RecipeError(
+            f"{path}, which the network is made of, cannot be read ({error.strerror or error}); make it readable"
+        ) from error
+
+
+def _imports(source: bytes, package: str) -> Iterator[str]:
+    """Dotted names that the import statements of a module in a package may read."""
+    try:
+        tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return  # the error comes where it is imported
-    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    inside = package.split(".") if package else []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
+            above = inside[: len(inside) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
