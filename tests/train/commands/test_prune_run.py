@@ -227,7 +227,7 @@ def test_a_run_of_other_data_is_neither_reused_nor_written_over(work: Path, caps
     assert run(command) == 0
     np.savez(work / "data.npz", images=images[400:800], labels=labels[400:800])
     assert run(command) == 2
-    assert "with other settings" in capsys.readouterr().err
+    assert "with other data; choose another folder" in capsys.readouterr().err
     assert run([*command, "-o", str(work / "npz2"), "--work-dir", str(work / "npz.work")]) == 0
     assert "dense: reused" not in capsys.readouterr().out
 

@@ -68,7 +68,10 @@ class Splits:
         }
 
     def sha256(self, *names: str) -> str:
-        """SHA-256 over the pixels and labels of the named subsets, or of all: equal exactly where the data are."""
+        """SHA-256 over the pixels and labels of the named subsets, or of all.
+
+        Shapes and names of classes are not in it.
+        """
         digest = hashlib.sha256()
         for name, subset in self.by_name.items():
             if not names or name in names:

@@ -10,13 +10,14 @@ from pydantic import BeforeValidator, Field, model_validator
 from s2ap_defend.manifest import Seeds
 from s2ap_train.ensemble.family import Base, Fitted, MemberFamily
 from s2ap_train.models import Classifier, ModelTable
-from s2ap_train.pruning import Magnitude, PruningMethod, finetune, prune
+from s2ap_train.pruning import PruningMethod, finetune, prune
 from s2ap_train.pruning.methods import (
     epochs_known,
     method_name,
     needs_training,
     needs_tuning,
     structure_name,
+    training_of,
     without_foreign_keys,
 )
 from s2ap_train.pruning.scores import weight_counts
@@ -133,7 +134,8 @@ def manifest_name(pruning: PruningMethod) -> str:
     1911.13299); Robust Scratch Tickets search it on attacked ones.
     """
     name, structure = method_name(pruning), structure_name(pruning)
-    if name == "scratch-ticket" and not isinstance(pruning, Magnitude) and not pruning.training.adversarial:
+    training = training_of(pruning)
+    if name == "scratch-ticket" and training is not None and not training.adversarial:
         name = "subnetwork"
     return name if structure == "unstructured" else f"{name}-{structure}"
 
@@ -149,8 +151,7 @@ def _last_training(
     """The training that the shipped weights ended with."""
     if tuning is not None and needs_tuning(pruning):
         return tuning
-    if not isinstance(pruning, Magnitude):
-        return pruning.training
-    if pretraining is None:  # our own bug: magnitude pruning needs both
-        raise ValueError("a network that was never trained was pruned by magnitude")
-    return pretraining
+    last = training_of(pruning) or pretraining
+    if last is None:  # our own bug: a method that trains nothing needs both
+        raise ValueError(f"a network that was never trained was pruned by {pruning.method}")
+    return last

@@ -18,7 +18,7 @@ from s2ap_train.models import Classifier, ModelTable
 from s2ap_train.models import build as build_classifier
 from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.recipe import EnsembleRecipe, Recipe
-from s2ap_train.recipe.key import DECIDING, training_key
+from s2ap_train.recipe.key import data_digest, training_key
 from s2ap_train.storage.parts import Needs, Part, PartStore, Trained
 from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, Run, TrainingConfig, TrainingData, accuracies, train_classifier
@@ -48,7 +48,7 @@ class PartList:
 
     def __init__(self, recipe: EnsembleRecipe, splits: Splits) -> None:
         self._recipe, self._splits = recipe, splits
-        self._compute, self._trained_on = _one_device(recipe), splits.sha256(*DECIDING)
+        self._compute, self._trained_on = _one_device(recipe), data_digest(splits)
         self._data = TrainingData(
             splits.train.images,
             splits.train.labels,
@@ -157,7 +157,7 @@ class PartList:
         recipe = self._recipe
         key = training_key(
             self._trained_on,
-            (settings, seed, recipe.seed, recipe.eps, self._data.classes, self._compute.precision),
+            (settings, seed, recipe.seed, recipe.eps, self._compute.precision),
             network=recipe.model if network is None else network,
             needs=[part.key for part in needs],
         )

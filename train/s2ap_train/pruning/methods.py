@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from torch import nn
 
@@ -21,7 +22,7 @@ from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.pruning.scratch_ticket import ScratchTicket
 from s2ap_train.pruning.structures import StructureName
 from s2ap_train.pruning.twin_rep import TwinRep, prune_twin_rep
-from s2ap_train.training import Run
+from s2ap_train.training import Run, TrainingConfig
 
 PruningMethod = Hydra | Harp | ScratchTicket | Magnitude | IterativeMagnitude | TwinRep | FlyingBird
 """A configuration is a method."""
@@ -39,12 +40,15 @@ class Method:
         prune: What it does.
         starts_trained: Whether it prunes a trained network; otherwise it begins with random weights.
         needs_tuning: Whether the pruned network is to be fine-tuned.
+        trains_like: What of the recipe's training of the dense network takes the place of its own: nothing, the number
+            of epochs, or all; a method that begins with random weights is trained as long as that network would be.
     """
 
     settings: type[PruningMethod]
     prune: Prune
     starts_trained: bool = True
     needs_tuning: bool = True
+    trains_like: Literal["itself", "dense epochs", "dense"] = "itself"
 
 
 def prune_by_magnitude(
@@ -63,11 +67,13 @@ def prune_by_magnitude(
 METHODS: Mapping[str, Method] = {
     "hydra": Method(Hydra, search_masks),
     "harp": Method(Harp, search_masks),
-    "scratch-ticket": Method(ScratchTicket, search_masks, starts_trained=False, needs_tuning=False),
+    "scratch-ticket": Method(
+        ScratchTicket, search_masks, starts_trained=False, needs_tuning=False, trains_like="dense epochs"
+    ),
     "magnitude": Method(Magnitude, prune_by_magnitude),
     "iterative-magnitude": Method(IterativeMagnitude, prune_iteratively, needs_tuning=False),
-    "twin-rep": Method(TwinRep, prune_twin_rep, starts_trained=False, needs_tuning=False),
-    "flying-bird": Method(FlyingBird, prune_flying_bird, starts_trained=False, needs_tuning=False),
+    "twin-rep": Method(TwinRep, prune_twin_rep, starts_trained=False, needs_tuning=False, trains_like="dense"),
+    "flying-bird": Method(FlyingBird, prune_flying_bird, starts_trained=False, needs_tuning=False, trains_like="dense"),
 }
 """How a recipe names them; "s2ap" is a base method of scores with S2AP."""
 DEFAULT_BASE = "hydra"
@@ -135,15 +141,27 @@ def needs_tuning(config: PruningMethod) -> bool:
 
 def epochs_known(config: PruningMethod) -> int:
     """Epochs that pruning takes if nothing collapses; 0 for a method that trains nothing."""
-    if isinstance(config, Magnitude):
-        return 0
+    training = training_of(config)
     steps = len(config.schedule()) if isinstance(config, IterativeMagnitude) else 1
-    return steps * config.training.epochs
+    return 0 if training is None else steps * training.epochs
+
+
+def training_of(config: PruningMethod) -> TrainingConfig | None:
+    """The training that the method does; None: it trains nothing."""
+    return getattr(config, "training", None)
+
+
+def with_training(config: PruningMethod, training: TrainingConfig) -> PruningMethod:
+    """The same method with another training; as it is where it trains nothing."""
+    settings: Any = config
+    changed: PruningMethod = settings if training_of(config) is None else replace(settings, training=training)
+    return changed
 
 
 def structure_name(config: PruningMethod) -> StructureName:
     """What is pruned: 'unstructured', 'channel' or '2:4'."""
-    return "unstructured" if isinstance(config, (IterativeMagnitude, FlyingBird)) else config.structure
+    structure: StructureName = getattr(config, "structure", "unstructured")
+    return structure
 
 
 def prune(

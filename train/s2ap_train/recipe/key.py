@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from s2ap_train.data import Splits
 from s2ap_train.models import ModelTable
 from s2ap_train.models.source import source_digest
 from s2ap_train.storage.fingerprint import fingerprint
 from s2ap_train.storage.parts import Key
 
-__all__ = ["DECIDING", "training_key"]
+__all__ = ["data_digest", "training_key"]
 
-DECIDING = ("train", "validation")
-"""The splits that decide what is trained; nothing else of the data does."""
+_DECIDING = ("train", "validation")  # no other subset decides what is trained
 
 _VERSION = 3  # of what training does and its records say: parts that were stored under another are trained again
+
+
+def data_digest(splits: Splits, *, measured: bool = False) -> str:
+    """Digest of the images that decide what is trained, their labels, shape and number of classes.
+
+    Args:
+        splits: The data; training and validation images count.
+        measured: Whether the other subsets and the names of the classes count as well.
+    """
+    if measured:
+        return fingerprint((splits.sha256(), splits.image_shape, splits.classes))
+    return fingerprint((splits.sha256(*_DECIDING), splits.image_shape, len(splits.classes)))
 
 
 def training_key(data: str, *settings: object, network: ModelTable | None = None, needs: Sequence[Key] = ()) -> Key:
     """The key of something that is trained.
 
     Args:
-        data: SHA-256 of the images and labels that decide it (`Splits.sha256`).
+        data: Digest of the images and labels that decide it.
         settings: Everything else that decides it: settings, seeds, precision.
         network: What it is made of; the source of a user's network is part of the key.
         needs: Keys of the parts that it starts from.

@@ -13,7 +13,7 @@ from s2ap_train.compute import ComputeSettings
 from s2ap_train.data import DataSettings, Splits, load_data
 from s2ap_train.ensemble import Family, Pruning
 from s2ap_train.models import ModelTable, create
-from s2ap_train.pruning import FlyingBird, ScratchTicket, TwinRep
+from s2ap_train.pruning.methods import METHODS, training_of, with_training
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining
 from s2ap_train.recipe.purifier_grid import ChoiceSettings
@@ -86,12 +86,10 @@ class PruningRecipe(_DataRecipe):
     @model_validator(mode="after")
     def _train_as_long(self) -> Self:
         """Methods that begin with random weights are trained as the dense network would be, not as a mask search is."""
-        pruning = self.pruning
-        if isinstance(pruning, ScratchTicket):
-            pruning = replace(pruning, training=replace(pruning.training, epochs=self.adversarial.epochs))
-        elif isinstance(pruning, (FlyingBird, TwinRep)):
-            pruning = replace(pruning, training=self.adversarial)
-        object.__setattr__(self, "pruning", pruning)
+        own, like = training_of(self.pruning), METHODS[self.pruning.method].trains_like
+        if own is not None and like != "itself":
+            training = self.adversarial if like == "dense" else replace(own, epochs=self.adversarial.epochs)
+            object.__setattr__(self, "pruning", with_training(self.pruning, training))
         return self
 
 

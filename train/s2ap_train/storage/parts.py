@@ -47,7 +47,7 @@ class Key:
         """What another key, as read from a record, differs in, in words; empty: they are equal."""
         if not isinstance(stored, Mapping):
             return "settings"
-        words = {"settings": "settings", "data": "data", "code": "network's source code", "needs": "starting networks"}
+        words = {"settings": "settings", "data": "data", "code": "network source", "needs": "starting networks"}
         return " and ".join(word for name, word in words.items() if stored.get(name) != getattr(self, name))
 
 
@@ -164,13 +164,16 @@ class PartStore:
             ready[part.name] = self.read(part) or self.train(part, {name: ready[name] for name in part.needs})
         return ready
 
-    def holds_another(self, part: Part[Any]) -> bool:
-        """Whether a whole part of that name is there that another key made: training would replace it."""
+    def differs(self, part: Part[Any]) -> str:
+        """What a whole part of that name that is there was made with and this one is not, in words; empty: nothing.
+
+        Training would replace it.
+        """
         folder = self._work_dir / part.name
         try:
-            return folder.exists() and bool(part.key.differs_in(load_checkpoint(folder)[1].get("key")))
+            return part.key.differs_in(load_checkpoint(folder)[1].get("key")) if folder.exists() else ""
         except RecipeError:
-            return False  # damaged: nothing to lose
+            return ""  # damaged: nothing to lose
 
 
 def silent_reporter() -> Reporter:

@@ -109,15 +109,14 @@ def _natural(settings: "PruningRecipe") -> "PruningRecipe":
     """The same recipe with every training on clean images."""
     from dataclasses import replace
 
-    from s2ap_train.pruning import Magnitude
+    from s2ap_train.pruning.methods import training_of, with_training
     from s2ap_train.training import TrainingConfig
 
     def clean(config: TrainingConfig) -> TrainingConfig:
         return replace(config, loss="natural", eps=0.0, beta=None)
 
-    pruning = settings.pruning
-    if not isinstance(pruning, Magnitude):
-        pruning = replace(pruning, training=clean(pruning.training))
+    own = training_of(settings.pruning)
+    pruning = settings.pruning if own is None else with_training(settings.pruning, clean(own))
     trained = {"adversarial": clean(settings.adversarial), "finetune": clean(settings.finetune)}
     return settings.model_copy(update={**trained, "pruning": pruning})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from s2ap_train.models import build as build_classifier
 from s2ap_train.pruning import Tuned, finetune, prune
 from s2ap_train.pruning.methods import epochs_known, needs_training, needs_tuning, structure_name
 from s2ap_train.recipe import PruningRecipe
-from s2ap_train.recipe.key import DECIDING, training_key
+from s2ap_train.recipe.key import data_digest, training_key
 from s2ap_train.storage.checkpoint import RECORD_FILE, check_replaceable
 from s2ap_train.storage.lock import locked
 from s2ap_train.storage.parts import Key, Needs, Part, PartStore, Stored, Trained
@@ -55,12 +56,12 @@ def run_pruning(
     with reporter.step("data", 1) as loading:
         splits = recipe.load_data(lambda done, total: loading.advance(f"{done}/{total} images", done=0))
         loading.note = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test"
-    key = run_key(recipe, splits, compute).text
+    key = run_key(recipe, splits, compute)
     if (finished := _finished(output, key)) is not None:
         reporter.line(f"{output}: reused, it was made with the same recipe and data")
         return _reported(finished, output)
     run = _Run(compute, recipe, splits, work_dir, key, reporter)
-    with locked(work_dir / f".run-{key[:12]}.lock", wait=False) if compute.is_main else nullcontext():
+    with locked(work_dir / f".run-{key.text[:12]}.lock", wait=False) if compute.is_main else nullcontext():
         return _made(run, output)
 
 
@@ -79,7 +80,11 @@ def _made(run: _Run, output: Path) -> Mapping[str, Any]:
             scores=tuned.pruned.scores,
             config=recipe.model_dump(mode="json"),
             metrics=metrics,
-            record={"architecture": _architecture(tuned.model), "classes": list(splits.classes), "settings": run.key},
+            record={
+                "architecture": _architecture(tuned.model),
+                "classes": list(splits.classes),
+                "key": asdict(run.key),
+            },
         )
         run.snapshots.clear()
         run.stopwatch.clear()
@@ -101,13 +106,13 @@ class _Run:
         recipe: PruningRecipe,
         splits: Splits,
         work_dir: Path,
-        key: str,
+        key: Key,
         reporter: Reporter,
     ) -> None:
         self.compute, self.recipe, self.splits, self.reporter = compute, recipe, splits, reporter
         self.work_dir, self.key = work_dir, key
-        self.snapshots = Snapshots(work_dir / f"run-{key[:12]}", key)
-        self.stopwatch = Stopwatch(work_dir / f"run-{key[:12]}.seconds" if compute.is_main else None, key)
+        self.snapshots = Snapshots(work_dir / f"run-{key.text[:12]}", key.text)
+        self.stopwatch = Stopwatch(work_dir / f"run-{key.text[:12]}.seconds" if compute.is_main else None, key.text)
         self.data = _data(splits)
         self.dense_seconds: float | None = None
         self.collapse: str | None = None
@@ -187,8 +192,8 @@ def dense_part(recipe: PruningRecipe, splits: Splits, compute: Compute) -> Part[
     return Part(
         name="dense",
         key=training_key(
-            splits.sha256(*DECIDING),
-            (recipe.seed, recipe.adversarial, len(splits.classes), *_what_counts(compute)),
+            data_digest(splits),
+            (recipe.seed, recipe.adversarial, *_what_counts(compute)),
             network=recipe.model,
         ),
         epochs=recipe.adversarial.epochs,
@@ -202,7 +207,7 @@ def dense_part(recipe: PruningRecipe, splits: Splits, compute: Compute) -> Part[
 def run_key(recipe: PruningRecipe, splits: Splits, compute: Compute) -> Key:
     """Everything that decides the run folder of a recipe; the other splits too, because it is measured on them."""
     settings = recipe.model_dump(mode="json", exclude={"data", "compute"})
-    return training_key(splits.sha256(), (settings, *_what_counts(compute)), network=recipe.model)
+    return training_key(data_digest(splits, measured=True), (settings, *_what_counts(compute)), network=recipe.model)
 
 
 def _what_counts(compute: Compute) -> tuple[int, str]:
@@ -215,8 +220,8 @@ def _data(splits: Splits) -> tuple[Float32, Int64, tuple[Float32, Int64]]:
     return splits.train.images, splits.train.labels, (splits.validation.images, splits.validation.labels)
 
 
-def _finished(output: Path, key: str) -> Mapping[str, Any] | None:
-    """Metrics of a run folder that was made with these settings.
+def _finished(output: Path, key: Key) -> Mapping[str, Any] | None:
+    """Metrics of a run folder that was made under this key.
 
     Raises:
         RecipeError: If something else is there, which would be lost.
@@ -224,10 +229,11 @@ def _finished(output: Path, key: str) -> Mapping[str, Any] | None:
     if not (output / RECORD_FILE).exists():
         return None
     run = read_run(output)
-    if run.record.get("settings") == key:
+    other = key.differs_in(run.record.get("key"))
+    if not other:
         return run.metrics
     raise RecipeError(
-        f"{output} holds a run of {run.metrics['name']} with other settings; choose another folder or remove it"
+        f"{output} holds a run of {run.metrics['name']} with other {other}; choose another folder or remove it"
     )
 
 
