@@ -28,8 +28,15 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a file beside `path`, then rename it: a reader sees the old content or the new one.
 
     Its folder is made when missing.
+
+    Raises:
+        OSError: If it cannot be written; nothing is left of it then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
-    beside.write_bytes(content)
-    beside.replace(path)
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

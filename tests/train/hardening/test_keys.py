@@ -3,6 +3,7 @@
 import io
 import shutil
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from rich.console import Console
 
 from s2ap_defend.progress import Reporter
 from s2ap_train.data.digits import load_digits
+from s2ap_train.hardening.parts import PartList
 from s2ap_train.hardening.train import train_components
 from s2ap_train.recipe import load_recipe
+from s2ap_train.recipe.key import data_digest
 
 FACTORY = "from mynets.layers import block\n\ndef make(in_channels, classes):\n    return block(in_channels, classes)\n"
 LAYERS = """from torch import nn
@@ -137,3 +140,25 @@ def test_a_file_that_the_network_does_not_import_changes_nothing(project):
 )
 def test_another_setting_makes_those_stale_that_it_decides(project, override, stale):
     assert project.harden(override) == stale
+
+
+def test_labels_decide_every_network_and_not_the_score_model():
+    recipe = load_recipe("digits", [f"members.{name}.count=0" for name in load_recipe("digits").members])
+    splits = recipe.load_data()
+    relabelled = replace(splits, train=replace(splits.train, labels=splits.train.labels[::-1].copy()))
+    one, two = ({part.name: part.key for part in PartList(recipe, data).all()} for data in (splits, relabelled))
+    assert {name for name in one if one[name] == two[name]} == {"score-model"}
+    assert two["plain"].differs_in(asdict(one["plain"])) == "data"
+    assert two["pruned"].differs_in(asdict(one["pruned"])) == "data and starting networks"
+    assert two["plain"].differs_in(None) == "format"
+
+
+def test_images_of_another_shape_with_the_same_bytes_are_other_data():
+    splits = load_digits(0)
+    turned = {name: replace(part, images=part.images.reshape(-1, 1, 4, 16)) for name, part in splits.by_name.items()}
+    other = replace(splits, **turned)
+    assert other.sha256() == splits.sha256()
+    assert data_digest(other) != data_digest(splits)
+    renamed = replace(splits, classes=tuple(f"digit {name}" for name in splits.classes))
+    assert data_digest(renamed) == data_digest(splits)
+    assert data_digest(renamed, measured=True) != data_digest(splits, measured=True)

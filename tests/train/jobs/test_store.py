@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save_file
 
+from s2ap_defend.errors import RecipeError
 from s2ap_train.jobs import Found, Store
 
 IMAGES = np.random.default_rng(0).random((3, 1, 4, 4), dtype=np.float32)
@@ -81,3 +82,18 @@ def test_what_no_job_may_note_is_our_own_bug(store, tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         store.save("a", Found(IMAGES, {"images": IMAGES}))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_cannot_be_written_is_said_in_one_line_and_leaves_nothing(tmp_path):
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(RecipeError, match=r"store.*cannot be written .*name another folder"):
+        Store(tmp_path / "store", "key").save("job", Found(np.zeros((1, 1, 2, 2), np.float32)))
+    folder = tmp_path / "folder"
+    store = Store(folder, "key")
+    store.save("job", Found(np.zeros((1, 1, 2, 2), np.float32)))
+    entry = next(folder.iterdir())
+    entry.unlink()
+    entry.mkdir()
+    with pytest.raises(RecipeError, match="cannot be written"):
+        store.save("job", Found(np.zeros((1, 1, 2, 2), np.float32)))
+    assert [path.name for path in folder.iterdir()] == [entry.name]

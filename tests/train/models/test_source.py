@@ -62,6 +62,31 @@ def test_modules_in_other_folders_of_the_path_count_as_those_of_the_project(proj
     assert source_digest(FACTORY) != before
 
 
+def test_the_module_counts_that_python_would_import(project, tmp_path_factory, monkeypatch):
+    """The current folder is searched first unless it has another place on the path already."""
+    first = tmp_path_factory.mktemp("first")
+    (first / "nets").mkdir()
+    (first / "nets" / "__init__.py").write_text("")
+    (first / "nets" / "small.py").write_text("")
+    here = source_digest(FACTORY)
+    monkeypatch.syspath_prepend(project)
+    monkeypatch.syspath_prepend(first)
+    assert source_digest(FACTORY) != here
+    (first / "nets" / "small.py").write_text("changed = 1\n")
+    changed = source_digest(FACTORY)
+    (project / "nets" / "small.py").write_text("changed = 2\n")
+    assert source_digest(FACTORY) == changed
+
+
+def test_an_import_that_may_fail_and_one_from_nowhere_do_no_harm(project, monkeypatch):
+    (project / "alone.py").write_text("try:\n    from . import shared\nexcept ImportError:\n    import shared\n")
+    before = source_digest("alone:make")
+    (project / "shared.py").write_text("changed = 1\n")
+    assert source_digest("alone:make") != before
+    monkeypatch.chdir("/")
+    assert source_digest("alone:make") == ""
+
+
 def test_a_source_that_cannot_be_read_is_refused_in_words(project):
     (project / "nets" / "parts.py").unlink()
     (project / "nets" / "parts.py").symlink_to("/proc/self/mem")

@@ -84,9 +84,10 @@ def test_truncated_or_changed_weights_are_refused(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 1}, "carries format version 1, this version reads 2"),
+        ({"format_version": 2}, "carries format version 2, this version reads 3"),
         ({"module": "os"}, r"holds the keys \['format_version', 'module', .*expected exactly"),
         ({"record": []}, "expected exactly"),
+        ({"record": {"seed": 8}}, "the record in .* was changed; copy the folder again or train it again"),
         ({"sha256": {"../weights.safetensors": "0"}}, "expected exactly"),
     ],
 )
@@ -98,7 +99,7 @@ def test_a_foreign_record_is_refused(folder, change, message):
 
 
 def test_a_record_that_is_not_json_is_refused(folder):
-    (folder / "checkpoint.json").write_text('{"format_version": 2,')
+    (folder / "checkpoint.json").write_text('{"format_version": 3,')
     with pytest.raises(RecipeError, match="is not JSON"):
         load_checkpoint(folder)
 

@@ -82,7 +82,6 @@ def _run(compute: "Compute", settings: "ScoreRecipe", output: Path, samples: int
         report_score_model,
         score_model_part,
     )
-    from s2ap_train.recipe.key import data_digest
     from s2ap_train.storage.lock import locked_folder
     from s2ap_train.storage.parts import PartStore
 
@@ -91,7 +90,7 @@ def _run(compute: "Compute", settings: "ScoreRecipe", output: Path, samples: int
         splits = settings.load_data(lambda done, total: loading.advance(f"{done}/{total} images", done=0))
         loading.note = f"{len(splits.train)} training, {len(splits.validation)} validation"
     store = PartStore(output, reporter, writes=compute.is_main)
-    part = score_model_part(settings, splits, compute, data_digest(splits))
+    part = score_model_part(settings, splits, compute)
     with (
         locked_folder(output) if compute.is_main else nullcontext(),
         one_thread() if settings.data.source == "digits" else nullcontext(),

@@ -140,7 +140,7 @@ class PartList:
         """
         if not isinstance(self._recipe, Recipe):
             raise TypeError(f"a {type(self._recipe).__name__} has no score model")
-        return score_model_part(self._recipe, self._splits, self._compute, self._trained_on)
+        return score_model_part(self._recipe, self._splits, self._compute)
 
     def _part(
         self,

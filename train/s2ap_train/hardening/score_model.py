@@ -18,7 +18,7 @@ from s2ap_train.purifier import UNet, build, train_score_model
 from s2ap_train.purifier.denoisers import fit_gaussian
 from s2ap_train.purifier.sizes import pass_flops
 from s2ap_train.recipe import Recipe, ScoreRecipe
-from s2ap_train.recipe.key import training_key
+from s2ap_train.recipe.key import data_digest, training_key
 from s2ap_train.storage.checkpoint import json_bytes
 from s2ap_train.storage.parts import Needs, Part, Stored, Trained
 from s2ap_train.storage.snapshots import Snapshots
@@ -30,16 +30,15 @@ METRICS_VERSION = 1
 SAMPLES = 8
 
 
-def score_model_part(recipe: Recipe | ScoreRecipe, splits: Splits, compute: Compute, data: str) -> Part[UNet]:
+def score_model_part(recipe: Recipe | ScoreRecipe, splits: Splits, compute: Compute) -> Part[UNet]:
     """The score model of a recipe, as a part.
 
-    The number of devices is not in its key: it changes the order of sums, and no statistics.
+    Labels are not in its key, nor is the number of devices: it changes the order of sums, and no statistics.
 
     Args:
         recipe: Gives the settings and the seed.
         splits: Training images for its weights, validation images for its errors.
         compute: Where it is trained.
-        data: SHA-256 of these images.
 
     Raises:
         RecipeError: If the recipe's score model does not fit the images.
@@ -72,7 +71,7 @@ def score_model_part(recipe: Recipe | ScoreRecipe, splits: Splits, compute: Comp
 
     return Part(
         name=NAME,
-        key=training_key(data, config, recipe.seed, compute.precision),
+        key=training_key(data_digest(splits, labels=False), config, recipe.seed, compute.precision),
         epochs=config.epochs,
         train=train,
         rebuild=_rebuilt,

@@ -4,7 +4,7 @@ import io
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from s2ap_train.purifier import UNet
 from s2ap_train.recipe import EnsembleRecipe, Recipe, check_networks
 from s2ap_train.storage.checkpoint import read_folder, write_folder
 from s2ap_train.storage.lock import locked_folder
-from s2ap_train.storage.parts import Part, PartStore, Stored, silent_reporter
+from s2ap_train.storage.parts import Key, Part, PartStore, Stored, silent_reporter
 
 Checkpoint = tuple[Mapping[str, bytes], Mapping[str, object]]
 """Files and record of a checkpoint folder."""
@@ -152,7 +152,7 @@ def _train_elsewhere(
     def job(part: Part[Any]) -> Job[Any]:
         after = tuple(name for name in part.needs if name in names)
         if here:
-            return Job(part.name, _train_part, partial(tuple, (recipe, work_dir, part.name)), after=after)
+            return Job(part.name, _train_part, partial(tuple, (recipe, work_dir, part.name, part.key)), after=after)
         return Job(part.name, _train_apart, partial(_sent, recipe, work_dir, part), after=after)
 
     title = f"training in {workers} processes" if here else "training on Ray"
@@ -165,11 +165,13 @@ def _train_elsewhere(
             reporter.line(text)
 
 
-def _train_part(recipe: EnsembleRecipe, work_dir: Path, name: str) -> str:
+def _train_part(recipe: EnsembleRecipe, work_dir: Path, name: str, key: Key) -> str:
     """Train one part in this process, store it in the work folder, and return what was reported."""
     text = io.StringIO()
     with one_thread():
         parts = {part.name: part for part in PartList(recipe, recipe.load_data()).all()}
+        if other := parts[name].key.differs_in(asdict(key)):
+            raise RecipeError(f"{name}: the process that trains it sees other {other}; make them the same everywhere")
         needs = _all_read([parts[need] for need in parts[name].needs], work_dir)
         PartStore(work_dir, Reporter(Console(file=text, width=200), line_every_s=math.inf)).train(parts[name], needs)
     return text.getvalue().rstrip()
@@ -189,14 +191,18 @@ def _all_read(parts: Sequence[Part[Any]], work_dir: Path) -> dict[str, Stored[An
     return ready
 
 
-def _sent(recipe: EnsembleRecipe, work_dir: Path, part: Part[Any]) -> tuple[EnsembleRecipe, str, dict[str, Checkpoint]]:
+def _sent(
+    recipe: EnsembleRecipe, work_dir: Path, part: Part[Any]
+) -> tuple[EnsembleRecipe, str, Key, dict[str, Checkpoint]]:
     """Arguments of `_train_apart`: with the checkpoints that the part starts from."""
-    return recipe, part.name, {name: read_folder(work_dir / name) for name in part.needs}
+    return recipe, part.name, part.key, {name: read_folder(work_dir / name) for name in part.needs}
 
 
-def _train_apart(recipe: EnsembleRecipe, name: str, needs: Mapping[str, Checkpoint]) -> tuple[str, Checkpoint]:
+def _train_apart(
+    recipe: EnsembleRecipe, name: str, key: Key, needs: Mapping[str, Checkpoint]
+) -> tuple[str, Checkpoint]:
     """Train one part on a machine that shares no disk with ours; returns what was reported and its checkpoint."""
     with tempfile.TemporaryDirectory(prefix="s2ap-") as folder:
         for need, checkpoint in needs.items():
             write_folder(Path(folder) / need, *checkpoint)
-        return _train_part(recipe, Path(folder), name), read_folder(Path(folder) / name)
+        return _train_part(recipe, Path(folder), name, key), read_folder(Path(folder) / name)

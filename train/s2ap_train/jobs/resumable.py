@@ -73,6 +73,9 @@ def run_resumable(
     Raises:
         RecipeError: If a process was killed; what a job raises is raised here.
     """
+    names = [job.name for job in jobs]
+    if len(set(names)) < len(names):  # our own bug
+        raise ValueError(f"several jobs have one name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")
     done = _stored(jobs, store)
     missing = {job.name: job for job in jobs if job.name not in done}
     if done:
@@ -90,7 +93,7 @@ def run_resumable(
                 if job.lasts:
                     store.save(job.key(done), found)
                 done[job.name] = found
-            left = (time.monotonic() - began) * (total / finished - 1.0)
+            left = (time.monotonic() - began) * (total / finished - 1.0) if finished else 0.0
             step.advance(f"{job.name}; about {_duration(left)} left" if finished < total else "")
             if found is not None and job.says is not None:
                 reporter.line(job.says(found))

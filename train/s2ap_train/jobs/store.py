@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
+from s2ap_defend.errors import RecipeError
 from s2ap_defend.files import replace_file
 from s2ap_defend.types import Float32
 from s2ap_train.storage.fingerprint import fingerprint
@@ -68,16 +69,18 @@ class Store:
         try:
             with safe_open(_path(self._folder, key), "numpy") as file:
                 metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            found = Found(arrays.pop(_IMAGES), json.loads(metadata["notes"]), arrays)
-            return found if metadata["sha256"] == _digest(key, metadata["notes"], found) else None
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            found = Found(arrays.pop(_IMAGES), {}, arrays)
+            if metadata["sha256"] != _digest(key, metadata["notes"], found):
+                return None
+            return replace(found, notes=json.loads(metadata["notes"]))
+        except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError):
             return None
 
     def save(self, decides: object, found: Found) -> None:
         """Store what was found.
 
         Raises:
-            OSError: If the file cannot be written.
+            RecipeError: If the file cannot be written.
         """
         key = fingerprint((self._key, decides))
         if self._folder is None:
@@ -86,7 +89,13 @@ class Store:
         notes = json.dumps(dict(found.notes))
         arrays = {name: np.asarray(one, order="C") for name, one in {_IMAGES: found.images, **found.arrays}.items()}
         metadata = {"notes": notes, "sha256": _digest(key, notes, found)}
-        replace_file(_path(self._folder, key), save_safetensors(arrays, metadata))
+        path = _path(self._folder, key)
+        try:
+            replace_file(path, save_safetensors(arrays, metadata))
+        except OSError as error:
+            raise RecipeError(
+                f"{path} cannot be written ({error.strerror or error}); make room, or name another folder"
+            ) from error
 
 
 def _path(folder: Path, key: str) -> Path:

@@ -21,7 +21,7 @@ def source_digest(network: str | Mapping[str, Any]) -> str:
 
     It covers the module of the factory and every module that import statements reach from there, wherever it lies; of
     installed packages only the factory's own. What is imported by a name that is computed is not seen. A module is
-    searched in the current folder first, as when it is imported.
+    searched as when it is imported: in the current folder, unless that has its place on the path already.
 
     Args:
         network: "package.module:function", a table with `factory`, or a network of ours by name or table.
@@ -41,42 +41,37 @@ def _reached(module: str) -> dict[str, bytes]:
     """Sources by name of the modules that importing one reads, as far as import statements say."""
     own, seen, waiting = module.partition(".")[0], dict[str, bytes](), [module]
     while waiting:
-        parts = waiting.pop().split(".")
-        root = _root(parts[0], own)
-        for depth in range(1, len(parts) + 1 if root is not None else 0):
-            name = ".".join(parts[:depth])
-            path = None if name in seen or root is None else _file(root.joinpath(*parts[:depth]))
+        top, *inner = waiting.pop().split(".")
+        place = _place(top, own)
+        for depth in range(len(inner) + 1 if place is not None else 0):
+            name = ".".join([top, *inner[:depth]])
+            path = None if name in seen or place is None else _file(place.joinpath(*inner[:depth]))
             if path is not None:
                 seen[name] = _read(path)
                 waiting.extend(_imports(seen[name], name if path.name == "__init__.py" else name.rpartition(".")[0]))
     return seen
 
 
-def _found(top: str, here: str) -> tuple[Path, bool] | None:
-    """(folder that a top-level module or package lies in, whether it is installed)."""
+def _place(top: str, own: str) -> Path | None:
+    """Folder of a top-level package, or path of a module less its ending; None for one whose source does not count."""
     if not top or top in sys.stdlib_module_names or top.startswith("s2ap_"):
         return None
+    here = str(Path.cwd())
+    searched = sys.path if here in sys.path else [here, *sys.path]  # as when the factory is imported
     try:
-        found = PathFinder.find_spec(top, [here, *sys.path]) or importlib.util.find_spec(top)
+        found = PathFinder.find_spec(top, searched) or importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None  # the error comes where the network is made
     if found is None:
         return None
     places = list(found.submodule_search_locations or ())
-    place = Path(places[0]) if places else Path(found.origin or "")
-    if not places and not place.is_file():
-        return None
-    return place.parent, not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
-
-
-def _root(top: str, own: str) -> Path | None:
-    """Folder that a module is read from; None for one whose source does not count."""
-    found = _found(top, str(Path.cwd()))
-    return None if found is None or (found[1] and top != own) else found[0]
+    place = Path(places[0]) if places else Path(found.origin or "").with_suffix("")
+    installed = not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
+    return None if installed and top != own else place
 
 
 def _file(place: Path) -> Path | None:
-    files = (place / "__init__.py", place.with_suffix(".py"))
+    files = (place / "__init__.py", place.parent / f"{place.name}.py")
     return next((path for path in files if path.is_file()), None)
 
 
@@ -98,7 +93,7 @@ def _imports(source: bytes, package: str) -> Iterator[str]:
     """Dotted names that the import statements of a module in a package may read."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return  # the error comes where it is imported
     inside = package.split(".") if package else []
     for node in ast.walk(tree):

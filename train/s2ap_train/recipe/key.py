@@ -17,16 +17,18 @@ _DECIDING = ("train", "validation")  # no other subset decides what is trained
 _VERSION = 3  # of what training does and its records say: parts that were stored under another are trained again
 
 
-def data_digest(splits: Splits, *, measured: bool = False) -> str:
+def data_digest(splits: Splits, *, labels: bool = True, measured: bool = False) -> str:
     """Digest of the images that decide what is trained, their labels, shape and number of classes.
 
     Args:
         splits: The data; training and validation images count.
+        labels: Whether labels and the number of classes count.
         measured: Whether the other subsets and the names of the classes count as well.
     """
     if measured:
         return fingerprint((splits.sha256(), splits.image_shape, splits.classes))
-    return fingerprint((splits.sha256(*_DECIDING), splits.image_shape, len(splits.classes)))
+    images = splits.sha256(*_DECIDING, labels=labels), splits.image_shape
+    return fingerprint((*images, len(splits.classes) if labels else None))
 
 
 def training_key(data: str, *settings: object, network: ModelTable | None = None, needs: Sequence[Key] = ()) -> Key:

@@ -1,7 +1,8 @@
 """Checkpoint folders: tensors in safetensors, everything else in JSON; written whole or not at all, and never a pickle.
 
 folder/
-    checkpoint.json         {"format_version": 2, "sha256": {"weights.safetensors": "...", ...}, "record": {...}}
+    checkpoint.json         {"format_version": 3, "sha256": {"weights.safetensors": "...", ...}, "record": {...},
+                            "record_sha256": "..."}
     weights.safetensors     and whatever else was stored; every file is verified when it is read
 """
 
@@ -24,10 +25,10 @@ from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WEIGHTS_FILE = "weights.safetensors"
 RECORD_FILE = "checkpoint.json"
-_KEYS = {"format_version", "sha256", "record"}
+_KEYS = {"format_version", "sha256", "record", "record_sha256"}
 
 
 def save_checkpoint(folder: Path, *, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -69,7 +70,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes], record: Mapping[str, 
     document = {
         "format_version": FORMAT_VERSION,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        "record": {key: value for key, value in record.items() if key != "weights_sha256"},
+        "record": (stored := {key: value for key, value in record.items() if key != "weights_sha256"}),
+        "record_sha256": _record_hash(stored, folder),
     }
     check_replaceable(folder)
     files = {**files, RECORD_FILE: json_bytes(document, f"the record of checkpoint {folder}")}
@@ -94,6 +96,8 @@ def read_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
         RecipeError: As `load_checkpoint`.
     """
     document = _read_document(folder / RECORD_FILE)
+    if document["record_sha256"] != _record_hash(document["record"], folder):
+        raise RecipeError(f"the record in {folder / RECORD_FILE} was changed; copy the folder again or train it again")
     files = {}
     for name, expected in document["sha256"].items():
         files[name] = _read(folder / name)
@@ -113,7 +117,11 @@ def check_replaceable(folder: Path) -> None:
         RecipeError: If the folder exists, is not empty and is not a checkpoint, or is a file, or nothing can be written
             beside it.
     """
-    if folder.exists() and not (folder / RECORD_FILE).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+    try:
+        taken = folder.exists() and not (folder / RECORD_FILE).is_file() and not _is_empty(folder)
+    except OSError as error:
+        raise RecipeError(f"{folder} cannot be read ({error.strerror}); choose another folder or remove it") from error
+    if taken:
         raise RecipeError(f"{folder} exists and is not a checkpoint; choose another folder or remove it")
     _beside(folder).rmdir()
 
@@ -172,6 +180,14 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _record_hash(record: object, folder: Path) -> str:
+    return hashlib.sha256(json_bytes(record, f"the record of checkpoint {folder}")).hexdigest()
 
 
 def _beside(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
-from s2ap_train.storage.checkpoint import load_checkpoint, restore, save_checkpoint
+from s2ap_train.storage.checkpoint import check_replaceable, load_checkpoint, restore, save_checkpoint
 from s2ap_train.storage.fingerprint import fingerprint
 from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.storage.stopwatch import OnEpoch, Stopwatch
@@ -46,7 +46,7 @@ class Key:
     def differs_in(self, stored: object) -> str:
         """What another key, as read from a record, differs in, in words; empty: they are equal."""
         if not isinstance(stored, Mapping):
-            return "settings"
+            return "format"  # of an earlier version
         words = {"settings": "settings", "data": "data", "code": "network source", "needs": "starting networks"}
         return " and ".join(word for name, word in words.items() if stored.get(name) != getattr(self, name))
 
@@ -139,7 +139,13 @@ class PartStore:
         return Stored(model.eval(), record)
 
     def train(self, part: Part[M], needs: Needs) -> Stored[M]:
-        """Train a part and store it, in the place of what is there; it goes on where an earlier run was killed."""
+        """Train a part and store it, in the place of what is there; it goes on where an earlier run was killed.
+
+        Raises:
+            RecipeError: Before it is trained, if what is there is no checkpoint.
+        """
+        if self._writes:
+            check_replaceable(self._work_dir / part.name)
         unfinished, key = self._work_dir / f"{part.name}.unfinished", part.key.text
         snapshots, watch = Snapshots(unfinished, key), Stopwatch(unfinished / "seconds" if self._writes else None, key)
         with self._reporter.step(part.name, part.epochs) as step:

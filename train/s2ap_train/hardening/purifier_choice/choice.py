@@ -81,7 +81,7 @@ def choose_purifier(
     defence = Defence(score_model, Behind(classifier, tuple(members), name, device), data, recipe.eps, recipe.seed)
     if device != "cpu":
         workers = 1  # processes that share a GPU gain little
-    key = (ATTACK_VERSION, digest, splits.sha256(), len(data), recipe.eps, recipe.seed)
+    key = (ATTACK_VERSION, digest, splits.sha256("validation"), len(data), recipe.eps, recipe.seed)
     folder = work_dir / FOLDER
     sweep = Sweep(defence, settings, Store(folder, key), reporter, workers)
     alone = replace(defence, behind=Behind(bare, (), f"the {_REFERENCE} classifier alone", device))
