@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.measures.predictions import predictions
 from s2ap_train.measures.stability import (
+    agreement,
     consecutive,
-    layer_distances,
-    layer_stability,
     mask_distance,
     pairwise,
-    prediction_agreement,
 )
 from s2ap_train.pruning.masks import flip_rate, hamming, top_k_mask
 
@@ -29,13 +28,6 @@ def test_distances_of_two_masks_are_those_counted_by_hand():
     assert distance.flip_rate == 0.25  # 1 of 4 kept weights is another one
     assert distance.jaccard == pytest.approx(3 / 5)  # 3 kept by both, 5 by either
     assert distance.chance == pytest.approx(1 - (2 * 2 / 6 + 2 * 2 / 4) / 4)  # independent: 5/3 of 4 kept in common
-
-
-def test_each_layer_has_its_own_distance():
-    layers = layer_distances(FIRST, SECOND)
-    assert layers["layer0"].hamming == pytest.approx(2 / 6)
-    assert (layers["layer0"].flip_rate, layers["layer0"].jaccard) == pytest.approx((0.5, 1 / 3))
-    assert (layers["layer1"].hamming, layers["layer1"].flip_rate, layers["layer1"].jaccard) == (0.0, 0.0, 1.0)
 
 
 def test_the_flip_rate_is_the_hamming_distance_on_the_scale_of_what_is_kept():
@@ -79,21 +71,12 @@ def test_epochs_are_compared_with_their_predecessor_and_seeds_with_each_other():
     assert seeds.to_json()["mean"]["hamming"] == seeds.mean.hamming
 
 
-def test_stability_of_every_layer():
-    masks = [FIRST, SECOND, FIRST]
-    assert layer_stability(masks)["layer0"].mean.flip_rate == pytest.approx((0.5 + 0 + 0.5) / 3)
-    assert layer_stability(masks, over="epochs")["layer0"].mean.flip_rate == 0.5
-    assert layer_stability(masks)["layer1"].mean.flip_rate == 0.0
-
-
 @pytest.mark.parametrize(
     "other", [mask([1, 1, 0, 0, 0, 0]), mask([1, 0], [1, 0]), {"other": torch.ones(6, dtype=torch.bool)}]
 )
 def test_masks_of_different_networks_are_refused(other):
     with pytest.raises(RecipeError, match="compare masks of one architecture"):
         mask_distance(FIRST, other)
-    with pytest.raises(RecipeError, match="compare masks of one architecture"):
-        layer_stability([FIRST, other])
 
 
 def test_one_mask_has_no_stability():
@@ -110,6 +93,6 @@ def test_agreement_of_predictions_counted_by_hand():
     def half(x):
         return torch.cat([x.flatten(1)[:2], x.flatten(1)[2:].roll(1, dims=1)])
 
-    agreement = prediction_agreement({"a": shifted(0), "b": shifted(1), "c": half}, images)
+    found = agreement([predictions(model, images) for model in (shifted(0), shifted(1), half)])
     expected = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.5, 0.5, 1.0]], dtype=torch.float64)
-    assert torch.equal(agreement, expected)
+    assert torch.equal(found, expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.attacks.accuracy import Array
-from s2ap_train.measures.predictions import Model, predictions
 from s2ap_train.pruning.masks import Masks, hamming
 
 
@@ -77,12 +75,6 @@ def mask_distance(first: Masks, second: Masks) -> MaskDistance:
     )
 
 
-def layer_distances(first: Masks, second: Masks) -> dict[str, MaskDistance]:
-    """`mask_distance` of every layer alone, by name."""
-    _check_same_layers(first, second)
-    return {name: mask_distance({name: mask}, {name: second[name]}) for name, mask in first.items()}
-
-
 def consecutive(masks: Sequence[Masks]) -> Stability:
     """Stability over epochs: each epoch's mask against the one before it.
 
@@ -99,22 +91,6 @@ def pairwise(masks: Sequence[Masks]) -> Stability:
     about as far apart as chance; masks of different searches on one pretrained network are not.
     """
     return _stability("seeds", len(masks), itertools.combinations(masks, 2))
-
-
-def layer_stability(masks: Sequence[Masks], *, over: str = "seeds") -> dict[str, Stability]:
-    """`pairwise` (over "seeds") or `consecutive` (over "epochs") of every layer alone, by name."""
-    measure = consecutive if over == "epochs" else pairwise
-    for mask in masks[1:]:
-        _check_same_layers(masks[0], mask)
-    return {name: measure([{name: mask[name]} for mask in masks]) for name in (masks[0] if masks else {})}
-
-
-def prediction_agreement(models: Mapping[str, Model], images: Array) -> Tensor:
-    """Share of images on which two models predict the same class, float64 [models, models], in the mapping's order.
-
-    Symmetric, with ones on the diagonal. Agreement counts shared mistakes too.
-    """
-    return agreement([predictions(model, images) for model in models.values()])
 
 
 def agreement(predicted: Sequence[Tensor]) -> Tensor:

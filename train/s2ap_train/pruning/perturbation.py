@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from s2ap_train.pruning.masks import Masks
 
@@ -30,12 +30,3 @@ class ScoreLoss(Protocol):
 
     def gradients(self, masks: Masks, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Its gradients, averaged over processes."""
-
-
-class ScorePerturbation(Protocol):
-    """Moves the scores in place before the gradient is taken; the search puts them back."""
-
-    radius: float
-
-    def __call__(self, epoch: int, model: nn.Module, scores: Scores, masks: Masks, loss: ScoreLoss) -> Moved | None:
-        """What it did; None = it left the scores alone."""

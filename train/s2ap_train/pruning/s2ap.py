@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,11 +117,3 @@ def next_radius(radius: float, changed: float, band: tuple[float, float]) -> flo
     if changed < low:
         return radius * _FACTOR
     return radius / _FACTOR if changed > high else radius
-
-
-def changed_nothing(history: Sequence[Mapping[str, float]]) -> bool:
-    """Whether no perturbation of a whole search changed a mask: the radius was too small, or the warm-up too long.
-
-    If M(s + z) = M(s) the straight-through gradient is that of the plain method: a silent no-op.
-    """
-    return not any(record["flip_rate"] for record in history)

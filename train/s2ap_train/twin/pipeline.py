@@ -144,12 +144,6 @@ class Twin:
         alone._purifier = alone._clamp_free_purifier = lambda images: (images,)
         return alone
 
-    def with_test(self, test: SequentialTest) -> Twin:
-        """The same with other tables."""
-        changed = copy.copy(self)
-        changed.test = test
-        return changed
-
     def verdicts(self, images: Float32) -> SequentialOutcome:
         """What the file decides on images, by the numpy reference of the sequential test on the twin's answers."""
         with torch.no_grad():
