@@ -69,6 +69,26 @@ def is_python(block: str) -> bool:
     return not is_toml(block) and any(isinstance(node, ast.Call) for node in ast.walk(tree))
 
 
+def text_of(name: str, begin: str = "", end: str = r"\Z") -> str:
+    """A document below docs/ from the first `begin` up to the next match of `end`."""
+    text = (ROOT / "docs" / name).read_text()
+    return re.search(f"{re.escape(begin)}.*?(?={end})", text, re.DOTALL)[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of the tables in a text."""
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line[1:-1])]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+
+
+def codes(text: str) -> list[str]:
+    """What stands between backticks, as it is."""
+    return re.findall(r"`([^`]+)`", text)
+
+
 def commands(text: str) -> list[Command]:
     """All commands of a document in order: those of its blocks, loops unrolled, then those in its lines."""
     found = []

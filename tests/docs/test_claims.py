@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 from pydantic import BaseModel
-from tests.docs.documents import DOCUMENTS, ROOT, blocks, is_toml
+from tests.docs.documents import DOCUMENTS, ROOT, blocks, codes, is_toml, rows, text_of
 from tests.train.made_evaluation import made_evaluation
 
 from s2ap_defend.commands.main import run
@@ -25,24 +25,6 @@ from s2ap_train.purifier.sizes import multipliers_for, pass_flops, width_for
 from s2ap_train.recipe import load_pruning_recipe, packaged_recipes
 from s2ap_train.redteam.attacks.catalogue import ATTACKS
 from s2ap_train.redteam.report.console import to_json
-
-
-def text_of(name: str, begin: str = "", end: str = r"\Z") -> str:
-    text = (ROOT / "docs" / name).read_text()
-    return re.search(f"{re.escape(begin)}.*?(?={end})", text, re.DOTALL)[0]
-
-
-def rows(text: str) -> list[list[str]]:
-    """Cells of the tables in a text."""
-    return [
-        [cell.strip() for cell in re.split(r"(?<!\\)\|", line[1:-1])]
-        for line in text.splitlines()
-        if line.startswith("|")
-    ]
-
-
-def codes(text: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", text)
 
 
 def keys_of(document: object, prefix: str = "") -> set[str]:

@@ -130,7 +130,7 @@ def test_figures_of_another_file_are_refused(tiny_model_path: Path, tmp_path: Pa
     [
         ({"checks": (WEAK,)}, "Doubtful: the attack was too weak"),
         ({"checks": ()}, "Incomplete: the attack was not checked"),
-        ({"attacks": (attack("pgd", 4, knows="classifier"),)}, "Incomplete: no attacker who knows the defence"),
+        ({"attacks": (attack("pgd", 4, knows="classifier"),)}, "Incomplete: no attacker that knows the defence"),
     ],
 )
 def test_figures_that_decide_nothing_do_not_go_into_a_file(tiny_model_path, tmp_path, changes, title):

@@ -66,7 +66,7 @@ def test_attacks_are_compared_image_by_image_not_by_their_shares():
         (16, 10, "alone broke 6, '1 that know everything' alone 0; 'square' is ahead; fewer than 7 together"),
         (10, 16, "without power"),
         (10, 17, "'1 that know everything' breaks no fewer images than 'square', as it must"),
-        (17, 10, "an attacker who only asks finds more than one who knows every weight"),
+        (17, 10, "an attacker that only asks finds more than one that knows every weight"),
     ],
 )
 def test_a_comparison_that_could_not_fail_says_so(weak, strong, words):

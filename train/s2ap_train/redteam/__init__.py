@@ -1,1 +1,1 @@
-"""Attacks that know everything on a defended model file, and the report of what they left of it."""
+"""Attacks on a defended model file, from random noise to those that know everything, and the report on them."""

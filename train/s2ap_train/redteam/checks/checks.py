@@ -110,7 +110,7 @@ def sanity_checks(successes: Successes, probed: Sequence[Probed], *, plausibilit
             successes,
             BLACK_BOX,
             ("answers",),
-            "an attacker who only asks finds more than one who knows every weight: the gradients mislead it",
+            "an attacker that only asks finds more than one that knows every weight: the gradients mislead it",
         ),
         _against_the_white_box(
             successes,
@@ -253,9 +253,9 @@ def _unbounded(probed: Sequence[Probed]) -> Check:
         name,
         passed,
         {"robust_accuracy": float(left.mean()), "images_left": int(left.sum())},
-        "an attacker who may draw any image always wins"
+        "an attacker that may draw any image always wins"
         if passed
-        else "even an attacker who hands in clean images of other classes fails: the defence flags or refuses what it "
+        else "even an attacker that hands in clean images of other classes fails: the defence flags or refuses what it "
         "should answer, or the attack is broken; either way its robust accuracy is no measure",
         masking=True,
     )

@@ -73,10 +73,10 @@ def verdict(evaluation: Evaluation) -> Verdict:
         return Verdict("doubtful", "Doubtful: the attack was too weak", text)
     if not informed(evaluation):
         text = (
-            "No attack that knows everything was run to the end, so the worst case says nothing of an attacker who "
+            "No attack that knows everything was run to the end, so the worst case says nothing of an attacker that "
             "adapts to the defence."
         )
-        return Verdict("incomplete", "Incomplete: no attacker who knows the defence", text)
+        return Verdict("incomplete", "Incomplete: no attacker that knows the defence", text)
     if not any(check.passed for check in evaluation.checks):
         text = "No sanity check was judged, so nothing says whether the attacks worked as they should."
         return Verdict("incomplete", "Incomplete: the attack was not checked", text)
