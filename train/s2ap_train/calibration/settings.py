@@ -36,7 +36,7 @@ class Detection:
         beta: Miss rate of Wald's clean boundary, a design value.
         bins: Evidence bins of a member under 'graded' and 'conformal'; 2 are the votes 'agree' and 'disagree'.
         min_accept: Members that must be asked before 'clean' may be decided; 'adversarial' may be decided earlier. An
-            attacker who knows the order fools the first members: 4 is the default, 6 a strict choice.
+            attacker that knows the order fools the first members: 4 is the default, 6 a strict choice.
         n_max: Members of the test at most, the first of the order; None keeps all.
         truncation: What becomes of inputs undecided after all members; None is 'clean' for 'conformal', which cannot
             keep alpha under 'sign' or 'adversarial', and 'sign' for the others. 'abstain' needs evidence 'all' where

@@ -75,7 +75,7 @@ def attacked_alone(classifier: Classifier, data: ImageSet, *, eps: float, seed: 
 def attacked_together(
     classifier: Classifier, members: Sequence[Classifier], data: ImageSet, *, eps: float, seed: int
 ) -> list[Float32]:
-    """PGD at the same budgets by an attacker who climbs classifier and members together."""
+    """PGD at the same budgets by an attacker that climbs classifier and members together."""
     return _pgd(joint_network(classifier, members), data, eps=eps, seed=seed + 1)
 
 

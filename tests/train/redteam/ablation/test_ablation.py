@@ -65,7 +65,7 @@ def measured(target, data, *others, eps=EPS):
 
 
 def test_the_row_with_the_purifier_is_attacked_through_it():
-    # what the denoiser reads no attack on the classifier alone touches, see test_purifier_choice
+    # what the denoiser reads no attack on the classifier alone touches, see hardening/purifier_choice
     data = two_halves((0.05, 0.2), lower=0.08)
     _, bare = measured(toy(), data)
     _, purified = measured(toy(replace(STRONG, radius=0.5)), data)
