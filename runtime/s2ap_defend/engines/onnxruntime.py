@@ -15,10 +15,8 @@ _PROVIDERS: dict[str, tuple[str, ...]] = {
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
-_INSTALL = {
-    "cuda": "pip install '.[gpu]' in a checkout brings the CUDA libraries",
-    "tensorrt": "pip install '.[gpu]' in a checkout brings the CUDA libraries, TensorRT's are installed separately",
-}
+_CUDA = "pip install '.[gpu]' in a checkout (Linux, x86-64) brings the CUDA libraries"
+_INSTALL = {"cuda": _CUDA, "tensorrt": f"{_CUDA}, TensorRT's are installed separately"}
 _ERRORS_ONLY = 3
 
 
