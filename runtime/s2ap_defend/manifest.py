@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from s2ap_defend.errors import ModelFileError
-from s2ap_defend.manifest_fields import Amount, Count, Part, Positive, Rate, Sha256
+from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate, Sha256
 from s2ap_defend.purifier_record import (
     ChoiceRecord,
     ChoiceRow,
@@ -48,7 +48,7 @@ METADATA_KEY = "s2ap_defend"
 FORMAT_VERSION: Literal[3] = 3
 
 
-class InputDescription(Part):
+class InputDescription(ManifestTable):
     """The tensor `image`: float32 [N, channels, height, width] in [0, 1]."""
 
     channels: Positive
@@ -61,7 +61,7 @@ class InputDescription(Part):
         return self.channels, self.height, self.width
 
 
-class Seeds(Part):
+class Seeds(ManifestTable):
     """What a member was drawn from: its initial weights, its mask or channels, the order of its training data."""
 
     initialisation: int
@@ -69,7 +69,7 @@ class Seeds(Part):
     order: int
 
 
-class Member(Part):
+class Member(ManifestTable):
     """One pruned member, in the order in which members are asked.
 
     Disagreement rates are the measured probabilities that its label differs from the classifier's on clean and on
@@ -90,7 +90,7 @@ class Member(Part):
     robust_accuracy: Rate
 
 
-class CalibrationRecord(Part):
+class CalibrationRecord(ManifestTable):
     """How the boundaries were calibrated, and what that promises.
 
     Attributes:
@@ -119,7 +119,7 @@ class CalibrationRecord(Part):
         return self
 
 
-class TestTables(Part):
+class TestTables(ManifestTable):
     """Numbers of the sequential test; `null` in a boundary means that it is never crossed."""
 
     __test__ = False  # not a pytest class
@@ -165,7 +165,7 @@ class TestTables(Part):
         )
 
 
-class Measurement(Part):
+class Measurement(ManifestTable):
     """Accuracy under one attack, measured on `samples` test images when the file was made."""
 
     attack: str
@@ -177,7 +177,7 @@ class Measurement(Part):
     members_used: Amount
 
 
-class Provenance(Part):
+class Provenance(ManifestTable):
     """How the file was made."""
 
     recipe: str
@@ -188,7 +188,7 @@ class Provenance(Part):
     git_commit: str | None
 
 
-class Manifest(Part):
+class Manifest(ManifestTable):
     """The whole manifest of a defended model file."""
 
     format_version: Literal[3]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from s2ap_defend.manifest_fields import Amount, Count, Part, Positive, Rate, Sha256
+from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate, Sha256
 
 __all__ = ["ChoiceRecord", "ChoiceRow", "PurifierDescription", "PurifierSettings", "Reference", "Ungraded"]
 
@@ -14,7 +14,7 @@ _ROUNDING = 1e-9
 """Shares of at most millions of images are this exact in float64."""
 
 
-class PurifierSettings(Part):
+class PurifierSettings(ManifestTable):
     """Settings of a purifier; lengths in [0, 1] pixels.
 
     Attributes:
@@ -78,7 +78,7 @@ class PurifierSettings(Part):
         )
 
 
-class Ungraded(Part):
+class Ungraded(ManifestTable):
     """How many images attacks that need no exact gradient broke, of those that the exact gradient had left.
 
     Attributes:
@@ -127,7 +127,7 @@ class ChoiceRow(PurifierSettings):
     milliseconds: Amount
 
 
-class Reference(Part):
+class Reference(ManifestTable):
     """A classifier alone, without purifier and members, under the same attack on the same images.
 
     Attributes:
@@ -141,7 +141,7 @@ class Reference(Part):
     adaptive_accuracy: Rate
 
 
-class ChoiceRecord(Part):
+class ChoiceRecord(ManifestTable):
     """How the purifier was chosen.
 
     Attributes:

@@ -9,6 +9,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from s2ap_defend.serve import ServerConfig, create_app
 
 
+async def until_warm(service) -> None:
+    """Wait for the end of a warm-up, whatever it was."""
+    async with asyncio.timeout(60):
+        while service.state == "starting":
+            await asyncio.sleep(0.001)
+
+
 class Client:
     """Requests to an application on an event loop of its own; what the application starts runs during them."""
 
@@ -39,7 +46,7 @@ class Client:
 
     async def _open(self) -> None:
         await self._lifespan.__aenter__()
-        await self.app.state.service.wait_until_warm()
+        await until_warm(self.app.state.service)
 
     async def _close(self) -> None:
         await self._http.aclose()

@@ -1,10 +1,12 @@
+import re
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from s2ap_defend import DefendedClassifier, InputError, Verdicts
+from s2ap_defend import DefendedClassifier, EngineError, InputError, Verdicts
+from s2ap_defend.engines import Device
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,16 @@ def test_the_file_alone_in_plain_onnxruntime_gives_the_same_verdicts(
 def test_input_that_does_not_fit_is_refused_before_it_runs(classifier: DefendedClassifier) -> None:
     with pytest.raises(InputError, match=r"shape \[2, 1, 9, 8\], expected float32 \[N, 1, 8, 8\] in \[0, 1\]"):
         classifier(np.zeros((2, 1, 9, 8), dtype=np.float32))
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a CUDA device")
+@pytest.mark.parametrize(("device", "more"), [("cuda", ""), ("tensorrt", ", TensorRT's are installed separately")])
+def test_a_device_that_is_not_there_is_refused_with_what_to_install(
+    tiny_model_path: Path, device: Device, more: str
+) -> None:
+    install = f"pip install '.[gpu]' in a checkout (Linux, x86-64) brings the CUDA libraries{more}; or use --device cpu"
+    with pytest.raises(EngineError, match=re.escape(install)):
+        DefendedClassifier.load(tiny_model_path, device=device)
 
 
 @pytest.mark.gpu

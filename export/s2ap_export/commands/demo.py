@@ -1,6 +1,10 @@
 """`make demo`: harden the digits, then watch clean and attacked ones go through the file."""
 
+from __future__ import annotations
+
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -9,18 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.commands.main import run
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.tables import plain_table
 from s2ap_defend.types import Float32, Int64, Verdicts
-from s2ap_export.hardening.harden import harden
-from s2ap_train.adaptive.systems import BareSystem
-from s2ap_train.attacks.oblivious import pgd
-from s2ap_train.data import ImageSet
-from s2ap_train.recipe import load_recipe
-from s2ap_train.redteam.report.console import print_summary
-from s2ap_train.redteam.report.page import write_page
-from s2ap_train.twin import Twin
+
+if TYPE_CHECKING:
+    from s2ap_train.data import ImageSet
 
 SHOWN = 8
 
@@ -29,6 +29,14 @@ SHOWN = 8
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/model.onnx"), show_default=True)
 def demo(output: Path) -> None:
     """Harden the digits, classify clean and attacked ones, and say how to serve the file."""
+    from s2ap_export.hardening.harden import harden
+    from s2ap_train.adaptive.systems import BareSystem
+    from s2ap_train.attacks.oblivious import pgd
+    from s2ap_train.recipe import load_recipe
+    from s2ap_train.redteam.report.console import print_summary
+    from s2ap_train.redteam.report.page import write_page
+    from s2ap_train.twin import Twin
+
     console = Console()
     recipe = load_recipe("digits")
     hardened = harden(recipe, output, output.with_name(f"{output.name}.training"), Reporter(console))
@@ -115,4 +123,4 @@ def _save(folder: Path, data: ImageSet, attacked: Float32) -> None:
 
 
 if __name__ == "__main__":
-    demo()
+    sys.exit(run(sys.argv[1:], demo, "python -m s2ap_export.commands.demo"))

@@ -14,6 +14,7 @@ import click
 import orjson
 from rich.console import Console
 
+from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.errors import InputError, RecipeError
 from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.manifest import Manifest
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--recipe", required=True, help="Packaged recipe or .toml file that names data, seed and budgets.")
+@click.option(
+    "--recipe",
+    shell_complete=complete_recipe,
+    required=True,
+    help="Packaged recipe or .toml file that names data, seed and budgets.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 @click.option(
     "--attacks",

@@ -6,12 +6,13 @@ from typing import Literal
 import click
 from rich.console import Console
 
+from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.progress import Reporter
 from s2ap_export.commands.options import workers_option
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipe)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The model file to write.")
 @click.option(
     "--work-dir",

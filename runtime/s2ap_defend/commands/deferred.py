@@ -5,6 +5,7 @@ from importlib import import_module
 import click
 
 ENTRY_POINTS = "s2ap_defend.commands"
+OWN_PACKAGES = ("s2ap_defend", "s2ap_export", "s2ap_train")
 
 
 class DeferredCommand(click.Command):
@@ -24,8 +25,8 @@ class DeferredCommand(click.Command):
         """Import the command itself.
 
         Raises:
-            ModuleNotFoundError: If it imports what is not installed.
-            click.ClickException: If the installation does not know it.
+            ModuleNotFoundError: If it imports a library that is not installed.
+            click.ClickException: If the installation does not know it, or names a place where it is not.
         """
         command: click.Command
         if self.extra is None:
@@ -36,7 +37,15 @@ class DeferredCommand(click.Command):
         found = list(entry_points(group=ENTRY_POINTS, name=str(self.name)))
         if not found:
             raise click.ClickException(f"{self.name} is no entry point of this installation; install s2ap-defend again")
-        command = found[0].load()
+        try:
+            command = found[0].load()
+        except (ImportError, AttributeError) as error:
+            if isinstance(error, ImportError) and not (error.name or "").startswith(OWN_PACKAGES):
+                raise
+            raise click.ClickException(
+                f"{self.name} is not where this installation says, in {found[0].value} ({error}); it is of another "
+                "version: install s2ap-defend again"
+            ) from error
         return command
 
     def make_context(

@@ -18,7 +18,9 @@ EXIT_ERROR = 2
 TRAIN_MODULES = {
     "eagerpy",
     "foolbox",
+    "jinja2",
     "lightning_fabric",
+    "markupsafe",
     "matplotlib",
     "pyautoattack",
     "safetensors",
@@ -77,7 +79,10 @@ def main() -> None:
     if wanted:
         from click.shell_completion import shell_complete
 
-        sys.exit(shell_complete(cli, {}, PROGRAM, COMPLETE, wanted))
+        try:
+            sys.exit(shell_complete(cli, {}, PROGRAM, COMPLETE, wanted))
+        except (click.ClickException, ImportError):  # calling the command says it; here it would spoil the line
+            sys.exit(EXIT_ERROR)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -108,7 +113,7 @@ def run(arguments: list[str], command: click.Command = cli, program: str = PROGR
         return EXIT_ERROR
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in TRAIN_MODULES:
-            asked = arguments[0] if arguments else "this command"
+            asked = arguments[0] if isinstance(command, click.Group) else program
             return _fail(f"{asked} needs {error.name}, of the extra [train]; pip install '.[train]' in a checkout")
         raise
     return result if isinstance(result, int) else 0

@@ -1,10 +1,23 @@
 """Options that several commands share."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import get_args
 
 import click
+from click.shell_completion import CompletionItem
 
 from s2ap_defend.engines import Device
+
+
+def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    """What a shell offers for a recipe: names of packaged ones, found without importing the training package; files."""
+    train = find_spec("s2ap_train")
+    folders = [] if train is None else train.submodule_search_locations or []
+    files = [file for folder in folders for file in Path(folder, "recipe", "packaged").glob("*.toml")]
+    names = sorted(file.stem for file in files if file.stem.startswith(incomplete))
+    return [CompletionItem(incomplete, type="file"), *map(CompletionItem, names)]  # bash drops what is before a file
+
 
 device_option = click.option(
     "--device",

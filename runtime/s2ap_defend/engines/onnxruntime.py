@@ -15,6 +15,8 @@ _PROVIDERS: dict[str, tuple[str, ...]] = {
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
+_CUDA = "pip install '.[gpu]' in a checkout (Linux, x86-64) brings the CUDA libraries"
+_INSTALL = {"cuda": _CUDA, "tensorrt": f"{_CUDA}, TensorRT's are installed separately"}
 _ERRORS_ONLY = 3
 
 
@@ -37,7 +39,7 @@ class OnnxRuntimeEngine:
         chosen = ("cuda" if _cuda_is_usable() else "cpu") if device == "auto" else device
         wanted = _PROVIDERS[chosen]
         if wanted[0] not in onnxruntime.get_available_providers():
-            raise EngineError(f"this ONNX Runtime has no {wanted[0]}; install the extra [gpu] or use --device cpu")
+            raise EngineError(f"this ONNX Runtime has no {wanted[0]}; {_INSTALL[chosen]}; or use --device cpu")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY if chosen == "cpu" else _ERRORS_ONLY + 1
         if threads is not None:
@@ -51,7 +53,7 @@ class OnnxRuntimeEngine:
         if device != "auto" and self.provider != wanted[0]:
             raise EngineError(
                 f"device {device!r} was asked for, but ONNX Runtime could only start {self.provider}; "
-                "check the driver and the CUDA libraries (the extra [gpu]) or use --device cpu"
+                f"check the driver; {_INSTALL[chosen]}; or use --device cpu"
             )
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:

@@ -79,11 +79,6 @@ class Service:
         self.batcher.start()
         self._warm_up_task = asyncio.create_task(self._warm_up())
 
-    async def wait_until_warm(self) -> None:
-        """Wait for the end of the warm-up, whatever it was."""
-        if self._warm_up_task is not None:
-            await self._warm_up_task
-
     def drain(self) -> None:
         """Tell load balancers that no more requests should come; those that do are still served."""
         if self.state in {"starting", "ready"}:

@@ -62,6 +62,11 @@ def test_a_shell_gets_a_script_that_asks_for_completions(shell: str) -> None:
         ("s2ap-defend harden digits --see", ["--seed"]),
         ("s2ap-defend classify --device c", ["cpu", "cuda"]),
         ("s2ap-defend inspect mo", ["file"]),
+        ("s2ap-defend harden dig", ["file", "digits"]),
+        ("s2ap-defend prune dig", ["file", "digits"]),
+        ("s2ap-defend score-model ./", ["file"]),
+        ("s2ap-defend choose-purifier svhn", ["file", "svhn-wrn28-4"]),
+        ("s2ap-defend evaluate model.onnx --recipe cifar10-s", ["file", "cifar10-small"]),
     ],
 )
 def test_commands_options_choices_and_files_are_offered(shell: str, line: str, offered: list[str]) -> None:
@@ -73,13 +78,30 @@ def test_a_shell_that_is_not_known_is_no_traceback() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
+def test_completing_a_recipe_imports_nothing_of_training_but_its_command() -> None:
+    code = (
+        "import os, sys; from s2ap_defend.commands.main import cli; from click.shell_completion import shell_complete\n"
+        "shell_complete(cli, {}, 's2ap-defend', '_S2AP_DEFEND_COMPLETE', 'bash_complete')\n"
+        "print(*sorted(name for name in sys.modules if name.startswith(('s2ap_train.', 'torch'))))"
+    )
+    environment = {**os.environ, "COMP_WORDS": "s2ap-defend prune dig", "COMP_CWORD": "2"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    expected = "s2ap_train.commands s2ap_train.commands.prune s2ap_train.commands.prune.cli"
+    assert done.stdout.splitlines() == ["file,dig", "plain,digits", expected], done.stderr
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 @pytest.mark.skipif(not COMMAND.exists(), reason="the command is not beside this Python")
 def test_bash_itself_completes_with_the_line_of_the_readme() -> None:
     script = """
         eval "$(_S2AP_DEFEND_COMPLETE=bash_source s2ap-defend)"
         complete -p s2ap-defend
+        compopt() { :; }  # it is for a shell in which somebody types
         COMP_WORDS=(s2ap-defend pl) COMP_CWORD=1
+        _s2ap_defend_completion s2ap-defend
+        echo "${COMPREPLY[@]}"
+        COMPREPLY=() COMP_WORDS=(s2ap-defend harden dig) COMP_CWORD=2
         _s2ap_defend_completion s2ap-defend
         echo "${COMPREPLY[@]}"
     """
@@ -91,7 +113,7 @@ def test_bash_itself_completes_with_the_line_of_the_readme() -> None:
         timeout=60,
         env={**os.environ, "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"},
     )
-    assert done.stdout.splitlines()[-1] == "plan", done.stderr
+    assert done.stdout.splitlines()[-2:] == ["plan", "digits"], done.stderr
     assert "-F _s2ap_defend_completion s2ap-defend" in done.stdout
 
 

@@ -25,7 +25,16 @@ print("\\n".join(["imported:", *sorted(set(sys.modules) - before)]))
 sys.exit(code)
 """
 
-WITHOUT_EXTRAS = """
+STALE = """
+import importlib.metadata, sys
+from importlib.metadata import EntryPoint
+from s2ap_defend.commands.main import main
+place = sys.argv.pop(1)
+importlib.metadata.entry_points = lambda **wanted: [EntryPoint(wanted["name"], place, wanted["group"])]
+main()
+"""
+
+REFUSE_EXTRAS = """
 import sys
 
 class Refuse:
@@ -34,6 +43,9 @@ class Refuse:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Refuse())
+"""
+
+WITHOUT_EXTRAS = f"""{REFUSE_EXTRAS}
 from s2ap_defend.commands.main import run
 sys.exit(run(sys.argv[1:]))
 """
@@ -114,6 +126,33 @@ def test_the_line_in_the_list_is_the_first_sentence_of_the_commands_own_help(com
 def test_a_command_that_the_installation_does_not_know_is_refused() -> None:
     with pytest.raises(click.ClickException, match="soften is no entry point of this installation; install s2ap-de"):
         DeferredCommand("soften", "Make a model less robust.", extra="train").load()
+
+
+@pytest.mark.parametrize(
+    "place", ["s2ap_train.no_such.cli:prune", "s2ap_export:no_such", "s2ap_train.commands.prune.cli:prune.no_such"]
+)
+def test_an_entry_point_of_another_version_is_one_line_and_silent_where_a_shell_completes(place: str) -> None:
+    done = python(STALE, place, "prune", "digits", "-o", "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"Error: prune is not where this installation says, in {place} (")
+    assert done.stderr.endswith("; it is of another version: install s2ap-defend again\n")
+    assert done.stderr.count("\n") == 1
+    words = {"_S2AP_DEFEND_COMPLETE": "bash_complete", "COMP_WORDS": "s2ap-defend prune di", "COMP_CWORD": "2"}
+    done = python(STALE, place, **words)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_an_entry_point_that_misses_a_library_of_an_extra_still_says_which_to_install() -> None:
+    done = python(REFUSE_EXTRAS + STALE, "torch:nn", "prune")
+    assert done.stderr == "Error: prune needs torch, of the extra [train]; pip install '.[train]' in a checkout\n"
+
+
+def test_the_demonstration_without_extras_says_which_to_install() -> None:
+    module = "s2ap_export.commands.demo"
+    done = python(f"{REFUSE_EXTRAS}\nimport runpy; runpy.run_module('{module}', run_name='__main__')")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"Error: python -m {module} needs ")
+    assert done.stderr.endswith(", of the extra [train]; pip install '.[train]' in a checkout\n")
 
 
 def test_without_extras_help_lists_every_command_with_the_extra_that_it_needs() -> None:

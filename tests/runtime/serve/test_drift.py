@@ -7,6 +7,7 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.runtime.serving_client import until_warm
 
 from s2ap_defend import DefendedClassifier, DriftMonitor, DriftReport
 from s2ap_defend.serve import ServerConfig, create_app
@@ -33,7 +34,7 @@ def ask(classifier, batches, **options) -> tuple[dict[str, float], dict]:
         app = create_app(classifier, ServerConfig(model=classifier.path, **options))
         model = app.state.service.served.model
         async with app.router.lifespan_context(app):
-            await app.state.service.wait_until_warm()
+            await until_warm(app.state.service)
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
                 for images in batches:

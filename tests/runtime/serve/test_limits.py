@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-from tests.runtime.serving_client import assert_error, infer, scrape, serving, tensors
+from tests.runtime.serving_client import assert_error, infer, scrape, serving, tensors, until_warm
 
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import RecipeError
@@ -93,7 +93,7 @@ def test_it_is_alive_but_not_ready_before_the_model_is_warm(held, batch, name):
                 assert b"retry-after" in headers
             assert (await call(f"/v2/models/{name}/infer", message(batch)))[0] == 503
             held.gate.set()
-            await service.wait_until_warm()
+            await until_warm(service)
             assert (await call("/v2/health/ready", method="GET"))[0] == 200
             assert (await call(f"/v2/models/{name}/infer", message(batch)))[0] == 200
 
@@ -103,7 +103,7 @@ def test_it_is_alive_but_not_ready_before_the_model_is_warm(held, batch, name):
 def test_a_draining_server_is_not_ready_but_still_answers(classifier, batch, name):
     async def scenario():
         async with application(classifier) as (service, call):
-            await service.wait_until_warm()
+            await until_warm(service)
             service.drain()
             assert (await call("/v2/health/ready", method="GET"))[::2] == (503, {"error": "the server is stopping"})
             assert (await call("/v2/health/live", method="GET"))[0] == 200
@@ -117,7 +117,7 @@ async def busy(held, batch, name, **options):
     """An application whose device is held inside a batch."""
     async with application(held, **options) as (service, call):
         held.gate.set()
-        await service.wait_until_warm()
+        await until_warm(service)
         held.gate.clear()
         first = asyncio.ensure_future(call(f"/v2/models/{name}/infer", message(batch[:1])))
         while service.batcher.pending_rows == 0 or service.batcher.queued_rows:
@@ -177,7 +177,7 @@ def test_a_body_that_announces_too_much_is_refused_before_it_is_read(classifier,
             raise AssertionError("the body was read")
 
         async with application(classifier) as (service, call):
-            await service.wait_until_warm()
+            await until_warm(service)
             headers = {"content-length": str(10**12), "expect": "100-continue"}
             status, answered, answer = await call(f"/v2/models/{name}/infer", headers=headers, receive=receive)
             assert (status, answered[b"connection"]) == (413, b"close")
@@ -194,7 +194,7 @@ def test_a_body_that_does_not_come_answers_408_and_bodies_in_flight_are_limited(
 
         options = {"body_timeout_s": 0.05, "max_queue_bytes": 1500}
         async with application(classifier, **options) as (service, call):
-            await service.wait_until_warm()
+            await until_warm(service)
             headers = {"content-length": "1000"}
             slow = asyncio.ensure_future(call(f"/v2/models/{name}/infer", headers=headers, receive=receive))
             await asyncio.sleep(0.01)

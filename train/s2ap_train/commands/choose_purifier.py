@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.progress import Reporter
 
 
 @click.command("choose-purifier")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipe)
 @click.option("--work-dir", type=click.Path(path_type=Path, file_okay=False), required=True, help="As of harden.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes at the same time, one a core by default.")

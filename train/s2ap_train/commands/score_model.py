@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.progress import Reporter
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _KEYS = {
 
 
 @click.command("score-model")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipe)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option("--size", type=click.Choice(["standard", "fast"]), help="Size of the network, instead of the recipe's.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training images, instead of the recipe's.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
 
@@ -33,7 +34,7 @@ _KEYS = {
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipe)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The run folder to write.")
 @click.option("--method", type=click.Choice(METHODS), help="Pruning method, instead of the recipe's.")
 @click.option("--base", type=click.Choice(METHODS[1:4]), help="What S2AP is put on, instead of the recipe's.")
