@@ -82,9 +82,7 @@ def _table(truth: Int64, bare: Int64, verdicts: Verdicts) -> Table:
             "none" if verdicts.abstained[i] else str(label),
             str(verdicts.members_used[i]),
             f"{verdicts.label_change_rate[i]:.0%}",
-            "no answer"
-            if verdicts.abstained[i]
-            else _story(flagged=flagged, right=label == truth[i], bare_right=bool(bare[i] == truth[i])),
+            "no answer" if verdicts.abstained[i] else _story(flagged, label == truth[i], bare[i] == truth[i]),
         )
     return table
 
@@ -101,13 +99,10 @@ def _summary(truth: Int64, verdicts: Verdicts, total: int) -> str:
     )
 
 
-def _story(*, flagged: bool, right: bool, bare_right: bool) -> str:
+def _story(flagged: bool, right: bool, bare_right: bool) -> str:
     if flagged:
-        return (
-            "flagged, label corrected"
-            if right and not bare_right
-            else f"flagged, label {'right' if right else 'wrong'}"
-        )
+        end = ("right" if bare_right else "corrected") if right else "wrong"
+        return f"flagged, label {end}"
     if right:
         return "right" if bare_right else "right after purification"
     return "[bold red]fooled[/bold red]"
@@ -118,8 +113,7 @@ def _save(folder: Path, data: ImageSet, attacked: Float32) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, images in (("clean", data.images), ("attacked", attacked)):
         for i, image in enumerate(images):
-            pixels = np.rint(image[0] * 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{i}-{name}-{data.labels[i]}.png")
+            Image.fromarray(np.uint8(np.rint(image[0] * 255))).save(folder / f"{i}-{name}-{data.labels[i]}.png")
 
 
 if __name__ == "__main__":

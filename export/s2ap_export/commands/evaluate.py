@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 @click.option(
     "--ablation",
     type=click.Choice(["off", "kept", "all"]),
-    help="Rows of the table of parts: none; those of the file and of checkpoints that are there (default of quick); or "
+    help="Rows of the ablation: none; those of the file and of checkpoints that are there (default of quick); or "
     "train what is missing, the attacker's own networks included (default of standard and full).",
 )
 @click.option(

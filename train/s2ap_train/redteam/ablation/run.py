@@ -20,7 +20,7 @@ __all__ = ["AblationRun", "run_ablation"]
 
 @dataclass(frozen=True)
 class AblationRun:
-    """The table of parts, and the rows that are missing there."""
+    """The ablation, and the rows that are missing there."""
 
     ablation: Ablation | None = None
     served: str = ""
