@@ -119,6 +119,14 @@ def test_what_a_job_found_is_said_once(bench):
     assert bench.told.getvalue().splitlines().count("found 0.25") == 1
 
 
+def test_what_was_found_behind_a_job_that_is_done_every_time_is_said_once(bench):
+    first = replace(bench.job("first", 0.5), lasts=False)
+    job = replace(bench.job("a", 0.25), after=("first",), says=lambda found: f"found {found.images.max():g}")
+    for _ in range(2):
+        bench.run(first, job)
+    assert bench.told.getvalue().splitlines().count("found 0.25") == 1
+
+
 def test_arrays_that_a_job_starts_from_decide_it_and_notes_do_not():
     job = ResumableJob("b", filled, lambda _: (), "b", ("a",))
     first = Found(np.zeros((2, 1, 2, 2), dtype=np.float32), {SECONDS: 1.0}, {"by": np.array([0, 1])})

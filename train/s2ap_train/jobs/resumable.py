@@ -85,17 +85,18 @@ def run_resumable(
     with reporter.step(title, len(jobs)) as step:
         step.advance(done=len(done))
         began, total, finished = time.monotonic(), sum(job.weight for job in missing.values()), 0.0
-        calls = [_call(job, done, store) for job in _longest_first(missing)]
+        handed_back: set[str] = set()
+        calls = [_call(job, done, store, handed_back) for job in _longest_first(missing)]
         for call, found in run_jobs(calls, workers):
             job = missing[call.name]
             finished += job.weight
             if found is not None:
-                if job.lasts:
+                if job.lasts and job.name not in handed_back:
                     store.save(job.key(done), found)
                 done[job.name] = found
             left = (time.monotonic() - began) * (total / finished - 1.0) if finished else 0.0
             step.advance(f"{job.name}; about {_duration(left)} left" if finished < total else "")
-            if found is not None and job.says is not None:
+            if found is not None and job.says is not None and job.name not in handed_back:
                 reporter.line(job.says(found))
         step.note = ""
     return done
@@ -128,10 +129,11 @@ def _longest_first(missing: Mapping[str, ResumableJob]) -> list[ResumableJob]:
     return sorted(missing.values(), key=lambda job: -weight(job.name))
 
 
-def _call(job: ResumableJob, done: dict[str, Found], store: Store) -> Job[Found | None]:
+def _call(job: ResumableJob, done: dict[str, Found], store: Store, handed_back: set[str]) -> Job[Found | None]:
     def arguments() -> tuple[Any, ...]:
         found = store.load(job.key(done)) if job.lasts and job.after else None
         if found is not None:  # those before it were done again, and found the same
+            handed_back.add(job.name)
             return _handed_back, None, (found,)
         return job.function, job.until, job.arguments({name: done[name] for name in job.after if name in done})
 
