@@ -25,7 +25,7 @@ from s2ap_train.recipe import PruningRecipe, load_pruning_recipe
 from s2ap_train.storage.fingerprint import fingerprint
 from s2ap_train.storage.parts import PartStore, silent_reporter
 from s2ap_train.storage.run_folder import RunFolder, read_run
-from s2ap_train.training import Run
+from s2ap_train.training import Run, TrainingData
 
 NOT_MEASURED = ("measures.transferability=false", "measures.sensitivity=false")
 
@@ -121,7 +121,7 @@ def _run(compute: Compute, job: Job) -> tuple[RunFolder, dict[str, float]]:
 def _search_again(compute: Compute, job: Job, run: RunFolder) -> dict[str, float]:
     """How far masks of searches with other seeds on the same dense network are apart, means over the pairs."""
     splits, recipe = job.recipe.load_data(), job.recipe
-    data = (splits.train.images, splits.train.labels, (splits.validation.images, splits.validation.labels))
+    data = TrainingData.of(splits).arrays
     dense, masks = compute.place(dense_network(job)), [run.masks]
     for number in range(1, job.searches):
         seed = recipe.seed + 1000 * number

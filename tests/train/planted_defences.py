@@ -16,7 +16,8 @@ from s2ap_train.adaptive.systems import score_of
 from s2ap_train.attacks.oblivious import pgd
 from s2ap_train.attacks.square import square_search
 from s2ap_train.data import ImageSet
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.checks.checks import Successes, probes_of, sanity_checks
 from s2ap_train.redteam.checks.plausibility import plausibility_check
 from s2ap_train.redteam.probes import at_radius, judge_probes

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -67,8 +68,13 @@ class Splits:
             "test": self.test,
         }
 
-    def sha256(self, *names: str, labels: bool = True) -> str:
-        """SHA-256 over the pixels, and the labels unless they do not count, of the named subsets or of all.
+    @cached_property
+    def digests(self) -> dict[str, tuple[str, str]]:
+        """SHA-256 of the pixels and of the labels of every subset by name, worked out once."""
+        return {name: (_sha256(subset.images), _sha256(subset.labels)) for name, subset in self.by_name.items()}
+
+    def sha256(self, *names: str) -> str:
+        """SHA-256 over the pixels and labels of the named subsets, or of all.
 
         Shapes and names of classes are not in it.
         """
@@ -76,6 +82,9 @@ class Splits:
         for name, subset in self.by_name.items():
             if not names or name in names:
                 digest.update(np.ascontiguousarray(subset.images).data)
-                if labels:
-                    digest.update(np.ascontiguousarray(subset.labels).data)
+                digest.update(np.ascontiguousarray(subset.labels).data)
         return digest.hexdigest()
+
+
+def _sha256(values: Float32 | Int64) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()

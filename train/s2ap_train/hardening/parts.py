@@ -49,12 +49,7 @@ class PartList:
     def __init__(self, recipe: EnsembleRecipe, splits: Splits) -> None:
         self._recipe, self._splits = recipe, splits
         self._compute, self._trained_on = _one_device(recipe), data_digest(splits)
-        self._data = TrainingData(
-            splits.train.images,
-            splits.train.labels,
-            (splits.validation.images, splits.validation.labels),
-            len(splits.classes),
-        )
+        self._data = TrainingData.of(splits)
 
     def all(self) -> tuple[Part[Any], ...]:
         """Every part, those that take long first; one comes behind those that it needs."""

@@ -69,6 +69,7 @@ def train_components(
     """
     if not any(family.count for family in recipe.members.values()):
         raise RecipeError("the recipe has no members; give members.robust.count or another family a count above 0")
+    _check(recipe, splits, workers)
     ready = _trained(recipe, splits, work_dir, reporter, workers)
     with one_thread():
         report_score_model(ready[SCORE_MODEL], recipe, splits, work_dir / SCORE_REPORT)
@@ -120,7 +121,6 @@ def _trained(
     recipe: EnsembleRecipe, splits: Splits, work_dir: Path, reporter: Reporter, workers: Workers
 ) -> dict[str, Stored[Any]]:
     """Every part of the recipe, read from the work folder as far as it is there under its key, else trained."""
-    _check(recipe, splits, workers)
     parts, store = PartList(recipe, splits).all(), PartStore(work_dir, reporter)
     with one_thread():
         ready = {part.name: stored for part in parts if (stored := store.read(part)) is not None}

@@ -26,9 +26,11 @@ def data_digest(splits: Splits, *, labels: bool = True, measured: bool = False) 
         measured: Whether the other subsets and the names of the classes count as well.
     """
     if measured:
-        return fingerprint((splits.sha256(), splits.image_shape, splits.classes))
-    images = splits.sha256(*_DECIDING, labels=labels), splits.image_shape
-    return fingerprint((*images, len(splits.classes) if labels else None))
+        return fingerprint((splits.digests, splits.image_shape, splits.classes))
+    digests = [splits.digests[name] for name in _DECIDING]
+    if labels:
+        return fingerprint((digests, splits.image_shape, len(splits.classes)))
+    return fingerprint(([images for images, _ in digests], splits.image_shape))
 
 
 def training_key(data: str, *settings: object, network: ModelTable | None = None, needs: Sequence[Key] = ()) -> Key:

@@ -18,8 +18,8 @@ from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.attacks.budget import distortion, project
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
-from s2ap_train.jobs import SECONDS, Done, ResumableJob
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.jobs import SECONDS, Done, Found, ResumableJob
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.catalogue import ATTACKS
 from s2ap_train.redteam.attacks.white_box_search import SKIPPED
 from s2ap_train.redteam.probes import Probe

@@ -20,7 +20,8 @@ from s2ap_train.adaptive.search import Descent, adaptive_attack
 from s2ap_train.adaptive.systems import System
 from s2ap_train.attacks.budget import project
 from s2ap_train.data import ImageSet
-from s2ap_train.redteam.attacks.attack import Found, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import Task
 from s2ap_train.redteam.target import Target
 
 __all__ = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from s2ap_train.attacks.accuracy import Array
+from s2ap_train.data import Splits
 from s2ap_train.models import Classifier, ModelTable, create
 
 
@@ -23,6 +24,12 @@ class TrainingData:
     labels: Array
     validation: tuple[Array, Array]
     classes: int
+
+    @classmethod
+    def of(cls, splits: Splits) -> TrainingData:
+        """The training and the validation images of a data set."""
+        validation = splits.validation.images, splits.validation.labels
+        return cls(splits.train.images, splits.train.labels, validation, len(splits.classes))
 
     @property
     def arrays(self) -> tuple[Array, Array, tuple[Array, Array]]:

@@ -7,8 +7,8 @@ import pytest
 from s2ap_defend.errors import RecipeError
 from s2ap_train.adaptive import AdaptiveBudget
 from s2ap_train.data import ImageSet
+from s2ap_train.jobs import Found
 from s2ap_train.recipe import load_recipe
-from s2ap_train.redteam.attacks.attack import Found
 from s2ap_train.redteam.attacks.catalogue import ATTACKS, PRESETS, chosen_attacks
 from s2ap_train.redteam.campaign import SHARD, SKIPPED_SHARDS, Setup, attack_jobs, gathered
 from s2ap_train.redteam.plan import plan_of

@@ -12,12 +12,11 @@ from torch import nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter, Step
-from s2ap_defend.types import Float32, Int64
 from s2ap_train.commands.prune.metrics import Timings, run_metrics
 from s2ap_train.compute import Compute
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
-from s2ap_train.models import Classifier, create
+from s2ap_train.models import Classifier
 from s2ap_train.models import build as build_classifier
 from s2ap_train.pruning import Tuned, finetune, prune
 from s2ap_train.pruning.methods import epochs_known, needs_training, needs_tuning, structure_name
@@ -29,7 +28,7 @@ from s2ap_train.storage.parts import Key, Needs, Part, PartStore, Stored, Traine
 from s2ap_train.storage.run_folder import read_run, write_run
 from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.storage.stopwatch import Stopwatch
-from s2ap_train.training import OnEpoch, Run, accuracies, train_classifier
+from s2ap_train.training import OnEpoch, Run, TrainingData, accuracies, train_classifier
 
 
 def run_pruning(
@@ -113,14 +112,13 @@ class _Run:
         self.work_dir, self.key = work_dir, key
         self.snapshots = Snapshots(work_dir / f"run-{key.text[:12]}", key.text)
         self.stopwatch = Stopwatch(work_dir / f"run-{key.text[:12]}.seconds" if compute.is_main else None, key.text)
-        self.data = _data(splits)
+        self.data = TrainingData.of(splits)
         self.dense_seconds: float | None = None
         self.collapse: str | None = None
 
     def fresh(self) -> Classifier:
         """The network before any training."""
-        network = create(self.recipe.model, self.splits.image_shape, len(self.splits.classes), self.recipe.seed)
-        return self.compute.place(network)
+        return self.compute.place(self.data.create(self.recipe.model, self.recipe.seed))
 
     def trained(self) -> Classifier:
         """The dense network, adversarially trained."""
@@ -140,7 +138,7 @@ class _Run:
         with self.reporter.step("prune", max(1, epochs_known(recipe.pruning))) as step:
             found = prune(
                 start,
-                *self.data,
+                *self.data.arrays,
                 recipe.pruning,
                 run=self._phase("prune", step),
             )
@@ -151,7 +149,7 @@ class _Run:
             step.note = "not needed by this method" if tuning is None else ""
             tuned = finetune(
                 found,
-                *self.data,
+                *self.data.arrays,
                 tuning,
                 structure=structure_name(recipe.pruning),
                 run=self._phase("finetune", step),
@@ -179,9 +177,10 @@ def dense_part(recipe: PruningRecipe, splits: Splits, compute: Compute) -> Part[
     """The dense network of a recipe, as a part."""
 
     def train(_: Needs, hook: OnEpoch, snapshots: Snapshots) -> Trained[Classifier]:
-        model = compute.place(create(recipe.model, splits.image_shape, len(splits.classes), recipe.seed))
+        data = TrainingData.of(splits)
+        model = compute.place(data.create(recipe.model, recipe.seed))
         run = Run(recipe.seed, compute, snapshots, hook)
-        training = train_classifier(model, *_data(splits), recipe.adversarial, run=run)
+        training = train_classifier(model, *data.arrays, recipe.adversarial, run=run)
         record = {
             "architecture": model.architecture(),
             "history": list(training.history),
@@ -213,11 +212,6 @@ def run_key(recipe: PruningRecipe, splits: Splits, compute: Compute) -> Key:
 def _what_counts(compute: Compute) -> tuple[int, str]:
     """What of it changes results: batch normalisation sees the share of one device."""
     return compute.world_size, compute.precision
-
-
-def _data(splits: Splits) -> tuple[Float32, Int64, tuple[Float32, Int64]]:
-    """Images, labels and the validation set, in the order of `train_classifier`."""
-    return splits.train.images, splits.train.labels, (splits.validation.images, splits.validation.labels)
 
 
 def _finished(output: Path, key: Key) -> Mapping[str, Any] | None:

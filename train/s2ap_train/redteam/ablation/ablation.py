@@ -15,9 +15,9 @@ from s2ap_defend.types import Bool, Float32
 from s2ap_train.adaptive.search import AdaptiveBudget, adaptive_attack
 from s2ap_train.attacks.oblivious import pgd
 from s2ap_train.compute.threads import one_thread
-from s2ap_train.jobs import Done, Job, ResumableJob, Store, Workers, run_jobs, run_resumable
+from s2ap_train.jobs import Done, Found, Job, ResumableJob, Store, Workers, run_jobs, run_resumable
 from s2ap_train.redteam.ablation.ablation_rows import ABLATION_VERSION, Row, milliseconds, open_row
-from s2ap_train.redteam.attacks.attack import Found, Task
+from s2ap_train.redteam.attacks.attack import Task
 from s2ap_train.redteam.results import AblationRow
 from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.figures import clopper_pearson

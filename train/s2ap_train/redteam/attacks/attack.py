@@ -16,7 +16,7 @@ from s2ap_train.data import ImageSet
 from s2ap_train.jobs import Found
 from s2ap_train.redteam.target import Target
 
-__all__ = ["Found", "Goal", "Knowledge", "Need", "RedTeamAttack", "Task"]
+__all__ = ["Goal", "Knowledge", "Need", "RedTeamAttack", "Task"]
 
 Knowledge = Literal["nothing", "classifier", "other networks", "answers", "everything"]
 """What the attacker knows: a control without attacker | the bare classifier | networks that it trained itself | what

@@ -17,7 +17,8 @@ from s2ap_train.attacks.hopskipjump import Nearest, hop_skip_jump
 from s2ap_train.attacks.one_pixel import pixel_search
 from s2ap_train.attacks.square import square_search
 from s2ap_train.data import ImageSet
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.candidates import into_ball
 from s2ap_train.redteam.attacks.served_http import ServedSystem
 from s2ap_train.redteam.target import Target

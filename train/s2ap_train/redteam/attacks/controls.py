@@ -8,7 +8,8 @@ import numpy as np
 
 from s2ap_defend.types import Float32
 from s2ap_train.attacks.budget import project
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.candidates import best_of
 from s2ap_train.redteam.attacks.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from s2ap_train.redteam.target import Target

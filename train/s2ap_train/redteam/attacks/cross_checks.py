@@ -21,7 +21,8 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
 from s2ap_train.adaptive.search import View
 from s2ap_train.attacks.from_foolbox import quiet_import
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.candidates import into_ball
 from s2ap_train.redteam.target import Target
 

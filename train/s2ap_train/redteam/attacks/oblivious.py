@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from s2ap_train.adaptive.search import adaptive_attack
 from s2ap_train.attacks import oblivious
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.target import Target
 
 __all__ = ["ATTACKS", "SEARCH"]

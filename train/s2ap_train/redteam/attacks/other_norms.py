@@ -14,7 +14,8 @@ from s2ap_train.adaptive.objectives import mean_log_probability
 from s2ap_train.attacks.called_layer import MIDDLE, CalledLayer
 from s2ap_train.attacks.catalogue import ATTACKS as CATALOGUE
 from s2ap_train.attacks.jsma import jsma
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.candidates import best_of, into_ball
 from s2ap_train.redteam.target import Target
 

@@ -14,8 +14,9 @@ from s2ap_train.attacks.hidden_layer import middle_layer
 from s2ap_train.attacks.ila import ila
 from s2ap_train.attacks.joint import joint_network
 from s2ap_train.attacks.pgd import Objective, margin_sum, pgd
+from s2ap_train.jobs import Found
 from s2ap_train.models.modes import evaluation_mode
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.candidates import best_of, into_ball
 from s2ap_train.redteam.target import Target
 

@@ -14,8 +14,9 @@ from s2ap_train.adaptive.objectives import (
 )
 from s2ap_train.adaptive.plans import first_accepting
 from s2ap_train.adaptive.search import Descent
+from s2ap_train.jobs import Found
 from s2ap_train.redteam.attacks import white_box_features, white_box_goals, white_box_library, white_box_orthogonal
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.white_box_search import alone, searched, sequential_test, skipped, surrogate_of
 from s2ap_train.redteam.target import Target
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_train.adaptive.descent import Loss
 from s2ap_train.adaptive.search import Search
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.white_box_search import alone, skipped
 from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.outcome import Outcome

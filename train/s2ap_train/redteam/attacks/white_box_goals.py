@@ -14,7 +14,8 @@ from s2ap_train.adaptive.objectives import (
 from s2ap_train.adaptive.plans import Start
 from s2ap_train.adaptive.search import Descent
 from s2ap_train.adaptive.systems import most_asked
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.white_box_search import alone, searched, sequential_test, skipped, surrogate_of
 from s2ap_train.redteam.target import Target
 

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 from s2ap_train.attacks.budget import project
+from s2ap_train.jobs import Found
 from s2ap_train.measures.autoattack import Loss, apgd, autoattacked
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.cross_checks import BehindThePurifier
 from s2ap_train.redteam.attacks.white_box_search import alone
 from s2ap_train.redteam.target import Target

@@ -12,7 +12,8 @@ from torch import Tensor
 from s2ap_train.adaptive.evidence_surrogate import EvidenceSurrogate
 from s2ap_train.adaptive.objectives import targeted_margin
 from s2ap_train.adaptive.search import AdaptiveBudget, Search, likeliest_wrong
-from s2ap_train.redteam.attacks.attack import Found, RedTeamAttack, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.white_box_search import alone, surrogate_of
 from s2ap_train.redteam.target import Target
 

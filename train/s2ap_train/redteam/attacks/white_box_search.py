@@ -12,7 +12,8 @@ from s2ap_train.adaptive.evidence_surrogate import EvidenceSurrogate
 from s2ap_train.adaptive.goals import Goal
 from s2ap_train.adaptive.regions import Norm
 from s2ap_train.adaptive.search import AdaptiveBudget, Descent, adaptive_attack
-from s2ap_train.redteam.attacks.attack import Found, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import Task
 from s2ap_train.redteam.target import Target
 
 __all__ = ["SKIPPED", "alone", "searched", "sequential_test", "skipped", "surrogate_of"]

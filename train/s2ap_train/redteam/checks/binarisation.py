@@ -19,7 +19,8 @@ from torch import Tensor
 from s2ap_defend.types import Float32, Float64
 from s2ap_train.adaptive.descent import descend
 from s2ap_train.adaptive.regions import Region, ball_around
-from s2ap_train.redteam.attacks.attack import Found, Task
+from s2ap_train.jobs import Found
+from s2ap_train.redteam.attacks.attack import Task
 from s2ap_train.redteam.probes import Probe
 from s2ap_train.redteam.results import Check
 from s2ap_train.redteam.target import Features, Target
