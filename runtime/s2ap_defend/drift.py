@@ -100,7 +100,7 @@ class DriftMonitor:
                     "the model file carries no reference log-likelihood ratios, which a drift monitor compares with; "
                     "write it again with `s2ap-defend calibrate`"
                 )
-            self.expected_flagged = _share_flagged(reference.test.to_test(), ratios)
+            self.expected_flagged = _share_flagged(reference.to_test(), ratios)
         else:
             ratios = np.array(reference, dtype=np.float64)
         if not len(ratios) or not np.isfinite(ratios).all():

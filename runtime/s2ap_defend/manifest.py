@@ -6,12 +6,14 @@ normative description. Unknown keys, another version and contradictory numbers a
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from s2ap_defend.decision_record import DecisionDescription, DecisionSettings, Frontier, FrontierRow
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate, Sha256
 from s2ap_defend.purifier_record import (
@@ -22,7 +24,7 @@ from s2ap_defend.purifier_record import (
     Reference,
     Ungraded,
 )
-from s2ap_defend.sequential import FINAL_THRESHOLDS, SequentialTest, Truncation
+from s2ap_defend.sequential import FINAL_THRESHOLDS, Answer, SequentialTest, Signal, SignalName, Truncation
 
 __all__ = [
     "FORMAT_VERSION",
@@ -30,6 +32,10 @@ __all__ = [
     "CalibrationRecord",
     "ChoiceRecord",
     "ChoiceRow",
+    "DecisionDescription",
+    "DecisionSettings",
+    "Frontier",
+    "FrontierRow",
     "InputDescription",
     "Manifest",
     "Measurement",
@@ -39,13 +45,14 @@ __all__ = [
     "PurifierSettings",
     "Reference",
     "Seeds",
+    "SignalTable",
     "TestTables",
     "Ungraded",
     "read_manifest",
 ]
 
 METADATA_KEY = "s2ap_defend"
-FORMAT_VERSION: Literal[3] = 3
+FORMAT_VERSION: Literal[4] = 4
 
 
 class InputDescription(ManifestTable):
@@ -72,11 +79,26 @@ class Seeds(ManifestTable):
 class Member(ManifestTable):
     """One pruned member, in the order in which members are asked.
 
-    Disagreement rates are the measured probabilities that its label differs from the classifier's on clean and on
-    attacked inputs of the fitting split. What one image costs is null where it was not measured: `flops` counts two
-    operations a multiply-accumulate, `milliseconds` is the time on the engine that calibrated.
+    Attributes:
+        role: A 'juror' was trained to be robust and may vote on the label; a 'sensor' only gives evidence.
+        sees: The image as it came ('raw'), or behind the purifier ('purified').
+        vote_weight: Of its vote on the label, a multiple of 1/256 in [0, 1]; a sensor has 0.
+        method: How it was made.
+        sparsity: Fraction of the weights of the unpruned network that are zero or gone.
+        adversarially_trained: Whether it was trained against attacks.
+        seeds: Of its initial weights, mask and data order.
+        flops: Operations of one image, two a multiply-accumulate; null where it was not measured, as the next two.
+        parameters: Numbers in its weights.
+        milliseconds: Time of one image on the engine that calibrated.
+        clean_disagreement_rate: Clean inputs of the fitting split on which its label differs from the first answer.
+        adversarial_disagreement_rate: The same of attacked inputs.
+        clean_accuracy: On the validation split.
+        robust_accuracy: There, under PGD.
     """
 
+    role: Literal["juror", "sensor"]
+    sees: Literal["raw", "purified"]
+    vote_weight: Rate
     method: str
     sparsity: Rate
     adversarially_trained: bool
@@ -88,6 +110,12 @@ class Member(ManifestTable):
     adversarial_disagreement_rate: Rate
     clean_accuracy: Rate
     robust_accuracy: Rate
+
+    @model_validator(mode="after")
+    def _votes_as_its_role(self) -> "Member":
+        if self.role == "sensor" and self.vote_weight:
+            raise ValueError(f"a sensor has no vote, found vote_weight {self.vote_weight}")
+        return self
 
 
 class CalibrationRecord(ManifestTable):
@@ -119,6 +147,14 @@ class CalibrationRecord(ManifestTable):
         return self
 
 
+class SignalTable(ManifestTable):
+    """Bins and increments of evidence that no member is asked for, in nats."""
+
+    name: SignalName
+    edges: tuple[float, ...]
+    increments: tuple[float, ...]
+
+
 class TestTables(ManifestTable):
     """Numbers of the sequential test; `null` in a boundary means that it is never crossed."""
 
@@ -133,21 +169,28 @@ class TestTables(ManifestTable):
     truncation: Truncation
     correction: Literal["correct", "reject"]
     curtailed: bool
-    vote_members: Count
-    base_vote_weights: tuple[Rate, ...]
-    base_vote_edges: tuple[float, ...]
+    opening: Positive
+    await_vote: bool
+    signals: tuple[SignalTable, ...]
     waves: tuple[Positive, ...]
     alpha: Rate
     beta: Rate
     calibration: CalibrationRecord
 
-    @model_validator(mode="after")
-    def _describes_a_test(self) -> "TestTables":
-        self.to_test()
-        return self
+    def to_test(
+        self, vote_weights: Sequence[float], *, answer: Answer, jury_share: float, amplification: float
+    ) -> SequentialTest:
+        """Return the tables as arrays, as the numpy reference takes them.
 
-    def to_test(self) -> SequentialTest:
-        """Return the tables as arrays, as the numpy reference takes them."""
+        Args:
+            vote_weights: Of the members' votes [n].
+            answer: Who gives the label.
+            jury_share: Of the mix.
+            amplification: Of the mix.
+
+        Raises:
+            ValueError: If they contradict each other.
+        """
         return SequentialTest(
             evidence=self.evidence,
             edges=np.array(self.edges, dtype=np.float32),
@@ -155,10 +198,17 @@ class TestTables(ManifestTable):
             lower=np.array([-math.inf if value is None else value for value in self.lower]),
             upper=np.array([math.inf if value is None else value for value in self.upper]),
             final_threshold=FINAL_THRESHOLDS[self.truncation],
-            vote_members=self.vote_members,
             waves=self.waves,
-            base_vote_weights=np.array(self.base_vote_weights, dtype=np.float64),
-            base_vote_edges=np.array(self.base_vote_edges, dtype=np.float64),
+            vote_weights=np.array(vote_weights, dtype=np.float64),
+            answer=answer,
+            jury_share=jury_share,
+            amplification=amplification,
+            opening=self.opening,
+            await_vote=self.await_vote,
+            signals=tuple(
+                Signal(one.name, np.array(one.edges, dtype=np.float32), np.array(one.increments, dtype=np.float64))
+                for one in self.signals
+            ),
             correct=self.correction == "correct",
             curtail=self.curtailed,
             undecided_abstains=self.truncation == "abstain",
@@ -166,13 +216,25 @@ class TestTables(ManifestTable):
 
 
 class Measurement(ManifestTable):
-    """Accuracy under one attack, measured on `samples` test images when the file was made."""
+    """Accuracy under one attack, measured on `samples` test images when the file was made.
+
+    Attributes:
+        attack: Its name.
+        eps: Its l_inf budget, pixels in [0, 1].
+        samples: Test images.
+        bare_accuracy: Labels of the classifier alone that are right under the same attack, made on it.
+        robust_accuracy: Final label right, or flagged, or not answered.
+        label_accuracy: Final label right, flagged or not.
+        flagged: Images flagged.
+        members_used: Members asked, mean.
+    """
 
     attack: str
     eps: Amount
     samples: Positive
     bare_accuracy: Rate
     robust_accuracy: Rate
+    label_accuracy: Rate
     flagged: Rate
     members_used: Amount
 
@@ -191,10 +253,11 @@ class Provenance(ManifestTable):
 class Manifest(ManifestTable):
     """The whole manifest of a defended model file."""
 
-    format_version: Literal[3]
+    format_version: Literal[4]
     input: InputDescription
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    decision: DecisionDescription
     test: TestTables
     purifier: PurifierDescription
     measured: tuple[Measurement, ...]
@@ -208,7 +271,24 @@ class Manifest(ManifestTable):
             raise ValueError(f"the test has {len(self.test.increments)} members, the manifest {len(self.members)}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("class names repeat")
+        test, purify = self.to_test(), self.decision.purify
+        if (purify == "off") != self.purifier.off:
+            raise ValueError(f"decision.purify is {purify!r}, but the purifier has {self.purifier.steps} steps")
+        if purify == "suspicious":
+            if any(member.sees == "purified" for member in self.members[: test.opening]):
+                raise ValueError("purify 'suspicious' asks the opening before anything is purified: it must see 'raw'")
+            if any(signal.name == "reconstruction error" for signal in test.signals):
+                raise ValueError("purify 'suspicious' leaves images without the reconstruction error that is a signal")
         return self
+
+    def to_test(self) -> SequentialTest:
+        """Return the tables of the decision as arrays, as the numpy reference takes them."""
+        return self.test.to_test(
+            [member.vote_weight for member in self.members],
+            answer=self.decision.answer,
+            jury_share=self.decision.jury_share,
+            amplification=self.decision.amplification,
+        )
 
     def to_json(self) -> str:
         """Serialise; the same manifest always gives the same text."""

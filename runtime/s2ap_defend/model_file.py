@@ -15,11 +15,11 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.files import check_writable
 from s2ap_defend.manifest import METADATA_KEY, Manifest, read_manifest
+from s2ap_defend.sequential import tables_in_graph
 from s2ap_defend.types import Verdicts
 
 HARDEN_COMMAND = "s2ap-defend harden RECIPE -o model.onnx"
 MAX_EMBEDDED_BYTES = 1_900_000_000
-TABLES = ("edges", "increments", "lower", "upper")
 BANK = "purifier/bank"
 
 
@@ -156,6 +156,14 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
             yield from _tensors(inner)
 
 
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and those of all branches inside it."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from _graphs(inner)
+
+
 def _load(path: Path) -> tuple[ModelProto, list[Path]]:
     """The model with all weights in memory, and the files of its external data."""
     try:
@@ -218,23 +226,21 @@ def _check_outputs(proto: ModelProto, manifest: Manifest, path: Path) -> None:
 
 
 def _check_tables(proto: ModelProto, manifest: Manifest, path: Path) -> None:
-    test = manifest.test.to_test()
-    names: tuple[str, ...] = TABLES
-    if test.correct:
-        names += ("base_vote_weights", "base_vote_edges") if len(test.base_vote_edges) else ("base_vote_weights",)
     in_graph = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    for name in names:
-        expected, array = getattr(test, name), in_graph.get(f"test/{name}")
-        if array is None or not np.array_equal(array, expected):
+    for name, expected in tables_in_graph(manifest.to_test()).items():
+        array = in_graph.get(f"test/{name}")
+        if array is None or array.dtype != expected.dtype or not np.array_equal(array, expected):
             raise ModelFileError(f"{path}: the manifest's test/{name} differ from the graph's; export the model again")
 
 
 def _check_purifier(proto: ModelProto, manifest: Manifest, path: Path) -> None:
     """Compare what the manifest says of the purifier with its stage: the bank, whether it is off, its precision."""
-    scope = BANK.partition("/")[0] + "/"
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer if tensor.name.startswith(scope)}
+    scope, graphs = BANK.partition("/")[0] + "/", list(_graphs(proto.graph))
+    tensors = {tensor.name: tensor for graph in graphs for tensor in graph.initializer if tensor.name.startswith(scope)}
     convolutions = sum(
-        node.name.startswith(scope) and node.op_type in {"Conv", "ConvTranspose"} for node in proto.graph.node
+        node.name.startswith(scope) and node.op_type in {"Conv", "ConvTranspose"}
+        for graph in graphs
+        for node in graph.node
     )
     said = manifest.purifier
     bank = numpy_helper.to_array(tensors[BANK]) if BANK in tensors else None

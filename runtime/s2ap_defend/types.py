@@ -17,18 +17,19 @@ class Verdicts:
     """The outputs of a defended model for N images of K classes, in the order of the model file.
 
     Attributes:
-        label: Final label [N]: the base label, or the members' vote where the input was flagged.
-        adversarial: Whether the sequential test flagged the input [N].
-        base_label: The classifier's label on the purified image [N].
-        probabilities: The classifier's softmax on the purified image [N, K].
-        label_change_rate: Share of the asked members whose label differs from base_label [N], in [0, 1].
+        label: Final label [N]: the answer of those who were asked, or the vote of the whole jury where it was flagged.
+        adversarial: Whether the input was flagged [N]: by the sequential test, or because a pixel is outside [0, 1].
+        base_label: The classifier's own label on what it sees [N].
+        probabilities: The classifier's softmax on what it sees [N, K].
+        label_change_rate: Share of the asked members whose label differs from the first answer [N], in [0, 1].
         log_likelihood_ratio: Evidence for 'adversarial' when the test stopped [N], in nats.
         members_used: Members asked, those asked only for the vote included [N].
-        votes: Members that voted for each class [N, K].
-        purified: The purified image [N, C, H, W], in [0, 1].
-        reconstruction_error: Expected squared reconstruction error of the last purification step [N].
-        abstained: Whether the defence gives no answer [N]: flagged in a model that rejects instead of correcting, or
-            undecided in one that abstains then. `label` is the base label, which nobody should rely on.
+        votes: Weight of the jurors' votes for each class [N, K].
+        purified: What the purifier made of the image [N, C, H, W], in [0, 1]; the image where it was not purified.
+        reconstruction_error: Expected squared reconstruction error of the last purification step [N]; 0 where the image
+            was not purified.
+        abstained: Whether the defence gives no answer [N]: flagged in a model that rejects instead of correcting,
+            undecided in one that abstains then, or a pixel is not a finite number. Nobody should rely on `label` then.
     """
 
     label: Int64
@@ -38,7 +39,7 @@ class Verdicts:
     label_change_rate: Float32
     log_likelihood_ratio: Float64
     members_used: Int64
-    votes: Int64
+    votes: Float64
     purified: Float32
     reconstruction_error: Float32
     abstained: Bool

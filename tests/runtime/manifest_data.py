@@ -1,4 +1,4 @@
-"""Manifests as JSON objects, of every version, to be changed by tests."""
+"""Manifests as JSON objects, to be changed by tests."""
 
 from typing import Any
 
@@ -46,8 +46,38 @@ def choice_data() -> dict[str, Any]:
     }
 
 
+def decision_data(**changes: object) -> dict[str, Any]:
+    """The decision of `manifest_data`, changed."""
+    chosen = {"answer": "mixed", "jury_share": 0.75, "amplification": 2.0, "purify": "always"}
+    row = chosen | {
+        "min_accept": 1,
+        "clean_accuracy": 0.95,
+        "clean_flagged": 0.04,
+        "label_accuracy": 0.7,
+        "robust_accuracy": 0.8,
+        "members_used": 1.0,
+        "cost": 2.5,
+    }
+    frontier = {
+        "split": "fit",
+        "samples": 100,
+        "eps": 0.15,
+        "seed": 0,
+        "attack": "joint, for a wrong label",
+        "label_cost": 0.01,
+        "robust_classifier": [0.94, 0.69],
+        "chosen": 0,
+        "reason": "It is the most accurate within the label cost.",
+        "rows": [row, row | {"answer": "robust", "clean_accuracy": 0.93}],
+    }
+    return chosen | {"frontier": frontier} | changes
+
+
 def manifest_data() -> dict[str, Any]:
     member = {
+        "role": "juror",
+        "sees": "raw",
+        "vote_weight": 1.0,
         "method": "s2ap",
         "sparsity": 0.5,
         "adversarially_trained": True,
@@ -61,10 +91,11 @@ def manifest_data() -> dict[str, Any]:
         "robust_accuracy": 0.6,
     }
     return {
-        "format_version": 3,
+        "format_version": 4,
         "input": {"channels": 1, "height": 8, "width": 8},
         "classes": ["0", "1"],
         "members": [member],
+        "decision": decision_data(),
         "test": {
             "kind": "wald",
             "evidence": "margin",
@@ -73,11 +104,11 @@ def manifest_data() -> dict[str, Any]:
             "lower": [None],
             "upper": [2.9],
             "truncation": "clean",
-            "vote_members": 1,
             "correction": "correct",
             "curtailed": True,
-            "base_vote_weights": [1.0, 0.5],
-            "base_vote_edges": [3.0],
+            "opening": 1,
+            "await_vote": False,
+            "signals": [],
             "waves": [1],
             "alpha": 0.05,
             "beta": 0.05,

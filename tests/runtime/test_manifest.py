@@ -21,22 +21,23 @@ def test_a_manifest_survives_writing_and_reading_bit_for_bit() -> None:
 def test_policies_become_the_tables_of_the_reference(truncation: str, correction: str) -> None:
     data = manifest_data()
     data["test"] |= {"truncation": truncation, "correction": correction}
-    test = read_manifest(json.dumps(data), source="model.onnx").test.to_test()
+    test = read_manifest(json.dumps(data), source="model.onnx").to_test()
     threshold = {"clean": math.inf, "adversarial": -math.inf, "sign": 0.0, "abstain": math.inf}[truncation]
     assert test.final_threshold == threshold
     assert test.undecided_abstains == (truncation == "abstain")
     assert test.correct == (correction == "correct")
     assert test.curtail
-    assert (test.base_vote_weights.tolist(), test.base_vote_edges.tolist()) == ([1.0, 0.5], [3.0])
+    assert test.vote_weights.tolist() == [1.0]
+    assert (test.answer, test.jury_share, test.amplification) == ("mixed", 0.75, 2.0)
 
 
-@pytest.mark.parametrize("version", [1, 2, 4, "3", 3.0, True, None])
+@pytest.mark.parametrize("version", [1, 3, 5, "4", 4.0, True, None])
 def test_another_version_is_refused_with_both_versions(version: object) -> None:
     data = manifest_data() | {"format_version": version}
     with pytest.raises(ModelFileError) as caught:
         read_manifest(json.dumps(data), source="model.onnx")
     assert str(caught.value) == (
-        f"model.onnx carries manifest version {version!r}, this runtime reads 3; install the s2ap-defend release that "
+        f"model.onnx carries manifest version {version!r}, this runtime reads 4; install the s2ap-defend release that "
         "wrote it or export it again"
     )
 
@@ -60,8 +61,12 @@ def test_text_that_is_no_manifest_is_refused(text: str) -> None:
         (("classes",), ["a", "a"], "class names repeat"),
         (("input", "channels"), 0, r"input\.channels"),
         (("test", "truncation"), "maybe", r"test\.truncation"),
-        (("test", "base_vote_weights"), [1.0], "base_vote_weights"),
-        (("test", "base_vote_weights"), [1.0, 1.5], r"base_vote_weights\.1"),
+        (("test", "opening"), 2, "opening is 2"),
+        (("members", 0, "vote_weight"), 0.3, "multiples of 1/256"),
+        (("members", 0, "role"), "sensor", "a sensor has no vote"),
+        (("decision", "answer"), "best", r"decision\.answer"),
+        (("decision", "purify"), "off", "decision.purify is 'off'"),
+        (("decision", "frontier", "chosen"), 2, "row 2 is chosen, there are 2"),
         (("test", "calibration", "on"), "wrong", r"test\.calibration\.on"),
         (("test", "calibration", "reference_ratios"), [1.0, 0.0], "reference_ratios must ascend"),
         (("members", 0, "seeds", "mask"), None, r"members\.0\.seeds\.mask"),

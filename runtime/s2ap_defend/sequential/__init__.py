@@ -1,17 +1,27 @@
-"""The sequential test as tables, its numpy reference, and Wald's design of it."""
+"""The decision as tables, its numpy reference, and Wald's design of the sequential test."""
 
+from s2ap_defend.sequential.jury import mixed_label, settled, voted_label
 from s2ap_defend.sequential.reference import (
     NEAR_TIE,
     SequentialOutcome,
-    base_vote_weight,
-    correction_vote,
+    StageAnswers,
+    accepted_raw,
+    first_answers,
     log_likelihood_path,
     member_scores,
     run_sequential_test,
-    weighted_votes,
 )
 from s2ap_defend.sequential.summary import asked_members
-from s2ap_defend.sequential.tables import FINAL_THRESHOLDS, Evidence, SequentialTest, Truncation
+from s2ap_defend.sequential.tables import (
+    FINAL_THRESHOLDS,
+    Answer,
+    Evidence,
+    SequentialTest,
+    Signal,
+    SignalName,
+    Truncation,
+    tables_in_graph,
+)
 from s2ap_defend.sequential.wald import (
     binary_tables,
     paper_levels,
@@ -23,20 +33,27 @@ from s2ap_defend.sequential.wald import (
 __all__ = [
     "FINAL_THRESHOLDS",
     "NEAR_TIE",
+    "Answer",
     "Evidence",
     "SequentialOutcome",
     "SequentialTest",
+    "Signal",
+    "SignalName",
+    "StageAnswers",
     "Truncation",
+    "accepted_raw",
     "asked_members",
-    "base_vote_weight",
     "binary_tables",
-    "correction_vote",
+    "first_answers",
     "log_likelihood_path",
     "member_scores",
+    "mixed_label",
     "paper_levels",
     "run_sequential_test",
+    "settled",
+    "tables_in_graph",
     "ville_boundary",
+    "voted_label",
     "wald_boundaries",
     "wald_increments",
-    "weighted_votes",
 ]

@@ -106,8 +106,10 @@ class Design:
             lower=np.where(may_accept, lower, -math.inf),
             upper=np.full(self.n_max, upper),
             final_threshold=FINAL_THRESHOLDS[self.truncation],
-            vote_members=0,
             waves=(self.n_max,),
+            vote_weights=np.zeros(self.n_max),
+            answer="accurate",
+            correct=False,
             undecided_abstains=self.truncation == "abstain",
         )
 

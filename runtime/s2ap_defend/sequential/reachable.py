@@ -51,10 +51,14 @@ def operating_points(test: SequentialTest, bin_probabilities: Float64) -> list[O
             k are one.
 
     Raises:
-        ValueError: If the probabilities do not fit the tables.
+        ValueError: If the probabilities do not fit the tables, or something else than members and boundaries decides.
         RecipeError: If more than MAX_SUMS different sums are undecided at once, as with many unlike members.
     """
     probabilities = np.asarray(bin_probabilities, dtype=np.float64)
+    if test.await_vote or test.signals:
+        raise ValueError(
+            "operating points are of boundaries and members alone; this test waits for votes or has signals"
+        )
     if probabilities.ndim != 3 or probabilities.shape[1:] != test.increments.shape:
         raise ValueError(f"bin probabilities are {probabilities.shape[1:]}, the increments {test.increments.shape}")
     if not (probabilities >= 0.0).all() or not np.allclose(probabilities.sum(axis=2), 1.0, rtol=0.0, atol=1e-9):

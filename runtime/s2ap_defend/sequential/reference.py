@@ -1,145 +1,274 @@
-"""The numpy reference of the sequential test and of the correction vote.
+"""The numpy reference of the decision: the sequential test and who gives the label.
 
-The graph of a defended model equals `run_sequential_test` exactly, given the same member log-probabilities.
+The graph of a defended model equals `run_sequential_test` exactly, given the same answers of its stages.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
+from s2ap_defend.sequential.jury import mixed_label, settled, voted_label
 from s2ap_defend.sequential.tables import Evidence, SequentialTest
 from s2ap_defend.types import Bool, Float32, Float64, Int64
 
 NEAR_TIE = np.float32(1e-4)
-"""A member whose top log-probability exceeds the base label's by less than this agrees with the base label."""
+"""A member whose top log-probability exceeds that of a label by less than this agrees with the label."""
+
+
+@dataclass(frozen=True)
+class StageAnswers:
+    """What the stages of a model say of N inputs.
+
+    Attributes:
+        classifier: Log-probabilities of the classifier on what it sees [N, K], the purified image where there is one.
+        members: Log-probabilities of the members on what each sees [n, N, K], in the order in which they are asked.
+        on_raw: The classifier's on the image as it came [N, K], where only what is not accepted in the opening is
+            purified; None: every image is, or none.
+        reconstruction_error: What the purifier left [N]; None: nothing asks for it.
+        valid: Images whose pixels are all in [0, 1] [N]; others are flagged. None: all are.
+        finite: Images whose pixels are all finite [N]; others abstain as well. None: all are.
+    """
+
+    classifier: Float32
+    members: Float32
+    on_raw: Float32 | None = None
+    reconstruction_error: Float32 | None = None
+    valid: Bool | None = None
+    finite: Bool | None = None
+
+    def __len__(self) -> int:
+        return len(self.classifier)
+
+    def rows(self, index: Bool | Int64 | slice) -> "StageAnswers":
+        """The chosen inputs."""
+        names = ("classifier", "on_raw", "reconstruction_error", "valid", "finite")
+        values = {name: getattr(self, name) for name in names}
+        chosen: dict[str, Any] = {name: None if value is None else value[index] for name, value in values.items()}
+        return StageAnswers(members=self.members[:, index], **chosen)
+
+    def reorder(self, order: Int64) -> "StageAnswers":
+        """The answers of the chosen members, in this order."""
+        return replace(self, members=self.members[order])
 
 
 @dataclass(frozen=True)
 class SequentialOutcome:
-    """What the sequential test and the vote decided for N inputs; fields as in Verdicts."""
+    """What was decided for N inputs; fields as in Verdicts.
+
+    Attributes:
+        first_answer: The label that the evidence is measured against [N].
+    """
 
     label: Int64
     adversarial: Bool
+    base_label: Int64
     label_change_rate: Float32
     log_likelihood_ratio: Float64
     members_used: Int64
-    votes: Int64
+    votes: Float64
     abstained: Bool
+    first_answer: Int64
 
 
-def member_scores(evidence: Evidence, log_probabilities: Float32, base_label: Int64) -> Float32:
-    """Scores of members against base labels, in nats, shape [..., N].
+def member_scores(evidence: Evidence, log_probabilities: Float32, label: Int64) -> Float32:
+    """Scores of members against labels, in nats, shape [..., N].
 
     Args:
         evidence: 'margin' or 'surprise', as in SequentialTest.
         log_probabilities: Member log-probabilities [..., N, K].
-        base_label: Labels of the classifier [N].
+        label: Labels [N].
     """
-    index = np.broadcast_to(base_label[..., None], (*log_probabilities.shape[:-1], 1))
-    of_base = np.take_along_axis(log_probabilities, index, axis=-1)[..., 0]
+    index = np.broadcast_to(label[..., None], (*log_probabilities.shape[:-1], 1))
+    of_label = np.take_along_axis(log_probabilities, index, axis=-1)[..., 0]
     if evidence == "surprise":
-        return np.asarray(-of_base, dtype=np.float32)
-    return np.asarray(log_probabilities.max(axis=-1) - of_base, dtype=np.float32)
+        return np.asarray(-of_label, dtype=np.float32)
+    return np.asarray(log_probabilities.max(axis=-1) - of_label, dtype=np.float32)
 
 
-def run_sequential_test(test: SequentialTest, log_probabilities: Float32, base_label: Int64) -> SequentialOutcome:
-    """Run the test and the correction vote on inputs whose member answers are all known.
+def run_sequential_test(test: SequentialTest, said: StageAnswers) -> SequentialOutcome:
+    """Decide inputs whose answers of all stages are known.
+
+    Where the classifier's answers on raw images are given, inputs that these accept in the opening keep that verdict;
+    all others begin anew with the answers on purified images.
 
     Args:
         test: The tables.
-        log_probabilities: Member log-probabilities [n, N, K], members in the order they are asked.
-        base_label: Label of the classifier on the purified image [N].
+        said: The answers of the stages.
     """
-    _, count, classes = log_probabilities.shape
-    scores = member_scores(test.evidence, log_probabilities, base_label)  # [n, N]
-    margins = member_scores("margin", log_probabilities, base_label)
-    vote_members = test.vote_members if test.correct else 0
-    ratio = np.zeros(count)
-    decided = np.zeros(count, dtype=bool)
-    adversarial = np.zeros(count, dtype=bool)
-    settled = np.zeros(count, dtype=bool)
-    votes = np.zeros((count, classes), dtype=np.int64)
-    summed = np.zeros((count, classes))
+    if said.on_raw is None:
+        return _run(test, said, said.classifier)
+    raw, accepted = _run(test, said, said.on_raw), accepted_raw(test, said)
+    purified = _run(test, said, said.classifier)
+    chosen = {
+        one.name: np.where(
+            accepted.reshape(-1, *[1] * (getattr(raw, one.name).ndim - 1)),
+            getattr(raw, one.name),
+            getattr(purified, one.name),
+        )
+        for one in fields(SequentialOutcome)
+    }
+    return SequentialOutcome(**chosen)
+
+
+def accepted_raw(test: SequentialTest, said: StageAnswers) -> Bool:
+    """Inputs that are accepted in the opening on their raw images [N]; none where all are purified, or none."""
+    if said.on_raw is None:
+        return np.zeros(len(said), dtype=bool)
+    path = _Path(test, said, said.on_raw)
+    for i in range(test.opening):
+        path.ask(i, np.ones(len(said), dtype=bool))
+        path.add(i)
+    return np.asarray(path.stops_clean(test.opening - 1) & ~path.crosses(test.opening - 1) & _valid(said))
+
+
+def log_likelihood_path(test: SequentialTest, said: StageAnswers) -> tuple[Float64, Bool]:
+    """(log-likelihood ratio after each member if nobody stopped [n, N], nats; where 'clean' would be decided [n, N]).
+
+    `run_sequential_test` stops on this path: its ratio is the path's value at the stop, to the last bit. It is the path
+    behind the purifier where only some images are purified.
+
+    Args:
+        test: The tables; its alarm boundary is not used.
+        said: The answers of the stages.
+    """
+    path = _Path(test, said, said.classifier)
+    ratios, clean = np.zeros((test.members, len(said))), np.zeros((test.members, len(said)), dtype=bool)
+    for i in range(test.members):
+        path.ask(i, np.ones(len(said), dtype=bool))
+        path.add(i)
+        ratios[i], clean[i] = path.ratio, path.stops_clean(i)
+    return ratios, clean
+
+
+def first_answers(test: SequentialTest, said: StageAnswers) -> Int64:
+    """The label that the evidence is measured against [N]: of the classifier and the opening's jurors."""
+    return _Path(test, said, said.classifier).first_answer
+
+
+def _run(test: SequentialTest, said: StageAnswers, classifier: Float32) -> SequentialOutcome:
+    path = _Path(test, said, classifier)
+    decided = ~_valid(said)
+    adversarial, voted = decided.copy(), np.zeros(len(said), dtype=bool)
     for i in range(test.members):
         undecided = ~decided
-        asked = undecided | (adversarial & ~settled & (i < vote_members))
-        vote = np.where(margins[i] < NEAR_TIE, base_label, log_probabilities[i].argmax(axis=-1))
-        votes[asked, vote[asked]] += 1
-        summed[asked] += log_probabilities[i][asked].astype(np.float64)
-        ratio = np.where(undecided, ratio + _increments(test, i, scores[i]), ratio)
-        crossed_upper = undecided & (ratio >= test.upper[i])
-        adversarial |= crossed_upper
-        decided |= crossed_upper | (undecided & (ratio <= test.lower[i]))
-        if test.curtail and i + 1 < vote_members:
-            weighted = weighted_votes(votes, base_label, base_vote_weight(test, ratio))
-            runner_up, leader = np.partition(weighted, classes - 2, axis=1)[:, -2:].T
-            settled |= adversarial & (leader - runner_up > vote_members - (i + 1))
+        voting = adversarial & ~voted & (test.correct and test.vote_weights[i] > 0.0)
+        path.ask(i, undecided | voting | (i < test.opening))
+        path.add(i, undecided)
+        crossed = undecided & path.crosses(i)
+        adversarial |= crossed
+        decided |= crossed | (undecided & path.stops_clean(i))
+        if test.curtail:
+            voted |= adversarial & path.settled(i)
     undecided = ~decided
-    adversarial |= undecided & (ratio > test.final_threshold)
+    adversarial |= undecided & (path.ratio > test.final_threshold)
     abstained = (adversarial & (not test.correct)) | (undecided & test.undecided_abstains)
-    used = votes.sum(axis=1)
-    of_base = np.take_along_axis(votes, base_label[:, None], axis=1)[:, 0]
-    corrected = correction_vote(votes, summed, base_label, base_vote_weight(test, ratio))
+    if said.finite is not None:
+        abstained |= ~said.finite
+    corrected = voted_label(path.votes, path.summed) if test.correct else path.label()
     return SequentialOutcome(
-        label=np.where(adversarial & test.correct, corrected, base_label),
+        label=np.where(adversarial, corrected, path.label()),
         adversarial=adversarial,
-        label_change_rate=((used - of_base) / used).astype(np.float32),
-        log_likelihood_ratio=ratio,
-        members_used=used,
-        votes=votes,
+        base_label=np.asarray(classifier.argmax(axis=1), dtype=np.int64),
+        label_change_rate=(path.changed / path.used).astype(np.float32),
+        log_likelihood_ratio=path.ratio,
+        members_used=path.used,
+        votes=path.votes,
         abstained=abstained,
+        first_answer=path.first_answer,
     )
 
 
-def log_likelihood_path(test: SequentialTest, log_probabilities: Float32, base_label: Int64) -> Float64:
-    """Log-likelihood ratio after each member if nobody stopped [n, N], in nats.
+class _Path:
+    """Evidence and votes of N inputs as members are asked one after the other."""
 
-    `run_sequential_test` stops on this path: its ratio is the path's value at the stop, to the last bit.
+    def __init__(self, test: SequentialTest, said: StageAnswers, classifier: Float32) -> None:
+        self._test, self._said, self._classifier = test, said.members, classifier
+        count, classes = classifier.shape
+        self.used, self.changed = (np.zeros(count, dtype=np.int64) for _ in range(2))
+        self.votes, self.summed, self._probabilities = (np.zeros((count, classes)) for _ in range(3))
+        self._weight = np.zeros(count)
+        everyone = np.ones(count, dtype=bool)
+        for i in range(test.opening):
+            self._vote(i, everyone)
+        self.first_answer = self.label()
+        self.ratio = np.zeros(count)
+        for signal in test.signals:
+            score = self._signal(signal.name, said)
+            bins = (score[:, None] >= signal.edges[None, :]).sum(axis=1)
+            self.ratio = self.ratio + signal.increments[bins]
+        self._scores = member_scores(test.evidence, said.members, self.first_answer)  # [n, N]
+        self._changes = member_scores("margin", said.members, self.first_answer) >= NEAR_TIE
 
-    Args:
-        test: The tables; its boundaries are not used.
-        log_probabilities: Member log-probabilities [n, N, K], members in the order they are asked.
-        base_label: Label of the classifier on the purified image [N].
-    """
-    scores = member_scores(test.evidence, log_probabilities, base_label)
-    path = np.zeros((test.members, len(base_label)))
-    ratio = np.zeros(len(base_label))
-    for i in range(test.members):
-        ratio = ratio + _increments(test, i, scores[i])
-        path[i] = ratio
-    return path
+    def ask(self, member: int, rows: Bool) -> None:
+        """Ask a member about some inputs; the votes of the opening are counted already."""
+        self.used += rows
+        self.changed += rows & self._changes[member]
+        if member >= self._test.opening:
+            self._vote(member, rows)
+
+    def add(self, member: int, rows: Bool | None = None) -> None:
+        """Add a member's evidence to some inputs, or to all."""
+        test = self._test
+        bins = (self._scores[member][:, None] >= test.edges[member][None, :]).sum(axis=1)
+        added = self.ratio + test.increments[member, bins]
+        self.ratio = added if rows is None else np.where(rows, added, self.ratio)
+
+    def crosses(self, member: int) -> Bool:
+        """Where the alarm boundary is reached [N]."""
+        return np.asarray(self.ratio >= self._test.upper[member])
+
+    def stops_clean(self, member: int) -> Bool:
+        """Where 'clean' can be decided, if no alarm is [N]."""
+        clean = np.asarray(self.ratio <= self._test.lower[member])
+        return clean & self.settled(member) if self._test.await_vote else clean
+
+    def settled(self, member: int) -> Bool:
+        """Where no vote behind this member's can change or tie the winner [N]."""
+        return settled(self.votes, float(self._test.votes_left[member]))
+
+    def label(self) -> Int64:
+        """The answer of the classifier and the jurors asked so far, were nothing flagged [N]."""
+        match self._test.answer:
+            case "robust":
+                return voted_label(self.votes, self.summed)
+            case "mixed":
+                return mixed_label(
+                    self._classifier,
+                    self._probabilities,
+                    self._weight,
+                    jury_share=self._test.jury_share,
+                    amplification=self._test.amplification,
+                )
+            case "accurate":
+                return np.asarray(self._classifier.argmax(axis=1), dtype=np.int64)
+
+    def _vote(self, member: int, rows: Bool) -> None:
+        weight = float(self._test.vote_weights[member])
+        if weight == 0.0:
+            return
+        logs = self._said[member][rows].astype(np.float64)
+        self.votes[rows, logs.argmax(axis=-1)] += weight
+        self.summed[rows] += weight * logs
+        self._probabilities[rows] += weight * np.exp(logs)
+        self._weight[rows] += weight
+
+    def _signal(self, name: str, said: StageAnswers) -> Float32:
+        label = self.first_answer[:, None]
+        match name:
+            case "jury margin":
+                mean = self.summed / np.maximum(self._weight, 2.0**-8)[:, None]
+                of_label = np.take_along_axis(mean, label, axis=1)[:, 0]
+                others = mean.copy()
+                np.put_along_axis(others, label, -np.inf, axis=1)
+                return np.asarray(others.max(axis=1) - of_label, dtype=np.float32)
+            case "classifier surprise":
+                return np.asarray(-np.take_along_axis(self._classifier, label, axis=1)[:, 0], dtype=np.float32)
+            case _:
+                if said.reconstruction_error is None:
+                    raise ValueError("the test counts the reconstruction error, which is not given")
+                return said.reconstruction_error
 
 
-def base_vote_weight(test: SequentialTest, log_likelihood_ratio: Float64) -> Float64:
-    """Weight of a vote for the base label of inputs flagged with these log-likelihood ratios [N]."""
-    place = np.searchsorted(test.base_vote_edges, log_likelihood_ratio, side="right")
-    return np.asarray(test.base_vote_weights[place], dtype=np.float64)
-
-
-def weighted_votes(votes: Int64, base_label: Int64, base_vote_weight: float | Float64) -> Float64:
-    """Votes [N, K] with those for the base label [N] weighted by one number or one of each input [N]."""
-    weighted = votes.astype(np.float64)
-    weighted[np.arange(len(votes)), base_label] *= base_vote_weight
-    return weighted
-
-
-def correction_vote(votes: Int64, summed: Float64, base_label: Int64, base_vote_weight: float | Float64) -> Int64:
-    """Label with the most votes [N], the base label's votes weighted.
-
-    Ties go to the higher summed log-probability, then to the lower class index.
-
-    Args:
-        votes: Votes [N, K].
-        summed: Sum of the asked members' log-probabilities [N, K].
-        base_label: Label of the classifier [N].
-        base_vote_weight: Weight of the base label's votes, one number or one of each input [N].
-    """
-    weighted = weighted_votes(votes, base_label, base_vote_weight)
-    tied = weighted == weighted.max(axis=1, keepdims=True)
-    return np.asarray(np.where(tied, summed, -np.inf).argmax(axis=1), dtype=np.int64)
-
-
-def _increments(test: SequentialTest, member: int, scores: Float32) -> Float64:
-    """Evidence of one member's scores [N]."""
-    bins = (scores[:, None] >= test.edges[member][None, :]).sum(axis=1)
-    return np.asarray(test.increments[member, bins], dtype=np.float64)
+def _valid(said: StageAnswers) -> Bool:
+    return np.ones(len(said), dtype=bool) if said.valid is None else said.valid

@@ -11,6 +11,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import (
     SequentialOutcome,
     SequentialTest,
+    StageAnswers,
     binary_tables,
     run_sequential_test,
     wald_boundaries,
@@ -23,7 +24,9 @@ from s2ap_defend.sequential.reachable import OperatingPoint, operating_point
 def run_votes(test: SequentialTest, disagrees: np.ndarray) -> SequentialOutcome:
     """The loop on inputs [N] of label 0 whose members [n, N] disagree or not."""
     spread = np.where(disagrees[..., None], [0.1, 0.9], [0.9, 0.1])
-    return run_sequential_test(test, np.log(spread).astype(np.float32), np.zeros(disagrees.shape[1], dtype=np.int64))
+    members = np.log(spread).astype(np.float32)
+    classifier = np.log(np.tile([0.9, 0.1], (disagrees.shape[1], 1))).astype(np.float32)
+    return run_sequential_test(test, StageAnswers(classifier, members))
 
 
 def enumerate_votes(test: SequentialTest, rates: np.ndarray) -> OperatingPoint:
@@ -34,7 +37,7 @@ def enumerate_votes(test: SequentialTest, rates: np.ndarray) -> OperatingPoint:
     used = outcome.members_used
     undecided = np.zeros(len(used), dtype=bool)
     if test.undecided_abstains:
-        undecided = outcome.abstained
+        undecided = outcome.abstained & ~outcome.adversarial
     last = outcome.log_likelihood_ratio
     truncated = (used == test.members) & (last < test.upper[-1]) & (last > test.lower[-1])
     return OperatingPoint(
@@ -119,8 +122,10 @@ def test_members_with_levels_of_their_own_are_exact_too() -> None:
         lower=np.where(np.arange(11) < 3, -math.inf, lower),
         upper=np.full(11, upper),
         final_threshold=0.0,
-        vote_members=0,
         waves=(4, 7),
+        vote_weights=np.zeros(11),
+        answer="accurate",
+        correct=False,
     )
     found = operating_point(test, np.stack([1.0 - rates, rates], axis=1))
     assert_same(found, enumerate_votes(test, rates))
@@ -135,8 +140,10 @@ def test_more_than_two_bins_are_exact_too() -> None:
         lower=np.full(2, -2.0),
         upper=np.full(2, 2.0),
         final_threshold=math.inf,
-        vote_members=0,
         waves=(2,),
+        vote_weights=np.zeros(2),
+        answer="accurate",
+        correct=False,
     )
     found = operating_point(test, np.array([[0.5, 0.3, 0.2]] * 2))
     # Stopped by member 1: .2. Sums after two: -2 (.25, clean), 1 (.1), -1 (.3), 0 (.09), 2 (.06, adversarial).
@@ -156,8 +163,10 @@ def test_too_many_unlike_members_are_refused_with_one_line() -> None:
         lower=np.full(24, -50.0),
         upper=np.full(24, 50.0),
         final_threshold=0.0,
-        vote_members=0,
         waves=(24,),
+        vote_weights=np.zeros(24),
+        answer="accurate",
+        correct=False,
     )
     with pytest.raises(RecipeError, match="undecided after 19 of 24 members"):
         operating_point(test, np.full((24, 2), 0.5))

@@ -3,14 +3,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.runtime.sequential_cases import answers
+from tests.runtime.sequential_cases import answers, said
+from tests.runtime.sequential_cases import sequential_test as voting_test
 
 from s2ap_defend.sequential import (
     SequentialOutcome,
     SequentialTest,
-    correction_vote,
+    Signal,
+    StageAnswers,
     member_scores,
+    mixed_label,
     run_sequential_test,
+    settled,
+    voted_label,
     wald_boundaries,
     wald_increments,
 )
@@ -25,8 +30,9 @@ def wald_test(n: int = 24, *, waves: tuple[int, ...] | None = None, **changes: o
         "lower": np.full(n, lower),
         "upper": np.full(n, upper),
         "final_threshold": 0.0,
-        "vote_members": 0,
         "waves": waves or (n,),
+        "vote_weights": np.ones(n),
+        "answer": "accurate",
     }
     return SequentialTest(**(tables | changes))  # type: ignore[arg-type]
 
@@ -51,11 +57,10 @@ def test_levels_out_of_order_are_refused(clean: float, adversarial: float) -> No
 
 def test_four_agreeing_members_accept_and_two_disagreeing_members_flag() -> None:
     # ln 12 = 2.48 a disagreement, ln(.4/.95) = -.865 an agreement, boundaries +-2.94, worked by hand.
-    outcome = run_sequential_test(wald_test(), answers([[0, 1]] * 24), np.array([0, 0]))
+    outcome = run_sequential_test(wald_test(correct=False), said([[0, 1]] * 24, [0, 0]))
     assert outcome.adversarial.tolist() == [False, True]
     assert outcome.members_used.tolist() == [4, 2]
     assert outcome.log_likelihood_ratio == pytest.approx([4 * math.log(0.4 / 0.95), 2 * math.log(12.0)])
-    assert outcome.label.tolist() == [0, 1]
     assert outcome.label_change_rate.tolist() == [0.0, 1.0]
 
 
@@ -66,7 +71,8 @@ def test_operating_characteristic_agrees_with_exact_dynamic_programming_within_t
     for rate, flagged, asked in ((0.05, 0.0169, 4.82), (0.6, 0.9697, 3.54)):
         labels = (rng.random((24, count)) < rate).astype(int)
         logp = np.log(np.where(labels[..., None] == np.arange(2), 0.8, 0.2)).astype(np.float32)
-        outcome = run_sequential_test(wald_test(), logp, np.zeros(count, dtype=np.int64))
+        base = answers([[0] * count], 2)[0]
+        outcome = run_sequential_test(wald_test(correct=False), StageAnswers(base, logp))
         error = 3 * math.sqrt(flagged * (1 - flagged) / count)
         assert abs(outcome.adversarial.mean() - flagged) < error + 5e-5
         spread = 3 * outcome.members_used.std() / math.sqrt(count)
@@ -74,34 +80,28 @@ def test_operating_characteristic_agrees_with_exact_dynamic_programming_within_t
 
 
 def test_a_flagged_input_goes_on_to_the_vote_but_its_evidence_stands() -> None:
-    labels = [[1], [1], [2], [2], [2], [0]] + [[0]] * 18
-    outcome = run_sequential_test(wald_test(vote_members=6), answers(labels), np.array([0]))
+    labels = [[1], [1], [2], [2], [2], [0]]
+    outcome = run_sequential_test(wald_test(6, curtail=False), said(labels, [0]))
     assert outcome.members_used.tolist() == [6]
     assert outcome.votes.tolist() == [[1, 2, 3]]
     assert outcome.log_likelihood_ratio == pytest.approx([2 * math.log(12.0)])
     assert outcome.label.tolist() == [2]
 
 
-def test_a_near_tie_counts_as_agreement_with_the_base_label() -> None:
+def test_a_near_tie_is_no_change_of_the_label() -> None:
     logp = np.log(np.array([[[0.49998, 0.50002]]] * 24)).astype(np.float32)
-    outcome = run_sequential_test(wald_test(), logp, np.array([0]))
-    assert outcome.votes.tolist() == [[4, 0]]
+    outcome = run_sequential_test(wald_test(), StageAnswers(answers([[0]], 2)[0], logp))
+    assert outcome.label_change_rate.tolist() == [0.0]
     assert not outcome.adversarial[0]
 
 
 @pytest.mark.parametrize(("threshold", "flagged"), [(math.inf, False), (-math.inf, True), (0.0, True), (9.0, False)])
 def test_truncation_follows_the_final_rule(threshold: float, flagged: bool) -> None:
     test = wald_test(1, final_threshold=threshold)
-    assert run_sequential_test(test, answers([[1]]), np.array([0])).adversarial.tolist() == [flagged]
+    assert run_sequential_test(test, said([[1]], [0])).adversarial.tolist() == [flagged]
 
 
-def test_votes_for_the_base_label_weigh_less_and_ties_go_to_higher_summed_log_probability_then_lower_class() -> None:
-    votes = np.array([[3, 2, 0], [0, 2, 2], [0, 2, 2]])
-    summed = np.array([[-1.0, -1.0, -9.0], [-9.0, -2.0, -1.0], [-9.0, -1.0, -1.0]])
-    assert correction_vote(votes, summed, np.array([0, 0, 0]), 0.5).tolist() == [1, 2, 1]
-
-
-def test_surprise_is_the_negative_log_probability_of_the_base_label() -> None:
+def test_surprise_is_the_negative_log_probability_of_the_label() -> None:
     logp = answers([[0, 2]])
     assert member_scores("surprise", logp, np.array([0, 0])) == pytest.approx(-np.log([[0.8, 0.1]]))
 
@@ -113,81 +113,141 @@ def unit_test(members: int, **changes: object) -> SequentialTest:
         "lower": np.full(members, -np.inf),
         "upper": np.full(members, np.inf),
         "final_threshold": -math.inf,
-        "vote_members": members,
         "curtail": False,
     }
     return wald_test(members, **(tables | changes))  # type: ignore[arg-type]
 
 
 def run_labels(test: SequentialTest, *labels: int) -> SequentialOutcome:
-    """The outcome of one input with base label 0, of which the members say these labels."""
-    return run_sequential_test(test, answers([[label] for label in labels]), np.array([0]))
+    """The outcome of one input that the classifier calls 0, and of which the members say these labels."""
+    return run_sequential_test(test, said([[label] for label in labels], [0]))
 
 
-def test_votes_for_the_base_label_weigh_what_the_evidence_says_an_edge_belonging_to_the_weight_above_it() -> None:
-    weights = np.array([0.9, 0.1])
-    on_edge = unit_test(3, base_vote_weights=weights, base_vote_edges=np.array([-1.0]))
-    below = unit_test(3, base_vote_weights=weights, base_vote_edges=np.array([np.nextafter(-1.0, 0.0)]))
-    assert run_labels(on_edge, 0, 0, 1).log_likelihood_ratio.tolist() == [-1.0]
-    assert run_labels(on_edge, 0, 0, 1).label.tolist() == [1]  # 2 * .1 < 1
-    assert run_labels(below, 0, 0, 1).label.tolist() == [0]  # 2 * .9 > 1
+def test_ties_of_the_vote_go_to_the_higher_sum_then_to_the_lower_class() -> None:
+    votes = np.array([[3.0, 2.0, 0.0], [0.0, 2.0, 2.0], [0.0, 2.0, 2.0]])
+    summed = np.array([[-9.0, -1.0, -9.0], [-9.0, -2.0, -1.0], [-9.0, -1.0, -1.0]])
+    assert voted_label(votes, summed).tolist() == [0, 2, 1]
 
 
-def test_the_weight_of_the_base_label_is_that_of_the_alarm_and_not_of_what_the_vote_adds() -> None:
-    test = unit_test(4, upper=np.full(4, 1.0), base_vote_weights=np.array([0.1, 0.9]), base_vote_edges=np.array([1.0]))
-    outcome = run_labels(test, 1, 0, 0, 0)
-    assert outcome.log_likelihood_ratio.tolist() == [1.0]
-    assert outcome.label.tolist() == [0]  # 3 * .9 > 1; by the end of the path, at -2, it would be 3 * .1 < 1
+def test_a_leader_is_settled_when_the_votes_that_are_left_cannot_tie() -> None:
+    votes = np.array([[3.0, 0.0, 0.0], [3.0, 1.0, 0.0]])
+    assert settled(votes, 2.5).tolist() == [True, False]
+    assert settled(votes, 3.0).tolist() == [False, False]
+
+
+def test_a_mix_weighs_the_classifier_against_the_amplified_jury() -> None:
+    # q = (.6, .4)^2 / (.36 + .16) = (.692, .308). Half of it and half of (.25, .75) is (.471, .529): the classifier
+    # wins; with three quarters of it, (.582, .418), the jury does.
+    classifier = np.log(np.array([[0.25, 0.75]])).astype(np.float32)
+    jury, weight = np.array([[1.2, 0.8]]), np.array([2.0])
+    assert mixed_label(classifier, jury, weight, jury_share=0.5, amplification=2.0).tolist() == [1]
+    assert mixed_label(classifier, jury, weight, jury_share=0.75, amplification=2.0).tolist() == [0]
+
+
+def test_amplification_makes_a_sure_jury_outweigh_the_classifier() -> None:
+    # At power 1 half of (.8, .2) and half of (.1, .9) is (.45, .55); at power 3 q is (.985, .015): (.542, .458).
+    classifier = np.log(np.array([[0.1, 0.9]])).astype(np.float32)
+    jury, weight = np.array([[0.8, 0.2]]), np.array([1.0])
+    assert mixed_label(classifier, jury, weight, jury_share=0.5, amplification=1.0).tolist() == [1]
+    assert mixed_label(classifier, jury, weight, jury_share=0.5, amplification=3.0).tolist() == [0]
+
+
+def test_the_robust_answer_is_the_weighted_vote_of_those_asked_whatever_the_classifier_says() -> None:
+    test = voting_test(3, answer="robust", vote_weights=np.array([1.0, 0.5, 0.25]), lower=np.full(3, -np.inf))
+    outcome = run_labels(test, 1, 2, 2)
+    assert (outcome.label.tolist(), outcome.base_label.tolist()) == ([1], [0])
+    assert outcome.votes.tolist() == [[0.0, 1.0, 0.75]]
+
+
+def test_the_accurate_answer_is_the_classifiers_until_it_is_flagged() -> None:
+    test = voting_test(3, answer="accurate", lower=np.full(3, -np.inf))
+    assert run_labels(test, 1, 0, 1).label.tolist() == [0]
+    assert run_labels(replace(test, upper=np.full(3, 1.0)), 1, 0, 1).label.tolist() == [1]
+
+
+def test_evidence_is_measured_against_what_classifier_and_opening_answer_together() -> None:
+    # The jurors of the opening say 1: the third member, who says 0 like the classifier, speaks against them.
+    test = voting_test(3, answer="robust", opening=2, lower=np.full(3, -np.inf), upper=np.array([np.inf, 9.0, 9.0]))
+    outcome = run_labels(test, 1, 1, 0)
+    assert (outcome.first_answer.tolist(), outcome.log_likelihood_ratio.tolist()) == ([1], [-1.0])
+    assert outcome.label_change_rate == pytest.approx([1 / 3])
+
+
+def test_clean_waits_until_the_vote_is_settled() -> None:
+    boundaries = {"lower": np.full(5, -1.0), "upper": np.full(5, 9.0)}
+    test = voting_test(5, answer="robust", **boundaries)
+    assert run_labels(test, 0, 0, 0, 0, 0).members_used.tolist() == [1]
+    assert run_labels(replace(test, await_vote=True), 0, 0, 0, 0, 0).members_used.tolist() == [3]  # 3 : 0, two left
+
+
+def test_signals_are_counted_before_any_member() -> None:
+    signal = Signal("classifier surprise", np.array([1.0], dtype=np.float32), np.array([-0.5, 2.5]))
+    test = voting_test(1, answer="accurate", signals=(signal,))
+    assert run_labels(test, 0).log_likelihood_ratio.tolist() == [-1.5]  # -ln .8 = .22 is below the edge
+    high = replace(test, answer="robust")
+    assert run_labels(high, 1).log_likelihood_ratio.tolist() == [1.5]  # -ln .1 = 2.3 is above it
+
+
+def test_the_margin_of_the_jury_is_a_signal() -> None:
+    # Two jurors say 1 with .8: their mean log-probability of 1 exceeds that of the others by ln 8 = 2.08.
+    signal = Signal("jury margin", np.array([-2.0], dtype=np.float32), np.array([-4.0, 0.0]))
+    boundaries = {"lower": np.full(2, -np.inf), "upper": np.array([np.inf, 9.0])}
+    test = voting_test(2, answer="robust", opening=2, signals=(signal,), **boundaries)
+    assert run_labels(test, 1, 1).log_likelihood_ratio.tolist() == [-6.0]
+    assert run_labels(test, 1, 2).log_likelihood_ratio.tolist() == [0.0]  # they cancel: -1 + 1 + 0
+
+
+def test_only_jurors_are_asked_for_the_vote_on_a_flagged_input() -> None:
+    test = voting_test(4, upper=np.full(4, 1.0), vote_weights=np.array([1.0, 0.0, 1.0, 1.0]), answer="accurate")
+    outcome = run_labels(test, 1, 2, 2, 2)
+    assert outcome.members_used.tolist() == [3]
+    assert outcome.votes.tolist() == [[0.0, 1.0, 2.0]]
+    assert outcome.label.tolist() == [2]
 
 
 def test_a_curtailed_vote_ends_when_the_votes_that_are_left_cannot_tie() -> None:
     # Flagged by the first two of six; 3 : 0 with three left could still be tied, 4 : 0 with two left could not.
-    test = wald_test(6, vote_members=6)
+    test = wald_test(6)
     assert run_labels(test, 1, 1, 1, 1, 2, 2).votes.tolist() == [[0, 4, 0]]
     assert run_labels(test, 1, 1, 1, 2, 2, 2).votes.tolist() == [[0, 3, 3]]
     assert run_labels(replace(test, curtail=False), 1, 1, 1, 1, 2, 2).votes.tolist() == [[0, 4, 2]]
 
 
-def test_votes_that_weigh_less_settle_a_curtailed_vote_earlier() -> None:
-    test = unit_test(6, upper=np.full(6, 2.0), curtail=True)
-    assert run_labels(test, 1, 1, 0, 1, 1, 0).members_used.tolist() == [5]  # 4 : 1 with one left
-    light = replace(test, base_vote_weights=np.array([0.5]))
-    assert run_labels(light, 1, 1, 0, 1, 1, 0).members_used.tolist() == [4]  # 3 : 0.5 with two left
-
-
-def test_nothing_is_settled_before_the_alarm_says_what_a_vote_weighs() -> None:
-    # After four agreements 4 : 0 could not be tied by two. The alarm makes it 1.2 : 1, and the sixth vote wins.
-    increments = np.tile([-1.0, 1.0], (6, 1))
-    increments[4, 1] = 10.0
-    weights = {"base_vote_weights": np.array([1.0, 0.3]), "base_vote_edges": np.array([0.0])}
-    test = unit_test(6, increments=increments, upper=np.full(6, 5.0), curtail=True, **weights)
-    outcome = run_labels(test, 0, 0, 0, 0, 1, 1)
-    assert (outcome.members_used.tolist(), outcome.label.tolist()) == ([6], [1])
-
-
-def test_a_flag_beyond_the_voting_members_asks_no_more() -> None:
-    test = wald_test(6, vote_members=2, upper=np.array([9.0, 9.0, 7.0, 9.0, 9.0, 9.0]), lower=np.full(6, -9.0))
-    assert run_labels(test, 1, 2, 1, 2, 2, 2).votes.tolist() == [[0, 2, 1]]
-
-
-def test_a_rejected_input_abstains_keeps_the_base_label_and_asks_nobody_for_a_vote() -> None:
-    outcome = run_sequential_test(wald_test(vote_members=8, correct=False), answers([[1, 0]] * 24), np.array([0, 0]))
+def test_a_rejected_input_abstains_and_asks_nobody_for_a_vote() -> None:
+    outcome = run_sequential_test(wald_test(correct=False), said([[1, 0]] * 24, [0, 0]))
     assert outcome.adversarial.tolist() == [True, False]
     assert outcome.abstained.tolist() == [True, False]
-    assert outcome.label.tolist() == [0, 0]
     assert outcome.members_used.tolist() == [2, 4]
 
 
 def test_an_undecided_input_abstains_under_that_truncation_and_is_neither_clean_nor_adversarial() -> None:
     test = unit_test(3, final_threshold=math.inf, undecided_abstains=True, upper=np.array([np.inf, 2.0, np.inf]))
-    outcome = run_sequential_test(test, answers([[1, 1], [0, 1], [1, 1]]), np.array([0, 0]))
+    outcome = run_sequential_test(test, said([[1, 1], [0, 1], [1, 1]], [0, 0]))
     assert outcome.adversarial.tolist() == [False, True]
     assert outcome.abstained.tolist() == [True, False]
     assert outcome.label.tolist() == [0, 1]
 
 
+def test_an_image_outside_the_pixel_range_is_flagged_and_one_without_finite_pixels_abstains() -> None:
+    pixels = {"valid": np.array([True, False, False]), "finite": np.array([True, True, False])}
+    outcome = run_sequential_test(voting_test(4), said([[0, 0, 0]] * 4, [0, 0, 0], **pixels))
+    assert outcome.adversarial.tolist() == [False, True, True]
+    assert outcome.abstained.tolist() == [False, False, True]
+    assert outcome.members_used.tolist() == [2, 3, 3]  # the vote on flagged ones is settled at 3 : 0 with one left
+
+
+def test_what_the_opening_does_not_accept_on_the_raw_image_is_decided_behind_the_purifier() -> None:
+    # The classifier says 0 of both raw images and 1 of both purified ones; the member says 0, then 1.
+    raw = answers([[0, 0]])[0]
+    test = voting_test(1, answer="accurate", lower=np.array([-1.0]), upper=np.array([9.0]))
+    outcome = run_sequential_test(test, said([[0, 1]], [1, 1], on_raw=raw))
+    assert outcome.base_label.tolist() == [0, 1]
+    assert outcome.label.tolist() == [0, 1]
+    assert outcome.log_likelihood_ratio.tolist() == [-1.0, -1.0]
+
+
 def test_correction_abstains_from_nothing() -> None:
-    assert not run_sequential_test(wald_test(), answers([[0, 1]] * 24), np.array([0, 0])).abstained.any()
+    assert not run_sequential_test(wald_test(), said([[0, 1]] * 24, [0, 0])).abstained.any()
 
 
 @pytest.mark.parametrize(
@@ -195,18 +255,25 @@ def test_correction_abstains_from_nothing() -> None:
     [
         ({"waves": (2, 2)}, "sum to 3"),
         ({"lower": np.full(3, 5.0)}, "below its upper"),
-        ({"vote_members": 4}, r"0\.\.3"),
         ({"edges": np.zeros((3, 2), dtype=np.float32)}, "edges must be float32"),
         ({"increments": np.full((3, 2), np.nan)}, "finite"),
         ({"final_threshold": math.nan}, "final_threshold must be a number"),
         ({"undecided_abstains": True}, "final_threshold is 0.0 although undecided inputs abstain; set it to inf"),
-        ({"base_vote_weights": np.array([0.5, 0.5])}, "one entry more than base_vote_edges"),
-        ({"base_vote_weights": np.array(0.5)}, "one entry more than base_vote_edges"),
-        ({"base_vote_weights": np.array([1.5])}, r"must be in \[0, 1\], got \[1.5\]"),
-        ({"base_vote_weights": np.array([math.nan])}, r"must be in \[0, 1\]"),
-        ({"base_vote_weights": np.array([1])}, "must be float64, got int64"),
-        ({"base_vote_weights": np.ones(3), "base_vote_edges": np.array([1.0, 0.0])}, "finite and ascend"),
-        ({"base_vote_weights": np.ones(2), "base_vote_edges": np.array([math.inf])}, "finite and ascend"),
+        ({"vote_weights": np.ones(2)}, r"vote_weights must be float64 \(3,\)"),
+        ({"vote_weights": np.array([1, 1, 1])}, "must be float64"),
+        ({"vote_weights": np.array([0.3, 1.0, 1.0])}, "multiples of 1/256"),
+        ({"vote_weights": np.array([1.5, 1.0, 1.0])}, r"in \[0, 1\]"),
+        ({"vote_weights": np.array([math.nan, 1.0, 1.0])}, r"in \[0, 1\]"),
+        ({"vote_weights": np.zeros(3)}, "no member has a vote weight above 0"),
+        ({"answer": "robust", "vote_weights": np.array([0.0, 1.0, 1.0])}, "needs a juror among the 1 members"),
+        ({"opening": 0}, "opening is 0; it must be 1 to 3"),
+        ({"opening": 2, "waves": (1, 2)}, "opening is 2; it must be 1 to 1"),
+        ({"opening": 2}, "nothing is decided before the 2 members of the opening"),
+        ({"await_vote": True}, "await_vote is for the answer 'robust'"),
+        ({"jury_share": 1.5}, "jury_share is 1.5"),
+        ({"amplification": 0.0}, "amplification 0.0"),
+        ({"signals": (Signal("jury margin", np.zeros(2, np.float32), np.zeros(2)),)}, "one increment more than edges"),
+        ({"signals": (Signal("jury margin", np.zeros(1, np.float32), np.zeros(2)),) * 2}, "named twice"),
     ],
 )
 def test_tables_that_contradict_each_other_are_refused(changes: dict[str, object], message: str) -> None:

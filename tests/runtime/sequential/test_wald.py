@@ -8,6 +8,7 @@ from tests.runtime.designs import DESIGNS
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import (
+    StageAnswers,
     binary_tables,
     paper_levels,
     run_sequential_test,
@@ -87,7 +88,7 @@ def test_binary_tables_put_near_ties_with_agreement() -> None:
     below = np.nextafter(edges[0, 0], np.float32(0.0))
     test = Design(0.05, 0.6, n_max=3).test()
     logp = np.array([[[0.0, below]], [[0.0, edges[0, 0]]], [[0.0, -1.0]]], dtype=np.float32)
-    outcome = run_sequential_test(test, logp, np.array([0]))
+    outcome = run_sequential_test(test, StageAnswers(logp[2], logp))
     assert outcome.label_change_rate[0] == pytest.approx(1.0 / 3.0)
     assert outcome.log_likelihood_ratio[0] == pytest.approx(2.0 * increments[0, 0] + increments[0, 1])
 

@@ -1,0 +1,111 @@
+"""What a manifest says of the decision: who answers, when images are purified, and what other choices keep and cost."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate
+from s2ap_defend.sequential import Answer
+
+__all__ = ["DecisionDescription", "DecisionSettings", "Frontier", "FrontierRow", "Purify"]
+
+Purify = Literal["always", "suspicious", "off"]
+"""Which images are purified: all; those that are not accepted in the opening; none."""
+Above0 = Annotated[float, Field(gt=0)]
+
+
+class DecisionSettings(ManifestTable):
+    """What calibration chooses of a decision.
+
+    Attributes:
+        answer: Who gives the label of an input that is not flagged: 'robust' the vote of the jurors asked, 'mixed'
+            classifier and jury together, 'accurate' the classifier. A flagged input gets the vote of the whole jury.
+        jury_share: Weight of the jury's amplified mean probability in the mix; the classifier's is the rest.
+        amplification: Power that the jury's mean probability is raised to in the mix, then normalised.
+        purify: Which images are purified.
+    """
+
+    answer: Answer
+    jury_share: Rate
+    amplification: Above0
+    purify: Purify
+
+    @property
+    def in_words(self) -> str:
+        """The settings in one line."""
+        who = {
+            "robust": "the jury answers",
+            "mixed": f"{1 - self.jury_share:.2g} classifier + {self.jury_share:.2g} jury^{self.amplification:g} answer",
+            "accurate": "the classifier answers, the jury where it is flagged",
+        }[self.answer]
+        when = {"always": "every image", "suspicious": "what the opening does not accept", "off": "nothing"}[
+            self.purify
+        ]
+        return f"{who}; purified is {when}"
+
+
+class FrontierRow(DecisionSettings):
+    """What one choice keeps and costs on the images of a frontier.
+
+    Attributes:
+        min_accept: Members that are asked at least before an input is called clean.
+        clean_accuracy: Answered and right, without attack.
+        clean_flagged: Flagged without attack.
+        label_accuracy: Final label right under every attack that was made, flagged or not.
+        robust_accuracy: Final label right, or flagged, or not answered, under every attack that was made.
+        members_used: Members asked of a clean image, mean.
+        cost: Floating-point operations of a clean image, as a multiple of the classifier's alone.
+    """
+
+    min_accept: Positive
+    clean_accuracy: Rate
+    clean_flagged: Rate
+    label_accuracy: Rate
+    robust_accuracy: Rate
+    members_used: Amount
+    cost: Amount
+
+
+class Frontier(ManifestTable):
+    """The choices that were compared under adaptive attacks, and why one of them was taken.
+
+    Attributes:
+        split: The images, such as 'validation'.
+        samples: How many.
+        eps: l_inf budget, pixels in [0, 1].
+        seed: Of the attacks.
+        attack: The attacks in words.
+        label_cost: Label accuracy that a mix may lose against the jury.
+        robust_classifier: The first juror alone on the same images: clean accuracy, and label accuracy under as much
+            work.
+        chosen: Index of the row that the file is.
+        reason: Why, in a sentence.
+        rows: The choices.
+    """
+
+    split: str
+    samples: Positive
+    eps: Amount
+    seed: int
+    attack: str
+    label_cost: Rate
+    robust_classifier: tuple[Rate, Rate] | None
+    chosen: Count
+    reason: str
+    rows: Annotated[tuple[FrontierRow, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _holds_the_chosen(self) -> "Frontier":
+        if self.chosen >= len(self.rows):
+            raise ValueError(f"row {self.chosen} is chosen, there are {len(self.rows)}")
+        return self
+
+
+class DecisionDescription(DecisionSettings):
+    """The decision of a file.
+
+    Attributes:
+        frontier: What other choices keep and cost; null: none were compared.
+    """
+
+    frontier: Frontier | None
