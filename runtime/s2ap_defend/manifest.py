@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from s2ap_defend.decision_record import DecisionDescription, DecisionSettings, Frontier, FrontierRow
+from s2ap_defend.decision_record import DecisionDescription, DecisionSettings, Frontier, FrontierRow, Sees
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate, Sha256
 from s2ap_defend.purifier_record import (
@@ -97,7 +97,7 @@ class Member(ManifestTable):
     """
 
     role: Literal["juror", "sensor"]
-    sees: Literal["raw", "purified"]
+    sees: Sees
     vote_weight: Rate
     method: str
     sparsity: Rate

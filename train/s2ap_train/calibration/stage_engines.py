@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
+from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.engines import Device
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.model_file import ModelFile
+from s2ap_defend.sequential import StageAnswers
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32, Float64, Int64
 from s2ap_train.calibration.answers import Answers
@@ -18,21 +20,6 @@ from s2ap_train.calibration.answers import Answers
 _ROWS = 256
 _TIMED_ROWS = 64
 _REPEATS = 5
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the stages say of N images.
-
-    Attributes:
-        purified: Images as classifier and members see them [N, C, H, W].
-        classifier: Its log-probabilities [N, K].
-        members: Log-probabilities of all members [n, N, K]; n may be 0.
-    """
-
-    purified: Float32
-    classifier: Float32
-    members: Float32
 
 
 @dataclass(frozen=True)
@@ -57,15 +44,13 @@ class StageEngines:
     have said, from the engine, device and precision that serve.
 
     Args:
-        purifier: Stage `image` -> `purified`; None leaves images as they are.
+        purifier: Stage `image` -> `purified`, `reconstruction_error`; None leaves images as they are.
         classifier: Stage `image` -> `log_probabilities`.
-        members: Stages `image` -> `log_probabilities`.
-        device: 'auto', 'cpu', 'cuda' or 'tensorrt'.
-        threads: Of each engine; None leaves the choice to it.
-
-    Raises:
-        EngineError: If the device cannot be used.
-        ModelFileError: If a stage cannot be loaded.
+        members: Stages `image` -> `log_probabilities`, in order.
+        sees: What each member sees; None: all see purified images.
+        purify: Which images are purified; under 'suspicious' the classifier is asked about raw images as well.
+        device: As for `DefendedClassifier.load`.
+        threads: As there.
     """
 
     def __init__(
@@ -74,6 +59,8 @@ class StageEngines:
         classifier: ModelProto,
         members: Sequence[ModelProto],
         *,
+        sees: Sequence[Sees] | None = None,
+        purify: Purify = "always",
         device: Device = "cpu",
         threads: int | None = None,
     ) -> None:
@@ -83,13 +70,24 @@ class StageEngines:
         self._purifier = None if purifier is None else engine(purifier)
         self._classifier = engine(classifier)
         self._members = [engine(member) for member in members]
+        self._sees = tuple(sees) if sees is not None else ("purified",) * len(members)
+        self._purify = purify
 
     @classmethod
     def from_file(cls, file: ModelFile, *, device: Device = "cpu", threads: int | None = None) -> "StageEngines":
         """The stages of a model file, members in the order in which they are asked."""
-        members = [cut_stage(file.proto, member_scope(i)) for i in range(len(file.manifest.members))]
+        described = file.manifest.members
+        members = [cut_stage(file.proto, member_scope(i)) for i in range(len(described))]
         purifier, classifier = cut_stage(file.proto, PURIFIER), cut_stage(file.proto, CLASSIFIER)
-        return cls(purifier, classifier, members, device=device, threads=threads)
+        return cls(
+            purifier,
+            classifier,
+            members,
+            sees=[member.sees for member in described],
+            purify=file.manifest.decision.purify,
+            device=device,
+            threads=threads,
+        )
 
     def without(self, *, purifier: bool = False, members: bool = False) -> "StageEngines":
         """The same engines without some of them.
@@ -99,34 +97,49 @@ class StageEngines:
             members: Leave all members out.
         """
         fewer = copy.copy(self)
-        fewer._purifier = None if purifier else self._purifier
-        fewer._members = [] if members else self._members
+        if purifier:
+            fewer._purifier, fewer._purify = None, "off"
+        if members:
+            fewer._members, fewer._sees = [], ()
         return fewer
 
-    def ask(self, images: Float32) -> Said:
+    def seeing(self, sees: Sequence[Sees], purify: Purify) -> "StageEngines":
+        """The same engines, members and purifier wired in another way.
+
+        Args:
+            sees: What each member sees.
+            purify: Which images are purified; 'off' leaves the purifier out.
+        """
+        other = copy.copy(self)
+        other._sees, other._purify = tuple(sees), purify
+        other._purifier = None if purify == "off" else self._purifier
+        return other
+
+    def ask(self, images: Float32) -> StageAnswers:
         """What every stage says of images, float32 [N, C, H, W] in [0, 1], N > 0, of the model's shape."""
         parts = [self._ask(images[start : start + _ROWS]) for start in range(0, len(images), _ROWS)]
-        return Said(
-            np.concatenate([part.purified for part in parts]),
-            np.concatenate([part.classifier for part in parts]),
-            np.concatenate([part.members for part in parts], axis=1),
+        return StageAnswers(
+            classifier=np.concatenate([part.classifier for part in parts]),
+            members=np.concatenate([part.members for part in parts], axis=1),
+            on_raw=_joined([part.on_raw for part in parts]),
+            reconstruction_error=_joined([part.reconstruction_error for part in parts]),
         )
 
     def answers(self, images: Float32, labels: Int64 | None, *, image: Int64 | None = None) -> Answers:
-        """What classifier and members say of purified images.
+        """What classifier and members say of images, measured against the classifier's own label.
 
         Args:
             images: As `ask` takes them.
-            labels: True labels [N]; None where they are not known: then the answers' are the base labels.
+            labels: True labels [N]; None where they are not known: then the answers' are the classifier's.
             image: As in Answers.
         """
         said = self.ask(images)
-        base_label = said.classifier.argmax(axis=1)
-        return Answers(said.members, base_label, base_label if labels is None else labels, image)
+        own = np.asarray(said.classifier.argmax(axis=1), dtype=np.int64)
+        return Answers(said, own, own if labels is None else labels, image)
 
     def milliseconds(self, images: Float32) -> Float64:
         """Time of one image in each member [n]: the median of five runs on up to 64 images, after one to warm up."""
-        purified = self._purified(images[:_TIMED_ROWS])
+        purified, _ = self._purified(images[:_TIMED_ROWS])
         times = np.empty((_REPEATS + 1, len(self._members)))
         for repeat in range(_REPEATS + 1):
             for i, member in enumerate(self._members):
@@ -136,24 +149,36 @@ class StageEngines:
     def alone(self, images: Float32) -> StageTimes:
         """Time of one image alone in every stage: the median over up to 64 images of the best of three runs each."""
         rows = [images[i : i + 1] for i in range(min(len(images), _TIMED_ROWS))]
-        seen = [self._purified(row) for row in rows]
+        seen = [self._purified(row)[0] for row in rows]
         classifier, *members = ([_best(engine, row) for row in seen] for engine in (self._classifier, *self._members))
         before = [0.0] if self._purifier is None else [_best(self._purifier, row, "purified") for row in rows]
         milliseconds = [1e3 * float(np.median(seconds)) for seconds in (before, classifier, *members)]
         return StageTimes(milliseconds[0], milliseconds[1], np.array(milliseconds[2:]))
 
-    def _purified(self, images: Float32) -> Float32:
+    def _purified(self, images: Float32) -> tuple[Float32, Float32]:
+        """(purified images, their reconstruction errors [N]): the images and 0 without a purifier."""
         if self._purifier is None:
-            return images
-        (purified,) = self._purifier.run({"image": images}, ["purified"])
-        return np.asarray(purified, dtype=np.float32)
+            return images, np.zeros(len(images), dtype=np.float32)
+        purified, error = self._purifier.run({"image": images}, ["purified", "reconstruction_error"])
+        return np.asarray(purified, dtype=np.float32), np.asarray(error, dtype=np.float32)
 
-    def _ask(self, images: Float32) -> Said:
-        purified = self._purified(images)
-        (log_probabilities,) = self._classifier.run({"image": purified}, ["log_probabilities"])
-        asked = [engine.run({"image": purified}, ["log_probabilities"])[0] for engine in self._members]
-        nobody = np.empty((0, *log_probabilities.shape), dtype=np.float32)
-        return Said(purified, log_probabilities, np.stack(asked) if asked else nobody)
+    def _ask(self, images: Float32) -> StageAnswers:
+        purified, error = self._purified(images)
+
+        def said(engine: OnnxRuntimeEngine, seen: Float32) -> Float32:
+            return np.asarray(engine.run({"image": seen}, ["log_probabilities"])[0], dtype=np.float32)
+
+        classifier = said(self._classifier, purified)
+        wired = zip(self._members, self._sees, strict=True)
+        asked = [said(engine, purified if sees == "purified" else images) for engine, sees in wired]
+        nobody = np.empty((0, *classifier.shape), dtype=np.float32)
+        on_raw = said(self._classifier, images) if self._purify == "suspicious" else None
+        return StageAnswers(classifier, np.stack(asked) if asked else nobody, on_raw, error)
+
+
+def _joined(parts: Sequence[Float32 | None]) -> Float32 | None:
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None
 
 
 def _best(engine: OnnxRuntimeEngine, image: Float32, output: str = "log_probabilities") -> float:
