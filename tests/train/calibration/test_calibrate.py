@@ -1,5 +1,6 @@
 import math
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -7,8 +8,8 @@ from tests.train.correlated_members import correlated_answers, voted
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import SequentialTest, run_sequential_test
-from s2ap_train.calibration import Answers, Calibration, Detection, alarm_statistic, calibrate, fit_tables
-from s2ap_train.calibration.kinds import rules, sequential_test
+from s2ap_train.calibration import Answers, Calibration, Detection, alarm_statistic, calibrate
+from s2ap_train.calibration.jury import Jury
 
 CLEAN = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1]
 FOOLED = [0.7, 0.6, 0.8, 0.7, 0.5, 0.7]
@@ -21,6 +22,7 @@ def calibrated(config: Detection, *, clean: list[float] = CLEAN, fooled: list[fl
         correlated_answers(rng, 300, fooled, fooled=True),
         correlated_answers(rng, 300, clean, wrong=0.05),
         config,
+        Jury.behind_classifier(len(clean)),
     )
 
 
@@ -36,8 +38,8 @@ HAND_HELD_OUT = binary([1, 2], 60, right=True)
 
 
 def by_hand(kind: str, **settings: object) -> Calibration:
-    config = Detection(**{"kind": kind, "min_accept": 1, "vote_members": 2, **settings})
-    return calibrate(HAND["clean"], HAND["attacked"], HAND_HELD_OUT, config)
+    config = Detection(**{"kind": kind, "min_accept": 1, **settings})
+    return calibrate(HAND["clean"], HAND["attacked"], HAND_HELD_OUT, config, Jury.behind_classifier(2))
 
 
 def test_weighted_members_weigh_their_own_smoothed_rates() -> None:
@@ -69,8 +71,8 @@ def test_wald_and_ville_share_the_mean_of_the_smoothed_rates(kind: str, upper: f
 
 def test_the_papers_test_has_its_levels_its_order_and_a_plain_vote() -> None:
     swapped = {name: part.reorder(np.array([1, 0])) for name, part in HAND.items()}
-    config = Detection(kind="paper", alpha=0.01, beta=0.2, min_accept=6, veto="hard", truncation="clean")
-    result = calibrate(swapped["clean"], swapped["attacked"], HAND_HELD_OUT, config)
+    config = Detection(kind="paper", alpha=0.01, beta=0.2, min_accept=6, truncation="clean")
+    result = calibrate(swapped["clean"], swapped["attacked"], HAND_HELD_OUT, config, Jury.behind_classifier(2))
     rates = np.array([2, 1, 1] + [0] * 36) / 2  # of each clean input: member 0 disagrees with one, member 1 with three
     zeta = rates.mean() + 2.58 * rates.std(ddof=1) / math.sqrt(39)
     q0, q1 = 0.9 * zeta, 1.1 * zeta
@@ -81,7 +83,7 @@ def test_the_papers_test_has_its_levels_its_order_and_a_plain_vote() -> None:
     assert result.tables.upper == pytest.approx((math.log(19),) * 2)
     assert result.tables.lower == pytest.approx((-math.log(19),) * 2)
     assert (result.tables.truncation, result.tables.alpha, result.tables.beta) == ("sign", 0.05, 0.05)
-    assert (result.tables.base_vote_weights, result.tables.vote_members) == ((1.0,), 0)
+    assert (result.test.answer, result.test.vote_weights.tolist()) == ("accurate", [1.0, 1.0])
     assert result.tables.calibration.samples == 0
     assert result.tables.calibration.false_alarm_bound is None
 
@@ -89,7 +91,7 @@ def test_the_papers_test_has_its_levels_its_order_and_a_plain_vote() -> None:
 def test_the_papers_test_takes_a_hundred_members_at_most() -> None:
     many = {name: part.reorder(np.arange(120) % 2) for name, part in HAND.items()}
     held_out = HAND_HELD_OUT.reorder(np.arange(120) % 2)
-    result = calibrate(many["clean"], many["attacked"], held_out, Detection(kind="paper"))
+    result = calibrate(many["clean"], many["attacked"], held_out, Detection(kind="paper"), Jury.behind_classifier(120))
     assert result.order.tolist() == list(range(100))
 
 
@@ -121,14 +123,18 @@ def test_a_design_that_cannot_decide_says_how_many_members_could() -> None:
 def test_members_that_disagree_no_more_with_fooled_inputs_have_no_shared_rates() -> None:
     with pytest.raises(RecipeError, match=r"disagree with 0\.66. of the clean and 0\.66. of the fooled"):
         calibrate(
-            binary([29, 23], 39, right=True), HAND["attacked"], HAND_HELD_OUT, Detection(kind="wald", min_accept=1)
+            binary([29, 23], 39, right=True),
+            HAND["attacked"],
+            HAND_HELD_OUT,
+            Detection(kind="wald", min_accept=1),
+            Jury.behind_classifier(2),
         )
 
 
 def test_evidence_that_most_clean_inputs_reach_flags_nothing_and_is_refused() -> None:
     held_out = binary([30, 30], 60, right=True)
     with pytest.raises(RecipeError, match=r"2 members can say at most .* more than 0\.05 of the clean"):
-        calibrate(HAND["clean"], HAND["attacked"], held_out, Detection(min_accept=1, bins=2))
+        calibrate(HAND["clean"], HAND["attacked"], held_out, Detection(min_accept=1, bins=2), Jury.behind_classifier(2))
 
 
 def test_clean_may_not_be_decided_before_min_accept_members() -> None:
@@ -136,7 +142,7 @@ def test_clean_may_not_be_decided_before_min_accept_members() -> None:
     assert result.tables.lower[:3] == (None, None, None)
     assert result.tables.lower[3] is not None
     fresh = correlated_answers(np.random.default_rng(3), 200, CLEAN).reorder(result.order)
-    outcome = run_sequential_test(result.tables.to_test(), fresh.log_probabilities, fresh.base_label)
+    outcome = run_sequential_test(result.test, fresh.said)
     assert (outcome.members_used[~outcome.adversarial] >= 4).all()
     assert (outcome.members_used[~outcome.adversarial] == 4).any()
 
@@ -162,9 +168,9 @@ def test_reference_ratios_are_those_of_the_test_as_it_is_served() -> None:
         correlated_answers(rng, 300, FOOLED, fooled=True),
         correlated_answers(rng, 300, CLEAN),
     ]
-    result = calibrate(*parts, Detection())
+    result = calibrate(*parts, Detection(), Jury.behind_classifier(parts[0].members))
     held_out = parts[2].reorder(result.order)
-    outcome = run_sequential_test(result.tables.to_test(), held_out.log_probabilities, held_out.base_label)
+    outcome = run_sequential_test(result.test, held_out.said)
     assert outcome.adversarial.any()  # with alarms on: flagged inputs stop there
     assert result.tables.calibration.reference_ratios == tuple(np.sort(outcome.log_likelihood_ratio).tolist())
 
@@ -178,7 +184,7 @@ def test_every_kind_compiles_to_tables_that_run(kind: str, truncation: str | Non
     assert result.tables.kind.startswith(kind)
     assert result.tables.correction == correction
     fresh = correlated_answers(np.random.default_rng(1), 200, FOOLED, fooled=True).reorder(result.order)
-    outcome = run_sequential_test(result.tables.to_test(), fresh.log_probabilities, fresh.base_label)
+    outcome = run_sequential_test(result.test, fresh.said)
     assert outcome.adversarial.mean() > 0.3
     if correction == "reject":
         assert outcome.abstained[outcome.adversarial].all()
@@ -189,30 +195,54 @@ def test_a_test_that_may_abstain_counts_every_member() -> None:
         Detection(truncation="abstain")
     Detection(truncation="abstain", order="as trained")  # everyone counts there
     Detection(truncation="abstain", kind="graded")
-    test = calibrated(Detection(truncation="abstain", evidence="all")).tables.to_test()
+    test = calibrated(Detection(truncation="abstain", evidence="all")).test
     assert (test.increments != 0.0).any(axis=1).all()
 
 
 @pytest.mark.parametrize("truncation", [None, "clean", "adversarial", "sign", "abstain"])
-def test_tables_and_the_test_that_they_were_made_of_truncate_alike(truncation: str | None) -> None:
-    config = Detection(kind="graded", truncation=truncation, evidence="all")  # type: ignore[arg-type]
-    rng = np.random.default_rng(0)
-    parts = correlated_answers(rng, 100, CLEAN), correlated_answers(rng, 100, FOOLED, fooled=True)
-    made = sequential_test(config, rules(config, 6), fit_tables(*parts, 6))
-    read = calibrated(config).tables.to_test()
-    assert (made.final_threshold, made.undecided_abstains) == (read.final_threshold, read.undecided_abstains)
+def test_the_tables_of_the_manifest_are_the_test_that_they_were_made_of(truncation: str | None) -> None:
+    made = calibrated(Detection(kind="graded", truncation=truncation, evidence="all"))  # type: ignore[arg-type]
+    read = made.tables.to_test(made.test.vote_weights.tolist(), answer="accurate", jury_share=1.0, amplification=1.0)
+    for field in fields(read):
+        assert np.array_equal(getattr(read, field.name), getattr(made.test, field.name)), field.name
+
+
+def test_the_opening_of_the_jury_is_asked_first_and_its_vote_is_what_evidence_is_measured_against() -> None:
+    rng = np.random.default_rng(7)
+    parts = (
+        correlated_answers(rng, 200, CLEAN, wrong=0.05),
+        correlated_answers(rng, 300, FOOLED, fooled=True),
+        correlated_answers(rng, 300, CLEAN, wrong=0.05),
+    )
+    jury = Jury((1.0, 0.0, 1.0, 0.5, 0.0, 0.0), (2, 0, 3), "robust", await_vote=True)
+    result = calibrate(*parts, Detection(min_accept=1), jury)
+    assert result.order[:3].tolist() == [2, 0, 3]
+    assert result.test.vote_weights[:3].tolist() == [1.0, 1.0, 0.5]
+    assert (result.test.opening, result.test.await_vote, result.test.waves[0]) == (3, True, 4)
+    assert result.tables.lower[:2] == result.tables.upper[:2] == (None, None)
+    held_out = parts[2].reorder(result.order)
+    assert np.array_equal(run_sequential_test(result.test, held_out.said).first_answer, jury.measured(parts[2]).first)
+
+
+@pytest.mark.parametrize(
+    ("opening", "answer", "message"),
+    [((), "robust", "the opening is ()"), ((0, 0), "robust", "different members"), ((3,), "mixed", "from 0 to 1")],
+)
+def test_an_opening_that_cannot_be_is_refused(opening: tuple[int, ...], answer: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        Jury((1.0, 1.0), opening, answer)  # type: ignore[arg-type]
 
 
 def test_the_alarm_statistic_is_the_largest_ratio_up_to_the_stop() -> None:
     result = calibrated(Detection())
-    test = replace(result.tables.to_test(), lower=np.array([-math.inf, -0.5, -0.5, -math.inf, -0.5, -0.5]))
+    test = replace(result.test, lower=np.array([-math.inf, -0.5, -0.5, -math.inf, -0.5, -0.5]))
     inputs = correlated_answers(np.random.default_rng(1), 100, [0.3] * 6).reorder(result.order)
     statistics = alarm_statistic(test, inputs)
     stopped_early = 0
     for j in range(100):
         total, largest = 0.0, -math.inf
         for i in range(test.members):
-            surprise = np.float32(-inputs.log_probabilities[i, j, inputs.base_label[j]])
+            surprise = np.float32(-inputs.said.members[i, j, inputs.first[j]])
             total += test.increments[i, int((surprise >= test.edges[i]).sum())]
             largest = max(largest, total)
             if total <= test.lower[i]:
@@ -231,8 +261,9 @@ def test_an_input_exactly_on_the_clean_boundary_stops_there() -> None:
         lower=np.full(3, -2.0),
         upper=np.full(3, math.inf),
         final_threshold=math.inf,
-        vote_members=0,
         waves=(3,),
+        vote_weights=np.ones(3),
+        answer="accurate",
     )
     inputs = voted([[False], [False], [True]])
     assert alarm_statistic(test, inputs).tolist() == [-1.0]
@@ -242,9 +273,9 @@ def test_an_input_exactly_on_the_clean_boundary_stops_there() -> None:
 @pytest.mark.parametrize("boundary", [-1.0, 0.5, 2.0, 4.0])
 def test_the_test_flags_exactly_the_inputs_whose_statistic_reaches_its_boundary(boundary: float) -> None:
     result = calibrated(Detection(evidence="all"))
-    test = replace(result.tables.to_test(), upper=np.full(6, boundary))
+    test = replace(result.test, upper=np.full(6, boundary))
     inputs = correlated_answers(np.random.default_rng(2), 300, [0.3] * 6).reorder(result.order)
-    flagged = run_sequential_test(test, inputs.log_probabilities, inputs.base_label).adversarial
+    flagged = run_sequential_test(test, inputs.said).adversarial
     np.testing.assert_array_equal(flagged, alarm_statistic(test, inputs) >= boundary)
     assert 0 < flagged.sum() < 300
 
@@ -258,7 +289,6 @@ def test_the_test_flags_exactly_the_inputs_whose_statistic_reaches_its_boundary(
         ({"bins": 1}, "detection.bins is 1, expected 2 or more"),
         ({"n_max": 0}, "detection.n_max is 0, expected 1 or more"),
         ({"kind": "sprt"}, "detection.kind 'sprt' is not known; choose from conformal, graded"),
-        ({"veto": "some"}, "detection.veto 'some' is not known"),
         ({"truncation": "sign"}, "a conformal alpha would not hold"),
         ({"truncation": "adversarial"}, "a conformal alpha would not hold"),
     ],
@@ -271,5 +301,5 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, object], mess
 def test_calibration_without_fooled_inputs_is_refused() -> None:
     rng = np.random.default_rng(4)
     inputs = correlated_answers(rng, 50, [0.1])
-    with pytest.raises(RecipeError, match="20 attacked ones that are classified wrong, got 50 and 0"):
-        calibrate(inputs, inputs, inputs, Detection())
+    with pytest.raises(RecipeError, match="20 attacked ones that are answered wrong, got 50 and 0"):
+        calibrate(inputs, inputs, inputs, Detection(), Jury.behind_classifier(inputs.members))

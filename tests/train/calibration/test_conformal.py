@@ -16,6 +16,7 @@ from s2ap_train.calibration import (
     samples_needed,
 )
 from s2ap_train.calibration.calibration import with_conformal_boundary
+from s2ap_train.calibration.jury import Jury
 
 RATES = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1]
 RARE = [0.02, 0.03, 0.04, 0.05, 0.06, 0.02, 0.03, 0.04]
@@ -29,9 +30,9 @@ def false_alarm_rates(count: int, config: Detection, seed: int, members: list[fl
     fit = correlated_answers(rng, 150, members), correlated_answers(rng, 150, FOOLED[: len(members)], fooled=True)
     rates = []
     for _ in range(REDRAWS):
-        result = calibrate(*fit, correlated_answers(rng, count, members), config)
+        result = calibrate(*fit, correlated_answers(rng, count, members), config, Jury.behind_classifier(len(members)))
         fresh = correlated_answers(rng, HELD_OUT, members).reorder(result.order)
-        outcome = run_sequential_test(result.tables.to_test(), fresh.log_probabilities, fresh.base_label)
+        outcome = run_sequential_test(result.test, fresh.said)
         rates.append(float(outcome.adversarial.mean()))
     return rates
 
@@ -97,23 +98,23 @@ def test_a_whole_procedure_by_hand() -> None:
     the 7th smallest is 2u: nothing can be flagged, and that is refused.
     """
     fit = voted([[j < 2 for j in range(40)]] * 2), voted([[j < 30 for j in range(40)]] * 2, right=False)
-    config = Detection(alpha=0.3, bins=2, min_accept=1, n_max=2, vote_members=2, veto="none")
-    result = calibrate(*fit, one_member([True] * 2 + [False] * 7), config)
+    config = Detection(alpha=0.3, bins=2, min_accept=1, n_max=2)
+    result = calibrate(*fit, one_member([True] * 2 + [False] * 7), config, Jury.behind_classifier(2))
     agrees, disagrees = result.tables.increments[0]
     assert (agrees, disagrees) == pytest.approx((math.log((10.5 / 41) / (38.5 / 41)), math.log(30.5 / 2.5)))
     lower = math.log(0.05 / 0.7)
     assert result.tables.upper[0] == np.nextafter(max(agrees, lower), math.inf)
     held_out = one_member([True] * 2 + [False] * 7)
-    outcome = run_sequential_test(result.tables.to_test(), held_out.log_probabilities, held_out.base_label)
+    outcome = run_sequential_test(result.test, held_out.said)
     assert outcome.adversarial.tolist() == [True] * 2 + [False] * 7
     with pytest.raises(RecipeError, match="flags anything"):
-        calibrate(*fit, one_member([True] * 3 + [False] * 6), config)
+        calibrate(*fit, one_member([True] * 3 + [False] * 6), config, Jury.behind_classifier(2))
 
 
 def test_a_boundary_below_the_clean_boundary_is_raised_to_it_and_keeps_alpha() -> None:
     rng = np.random.default_rng(3)
     fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED[:6], fooled=True)
-    test = calibrate(*fit, correlated_answers(rng, 400, RATES), Detection()).tables.to_test()
+    test = calibrate(*fit, correlated_answers(rng, 400, RATES), Detection(), Jury.behind_classifier(6)).test
     moved = type(test)(**{**vars(test), "lower": np.array([0.1, 0.5, 0.2, 0.2, 0.2, 0.2])})
     raised = with_conformal_boundary(moved, alarm_statistic(moved, correlated_answers(rng, 400, RATES)), 0.9)
     assert (raised.upper == 0.5 + 2 * (np.nextafter(0.5, math.inf) - 0.5)).all()  # the float between marks a closed one

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.train.correlated_members import correlated_answers, voted
+from tests.train.correlated_members import answers_of, correlated_answers, voted
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import SequentialTest, run_sequential_test
@@ -21,6 +21,7 @@ from s2ap_train.calibration import (
 from s2ap_train.calibration.boundaries import alarm_statistic, closed_when_nothing_follows, without_closing
 from s2ap_train.calibration.calibration import with_conformal_boundary
 from s2ap_train.calibration.evidence import increasing_ratio
+from s2ap_train.calibration.jury import Jury
 from s2ap_train.calibration.ordering import gaining_members
 
 
@@ -31,7 +32,7 @@ def test_graded_evidence_counts_its_bins_smoothed_by_one_half() -> None:
         surprise = np.repeat([0.5, 1.0, 2.0], counts)
         base = np.zeros(len(surprise), dtype=np.int64)
         logp = np.stack([-surprise, np.log1p(-np.exp(-surprise))], axis=1)[None].astype(np.float32)
-        return Answers(logp, base, base)
+        return answers_of(logp, base, base)
 
     tables = fit_tables(surprised((50, 40, 10)), surprised((10, 30, 60)), 3)
     bins = [np.searchsorted(tables.edges[0], value, side="right") for value in (0.5, 1.0, 2.0)]
@@ -146,7 +147,7 @@ def test_members_that_add_nothing_only_vote_and_are_not_asked_of_clean_inputs() 
     fit = correlated_answers(rng, 300, clean), correlated_answers(rng, 300, fooled, fooled=True)
     held_out = correlated_answers(rng, 300, clean)
     gaining, every = (
-        calibrate(*fit, held_out, Detection(evidence=who, min_accept=2))
+        calibrate(*fit, held_out, Detection(evidence=who, min_accept=2), Jury.behind_classifier(fit[0].members))
         for who in ("gaining", "all")  # type: ignore[arg-type]
     )
     assert gaining.order.tolist() == every.order.tolist()
@@ -156,7 +157,7 @@ def test_members_that_add_nothing_only_vote_and_are_not_asked_of_clean_inputs() 
     silent = (np.array(gaining.tables.increments) == 0.0).all(axis=1)
     assert silent.tolist() == [False] * heard + [True] * (8 - heard)
     fresh = correlated_answers(rng, 300, clean).reorder(gaining.order)
-    outcome = run_sequential_test(gaining.tables.to_test(), fresh.log_probabilities, fresh.base_label)
+    outcome = run_sequential_test(gaining.test, fresh.said)
     assert outcome.members_used[~outcome.adversarial].max() == (~silent).sum()
 
 
@@ -173,11 +174,12 @@ def test_closing_a_test_early_changes_no_verdict_but_those_of_a_truncation_that_
         lower=np.full(5, -2.5),
         upper=np.full(5, 2.9),
         final_threshold=final_threshold,
-        vote_members=5,
         waves=(5,),
+        vote_weights=np.ones(5),
+        answer="accurate",
     )
     closed = closed_when_nothing_follows(test, 1)
-    before, after = (run_sequential_test(t, inputs.log_probabilities, inputs.base_label) for t in (test, closed))
+    before, after = (run_sequential_test(t, inputs.said) for t in (test, closed))
     undecided = (before.log_likelihood_ratio < 2.9) & (before.log_likelihood_ratio > -2.5)
     assert undecided.any()
     assert not after.adversarial[undecided].any()
@@ -195,8 +197,9 @@ def test_an_alarm_boundary_that_is_raised_above_the_clean_one_does_not_pass_for_
         lower=np.full(3, -2.5),
         upper=np.full(3, math.inf),
         final_threshold=math.inf,
-        vote_members=3,
         waves=(3,),
+        vote_weights=np.ones(3),
+        answer="accurate",
     )
     agreeing = voted([[False] * 30 + [True] * 10] * 3)  # three of four say -3 at once: below the clean boundary
     raised = with_conformal_boundary(test, alarm_statistic(test, agreeing), 0.5)

@@ -15,32 +15,29 @@ from s2ap_train.calibration.boundaries import (
     samples_needed,
 )
 from s2ap_train.calibration.calibration import Calibration, calibrate
-from s2ap_train.calibration.correction import BaseVotes, CorrectionRow, base_votes, correction_table, majority
 from s2ap_train.calibration.correlation import Correlation, member_correlation
 from s2ap_train.calibration.evidence import MemberTables, cross_fitted_evidence, fit_tables
+from s2ap_train.calibration.jury import Jury, jury_label
 from s2ap_train.calibration.ordering import auroc, greedy_order
 from s2ap_train.calibration.settings import Detection
 
 __all__ = [
     "Answers",
-    "BaseVotes",
     "Calibration",
-    "CorrectionRow",
     "Correlation",
     "Detection",
     "FalseAlarms",
+    "Jury",
     "MemberTables",
     "alarm_statistic",
     "auroc",
-    "base_votes",
     "calibrate",
     "conformal_boundary",
-    "correction_table",
     "cross_fitted_evidence",
     "false_alarms",
     "fit_tables",
     "greedy_order",
-    "majority",
+    "jury_label",
     "member_correlation",
     "samples_needed",
 ]

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.sequential import SequentialTest, log_likelihood_path
+from s2ap_defend.sequential import SequentialTest, accepted_raw, log_likelihood_path
 from s2ap_defend.types import Float64
 from s2ap_train.calibration.answers import Answers
 
@@ -21,12 +21,14 @@ def alarm_statistic(test: SequentialTest, answers: Answers) -> Float64:
     """Largest log-likelihood ratio of each input up to the stop of the test that cannot raise an alarm [N], in nats.
 
     The test with alarm boundary A flags exactly the inputs whose statistic is at least A, whatever its lower boundary
-    and min_accept: what the conformal boundary thresholds, and what a ROC curve sweeps.
+    and min_accept: what the conformal boundary thresholds, and what a ROC curve sweeps. An input that the opening
+    accepts on its raw image has -inf.
     """
-    path = log_likelihood_path(test, answers.log_probabilities, answers.base_label)  # [n, N]
-    accepted = np.cumsum(path <= test.lower[:, None], axis=0)
+    path, clean = log_likelihood_path(test, answers.said)  # [n, N]
+    accepted = np.cumsum(clean, axis=0)
     asked = np.concatenate([np.zeros((1, path.shape[1]), dtype=bool), accepted[:-1] > 0]) == 0
-    return np.asarray(np.where(asked, path, -np.inf).max(axis=0), dtype=np.float64)
+    counts = asked & ~accepted_raw(test, answers.said) & (np.arange(test.members) >= test.opening - 1)[:, None]
+    return np.asarray(np.where(counts, path, -np.inf).max(axis=0), dtype=np.float64)
 
 
 def conformal_rank(samples: int, alpha: float) -> int:

@@ -19,9 +19,9 @@ from s2ap_train.calibration.boundaries import (
     conformal_boundary,
     false_alarms,
 )
-from s2ap_train.calibration.correction import base_votes
 from s2ap_train.calibration.correlation import member_correlation
 from s2ap_train.calibration.evidence import cross_fitted_evidence
+from s2ap_train.calibration.jury import Jury
 from s2ap_train.calibration.kinds import evidence_bins, kind_name, member_tables, rules, sequential_test
 from s2ap_train.calibration.ordering import gaining_members, greedy_order
 from s2ap_train.calibration.settings import CalibrateOn, Detection
@@ -35,12 +35,14 @@ class Calibration:
 
     Attributes:
         order: Index of the member that is asked first, second, ... [n]; members beyond `n_max` are not among them.
-        tables: Tables for the manifest and the graph.
+        test: The decision, members in that order.
+        tables: Its numbers for the manifest, without what the manifest says elsewhere: weights and answer.
         clean_disagreement_rates: q0 of each member in the asked order [n].
         adversarial_disagreement_rates: q1 of each member in the asked order [n].
     """
 
     order: Int64
+    test: SequentialTest
     tables: TestTables
     clean_disagreement_rates: Float64
     adversarial_disagreement_rates: Float64
@@ -51,10 +53,11 @@ def calibrate(
     attacked: Answers,
     held_out: Answers,
     config: Detection,
+    jury: Jury,
     *,
     costs: Sequence[float] | None = None,
 ) -> Calibration:
-    """Fit order, bins, increments and base votes on `clean` and `attacked`, and the alarm boundary on `held_out`.
+    """Fit order, bins and increments on `clean` and `attacked`, and the alarm boundary on `held_out`.
 
     Order and increments are fitted on the same images; the order on evidence from tables that the image did not fit
     (`cross_fitted_evidence`). Nothing but the conformal boundary sees `held_out`, so under kind 'conformal' the
@@ -62,48 +65,49 @@ def calibrate(
     nothing about the detection of attacks that were not measured.
 
     Args:
-        clean: Clean inputs of the fitting split; those that the classifier gets wrong count only for the base votes.
-        attacked: Attacked inputs; those that the classifier still gets right count only for the base votes.
+        clean: Clean inputs of the fitting split, members as they were trained; those whose first answer is right count.
+        attacked: Attacked inputs; those whose first answer is wrong count.
         held_out: Clean inputs that fitted nothing.
         config: Settings.
+        jury: Who answers, and who is asked first.
         costs: Cost of every member in any one unit, such as milliseconds; None counts each as one.
 
     Raises:
         RecipeError: If too few inputs are left to fit or to reach alpha, or the test could never decide.
     """
+    clean, attacked, held_out = (jury.measured(part) for part in (clean, attacked, held_out))
     right, fooled = clean.keep(clean.right), attacked.keep(~attacked.right)
     if len(right) < FEWEST or len(fooled) < FEWEST:
         raise RecipeError(
-            f"calibration needs {FEWEST} clean inputs that are classified right and {FEWEST} attacked ones that are "
-            f"classified wrong, got {len(right)} and {len(fooled)}; give more fitting images or a stronger attack"
+            f"calibration needs {FEWEST} clean inputs that are answered right and {FEWEST} attacked ones that are "
+            f"answered wrong, got {len(right)} and {len(fooled)}; give more fitting images or a stronger attack"
         )
+    if len(jury.vote_weights) != clean.members:
+        raise RecipeError(f"the jury has {len(jury.vote_weights)} vote weights for {clean.members} members")
     fixed = rules(config, clean.members)
-    order = np.arange(clean.members, dtype=np.int64)
-    witnesses = clean.members
+    order, witnesses = jury.order(range(clean.members)), clean.members
     if config.order == "greedy" and config.kind != "paper":
         evidence = cross_fitted_evidence(right, fooled, evidence_bins(config))
-        order = greedy_order(*evidence, costs)
+        order = jury.order(greedy_order(*evidence, costs).tolist())
         if config.chooses_witnesses:
             gaining = gaining_members(evidence[0][order], evidence[1][order])
-            witnesses = max(gaining, config.min_accept)
+            witnesses = max(gaining, config.min_accept, len(jury.opening))
     order = order[: fixed.members]
-    clean, attacked, held_out, right, fooled = (
-        part.reorder(order) for part in (clean, attacked, held_out, right, fooled)
-    )
-    test = sequential_test(config, fixed, member_tables(config, right, fooled).only_of(witnesses))
+    held_out, right, fooled = (part.reorder(order) for part in (held_out, right, fooled))
+    tables = member_tables(config, right, fooled).only_of(witnesses)
+    test = sequential_test(config, fixed, tables, jury, jury.weights_in(order))
     counted = counted_inputs(held_out, config.calibrate_on)
     if config.kind == "conformal":
         test = with_conformal_boundary(test, alarm_statistic(test, counted), config.alpha)
-        test = closed_when_nothing_follows(test, fixed.min_accept)
+        test = closed_when_nothing_follows(test, max(fixed.min_accept, test.opening))
     elif config.kind != "paper":
         check_decidable(test)
-    votes = base_votes("none" if config.kind == "paper" else config.veto, test, clean, attacked)
-    test = replace(test, base_vote_weights=votes.weights, base_vote_edges=votes.edges)
     record = calibration_record(
         test, held_out, config.calibrate_on, alpha=config.alpha if config.kind == "conformal" else None
     )
     return Calibration(
         order=order,
+        test=test,
         tables=to_tables(
             test,
             kind=kind_name(config),
@@ -118,7 +122,7 @@ def calibrate(
 
 
 def counted_inputs(held_out: Answers, on: CalibrateOn) -> Answers:
-    """The inputs that the false-alarm rate counts: those that the classifier gets right, or all."""
+    """The inputs that the false-alarm rate counts: those whose first answer is right, or all."""
     return held_out.keep(held_out.right) if on == "correct" else held_out
 
 
@@ -140,7 +144,8 @@ def with_conformal_boundary(test: SequentialTest, statistics: Float64, alpha: fl
     finite = test.lower[np.isfinite(test.lower)]
     if len(finite):  # two floats above it: the one between is the mark of a closed boundary, see `without_closing`
         boundary = max(boundary, float(np.nextafter(np.nextafter(finite.max(), math.inf), math.inf)))
-    bounded = replace(test, upper=np.full(test.members, boundary))
+    decides = np.arange(1, test.members + 1) >= test.opening
+    bounded = replace(test, upper=np.where(decides, boundary, math.inf))
     check_alarm_possible(bounded, alpha)
     return bounded
 
@@ -159,7 +164,7 @@ def calibration_record(
     counted = counted_inputs(held_out, on)
     promised = None if alpha is None else false_alarms(len(counted), alpha)
     correlation = member_correlation(counted.disagreements)
-    served = run_sequential_test(test, held_out.log_probabilities, held_out.base_label)
+    served = run_sequential_test(test, held_out.said)
     return CalibrationRecord(
         on=on,
         samples=len(counted) if promised else 0,
@@ -186,9 +191,12 @@ def to_tables(
             "truncation": truncation,
             "correction": "correct" if test.correct else "reject",
             "curtailed": test.curtail,
-            "vote_members": test.vote_members,
-            "base_vote_weights": test.base_vote_weights.tolist(),
-            "base_vote_edges": test.base_vote_edges.tolist(),
+            "opening": test.opening,
+            "await_vote": test.await_vote,
+            "signals": [
+                {"name": one.name, "edges": one.edges.astype(float).tolist(), "increments": one.increments.tolist()}
+                for one in test.signals
+            ],
             "waves": test.waves,
             "alpha": alpha,
             "beta": beta,

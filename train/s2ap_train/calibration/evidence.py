@@ -35,7 +35,7 @@ class MemberTables:
 
     def of(self, answers: Answers) -> Float64:
         """Increments that each member gives each input [n, N]."""
-        scores = member_scores(self.evidence, answers.log_probabilities, answers.base_label)
+        scores = member_scores(self.evidence, answers.said.members, answers.first)
         rows = zip(self.edges, self.increments, scores, strict=True)
         return np.stack([table[np.searchsorted(edges, score, side="right")] for edges, table, score in rows])
 
@@ -43,13 +43,14 @@ class MemberTables:
 def fit_tables(clean: Answers, fooled: Answers, bins: int) -> MemberTables:
     """Tables of every member from its answers on clean and on fooled inputs.
 
-    Two bins are the votes 'agrees' and 'disagrees' (weighted members); more are bins of the surprise -log p(base label)
-    between quantiles of the pooled scores, clean and fooled weighing the same. Counts are smoothed by one half. Each
+    Two bins are the votes 'agrees' and 'disagrees' (weighted members); more are bins of the surprise, -log p of the
+    first answer, between quantiles of the pooled scores, clean and fooled weighing the same. Counts are smoothed by one
+    half. Each
     increment is the log-likelihood ratio of its bin, non-decreasing in the score: neighbouring bins that would
     contradict that are merged. A member that separates nothing gets zeros.
     """
     evidence: Evidence = "margin" if bins == 2 else "surprise"
-    of_clean, of_fooled = (member_scores(evidence, part.log_probabilities, part.base_label) for part in (clean, fooled))
+    of_clean, of_fooled = (member_scores(evidence, part.said.members, part.first) for part in (clean, fooled))
     edges = np.full((len(of_clean), bins - 1), NEAR_TIE, dtype=np.float32)
     increments = np.empty((len(of_clean), bins))
     for i, (negative, positive) in enumerate(zip(of_clean, of_fooled, strict=True)):

@@ -8,9 +8,11 @@ import numpy as np
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import FINAL_THRESHOLDS, SequentialTest
 from s2ap_defend.sequential.wald import binary_tables, paper_levels, ville_boundary, wald_boundaries
+from s2ap_defend.types import Float64
 from s2ap_train.calibration.answers import Answers
 from s2ap_train.calibration.boundaries import lower_boundaries
 from s2ap_train.calibration.evidence import MemberTables, binary_rates, fit_tables
+from s2ap_train.calibration.jury import Jury
 from s2ap_train.calibration.settings import Detection
 
 PAPER_RATE = 0.05  # alpha and beta
@@ -35,7 +37,6 @@ class Rules:
         beta: Design miss rate.
         min_accept: Members before 'clean'.
         members: Members of the test.
-        vote_members: Members that vote on a flagged input.
         upper: Alarm boundary, +inf where it is still to be calibrated.
         lower: Clean boundary.
     """
@@ -44,7 +45,6 @@ class Rules:
     beta: float
     min_accept: int
     members: int
-    vote_members: int
     upper: float
     lower: float
 
@@ -63,7 +63,6 @@ def rules(config: Detection, members: int) -> Rules:
         beta=beta,
         min_accept=1 if config.kind == "paper" else config.min_accept,
         members=kept,
-        vote_members=0 if config.kind == "paper" else min(config.vote_members, kept),
         upper=upper,
         lower=lower,
     )
@@ -94,18 +93,34 @@ def member_tables(config: Detection, clean: Answers, fooled: Answers) -> MemberT
     return MemberTables("margin", *binary_tables(q0, q1, members=clean.members))
 
 
-def sequential_test(config: Detection, fixed: Rules, answers: MemberTables) -> SequentialTest:
-    """The test of a kind; its alarm boundary is +inf where it is still to be calibrated."""
-    n = fixed.members
+def sequential_test(
+    config: Detection, fixed: Rules, answers: MemberTables, jury: Jury, weights: Float64
+) -> SequentialTest:
+    """The test of a kind; its alarm boundary is +inf where it is still to be calibrated.
+
+    Args:
+        config: Settings.
+        fixed: As the kind takes them.
+        answers: Tables of the members in the order in which they are asked.
+        jury: Who answers.
+        weights: Vote weights in that order [n].
+    """
+    n, opening = fixed.members, max(1, len(jury.opening))
+    first, decides = max(config.wave, opening), np.arange(1, n + 1) >= opening
     return SequentialTest(
         evidence=answers.evidence,
         edges=answers.edges,
         increments=answers.increments,
-        lower=lower_boundaries(fixed.lower, n, fixed.min_accept),
-        upper=np.full(n, fixed.upper),
+        lower=lower_boundaries(fixed.lower, n, max(fixed.min_accept, opening)),
+        upper=np.where(decides, fixed.upper, math.inf),
         final_threshold=FINAL_THRESHOLDS[config.final_rule],
-        vote_members=fixed.vote_members,
-        waves=tuple(min(config.wave, n - start) for start in range(0, n, config.wave)),
+        waves=(min(first, n), *(min(config.wave, n - start) for start in range(first, n, config.wave))),
+        vote_weights=weights,
+        answer=jury.answer,
+        jury_share=jury.jury_share,
+        amplification=jury.amplification,
+        opening=opening,
+        await_vote=jury.await_vote,
         correct=config.correction == "correct",
         undecided_abstains=config.final_rule == "abstain",
     )

@@ -9,7 +9,6 @@ from s2ap_defend.sequential import Truncation
 
 Kind = Literal["conformal", "graded", "weighted", "wald", "ville", "paper"]
 CalibrateOn = Literal["correct", "all"]
-Veto = Literal["soft", "hard", "none"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Detection:
         wald        members agree or disagree with shared rates, between Wald's boundaries
         ville       as wald, with the alarm boundary ln(1 / alpha)
         paper       the baseline of Wang et al. 2021: its levels, alpha = beta = .05, up to 100 members in the order
-                    in which they were trained, sign truncation, a plain vote of the members asked; it reads of these
+                    in which they were trained, sign truncation; it reads of these
                     settings only `n_max`, `correction`, `calibrate_on` and `wave`
 
     Only 'conformal' promises its false-alarm rate: the votes of members trained on one data set are not independent,
@@ -43,16 +42,13 @@ class Detection:
             evidence could be 'gaining': after the members that count nothing could decide any more.
         calibrate_on: Whether alpha counts clean inputs that the classifier gets right, or all of them. Under 'correct'
             the rate over all inputs is higher: the test also detects the classifier's own mistakes.
-        correction: 'correct' gives a flagged input the members' label, 'reject' gives it none.
-        veto: What a vote for the base label of a flagged input weighs: 'soft' the calibrated probability that it is
-            right, 'hard' nothing, 'none' as much as any vote.
+        correction: 'correct' gives a flagged input the vote of the whole jury, 'reject' gives it none.
         order: 'greedy' asks first who adds most, 'as trained' keeps the order of the recipe.
         evidence: Whose answers count under 'conformal' with greedy order. 'gaining': members are added as long as one
             raises the area under the ROC curve, `min_accept` of them at least; the rest only vote. Members that are
             fooled together with the classifier would otherwise outweigh the few that are not. 'all' counts everyone.
         cost: What 'greedy' divides the gain by: 'members' counts every member as one, 'flops' and 'milliseconds'
             take what a member costs.
-        vote_members: A flagged input goes on until this many members have voted.
         wave: Members evaluated together.
 
     Raises:
@@ -68,21 +64,19 @@ class Detection:
     truncation: Truncation | None = None
     calibrate_on: CalibrateOn = "correct"
     correction: Literal["correct", "reject"] = "correct"
-    veto: Veto = "soft"
     order: Literal["greedy", "as trained"] = "greedy"
     evidence: Literal["gaining", "all"] = "gaining"
     cost: Literal["members", "flops", "milliseconds"] = "members"
-    vote_members: int = 8
     wave: int = 4
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", Kind), ("calibrate_on", CalibrateOn), ("veto", Veto)):
+        for name, known in (("kind", Kind), ("calibrate_on", CalibrateOn)):
             if getattr(self, name) not in get_args(known):
                 raise RecipeError(
                     f"detection.{name} {getattr(self, name)!r} is not known; choose from {', '.join(get_args(known))}"
                 )
         check_rates(self.alpha, self.beta)
-        lowest = {"bins": 2, "min_accept": 1, "vote_members": 0, "wave": 1, "n_max": 1}
+        lowest = {"bins": 2, "min_accept": 1, "wave": 1, "n_max": 1}
         for name, low in lowest.items():
             value = getattr(self, name)
             if value is not None and value < low:
