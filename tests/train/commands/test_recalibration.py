@@ -7,9 +7,10 @@ import pytest
 from tests.train.correlated_members import correlated_answers
 
 from s2ap_defend.sequential import run_sequential_test
-from s2ap_train.calibration import Detection, calibrate
+from s2ap_train.calibration import Detection, Jury, calibrate
 from s2ap_train.commands.calibrate.recalibration import cross_validated_rate, recalibrate
 
+JURY = Jury.behind_classifier(6)
 RATES, FOOLED = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1], [0.7] * 6
 
 
@@ -18,16 +19,16 @@ def test_every_kind_becomes_conformal_in_its_alarm_boundary_and_keeps_alpha(kind
     rng = np.random.default_rng(5)
     fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
     config = Detection(kind=kind, alpha=0.05)  # type: ignore[arg-type]
-    made = calibrate(*fit, correlated_answers(rng, 300, RATES), config)
+    made = calibrate(*fit, correlated_answers(rng, 300, RATES), config, JURY)
     rates = []
     for _ in range(20):
         answers = correlated_answers(rng, 300, RATES).reorder(made.order)
-        new = recalibrate(made.tables, answers, alpha=0.1, on="correct").tables
-        assert "conformal alarm boundary" in new.kind
-        assert new.kind.startswith(kind)
-        assert new.truncation == made.tables.truncation
+        new = recalibrate(made.tables, made.test, answers, alpha=0.1, on="correct")
+        assert "conformal alarm boundary" in new.tables.kind
+        assert new.tables.kind.startswith(kind)
+        assert new.tables.truncation == made.tables.truncation
         fresh = correlated_answers(rng, 1000, RATES).reorder(made.order)
-        outcome = run_sequential_test(new.to_test(), fresh.log_probabilities, fresh.base_label)
+        outcome = run_sequential_test(new.test, fresh.said)
         rates.append(outcome.adversarial.mean())
         assert outcome.adversarial.any()
     assert np.mean(rates) <= 0.1 + 3 * math.sqrt(0.09 * (1 / 302 + 1 / 1000) / 20)
@@ -37,20 +38,20 @@ def test_calibrating_on_the_same_inputs_gives_the_same_boundary() -> None:
     rng = np.random.default_rng(6)
     fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
     held_out = correlated_answers(rng, 300, RATES, wrong=0.1)
-    made = calibrate(*fit, held_out, Detection(alpha=0.05))
-    again = recalibrate(made.tables, held_out.reorder(made.order), alpha=0.05, on="correct")
+    made = calibrate(*fit, held_out, Detection(alpha=0.05), JURY)
+    again = recalibrate(made.tables, made.test, held_out.reorder(made.order), alpha=0.05, on="correct")
     assert again.tables == made.tables
     assert again.old_rate == pytest.approx(again.cross_validated_rate, abs=0.02)
-    assert again.base_accuracy == pytest.approx(held_out.right.mean())
+    assert again.first_accuracy == pytest.approx(held_out.right.mean())
 
 
 def test_an_abstaining_test_goes_on_abstaining() -> None:
     rng = np.random.default_rng(6)
     fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
-    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(truncation="abstain", evidence="all"))
+    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(truncation="abstain", evidence="all"), JURY)
     inputs = correlated_answers(rng, 300, [0.3] * 6).reorder(made.order)
-    new = recalibrate(made.tables, inputs, alpha=0.05, on="all").tables
-    outcome = run_sequential_test(new.to_test(), inputs.log_probabilities, inputs.base_label)
+    new = recalibrate(made.tables, made.test, inputs, alpha=0.05, on="all")
+    outcome = run_sequential_test(new.test, inputs.said)
     assert outcome.abstained.any()
     assert not (outcome.abstained & outcome.adversarial).any()
 
@@ -62,13 +63,13 @@ def test_boundaries_do_not_depend_on_the_alphas_of_earlier_calibrations(
 ) -> None:
     rng = np.random.default_rng(5)
     fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
-    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(**settings))
+    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(**settings), JURY)
     inputs = correlated_answers(rng, 300, RATES).reorder(made.order)
-    detour = recalibrate(made.tables, inputs, alpha=between, on="all").tables
+    detour = recalibrate(made.tables, made.test, inputs, alpha=between, on="all")
     for accept in (None, 1, 2):
         direct, after = (
-            recalibrate(tables, inputs, alpha=0.05, on="all", min_accept=accept).tables
-            for tables in (made.tables, detour)
+            recalibrate(start.tables, start.test, inputs, alpha=0.05, on="all", min_accept=accept).tables
+            for start in (made, detour)
         )
         assert (after.lower, after.upper) == (direct.lower, direct.upper)
 
@@ -76,10 +77,10 @@ def test_boundaries_do_not_depend_on_the_alphas_of_earlier_calibrations(
 def test_a_clean_boundary_that_is_lost_is_that_of_beta_alone() -> None:
     rng = np.random.default_rng(5)
     fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED, fooled=True)
-    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(beta=0.1, min_accept=5))
+    made = calibrate(*fit, correlated_answers(rng, 300, RATES), Detection(beta=0.1, min_accept=5), JURY)
     inputs = correlated_answers(rng, 300, RATES).reorder(made.order)
     assert made.tables.lower[:4] == (None,) * 4  # five members say something: Wald's boundary is nowhere
-    new = recalibrate(made.tables, inputs, alpha=0.05, on="all", min_accept=2).tables
+    new = recalibrate(made.tables, made.test, inputs, alpha=0.05, on="all", min_accept=2).tables
     assert new.lower[:2] == (None, pytest.approx(math.log(0.1)))
 
 
@@ -100,6 +101,6 @@ def test_the_cross_validated_rate_by_hand() -> None:
 def test_labels_unknown_to_the_caller_are_not_reported_as_accuracy() -> None:
     rng = np.random.default_rng(6)
     fit = correlated_answers(rng, 100, RATES), correlated_answers(rng, 100, FOOLED, fooled=True)
-    made = calibrate(*fit, correlated_answers(rng, 100, RATES), Detection(alpha=0.1))
+    made = calibrate(*fit, correlated_answers(rng, 100, RATES), Detection(alpha=0.1), JURY)
     inputs = replace(correlated_answers(rng, 100, RATES)).reorder(made.order)
-    assert recalibrate(made.tables, inputs, alpha=0.1, on="all", labelled=False).base_accuracy is None
+    assert recalibrate(made.tables, made.test, inputs, alpha=0.1, on="all", labelled=False).first_accuracy is None

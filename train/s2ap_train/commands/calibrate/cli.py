@@ -34,7 +34,7 @@ from s2ap_defend.progress import Reporter
     type=click.Choice(["correct", "all"]),
     default="correct",
     show_default=True,
-    help="Whether alpha counts the images that the classifier gets right, or all; 'all' needs no labels.",
+    help="Whether alpha counts the images that are answered right, or all; 'all' needs no labels.",
 )
 @click.option("--min-accept", type=click.IntRange(1), help="Members asked before 'clean'; the file's by default.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many images, a random sample.")
@@ -77,10 +77,16 @@ def calibrate(
         answers = StageEngines.from_file(file, device=device).answers(data.images, data.labels)
         step.advance(data.description)
     result = recalibrate(
-        file.manifest.test, answers, alpha=alpha, on=on, min_accept=min_accept, labelled=data.labels is not None
+        file.manifest.test,
+        file.manifest.to_test(),
+        answers,
+        alpha=alpha,
+        on=on,
+        min_accept=min_accept,
+        labelled=data.labels is not None,
     )
     write_model_file(
-        recalibrated_model(file.proto, result.tables), recalibrated_manifest(file.manifest, result.tables), output
+        recalibrated_model(file.proto, result.test), recalibrated_manifest(file.manifest, result.tables), output
     )
     if as_json:
         more = {"measurements_dropped": len(file.manifest.measured), "output": str(output)}

@@ -31,9 +31,10 @@ class Recalibration:
     """The new tables, and figures of old and new on the same clean inputs; rates are shares of the counted inputs.
 
     Attributes:
-        tables: For the manifest and the graph.
+        test: The decision with its new boundaries.
+        tables: Its numbers for the manifest.
         inputs: Clean inputs, counted or not.
-        base_accuracy: Share of them that the classifier gets right; None without labels.
+        first_accuracy: Share of them whose first answer is right; None without labels.
         old_boundary: Largest alarm boundary before, nats; None where it was never crossed.
         new_boundary: Alarm boundary now, nats.
         old_alpha: What the old boundary was for.
@@ -41,15 +42,16 @@ class Recalibration:
         old_rate_interval: Its 95 % interval (Clopper and Pearson).
         cross_validated_rate: Share flagged by boundaries from the other folds; None where those would be too few for
             alpha.
-        flagged: Share of all inputs that the new test flags, those that the classifier gets wrong included.
+        flagged: Share of all inputs that the new test flags, those that are answered wrong included.
         abstained: Share of all inputs that the new test gives no answer; None where the file always answers.
         members_used: Members asked of one of all inputs, mean.
         left_out: Members without any variation in their disagreements, not in the correlation.
     """
 
+    test: SequentialTest
     tables: TestTables
     inputs: int
-    base_accuracy: float | None
+    first_accuracy: float | None
     old_boundary: float | None
     new_boundary: float
     old_alpha: float
@@ -69,6 +71,7 @@ class Recalibration:
 
 def recalibrate(
     old: TestTables,
+    test: SequentialTest,
     answers: Answers,
     *,
     alpha: float,
@@ -85,6 +88,7 @@ def recalibrate(
 
     Args:
         old: Tables of the file.
+        test: The decision that they are part of; its answer may be another than the file's.
         answers: What its stages say of clean inputs that they were not made with.
         alpha: False-alarm rate.
         on: Which inputs it counts.
@@ -100,23 +104,24 @@ def recalibrate(
             f"alpha {alpha:g} and the file's miss rate beta {old.beta:g} make one or more together; give an alpha "
             f"below {1.0 - old.beta:g}"
         )
-    test = old.to_test()
+    answers = answers.measured_by(test)
     counted = counted_inputs(answers, on)
     if len(counted) < samples_needed(alpha):
-        which = " that the classifier gets right" if on == "correct" else ""
+        which = " that are answered right" if on == "correct" else ""
         raise RecipeError(
             f"a false-alarm rate of {alpha:g} needs {samples_needed(alpha)} clean inputs{which} or more, got "
             f"{len(counted)} of {len(answers)}; give more images or a larger alpha"
         )
     accept = _first_acceptance(test) if min_accept is None else min_accept
-    bounded = replace(test, lower=_lower(old, min_accept), upper=np.full(test.members, math.inf))
+    bounded = replace(test, lower=_lower(old, test, min_accept), upper=np.full(test.members, math.inf))
     statistics = alarm_statistic(bounded, counted)
     bounded = with_conformal_boundary(bounded, statistics, alpha)
     bounded = closed_when_nothing_follows(bounded, accept)
-    before = run_sequential_test(test, counted.log_probabilities, counted.base_label).adversarial
-    after = run_sequential_test(bounded, answers.log_probabilities, answers.base_label)
+    before = run_sequential_test(test, counted.said).adversarial
+    after = run_sequential_test(bounded, answers.said)
     finite = test.upper[np.isfinite(test.upper)]
     return Recalibration(
+        test=bounded,
         tables=TestTables.model_validate(
             {
                 **old.model_dump(),
@@ -128,7 +133,7 @@ def recalibrate(
             }
         ),
         inputs=len(answers),
-        base_accuracy=float(answers.right.mean()) if labelled else None,
+        first_accuracy=float(answers.right.mean()) if labelled else None,
         old_boundary=float(finite.max()) if len(finite) else None,
         new_boundary=float(bounded.upper[-1]),
         old_alpha=old.alpha,
@@ -163,13 +168,12 @@ def cross_validated_rate(statistics: Float64, alpha: float) -> float | None:
     return flagged / count
 
 
-def recalibrated_model(proto: ModelProto, tables: TestTables) -> ModelProto:
-    """The model with the new boundaries in its graph; everything else is the same.
+def recalibrated_model(proto: ModelProto, test: SequentialTest) -> ModelProto:
+    """The model with the boundaries of a test in its graph; everything else is the same.
 
     Raises:
         ModelFileError: If the graph does not have the boundaries as initialisers.
     """
-    test: SequentialTest = tables.to_test()
     model = ModelProto()
     model.CopyFrom(proto)
     for name in ("lower", "upper"):
@@ -191,16 +195,16 @@ def _first_acceptance(test: SequentialTest) -> int:
     return int(finite[0]) + 1 if len(finite) else test.members
 
 
-def _lower(tables: TestTables, min_accept: int | None) -> Float64:
+def _lower(tables: TestTables, test: SequentialTest, min_accept: int | None) -> Float64:
     """The clean boundaries as they were before they were closed, moved to another `min_accept` if one is given."""
-    test = tables.to_test()
     lower = without_closing(test)
     if min_accept is None and np.array_equal(lower, test.lower):
         return lower
     accept = _first_acceptance(test) if min_accept is None else min_accept
-    if not 1 <= accept <= test.members:
+    if not test.opening <= accept <= test.members:
         raise RecipeError(
-            f"--min-accept is {accept}, the file has {test.members} members; give a number from 1 to {test.members}"
+            f"--min-accept is {accept}, the file has {test.members} members, of which {test.opening} open; give a "
+            f"number from {test.opening} to {test.members}"
         )
     usual = lower[np.isfinite(lower)]
     moved = lower_boundaries(float(usual[0]) if len(usual) else _lost_lower(tables), test.members, accept)

@@ -9,7 +9,7 @@ from s2ap_defend.tables import plain_table
 from s2ap_train.calibration.boundaries import CONFIDENCE
 from s2ap_train.commands.calibrate.recalibration import Recalibration
 
-_COUNTED = {"correct": "clean inputs that the classifier gets right", "all": "clean inputs, right or wrong"}
+_COUNTED = {"correct": "clean inputs that are answered right", "all": "clean inputs, right or wrong"}
 
 
 def to_json(result: Recalibration) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def to_json(result: Recalibration) -> dict[str, Any]:
         "calibrate_on": record.on,
         "inputs": result.inputs,
         "samples": record.samples,
-        "base_accuracy": result.base_accuracy,
+        "first_accuracy": result.first_accuracy,
         "old": {
             "alpha": result.old_alpha,
             "boundary": result.old_boundary,
@@ -60,14 +60,14 @@ def print_report(result: Recalibration, console: Console) -> None:
     table.add_row("members asked", "", f"{result.members_used:.2f} of {len(result.tables.increments)}")
     console.print(table)
     lines = [f"{record.samples} of {result.inputs} images counted: {_COUNTED[record.on]}."]
-    if result.base_accuracy is not None:
+    if result.first_accuracy is not None:
         lines.append(
-            f"The classifier gets {result.base_accuracy:.1%} right; of all {result.inputs} images {result.flagged:.2%} "
+            f"{result.first_accuracy:.1%} are answered right; of all {result.inputs} images {result.flagged:.2%} "
             "are flagged now."
         )
     if result.abstained is not None:
         lines.append(f"Of all {result.inputs} images {result.abstained:.2%} get no answer now (the test abstains).")
-    lines.append(asked_members(result.tables.to_test()))
+    lines.append(asked_members(result.test))
     lines.append(_correlation(result))
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
