@@ -7,10 +7,12 @@ from pydantic import Field, model_validator
 from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate
 from s2ap_defend.sequential import Answer
 
-__all__ = ["DecisionDescription", "DecisionSettings", "Frontier", "FrontierRow", "Purify", "Sees"]
+__all__ = ["DecisionDescription", "DecisionSettings", "Frontier", "FrontierRow", "Purify", "Role", "Sees"]
 
 Purify = Literal["always", "suspicious", "off"]
 """Which images are purified: all; those that are not accepted in the opening; none."""
+Role = Literal["juror", "sensor"]
+"""A juror is robust and may vote on the label; a sensor only gives evidence."""
 Sees = Literal["raw", "purified"]
 """The image that a member sees: as it came, or behind the purifier."""
 Above0 = Annotated[float, Field(gt=0)]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from s2ap_defend.decision_record import DecisionDescription, DecisionSettings, Frontier, FrontierRow, Sees
+from s2ap_defend.decision_record import DecisionDescription, DecisionSettings, Frontier, FrontierRow, Role, Sees
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate, Sha256
 from s2ap_defend.purifier_record import (
@@ -96,7 +96,7 @@ class Member(ManifestTable):
         robust_accuracy: There, under PGD.
     """
 
-    role: Literal["juror", "sensor"]
+    role: Role
     sees: Sees
     vote_weight: Rate
     method: str

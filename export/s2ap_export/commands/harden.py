@@ -64,5 +64,5 @@ def harden(
     if hardened.manifest.purifier.choice is not None:
         print_choice(hardened.manifest.purifier.choice, console)
     print_summary(hardened.evaluation, console)
-    console.print(asked_members(hardened.manifest.test.to_test()), highlight=False, soft_wrap=True)
+    console.print(asked_members(hardened.manifest.to_test()), highlight=False, soft_wrap=True)
     console.print(f"wrote {hardened.path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """From trained networks to the graph and manifest of a model file: trace, compare, calibrate, compose."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from onnx import ModelProto
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from s2ap_defend.decision_record import Role, Sees
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.files import replace_file
 from s2ap_defend.manifest import ChoiceRecord, Manifest
@@ -19,7 +20,7 @@ from s2ap_export.hardening.description import describe
 from s2ap_export.hardening.parity import check_stage
 from s2ap_export.hardening.precision import to_half
 from s2ap_export.tracing.trace import frozen, trace_classifier, trace_purifier
-from s2ap_train.calibration import Calibration, Detection, calibrate
+from s2ap_train.calibration import Calibration, Detection, Jury, calibrate
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
@@ -28,6 +29,7 @@ from s2ap_train.hardening.train import Components
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier import hadamard_bank, purify
 from s2ap_train.recipe import Recipe
+from s2ap_train.recipe.tables import DecisionRecipe
 
 COMPARED = 8  # images on which exported stages are compared with their networks
 
@@ -58,13 +60,49 @@ def assemble(
     tell = on_stage or (lambda _: None)
     stages = _trace(recipe, components, splits)
     tell("traced")
-    engines = StageEngines(stages.purifier, stages.classifier, stages.members)
+    sees, jury = wiring(recipe.decision, components.roles)
+    engines = StageEngines(stages.purifier, stages.classifier, stages.members, sees=sees, purify=recipe.decision.purify)
     milliseconds = _milliseconds(engines, stages, splits.fit, work_dir)
-    calibration = _calibrate(recipe, components, engines, milliseconds, splits)
+    calibration = _calibrate(recipe, components, engines, jury, milliseconds, splits)
     tell("calibrated")
-    members = [stages.members[i] for i in calibration.order]
-    model = compose(stages.purifier, stages.classifier, members, calibration.tables.to_test())
-    return model, describe(recipe, components, calibration, milliseconds, splits, choice=choice)
+    order = calibration.order.tolist()
+    model = compose(
+        stages.purifier,
+        stages.classifier,
+        [stages.members[i] for i in order],
+        calibration.test,
+        sees=[sees[i] for i in order],
+        purify=recipe.decision.purify,
+    )
+    return model, describe(recipe, components, calibration, sees, milliseconds, splits, choice=choice)
+
+
+def wiring(decision: DecisionRecipe, roles: Sequence[Role]) -> tuple[tuple[Sees, ...], Jury]:
+    """What each member sees, and the jury; members as they were trained, the pruned classifier first.
+
+    Args:
+        decision: The recipe's.
+        roles: Of the members.
+
+    Raises:
+        RecipeError: If there are fewer jurors than open.
+    """
+    jurors = [i for i, role in enumerate(roles) if role == "juror"]
+    if len(jurors) < decision.opening:
+        raise RecipeError(
+            f"decision.opening is {decision.opening}, the recipe has {len(jurors)} jurors, the pruned classifier among "
+            "them; give a family of robust members role = 'juror', or a smaller opening"
+        )
+    weights = tuple(0.0 if role == "sensor" else decision.juror_weight if i else 1.0 for i, role in enumerate(roles))
+    jury = Jury(
+        weights,
+        tuple(jurors[: decision.opening]),
+        decision.answer,
+        jury_share=decision.jury_share,
+        amplification=decision.amplification,
+        await_vote=decision.await_vote and decision.answer == "robust",
+    )
+    return tuple(decision.jurors_see if role == "juror" else decision.sensors_see for role in roles), jury
 
 
 @dataclass(frozen=True)
@@ -113,7 +151,12 @@ def _milliseconds(engines: StageEngines, stages: _Stages, data: ImageSet, work_d
 
 
 def _calibrate(
-    recipe: Recipe, components: Components, engines: StageEngines, milliseconds: tuple[float, ...], splits: Splits
+    recipe: Recipe,
+    components: Components,
+    engines: StageEngines,
+    jury: Jury,
+    milliseconds: tuple[float, ...],
+    splits: Splits,
 ) -> Calibration:
     """Calibrate on the answers of the exported stages, by the engine that serves them."""
     with one_thread():  # two threads in such small operators are many times slower where others compute, too
@@ -130,6 +173,7 @@ def _calibrate(
             engines.answers(attacked.images, attacked.labels, image=copied_image(attacked, splits.fit)),
             engines.answers(splits.calibration.images, splits.calibration.labels),
             recipe.detection,
+            jury,
             costs=_costs(recipe.detection, components, milliseconds),
         )
     except RecipeError as error:

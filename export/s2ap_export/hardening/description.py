@@ -2,13 +2,16 @@
 
 import hashlib
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from s2ap_defend.decision_record import Role, Sees
 from s2ap_defend.manifest import (
     FORMAT_VERSION,
     ChoiceRecord,
+    DecisionDescription,
     InputDescription,
     Manifest,
     Member,
@@ -33,6 +36,7 @@ def describe(
     recipe: Recipe,
     components: Components,
     calibration: Calibration,
+    sees: Sequence[Sees],
     milliseconds: tuple[float, ...],
     splits: Splits,
     *,
@@ -44,6 +48,7 @@ def describe(
         recipe: What was made.
         components: Its networks, members in the order in which they were trained.
         calibration: Order, tables and rates of the members.
+        sees: What each member sees, in the order in which they were trained.
         milliseconds: Time of one image in each member, in the order in which they were trained.
         splits: The data.
         choice: How the recipe's purifier was chosen; None: it was not measured.
@@ -54,8 +59,15 @@ def describe(
         input=InputDescription(channels=channels, height=height, width=width),
         classes=splits.classes,
         members=tuple(
-            _member(components.members[i], milliseconds[i], calibration, place)
+            _member(components.members[i], components.roles[i], sees[i], milliseconds[i], calibration, place)
             for place, i in enumerate(calibration.order.tolist())
+        ),
+        decision=DecisionDescription(
+            answer=recipe.decision.answer,
+            jury_share=recipe.decision.jury_share,
+            amplification=recipe.decision.amplification,
+            purify="off" if recipe.purifier.off else recipe.decision.purify,
+            frontier=None,
         ),
         test=calibration.tables,
         purifier=_purifier(recipe.purifier, splits.image_shape, recipe.export.precision, choice),
@@ -73,8 +85,13 @@ def describe(
     )
 
 
-def _member(member: Network, milliseconds: float, calibration: Calibration, place: int) -> Member:
+def _member(
+    member: Network, role: Role, sees: Sees, milliseconds: float, calibration: Calibration, place: int
+) -> Member:
     return Member(
+        role=role,
+        sees=sees,
+        vote_weight=float(calibration.test.vote_weights[place]),
         method=member.method,
         sparsity=member.sparsity,
         adversarially_trained=member.adversarially_trained,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
+from s2ap_defend.decision_record import Role
 from s2ap_defend.manifest import Seeds
 from s2ap_train.models import Classifier, ModelTable
 from s2ap_train.pruning.scores import weight_counts
@@ -62,6 +63,7 @@ class MemberFamily(BaseModel):
         count: How many; 0 lists a family without training it.
         first_seed: Added to the recipe's seed for the first member, and one more for each further; None takes a number
             that the family's name alone decides.
+        role: A 'juror' is robust and may vote on the label, a 'sensor' only gives evidence.
         max_cost: The most that a member may cost, as a fraction of the FLOPs of the recipe's `model`; a family with a
             dearer member is refused before anything is trained. None: any cost.
     """
@@ -70,6 +72,7 @@ class MemberFamily(BaseModel):
 
     count: Annotated[int, Field(ge=0)]
     first_seed: Annotated[int, Field(ge=0)] | None = None
+    role: Role = "sensor"
     max_cost: Annotated[float, Field(gt=0)] | None = None
 
     _placed = field_validator(

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from s2ap_defend.decision_record import Role
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
 from s2ap_train.compute import check_available
@@ -35,12 +36,22 @@ SCORE_REPORT = "score-model-report"
 
 @dataclass(frozen=True)
 class Components:
-    """Everything that a defended model is composed of; members of all families in the order of the recipe."""
+    """Everything that a defended model is composed of.
+
+    Attributes:
+        plain: The naturally trained classifier.
+        adversarial: The adversarially trained one.
+        pruned: The pruned one that came from it.
+        members: The pruned classifier, then the members of all families in the order of the recipe.
+        roles: Of each member.
+        score_model: Of the purifier.
+    """
 
     plain: Network
     adversarial: Network
     pruned: Network
     members: tuple[Network, ...]
+    roles: tuple[Role, ...]
     score_model: UNet
 
     def classifier(self, name: str) -> Network:
@@ -74,8 +85,16 @@ def train_components(
     with one_thread():
         report_score_model(ready[SCORE_MODEL], recipe, splits, work_dir / SCORE_REPORT)
     plain, adversarial, pruned = (_network(ready[name]) for name in (PLAIN, ADVERSARIAL, PRUNED))
-    members = tuple(one for family in _members(recipe, ready).values() for one in family)
-    return Components(plain, adversarial, pruned, members, ready[SCORE_MODEL].model)
+    families = _members(recipe, ready)
+    roles = [recipe.members[name].role for name, family in families.items() for _ in family]
+    return Components(
+        plain,
+        adversarial,
+        pruned,
+        (pruned, *(one for family in families.values() for one in family)),
+        ("juror", *roles),
+        ready[SCORE_MODEL].model,
+    )
 
 
 def train_networks(

@@ -4,9 +4,40 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from s2ap_defend.decision_record import Purify, Sees
+from s2ap_defend.sequential import Answer
 from s2ap_train.settings import Table
 
-__all__ = ["EvaluationSettings", "ExportSettings", "MeasureSettings"]
+__all__ = ["DecisionRecipe", "EvaluationSettings", "ExportSettings", "MeasureSettings"]
+
+
+class DecisionRecipe(Table):
+    """Who answers, and what members see, where calibration does not choose otherwise.
+
+    Attributes:
+        answer: Who gives the label of an input that is not flagged: 'robust' the jury, 'mixed' classifier and jury
+            together, 'accurate' the classifier.
+        jury_share: Weight of the jury in the mix, of 1 in all.
+        amplification: Power of the jury's mean probability in the mix.
+        juror_weight: Vote weight of every juror but the first, the pruned classifier, whose vote weighs 1.
+        jurors_see: The image that jurors see.
+        sensors_see: The image that sensors see.
+        purify: Which images are purified.
+        opening: Jurors that every input is asked before anything is decided, the pruned classifier first.
+        await_vote: Whether, under 'robust', 'clean' waits until no vote that is left can change the label.
+        label_cost: Label accuracy that a mix may lose against the jury, both attacked.
+    """
+
+    answer: Answer = "mixed"
+    jury_share: Annotated[float, Field(ge=0, le=1)] = 0.8
+    amplification: Annotated[float, Field(gt=0)] = 3.0
+    juror_weight: Annotated[float, Field(gt=0, le=1, multiple_of=1 / 256)] = 1.0
+    jurors_see: Sees = "raw"
+    sensors_see: Sees = "purified"
+    purify: Purify = "always"
+    opening: Annotated[int, Field(ge=1)] = 2
+    await_vote: bool = True
+    label_cost: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
 class EvaluationSettings(Table):
