@@ -163,6 +163,7 @@ def _calibrate(
         attacked = attacked_fitting_images(
             components.classifier(recipe.classifier).model,
             [member.model for member in components.members],
+            [one.model for one, role in zip(components.members, components.roles, strict=True) if role == "juror"],
             splits.fit,
             eps=recipe.eps,
             seed=recipe.seed,

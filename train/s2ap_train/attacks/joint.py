@@ -1,7 +1,8 @@
-"""Classifier and members as one network: what an attacker that knows the ensemble climbs."""
+"""Several networks as one: what an attacker that knows the ensemble climbs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,5 +28,15 @@ def joint_network(classifier: Classifier, members: Sequence[Classifier]) -> Clas
             return own
         theirs = torch.stack([member(images).log_softmax(1) for member in members]).mean(0)
         return (own + theirs) / 2
+
+    return network
+
+
+def jury_network(jurors: Sequence[Classifier]) -> Classifier:
+    """Images [N, C, H, W] -> logarithm of the jurors' mean probability [N, K]."""
+
+    def network(images: Tensor) -> Tensor:
+        each = torch.stack([juror(images).log_softmax(1) for juror in jurors])
+        return each.logsumexp(0) - math.log(len(jurors))
 
     return network

@@ -1,8 +1,8 @@
 """Attacked images on which the evidence of the members is fitted.
 
-Several budgets and norms, on the classifier alone and on classifier and members together: a table fitted on one
-oblivious attack would trust members that are fooled together with the classifier, and one fitted on small changes of
-every pixel would distrust the members that notice a large change of few.
+Several budgets and norms, on the classifier alone, on classifier and members together, and on the jury: a table fitted
+on one oblivious attack would trust members that are fooled together with the classifier, and one fitted on small
+changes of every pixel would distrust the members that notice a large change of few.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import torch
 
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.attacks.catalogue import ATTACKS
-from s2ap_train.attacks.joint import joint_network
+from s2ap_train.attacks.joint import joint_network, jury_network
 from s2ap_train.attacks.pgd import pgd
 from s2ap_train.attacks.right_images import Classifier
 from s2ap_train.data import ImageSet
@@ -27,19 +27,33 @@ NEAR_AND_SPARSE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Attacks that end just behind the boundary, or change few pixels, and what is cut of their cost."""
 
-__all__ = ["as_copies", "attacked_alone", "attacked_fitting_images", "attacked_together", "copied_image"]
+__all__ = [
+    "as_copies",
+    "attacked_alone",
+    "attacked_fitting_images",
+    "attacked_jury",
+    "attacked_together",
+    "copied_image",
+]
 
 
 def attacked_fitting_images(
-    classifier: Classifier, members: Sequence[Classifier], data: ImageSet, *, eps: float, seed: int
+    classifier: Classifier,
+    members: Sequence[Classifier],
+    jurors: Sequence[Classifier],
+    data: ImageSet,
+    *,
+    eps: float,
+    seed: int,
 ) -> ImageSet:
-    """All attacked images of `attacked_alone` and `attacked_together` with their true labels.
+    """All attacked images of `attacked_alone`, `attacked_together` and `attacked_jury` with their true labels.
 
-    Nine times as many as `data` holds; not all fool the classifier.
+    Twelve times as many as `data` holds; not all get a wrong answer.
 
     Args:
         classifier: The network that is defended.
         members: All members.
+        jurors: Those of them that vote.
         data: Images of the fitting split.
         eps: l_inf budget of the recipe, pixels in [0, 1].
         seed: Of everything random.
@@ -47,6 +61,7 @@ def attacked_fitting_images(
     attacked = [
         *attacked_alone(classifier, data, eps=eps, seed=seed),
         *attacked_together(classifier, members, data, eps=eps, seed=seed),
+        *attacked_jury(jurors, data, eps=eps, seed=seed),
     ]
     return as_copies(attacked, data)
 
@@ -77,6 +92,11 @@ def attacked_together(
 ) -> list[Float32]:
     """PGD at the same budgets by an attacker that climbs classifier and members together."""
     return _pgd(joint_network(classifier, members), data, eps=eps, seed=seed + 1)
+
+
+def attacked_jury(jurors: Sequence[Classifier], data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
+    """PGD at the same budgets by an attacker that climbs the jurors' mean probability."""
+    return _pgd(jury_network(jurors), data, eps=eps, seed=seed + 2)
 
 
 def _pgd(network: Classifier, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
