@@ -14,7 +14,7 @@ from tests.train.planted_runs import make_run
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.commands.main import run
-from s2ap_train.commands.calibrate.clean_data import load_clean_data
+from s2ap_export.commands.calibrate.clean_data import load_clean_data
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +68,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     def stop(*_, **__):
         raise click.exceptions.Exit(0)
 
-    monkeypatch.setattr("s2ap_train.commands.calibrate.clean_data.load_clean_data", clean_data)
+    monkeypatch.setattr("s2ap_export.commands.calibrate.clean_data.load_clean_data", clean_data)
     monkeypatch.setattr("s2ap_train.compute.launch", launch)
     monkeypatch.setattr("s2ap_export.hardening.harden.harden", harden)
     monkeypatch.setattr("s2ap_export.hardening.networks.compared_networks", lambda *_, **__: None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import ModelProto, numpy_helper
 
+from s2ap_defend.decision_record import DecisionDescription
 from s2ap_defend.errors import ModelFileError, RecipeError
 from s2ap_defend.manifest import CalibrationRecord, Manifest, TestTables
 from s2ap_defend.sequential import SequentialTest, run_sequential_test
@@ -128,6 +129,7 @@ def recalibrate(
                 "kind": _kind(old.kind),
                 "lower": finite_or_none(bounded.lower),
                 "upper": finite_or_none(bounded.upper),
+                "await_vote": bounded.await_vote,
                 "alpha": alpha,
                 "calibration": calibration_record(bounded, answers, on, alpha=alpha),
             }
@@ -184,9 +186,9 @@ def recalibrated_model(proto: ModelProto, test: SequentialTest) -> ModelProto:
     return model
 
 
-def recalibrated_manifest(manifest: Manifest, tables: TestTables) -> Manifest:
-    """The manifest with the new tables, without figures that were measured with the old boundary."""
-    return manifest.model_copy(update={"test": tables, "measured": ()})
+def recalibrated_manifest(manifest: Manifest, tables: TestTables, decision: DecisionDescription) -> Manifest:
+    """The manifest with new tables and decision, without figures that were measured with the old ones."""
+    return manifest.model_copy(update={"test": tables, "decision": decision, "measured": ()})
 
 
 def _first_acceptance(test: SequentialTest) -> int:

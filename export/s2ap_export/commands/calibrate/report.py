@@ -6,8 +6,8 @@ from rich.console import Console
 
 from s2ap_defend.sequential import asked_members
 from s2ap_defend.tables import plain_table
+from s2ap_export.commands.calibrate.recalibration import Recalibration
 from s2ap_train.calibration.boundaries import CONFIDENCE
-from s2ap_train.commands.calibrate.recalibration import Recalibration
 
 _COUNTED = {"correct": "clean inputs that are answered right", "all": "clean inputs, right or wrong"}
 

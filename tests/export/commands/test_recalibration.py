@@ -7,8 +7,8 @@ import pytest
 from tests.train.correlated_members import correlated_answers
 
 from s2ap_defend.sequential import run_sequential_test
+from s2ap_export.commands.calibrate.recalibration import cross_validated_rate, recalibrate
 from s2ap_train.calibration import Detection, Jury, calibrate
-from s2ap_train.commands.calibrate.recalibration import cross_validated_rate, recalibrate
 
 JURY = Jury.behind_classifier(6)
 RATES, FOOLED = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1], [0.7] * 6

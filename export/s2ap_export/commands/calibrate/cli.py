@@ -12,6 +12,7 @@ from s2ap_defend.engines import Device
 from s2ap_defend.files import check_writable
 from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.progress import Reporter
+from s2ap_defend.sequential import Answer
 
 
 @click.command()
@@ -36,6 +37,12 @@ from s2ap_defend.progress import Reporter
     show_default=True,
     help="Whether alpha counts the images that are answered right, or all; 'all' needs no labels.",
 )
+@click.option(
+    "--answer",
+    type=click.Choice(["robust", "mixed", "accurate"]),
+    help="Who gives the label of an image that is not flagged: the jury, classifier and jury mixed, or the classifier; "
+    "the file's by default.",
+)
 @click.option("--min-accept", type=click.IntRange(1), help="Members asked before 'clean'; the file's by default.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many images, a random sample.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON instead of a table.")
@@ -47,22 +54,24 @@ def calibrate(
     output: Path | None,
     alpha: float,
     on: Literal["correct", "all"],
+    answer: Answer | None,
     min_accept: int | None,
     limit: int | None,
     as_json: bool,
     device: Device,
 ) -> None:
-    """Give MODEL a new alarm boundary from new clean images, without training, and write a new file.
+    """Give MODEL a new alarm boundary from new clean images, and another answer if asked, and write a new file.
 
     The boundary is conformal: on images like these the false-alarm rate is at most alpha, on average over samples of
-    this size. Images must not be ones that the file was trained, chosen or fitted on. Nothing but the boundaries
-    changes; what was measured with the old ones is left out of the new file.
+    this size. Images must not be ones that the file was trained, chosen or fitted on. Nothing is trained; what
+    was measured with the old decision is left out of the new file.
     """
+    from s2ap_export.commands.calibrate.answering import answered_by, composed
+    from s2ap_export.commands.calibrate.clean_data import load_clean_data
+    from s2ap_export.commands.calibrate.recalibration import recalibrate, recalibrated_manifest, recalibrated_model
+    from s2ap_export.commands.calibrate.report import print_report, to_json
     from s2ap_train.calibration.settings import check_alpha
     from s2ap_train.calibration.stage_engines import StageEngines
-    from s2ap_train.commands.calibrate.clean_data import load_clean_data
-    from s2ap_train.commands.calibrate.recalibration import recalibrate, recalibrated_manifest, recalibrated_model
-    from s2ap_train.commands.calibrate.report import print_report, to_json
 
     check_alpha(alpha)
     file = open_model_file(model)
@@ -76,26 +85,29 @@ def calibrate(
     with Reporter(messages).step("images asked", 1) as step:
         answers = StageEngines.from_file(file, device=device).answers(data.images, data.labels)
         step.advance(data.description)
+    answering = answered_by(file.manifest, answer)
     result = recalibrate(
         file.manifest.test,
-        file.manifest.to_test(),
+        answering.test,
         answers,
         alpha=alpha,
         on=on,
         min_accept=min_accept,
         labelled=data.labels is not None,
     )
-    write_model_file(
-        recalibrated_model(file.proto, result.test), recalibrated_manifest(file.manifest, result.tables), output
-    )
+    manifest = recalibrated_manifest(file.manifest, result.tables, answering.decision)
+    same = answering.decision == file.manifest.decision
+    graph = recalibrated_model(file.proto, result.test) if same else composed(file, result.test)
+    write_model_file(graph, manifest, output)
     if as_json:
         more = {"measurements_dropped": len(file.manifest.measured), "output": str(output)}
         click.echo(orjson.dumps({**to_json(result), **more}, option=orjson.OPT_INDENT_2).decode())
         return
     print_report(result, console)
+    console.print(f"{manifest.decision.in_words}", markup=False, highlight=False, soft_wrap=True)
     if file.manifest.measured:
         messages.print(
-            "what was measured with the old boundary is not in the new file; measure it with s2ap-defend evaluate",
+            "what was measured with the old decision is not in the new file; measure it with s2ap-defend evaluate",
             highlight=False,
             soft_wrap=True,
         )
