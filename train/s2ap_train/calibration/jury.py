@@ -55,24 +55,32 @@ class Jury:
         """Answers of members as they were trained, measured against what classifier and opening say together."""
         if not self.opening:
             return replace(answers, first=np.asarray(answers.said.classifier.argmax(axis=1), dtype=np.int64))
-        k = len(self.opening)
-        nothing = SequentialTest(
+        opened = answers.said.reorder(np.array(self.opening, dtype=np.int64))
+        return replace(answers, first=first_answers(self.unflagged(self.opening), opened))
+
+    def unflagged(self, members: Sequence[int] | None = None) -> SequentialTest:
+        """The decision that asks all of these members and never flags: the answer alone.
+
+        Args:
+            members: As they were trained, in the order in which they are asked; None: all of them.
+        """
+        asked = np.arange(len(self.vote_weights)) if members is None else np.array(members, dtype=np.int64)
+        n = len(asked)
+        return SequentialTest(
             evidence="margin",
-            edges=np.zeros((k, 1), dtype=np.float32),
-            increments=np.zeros((k, 2)),
-            lower=np.full(k, -np.inf),
-            upper=np.full(k, np.inf),
+            edges=np.zeros((n, 1), dtype=np.float32),
+            increments=np.zeros((n, 2)),
+            lower=np.full(n, -np.inf),
+            upper=np.full(n, np.inf),
             final_threshold=np.inf,
-            waves=(k,),
-            vote_weights=self.weights_in(np.array(self.opening)),
+            waves=(n,),
+            vote_weights=self.weights_in(asked),
             answer=self.answer,
             jury_share=self.jury_share,
             amplification=self.amplification,
-            opening=k,
+            opening=n,
             correct=False,
         )
-        opened = answers.said.reorder(np.array(self.opening, dtype=np.int64))
-        return replace(answers, first=first_answers(nothing, opened))
 
     def order(self, rest: Sequence[int]) -> Int64:
         """The opening, then the others as they come in `rest`."""
