@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s2ap_defend.decision_record import Sees
 from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_train.adaptive.systems import never_flagged
 from s2ap_train.attacks.right_images import BATCH, Classifier, in_batches
@@ -41,21 +42,32 @@ class UnflaggingSystem:
         return np.asarray(~self(images, labels).success)
 
 
-def variant_view(variant: Variant, classify: Classifier, members: Sequence[Classifier] = (), *, draws: int = 1) -> View:
-    """What the attacker computes with: log-probabilities of the classifier and of the members on the purified image.
+def variant_view(
+    variant: Variant,
+    classify: Classifier,
+    members: Sequence[Classifier] = (),
+    *,
+    sees: Sequence[Sees] | None = None,
+    draws: int = 1,
+) -> View:
+    """What the attacker computes with: log-probabilities of the classifier, on the purified image, and of the members.
 
     Args:
         variant: The purifier.
         classify: Images [N, C, H, W] -> logits or log-probabilities [N, K].
-        members: The same, in the order in which they are asked; they see the purified image, too.
+        members: The same, in the order in which they are asked.
+        sees: What each member sees; None: all see the purified image.
         draws: Purifications that are averaged, for one that draws noise: expectation over transformation (Athalye et
             al. 2018, arXiv 1707.07397). The mean is of log-probabilities, so its gradient is the mean gradient.
     """
+    wired = tuple(sees) if sees is not None else ("purified",) * len(members)
 
     def once(images: Tensor, path: GradientPath, count: int | None) -> tuple[Tensor, Tensor | None]:
         purified = variant.purify(images, path)
-        asked = members[:count] if count is not None else members
-        answers = [member(purified).log_softmax(1) for member in asked]
+        answers = [
+            member(purified if seen == "purified" else images).log_softmax(1)
+            for member, seen in zip(members[:count], wired[:count], strict=True)
+        ]
         return classify(purified).log_softmax(1), torch.stack(answers) if answers else None
 
     def view(images: Tensor, path: GradientPath, count: int | None) -> tuple[Tensor, Tensor | None]:
