@@ -1,7 +1,7 @@
 """From trained networks to the graph and manifest of a model file: trace, compare, calibrate, compose."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,6 @@ from onnx import ModelProto
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from s2ap_defend.decision_record import Role, Sees
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.files import replace_file
 from s2ap_defend.manifest import ChoiceRecord, Manifest
@@ -24,12 +23,12 @@ from s2ap_train.calibration import Calibration, Detection, Jury, calibrate
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
+from s2ap_train.hardening.decision_choice.wiring import wiring
 from s2ap_train.hardening.fitting_attacks import attacked_fitting_images, copied_image
 from s2ap_train.hardening.train import Components
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier import hadamard_bank, purify
 from s2ap_train.recipe import Recipe
-from s2ap_train.recipe.tables import DecisionRecipe
 
 COMPARED = 8  # images on which exported stages are compared with their networks
 
@@ -75,34 +74,6 @@ def assemble(
         purify=recipe.decision.purify,
     )
     return model, describe(recipe, components, calibration, sees, milliseconds, splits, choice=choice)
-
-
-def wiring(decision: DecisionRecipe, roles: Sequence[Role]) -> tuple[tuple[Sees, ...], Jury]:
-    """What each member sees, and the jury; members as they were trained, the pruned classifier first.
-
-    Args:
-        decision: The recipe's.
-        roles: Of the members.
-
-    Raises:
-        RecipeError: If there are fewer jurors than open.
-    """
-    jurors = [i for i, role in enumerate(roles) if role == "juror"]
-    if len(jurors) < decision.opening:
-        raise RecipeError(
-            f"decision.opening is {decision.opening}, the recipe has {len(jurors)} jurors, the pruned classifier among "
-            "them; give a family of robust members role = 'juror', or a smaller opening"
-        )
-    weights = tuple(0.0 if role == "sensor" else decision.juror_weight if i else 1.0 for i, role in enumerate(roles))
-    jury = Jury(
-        weights,
-        tuple(jurors[: decision.opening]),
-        decision.answer,
-        jury_share=decision.jury_share,
-        amplification=decision.amplification,
-        await_vote=decision.await_vote and decision.answer == "robust",
-    )
-    return tuple(decision.jurors_see if role == "juror" else decision.sensors_see for role in roles), jury
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from s2ap_train.pruning.methods import METHODS, training_of, with_training
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining
 from s2ap_train.recipe.purifier_grid import ChoiceSettings
-from s2ap_train.recipe.tables import DecisionRecipe, EvaluationSettings, ExportSettings, MeasureSettings
+from s2ap_train.recipe.tables import DecisionGrid, DecisionRecipe, EvaluationSettings, ExportSettings, MeasureSettings
 from s2ap_train.recipe.text import explain, read_recipe
 from s2ap_train.settings import Table
 from s2ap_train.training import TrainingConfig
@@ -26,7 +26,7 @@ from s2ap_train.training import TrainingConfig
 R = TypeVar("R", bound=BaseModel)
 _FOR_ENSEMBLES = ("plain", "members", "detection")
 _FOR_HARDENING = ("classifier", "score_model", "purifier", "evaluation")
-_ALL_FOR_HARDENING = (*_FOR_HARDENING, "choice", "decision", "export")
+_ALL_FOR_HARDENING = (*_FOR_HARDENING, "choice", "decision", "decision_choice", "export")
 
 
 class _DataRecipe(Table):
@@ -125,6 +125,7 @@ class Recipe(EnsembleRecipe):
         score_model: Training of the purifier's score model.
         purifier: The purification.
         decision: Who answers.
+        decision_choice: Which decisions are compared under attack.
         evaluation: The closing table.
         choice: What else is tried in the purifier's place, on validation images; None: a small grid around it.
         export: How the file is written.
@@ -135,6 +136,7 @@ class Recipe(EnsembleRecipe):
     score_model: ScoreTraining
     purifier: Purification
     decision: DecisionRecipe = DecisionRecipe()
+    decision_choice: DecisionGrid = DecisionGrid()
     evaluation: EvaluationSettings
     choice: ChoiceSettings | None = None
     export: ExportSettings = ExportSettings()

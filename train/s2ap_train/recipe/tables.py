@@ -8,7 +8,7 @@ from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.sequential import Answer
 from s2ap_train.settings import Table
 
-__all__ = ["DecisionRecipe", "EvaluationSettings", "ExportSettings", "MeasureSettings"]
+__all__ = ["DecisionGrid", "DecisionRecipe", "EvaluationSettings", "ExportSettings", "MeasureSettings"]
 
 
 class DecisionRecipe(Table):
@@ -38,6 +38,24 @@ class DecisionRecipe(Table):
     opening: Annotated[int, Field(ge=1)] = 2
     await_vote: bool = True
     label_cost: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+
+class DecisionGrid(Table):
+    """Which decisions are compared under attack before one is exported, and how hard they are attacked.
+
+    Attributes:
+        samples: Images of the fitting split; fewer where there are not as many.
+        steps: Gradient steps of each descent.
+        targets: Wrong labels that each is attacked towards.
+        jury_shares: Of the mixes that are tried.
+        amplifications: Of the mixes; every pair is one.
+    """
+
+    samples: Annotated[int, Field(ge=10)] = 200
+    steps: Annotated[int, Field(ge=1)] = 15
+    targets: Annotated[int, Field(ge=1)] = 2
+    jury_shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.6, 0.8, 0.9, 1.0)
+    amplifications: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 3.0)
 
 
 class EvaluationSettings(Table):
