@@ -11,7 +11,7 @@ from torch import nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.files import replace_file
-from s2ap_defend.manifest import ChoiceRecord, Manifest
+from s2ap_defend.manifest import ChoiceRecord, Frontier, Manifest
 from s2ap_defend.model_file import weights_sha256
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
 from s2ap_export.graph.compose import compose
@@ -23,12 +23,16 @@ from s2ap_train.calibration import Calibration, Detection, Jury, calibrate
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
+from s2ap_train.hardening.decision_choice.choice import ChosenDecision
+from s2ap_train.hardening.decision_choice.compared import compared
 from s2ap_train.hardening.decision_choice.wiring import wiring
 from s2ap_train.hardening.fitting_attacks import attacked_fitting_images, copied_image
 from s2ap_train.hardening.train import Components
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier import hadamard_bank, purify
+from s2ap_train.purifier.sizes import pass_flops
 from s2ap_train.recipe import Recipe
+from s2ap_train.recipe.purifier_grid import settings_of
 
 COMPARED = 8  # images on which exported stages are compared with their networks
 
@@ -40,6 +44,7 @@ def assemble(
     work_dir: Path,
     *,
     choice: ChoiceRecord | None = None,
+    decision: ChosenDecision | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> tuple[ModelProto, Manifest]:
     """The graph of a defended model and its manifest, in which no accuracy was measured yet.
@@ -50,6 +55,7 @@ def assemble(
         splits: Data for calibration.
         work_dir: Where the members' times are kept, so that a second run writes the same manifest.
         choice: How the purifier was chosen, for the manifest.
+        decision: How the recipe's decision was chosen, for the manifest; None: it was not compared with others.
         on_stage: Called with what is done.
 
     Raises:
@@ -62,7 +68,9 @@ def assemble(
     sees, jury = wiring(recipe.decision, components.roles)
     engines = StageEngines(stages.purifier, stages.classifier, stages.members, sees=sees, purify=recipe.decision.purify)
     milliseconds = _milliseconds(engines, stages, splits.fit, work_dir)
-    calibration = _calibrate(recipe, components, engines, jury, milliseconds, splits)
+    calibrated = _calibrates(recipe, components, engines, milliseconds, splits)
+    calibration = calibrated(jury)
+    frontier = None if decision is None else _frontier(recipe, components, engines, calibrated, decision, splits)
     tell("calibrated")
     order = calibration.order.tolist()
     model = compose(
@@ -73,7 +81,9 @@ def assemble(
         sees=[sees[i] for i in order],
         purify=recipe.decision.purify,
     )
-    return model, describe(recipe, components, calibration, sees, milliseconds, splits, choice=choice)
+    return model, describe(
+        recipe, components, calibration, sees, milliseconds, splits, choice=choice, frontier=frontier
+    )
 
 
 @dataclass(frozen=True)
@@ -121,15 +131,14 @@ def _milliseconds(engines: StageEngines, stages: _Stages, data: ImageSet, work_d
     return tuple(known[key] for key in keys)
 
 
-def _calibrate(
+def _calibrates(
     recipe: Recipe,
     components: Components,
     engines: StageEngines,
-    jury: Jury,
     milliseconds: tuple[float, ...],
     splits: Splits,
-) -> Calibration:
-    """Calibrate on the answers of the exported stages, by the engine that serves them."""
+) -> Callable[[Jury], Calibration]:
+    """Calibrates behind any jury on the answers of the exported stages, by the engine that serves them."""
     with one_thread():  # two threads in such small operators are many times slower where others compute, too
         attacked = attacked_fitting_images(
             components.classifier(recipe.classifier).model,
@@ -139,17 +148,43 @@ def _calibrate(
             eps=recipe.eps,
             seed=recipe.seed,
         )
-    try:
-        return calibrate(
-            engines.answers(splits.fit.images, splits.fit.labels),
-            engines.answers(attacked.images, attacked.labels, image=copied_image(attacked, splits.fit)),
-            engines.answers(splits.calibration.images, splits.calibration.labels),
-            recipe.detection,
-            jury,
-            costs=_costs(recipe.detection, components, milliseconds),
-        )
-    except RecipeError as error:
-        raise RecipeError(f"recipe {recipe.name}: {error}") from error
+    answers = (
+        engines.answers(splits.fit.images, splits.fit.labels),
+        engines.answers(attacked.images, attacked.labels, image=copied_image(attacked, splits.fit)),
+        engines.answers(splits.calibration.images, splits.calibration.labels),
+    )
+    costs = _costs(recipe.detection, components, milliseconds)
+
+    def calibrated(jury: Jury) -> Calibration:
+        try:
+            return calibrate(*answers, recipe.detection, jury, costs=costs)
+        except RecipeError as error:
+            raise RecipeError(f"recipe {recipe.name}: {error}") from error
+
+    return calibrated
+
+
+def _frontier(
+    recipe: Recipe,
+    components: Components,
+    engines: StageEngines,
+    calibrated: Callable[[Jury], Calibration],
+    decision: ChosenDecision,
+    splits: Splits,
+) -> Frontier:
+    """What every decision that was compared keeps and costs."""
+    return compared(
+        decision,
+        calibrated,
+        [wiring(one, components.roles)[1] for one in decision.compared],
+        engines,
+        splits.fit.subset(slice(0, recipe.decision_choice.samples)),
+        [float(member.flops) for member in components.members],
+        eps=recipe.eps,
+        seed=recipe.seed,
+        classifier=float(components.classifier(recipe.classifier).flops),
+        purifier=float(settings_of(recipe.purifier).passes * pass_flops(components.score_model, splits.image_shape)),
+    )
 
 
 def _costs(config: Detection, components: Components, milliseconds: tuple[float, ...]) -> tuple[float, ...] | None:

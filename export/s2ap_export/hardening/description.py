@@ -12,6 +12,7 @@ from s2ap_defend.manifest import (
     FORMAT_VERSION,
     ChoiceRecord,
     DecisionDescription,
+    Frontier,
     InputDescription,
     Manifest,
     Member,
@@ -41,6 +42,7 @@ def describe(
     splits: Splits,
     *,
     choice: ChoiceRecord | None = None,
+    frontier: Frontier | None = None,
 ) -> Manifest:
     """The manifest before anything is measured and before the file is sealed.
 
@@ -52,6 +54,7 @@ def describe(
         milliseconds: Time of one image in each member, in the order in which they were trained.
         splits: The data.
         choice: How the recipe's purifier was chosen; None: it was not measured.
+        frontier: What other decisions keep and cost; None: they were not compared.
     """
     channels, height, width = splits.image_shape
     return Manifest(
@@ -67,7 +70,7 @@ def describe(
             jury_share=recipe.decision.jury_share,
             amplification=recipe.decision.amplification,
             purify="off" if recipe.purifier.off else recipe.decision.purify,
-            frontier=None,
+            frontier=frontier,
         ),
         test=calibration.tables,
         purifier=_purifier(recipe.purifier, splits.image_shape, recipe.export.precision, choice),
