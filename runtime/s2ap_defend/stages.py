@@ -10,6 +10,8 @@ from s2ap_defend.model_file import subgraphs
 
 PURIFIER = "purifier"
 CLASSIFIER = "classifier"
+CLASSIFIER_AGAIN = "classifier_again"
+"""Scope of the classifier's second run, on images that are purified only where they are suspicious. It is no stage."""
 
 _OUTPUTS = {PURIFIER: ("purified", "reconstruction_error")}
 _LOG_PROBABILITIES = ("log_probabilities",)
@@ -87,13 +89,18 @@ def cut_stage(proto: ModelProto, scope: str) -> ModelProto:
 
 
 def stage_sizes(proto: ModelProto) -> dict[str, StageSize]:
-    """Sizes of all stages by scope, in the order of the graph; nodes outside any scope are left out."""
+    """Sizes of all stages by scope, in the order of the graph.
+
+    Nodes outside any scope are left out, and the second run of the classifier, which has no weights of its own.
+    """
     nodes: dict[str, int] = {}
     parameters: dict[str, int] = {}
     size_bytes: dict[str, int] = {}
     for graph in _graphs(proto.graph):
         tensors = [(tensor.name, tensor) for tensor in graph.initializer]
         for node in graph.node:
+            if _scope(node) == CLASSIFIER_AGAIN:
+                continue
             nodes[_scope(node)] = nodes.get(_scope(node), 0) + 1
             tensors += [(node.name, attribute.t) for attribute in node.attribute if attribute.HasField("t")]
         for name, tensor in tensors:

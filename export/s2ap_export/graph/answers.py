@@ -1,18 +1,18 @@
-"""The tables of the sequential test in a graph, and what they make of the answers of a wave of members."""
+"""The tables of the sequential test in a graph, and the evidence of signals and of a wave of members."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from s2ap_defend.sequential import NEAR_TIE, SequentialTest
+from s2ap_defend.sequential import NEAR_TIE, SequentialTest, tables_in_graph
 from s2ap_export.graph.builder import GraphBuilder
+from s2ap_export.graph.jury import CLASS_AXIS
 
-__all__ = ["CLASS_AXIS", "Answers", "Tables", "read_answers", "wave_tables"]
-
-CLASS_AXIS = 2  # of [rows, members of the wave, classes]
+__all__ = ["Evidence", "Tables", "add_tables", "read_evidence", "read_signals", "wave_tables"]
 
 
 @dataclass(frozen=True)
@@ -24,85 +24,103 @@ class Tables:
         increments: float64 [members * bins], those of all members of the test one after the other.
         lower: float64 [w].
         upper: float64 [w].
-        base_vote_weights: float64 [weights], of all members; empty where flagged inputs are rejected.
-        base_vote_edges: float64 [weights - 1], of all members; empty where there is one weight.
+        vote_weights: float64 [w].
     """
 
     edges: str
     increments: str
     lower: str
     upper: str
-    base_vote_weights: str = ""
-    base_vote_edges: str = ""
+    vote_weights: str
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the w members of a wave say of n rows.
+class Evidence:
+    """What the w members of a wave say of the first answers of n rows.
 
     Attributes:
-        log_probabilities: float32 [n, w, K].
-        is_base: bool [n, 1, K], the base label.
-        voted: bool [n, w, K], the label that the member votes for.
-        increments: float64 [n, w], its evidence.
+        increments: float64 [n, w].
+        changes: bool [n, w, 1], whether the member says another label.
     """
 
-    log_probabilities: str
-    is_base: str
-    voted: str
     increments: str
+    changes: str
 
 
-def wave_tables(build: GraphBuilder, test: SequentialTest) -> list[Tables]:
-    """The tables as initialisers `test/edges` ..., and the part of each wave."""
-    edges, lower, upper = (_table(build, test, name) for name in ("edges", "lower", "upper"))
-    increments = _table(build, test, "increments")
-    increments = build.op("Reshape", increments, build.constant(np.array([-1], dtype=np.int64)))
-    weights = _table(build, test, "base_vote_weights") if test.correct else ""
-    weight_edges = _table(build, test, "base_vote_edges") if test.correct and len(test.base_vote_edges) else ""
-    if len(test.waves) == 1:
-        return [Tables(edges, increments, lower, upper, weights, weight_edges)]
-    sizes = build.constant(np.array(test.waves, dtype=np.int64))
-    parts = [build.node("Split", [table, sizes], len(test.waves), {"axis": 0}) for table in (edges, lower, upper)]
-    return [Tables(e, increments, low, up, weights, weight_edges) for e, low, up in zip(*parts, strict=True)]
+def add_tables(build: GraphBuilder, test: SequentialTest) -> None:
+    """Add the tables as initialisers `test/edges` ..., the names that readers look for."""
+    for name, array in tables_in_graph(test).items():
+        build.initializers[f"test/{name}"] = numpy_helper.from_array(np.ascontiguousarray(array), f"test/{name}")
 
 
-def read_answers(
-    build: GraphBuilder,
-    test: SequentialTest,
-    tables: Tables,
-    first: int,
-    log_probabilities: list[str],
-    base_label: str,
-    classes: int,
-) -> Answers:
-    """Votes and evidence of a wave; arguments as of `scan_wave`."""
-    size = len(log_probabilities)
+def wave_tables(build: GraphBuilder, waves: Sequence[int]) -> list[Tables]:
+    """The part of the tables of each wave."""
+    tables = [f"test/{name}" for name in ("edges", "lower", "upper", "vote_weights")]
+    increments = build.op("Reshape", "test/increments", build.constant(np.array([-1], dtype=np.int64)))
+    if len(waves) == 1:
+        return [Tables(tables[0], increments, *tables[1:])]
+    sizes = build.constant(np.array(waves, dtype=np.int64))
+    parts = [build.node("Split", [table, sizes], len(waves), {"axis": 0}) for table in tables]
+    return [Tables(edges, increments, *rest) for edges, *rest in zip(*parts, strict=True)]
+
+
+def read_evidence(
+    build: GraphBuilder, test: SequentialTest, tables: Tables, first: int, size: int, logs: str, answer: str
+) -> Evidence:
+    """The evidence of a wave.
+
+    Args:
+        build: The graph that the wave is in.
+        test: Its kind of evidence; its tables are read from the graph.
+        tables: Where the wave's tables are.
+        first: Index of its first member.
+        size: Its members w.
+        logs: float32 [n, w, K].
+        answer: bool [n, 1, K], the first answer.
+    """
     axis = build.constant(np.array([CLASS_AXIS], dtype=np.int64))
+    of_answer = build.op("Where", answer, logs, build.constant(np.float32(-np.inf)))
+    of_answer = build.op("ReduceMax", of_answer, axis, keepdims=1)  # [n, w, 1]
+    margin = build.op("Sub", build.op("ReduceMax", logs, axis, keepdims=1), of_answer)
+    score = margin if test.evidence == "margin" else build.op("Neg", of_answer)
+    above = build.op("Cast", build.op("GreaterOrEqual", score, tables.edges), to=TensorProto.INT64)
+    offsets = build.constant(np.arange(first, first + size, dtype=np.int64) * test.increments.shape[1])
+    place = build.op("Add", build.op("ReduceSum", above, axis, keepdims=0), offsets)
+    return Evidence(
+        build.op("Gather", tables.increments, place, axis=0),
+        build.op("GreaterOrEqual", margin, build.constant(np.float32(NEAR_TIE))),
+    )
+
+
+def read_signals(
+    build: GraphBuilder, test: SequentialTest, classifier: str, mean: str, answer: str, reconstruction_error: str
+) -> str:
+    """The log-likelihood ratio [N, 1] of the signals alone; empty where there is none.
+
+    Args:
+        build: The main graph.
+        test: Its signals; their tables are read from the graph.
+        classifier: float32 [N, K], log-probabilities.
+        mean: float64 [N, K], the mean log-probabilities of the opening's jurors.
+        answer: bool [N, K], the first answer.
+        reconstruction_error: float32 [N].
+    """
     one = build.constant(np.array([1], dtype=np.int64))
-    labels = build.constant(np.arange(classes, dtype=np.int64))
-    logs = build.op("Concat", *[build.op("Unsqueeze", name, one) for name in log_probabilities], axis=1)  # [n, w, K]
-
-    base = build.op("Reshape", base_label, build.constant(np.array([-1, 1, 1], dtype=np.int64)))
-    is_base = build.op("Equal", base, labels)  # [n, 1, K]
-    of_base = build.op("Where", is_base, logs, build.constant(np.float32(-np.inf)))
-    of_base = build.op("ReduceMax", of_base, axis, keepdims=1)  # [n, w, 1]
-    margin = build.op("Sub", build.op("ReduceMax", logs, axis, keepdims=1), of_base)
-    score = margin if test.evidence == "margin" else build.op("Neg", of_base)
-    agrees = build.op("Less", margin, build.constant(np.float32(NEAR_TIE)))
-    vote = build.op("Where", agrees, base, build.op("ArgMax", logs, axis=CLASS_AXIS, keepdims=1))
-    voted = build.op("Equal", vote, labels)  # [n, w, K]
-
-    above = build.op("GreaterOrEqual", score, tables.edges)  # [n, w, bins - 1]
-    bin_ = build.op("ReduceSum", build.op("Cast", above, to=TensorProto.INT64), axis, keepdims=0)
-    bins = test.increments.shape[1]
-    offsets = build.constant(np.arange(first, first + size, dtype=np.int64) * bins)
-    increments = build.op("Gather", tables.increments, build.op("Add", bin_, offsets), axis=0)  # [n, w]
-    return Answers(logs, is_base, voted, increments)
-
-
-def _table(build: GraphBuilder, test: SequentialTest, name: str) -> str:
-    """An initialiser under the name that readers look for, also where another table holds the same numbers."""
-    full = f"{build.scope}/{name}"
-    build.initializers[full] = numpy_helper.from_array(np.ascontiguousarray(getattr(test, name)), full)
-    return full
+    ratio = ""
+    for i, signal in enumerate(test.signals):
+        match signal.name:
+            case "jury margin":
+                nothing = build.constant(np.float64(-np.inf))
+                of_answer = build.op("ReduceMax", build.op("Where", answer, mean, nothing), one, keepdims=1)
+                best_other = build.op("ReduceMax", build.op("Where", answer, nothing, mean), one, keepdims=1)
+                score = build.op("Cast", build.op("Sub", best_other, of_answer), to=TensorProto.FLOAT)
+            case "classifier surprise":
+                of_answer = build.op("Where", answer, classifier, build.constant(np.float32(-np.inf)))
+                score = build.op("Neg", build.op("ReduceMax", of_answer, one, keepdims=1))
+            case _:
+                score = build.op("Unsqueeze", reconstruction_error, one)
+        above = build.op("GreaterOrEqual", score, f"test/signal_{i}_edges")  # [N, bins - 1]
+        place = build.op("ReduceSum", build.op("Cast", above, to=TensorProto.INT64), one, keepdims=1)
+        added = build.op("Gather", f"test/signal_{i}_increments", place, axis=0)
+        ratio = build.op("Add", ratio, added) if ratio else added
+    return ratio

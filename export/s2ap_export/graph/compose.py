@@ -1,13 +1,15 @@
-"""Stages and the sequential test in one graph: the defended model.
+"""Stages and the decision in one graph: the defended model.
 
 Names that others rely on (docs/model-file.md):
 
     purifier/purified, purifier/reconstruction_error, classifier/log_probabilities, member_NNN/log_probabilities
         outputs of the stages. A stage is exactly the nodes named `scope/...`; it reads one value from outside.
-    image, purifier/purified, test/wave_NNN/image
-        what the purifier, the classifier and members of the first wave, and members of later waves read.
-    test/edges, test/increments, test/lower, test/upper, test/base_vote_weights, test/base_vote_edges
-        initialisers of the main graph; the last two where flagged inputs are corrected, edges where there are any.
+    test/image, purifier/purified, test/wave_NNN/raw, test/wave_NNN/purified, test/suspicious/image
+        what stages read: the sanitised image or the purified one, or the rows of them that are asked.
+    classifier_again/...
+        the classifier on images that are purified only where they are suspicious; it reads the classifier's weights.
+    test/NAME
+        initialisers of the main graph, the tables of `s2ap_defend.sequential.tables_in_graph`.
 
 The first wave asks every image and lies in the main graph. Each later wave is the branch of an `If` that is taken when
 an image still needs it, undecided or in a vote that is not settled: its images are gathered, its members run, what they
@@ -18,27 +20,35 @@ elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 
+from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
-from s2ap_export.graph.answers import Tables, wave_tables
+from s2ap_export.graph.answers import add_tables, wave_tables
+from s2ap_export.graph.branches import Images, conditional_wave, purify_suspicious
 from s2ap_export.graph.builder import BATCH, IR_VERSION, OPSET, PRODUCER, GraphBuilder
-from s2ap_export.graph.scopes import rename_scope, rename_values
-from s2ap_export.graph.waves import decide, initial_state, scan_wave, state_size, waiting_rows
+from s2ap_export.graph.decision import decide
+from s2ap_export.graph.jury import JuryLayout
+from s2ap_export.graph.opening import open_test
+from s2ap_export.graph.sanitise import sanitise
+from s2ap_export.graph.scopes import embed, move, rename_scope
+from s2ap_export.graph.waves import Wave
 
 __all__ = ["compose"]
 
-PURIFIED = f"{PURIFIER}/purified"
-
 
 def compose(
-    purifier: ModelProto, classifier: ModelProto, members: Sequence[ModelProto], test: SequentialTest
+    purifier: ModelProto,
+    classifier: ModelProto,
+    members: Sequence[ModelProto],
+    test: SequentialTest,
+    *,
+    sees: Sequence[Sees],
+    purify: Purify,
 ) -> ModelProto:
     """The defended model: input `image`, outputs as in `s2ap_defend.types.Verdicts`, no manifest yet.
 
@@ -47,49 +57,66 @@ def compose(
         classifier: Stage `image` -> `log_probabilities`.
         members: Stages `image` -> `log_probabilities` in the order in which they are asked; their scopes become
             `member_000`, `member_001`, ...
-        test: The tables of the sequential test and its waves.
+        test: The tables of the decision and its waves. Where only suspicious images are purified, the opening is a wave
+            of its own.
+        sees: The image that each member sees.
+        purify: Which images are purified; 'off' takes a purifier of 0 steps.
 
     Raises:
-        RecipeError: If the stages do not fit together.
+        RecipeError: If the stages, what they see and when to purify do not fit together.
     """
     image_shape, classes = _check(purifier, classifier, members, test)
+    _check_sees(purifier, test, sees, purify)
+    layout = JuryLayout.of(test, classes)
+    sizes = _wave_sizes(test, purify)
     graph = GraphProto(name="defended")
-    _embed(graph, rename_scope(purifier, PURIFIER), "image")
-    _embed(graph, rename_scope(classifier, CLASSIFIER), PURIFIED)
 
     build = GraphBuilder("test")
-    tables = wave_tables(build, test)
-    base_label = build.op("ArgMax", f"{CLASSIFIER}/log_probabilities", axis=1, keepdims=0)
-    probabilities = build.op("Exp", f"{CLASSIFIER}/log_probabilities")
-    state = initial_state(build, base_label, classes)
-    _move(build, graph)
+    add_tables(build, test)
+    tables = wave_tables(build, sizes)
+    clean = sanitise(build)
+    move(build, graph)
+    images: Images = {"raw": clean.image, "purified": f"{PURIFIER}/purified"}
+    if purify == "suspicious":
+        images["purified"] = clean.image
+    else:
+        embed(graph, rename_scope(purifier, PURIFIER), clean.image)
+    embed(graph, rename_scope(classifier, CLASSIFIER), images["purified"])
+    said, error = f"{CLASSIFIER}/log_probabilities", f"{PURIFIER}/reconstruction_error"
 
-    first = 0
-    for wave, size in enumerate(test.waves):
-        stages = [rename_scope(stage, member_scope(first + i)) for i, stage in enumerate(members[first : first + size])]
-        scan = _Wave(test, tables[wave], first, stages, classes)
-        if wave == 0:
-            state = scan.append(graph, f"test/{_wave_scope(wave)}", PURIFIED, base_label, state)
-        else:
-            state = _conditional(graph, scan, f"test/{_wave_scope(wave)}", image_shape, base_label, state)
-        first += size
+    stages = [rename_scope(stage, member_scope(i)) for i, stage in enumerate(members)]
+    waves = [Wave(test, layout, part, sum(sizes[:i]), sizes[i]) for i, part in enumerate(tables)]
+    for stage, eye in zip(stages[: sizes[0]], sees, strict=False):
+        embed(graph, stage, images[eye])
+    build = GraphBuilder("test/wave_000")
+    opened = open_test(build, waves[0], clean.valid, said, error)
+    if purify == "suspicious":
+        again = purify_suspicious(build, graph, purifier, classifier, opened.state, said, image_shape, classes)
+        images["purified"], said, error = again.image, again.classifier, again.reconstruction_error
+        opened = open_test(build, waves[0], clean.valid, said, error)
+    move(build, graph)
+
+    state = opened.state
+    for i, wave in enumerate(waves[1:], start=1):
+        pairs = list(zip(stages[wave.members], sees[wave.members], strict=True))
+        state = conditional_wave(graph, wave, f"test/wave_{i:03d}", pairs, images, image_shape, opened.answer, state)
 
     build = GraphBuilder("test/decision")
-    decision = decide(build, test, tables[0], state, base_label, classes)
+    decision = decide(build, test, layout, said, opened.base_label, clean.finite, state)
     outputs: dict[str, tuple[str, int, list[int]]] = {
         "label": (decision.label, TensorProto.INT64, []),
         "adversarial": (decision.adversarial, TensorProto.BOOL, []),
-        "base_label": (base_label, TensorProto.INT64, []),
-        "probabilities": (probabilities, TensorProto.FLOAT, [classes]),
+        "base_label": (opened.base_label, TensorProto.INT64, []),
+        "probabilities": (build.op("Exp", said), TensorProto.FLOAT, [classes]),
         "label_change_rate": (decision.label_change_rate, TensorProto.FLOAT, []),
         "log_likelihood_ratio": (decision.log_likelihood_ratio, TensorProto.DOUBLE, []),
         "members_used": (decision.members_used, TensorProto.INT64, []),
-        "votes": (decision.votes, TensorProto.INT64, [classes]),
-        "purified": (PURIFIED, TensorProto.FLOAT, list(image_shape)),
-        "reconstruction_error": (f"{PURIFIER}/reconstruction_error", TensorProto.FLOAT, []),
+        "votes": (decision.votes, TensorProto.DOUBLE, [classes]),
+        "purified": (images["purified"], TensorProto.FLOAT, list(image_shape)),
+        "reconstruction_error": (error, TensorProto.FLOAT, []),
         "abstained": (decision.abstained, TensorProto.BOOL, []),
     }
-    _move(build, graph)
+    move(build, graph)
     for name, (value, element, row) in outputs.items():
         graph.node.append(helper.make_node("Identity", [value], [name], name=f"test/output/{name}"))
         graph.output.append(helper.make_tensor_value_info(name, element, [BATCH, *row]))
@@ -100,92 +127,12 @@ def compose(
     return model
 
 
-@dataclass(frozen=True)
-class _Wave:
-    """One wave of members and its scan, to be put into some graph."""
-
-    test: SequentialTest
-    tables: Tables
-    first: int
-    stages: Sequence[ModelProto]
-    classes: int
-
-    def append(
-        self, graph: GraphProto, scope: str, image: str, base_label: str, state: str, *, rows: str = BATCH
-    ) -> str:
-        """Add the members and their scan to a graph; returns the state after it."""
-        for stage in self.stages:
-            _embed(graph, stage, image, rows=rows)
-        answers = [f"{stage.graph.name}/log_probabilities" for stage in self.stages]
-        build = GraphBuilder(scope)
-        after = scan_wave(build, self.test, self.tables, self.first, answers, base_label, state, self.classes)
-        _move(build, graph)
-        return after
-
-
-def _conditional(
-    graph: GraphProto, scan: _Wave, scope: str, image_shape: tuple[int, ...], base_label: str, state: str
-) -> str:
-    """Add a wave that runs for the rows that still need its first member; returns the state after it."""
-    build = GraphBuilder(f"{scope}/condition")
-    active = waiting_rows(build, scan.test, scan.first, state)
-    counts = build.op("Cast", active, to=TensorProto.INT32)
-    highest = build.op("ReduceMax", counts, build.constant(np.array([0], dtype=np.int64)), keepdims=0)
-    anyone = build.op("Cast", highest, to=TensorProto.BOOL)
-    _move(build, graph)
-
-    build = GraphBuilder(f"{scope}/rows")
-    rows = build.op("NonZero", active)  # [1, n]
-    rows = build.op("Reshape", rows, build.constant(np.array([-1], dtype=np.int64)))
-    compact_label, compact = (build.op("Gather", value, rows, axis=0) for value in (base_label, state))
-    image = f"{scope}/image"
-    build.nodes.append(helper.make_node("Gather", [PURIFIED, rows], [image], name=image, axis=0))
-    taken = GraphProto(name=f"{scope}/taken")
-    _move(build, taken)
-    count = f"{scope}/rows"  # the number of rows is a size of its own, not the batch
-    taken.value_info.append(helper.make_tensor_value_info(image, TensorProto.FLOAT, [count, *image_shape]))
-    after = scan.append(taken, scope, image, compact_label, compact, rows=count)
-    build = GraphBuilder(f"{scope}/scatter")
-    index = build.op("Unsqueeze", rows, build.constant(np.array([1], dtype=np.int64)))
-    scattered = build.op("ScatterND", state, index, after)
-    _move(build, taken)
-
-    skipped = GraphProto(name=f"{scope}/skipped")
-    unchanged = f"{scope}/unchanged"
-    skipped.node.append(helper.make_node("Identity", [state], [unchanged], name=unchanged))
-    columns = state_size(scan.classes)
-    for branch, result in ((taken, scattered), (skipped, unchanged)):
-        branch.output.append(helper.make_tensor_value_info(result, TensorProto.DOUBLE, [BATCH, columns]))
-    result = f"{scope}/state"
-    graph.node.append(
-        helper.make_node("If", [anyone], [result], name=f"{scope}/if", then_branch=taken, else_branch=skipped)
-    )
-    return result
-
-
-def _wave_scope(wave: int) -> str:
-    return f"wave_{wave:03d}"
-
-
-def _embed(graph: GraphProto, stage: ModelProto, image: str, *, rows: str = BATCH) -> None:
-    """Add a stage to a graph, reading `image` of so many rows; its outputs become `scope/name`."""
-    inner = GraphProto()
-    inner.CopyFrom(stage.graph)
-    scope = inner.name
-    rename_values(inner, {"image": image} | {output.name: f"{scope}/{output.name}" for output in inner.output})
-    for declared in inner.value_info:
-        for dim in declared.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = dim.dim_param.replace(BATCH, rows)
-    graph.node.extend(inner.node)
-    graph.initializer.extend(inner.initializer)
-    graph.value_info.extend(inner.value_info)
-
-
-def _move(build: GraphBuilder, graph: GraphProto) -> None:
-    """Add what a builder holds to a graph."""
-    graph.node.extend(build.nodes)
-    graph.initializer.extend(build.initializers.values())
+def _wave_sizes(test: SequentialTest, purify: Purify) -> tuple[int, ...]:
+    """Sizes of the waves, the opening a wave of its own where images are purified after it."""
+    rest = test.waves[0] - test.opening
+    if purify != "suspicious" or not rest:
+        return test.waves
+    return test.opening, rest, *test.waves[1:]
 
 
 def _check(
@@ -204,6 +151,18 @@ def _check(
                 f"answers {classes}; trace them for one data set"
             )
     return image_shape, classes[0]
+
+
+def _check_sees(purifier: ModelProto, test: SequentialTest, sees: Sequence[Sees], purify: Purify) -> None:
+    if len(sees) != test.members:
+        raise RecipeError(f"sees says what {len(sees)} members see, the test has tables for {test.members}")
+    convolutions = sum(node.op_type in {"Conv", "ConvTranspose"} for node in purifier.graph.node)
+    if purify == "off" and convolutions:
+        raise RecipeError(f"purify is 'off', but the purifier has {convolutions} convolutions; give one of 0 steps")
+    if purify == "suspicious" and "purified" in sees[: test.opening]:
+        raise RecipeError("purify 'suspicious' asks the opening before anything is purified; let it see 'raw'")
+    if purify == "suspicious" and any(signal.name == "reconstruction error" for signal in test.signals):
+        raise RecipeError("purify 'suspicious' leaves images without the signal 'reconstruction error'; drop it")
 
 
 def _sizes(declared: ValueInfoProto) -> tuple[int, ...]:

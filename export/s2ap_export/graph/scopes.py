@@ -1,4 +1,4 @@
-"""Names of a stage: the prefix that all its nodes, inner values and initialisers carry."""
+"""Stages in a graph, and their names: the prefix that all nodes, inner values and initialisers of a stage carry."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from onnx import GraphProto, ModelProto
 
-__all__ = ["rename_scope", "rename_values"]
+from s2ap_export.graph.builder import BATCH, GraphBuilder
+
+__all__ = ["embed", "move", "rename_scope", "rename_values", "run_again"]
 
 
 def rename_scope(stage: ModelProto, scope: str) -> ModelProto:
@@ -37,3 +39,36 @@ def rename_values(graph: GraphProto, names: Mapping[str, str]) -> None:
         tensor.name = names.get(tensor.name, tensor.name)
     for value in (*graph.value_info, *graph.input, *graph.output):
         value.name = names.get(value.name, value.name)
+
+
+def run_again(stage: ModelProto, scope: str) -> ModelProto:
+    """A copy of a stage under another scope that reads the weights of the first one from the graph around it."""
+    weights = [tensor.name for tensor in stage.graph.initializer]
+    again = rename_scope(stage, scope)
+    renamed = {f"{scope}/{name.removeprefix(f'{stage.graph.name}/')}": name for name in weights}
+    del again.graph.initializer[:]
+    rename_values(again.graph, renamed)
+    return again
+
+
+def embed(graph: GraphProto, stage: ModelProto, image: str, *, rows: str = BATCH) -> None:
+    """Add a stage to a graph, reading `image` of so many rows; its outputs become `scope/name`."""
+    inner = GraphProto()
+    inner.CopyFrom(stage.graph)
+    scope = inner.name
+    rename_values(inner, {"image": image} | {output.name: f"{scope}/{output.name}" for output in inner.output})
+    for declared in inner.value_info:
+        for dim in declared.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = dim.dim_param.replace(BATCH, rows)
+    graph.node.extend(inner.node)
+    graph.initializer.extend(inner.initializer)
+    graph.value_info.extend(inner.value_info)
+
+
+def move(build: GraphBuilder, graph: GraphProto) -> None:
+    """Move what a builder holds into a graph; the builder still knows it, and can go on."""
+    graph.node.extend(build.nodes)
+    graph.initializer.extend(build.initializers.values())
+    build.nodes.clear()
+    build.initializers.clear()
