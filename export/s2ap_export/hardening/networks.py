@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import open_model_file
@@ -22,7 +21,7 @@ from s2ap_train.hardening.parts import PartList
 from s2ap_train.hardening.train import Components
 from s2ap_train.models import Classifier, fold_batch_norm
 from s2ap_train.recipe import Recipe
-from s2ap_train.redteam.ablation.ablation_rows import ADVERSARIAL, PRUNED, WIDER
+from s2ap_train.redteam.ablation.names import ADVERSARIAL, WIDER
 from s2ap_train.redteam.ablation.networks import Networks
 from s2ap_train.redteam.ablation.surrogates import train_surrogates
 from s2ap_train.redteam.ablation.wider import defence_flops, wider_classifier
@@ -42,7 +41,7 @@ def to_stage(network: Classifier) -> ModelProto:
 
 def networks_of(components: Components) -> Networks:
     """What a hardening has trained that is not in its file."""
-    return Networks({ADVERSARIAL: to_stage(components.adversarial.model), PRUNED: to_stage(components.pruned.model)})
+    return Networks({ADVERSARIAL: to_stage(components.adversarial.model)})
 
 
 def compared_networks(
@@ -75,17 +74,17 @@ def compared_networks(
     stages: dict[str, ModelProto] = {}
     parts, store = PartList(recipe, splits).classifiers(), PartStore(checkpoints, reporter)
     with one_thread():
-        stored = {name: store.read(parts[name]) for name in dict.fromkeys(("adversarial", "pruned", recipe.classifier))}
+        stored = {name: store.read(parts[name]) for name in dict.fromkeys(("adversarial", recipe.classifier))}
         found = {name: known_network(one.model, one.record) for name, one in stored.items() if one is not None}
         if len(found) < len(stored):
             absent = next(name for name, one in stored.items() if one is None)
             why = (
                 f"{checkpoints} has no part {absent} of this recipe; name the work folder of harden with --checkpoints"
             )
-            missing |= dict.fromkeys((ADVERSARIAL, PRUNED), why)
+            missing[ADVERSARIAL] = why
         else:
             _check_same(model, found[recipe.classifier], splits.fit.images[:_COMPARED], checkpoints)
-            stages = {ADVERSARIAL: to_stage(found["adversarial"].model), PRUNED: to_stage(found["pruned"].model)}
+            stages[ADVERSARIAL] = to_stage(found["adversarial"].model)
         surrogates: tuple[Classifier, ...] = ()
         if train:
             stages[WIDER] = to_stage(_wider(model, recipe, splits, folder, reporter).model)
@@ -99,8 +98,7 @@ def compared_networks(
 def _wider(model: Path, recipe: Recipe, splits: Splits, folder: Path, reporter: Reporter) -> Network:
     """The classifier that costs as much as the defence does on a clean image."""
     some = splits.validation.subset(slice(0, _COSTED))
-    asked = DefendedClassifier.load(model, device="cpu", threads=1)(some.images).members_used
-    wanted = defence_flops(open_model_file(model), asked)
+    wanted = defence_flops(open_model_file(model), some.images)
     return wider_classifier(recipe, splits, PartStore(folder, reporter), wanted)
 
 

@@ -16,8 +16,8 @@ TEST = SequentialTest(
     lower=np.full(2, -np.inf),
     upper=np.full(2, 3.0),
     final_threshold=0.0,
-    vote_members=2,
     waves=(2,),
+    vote_weights=np.ones(2),
 )
 
 
@@ -126,12 +126,17 @@ def test_the_worst_case_is_the_union_per_image():
     worst = worst_case(outcomes, np.zeros(4, dtype=np.int64))
     assert worst.robust_accuracy == 0.25
     assert worst.broken_only_by == {"clean": 1, "pgd": 0, "square": 1}
+    assert worst.robust_accuracy_interval == clopper_pearson(1, 4)
 
 
 def test_an_image_that_is_flagged_with_a_wrong_label_is_robust_but_not_rightly_labelled():
     flagged_and_wrong = outcome(False, False, label=[1, 0])
     worst = worst_case({"pgd": flagged_and_wrong}, np.zeros(2, dtype=np.int64))
     assert (worst.robust_accuracy, worst.label_accuracy) == (1.0, 0.5)
+    assert (worst.robust_accuracy_interval, worst.label_accuracy_interval) == (
+        clopper_pearson(2, 2),
+        clopper_pearson(1, 2),
+    )
 
 
 def test_the_interval_of_no_success_in_n_is_the_rule_of_three():

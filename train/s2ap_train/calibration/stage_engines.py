@@ -115,6 +115,12 @@ class StageEngines:
         other._purifier = None if purify == "off" else self._purifier
         return other
 
+    def asking(self, members: Sequence[int]) -> "StageEngines":
+        """The same engines with the members at these places alone, in this order."""
+        fewer = copy.copy(self)
+        fewer._members, fewer._sees = [self._members[i] for i in members], tuple(self._sees[i] for i in members)
+        return fewer
+
     def ask(self, images: Float32) -> StageAnswers:
         """What every stage says of images, float32 [N, C, H, W] in [0, 1], N > 0, of the model's shape."""
         parts = [self._ask(images[start : start + _ROWS]) for start in range(0, len(images), _ROWS)]

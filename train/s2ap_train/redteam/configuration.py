@@ -45,6 +45,8 @@ def configuration_of(
         command=command,
         model=path.name,
         weights_sha256=file.manifest.weights_sha256,
+        answer=file.manifest.decision.answer,
+        decision=file.manifest.decision.in_words,
         recipe=recipe or file.manifest.provenance.recipe,
         data=source or file.manifest.provenance.data,
         preset=plan.name,

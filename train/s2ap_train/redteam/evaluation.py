@@ -15,9 +15,11 @@ from s2ap_defend.progress import Reporter
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
 from s2ap_train.jobs import SECONDS, Store, Workers, check_workers, run_resumable
-from s2ap_train.redteam.ablation.ablation import MeasuredRow
-from s2ap_train.redteam.ablation.ablation_rows import FULL
-from s2ap_train.redteam.ablation.costs import against_pruned, part_costs
+from s2ap_train.redteam.ablation.compute import file_flops
+from s2ap_train.redteam.ablation.costs import comparisons, part_costs
+from s2ap_train.redteam.ablation.measured import MeasuredRow
+from s2ap_train.redteam.ablation.must_hold import must_hold
+from s2ap_train.redteam.ablation.names import BARE, FULL
 from s2ap_train.redteam.ablation.networks import Networks
 from s2ap_train.redteam.ablation.run import AblationRun, run_ablation
 from s2ap_train.redteam.attacks.attack import RedTeamAttack
@@ -119,11 +121,12 @@ def evaluate_file(
         ablated = run_ablation(
             setup, networks, defended, bare, attacks, store=store, reporter=reporter, workers=workers, until=end
         )
-    rows = {} if ablated.ablation is None else ablated.ablation.rows
+    rows, clean = ablated.rows, clean_figures(defended.clean, data.labels)
+    compared = comparisons(rows, ablated.served)
     return Evaluation(
         configuration=configuration_of(path, file, data, plan, recipe, source, command, versions),
         seconds=sum(float(one.notes[SECONDS]) for one in done.values()),
-        clean=clean_figures(defended.clean, data.labels),
+        clean=clean,
         bare_clean=clean_figures(bare.clean, data.labels),
         attacks=attack_rows(attacks, defended, bare, data.labels),
         not_run={**not_run, **checked.not_run, **ablated.not_run},
@@ -133,8 +136,8 @@ def evaluate_file(
             for norm in ("l2", "l0")
             if any(attacks[name].norm == norm for name in on_file)
         },
-        bare_worst_case=worst_of(attacks, bare, data.labels),
-        rejecting_label_accuracy=rows[FULL[False]].row.label_accuracy
+        bare_worst_case=_worst(worst_of(attacks, bare, data.labels), rows.get(BARE)),
+        rejecting_label_accuracy=rows[FULL[False]].row.worst_case.label_accuracy
         if FULL[False] in rows
         else _answered_rightly(in_the_ball(attacks, defended), data),
         detection=_detection(file, data, attacks, defended),
@@ -142,8 +145,9 @@ def evaluate_file(
         curves=checked.curves,
         checks=checked.checks,
         ablation=tuple(measured.row for measured in rows.values()),
-        against_pruned=against_pruned(rows, ablated.served),
-        costs=part_costs(rows),
+        comparisons=compared,
+        must_hold=must_hold(file.manifest.decision.answer, compared, clean.members_used, file_flops(file)),
+        costs=part_costs(rows, ablated.served),
         gallery=gallery_of_file(path, file.manifest.classes, data, attacks, defended),
     )
 
@@ -152,13 +156,7 @@ def _worst(found: WorstCase, measured: MeasuredRow | None) -> WorstCase:
     """The worst case, images included that were found for other rows of the table and that the file faces there."""
     if measured is None:
         return found
-    row = measured.row
-    return replace(
-        found,
-        robust_accuracy=row.robust_accuracy,
-        robust_accuracy_interval=row.interval,
-        label_accuracy=row.label_accuracy,
-    )
+    return replace(found, **vars(measured.row.worst_case))
 
 
 def _answered_rightly(outcomes: Mapping[str, Outcome], data: ImageSet) -> float:

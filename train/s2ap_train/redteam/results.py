@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from s2ap_defend.sequential import Answer
 from s2ap_defend.types import Float32
 from s2ap_train.redteam.attacks.attack import Goal, Knowledge
+from s2ap_train.redteam.rows import AblationRow, Comparison, Measure, PartCost, Requirement, effect_of
 from s2ap_train.statistics.detection import RocArea, Share
 from s2ap_train.statistics.figures import AttackFigures, CleanFigures, WorstCase
 from s2ap_train.statistics.paired import PairedDifference
 
 __all__ = [
-    "AblationRow",
     "AttackRow",
     "Check",
     "Configuration",
@@ -23,7 +24,6 @@ __all__ = [
     "DetectionRow",
     "Evaluation",
     "GalleryItem",
-    "PartCost",
 ]
 
 
@@ -141,53 +141,6 @@ class Check:
 
 
 @dataclass(frozen=True)
-class PartCost:
-    """What one part of the chain adds or costs, on the same images.
-
-    Attributes:
-        part: In words, such as 'purifier in front of the classifier'.
-        measure: Of which figure, such as 'robust accuracy'.
-        effect: After minus before.
-    """
-
-    part: str
-    measure: str
-    effect: PairedDifference
-
-
-@dataclass(frozen=True)
-class AblationRow:
-    """One chain, less defended or otherwise, under attacks that know it.
-
-    Attributes:
-        name: What is attacked.
-        clean_accuracy: Answered and right, without attack.
-        oblivious_accuracy: Not broken by PGD made on the bare classifier of this row.
-        robust_accuracy: Not broken in the adaptive worst case.
-        interval: Its 95 % Clopper-Pearson interval.
-        label_accuracy: Final label right in that worst case; flagged with a wrong label, or not answered, counts as
-            lost.
-        clean_flagged: Clean images flagged.
-        flagged: Images flagged under the adaptive attack.
-        members_used: Members asked for a clean image.
-        milliseconds: One clean image, alone, on one thread of ONNX Runtime; None: not measured.
-        note: What a reader must know of it; empty: nothing.
-    """
-
-    name: str
-    clean_accuracy: float
-    oblivious_accuracy: float
-    robust_accuracy: float
-    interval: tuple[float, float]
-    label_accuracy: float
-    clean_flagged: float
-    flagged: float
-    members_used: float
-    milliseconds: float | None
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class GalleryItem:
     """One image before and after an attack, and after the purifier.
 
@@ -218,6 +171,8 @@ class Configuration:
         command: The command line, or the call.
         model: Name of the file.
         weights_sha256: Which file it was.
+        answer: Who gives the label of an input that is not flagged.
+        decision: The file's decision in words.
         recipe: Recipe of the data.
         data: The data in words.
         preset: 'quick', 'standard', 'full', or the attacks by name.
@@ -234,6 +189,8 @@ class Configuration:
     command: str
     model: str
     weights_sha256: str
+    answer: Answer
+    decision: str
     recipe: str
     data: str
     preset: str
@@ -261,15 +218,15 @@ class Evaluation:
         worst_case: The file per image under the clean input and all l_inf attacks, whatever they wanted, and what was
             found for other rows of `ablation`: the headline.
         worst_case_by_norm: The same for 'l2' and 'l0', where such attacks ran.
-        bare_worst_case: The bare classifier under its own attacks.
+        bare_worst_case: The bare classifier under its own attacks and what was found for other rows.
         rejecting_label_accuracy: Images answered rightly in the worst case by a file that rejects what it flags.
         detection: The detector alone; None: it was not measured.
         members_used: Members asked, an integer an image: of 'clean' and of each attack.
         curves: None: not measured.
         checks: Sanity checks of the attack.
         ablation: Rows of the table, least defended first.
-        against_pruned: The full defence against its own S2AP-pruned, adversarially trained classifier: robust accuracy,
-            after minus before; None: that one was not measured.
+        comparisons: The file against every baseline that was measured, in every figure.
+        must_hold: What must hold of a file, line by line, with what was found.
         costs: What each part of the chain adds or costs.
         gallery: Images for the report; not part of the JSON.
     """
@@ -289,9 +246,18 @@ class Evaluation:
     curves: Curves | None
     checks: tuple[Check, ...]
     ablation: tuple[AblationRow, ...]
-    against_pruned: PairedDifference | None
+    comparisons: tuple[Comparison, ...]
+    must_hold: tuple[Requirement, ...]
     costs: tuple[PartCost, ...]
     gallery: tuple[GalleryItem, ...] = ()
+
+    def row(self, name: str) -> AblationRow | None:
+        """The row of the ablation with that name; None: it was not measured."""
+        return next((row for row in self.ablation if row.name == name), None)
+
+    def against(self, baseline: str, measure: Measure) -> PairedDifference | None:
+        """The file minus a baseline; None: it was not measured."""
+        return effect_of(self.comparisons, baseline, measure)
 
     @property
     def masked(self) -> bool:

@@ -58,20 +58,41 @@ class AttackFigures:
 
 
 @dataclass(frozen=True)
-class WorstCase:
+class Headlines:
+    """The two figures that count, side by side: what all attacks together leave of the same images.
+
+    Attributes:
+        label_accuracy: Share whose final label was right under every attack; to be flagged, or not answered, does not
+            count.
+        label_accuracy_interval: Its 95 % Clopper-Pearson interval.
+        robust_accuracy: Share of images that no attack broke: always flagged, not answered, or right.
+        robust_accuracy_interval: Its 95 % Clopper-Pearson interval.
+    """
+
+    label_accuracy: float
+    label_accuracy_interval: tuple[float, float]
+    robust_accuracy: float
+    robust_accuracy_interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, label_right: Bool, kept: Bool) -> "Headlines":
+        """From images whose label was right under every attack [N], and those that no attack broke [N]."""
+        return cls(
+            _share(label_right),
+            clopper_pearson(int(label_right.sum()), len(label_right)),
+            _share(kept),
+            clopper_pearson(int(kept.sum()), len(kept)),
+        )
+
+
+@dataclass(frozen=True)
+class WorstCase(Headlines):
     """Per image the worst of the clean input and all attacks.
 
     Attributes:
-        robust_accuracy: Share of images that no attack broke: always flagged, not answered, or right.
-        robust_accuracy_interval: Its 95 % Clopper-Pearson interval.
-        label_accuracy: Share whose final label was right under every attack; to be flagged, or not answered, does not
-            count.
         broken_only_by: How many images one attack alone broke. Square here means that the gradient attack is weak.
     """
 
-    robust_accuracy: float
-    robust_accuracy_interval: tuple[float, float]
-    label_accuracy: float
     broken_only_by: Mapping[str, int]
 
 
@@ -123,13 +144,10 @@ def worst_case(outcomes: Mapping[str, Outcome], labels: Int64) -> WorstCase:
     """Worst case per image over outcomes by name, the clean one among them."""
     broken = np.stack([outcome.success for outcome in outcomes.values()])  # [attacks, N]
     wrong = np.stack([~outcome.right(labels) for outcome in outcomes.values()])
-    survived = ~broken.any(axis=0)
     alone = broken & (broken.sum(axis=0) == 1)
+    both = Headlines.of(~wrong.any(axis=0), ~broken.any(axis=0))
     return WorstCase(
-        robust_accuracy=_share(survived),
-        robust_accuracy_interval=clopper_pearson(int(survived.sum()), len(labels)),
-        label_accuracy=_share(~wrong.any(axis=0)),
-        broken_only_by={name: int(row.sum()) for name, row in zip(outcomes, alone, strict=True)},
+        **vars(both), broken_only_by={name: int(row.sum()) for name, row in zip(outcomes, alone, strict=True)}
     )
 
 

@@ -14,6 +14,8 @@ from s2ap_defend.types import Bool
 CONFIDENCE = 0.95
 NOISE = 0.05
 """A difference with a p-value from here on is called noise."""
+POWER = 0.8
+"""Chance of finding a gain of the size that was found, in `images_needed`."""
 SIGNIFICANCE = 0.01
 """An attack that must not be the weaker one is called weaker below this p-value (exact, one-sided)."""
 
@@ -115,6 +117,22 @@ def mcnemar(lost: int, gained: int, *, alternative: str = "two-sided") -> float:
     from scipy import stats
 
     return float(stats.binomtest(lost, lost + gained, 0.5, alternative=alternative).pvalue) if lost + gained else 1.0
+
+
+def images_needed(effect: PairedDifference) -> int | None:
+    """Images with which McNemar's test would find a gain of this size in four of five evaluations, roughly.
+
+    Connor 1987 (Biometrics 43, 207-211), two-sided at `NOISE`, power 80 %, at the shares of lost and gained images that
+    were found. They are uncertain themselves: read it as an order of magnitude. None: nothing was gained.
+    """
+    if effect.difference <= 0.0:
+        return None
+    from scipy import stats
+
+    discordant = (effect.lost + effect.gained) / effect.samples
+    level, power = (float(stats.norm.ppf(share)) for share in (1.0 - NOISE / 2, POWER))
+    deviation = level * math.sqrt(discordant) + power * math.sqrt(discordant - effect.difference**2)
+    return math.ceil((deviation / effect.difference) ** 2)
 
 
 def not_weaker(right: Mapping[str, Bool], *, significance: float = SIGNIFICANCE) -> tuple[bool, dict[str, float]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import SequentialOutcome, SequentialTest, run_sequential_test
+from s2ap_defend.sequential import SequentialOutcome, SequentialTest, StageAnswers, run_sequential_test
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32
 from s2ap_train.purifier.gradient_path import GradientPath, purified
@@ -35,9 +36,22 @@ class Twin:
     All images are [N, C, H, W] in [0, 1]. Values equal those of the file up to float32 rounding; a bin edge or a
     near-tie that lies within rounding of a score can therefore fall on the other side.
 
+    Args:
+        purifier: Images -> purified images, their reconstruction errors.
+        clamp_free_purifier: The same values; clamps with constant bounds pass gradients on.
+        classifier: What it sees -> log-probabilities.
+        members: The same, in the order in which they are asked.
+        test: The decision.
+        device: Where to compute.
+        hidden: What the classifier sees -> its hidden features.
+        sees: What each member sees; None: all see purified images.
+        purify: Which images are purified.
+
     Attributes:
-        test: The sequential test of the file.
+        test: The decision of the file.
         device: Where the twin computes.
+        purify_which: Which images are purified; under 'suspicious' what is accepted in the opening is not, and the
+            classifier's answers here are those on purified images.
     """
 
     def __init__(
@@ -50,12 +64,16 @@ class Twin:
         test: SequentialTest,
         device: torch.device,
         hidden: Stage | None = None,
+        sees: Sequence[Sees] | None = None,
+        purify: Purify = "always",
     ) -> None:
         self._purifier = purifier
         self._clamp_free_purifier = clamp_free_purifier
         self._classifier = classifier
         self._members = members
         self._hidden = hidden
+        self._sees = tuple(sees) if sees is not None else ("purified",) * len(members)
+        self.purify_which: Purify = purify
         self.test = test
         self.device = device
 
@@ -95,8 +113,10 @@ class Twin:
             classifier=torch_stage(classifier, device, dtype=dtype),
             hidden=torch_stage(hidden_stage(classifier), device, dtype=dtype),
             members=tuple(torch_stage(member, device, dtype=dtype) for member in members),
-            test=file.manifest.test.to_test(),
+            test=file.manifest.to_test(),
             device=torch.device(device),
+            sees=[member.sees for member in file.manifest.members],
+            purify=file.manifest.decision.purify,
         )
 
     @property
@@ -134,24 +154,52 @@ class Twin:
             raise ValueError("this twin was made without the hidden stage of its classifier")
         return self._hidden(purified)[0].flatten(1)
 
-    def members(self, purified: Tensor, count: int | None = None) -> Tensor:
-        """Log-probabilities of the first `count` members, all by default, in the order they are asked [n, N, K]."""
-        return torch.stack([member(purified)[0] for member in self._members[:count]])
+    def members(self, images: Tensor, count: int | None = None, *, purified: Tensor | None = None) -> Tensor:
+        """Log-probabilities of the first `count` members, all by default, in the order they are asked [n, N, K].
+
+        Args:
+            images: Images as they came; what sees them raw gets these, so that its gradient passes no purifier.
+            count: How many are asked.
+            purified: The images behind the purifier; None: as they came.
+        """
+        behind = images if purified is None else purified
+        asked = zip(self._members[:count], self._sees[:count], strict=True)
+        return torch.stack([member(behind if sees == "purified" else images)[0] for member, sees in asked])
+
+    def answers(
+        self, images: Tensor, path: GradientPath = "exact", count: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(log-probabilities of the classifier [N, K], those of the first members [n, N, K]), one purification for all.
+
+        Args:
+            images: Images as they came.
+            path: How gradients pass the purifier: see `purified`.
+            count: How many members are asked, all by default; 0 asks none, and their answers are None.
+        """
+        purified = self.purify(images, path)
+        return self.classify(purified), None if count == 0 else self.members(images, count, purified=purified)
 
     def without_purifier(self) -> Twin:
         """The same where classifier and members see the image as it is."""
         alone = copy.copy(self)
-        alone._purifier = alone._clamp_free_purifier = lambda images: (images,)
+        alone._purifier = alone._clamp_free_purifier = lambda images: (images, images.new_zeros(len(images)))
+        alone.purify_which = "off"
         return alone
 
     def verdicts(self, images: Float32) -> SequentialOutcome:
-        """What the file decides on images, by the numpy reference of the sequential test on the twin's answers."""
+        """What the file decides on images, by the numpy reference of its decision on the twin's answers."""
+        return run_sequential_test(self.test, self.stage_answers(images))
+
+    def stage_answers(self, images: Float32) -> StageAnswers:
+        """What every stage says of images [N, C, H, W], as the numpy reference takes it."""
         with torch.no_grad():
             x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-            purified = self.purify(x)
-            base_label = self.classify(purified).argmax(dim=1).cpu().numpy()
-            answers = self.members(purified).float().cpu().numpy()
-        return run_sequential_test(self.test, answers, base_label)
+            purified, error = self._purifier(x)
+            said = self.classify(purified), self.members(x, purified=purified), error
+            classifier, members, errors = (one.float().cpu().numpy() for one in said)
+            suspicious = self.purify_which == "suspicious"
+            on_raw = self.classify(x).float().cpu().numpy() if suspicious else None
+        return StageAnswers(classifier, members, on_raw, errors)
 
 
 def kept_bytes(stage: TorchStage, image_shape: tuple[int, int, int], device: torch.device) -> int:

@@ -30,6 +30,9 @@ def test_the_manifest_gets_clean_images_the_attacks_of_the_headline_and_the_wors
     assert rows["clean"].eps == 0.0
     assert rows["pgd"].robust_accuracy == 1 - 4 / 120
     assert rows["pgd"].bare_accuracy == 1 - 111 / 120
+    assert rows["clean"].label_accuracy == 118 / 120
+    assert rows["pgd"].label_accuracy == attack("pgd", 4).defended.label_accuracy
+    assert rows["worst case"].label_accuracy == 106 / 120
     assert rows["worst case"].robust_accuracy == 110 / 120
     assert rows["worst case"].bare_accuracy == 3 / 120
     assert rows["worst case"].eps == 0.15
@@ -68,12 +71,12 @@ def test_a_badge_has_the_keys_of_shields_alone_and_its_rows_beside_them():
     assert document["shields"] == {
         "schemaVersion": 1,
         "label": "adaptive attacks, l_inf 0.15",
-        "message": "91.7% hold (85-96), 2.5% undefended",
+        "message": "88.3% right (81-93), 91.7% right or flagged (85-96)",
         "color": "blue",
     }
     assert document["measured"][-1]["attack"] == "worst case"
     assert document["measured"][-1]["robust_accuracy"] == 110 / 120
-    assert document["headline"].startswith("robust accuracy, worst case of 12 attacks, 120 images")
+    assert document["headline"].startswith("worst case of 12 attacks, 120 images")
 
 
 @pytest.mark.parametrize(

@@ -10,25 +10,28 @@ from rich.text import Text
 from tests.train.made_evaluation import (
     MASKED,
     PASSED,
-    SAMPLES,
     WEAK,
     ablation,
     attack,
     made_evaluation,
 )
 
+from s2ap_train.redteam.ablation.names import PRUNED
 from s2ap_train.redteam.report.console import print_evaluation, print_summary, to_json
 from s2ap_train.redteam.report.words import caveats, headline, unanswered
 from s2ap_train.redteam.results import Evaluation
 from s2ap_train.statistics.detection import RocArea, Share
-from s2ap_train.statistics.paired import paired_difference
-
-RIGHT = np.arange(SAMPLES)
 
 
 def printed(evaluation: Evaluation, **console: object) -> str:
     stream = StringIO()
     print_evaluation(evaluation, Console(file=stream, **console))
+    return stream.getvalue()
+
+
+def summary(evaluation: Evaluation) -> str:
+    stream = StringIO()
+    print_summary(evaluation, Console(file=stream))
     return stream.getvalue()
 
 
@@ -41,17 +44,21 @@ def row_of(text: str, name: str) -> list[str]:
     return next(line.split() for line in text.splitlines() if line.split()[:1] == [name])
 
 
-def test_the_worst_case_stands_first_with_its_interval_beside_the_bare_classifier():
+def test_both_figures_of_the_worst_case_stand_first_with_their_intervals_and_what_clean_images_get():
     text = said(printed(made_evaluation()))
     # 110 of 120 held; Clopper-Pearson 95 %: .852 to .959
-    first = "worst case of 12 attacks, 120 images, l_inf eps 0.15: 91.7% (95 % interval 85.2% to 95.9%)"
+    # 106 of 120 right: .812 to .935
+    first = (
+        "worst case of 12 attacks, 120 images, l_inf eps 0.15: label right 88.3% (95 % interval 81.2% to 93.5%), right "
+        "or flagged 91.7% (95 % interval 85.2% to 95.9%); without attack 98.3% right, 2.5% flagged"
+    )
     assert first in text
-    assert "bare classifier 2.5%; final label right under every attack 88.3% - 120 images" in text
-    assert text.index(first) < text.index("Attacks that win")
+    assert text.index(first) < text.index("Left under every attack") < text.index("Attacks that win")
 
 
 def test_every_figure_of_an_attack_stands_in_its_row():
     text = printed(made_evaluation())
+    text = text[text.index("Attacks that win") :]
     # 4 of 120 wins on the file, 111 on the bare classifier; 40 % flagged, half of it corrected
     assert row_of(text, "pgd")[:9] == ["pgd", "classifier", "92.5", "3.3", "1-8", "40.0", "20.0", "86.7", "5.5"]
     assert row_of(text, "agreement-4")[2] == "-"
@@ -61,7 +68,7 @@ def test_every_figure_of_an_attack_stands_in_its_row():
 
 def test_the_last_row_of_a_table_sums_it_up_per_image():
     text = printed(made_evaluation())
-    sums = [line.split()[2:] for line in text.splitlines() if line.split()[:2] == ["worst", "case"]]
+    sums = [line.split()[2:] for line in text.splitlines() if line.split()[:3] == ["worst", "case", "all"]]
     # 10 of 120 broken, Clopper-Pearson .041 to .148, bare 117; l2: 8, .029 to .127; l0: 1, .000 to .046
     assert sums == [
         ["all", "97.5", "8.3", "4-15", "88.3"],
@@ -74,7 +81,7 @@ def test_label_figures_that_no_attack_aimed_at_on_all_images_are_marked():
     others = tuple(row for row in made_evaluation().attacks if row.goal != "wrong label")
     for attacks in (others, (*others, attack("correction", 4, goal="wrong label", samples=60))):
         evaluation = made_evaluation(attacks=attacks)
-        assert headline(evaluation).endswith("final label right under every attack 88.3% (not attacked for)")
+        assert "label right 88.3% (95 % interval 81.2% to 93.5%, not attacked for)" in headline(evaluation)
     assert "not attacked for" not in printed(made_evaluation())
 
 
@@ -82,14 +89,15 @@ def test_the_curve_over_eps_says_why_it_falls_and_that_other_radii_were_attacked
     text = said(printed(made_evaluation()))
     limits = "falls by construction, since a point counts everything that was found inside its radius; radii other"
     assert text.count(limits) == 1
-    assert text.index("Curves") < text.index("eps 0.3 33.3 22-47 28.3") < text.index(limits)
+    assert text.index("Curves") < text.index("eps 0.3 28.3 33.3 22-47") < text.index(limits)
 
 
 def test_p_values_of_parts_and_rows_that_were_attacked_less_are_explained_beside_them():
     text = said(printed(made_evaluation()))
-    assert text.index("are not corrected for the number of pairs") < text.index("LOWERS label accuracy")
-    assert "Only the full defence and the undefended classifier face every attack" in text
-    assert "not corrected" not in printed(made_evaluation(costs=()))
+    assert text.index("are not corrected for the number of pairs") < text.index("LOWERS label right")
+    assert "The full defence and the bare classifier also face every other attack" in text
+    assert "at least as many descents and steps as the search on the full defence" in text
+    assert "not corrected" not in printed(made_evaluation(costs=(), comparisons=()))
 
 
 def test_an_area_without_interval_is_printed_without_one():
@@ -103,6 +111,7 @@ def test_an_area_without_interval_is_printed_without_one():
 
 def test_norms_controls_and_other_goals_do_not_stand_among_the_attacks_of_the_headline():
     text = printed(made_evaluation())
+    text = text[text.index("Attacks that win") :]
     order = ["pgd", "worst", "l2-pgd", "one-pixel", "blur", "correction"]
     lines = [line.split()[:1] for line in text.splitlines()]
     places = [lines.index([name]) for name in order]
@@ -115,7 +124,7 @@ def test_the_report_fits_100_columns():
     names = ("orthogonal-classifier", "orthogonal-detector", "hopskipjump-http", "feature-matching")
     evaluation = made_evaluation(
         attacks=tuple(attack(name, 60, samples=60, bare=60) for name in names),
-        ablation=(ablation("same-compute wider classifier, AT", 1.0),),
+        ablation=(ablation("least confident flagged", 120),),
     )
     for text in (printed(evaluation), printed(made_evaluation(), width=100, force_terminal=True)):
         assert max(map(len, Text.from_ansi(text).plain.splitlines())) <= 100
@@ -128,7 +137,6 @@ def test_masked_gradients_stand_before_any_figure_and_no_headline_calls_it_robus
     assert text.index("MASKED GRADIENTS: THE FIGURES ARE NO MEASURE") < first_figure
     assert text.index("FAILED gradients exist: images without gradient 1") < first_figure
     assert text.index("NO MEASURE OF ROBUSTNESS") < first_figure
-    assert "robust accuracy" not in headline(evaluation)
     assert "NO MEASURE" in next(line for line in printed(evaluation).splitlines() if "Attacks that win, l_inf" in line)
 
 
@@ -169,23 +177,38 @@ def test_what_is_not_answered_is_said_only_where_something_is():
     )
 
 
-def test_the_ablation_alone_is_printed_with_its_legend_and_notes():
+def test_the_summary_has_the_ablation_with_its_legend_and_notes():
     stream = StringIO()
-    rows = (replace(ablation("bare", 0.025), milliseconds=None), ablation("full, reject", 0.9, "timed by its stages"))
+    rows = (replace(ablation("bare", 3), milliseconds=None), ablation("full, reject", 108, note="timed by its stages"))
     print_summary(made_evaluation(ablation=rows), Console(file=stream))
     text = stream.getvalue()
-    bare = next(line for line in text.splitlines() if line.startswith("  bare"))
-    assert bare.split() == ["bare", "98.3", "90.0", "2.5", "1-7", "1.5", "2.5", "/", "40.8", "4.3", "-"]
+    bare = next(line for line in text[text.index("Ablation") :].splitlines() if line.startswith("  bare"))
+    assert bare.split() == ["bare", "98.3", "90.0", "1.7", "2.5", "1-7", "2.5", "/", "40.8", "4.3", "2.5", "-", "12x50"]
     assert "full, reject: timed by its stages" in text
     assert "thresholds included" in said(text)
-    assert "adds or costs" not in text
     assert "Attacks that win" not in text
 
 
-def test_what_the_verdict_says_of_the_pruned_classifier_is_not_said_again():
-    effect = paired_difference(RIGHT < 110, RIGHT < 90)
-    for evaluation in (made_evaluation(), made_evaluation(against_pruned=effect)):
-        assert said(printed(evaluation)).count("that of its own S2AP-pruned, adversarially trained classifier") == 1
+def test_the_file_stands_beside_its_baselines_in_both_figures_and_image_by_image():
+    for show in (printed(made_evaluation()), summary(made_evaluation())):
+        table = show[show.index("Left under every attack, % of 120 images") :]
+        rows = {line[:26].strip(): line[26:].split() for line in table.splitlines()[2:7]}
+        # 106 and 110 of 120; 98; 98 and 101
+        assert rows["this file"] == ["98.3", "2.5", "88.3", "81-93", "91.7", "85-96"]
+        assert rows["robust classifier alone"] == ["98.3", "0.0", "81.7", "74-88", "81.7", "74-88"]
+        assert rows["least confident flagged"] == ["98.3", "2.5", "81.7", "74-88", "84.2", "76-90"]
+        assert list(rows)[3:] == ["wider, same compute", "bare classifier"]
+        pair = next(line for line in show.splitlines() if "  label right  " in line and "least" in line)
+        # 8 gained of 120, by Agresti and Min 8 / 122 +- 1.96 sqrt(9 - 64 / 122) / 122
+        assert pair.split()[-8:] == ["above", "+6.7", "+1.9", "to", "+11.2", "8", "0", "0.0078"]
+
+
+def test_every_line_of_what_must_hold_is_printed_with_its_figures():
+    for show in (printed(made_evaluation()), summary(made_evaluation())):
+        text = said(show)
+        assert "What must hold of the decision: 1 holds, 1 does not hold, 1 cannot be told." in text
+        assert "- does not hold: at most 4 members are asked 4.30 on average" in text
+        assert "- cannot be told: label right: not below that one was not measured" in text
 
 
 def test_json_keeps_the_keys_that_are_an_interface_and_reads_back():
@@ -195,7 +218,6 @@ def test_json_keeps_the_keys_that_are_an_interface_and_reads_back():
             assert key in figures["attacks"]["pgd"]
         for key in ("accuracy", "flagged", "abstained", "members_used"):
             assert key in figures["clean"]
-        assert "robust_accuracy" in figures["worst_case"]
     assert document["attacks"]["pgd"]["attack_success"] == 4 / 120
     assert document["bare"]["attacks"]["pgd"]["attack_success"] == 111 / 120
     assert "agreement-4" not in document["bare"]["attacks"]
@@ -203,12 +225,32 @@ def test_json_keeps_the_keys_that_are_an_interface_and_reads_back():
     assert document["attacks"]["correction"]["reached"] == 14 / 120
     assert document["worst_case"]["robust_accuracy"] == 110 / 120
     assert document["checks"][1]["result"] == "not judged"
-    assert document["against_pruned"]["lost"] == 2
+    kept = {"bare": (3, 3), "pruned": (98, 98), "pruned_confidence": (98, 101)}
+    for name, figures in {**{name: document[name] for name in kept}, "file": document}.items():
+        label, robust = kept.get(name, (106, 110))
+        assert figures["worst_case"]["label_accuracy"] == label / 120
+        assert figures["worst_case"]["robust_accuracy"] == robust / 120
+        for key in ("label_accuracy_interval", "robust_accuracy_interval"):
+            low, high = figures["worst_case"][key]
+            assert low < figures["worst_case"][key.removesuffix("_interval")] < high
+        assert figures["clean"].keys() >= {"accuracy", "flagged", "members_used"}
+    first = document["comparisons"][1]
+    assert (first["baseline"], first["measure"], first["standing"]) == (PRUNED, "label right", "above")
+    assert first["effect"]["gained"] == 8
+    assert [line["result"] for line in document["must_hold"]] == ["does not hold", "holds", "cannot be told"]
+    assert document["must_hold"][0]["found"] == {"members_used": 4.3}
     assert document["members_used"]["slow-down"] == [12] * 118 + [4, 5]
     assert document["configuration"]["budget"] == {"steps": 20, "restarts": 1}
     assert "gallery" not in document
     assert document["masked"] is False
     assert document["verdict"]["level"] == "measured"
+
+
+def test_json_says_null_for_baselines_that_were_not_measured():
+    document = to_json(made_evaluation(ablation=(), comparisons=()))
+    assert document["pruned"] is None
+    assert document["pruned_confidence"] is None
+    assert document["comparisons"] == []
 
 
 def test_json_says_null_for_what_is_not_a_number_and_takes_numbers_of_numpy():
@@ -238,7 +280,7 @@ def test_json_refuses_what_it_cannot_hold():
 
 def test_text_from_a_file_neither_steers_the_terminal_nor_is_markup():
     evil = replace(made_evaluation().configuration, model="\x1b[2J[bold]a\u202eb", data="[/red]digits")
-    text = printed(made_evaluation(configuration=evil, ablation=(ablation("\x1b[2Jrow", 0.5, "[red]note"),)))
+    text = printed(made_evaluation(configuration=evil, ablation=(ablation("\x1b[2Jrow", 60, note="[red]note"),)))
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "[red]note" in text

@@ -3,71 +3,63 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 
 from s2ap_defend.progress import Reporter
-from s2ap_defend.types import Bool, Float32
+from s2ap_defend.types import Float32
+from s2ap_train.adaptive.goals import Goal
 from s2ap_train.adaptive.search import AdaptiveBudget, adaptive_attack
 from s2ap_train.attacks.oblivious import pgd
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.jobs import Done, Found, Job, ResumableJob, Store, Workers, run_jobs, run_resumable
-from s2ap_train.redteam.ablation.ablation_rows import ABLATION_VERSION, Row, milliseconds, open_row
+from s2ap_train.redteam.ablation.ablation_rows import ABLATION_VERSION, Row, cost, milliseconds, open_row
+from s2ap_train.redteam.ablation.measured import MeasuredRow
 from s2ap_train.redteam.attacks.attack import Task
-from s2ap_train.redteam.results import AblationRow
+from s2ap_train.redteam.rows import AblationRow
 from s2ap_train.redteam.target import Target
-from s2ap_train.statistics.figures import clopper_pearson
+from s2ap_train.statistics.figures import Headlines
 
-__all__ = [
-    "Ablation",
-    "MeasuredRow",
-    "ablation_jobs",
-    "attack_row",
-    "joined_rows",
-    "judge_row",
-    "measure_ablation",
-    "row_budget",
-]
+__all__ = ["Effort", "ablation_jobs", "attack_row", "joined_rows", "judge_row", "measure_ablation"]
 
 
 @dataclass(frozen=True)
-class MeasuredRow:
-    """A row and, image by image, what every attack on any row left of it.
+class Effort:
+    """Work that a row is attacked with, at the least: that of the search on the file as it is served.
 
     Attributes:
-        row: For the table.
-        right: Answered unflagged and right, or flagged, or not answered, under all [N].
-        label_right: Answered and right, flagged or not, under all [N].
+        descents: On an image that resists them all.
+        steps: Gradient steps of one descent, the longest.
     """
 
-    row: AblationRow
-    right: Bool
-    label_right: Bool
+    descents: int
+    steps: int
+
+    @classmethod
+    def of(cls, target: Target, budget: AdaptiveBudget) -> Effort:
+        """The work of a target's own plan."""
+        plan = target.plan(budget)
+        steps = (budget.cheap_steps if one.path in {"none", "identity"} else budget.steps for one in plan)
+        return cls(len(plan) * budget.restarts, max(steps))
+
+    def budget(self, target: Target, budget: AdaptiveBudget) -> AdaptiveBudget:
+        """The budget with which a target's plan is no less work: more restarts of a shorter plan, and as many steps."""
+        restarts = -(-self.descents // len(target.plan(budget)))
+        steps = {name: max(getattr(budget, name), self.steps) for name in ("steps", "cheap_steps")}
+        return replace(budget, restarts=restarts, **steps)
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """All rows, least defended first.
-
-    Attributes:
-        rows: By name.
-        found: What was found of every row that was attacked here, by row.
-    """
-
-    rows: Mapping[str, MeasuredRow]
-    found: Mapping[str, Float32]
-
-
-def attack_row(target: Target, task: Task) -> Found:
+def attack_row(target: Target, task: Task, effort: Effort, goal: Goal = "mislead") -> Found:
     """Attack a row with full knowledge of it: PGD on its bare classifier, then its plan, on what that and `known` left.
 
-    See `row_budget` for the work. The notes say how many images each descent broke: `broken_by`.
+    The notes say how many images each descent broke, and the work: `broken_by`, `descents`, `steps`.
     """
-    budget = row_budget(target, task.budget)
+    budget = effort.budget(target, task.budget)
     result = adaptive_attack(
         target.system,
         target.view,
@@ -77,56 +69,46 @@ def attack_row(target: Target, task: Task) -> Found:
         budget=budget,
         seed=task.seed,
         candidates=[_oblivious(target, task), *task.known.values()],
+        goal=goal,
     )
-    return Found(result.images, {"broken_by": result.broken_by, "restarts": budget.restarts})
-
-
-def row_budget(target: Target, budget: AdaptiveBudget) -> AdaptiveBudget:
-    """The work of the attack on a row.
-
-    Chains are run a third of the restarts: what decides there is the number of descents, and each costs up to fifty
-    times one on a network. Steps through a purifier without a test behind it are as many as without it, so that the two
-    can be compared; not so of a budget that is not thorough.
-    """
-    if target.purifies or target.members:
-        budget = replace(budget, restarts=-(-budget.restarts // 3))
-    if budget.thorough and target.purifies and target.test is None:
-        budget = replace(budget, steps=max(budget.steps, budget.cheap_steps))
-    return budget
+    done = Effort.of(target, budget)
+    return Found(result.images, {"broken_by": result.broken_by, "descents": done.descents, "steps": done.steps})
 
 
 def judge_row(
-    target: Target, tasks: Sequence[Task], own: Float32, others: Sequence[Float32], *, note: str = ""
+    target: Target, tasks: Sequence[Task], own: Float32, others: Sequence[Float32], effort: Effort, *, note: str = ""
 ) -> MeasuredRow:
-    """What all attacks leave of one row; its milliseconds are not measured here.
+    """What all attacks leave of one row; its costs are not measured here.
 
     Args:
         target: The row.
         tasks: Shards of the images, in order; PGD on the row's bare classifier is made on each.
         own: Images that were found for this row [N, C, H, W].
         others: Images that were found for other rows, or by other attacks.
+        effort: That it was attacked with.
         note: What a reader must know of the row.
     """
     images, labels = (np.concatenate([getattr(task.data, name) for task in tasks]) for name in ("images", "labels"))
     oblivious = np.concatenate([_oblivious(target, task) for task in tasks])
     clean, attacked, adaptive, *rest = (target.system(x, labels) for x in (images, oblivious, own, *others))
     all_of_them = (clean, attacked, adaptive, *rest)
-    right = ~np.any([one.success for one in all_of_them], axis=0)
+    kept = ~np.any([one.success for one in all_of_them], axis=0)
     label_right = np.all([one.right(labels) for one in all_of_them], axis=0)
     row = AblationRow(
         name=target.name,
         clean_accuracy=float(clean.right(labels).mean()),
-        oblivious_accuracy=float(1.0 - attacked.success.mean()),
-        robust_accuracy=float(right.mean()),
-        interval=clopper_pearson(int(right.sum()), len(right)),
-        label_accuracy=float(label_right.mean()),
         clean_flagged=float(clean.flagged.mean()),
+        oblivious_accuracy=float(1.0 - attacked.success.mean()),
+        worst_case=Headlines.of(label_right, kept),
         flagged=float(adaptive.flagged.mean()),
         members_used=float(clean.members_used.mean()),
+        descents=effort.descents,
+        steps=effort.steps,
+        cost=math.nan,
         milliseconds=None,
         note=note,
     )
-    return MeasuredRow(row, right, label_right)
+    return MeasuredRow(row, clean.right(labels), label_right, kept)
 
 
 def ablation_jobs(
@@ -134,6 +116,7 @@ def ablation_jobs(
     tasks: Sequence[Task],
     *,
     attacked: Mapping[str, Sequence[Float32]],
+    effort: Effort,
     until: float | None = None,
     at: str = "",
 ) -> list[ResumableJob]:
@@ -144,6 +127,7 @@ def ablation_jobs(
         tasks: Shards of the images, in order.
         attacked: Images [N, C, H, W] that were found already, by row, those of the attack that knows everything of it
             last; every other row starts from all of them.
+        effort: Of every attack, at the least.
         until: Time after which none is begun.
         at: What tells these jobs from others of the same rows, such as another eps.
     """
@@ -151,15 +135,16 @@ def ablation_jobs(
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(images).tobytes() for images in known)).hexdigest()
     return [
         ResumableJob(
-            name=_job_name(row.name, number, at),
+            name=_job_name(row.name, goal, number, at),
             function=_attacked,
-            arguments=_given(row, replace(task, known={str(i): x[shard] for i, x in enumerate(known)})),
-            decides=(ABLATION_VERSION, *row.decides, shard.start, shard.stop, task.eps, digest),
+            arguments=_given(row, replace(task, known={str(i): x[shard] for i, x in enumerate(known)}), effort, goal),
+            decides=(ABLATION_VERSION, *row.decides, goal, *astuple(effort), shard.start, shard.stop, task.eps, digest),
             weight=8.0 if row.stage is None else 1.0,
             until=until,
         )
         for row in rows
         if row.name not in attacked and row.same_as is None
+        for goal in row.goals
         for number, (task, shard) in enumerate(zip(tasks, _shards(tasks), strict=True))
     ]
 
@@ -169,12 +154,13 @@ def measure_ablation(
     tasks: Sequence[Task],
     *,
     attacked: Mapping[str, Sequence[Float32]],
+    effort: Effort,
     store: Store,
     reporter: Reporter,
     workers: Workers = None,
     until: float | None = None,
-) -> Ablation:
-    """Attack every row, try what was found for each on all others, and time them.
+) -> Mapping[str, MeasuredRow]:
+    """Attack every row, try what was found for each on all others, and time them; the rows by name.
 
     Rows that could not be attacked to the end before `until` are left out.
 
@@ -182,6 +168,7 @@ def measure_ablation(
         rows: The rows, least defended first.
         tasks: Shards of the images, in order, with budgets; their `known` is not used.
         attacked: As in `ablation_jobs`: of the rows that the red team has attacked.
+        effort: As there.
         store: Of what is found.
         reporter: Shows every job.
         workers: Processes; None takes one a core.
@@ -191,22 +178,23 @@ def measure_ablation(
         RecipeError: If a process was killed, or Ray is not there.
         ModelFileError: If the file or a stage cannot be used.
     """
-    attacks = ablation_jobs(rows, tasks, attacked=attacked, until=until)
+    attacks = ablation_jobs(rows, tasks, attacked=attacked, effort=effort, until=until)
     done = run_resumable(attacks, store, reporter, title="ablation", workers=workers)
     found = joined_rows(rows, len(tasks), done)
-    own = {name: images[-1] for name, images in attacked.items()} | found
+    own = {name: images[-1] for name, images in attacked.items()} | {name: images[0] for name, images in found.items()}
     own |= {row.name: own[row.same_as] for row in rows if row.same_as in own}
-    pool = [*(images for known in attacked.values() for images in known), *found.values()]
+    pool = [images for known in (*attacked.values(), *found.values()) for images in known]
     able = [row for row in rows if row.name in own]
     jobs = [
         Job(
             row.name,
             _judged,
             _given(
-                replace(row, note=_note(row, tasks, done)),
+                row,
                 list(tasks),
                 own[row.name],
                 [images for images in pool if images is not own[row.name]],
+                _work(row, done, effort),
             ),
         )
         for row in able
@@ -216,35 +204,35 @@ def measure_ablation(
         for job, measured in run_jobs(jobs, workers):
             judged[job.name] = measured
             step.advance(job.name)
-    with reporter.step("milliseconds", len(able)) as step, one_thread():
+    with reporter.step("costs", len(able)) as step, one_thread():
         for row in able:
-            timed = milliseconds(row, tasks[0].data.images)
-            judged[row.name] = replace(judged[row.name], row=replace(judged[row.name].row, milliseconds=timed))
+            images, one = tasks[0].data.images, judged[row.name]
+            timed = replace(one.row, cost=cost(row, images), milliseconds=milliseconds(row, images))
+            judged[row.name] = replace(one, row=timed)
             step.advance(row.name)
-    return Ablation({row.name: judged[row.name] for row in able}, found)
+    return {row.name: judged[row.name] for row in able}
 
 
-def _note(row: Row, tasks: Sequence[Task], done: Done) -> str:
-    """What a reader must know of a row, and whether it was attacked with fewer restarts than others."""
-    found, asked = done.get(_job_name(row.name, 0)), tasks[0].budget.restarts
-    restarts = asked if found is None else found.notes["restarts"]
-    fewer = f"attacked with {restarts} of {asked} restarts" if restarts < asked else ""
-    return "; ".join(note for note in (row.note, fewer) if note)
+def _work(row: Row, done: Done, effort: Effort) -> Effort:
+    """The work of the attack on a row; of one that was attacked elsewhere, that of the search on the file."""
+    found = done.get(_job_name(row.same_as or row.name, row.goals[0], 0))
+    return effort if found is None else Effort(found.notes["descents"], found.notes["steps"])
 
 
-def joined_rows(rows: Sequence[Row], shards: int, done: Done, at: str = "") -> dict[str, Float32]:
-    """Images of all shards, by row; a row of which a shard is missing is left out."""
+def joined_rows(rows: Sequence[Row], shards: int, done: Done, at: str = "") -> dict[str, list[Float32]]:
+    """Images of all shards, by row, for each of its goals; a row of which a shard is missing is left out."""
     found = {}
     for row in rows:
-        names = [_job_name(row.name, number, at) for number in range(shards)]
-        if all(name in done for name in names):
-            found[row.name] = np.concatenate([done[name].images for name in names])
+        names = [[_job_name(row.name, goal, number, at) for number in range(shards)] for goal in row.goals]
+        if all(name in done for parts in names for name in parts):
+            found[row.name] = [np.concatenate([done[name].images for name in parts]) for parts in names]
     return found
 
 
-def _job_name(row: str, number: int, at: str = "") -> str:
+def _job_name(row: str, goal: Goal, number: int, at: str = "") -> str:
     """Name of the job that attacks one shard of a row."""
-    return f"{row}{at}, part {number + 1}"
+    aim = "" if goal == "mislead" else f" for a {goal}"
+    return f"{row}{at}{aim}, part {number + 1}"
 
 
 def _shards(tasks: Sequence[Task]) -> list[slice]:
@@ -258,16 +246,16 @@ def _given(*values: Any) -> Callable[..., tuple[Any, ...]]:  # noqa: ANN401
     return lambda *_: values
 
 
-def _attacked(row: Row, task: Task) -> Found:
+def _attacked(row: Row, task: Task, effort: Effort, goal: Goal) -> Found:
     """One row on one shard; also called in other processes."""
     with one_thread():
-        return attack_row(open_row(row), task)
+        return attack_row(open_row(row), task, effort, goal)
 
 
-def _judged(row: Row, tasks: Sequence[Task], own: Float32, others: Sequence[Float32]) -> MeasuredRow:
+def _judged(row: Row, tasks: Sequence[Task], own: Float32, others: Sequence[Float32], effort: Effort) -> MeasuredRow:
     """One row under everything; also called in other processes."""
     with one_thread():
-        return judge_row(open_row(row), tasks, own, others, note=row.note)
+        return judge_row(open_row(row), tasks, own, others, effort, note=row.note)
 
 
 def _oblivious(target: Target, task: Task) -> Float32:

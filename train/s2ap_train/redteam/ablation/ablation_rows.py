@@ -15,37 +15,31 @@ from onnx import ModelProto
 
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.stages import CLASSIFIER, cut_stage
+from s2ap_defend.stages import CLASSIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32
-from s2ap_train.redteam.ablation.chains import ChainSystem, OpenedFile, chain_target, network_target
+from s2ap_train.adaptive.goals import Goal
+from s2ap_train.redteam.ablation.chains import Chain, ChainSystem, OpenedFile, chain_target, network_target
+from s2ap_train.redteam.ablation.compute import stage_flops
+from s2ap_train.redteam.ablation.names import (
+    ADVERSARIAL,
+    BARE,
+    CONFIDENCE,
+    FULL,
+    JURY,
+    PRUNED,
+    UNFLAGGED,
+    UNPURIFIED,
+    WIDER,
+)
 from s2ap_train.redteam.target import Target, defended_target, opened
 
-__all__ = [
-    "ABLATION_VERSION",
-    "ADVERSARIAL",
-    "BARE",
-    "DETECTOR",
-    "FULL",
-    "PRUNED",
-    "PURIFIER",
-    "VOTE",
-    "WIDER",
-    "Row",
-    "milliseconds",
-    "open_row",
-    "rows_of",
-    "served_row",
-]
+__all__ = ["ABLATION_VERSION", "Row", "cost", "first_juror", "milliseconds", "open_row", "rows_of", "served_row"]
 
-ABLATION_VERSION = 1
+ABLATION_VERSION = 2
 """Raise it with every change of what a row or its attack is: what was found under another number is found again."""
-BARE, ADVERSARIAL, PRUNED, WIDER = "undefended", "adversarially trained", "S2AP-pruned", "wider, same compute"
-PURIFIER, DETECTOR, VOTE = "purifier only", "detector only", "vote only"
-FULL = {False: "full, reject", True: "full, correct"}
-"""Names of the two rows of the whole chain, by whether flagged images are corrected."""
 _NOTES = {
-    DETECTOR: "the members see the image as it is; the file's alarm boundary was calibrated behind the purifier",
-    VOTE: "classifier and all members have one vote each on every image, none is ever flagged",
+    PRUNED: "the first juror of the file, on the image as it came",
+    UNPURIFIED: "the file's alarm boundary was calibrated with the purifier",
     WIDER: "trained as the adversarial one, its learning rate divided by the factor of the width; not tuned further",
 }
 _TIMED = 64  # images
@@ -62,6 +56,8 @@ class Row:
         name: Of the row.
         model: The defended model file.
         stage: A serialised network `image` -> `log_probabilities`, for rows that are single networks.
+        threshold: Confidence below which the network's inputs are flagged; None: none is.
+        goals: What its attacker wants: where inputs are flagged, a wrong label is another goal than to mislead.
         note: What a reader must know of it.
         same_as: The row whose images break this one exactly where they break that one; it is not attacked itself.
     """
@@ -69,6 +65,8 @@ class Row:
     name: str
     model: Path
     stage: bytes | None = None
+    threshold: float | None = None
+    goals: tuple[Goal, ...] = ("mislead",)
     note: str = ""
     same_as: str | None = None
 
@@ -76,41 +74,55 @@ class Row:
     def decides(self) -> tuple[object, ...]:
         """What, other than the file, decides what is found for it; JSON values."""
         digest = None if self.stage is None else hashlib.sha256(self.stage).hexdigest()
-        return self.name, digest
+        return self.name, digest, self.threshold
 
 
-def rows_of(model: Path, networks: Mapping[str, ModelProto]) -> tuple[Row, ...]:
-    """The rows that a file and other networks give, least defended first.
-
-    Without a purifier in the file there is no row of it alone.
+def rows_of(model: Path, networks: Mapping[str, ModelProto], threshold: float | None = None) -> tuple[Row, ...]:
+    """The rows that a file and other networks give, least defended first; those that it cannot give are left out.
 
     Args:
         model: The defended model file.
-        networks: Exported classifiers `image` -> `log_probabilities` by the name of their row: ADVERSARIAL, PRUNED,
-            WIDER, as far as they are there.
+        networks: Exported classifiers `image` -> `log_probabilities` by the name of their row: ADVERSARIAL and WIDER,
+            as far as they are there.
+        threshold: Confidence of the first juror below which CONFIDENCE flags; None: that row is left out.
 
     Raises:
         ModelFileError: If the file cannot be used.
     """
     file = opened(model)
-    served = served_row(file)
+    test, served, juror = file.manifest.to_test(), served_row(file), first_juror(file)
     stages = {BARE: cut_stage(file.proto, CLASSIFIER), **networks}
-    chains = [PURIFIER, DETECTOR, VOTE][1 if file.manifest.purifier.off else 0 :]
+    if juror is not None:
+        stages[PRUNED] = juror
+    single = {
+        name: Row(name, model, one.SerializeToString(), note=_NOTES.get(name, "")) for name, one in stages.items()
+    }
+    if juror is not None and threshold is not None:
+        single[CONFIDENCE] = replace(single[PRUNED], name=CONFIDENCE, threshold=threshold, note="")
+    votes = bool(test.vote_weights.any())
+    chains = [Row(JURY, model)] if votes else []
+    # a test that waits for the vote answers as the whole jury does
+    chains.append(Row(UNFLAGGED, model, same_as=JURY if test.await_vote else None))
+    if not file.manifest.purifier.off:
+        chains.append(Row(UNPURIFIED, model, goals=("mislead", "wrong label"), note=_NOTES[UNPURIFIED]))
     whole = [
         Row(name, model) if name == served else Row(name, model, note=_NOT_SERVED, same_as=served)
-        for name in FULL.values()
+        for correct, name in FULL.items()
+        if votes or not correct
     ]
-    return (
-        *(Row(name, model, stages[name].SerializeToString()) for name in (BARE, ADVERSARIAL, PRUNED) if name in stages),
-        *(Row(name, model, note=_NOTES.get(name, "")) for name in chains),
-        *whole,
-        *(Row(name, model, stages[name].SerializeToString(), _NOTES[name]) for name in (WIDER,) if name in stages),
-    )
+    first = [single[name] for name in (BARE, ADVERSARIAL, PRUNED, CONFIDENCE) if name in single]
+    return (*first, *chains, *whole, *(single[name] for name in (WIDER,) if name in single))
+
+
+def first_juror(file: ModelFile) -> ModelProto | None:
+    """The first of a file's members that is a juror, as a stage; None: it has none."""
+    jurors = [i for i, member in enumerate(file.manifest.members) if member.role == "juror"]
+    return cut_stage(file.proto, member_scope(jurors[0])) if jurors else None
 
 
 def served_row(file: ModelFile) -> str:
     """Name of the row that is the file as it is served."""
-    return FULL[file.manifest.test.to_test().correct]
+    return FULL[file.manifest.to_test().correct]
 
 
 def open_row(row: Row) -> Target:
@@ -120,11 +132,21 @@ def open_row(row: Row) -> Target:
         ModelFileError: If the file or the stage cannot be used.
     """
     if row.stage is not None:
-        return network_target(row.name, onnx.load_from_string(row.stage))
+        return network_target(row.name, onnx.load_from_string(row.stage), row.threshold)
     stages = _stages(row.model, row.model.stat().st_mtime_ns)
     if row.name == served_row(stages.file):
         return replace(defended_target(stages.file, row.model, stages.twin), name=row.name)
     return chain_target(row.name, stages)
+
+
+def cost(row: Row, images: Float32) -> float:
+    """Floating-point operations of one of these images, the mean, as a multiple of those of the file's classifier."""
+    stages = _stages(row.model, row.model.stat().st_mtime_ns)
+    if row.stage is not None:
+        flops: float = stage_flops(onnx.load_from_string(row.stage), stages.file.manifest.input.shape)
+    else:
+        flops = Chain.of(row.name, stages.file.manifest).clean_flops(stages, images[:_TIMED])
+    return flops / stages.flops.classifier
 
 
 def milliseconds(row: Row, images: Float32) -> float:
@@ -132,7 +154,7 @@ def milliseconds(row: Row, images: Float32) -> float:
 
     The served file is timed whole, every other row as its stages one after the other.
     """
-    system, rows = open_row(row).system, images[:_TIMED]
+    system, rows = open_row(replace(row, threshold=None)).system, images[:_TIMED]
     if isinstance(system, ChainSystem):
         return system.milliseconds(rows)
     classifier = DefendedClassifier.load(row.model, device="cpu", threads=1)

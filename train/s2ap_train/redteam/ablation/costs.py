@@ -1,52 +1,65 @@
-"""What a defence adds or costs: rows of the ablation, pair by pair, on the same images."""
+"""What a defence gains and costs: rows of the ablation, pair by pair, on the same images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
-from s2ap_train.redteam.ablation.ablation import MeasuredRow
-from s2ap_train.redteam.ablation.ablation_rows import ADVERSARIAL, BARE, DETECTOR, FULL, PRUNED, PURIFIER, VOTE, WIDER
-from s2ap_train.redteam.results import PartCost
-from s2ap_train.statistics.paired import PairedDifference, paired_difference
+from s2ap_train.redteam.ablation.measured import MeasuredRow
+from s2ap_train.redteam.ablation.names import BARE, CONFIDENCE, FULL, JURY, PRUNED, UNFLAGGED, UNPURIFIED, WIDER
+from s2ap_train.redteam.rows import Comparison, Measure, PartCost
+from s2ap_train.statistics.paired import paired_difference
 
-__all__ = ["IN_SHORT", "LABELS", "PAIRS", "ROBUST", "against_pruned", "part_costs"]
+__all__ = ["BASELINES", "IN_SHORT", "ORDER", "PAIRS", "comparisons", "part_costs"]
 
-ROBUST, LABELS = "robust accuracy", "label accuracy"
-PAIRS = (
-    ("purifier in front of the classifier", ROBUST, BARE, PURIFIER),
-    ("detection added to the classifier", ROBUST, BARE, DETECTOR),
-    ("vote of the members instead of the classifier", ROBUST, BARE, VOTE),
-    ("purifier in front of classifier and detector", ROBUST, DETECTOR, FULL[False]),
-    ("purifier in front of classifier and detector", LABELS, DETECTOR, FULL[False]),
-    ("full defence instead of its S2AP-pruned classifier", ROBUST, PRUNED, FULL[True]),
-    ("full defence instead of its S2AP-pruned classifier", LABELS, PRUNED, FULL[True]),
-    ("full defence instead of an adversarially trained classifier", ROBUST, ADVERSARIAL, FULL[True]),
-    ("full defence instead of a vote", LABELS, VOTE, FULL[True]),
-    ("full defence instead of a wider classifier of the same compute", ROBUST, WIDER, FULL[True]),
-    ("correction instead of rejection", LABELS, FULL[False], FULL[True]),
+ORDER: tuple[tuple[str, Measure], ...] = (
+    (PRUNED, "label right"),
+    (CONFIDENCE, "right or flagged"),
+    (WIDER, "label right"),
+    (BARE, "label right"),
+)
+"""What a file must beat, and in which figure; the verdict names the first that it does not."""
+BASELINES = (*(name for name, _ in ORDER), JURY)
+"""Rows that the file is compared with in every figure."""
+_SERVED = "the file as it is served"
+PAIRS: tuple[tuple[str, Measure, str, str], ...] = (
+    ("vote of the jury instead of its first juror", "label right", PRUNED, JURY),
+    ("answer of the file instead of the vote of the jury", "clean accuracy", JURY, UNFLAGGED),
+    ("answer of the file instead of the vote of the jury", "label right", JURY, UNFLAGGED),
+    ("flags and their correction added to the answer", "label right", UNFLAGGED, _SERVED),
+    ("flags and their correction added to the answer", "right or flagged", UNFLAGGED, _SERVED),
+    ("least confident flagged, added to the robust classifier", "right or flagged", PRUNED, CONFIDENCE),
+    ("purifier in the chain", "label right", UNPURIFIED, _SERVED),
+    ("purifier in the chain", "right or flagged", UNPURIFIED, _SERVED),
+    ("correction instead of rejection", "label right", FULL[False], FULL[True]),
 )
 """(what it is in words, which figure, the row before, the row after)."""
-IN_SHORT = {(PAIRS[0][0], ROBUST), (PAIRS[3][0], ROBUST), (PAIRS[6][0], LABELS)}
-"""Those of a summary: what the purifier adds, alone and in the chain, and labels beside the pruned classifier's."""
+IN_SHORT = {PAIRS[0][:2], PAIRS[4][:2], PAIRS[7][:2]}
+"""Those of a summary: what the vote, the flags and the purifier are worth."""
 
 
-def part_costs(rows: Mapping[str, MeasuredRow]) -> tuple[PartCost, ...]:
-    """Every pair of PAIRS whose two rows were measured."""
+def part_costs(rows: Mapping[str, MeasuredRow], served: str) -> tuple[PartCost, ...]:
+    """Every pair of PAIRS whose two rows were measured.
+
+    Args:
+        rows: By name.
+        served: Name of the row that is the file as it is served.
+    """
+    known = {**rows, **({_SERVED: rows[served]} if served in rows else {})}
     return tuple(
-        PartCost(part, measure, _difference(measure, rows[before], rows[after]))
+        PartCost(part, measure, paired_difference(known[before].of(measure), known[after].of(measure)))
         for part, measure, before, after in PAIRS
-        if before in rows and after in rows
+        if before in known and after in known
     )
 
 
-def against_pruned(rows: Mapping[str, MeasuredRow], served: str) -> PairedDifference | None:
-    """The served file against its own S2AP-pruned classifier, robust accuracy; None: one of them was not measured."""
-    if PRUNED not in rows or served not in rows:
-        return None
-    return _difference(ROBUST, rows[PRUNED], rows[served])
-
-
-def _difference(measure: str, before: MeasuredRow, after: MeasuredRow) -> PairedDifference:
-    if measure == LABELS:
-        return paired_difference(before.label_right, after.label_right)
-    return paired_difference(before.right, after.right)
+def comparisons(rows: Mapping[str, MeasuredRow], served: str) -> tuple[Comparison, ...]:
+    """The served file against every one of BASELINES that was measured, in every figure; empty: it was not measured."""
+    if served not in rows:
+        return ()
+    return tuple(
+        Comparison(name, measure, paired_difference(rows[name].of(measure), rows[served].of(measure)))
+        for name in BASELINES
+        if name in rows
+        for measure in get_args(Measure)
+    )

@@ -1,4 +1,4 @@
-"""The table of less and less defence: every row attacked, each under all that was found for it."""
+"""The ablation of an evaluation: every row attacked, each under all that was found for it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,34 @@ from dataclasses import dataclass, field
 
 from s2ap_defend.progress import Reporter
 from s2ap_train.jobs import Store, Workers
-from s2ap_train.redteam.ablation.ablation import Ablation, measure_ablation
-from s2ap_train.redteam.ablation.ablation_rows import BARE, rows_of, served_row
+from s2ap_train.redteam.ablation.ablation import Effort, measure_ablation
+from s2ap_train.redteam.ablation.ablation_rows import first_juror, open_row, rows_of, served_row
+from s2ap_train.redteam.ablation.confidence import threshold_at
+from s2ap_train.redteam.ablation.measured import MeasuredRow
+from s2ap_train.redteam.ablation.names import BARE, CONFIDENCE, PRUNED
 from s2ap_train.redteam.ablation.networks import Networks
 from s2ap_train.redteam.attacks.attack import RedTeamAttack
 from s2ap_train.redteam.campaign import Setup
 from s2ap_train.redteam.judging import Judged
 from s2ap_train.redteam.target import opened
 
-__all__ = ["AblationRun", "run_ablation"]
+__all__ = ["AblationRun", "run_ablation", "served_effort"]
 
 
 @dataclass(frozen=True)
 class AblationRun:
-    """The ablation, and the rows that are missing there."""
+    """The rows of the ablation by name, the one that is the file as it is served, and why others are missing."""
 
-    ablation: Ablation | None = None
+    rows: Mapping[str, MeasuredRow] = field(default_factory=dict)
     served: str = ""
     not_run: Mapping[str, str] = field(default_factory=dict)
+
+
+def served_effort(setup: Setup) -> Effort:
+    """The work of the search on the file as it is served, which no other row is attacked with less of."""
+    served = served_row(opened(setup.model))
+    row = next(row for row in rows_of(setup.model, {}) if row.name == served)
+    return Effort.of(open_row(row), setup.budget)
 
 
 def run_ablation(
@@ -41,6 +51,8 @@ def run_ablation(
 ) -> AblationRun:
     """Every row of the ablation, the file and its classifier under all that the attacks in the l_inf ball found.
 
+    The first juror flags its least confident inputs in one of them: as many of these clean images as the file flags.
+
     Args:
         setup: Of the attacks.
         networks: What the file is compared with.
@@ -52,20 +64,26 @@ def run_ablation(
         workers: Processes.
         until: Time after which nothing is begun.
     """
-    served = served_row(opened(setup.model))
-    rows = rows_of(setup.model, networks.stages)
+    file = opened(setup.model)
+    served, juror = served_row(file), first_juror(file)
+    alarms = int((defended.clean.flagged | defended.clean.abstained).sum())
+    threshold = None if juror is None else threshold_at(juror, setup.data.images, alarms)
+    rows = rows_of(setup.model, networks.stages, threshold)
     attacked = {
         name: [one.images for attack, one in judgement.attacked.items() if attacks[attack].norm == "linf"]
         for name, judgement in ((served, defended), (BARE, bare))
     }
-    ablation = measure_ablation(
+    measured = measure_ablation(
         rows,
         [setup.task(shard) for shard in setup.shards()],
         attacked={name: images for name, images in attacked.items() if images},
+        effort=served_effort(setup),
         store=store,
         reporter=reporter,
         workers=workers,
         until=until,
     )
-    late = {row.name: "the time limit was over before it was attacked" for row in rows if row.name not in ablation.rows}
-    return AblationRun(ablation, served, {f"row {name!r}": why for name, why in {**networks.missing, **late}.items()})
+    absent = dict.fromkeys((PRUNED, CONFIDENCE), "the file has no juror") if juror is None else {}
+    late = {row.name: "the time limit was over before it was attacked" for row in rows if row.name not in measured}
+    missing = {**networks.missing, **absent, **late}
+    return AblationRun(measured, served, {f"row {name!r}": why for name, why in missing.items()})

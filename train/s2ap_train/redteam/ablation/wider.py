@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.types import Int64
+from s2ap_defend.types import Float32
+from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network
 from s2ap_train.hardening.parts import train_dense
 from s2ap_train.models import create
 from s2ap_train.models.cost import flops
 from s2ap_train.recipe import Recipe
+from s2ap_train.redteam.ablation.compute import clean_flops, file_flops
 from s2ap_train.storage.parts import PartStore
-from s2ap_train.twin import Twin
 
 __all__ = ["NAME", "defence_flops", "wider_classifier", "wider_network"]
 
@@ -32,22 +30,16 @@ _HALVINGS = 12  # of a factor of two: to 2e-4 of a width
 _WIDEST = 64.0
 
 
-def defence_flops(file: ModelFile, members_used: Int64) -> float:
-    """Floating point operations that a file spends on a clean image, a multiply-add counted as 2.
+def defence_flops(file: ModelFile, images: Float32) -> float:
+    """Floating-point operations that a file spends on a clean image, a multiply-add counted as 2.
 
-    Convolutions and matrix products of purifier, classifier and the members that were asked, in whole waves.
+    Convolutions and matrix products of purifier, classifier and the members that are asked, in whole waves.
 
     Args:
         file: The opened model file.
-        members_used: Members asked of each clean image [N]; the mean over images counts.
+        images: Clean images [N, C, H, W]; their mean counts.
     """
-    twin = Twin.from_file(file, segments=1)
-    image = torch.full((1, *file.manifest.input.shape), 0.5)
-    with torch.no_grad():
-        alone = _counted(twin.purify, image) + _counted(twin.classify, image)
-        waves = np.cumsum(twin.test.waves)
-        members = np.array([_counted(partial(twin.members, count=int(end)), image) for end in waves])
-    return alone + float(members[np.searchsorted(waves, members_used)].mean())
+    return clean_flops(file_flops(file), file.manifest.to_test(), StageEngines.from_file(file, threads=1).ask(images))
 
 
 def wider_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: int, wanted: float) -> dict[str, Any]:
@@ -109,10 +101,3 @@ def wider_classifier(recipe: Recipe, splits: Splits, store: PartStore, wanted: f
 
 def _table(recipe: Recipe) -> dict[str, Any]:
     return dict(recipe.model) if isinstance(recipe.model, Mapping) else {"name": recipe.model}
-
-
-def _counted(function: Callable[[Tensor], Tensor], image: Tensor) -> int:
-    counter = FlopCounterMode(display=False)
-    with counter:
-        function(image)
-    return int(counter.get_total_flops())

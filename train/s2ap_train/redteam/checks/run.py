@@ -10,8 +10,10 @@ import numpy as np
 from s2ap_defend.types import Bool
 from s2ap_train.jobs import Done, ResumableJob
 from s2ap_train.redteam.ablation.ablation import ablation_jobs, joined_rows
-from s2ap_train.redteam.ablation.ablation_rows import BARE, Row, open_row, rows_of
+from s2ap_train.redteam.ablation.ablation_rows import Row, open_row, rows_of
+from s2ap_train.redteam.ablation.names import BARE
 from s2ap_train.redteam.ablation.networks import Networks
+from s2ap_train.redteam.ablation.run import served_effort
 from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.campaign import Setup, probe_jobs
 from s2ap_train.redteam.checks.checks import Successes, probes_of, sanity_checks
@@ -54,7 +56,9 @@ def check_jobs(setup: Setup, plan: Plan, networks: Networks, data_name: str, unt
     jobs = probe_jobs(setup, _probes(plan), images=_PROBED[plan.depth], until=until)
     rows = _compared(setup, plan, networks, data_name)
     halves = [replace(task, eps=task.eps / 2) for task in _tasks(setup)]
-    return jobs + ablation_jobs(rows, halves, attacked={}, until=until, at=_AT_HALF)
+    if not rows:
+        return jobs
+    return jobs + ablation_jobs(rows, halves, attacked={}, effort=served_effort(setup), until=until, at=_AT_HALF)
 
 
 def judge_checks(
@@ -114,7 +118,7 @@ def _tasks(setup: Setup) -> list[Task]:
 
 def _compared(setup: Setup, plan: Plan, networks: Networks, data_name: str) -> list[Row]:
     """Single classifiers that the defence is compared with at half eps; none where a figure is published."""
-    if not networks.stages or best_known(data_name, plan.eps / 2) is not None:
+    if best_known(data_name, plan.eps / 2) is not None:
         return []
     return [row for row in rows_of(setup.model, networks.stages) if row.stage is not None and row.name != BARE]
 
@@ -124,6 +128,6 @@ def _kept_at_half(setup: Setup, rows: Sequence[Row], done: Done) -> dict[str, Bo
     kept, found, data = {}, joined_rows(rows, len(setup.shards()), done, _AT_HALF), setup.data
     for row in rows:
         if row.name in found:
-            system = open_row(row).system
-            kept[row.name] = ~(system(found[row.name], data.labels).success | system(data.images, data.labels).success)
+            system, (images,) = open_row(row).system, found[row.name]
+            kept[row.name] = ~(system(images, data.labels).success | system(data.images, data.labels).success)
     return kept

@@ -9,13 +9,21 @@ from s2ap_defend.errors import ModelFileError
 from s2ap_defend.manifest import Measurement
 from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_train.redteam.report.tables import WORST_CASE
-from s2ap_train.redteam.report.words import headline, interval, misleads, percent, verdict
+from s2ap_train.redteam.report.verdict import verdict
+from s2ap_train.redteam.report.words import headline, interval, misleads, percent
 from s2ap_train.redteam.results import Evaluation
 from s2ap_train.statistics.figures import AttackFigures, CleanFigures
 
 __all__ = ["badge_of", "measurements", "write_measured"]
 
-_COLOURS = {"measured": "blue", "worse": "orange", "doubtful": "orange", "incomplete": "lightgrey", "masked": "red"}
+_COLOURS = {
+    "measured": "blue",
+    "not-above": "yellow",
+    "below": "orange",
+    "doubtful": "orange",
+    "incomplete": "lightgrey",
+    "masked": "red",
+}
 _UNFIT = {"masked": "no measure: gradients are masked", "doubtful": "doubtful", "incomplete": "incomplete"}
 """What a badge says instead of a figure."""
 
@@ -34,7 +42,7 @@ def measurements(evaluation: Evaluation) -> tuple[Measurement, ...]:
     attacks = [] if evaluation.masked else [row for row in evaluation.attacks if misleads(row)]
 
     def measured(
-        name: str, samples: int, bare: float, robust: float, figures: AttackFigures | CleanFigures
+        name: str, samples: int, bare: float, robust: float, label: float, figures: AttackFigures | CleanFigures
     ) -> Measurement:
         return Measurement(
             attack=name,
@@ -42,22 +50,24 @@ def measurements(evaluation: Evaluation) -> tuple[Measurement, ...]:
             samples=samples,
             bare_accuracy=bare,
             robust_accuracy=robust,
+            label_accuracy=label,
             flagged=figures.flagged,
             members_used=figures.members_used,
         )
 
-    rows = [measured("clean", options.samples, evaluation.bare_clean.accuracy, 1.0 - clean.attack_success, clean)]
-    rows += [
-        measured(row.name, row.samples, 1.0 - row.bare.attack_success, 1.0 - row.defended.attack_success, row.defended)
-        for row in attacks
-        if row.bare is not None
-    ]
+    kept = 1.0 - clean.attack_success
+    rows = [measured("clean", options.samples, evaluation.bare_clean.accuracy, kept, clean.accuracy, clean)]
+    for row in attacks:
+        if row.bare is not None:
+            one, kept = row.defended, 1.0 - row.defended.attack_success
+            rows.append(measured(row.name, row.samples, 1.0 - row.bare.attack_success, kept, one.label_accuracy, one))
     whole = [row for row in attacks if row.samples == options.samples]
     failed = any(check.passed is False for check in evaluation.checks)
     if not failed and any(row.knows == "everything" for row in whole):
-        worst, bare = evaluation.worst_case.robust_accuracy, evaluation.bare_worst_case.robust_accuracy
-        strongest = max(reversed(whole), key=lambda row: row.defended.attack_success)
-        rows.append(measured(WORST_CASE, options.samples, bare, worst, strongest.defended))
+        worst, bare = evaluation.worst_case, evaluation.bare_worst_case.label_accuracy
+        strongest = max(reversed(whole), key=lambda row: row.defended.attack_success).defended
+        figures = (worst.robust_accuracy, worst.label_accuracy, strongest)
+        rows.append(measured(WORST_CASE, options.samples, bare, *figures))
     return tuple(rows)
 
 
@@ -68,8 +78,10 @@ def badge_of(evaluation: Evaluation) -> dict[str, Any]:
     message never gives a figure that a failed check has spoiled.
     """
     options, worst, said = evaluation.configuration, evaluation.worst_case, verdict(evaluation)
-    held, bare = percent(worst.robust_accuracy), percent(evaluation.bare_worst_case.robust_accuracy)
-    figure = f"{held} hold ({interval(*worst.robust_accuracy_interval)}), {bare} undefended"
+    figure = (
+        f"{percent(worst.label_accuracy)} right ({interval(*worst.label_accuracy_interval)}), "
+        f"{percent(worst.robust_accuracy)} right or flagged ({interval(*worst.robust_accuracy_interval)})"
+    )
     return {
         "shields": {
             "schemaVersion": 1,

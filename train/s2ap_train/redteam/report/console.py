@@ -12,18 +12,14 @@ import numpy as np
 from rich.console import Console
 
 from s2ap_train.redteam.ablation.costs import IN_SHORT
+from s2ap_train.redteam.ablation.names import CONFIDENCE, PRUNED
+from s2ap_train.redteam.report.baselines import HOLDS, baseline_tables, requirements
+from s2ap_train.redteam.report.pairs import cost_in_words, standing
 from s2ap_train.redteam.report.tables import ablation_table, attack_tables, curve_table, detection_table, goal_table
-from s2ap_train.redteam.report.words import (
-    caveats,
-    cost_in_words,
-    headline,
-    percent,
-    robust_against_pruned,
-    search_in_words,
-    unanswered,
-    verdict,
-)
+from s2ap_train.redteam.report.verdict import verdict
+from s2ap_train.redteam.report.words import caveats, headline, percent, search_in_words, unanswered
 from s2ap_train.redteam.results import AttackRow, Check, Evaluation
+from s2ap_train.redteam.rows import AblationRow
 from s2ap_train.reporting.page import Block, Point, print_blocks
 
 __all__ = ["print_evaluation", "print_summary", "sections", "to_json"]
@@ -38,8 +34,9 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 
 
 def print_summary(evaluation: Evaluation, console: Console) -> None:
-    """Print the verdict, what limits it, and the table of less and less defence; `print_evaluation` prints all."""
-    print_blocks([*_head(evaluation), *_parts(evaluation, short=True)], console)
+    """Print the verdict, what limits it, the baselines, what must hold and the ablation; `print_evaluation` all."""
+    shown = [*baseline_tables(evaluation), *requirements(evaluation.must_hold)]
+    print_blocks([*_head(evaluation), *shown, *_parts(evaluation, short=True)], console)
 
 
 def sections(evaluation: Evaluation) -> dict[str, list[Block]]:
@@ -48,6 +45,8 @@ def sections(evaluation: Evaluation) -> dict[str, list[Block]]:
     results = [_RESULTS[check.passed] for check in evaluation.checks]
     counts = ", ".join(f"{results.count(result)} {result}" for result in _RESULTS.values())
     return {
+        "baselines": baseline_tables(evaluation),
+        "must-hold": requirements(evaluation.must_hold),
         "attacks": [
             *attack_tables(evaluation),
             search_in_words(evaluation),
@@ -69,27 +68,42 @@ def sections(evaluation: Evaluation) -> dict[str, list[Block]]:
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """As JSON values: the file's figures at the top, the bare classifier's under `bare`; no NaN, no pictures.
+    """As JSON values: the file's figures at the top, those of others under their names; no NaN, no pictures.
+
+    `bare` is the classifier of the file, `pruned` its first juror, `pruned_confidence` the same with its least
+    confident inputs flagged; null: it was not measured.
 
     The keys are an interface (docs/evaluation.md). What is not a number is null.
     """
     options = evaluation.configuration
     bare = {row.name: row.bare for row in evaluation.attacks if row.bare is not None}
     found = ("seconds", "masked", "not_run", "worst_case_by_norm", "rejecting_label_accuracy", "detection")
-    parts = ("members_used", "curves", "ablation", "against_pruned", "costs")
+    parts = ("members_used", "curves", "ablation", "costs")
     about = ("samples", "eps", "l2", "pixels", "seed", "weights_sha256", "versions")
     return {
         "clean": _plain(evaluation.clean),
         "attacks": {row.name: _attack_json(row) for row in evaluation.attacks},
         "worst_case": _plain(evaluation.worst_case),
         "bare": _plain({"clean": evaluation.bare_clean, "attacks": bare, "worst_case": evaluation.bare_worst_case}),
+        "pruned": _row_json(evaluation.row(PRUNED)),
+        "pruned_confidence": _row_json(evaluation.row(CONFIDENCE)),
         "norm": "linf",
         **{name: _plain(getattr(options, name)) for name in about},
         "configuration": {f.name: _plain(getattr(options, f.name)) for f in fields(options) if f.name not in about},
         "verdict": _plain(verdict(evaluation)),
         "checks": [{**_plain(check), "result": _RESULTS[check.passed]} for check in evaluation.checks],
+        "comparisons": [{**_plain(one), "standing": standing(one.effect)} for one in evaluation.comparisons],
+        "must_hold": [{**_plain(one), "result": HOLDS[one.holds]} for one in evaluation.must_hold],
         **{name: _plain(getattr(evaluation, name)) for name in (*found, *parts)},
     }
+
+
+def _row_json(row: AblationRow | None) -> dict[str, Any] | None:
+    """The figures of a baseline, under the keys that those of the file have."""
+    if row is None:
+        return None
+    clean = {"accuracy": row.clean_accuracy, "flagged": row.clean_flagged, "members_used": row.members_used}
+    return {"clean": clean, "worst_case": _plain(row.worst_case)}
 
 
 def _attack_json(row: AttackRow) -> dict[str, Any]:
@@ -124,17 +138,15 @@ def _head(evaluation: Evaluation) -> list[Block]:
 
 
 def _parts(evaluation: Evaluation, *, short: bool = False) -> list[Block]:
-    """The table of less and less defence, and what each part adds or costs, of which `short` leaves some out."""
+    """The ablation, and what each part adds or costs, of which `short` leaves some out."""
     rows, options = evaluation.ablation, evaluation.configuration
     costs = [cost for cost in evaluation.costs if not short or (cost.part, cost.measure) in IN_SHORT]
-    against_pruned = robust_against_pruned(evaluation)
     return [
         ablation_table(rows, samples=options.samples, eps=options.eps) if rows else "",
         "What each part adds or costs, on the same images (p-values are not corrected for the number of pairs):"
         if costs
         else "",
         list(map(cost_in_words, costs)),
-        "" if against_pruned in verdict(evaluation).text else against_pruned,
         f"With reject instead of correct, {percent(evaluation.rejecting_label_accuracy)} of the images are answered, "
         "and rightly, under every attack; what is flagged gets no answer then.",
     ]

@@ -15,7 +15,8 @@ from s2ap_defend.types import Float32
 from s2ap_train.redteam.report.console import sections
 from s2ap_train.redteam.report.plots import pictures
 from s2ap_train.redteam.report.tables import assumptions_table, configuration_table
-from s2ap_train.redteam.report.words import caveats, count_in_words, informed, labels_attacked, percent, verdict
+from s2ap_train.redteam.report.verdict import verdict
+from s2ap_train.redteam.report.words import caveats, count_in_words, informed, labels_attacked, percent
 from s2ap_train.redteam.results import Evaluation, GalleryItem
 from s2ap_train.reporting.page import data_uri, html_page
 

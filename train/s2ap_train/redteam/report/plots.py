@@ -39,18 +39,20 @@ def pictures(evaluation: Evaluation) -> dict[str, Picture]:
 
 
 def eps_plot(curves: Curves, eps: float) -> Picture:
-    """Robust accuracy over the l_inf budget with its interval; `eps`, of the other figures, is marked."""
+    """Both figures over the l_inf budget, the interval of right-or-flagged; `eps`, of the other figures, is marked."""
     figure, (axis,) = axes_row()
     _curve(axis, curves.eps)
     axis.axvline(eps, color=_GREY, linestyle=":", label=f"eps {eps:g} of the tables")
     axis.set_xlabel("eps, pixels in [0, 1]")
     axis.set_xlim(left=0)
     axis.legend(frameon=False, fontsize=8)
-    return Picture(png(figure), f"Robust accuracy over eps on {curves.samples} images, 95 % interval shaded.")
+    return Picture(
+        png(figure), f"Right or flagged, and right, over eps on {curves.samples} images, 95 % interval shaded."
+    )
 
 
 def effort_plot(curves: Curves) -> Picture:
-    """Robust accuracy over the steps of the attack, on a logarithmic axis, and over its restarts."""
+    """Both figures over the steps of the attack, on a logarithmic axis, and over its restarts."""
     figure, axes = axes_row(2)
     for axis, points, name in zip(axes, (curves.steps, curves.restarts), ("steps", "restarts"), strict=True):
         axis.set_xlabel(name)
@@ -65,7 +67,7 @@ def effort_plot(curves: Curves) -> Picture:
         else:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(frameon=False, fontsize=8)
-    return Picture(png(figure), f"Robust accuracy over the attacker's effort on {curves.samples} images.")
+    return Picture(png(figure), f"Right or flagged, and right, over the attacker's effort on {curves.samples} images.")
 
 
 def roc_plot(detection: DetectionFigures) -> Picture:
@@ -143,7 +145,7 @@ def _curve(axis: Axes, points: Sequence[CurvePoint]) -> None:
     low, high = ([100 * point.interval[end] for point in points] for end in (0, 1))
     axis.fill_between(at, low, high, color=_BLUE, alpha=0.2, linewidth=0)
     lines: tuple[tuple[str, str, str, Callable[[CurvePoint], float]], ...] = (
-        ("not broken", _BLUE, "o", lambda point: point.robust_accuracy),
+        ("right or flagged", _BLUE, "o", lambda point: point.robust_accuracy),
         ("label right", _ORANGE, "s", lambda point: point.label_accuracy),
     )
     for label, colour, marker, value in lines:

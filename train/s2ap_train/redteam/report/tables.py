@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from s2ap_train.redteam.detection import FEWEST
 from s2ap_train.redteam.report.words import interval, share
-from s2ap_train.redteam.results import AblationRow, AttackRow, DetectionFigures, Evaluation
+from s2ap_train.redteam.results import AttackRow, DetectionFigures, Evaluation
+from s2ap_train.redteam.rows import AblationRow
 from s2ap_train.reporting.page import TableText
 from s2ap_train.statistics.detection import Share
 from s2ap_train.statistics.figures import WorstCase
@@ -88,23 +89,25 @@ def ablation_table(rows: Sequence[AblationRow], *, samples: int, eps: float) -> 
     cells = tuple(
         (
             row.name,
-            *_shares(row.clean_accuracy, row.oblivious_accuracy, row.robust_accuracy),
-            *(interval(*row.interval), share(row.label_accuracy)),
-            *(f"{share(row.clean_flagged)} / {share(row.flagged)}", f"{row.members_used:.1f}"),
+            *_shares(row.clean_accuracy, row.oblivious_accuracy, row.worst_case.label_accuracy),
+            *(share(row.worst_case.robust_accuracy), interval(*row.worst_case.robust_accuracy_interval)),
+            *(f"{share(row.clean_flagged)} / {share(row.flagged)}", f"{row.members_used:.1f}", f"{row.cost:.3g}"),
             _NONE if row.milliseconds is None else f"{row.milliseconds:.2f}",
+            f"{row.descents}x{row.steps}",
         )
         for row in rows
     )
-    header = ("", "clean", "PGD", "adaptive", "95%", "label", "flagged", "asked", "ms")
+    header = ("", "clean", "PGD", "label", "or flag", "95%", "flagged", "asked", "cost", "ms", "work")
     notes = (
         *(f"{row.name}: {row.note}" for row in rows if row.note),
         "clean: answered and right without attack. PGD: not broken by PGD made on the row's own classifier, without "
-        "its defence. adaptive: not broken (answered, not flagged, wrong) by any attack that knows everything in the "
-        "row, thresholds included, nor by what was found for other rows. label: as adaptive, but only the right final "
-        "label counts; descents do not aim at it. flagged: clean / under the adaptive attack. asked, ms: members and "
-        "time for one clean image.",
-        "Only the full defence and the undefended classifier face every attack of this evaluation, the other rows one "
-        "plan of descents, PGD and what was found for others: their figures are looser bounds.",
+        "its defence. label: the final label is right under every attack that knows everything in the row, thresholds "
+        "included, and under what was found for other rows. or flag: the same, or it is flagged or not given. "
+        "flagged: clean / under the adaptive attack. asked, cost, ms: members, floating-point operations as a multiple "
+        "of the classifier's, and time for one clean image. work: descents x steps on an image that resists them.",
+        "The full defence and the bare classifier also face every other attack of this evaluation; of them work is "
+        "that of the search alone. The other rows face PGD, their descents and all that was found for others: at "
+        "least as many descents and steps as the search on the full defence.",
     )
     return TableText(f"Ablation, % of {samples} images, l_inf eps {eps:g}", header, cells, notes)
 
@@ -143,7 +146,7 @@ def curve_table(evaluation: Evaluation) -> TableText | None:
     if curves is None:
         return None
     cells = tuple(
-        (name, f"{p.at:.3g}", share(p.robust_accuracy), interval(*p.interval), share(p.label_accuracy))
+        (name, f"{p.at:.3g}", *_shares(p.label_accuracy, p.robust_accuracy), interval(*p.interval))
         for name, points in (("eps", curves.eps), ("steps", curves.steps), ("restarts", curves.restarts))
         for p in points
     )
@@ -153,7 +156,7 @@ def curve_table(evaluation: Evaluation) -> TableText | None:
         "more there. A curve over steps or restarts that still falls at its end says that more would find more.",
     )
     title = f"Curves, % of {curves.samples} images"
-    return TableText(title, ("over", "at", "robust", "95%", "label"), cells, notes) if cells else None
+    return TableText(title, ("over", "at", "label", "or flag", "95%"), cells, notes) if cells else None
 
 
 def assumptions_table(evaluation: Evaluation) -> TableText:
@@ -172,6 +175,7 @@ def configuration_table(evaluation: Evaluation) -> TableText:
         ("command", options.command),
         ("model file", options.model),
         ("SHA-256 of its weights", options.weights_sha256),
+        ("decision", options.decision),
         ("recipe", options.recipe),
         ("data", f"{options.data}, {options.samples} test images"),
         ("attacks", options.preset),

@@ -1,20 +1,14 @@
-"""What an evaluation says, in sentences: the verdict, the headline, what limits it, what parts of the chain add."""
+"""What an evaluation says, in sentences: the headline, what limits it, what the search added, what is not answered."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
-from s2ap_train.redteam.ablation.costs import LABELS, PAIRS
 from s2ap_train.redteam.checks.checks import BLACK_BOX
-from s2ap_train.redteam.results import AttackRow, Evaluation, PartCost
-from s2ap_train.statistics.paired import NOISE, PairedDifference
+from s2ap_train.redteam.results import AttackRow, Evaluation
 
 __all__ = [
-    "Verdict",
     "caveats",
-    "cost_in_words",
     "count_in_words",
     "headline",
     "in_worst_case",
@@ -23,11 +17,9 @@ __all__ = [
     "labels_attacked",
     "misleads",
     "percent",
-    "robust_against_pruned",
     "search_in_words",
     "share",
     "unanswered",
-    "verdict",
 ]
 
 ENOUGH_SAMPLES = 300
@@ -35,91 +27,23 @@ ENOUGH_SAMPLES = 300
 
 _CLEAN, _FROM_OTHERS = "clean image", "other attack"
 """Keys of `broken_by` for what an adaptive attack found broken before its first step."""
-_INSTEAD_OF_PRUNED = next(part for part, _, _, _ in PAIRS if "S2AP-pruned" in part)
-
-Level = Literal["masked", "doubtful", "incomplete", "worse", "measured"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a reader may conclude.
-
-    Attributes:
-        level: 'masked': the figures are no measure; 'doubtful': a check failed, or nothing was gained; 'incomplete':
-            the attacks that decide were not run or not judged; 'worse': below the file's own pruned classifier, in
-            robust accuracy or, where it corrects, in label accuracy; 'measured': none of these.
-        title: A few words.
-        text: Why.
-    """
-
-    level: Level
-    title: str
-    text: str
-
-
-def verdict(evaluation: Evaluation) -> Verdict:
-    """The first thing that limits the figures, or that nothing does. It never calls a model robust."""
-    failed = [check for check in evaluation.checks if check.passed is False]
-    names = [check.name for check in failed if check.masking or not evaluation.masked]
-    failure = f"The sanity check{'s' * (len(names) > 1)} {', '.join(names)} FAILED"
-    if evaluation.masked:
-        text = (
-            f"{failure}, so the attacks were led astray, and images that they did not break may be easy to break. Do "
-            "not quote any figure of this evaluation as robustness."
-        )
-        return Verdict("masked", "Masked gradients: the figures are no measure", text)
-    if failed:
-        text = f"{failure}; a stronger attack is likely to lower the figures."
-        return Verdict("doubtful", "Doubtful: the attack was too weak", text)
-    if not informed(evaluation):
-        text = (
-            "No attack that knows everything was run to the end, so the worst case says nothing of an attacker that "
-            "adapts to the defence."
-        )
-        return Verdict("incomplete", "Incomplete: no attacker that knows the defence", text)
-    if not any(check.passed for check in evaluation.checks):
-        text = "No sanity check was judged, so nothing says whether the attacks worked as they should."
-        return Verdict("incomplete", "Incomplete: the attack was not checked", text)
-    robust, labels = robust_against_pruned(evaluation), _labels_against_pruned(evaluation)
-    if _below(evaluation.against_pruned):
-        text = (
-            f"{robust} Whoever needs accuracy under attack gets more from that classifier alone; the list of what the "
-            "parts add or cost says where it is lost."
-        )
-        return Verdict("worse", "Below its own pruned classifier", text)
-    if labels is not None and _below(labels):
-        text = (
-            f"Label accuracy of the full defence, which corrects what it flags, is {_standing(labels)} that of its own "
-            f"S2AP-pruned classifier: {_change(labels)}. To be flagged does not count here. {robust} ".rstrip()
-            + " Whoever acts on the final labels gets more right ones under attack from that classifier alone."
-        )
-        return Verdict("worse", "Labels below those of its own pruned classifier", text)
-    held, bare = evaluation.worst_case.robust_accuracy, evaluation.bare_worst_case.robust_accuracy
-    if held <= bare:
-        text = f"In the worst case {percent(held)} of the images hold with the defence and {percent(bare)} without it."
-        return Verdict("doubtful", "No gain over the bare classifier", text)
-    text = (
-        "It raises the cost of transfer and off-the-shelf attacks, with calibrated false alarms. The figures are upper "
-        "bounds under the attacks that were run; nobody has proved them."
-    )
-    return Verdict("measured", "Measured, and no sanity check failed", text)
 
 
 def headline(evaluation: Evaluation) -> str:
-    """The worst case in one line; where it says nothing of an attacker that knows the defence, that stands first."""
-    worst, options = evaluation.worst_case, evaluation.configuration
-    low, high = worst.robust_accuracy_interval
+    """Both figures in one line; where they say nothing of an attacker that knows the defence, that stands first."""
+    worst, clean, options = evaluation.worst_case, evaluation.clean, evaluation.configuration
+    aimed = "" if labels_attacked(evaluation) else ", not attacked for"
     figure = (
-        f"{percent(worst.robust_accuracy)} (95 % interval {percent(low)} to {percent(high)}); bare classifier "
-        f"{percent(evaluation.bare_worst_case.robust_accuracy)}; final label right under every attack "
-        f"{percent(worst.label_accuracy)}{'' if labels_attacked(evaluation) else ' (not attacked for)'}"
+        f"label right {_with_interval(worst.label_accuracy, worst.label_accuracy_interval, aimed)}, right or flagged "
+        f"{_with_interval(worst.robust_accuracy, worst.robust_accuracy_interval)}; without attack "
+        f"{percent(clean.accuracy)} right, {percent(clean.flagged)} flagged"
     )
     where = f"worst case of {count_in_words(evaluation)}, {options.samples} images, l_inf eps {options.eps:g}"
     if evaluation.masked:
-        return f"NO MEASURE OF ROBUSTNESS, gradients are masked; {where}: not broken {figure}"
+        return f"NO MEASURE OF ROBUSTNESS, gradients are masked; {where}: {figure}"
     if not informed(evaluation):
-        return f"NO ATTACKER KNEW THE DEFENCE; {where}: not broken {figure}"
-    return f"robust accuracy, {where}: {figure}"
+        return f"NO ATTACKER KNEW THE DEFENCE; {where}: {figure}"
+    return f"{where}: {figure}"
 
 
 def caveats(evaluation: Evaluation) -> tuple[str, ...]:
@@ -135,26 +59,6 @@ def caveats(evaluation: Evaluation) -> tuple[str, ...]:
     if short:
         found.append(f"Not run on all {options.samples} images, and not in the worst case: {', '.join(short)}.")
     return tuple(found)
-
-
-def cost_in_words(cost: PartCost) -> str:
-    """What one part of the chain does to a figure, beyond noise (p < .05) or not."""
-    effect = cost.effect
-    if not _beyond(effect):
-        return f"{cost.part}: changes {cost.measure} by no more than noise, {_change(effect)}"
-    verb = "LOWERS" if effect.difference < 0 else "raises"
-    return f"{cost.part}: {verb} {cost.measure} beyond noise, {_change(effect)}"
-
-
-def robust_against_pruned(evaluation: Evaluation) -> str:
-    """Whether the file holds more or less than its own pruned classifier, beyond noise or not; empty: unmeasured."""
-    effect = evaluation.against_pruned
-    if effect is None:
-        return ""
-    return (
-        f"Robust accuracy of the full defence is {_standing(effect)} that of its own S2AP-pruned, adversarially "
-        f"trained classifier: {_change(effect)}. An image that is flagged, or not answered, counts as held."
-    )
 
 
 def search_in_words(evaluation: Evaluation) -> str:
@@ -247,37 +151,5 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _labels_against_pruned(evaluation: Evaluation) -> PairedDifference | None:
-    """Label accuracy of a file that corrects against that of its own pruned classifier; None: not that, or unmeasured.
-
-    The pair is of the row that corrects. That row is the file where it has the file's label accuracy: a file that
-    rejects has no image right that one that corrects has not, so equal shares are the same images.
-    """
-    for cost in evaluation.costs:
-        served = cost.effect.after == evaluation.worst_case.label_accuracy
-        if cost.part == _INSTEAD_OF_PRUNED and cost.measure == LABELS and served:
-            return cost.effect
-    return None
-
-
-def _below(effect: PairedDifference | None) -> bool:
-    return effect is not None and effect.difference < 0 and _beyond(effect)
-
-
-def _beyond(effect: PairedDifference) -> bool:
-    return effect.p_value < NOISE
-
-
-def _standing(effect: PairedDifference) -> str:
-    if not effect.difference:
-        return "level with"
-    return f"{'BELOW' if effect.difference < 0 else 'above'}, {'beyond' if _beyond(effect) else 'within'} noise,"
-
-
-def _change(effect: PairedDifference) -> str:
-    low, high = effect.interval
-    return (
-        f"from {percent(effect.before)} to {percent(effect.after)} ({100 * effect.difference:+.1f} points, 95 % "
-        f"interval {100 * low:+.1f} to {100 * high:+.1f}; of {effect.samples} images {effect.gained} gained, "
-        f"{effect.lost} lost; exact McNemar p = {effect.p_value:.2g})"
-    )
+def _with_interval(value: float, ends: tuple[float, float], remark: str = "") -> str:
+    return f"{percent(value)} (95 % interval {percent(ends[0])} to {percent(ends[1])}{remark})"
