@@ -192,7 +192,7 @@ def tables_in_graph(test: SequentialTest) -> dict[str, Float32 | Float64]:
         "vote_weights": test.vote_weights,
     }
     if test.answer == "mixed":
-        found |= {"jury_share": np.array(test.jury_share), "amplification": np.array(test.amplification)}
+        found |= {"jury_share": np.array([test.jury_share]), "amplification": np.array([test.amplification])}
     for i, signal in enumerate(test.signals):
         found |= {f"signal_{i}_edges": signal.edges, f"signal_{i}_increments": signal.increments}
     return found
