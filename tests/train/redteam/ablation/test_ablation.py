@@ -12,32 +12,41 @@ from tests.train.toy_purifiers import EPS, STRONG, Denoiser, two_halves, upper_h
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_train.adaptive import AdaptiveBudget
+from s2ap_train.adaptive.objectives import classifier_objective
+from s2ap_train.adaptive.plans import Descent
 from s2ap_train.adaptive.purified import UnflaggingSystem, variant_view
 from s2ap_train.adaptive.systems import never_flagged
 from s2ap_train.data import ImageSet
 from s2ap_train.jobs import Store
 from s2ap_train.purifier import hadamard_bank
 from s2ap_train.purifier.variants import off, purification
-from s2ap_train.redteam.ablation.ablation import ablation_jobs, attack_row, judge_row, measure_ablation, row_budget
-from s2ap_train.redteam.ablation.ablation_rows import (
+from s2ap_train.redteam.ablation.ablation import (
+    Effort,
+    ablation_jobs,
+    attack_row,
+    joined_rows,
+    judge_row,
+    measure_ablation,
+)
+from s2ap_train.redteam.ablation.ablation_rows import Row, open_row, rows_of, served_row
+from s2ap_train.redteam.ablation.costs import BASELINES, comparisons, part_costs
+from s2ap_train.redteam.ablation.names import (
     ADVERSARIAL,
     BARE,
-    DETECTOR,
+    CONFIDENCE,
     FULL,
+    JURY,
     PRUNED,
-    PURIFIER,
-    VOTE,
+    UNFLAGGED,
+    UNPURIFIED,
     WIDER,
-    open_row,
-    rows_of,
-    served_row,
 )
-from s2ap_train.redteam.ablation.chains import purified_plan
-from s2ap_train.redteam.ablation.costs import LABELS, ROBUST, against_pruned, part_costs
 from s2ap_train.redteam.attacks.attack import Task
+from s2ap_train.redteam.rows import effect_of
 from s2ap_train.redteam.target import Target
 
 BUDGET = AdaptiveBudget(steps=4, cheap_steps=6, restarts=1, targets=1)
+LEAST = Effort(descents=1, steps=6)
 
 
 def task_of(data, eps=EPS, **known):
@@ -54,14 +63,19 @@ def toy(config=None, honest=True):
         view=view,
         classify=lambda images: upper_half(images).log_softmax(1),
         purifies=config is not None,
-        **({} if config is None else {"plan": purified_plan}),
+        **({} if config is None else {"plan": through_the_purifier}),
     )
+
+
+def through_the_purifier(budget):
+    """One descent, of the kind that breaks what the purifier is attacked for here."""
+    return [Descent(classifier_objective("cross_entropy"), "exact", "random")] * 4
 
 
 def measured(target, data, *others, eps=EPS):
     task = task_of(data, eps, **{str(i): images for i, images in enumerate(others)})
-    own = attack_row(target, task).images
-    return own, judge_row(target, [task], own, others)
+    own = attack_row(target, task, LEAST).images
+    return own, judge_row(target, [task], own, others, LEAST)
 
 
 def test_the_row_with_the_purifier_is_attacked_through_it():
@@ -69,9 +83,9 @@ def test_the_row_with_the_purifier_is_attacked_through_it():
     data = two_halves((0.05, 0.2), lower=0.08)
     _, bare = measured(toy(), data)
     _, purified = measured(toy(replace(STRONG, radius=0.5)), data)
-    assert (bare.row.robust_accuracy, purified.row.oblivious_accuracy) == (0.5, 1.0)
-    assert (purified.row.clean_accuracy, purified.row.robust_accuracy) == (1.0, 0.0)
-    np.testing.assert_array_equal(bare.right, np.resize([False, False, True, True], 12))
+    assert (bare.row.worst_case.robust_accuracy, purified.row.oblivious_accuracy) == (0.5, 1.0)
+    assert (purified.row.clean_accuracy, purified.row.worst_case.robust_accuracy) == (1.0, 0.0)
+    np.testing.assert_array_equal(bare.kept, np.resize([False, False, True, True], 12))
 
 
 def test_what_breaks_one_row_is_tried_on_the_other():
@@ -79,12 +93,12 @@ def test_what_breaks_one_row_is_tried_on_the_other():
     data, weak = two_halves(0.05), toy(replace(STRONG, radius=0.001))
     found, _ = measured(weak, data)
     nothing, alone = measured(toy(), data, eps=0.0)
-    assert alone.right.all()
+    assert alone.kept.all()
     assert np.array_equal(nothing, data.images)
-    both = judge_row(toy(), [task_of(data, 0.0)], nothing, [found])
-    assert not both.right.any()
-    assert both.row.robust_accuracy == both.row.label_accuracy == 0.0
-    started = attack_row(weak, task_of(data, 0.0, other=found)).images
+    both = judge_row(toy(), [task_of(data, 0.0)], nothing, [found], LEAST)
+    assert not both.kept.any()
+    assert both.row.worst_case.robust_accuracy == both.row.worst_case.label_accuracy == 0.0
+    started = attack_row(weak, task_of(data, 0.0, other=found), LEAST).images
     assert weak.system(started, data.labels).success.all(), "what is known is a start"
 
 
@@ -113,46 +127,62 @@ def test_a_row_counts_by_image_the_worst_of_everything():
     own, other = grey.copy(), grey.copy()
     own[1], own[2] = 0.5, 0.4  # flagged with a wrong label; won
     other[3] = 0.3  # nothing
-    row = judge_row(flat, [task], own, [other], note="a note")
-    assert row.right.tolist() == [True, True, False, True]
+    row = judge_row(flat, [task], own, [other], Effort(7, 50), note="a note")
+    assert row.kept.tolist() == [True, True, False, True]
     assert row.label_right.tolist() == [True, False, False, True]
+    assert row.clean_right.tolist() == [True] * 4
     found = row.row
     assert (found.name, found.note, found.milliseconds) == ("flat", "a note", None)
-    assert (found.clean_accuracy, found.oblivious_accuracy, found.robust_accuracy) == (1.0, 1.0, 0.75)
-    assert (found.label_accuracy, found.clean_flagged, found.flagged, found.members_used) == (0.5, 0.0, 0.25, 3.0)
-    assert found.interval == pytest.approx((0.1941, 0.9937), abs=1e-4)  # Clopper-Pearson of 3 of 4
+    assert (found.clean_accuracy, found.oblivious_accuracy, found.worst_case.robust_accuracy) == (1.0, 1.0, 0.75)
+    assert (found.worst_case.label_accuracy, found.clean_flagged, found.flagged, found.members_used) == (
+        0.5,
+        0.0,
+        0.25,
+        3.0,
+    )
+    assert (found.descents, found.steps) == (7, 50)
+    # Clopper-Pearson of 3 and of 2 of 4
+    assert found.worst_case.robust_accuracy_interval == pytest.approx((0.1941, 0.9937), abs=1e-4)
+    assert found.worst_case.label_accuracy_interval == pytest.approx((0.0676, 0.9324), abs=1e-4)
     other[3] = 0.7
-    assert judge_row(flat, [task], own, [other]).right.tolist() == [True, True, False, False]
+    assert judge_row(flat, [task], own, [other], LEAST).kept.tolist() == [True, True, False, False]
 
 
-def names(rows):
-    return [row.name for row in rows]
-
-
-def test_the_rows_are_the_chains_of_the_file_and_the_networks_that_are_there(tiny_model_path, tiny_stages):
+def test_the_rows_are_the_baselines_in_the_file_its_chains_and_the_networks_that_are_there(
+    tiny_model_path, tiny_stages
+):
     network = tiny_stages[2][0]
-    rows = rows_of(tiny_model_path, {WIDER: network, PRUNED: network})
-    assert names(rows) == [BARE, PRUNED, PURIFIER, DETECTOR, VOTE, "full, reject", "full, correct", WIDER]
-    assert ADVERSARIAL not in names(rows)
-    assert {row.name: row.same_as for row in rows if row.same_as} == {"full, reject": "full, correct"}
-    assert names(rows_of(tiny_model_path, {})) == [BARE, PURIFIER, DETECTOR, VOTE, *FULL.values()]
+    rows = rows_of(tiny_model_path, {WIDER: network}, threshold=-0.5)
+    first, last = [BARE, PRUNED, CONFIDENCE], [*FULL.values(), WIDER]
+    assert names(rows) == [*first, JURY, UNFLAGGED, UNPURIFIED, *last]
+    assert names(rows_of(tiny_model_path, {ADVERSARIAL: network}))[:3] == [BARE, ADVERSARIAL, PRUNED]
+    assert {row.name: row.same_as for row in rows if row.same_as} == {FULL[False]: FULL[True]}
+    assert {row.name for row in rows if len(row.goals) > 1} == {UNPURIFIED, FULL[True]}, (
+        "flags make labels another goal"
+    )
+    with_flags = {row.name: row for row in rows}
+    assert with_flags[PRUNED].stage == with_flags[CONFIDENCE].stage
+    assert with_flags[CONFIDENCE].decides != with_flags[PRUNED].decides
+
+
+def test_the_first_juror_is_the_first_member_that_is_one(tiny_model_path, random_images):
+    file = open_model_file(tiny_model_path)
+    place = [member.role for member in file.manifest.members].index("juror")
+    (row,) = (row for row in rows_of(tiny_model_path, {}) if row.name == PRUNED)
+    labels = np.zeros(len(random_images), dtype=np.int64)
+    with torch.no_grad():
+        member = open_row(Row(UNPURIFIED, tiny_model_path)).view(torch.from_numpy(random_images), "none", None)[1][
+            place
+        ]
+    np.testing.assert_array_equal(open_row(row).system(random_images, labels).label, member.argmax(1).numpy())
 
 
 def test_of_a_file_that_rejects_the_correcting_chain_is_the_one_that_is_not_served(abstaining_model_path):
-    assert served_row(open_model_file(abstaining_model_path)) == "full, reject"
+    assert served_row(open_model_file(abstaining_model_path)) == FULL[False]
     rows = {row.name: row for row in rows_of(abstaining_model_path, {})}
-    assert rows["full, correct"].same_as == "full, reject"
-    assert rows["full, reject"].same_as is None
-
-
-def test_a_row_that_is_a_network_answers_as_its_stage(tiny_model_path, tiny_stages, random_images):
-    rows = {row.name: row for row in rows_of(tiny_model_path, {PRUNED: tiny_stages[2][3]})}
-    labels = np.zeros(len(random_images), dtype=np.int64)
-    pruned, bare = (open_row(rows[name]).system(random_images, labels).label for name in (PRUNED, BARE))
-    with torch.no_grad():
-        member = open_row(rows[DETECTOR]).view(torch.from_numpy(random_images), "none", None)[1][3]
-    np.testing.assert_array_equal(pruned, member.argmax(1).numpy())
-    assert (pruned != bare).any()
+    assert rows[FULL[False]].same_as is None
+    if FULL[True] in rows:
+        assert rows[FULL[True]].same_as == FULL[False]
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +195,7 @@ def small(random_images):
 
 
 def test_an_ablation_is_measured_kept_and_not_made_again(tiny_model_path, tiny_stages, small, tmp_path):
-    rows = rows_of(tiny_model_path, {PRUNED: tiny_stages[2][0]})
+    rows = rows_of(tiny_model_path, {WIDER: tiny_stages[2][0]}, threshold=-2.0)
     images = np.concatenate([task.data.images for task in small])
     results, told = [], []
     for _ in range(2):
@@ -175,6 +205,7 @@ def test_an_ablation_is_measured_kept_and_not_made_again(tiny_model_path, tiny_s
                 rows,
                 small,
                 attacked={FULL[True]: [images]},
+                effort=Effort(descents=9, steps=1),
                 store=Store(tmp_path, "key"),
                 reporter=Reporter(Console(file=text, width=200)),
                 workers=1,
@@ -182,39 +213,52 @@ def test_an_ablation_is_measured_kept_and_not_made_again(tiny_model_path, tiny_s
         )
         told.append(text.getvalue())
     first, second = results
-    assert "12 of" not in told[0]
-    assert "ablation: 10 of 10 reused" in told[1], "five rows in two parts; the whole chain was attacked already"
-    assert list(first.rows) == names(rows)
-    assert set(first.found) == {BARE, PRUNED, PURIFIER, DETECTOR, VOTE}
-    for name, row in first.rows.items():
-        np.testing.assert_array_equal(row.right, second.rows[name].right)
-        assert row.right.shape == row.label_right.shape == (10,)
-        assert row.row.robust_accuracy <= row.row.oblivious_accuracy
+    # seven rows in two parts, one of them and the served file for a wrong label as well; the latter was misled already
+    assert "ablation: 18 of 18 reused" in told[1]
+    assert list(first) == names(rows)
+    for name, row in first.items():
+        np.testing.assert_array_equal(row.kept, second[name].kept)
+        assert row.kept.shape == row.label_right.shape == row.clean_right.shape == (10,)
+        assert row.row.worst_case.label_accuracy <= row.row.worst_case.robust_accuracy <= row.row.oblivious_accuracy
+        assert row.row.descents >= 9, "equal effort"
+        assert row.row.steps == 1
         assert row.row.milliseconds > 0
-    reject, correct = (first.rows[name] for name in FULL.values())
-    np.testing.assert_array_equal(reject.right, correct.right)
-    milliseconds = {name: row.row.milliseconds for name, row in first.rows.items()}
-    assert milliseconds[BARE] < min(milliseconds[name] for name in (PURIFIER, DETECTOR, VOTE, *FULL.values()))
-    assert max(milliseconds[BARE], milliseconds[PRUNED]) < milliseconds[VOTE], "seven networks against one"
-    assert first.rows[VOTE].row.members_used == 6
-    assert first.rows[VOTE].row.note.endswith("; attacked with 1 of 2 restarts")
-    assert not any("restarts" in first.rows[name].row.note for name in (BARE, PRUNED, *FULL.values()))
+    reject, correct = (first[name] for name in FULL.values())
+    np.testing.assert_array_equal(reject.kept, correct.kept)
+    np.testing.assert_array_equal(first[CONFIDENCE].label_right, first[PRUNED].label_right)
+    assert (first[CONFIDENCE].kept >= first[PRUNED].kept).all(), "a flag loses nothing"
+    costs = {name: row.row.cost for name, row in first.items()}
+    assert costs[BARE] == costs[PRUNED] == costs[CONFIDENCE] == 1.0, "all networks of this file are alike"
+    assert costs[JURY] == sum(bool(member.vote_weight) for member in open_model_file(tiny_model_path).manifest.members)
+    assert costs[FULL[True]] > costs[UNPURIFIED] > 1.0
+    assert max(first[name].row.milliseconds for name in (BARE, PRUNED)) < first[FULL[True]].row.milliseconds
 
 
-def test_chains_get_a_third_of_the_restarts_and_a_purifier_alone_as_many_steps_as_its_classifier():
-    budget = AdaptiveBudget(steps=5, cheap_steps=7, restarts=4)
-    network, purified = toy(), toy(STRONG)
-    assert row_budget(network, budget) == budget
-    assert row_budget(purified, budget) == replace(budget, restarts=2, steps=7)
-    assert row_budget(replace(network, members=3), budget) == replace(budget, restarts=2)
-    quick = replace(budget, thorough=False, restarts=1)
-    assert row_budget(purified, quick) == quick
+@pytest.mark.parametrize(
+    ("descents", "steps", "restarts", "expected"),
+    [(12, 50, 1, (12, 50)), (13, 50, 1, (16, 50)), (3, 20, 1, (4, 30)), (4, 20, 5, (4, 30))],
+)
+def test_no_row_is_attacked_with_fewer_descents_or_steps_than_the_file(descents, steps, restarts, expected):
+    # the plan of a bare classifier with one target has four descents, each of the cheap steps
+    budget = AdaptiveBudget(steps=20, cheap_steps=30, restarts=restarts, targets=1)
+    found = Effort(descents, steps).budget(toy(), budget)
+    assert (4 * found.restarts, found.cheap_steps) == expected
+    assert Effort.of(toy(), found) == Effort(*expected)
 
 
-def test_what_decides_a_job_is_its_network_its_images_and_what_was_known(tiny_model_path, tiny_stages, small):
-    def decides(network, known):
-        rows = rows_of(tiny_model_path, {PRUNED: network})
-        return [job.decides for job in ablation_jobs(rows, small, attacked={FULL[True]: [known]}) if PRUNED in job.name]
+def test_the_effort_of_a_plan_counts_the_longest_descent():
+    budget = AdaptiveBudget(steps=20, cheap_steps=30, restarts=3, targets=1)
+    assert Effort.of(toy(STRONG), budget) == Effort(12, 20)
+    assert Effort.of(toy(), budget) == Effort(12, 30)
+
+
+def test_what_decides_a_job_is_its_network_its_images_its_effort_and_what_was_known(
+    tiny_model_path, tiny_stages, small
+):
+    def decides(network, known, effort=LEAST):
+        rows = rows_of(tiny_model_path, {WIDER: network})
+        jobs = ablation_jobs(rows, small, attacked={FULL[True]: [known]}, effort=effort)
+        return [job.decides for job in jobs if WIDER in job.name]
 
     images = np.concatenate([task.data.images for task in small])
     whole = decides(tiny_stages[2][0], images)
@@ -223,35 +267,72 @@ def test_what_decides_a_job_is_its_network_its_images_and_what_was_known(tiny_mo
     assert whole == decides(tiny_stages[2][0], images.copy())
     assert not set(whole) & set(decides(tiny_stages[2][1], images))
     assert not set(whole) & set(decides(tiny_stages[2][0], 1 - images))
+    assert not set(whole) & set(decides(tiny_stages[2][0], images, Effort(2, 6)))
 
 
 def test_every_job_starts_from_its_own_part_of_what_is_known(tiny_model_path, small):
     images = np.concatenate([task.data.images for task in small]) * 0.5
-    jobs = ablation_jobs(rows_of(tiny_model_path, {})[:1], small, attacked={FULL[True]: [images]})
+    jobs = ablation_jobs(rows_of(tiny_model_path, {})[:1], small, attacked={FULL[True]: [images]}, effort=LEAST)
     for job, part in zip(jobs, (slice(0, 6), slice(6, 10)), strict=True):
-        _, task = job.arguments({})
+        _, task, _, _ = job.arguments({})
         np.testing.assert_array_equal(task.known["0"], images[part])
 
 
-def test_costs_compare_rows_image_by_image():
-    row = judge_row(toy(), [task_of(two_halves(0.2), 0.0)], two_halves(0.2).images, [])
-
-    def with_right(robust, labels):
-        return replace(row, right=np.arange(20) < robust, label_right=np.arange(20) < labels)
-
-    rows = {BARE: with_right(2, 2), PURIFIER: with_right(8, 8), PRUNED: with_right(14, 14)}
-    rows |= {FULL[False]: with_right(18, 6), FULL[True]: with_right(18, 12)}
-    found = {(cost.part, cost.measure): cost.effect for cost in part_costs(rows)}
-    assert set(found) == {
-        ("purifier in front of the classifier", ROBUST),
-        ("full defence instead of its S2AP-pruned classifier", ROBUST),
-        ("full defence instead of its S2AP-pruned classifier", LABELS),
-        ("correction instead of rejection", LABELS),
+def test_a_row_that_was_misled_already_is_attacked_for_its_other_goals_alone(small):
+    rows = [Row("a", "x", goals=("mislead", "wrong label")), Row("b", "x"), Row("c", "x", same_as="a")]
+    images = np.concatenate([task.data.images for task in small])
+    jobs = {job.name: job for job in ablation_jobs(rows, small, attacked={"a": [images]}, effort=LEAST)}
+    assert list(jobs) == [f"{what}, part {part}" for what in ("a for a wrong label", "b") for part in (1, 2)]
+    done = {name: Answered(np.full((2, 1, 4, 4), i, np.float32)) for i, name in enumerate(jobs)}
+    found = joined_rows(rows, 2, done, attacked={"a"})
+    assert {name: [x[:, 0, 0, 0].tolist() for x in images] for name, images in found.items()} == {
+        "a": [[0, 0, 1, 1]],
+        "b": [[2, 2, 3, 3]],
     }
-    effect = found["purifier in front of the classifier", ROBUST]
-    assert (effect.before, effect.after, effect.gained, effect.lost) == (0.1, 0.4, 6, 0)
-    assert found["full defence instead of its S2AP-pruned classifier", LABELS].difference == pytest.approx(-0.1)
-    assert found["correction instead of rejection", LABELS].difference == pytest.approx(0.3)
-    pair = against_pruned(rows, FULL[True])
-    assert (pair.before, pair.after) == (0.7, 0.9)
-    assert against_pruned({BARE: rows[BARE]}, FULL[True]) is None
+    del done["b, part 2"]
+    assert list(joined_rows(rows, 2, done, attacked={"a"})) == ["a"]
+
+
+class Answered:
+    def __init__(self, images):
+        self.images = images
+
+
+def known_rows():
+    """Ten images a step: each row has its first ones."""
+    row = judge_row(toy(), [task_of(two_halves(0.2), 0.0)], two_halves(0.2).images, [], LEAST)
+
+    def with_right(label, kept, clean=20):
+        first = np.arange(20)
+        return replace(row, clean_right=first < clean, label_right=first < label, kept=first < kept)
+
+    rows = {BARE: with_right(2, 2), PRUNED: with_right(14, 14, 16), CONFIDENCE: with_right(14, 17, 16)}
+    return rows | {FULL[False]: with_right(6, 18), FULL[True]: with_right(12, 18, 19)}
+
+
+def test_costs_compare_rows_image_by_image():
+    found = {(cost.part, cost.measure): cost.effect for cost in part_costs(known_rows(), FULL[True])}
+    assert set(found) == {
+        ("least confident flagged, added to the robust classifier", "right or flagged"),
+        ("correction instead of rejection", "label right"),
+    }
+    effect = found["least confident flagged, added to the robust classifier", "right or flagged"]
+    assert (effect.before, effect.after, effect.gained, effect.lost) == (0.7, 0.85, 3, 0)
+    assert found["correction instead of rejection", "label right"].difference == pytest.approx(0.3)
+
+
+def test_the_served_file_is_compared_with_every_baseline_in_every_figure():
+    rows = known_rows()
+    found = comparisons(rows, FULL[True])
+    assert [one.baseline for one in found[::3]] == [name for name in BASELINES if name in rows]
+    label = effect_of(found, PRUNED, "label right")
+    assert (label.before, label.after, label.lost) == (0.7, 0.6, 2)
+    assert effect_of(found, PRUNED, "clean accuracy").difference == pytest.approx(0.15)
+    assert effect_of(found, CONFIDENCE, "right or flagged").gained == 1
+    assert effect_of(found, WIDER, "label right") is None
+    assert effect_of(comparisons(rows, FULL[False]), PRUNED, "label right").after == 0.3
+    assert comparisons({BARE: rows[BARE]}, FULL[True]) == ()
+
+
+def names(rows):
+    return [row.name for row in rows]

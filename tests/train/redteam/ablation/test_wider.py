@@ -1,31 +1,64 @@
 """A plain classifier that costs what the defence costs."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
+from s2ap_defend.sequential import SequentialTest, StageAnswers
 from s2ap_train.models import SmallCNN, create
 from s2ap_train.models.cost import flops
 from s2ap_train.recipe import load_recipe
+from s2ap_train.redteam.ablation.compute import StageFlops, clean_flops, file_flops
 from s2ap_train.redteam.ablation.wider import defence_flops, wider_classifier, wider_network
 from s2ap_train.storage.parts import PartStore
 
 SHAPE = (1, 8, 8)
 
 
-def test_the_cost_of_a_defence_is_that_of_its_stages_and_of_whole_waves_of_members(tiny_model_path):
-    # Waves of 2, 3 and 1: whoever asks three members pays five. All seven networks are alike.
-    network = flops(SmallCNN(1, 10, (4, 6, 6, 8), 8), SHAPE)
+def test_the_cost_of_a_defence_is_that_of_its_stages_and_of_whole_waves_of_members(tiny_model_path, random_images):
+    network = flops(SmallCNN(1, 10, (4, 6, 6, 8), 8), SHAPE)  # all networks of this file are alike
     file = open_model_file(tiny_model_path)
-    costs = [defence_flops(file, np.array(used)) for used in ([2], [3], [5], [6], [1, 6])]
-    assert np.diff(costs[:4]).tolist() == [3 * network, 0, network]
-    assert costs[4] == (costs[0] + costs[3]) / 2
-    assert costs[0] > 3 * network, "a purifier comes before the classifier and two members"
+    stages = file_flops(file)
+    assert stages.classifier == network
+    assert stages.members.tolist() == [network] * len(file.manifest.members)
+    assert stages.purifier > network
+    waves = np.cumsum(file.manifest.test.waves)
+    used = DefendedClassifier.load(tiny_model_path, device="cpu", threads=1)(random_images).members_used
+    asked = waves[np.searchsorted(waves, used)]  # whoever asks one member of a wave pays the wave
+    assert (asked > used).any()
+    found = defence_flops(file, random_images)
+    if file.manifest.decision.purify == "always":
+        assert found == pytest.approx(stages.purifier + network * (1 + asked.mean()))
+
+
+def test_where_only_the_suspicious_are_purified_the_classifier_is_asked_again_for_them():
+    # Members 1 and 2, one a wave, the first the opening; clean where it agrees with class 0 of the raw classifier.
+    test = SequentialTest(
+        evidence="margin",
+        edges=np.full((2, 1), 1e-4, dtype=np.float32),
+        increments=np.array([[-1.0, 2.0]] * 2),
+        lower=np.array([-1.0, -np.inf]),
+        upper=np.array([np.inf, 1.5]),
+        final_threshold=np.inf,
+        waves=(1, 1),
+        vote_weights=np.ones(2),
+        answer="accurate",
+    )
+    zero, one = (np.log(np.array([p, 1 - p], dtype=np.float32)) for p in (0.9, 0.1))
+    said = StageAnswers(
+        classifier=np.stack([zero, zero]), members=np.array([[zero, one], [zero, one]]), on_raw=np.stack([zero, zero])
+    )
+    # the first image is accepted raw: classifier and first member; the second pays purifier, classifier and both
+    assert clean_flops(StageFlops(1000, 100, np.array([10, 1])), test, said) == (110 + 1000 + 200 + 11) / 2
+    always = replace(said, on_raw=None)
+    assert clean_flops(StageFlops(1000, 100, np.array([10, 1])), test, always) == (1110 + 1111) / 2
 
 
 @pytest.mark.parametrize("wanted", [2e5, 3e6])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
@@ -120,13 +120,13 @@ def ablation_jobs(
     until: float | None = None,
     at: str = "",
 ) -> list[ResumableJob]:
-    """Attacks on every row that is neither attacked already nor broken exactly where another is.
+    """Attacks on every row that is not broken exactly where another is, for every goal that nobody attacked it for.
 
     Args:
         rows: The rows.
         tasks: Shards of the images, in order.
-        attacked: Images [N, C, H, W] that were found already, by row, those of the attack that knows everything of it
-            last; every other row starts from all of them.
+        attacked: Images [N, C, H, W] that were found already by attacks that mislead, by row, those of the attack that
+            knows everything of it last; every row starts from all of them.
         effort: Of every attack, at the least.
         until: Time after which none is begun.
         at: What tells these jobs from others of the same rows, such as another eps.
@@ -143,8 +143,7 @@ def ablation_jobs(
             until=until,
         )
         for row in rows
-        if row.name not in attacked and row.same_as is None
-        for goal in row.goals
+        for goal in _goals(row, attacked)
         for number, (task, shard) in enumerate(zip(tasks, _shards(tasks), strict=True))
     ]
 
@@ -180,8 +179,8 @@ def measure_ablation(
     """
     attacks = ablation_jobs(rows, tasks, attacked=attacked, effort=effort, until=until)
     done = run_resumable(attacks, store, reporter, title="ablation", workers=workers)
-    found = joined_rows(rows, len(tasks), done)
-    own = {name: images[-1] for name, images in attacked.items()} | {name: images[0] for name, images in found.items()}
+    found = joined_rows(rows, len(tasks), done, attacked=attacked)
+    own = {name: images[0] for name, images in found.items()} | {name: images[-1] for name, images in attacked.items()}
     own |= {row.name: own[row.same_as] for row in rows if row.same_as in own}
     pool = [images for known in (*attacked.values(), *found.values()) for images in known]
     able = [row for row in rows if row.name in own]
@@ -219,14 +218,22 @@ def _work(row: Row, done: Done, effort: Effort) -> Effort:
     return effort if found is None else Effort(found.notes["descents"], found.notes["steps"])
 
 
-def joined_rows(rows: Sequence[Row], shards: int, done: Done, at: str = "") -> dict[str, list[Float32]]:
-    """Images of all shards, by row, for each of its goals; a row of which a shard is missing is left out."""
+def joined_rows(
+    rows: Sequence[Row], shards: int, done: Done, *, attacked: Collection[str] = (), at: str = ""
+) -> dict[str, list[Float32]]:
+    """Images of all shards, by row, for each goal of its attacks; a row of which a shard is missing is left out."""
     found = {}
     for row in rows:
-        names = [[_job_name(row.name, goal, number, at) for number in range(shards)] for goal in row.goals]
-        if all(name in done for parts in names for name in parts):
+        goals = _goals(row, attacked)
+        names = [[_job_name(row.name, goal, number, at) for number in range(shards)] for goal in goals]
+        if goals and all(name in done for parts in names for name in parts):
             found[row.name] = [np.concatenate([done[name].images for name in parts]) for parts in names]
     return found
+
+
+def _goals(row: Row, attacked: Collection[str]) -> list[Goal]:
+    """What a row is still to be attacked for; rows that were `attacked` were misled already."""
+    return [goal for goal in row.goals if row.same_as is None and not (goal == "mislead" and row.name in attacked)]
 
 
 def _job_name(row: str, goal: Goal, number: int, at: str = "") -> str:

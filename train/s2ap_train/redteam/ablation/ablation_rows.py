@@ -42,6 +42,7 @@ _NOTES = {
     UNPURIFIED: "the file's alarm boundary was calibrated with the purifier",
     WIDER: "trained as the adversarial one, its learning rate divided by the factor of the width; not tuned further",
 }
+_FLAGGING: tuple[Goal, ...] = ("mislead", "wrong label")
 _TIMED = 64  # images
 _NOT_SERVED = (
     "what is flagged, and so what the attacker wins, is as in the served file; timed as stages one after the other"
@@ -104,9 +105,9 @@ def rows_of(model: Path, networks: Mapping[str, ModelProto], threshold: float | 
     # a test that waits for the vote answers as the whole jury does
     chains.append(Row(UNFLAGGED, model, same_as=JURY if test.await_vote else None))
     if not file.manifest.purifier.off:
-        chains.append(Row(UNPURIFIED, model, goals=("mislead", "wrong label"), note=_NOTES[UNPURIFIED]))
+        chains.append(Row(UNPURIFIED, model, goals=_FLAGGING, note=_NOTES[UNPURIFIED]))
     whole = [
-        Row(name, model) if name == served else Row(name, model, note=_NOT_SERVED, same_as=served)
+        Row(name, model, goals=_FLAGGING) if name == served else Row(name, model, note=_NOT_SERVED, same_as=served)
         for correct, name in FULL.items()
         if votes or not correct
     ]

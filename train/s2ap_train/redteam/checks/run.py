@@ -125,7 +125,7 @@ def _compared(setup: Setup, plan: Plan, networks: Networks, data_name: str) -> l
 
 def _kept_at_half(setup: Setup, rows: Sequence[Row], done: Done) -> dict[str, Bool]:
     """Images that single classifiers keep at half the radius [N], by row, where all shards were attacked."""
-    kept, found, data = {}, joined_rows(rows, len(setup.shards()), done, _AT_HALF), setup.data
+    kept, found, data = {}, joined_rows(rows, len(setup.shards()), done, at=_AT_HALF), setup.data
     for row in rows:
         if row.name in found:
             system, (images,) = open_row(row).system, found[row.name]
