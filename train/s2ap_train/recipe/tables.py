@@ -11,6 +11,9 @@ from s2ap_train.settings import Table
 __all__ = ["DecisionGrid", "DecisionRecipe", "EvaluationSettings", "ExportSettings", "MeasureSettings"]
 
 
+Weight = Annotated[float, Field(gt=0, le=1, multiple_of=1 / 256)]
+
+
 class DecisionRecipe(Table):
     """Who answers, and what members see, where calibration does not choose otherwise.
 
@@ -31,7 +34,7 @@ class DecisionRecipe(Table):
     answer: Answer = "mixed"
     jury_share: Annotated[float, Field(ge=0, le=1)] = 0.8
     amplification: Annotated[float, Field(gt=0)] = 3.0
-    juror_weight: Annotated[float, Field(gt=0, le=1, multiple_of=1 / 256)] = 1.0
+    juror_weight: Weight = 1.0
     jurors_see: Sees = "raw"
     sensors_see: Sees = "purified"
     purify: Purify = "always"
@@ -47,6 +50,7 @@ class DecisionGrid(Table):
         samples: Images of the fitting split; fewer where there are not as many.
         steps: Gradient steps of each descent.
         targets: Wrong labels that each is attacked towards.
+        juror_weights: Vote weights of the jurors but the first; every other choice is tried with each.
         jury_shares: Of the mixes that are tried.
         amplifications: Of the mixes; every pair is one.
     """
@@ -54,6 +58,7 @@ class DecisionGrid(Table):
     samples: Annotated[int, Field(ge=10)] = 200
     steps: Annotated[int, Field(ge=1)] = 15
     targets: Annotated[int, Field(ge=1)] = 2
+    juror_weights: Annotated[tuple[Weight, ...], Field(min_length=1)] = (0.25, 1.0)
     jury_shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.6, 0.8, 0.9, 1.0)
     amplifications: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 3.0)
 

@@ -61,13 +61,15 @@ class ChosenDecision:
 
 
 def candidates(decision: DecisionRecipe, grid: DecisionGrid) -> tuple[DecisionRecipe, ...]:
-    """The jury, every mix of the grid, the recipe's own decision, and the classifier; each once."""
+    """The jury and every mix of the grid, with each weight of the jurors, the recipe's own, and the classifier."""
     mixes: list[dict[str, Any]] = [
         {"answer": "mixed", "jury_share": share, "amplification": power}
         for share in grid.jury_shares
         for power in grid.amplifications
     ]
-    tried: list[dict[str, Any]] = [{"answer": "robust"}, *mixes, {}, {"answer": "accurate"}]
+    answers: list[dict[str, Any]] = [{"answer": "robust"}, *mixes]
+    tried = [one | {"juror_weight": weight} for weight in grid.juror_weights for one in answers]
+    tried += [{}, {"answer": "accurate"}]
     return tuple(dict.fromkeys(decision.model_copy(update=one) for one in tried))
 
 
@@ -124,10 +126,16 @@ def choose_decision(
 
 
 def _taken(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple[DecisionRecipe, str]:
-    """The recipe's answer; of mixes the best within its label cost, the jury where none is."""
-    jury = next(one for one in measured if one.decision.answer == "robust")
-    if wanted.answer != "mixed":
-        return wanted, f"The recipe says so: decision.answer is {wanted.answer!r}."
+    """Of juries the one that keeps most labels; of mixes the most accurate one within the label cost of that jury."""
+    juries = [one for one in measured if one.decision.answer == "robust"]
+    jury = max(juries, key=lambda one: (one.label_right.mean(), one.clean_right.mean()))
+    if wanted.answer == "robust":
+        return jury.decision, (
+            f"Of {len(juries)} juries this one keeps the most labels under attack, {jury.label_right.mean():.1%}, with "
+            f"{jury.clean_right.mean():.1%} right without attack."
+        )
+    if wanted.answer == "accurate":
+        return wanted, "The recipe says so: the classifier answers what is not flagged."
     mixes = [one for one in measured if one.decision.answer == "mixed"]
     index, why = chosen_mix(jury, mixes, label_cost=wanted.label_cost)
     return (jury if index is None else mixes[index]).decision, why
