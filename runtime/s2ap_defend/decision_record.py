@@ -52,6 +52,7 @@ class FrontierRow(DecisionSettings):
     """What one choice keeps and costs on the images of a frontier.
 
     Attributes:
+        juror_weight: Vote weight of every juror but the first.
         min_accept: Members that are asked at least before an input is called clean.
         clean_accuracy: Answered and right, without attack.
         clean_flagged: Flagged without attack.
@@ -61,6 +62,7 @@ class FrontierRow(DecisionSettings):
         cost: Floating-point operations of a clean image, as a multiple of the classifier's alone.
     """
 
+    juror_weight: Rate
     min_accept: Positive
     clean_accuracy: Rate
     clean_flagged: Rate

@@ -50,6 +50,7 @@ def decision_data(**changes: object) -> dict[str, Any]:
     """The decision of `manifest_data`, changed."""
     chosen = {"answer": "mixed", "jury_share": 0.75, "amplification": 2.0, "purify": "always"}
     row = chosen | {
+        "juror_weight": 1.0,
         "min_accept": 1,
         "clean_accuracy": 0.95,
         "clean_flagged": 0.04,

@@ -125,6 +125,7 @@ def frontier_row(measured: Measured, *, cost: float) -> FrontierRow:
         jury_share=decision.jury_share,
         amplification=decision.amplification,
         purify=decision.purify,
+        juror_weight=decision.juror_weight,
         min_accept=int(accepting[0]) + 1 if len(accepting) else measured.test.members,
         clean_accuracy=float(measured.clean_right.mean()),
         clean_flagged=float(measured.clean_flagged.mean()),
