@@ -82,8 +82,8 @@ class Frontier(ManifestTable):
         seed: Of the attacks.
         attack: The attacks in words.
         label_cost: Label accuracy that a mix may lose against the jury.
-        robust_classifier: The first juror alone on the same images: clean accuracy, and label accuracy under what was
-            found for the choices.
+        robust_classifier: The first juror alone on the same images: clean accuracy, and label accuracy under an attack
+            of the same work on it and under all that was found for the choices.
         chosen: Index of the row that the file is.
         reason: Why, in a sentence.
         rows: The choices.

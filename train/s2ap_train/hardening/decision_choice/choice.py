@@ -49,7 +49,7 @@ class ChosenDecision:
         decision: Its settings.
         reason: Why, in a sentence.
         compared: Every candidate.
-        attacked: Images that were found for each of them [N, C, H, W].
+        attacked: Images that were found for the first juror alone, then for each of them [N, C, H, W].
         attack: What the attacker did, in words.
     """
 
@@ -82,7 +82,9 @@ def choose_decision(
     *,
     workers: Workers = None,
 ) -> ChosenDecision:
-    """Attack every candidate and take one: the recipe's answer, and of mixes the one that `chosen_mix` takes.
+    """Attack every candidate, and the first juror alone, and take one.
+
+    The recipe says who answers; of juries the one that keeps most labels is taken, of mixes that of `chosen_mix`.
 
     Args:
         recipe: Its `decision` says who shall answer, `decision_choice` what is compared.
@@ -102,24 +104,29 @@ def choose_decision(
     tried = candidates(recipe.decision, grid)
     networks = _Networks.of(recipe, components)
     key = (ATTACK_VERSION, networks.digest, splits.sha256("fit"), len(data), recipe.eps, recipe.seed, budget)
+    wired = [wiring(one, components.roles) for one in tried]
+    alone = Jury((1.0, *(0.0 for _ in components.roles[1:])), (0,), "robust")
     jobs = [
         ResumableJob(
-            name=f"{one.answer} {number}",
+            name=name,
             function=_attacked,
             arguments=lambda _, jury=jury, sees=sees: (networks, sees, jury, work),  # type: ignore[misc]
-            decides=(fingerprint(recipe.purifier), fingerprint(one)),
+            decides=(fingerprint(recipe.purifier), sees, fingerprint(jury)),
         )
-        for number, one in enumerate(tried)
-        for sees, jury in [wiring(one, components.roles)]
+        for name, (sees, jury) in [
+            ("the first juror alone", (wired[0][0], alone)),
+            *((f"{one.answer} {number}", wired[number]) for number, one in enumerate(tried)),
+        ]
     ]
     with one_thread():
         store = Store(work_dir / FOLDER, key)
         done = run_resumable(jobs, store, reporter, title="decisions under attack", workers=workers)
         found = tuple(done[job.name].images for job in jobs)
-        view = networks.view(wiring(tried[0], components.roles)[0])
+        view = networks.view(wired[0][0])
         said = [_ask(view, images) for images in (data.images, *found)]
     measured = [
-        measure(one, wiring(one, components.roles)[1].unflagged(), said[0], said[1:], data.labels) for one in tried
+        measure(one, jury.unflagged(), said[0], said[1:], data.labels)
+        for one, (_, jury) in zip(tried, wired, strict=True)
     ]
     decision, reason = _taken(recipe.decision, measured)
     return ChosenDecision(decision, reason, tried, found, attack_in_words(budget))

@@ -75,6 +75,6 @@ def _in_order(flops: Sequence[float], made: Calibration) -> Float64:
 
 
 def _first_juror(clean: StageAnswers, attacked: Sequence[StageAnswers], data: ImageSet) -> tuple[float, float]:
-    """Clean accuracy of the first juror, and its label accuracy under what was found for the decisions."""
+    """Clean accuracy of the first juror, and its label accuracy under all that was found, its own attack included."""
     right = [said.members[0].argmax(axis=1) == data.labels for said in (clean, *attacked)]
     return float(right[0].mean()), float(np.all(right, axis=0).mean())
