@@ -136,7 +136,7 @@ def write_untrained(path: Path, tables: TestTables, decision: DecisionDescriptio
         purifier=PurifierDescription(
             mode=purification.mode,
             norm=purification.norm,
-            sigmas=purification.sigma,
+            sigmas=purification.sigmas,
             radius=purification.radius,
             steps=purification.steps,
             step_size=purification.step_size,

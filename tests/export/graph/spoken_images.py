@@ -107,7 +107,7 @@ def decisions(draw: st.DrawFn) -> Case:
     if said.on_raw is None:
         needs = any(signal.name == "reconstruction error" for signal in test.signals)
         purify = "always" if needs else draw(st.sampled_from(["always", "off"]))
-    either = st.sampled_from(["raw", "purified"])
+    either: st.SearchStrategy[Sees] = st.sampled_from(["raw", "purified"])
     eyes: list[Sees] = draw(st.lists(either, min_size=test.members, max_size=test.members))
     if purify == "suspicious":
         eyes[: test.opening] = ["raw"] * test.opening

@@ -28,7 +28,7 @@ ANSWERS = ["robust", "mixed", "accurate"]
 def network(seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES, bias=False))
-    net[1].weight.data = torch.randint(-1, 2, (CLASSES, 16), generator=generator) / 2  # type: ignore[union-attr]
+    net[1].weight.data = torch.randint(-1, 2, (CLASSES, 16), generator=generator) / 2
     return net
 
 
@@ -46,7 +46,8 @@ def run(model: ModelProto, x: np.ndarray) -> list[np.ndarray]:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     runner = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return runner.run([output.name for output in model.graph.output], {"image": x})
+    found: list[np.ndarray] = runner.run([output.name for output in model.graph.output], {"image": x})
+    return found
 
 
 @pytest.fixture(scope="module")
