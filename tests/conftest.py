@@ -17,14 +17,14 @@ def golden() -> Path:
 def tiny_model_path(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A defended file with tables under which images are decided after different numbers of members, some flagged and
     corrected, some not."""
-    return Path(shutil.copy(golden / "version-3.onnx", tmp_path_factory.mktemp("tiny") / "tiny.onnx"))
+    return Path(shutil.copy(golden / "version-4.onnx", tmp_path_factory.mktemp("tiny") / "tiny.onnx"))
 
 
 @pytest.fixture(scope="session")
 def abstaining_model_path(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Such a file where what is flagged is rejected and what is undecided abstains."""
     path = tmp_path_factory.mktemp("abstaining") / "abstaining.onnx"
-    return Path(shutil.copy(golden / "version-3-abstaining.onnx", path))
+    return Path(shutil.copy(golden / "version-4-abstaining.onnx", path))
 
 
 @pytest.fixture(scope="session")

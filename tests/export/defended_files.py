@@ -8,14 +8,17 @@ import pytest
 import torch
 from onnx import ModelProto
 
+from s2ap_defend.decision_record import Sees
 from s2ap_defend.manifest import (
     CalibrationRecord,
+    DecisionDescription,
     InputDescription,
     Manifest,
     Member,
     Provenance,
     PurifierDescription,
     Seeds,
+    SignalTable,
     TestTables,
 )
 from s2ap_defend.model_file import write_model_file
@@ -39,9 +42,9 @@ TABLES = TestTables(
     truncation="sign",
     correction="correct",
     curtailed=True,
-    vote_members=3,
-    base_vote_weights=(0.75, 0.5),
-    base_vote_edges=(1.625,),
+    opening=1,
+    await_vote=False,
+    signals=(SignalTable(name="jury margin", edges=(-0.01,), increments=(-0.25, 0.25)),),
     waves=WAVES,
     alpha=0.05,
     beta=0.05,
@@ -55,7 +58,13 @@ TABLES = TestTables(
         reference_ratios=(),
     ),
 )
-ABSTAINING_TABLES = TABLES.model_copy(update={"correction": "reject", "truncation": "abstain"})
+ABSTAINING_TABLES = TABLES.model_copy(
+    update={"correction": "reject", "truncation": "abstain", "lower": (-1.25,) * MEMBERS}
+)
+VOTE_WEIGHTS = (1.0, 0.5, 0.0, 0.75, 0.0, 0.0)
+SEES: tuple[Sees, ...] = ("raw", "raw", "purified", "raw", "purified", "purified")
+DECISION = DecisionDescription(answer="mixed", jury_share=0.75, amplification=2.0, purify="always", frontier=None)
+ABSTAINING_DECISION = DECISION.model_copy(update={"answer": "robust", "purify": "suspicious"})
 
 
 @pytest.fixture(scope="session")
@@ -69,15 +78,16 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A defended file with tables under which images are decided after different numbers of members, some flagged and
     corrected, some not."""
     path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
-    write_untrained(path, TABLES, PURIFICATION)
+    write_untrained(path, TABLES, DECISION, PURIFICATION)
     return path
 
 
 @pytest.fixture(scope="session")
 def abstaining_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same networks where what is flagged is rejected and what is undecided abstains."""
+    """The same networks where the jury answers, what is flagged is rejected, what is undecided abstains, and only what
+    is suspicious is purified."""
     path = tmp_path_factory.mktemp("abstaining") / "abstaining.onnx"
-    write_untrained(path, ABSTAINING_TABLES, PURIFICATION)
+    write_untrained(path, ABSTAINING_TABLES, ABSTAINING_DECISION, PURIFICATION)
     return path
 
 
@@ -94,32 +104,39 @@ def stages_of(purification: Purification) -> tuple[ModelProto, ModelProto, list[
     return purifier, classifier, members
 
 
-def write_untrained(path: Path, tables: TestTables, purification: Purification) -> None:
-    """Write them with this test as one defended file."""
+def write_untrained(path: Path, tables: TestTables, decision: DecisionDescription, purification: Purification) -> None:
+    """Write them with this decision as one defended file."""
     bank = hadamard_bank(purification.bank_size, SHAPE, purification.bank_seed)
-    member = Member(
-        method="untrained",
-        sparsity=0.0,
-        adversarially_trained=False,
-        seeds=Seeds(initialisation=0, mask=1, order=2),
-        flops=12_345,
-        parameters=678,
-        milliseconds=None,
-        clean_disagreement_rate=0.5,
-        adversarial_disagreement_rate=0.5,
-        clean_accuracy=0.1,
-        robust_accuracy=0.1,
+    members = tuple(
+        Member(
+            role="juror" if weight else "sensor",
+            sees=sees,
+            vote_weight=weight,
+            method="untrained",
+            sparsity=0.0,
+            adversarially_trained=False,
+            seeds=Seeds(initialisation=0, mask=1, order=2),
+            flops=12_345,
+            parameters=678,
+            milliseconds=None,
+            clean_disagreement_rate=0.5,
+            adversarial_disagreement_rate=0.5,
+            clean_accuracy=0.1,
+            robust_accuracy=0.1,
+        )
+        for sees, weight in zip(SEES, VOTE_WEIGHTS, strict=True)
     )
     manifest = Manifest(
-        format_version=3,
+        format_version=4,
         input=InputDescription(channels=1, height=8, width=8),
         classes=tuple("0123456789"),
-        members=(member,) * MEMBERS,
+        members=members,
+        decision=decision,
         test=tables,
         purifier=PurifierDescription(
             mode=purification.mode,
             norm=purification.norm,
-            sigmas=purification.sigma,
+            sigmas=purification.sigmas,
             radius=purification.radius,
             steps=purification.steps,
             step_size=purification.step_size,
@@ -136,4 +153,5 @@ def write_untrained(path: Path, tables: TestTables, purification: Purification) 
         weights_sha256="0" * 64,
         graph_sha256="0" * 64,
     )
-    write_model_file(compose(*stages_of(purification), tables.to_test()), manifest, path)
+    model = compose(*stages_of(purification), manifest.to_test(), sees=SEES, purify=decision.purify)
+    write_model_file(model, manifest, path)

@@ -180,3 +180,22 @@ def test_stages_of_an_exported_file_run_alone(tiny_model_path):
         shape = [dim.dim_value for dim in stage.graph.input[0].type.tensor_type.shape.dim[1:]]
         outputs = run(stage, np.full((2, *shape), 0.5, np.float32), *[o.name for o in stage.graph.output])
         assert all(len(output) == 2 for output in outputs)
+
+
+def test_the_second_run_of_the_classifier_is_no_stage(golden):
+    model = onnx.load(golden / "version-4-abstaining.onnx")
+    sizes = stage_sizes(model)
+    assert "classifier_again" not in sizes
+    assert sizes["classifier"].parameters > 0
+    images = np.random.default_rng(0).random((2, 1, 8, 8), dtype=np.float32)
+    (purified,) = run(cut_stage(model, "purifier"), images, "purified")
+    (answered,) = run(cut_stage(model, "classifier"), purified, "log_probabilities")
+    assert answered.shape == (2, 10)
+
+
+def test_members_that_see_raw_images_are_cut_out_of_the_main_graph_and_of_branches(golden):
+    model = onnx.load(golden / "version-4.onnx")
+    for i in range(6):
+        stage = cut_stage(model, member_scope(i))
+        onnx.checker.check_model(stage, full_check=True)
+        assert [value.name for value in stage.graph.input] == ["image"]

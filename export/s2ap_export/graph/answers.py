@@ -50,7 +50,7 @@ class Evidence:
 def add_tables(build: GraphBuilder, test: SequentialTest) -> None:
     """Add the tables as initialisers `test/edges` ..., the names that readers look for."""
     for name, array in tables_in_graph(test).items():
-        build.initializers[f"test/{name}"] = numpy_helper.from_array(np.ascontiguousarray(array), f"test/{name}")
+        build.initializers[f"test/{name}"] = numpy_helper.from_array(np.array(array, order="C"), f"test/{name}")
 
 
 def wave_tables(build: GraphBuilder, waves: Sequence[int]) -> list[Tables]:

@@ -1,5 +1,5 @@
 // Runs a defended model file in Node.js: node run_model.mjs MODEL IMAGES C H W
-// IMAGES holds little-endian float32 values [N, C, H, W]. Prints labels, flags and members used as JSON.
+// IMAGES holds little-endian float32 values [N, C, H, W]. Prints labels, flags, members used and abstentions as JSON.
 import { readFile } from "node:fs/promises";
 import * as ort from "onnxruntime-node";
 
@@ -15,5 +15,6 @@ console.log(
     label: Array.from(outputs.label.data, Number),
     adversarial: Array.from(outputs.adversarial.data, Boolean),
     members_used: Array.from(outputs.members_used.data, Number),
+    abstained: Array.from(outputs.abstained.data, Boolean),
   }),
 );

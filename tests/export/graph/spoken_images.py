@@ -107,9 +107,8 @@ def decisions(draw: st.DrawFn) -> Case:
     if said.on_raw is None:
         needs = any(signal.name == "reconstruction error" for signal in test.signals)
         purify = "always" if needs else draw(st.sampled_from(["always", "off"]))
-    eyes: list[Sees] = draw(
-        st.lists(st.sampled_from(["raw", "purified"]), min_size=test.members, max_size=test.members)
-    )
+    either: st.SearchStrategy[Sees] = st.sampled_from(["raw", "purified"])
+    eyes: list[Sees] = draw(st.lists(either, min_size=test.members, max_size=test.members))
     if purify == "suspicious":
         eyes[: test.opening] = ["raw"] * test.opening
     return replace(test, waves=tuple(np.diff(places).tolist())), said, purify, tuple(eyes)

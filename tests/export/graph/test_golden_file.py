@@ -5,17 +5,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.export.defended_files import ABSTAINING_TABLES, PURIFICATION, TABLES, write_untrained
+from tests.export.defended_files import (
+    ABSTAINING_DECISION,
+    ABSTAINING_TABLES,
+    DECISION,
+    PURIFICATION,
+    TABLES,
+    write_untrained,
+)
 
 from s2ap_defend import DefendedClassifier
-from s2ap_defend.manifest import TestTables
+from s2ap_defend.manifest import DecisionDescription, TestTables
 
 
-@pytest.mark.parametrize(("name", "tables"), [("version-3", TABLES), ("version-3-abstaining", ABSTAINING_TABLES)])
+@pytest.mark.parametrize(
+    ("name", "tables", "decision"),
+    [("version-4", TABLES, DECISION), ("version-4-abstaining", ABSTAINING_TABLES, ABSTAINING_DECISION)],
+)
 def test_a_file_that_is_exported_today_gives_the_verdicts_of_the_golden_one(
-    name: str, tables: TestTables, tmp_path: Path, golden: Path
+    name: str, tables: TestTables, decision: DecisionDescription, tmp_path: Path, golden: Path
 ) -> None:
-    write_untrained(tmp_path / "today.onnx", tables, replace(PURIFICATION, sigma=(0.3, 0.2), steps=2))
+    write_untrained(tmp_path / "today.onnx", tables, decision, replace(PURIFICATION, sigma=(0.3, 0.2), steps=2))
     classifier = DefendedClassifier.load(tmp_path / "today.onnx", device="cpu")
     with np.load(golden / f"{name}.npz") as expected:
         verdicts = classifier(expected["images"])
