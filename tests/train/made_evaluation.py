@@ -230,5 +230,5 @@ def gallery_item(number: int, shape: tuple[int, int, int] = (1, 8, 8)) -> Galler
     original = rng.random(shape, dtype=np.float32)
     noise = rng.uniform(-0.15, 0.15, shape).astype(np.float32)
     attacked, purified = (np.clip(original + part, 0, 1) for part in (noise, noise / 2))
-    said = "flagged, corrected from '1' to '3' (right), 6 members asked"
+    said = "flagged, the jury answers '3' (right), the classifier alone '1', 6 members asked"
     return GalleryItem("unrolled-pgd", original, attacked, purified, "3", said, won=number % 2 == 0)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import InputError, RecipeError
 from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.progress import Reporter
@@ -13,9 +12,10 @@ from s2ap_defend.stages import CLASSIFIER, cut_stage, member_scope
 from s2ap_export.graph.compose import compose
 from s2ap_export.tracing.trace import trace_purifier
 from s2ap_train.adaptive import AdaptiveBudget
+from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet
 from s2ap_train.purifier import Purification, UNet, hadamard_bank
-from s2ap_train.redteam.ablation.ablation_rows import BARE, FULL
+from s2ap_train.redteam.ablation.names import BARE, CONFIDENCE, FULL, JURY, PRUNED
 from s2ap_train.redteam.attacks.catalogue import chosen_attacks
 from s2ap_train.redteam.evaluation import evaluate_file
 from s2ap_train.redteam.plan import Plan
@@ -38,8 +38,8 @@ def evaluated(path, data, asked, *, folder=None, workers=1, told=None, **options
 def data(tiny_model_path, random_images):
     """Images with the labels that the bare classifier gives them, so that its clean accuracy is 1."""
     images = random_images[:24]
-    labels = DefendedClassifier.load(tiny_model_path, device="cpu", threads=1)(images).base_label
-    return ImageSet(images, labels)
+    stage = cut_stage(open_model_file(tiny_model_path).proto, CLASSIFIER)
+    return ImageSet(images, StageEngines(None, stage, ()).ask(images).classifier.argmax(axis=1))
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +54,24 @@ def evaluation(tiny_model_path, data, folder):
 
 @pytest.fixture(scope="module")
 def undefended_path(tiny_model_path, tmp_path_factory):
-    """The tiny file with a purifier of radius 0 and a test that never flags."""
+    """The tiny file with a purifier of radius 0 and a test that never flags, where the classifier answers."""
     tiny = open_model_file(tiny_model_path)
     config = Purification(radius=0.0, rho=0.0, steps=1, bank_size=2)
     purifier = trace_purifier(UNet(1, 8, (1, 2), seed=0), hadamard_bank(2, (1, 8, 8), 0), config, (1, 8, 8))
-    count = len(tiny.manifest.members)
-    tables = tiny.manifest.test.model_copy(update={"upper": (None,) * count, "truncation": "clean"})
+    members = tiny.manifest.members
+    tables = tiny.manifest.test.model_copy(update={"upper": (None,) * len(members), "truncation": "clean"})
+    decision = tiny.manifest.decision.model_copy(update={"answer": "accurate", "purify": "always"})
+    manifest = tiny.manifest.model_copy(update={"test": tables, "decision": decision})
     model = compose(
         purifier,
         cut_stage(tiny.proto, CLASSIFIER),
-        [cut_stage(tiny.proto, member_scope(i)) for i in range(count)],
-        tables.to_test(),
+        [cut_stage(tiny.proto, member_scope(i)) for i in range(len(members))],
+        manifest.to_test(),
+        sees=[member.sees for member in members],
+        purify="always",
     )
     path = tmp_path_factory.mktemp("undefended") / "undefended.onnx"
-    write_model_file(model, tiny.manifest.model_copy(update={"test": tables}), path)
+    write_model_file(model, manifest, path)
     return path
 
 
@@ -103,12 +107,37 @@ def test_parts_of_the_search_sum_to_what_it_broke(evaluation):
 
 
 def test_every_row_of_the_table_faces_what_was_found_for_the_others(evaluation):
-    rows = {row.name: row for row in evaluation.ablation}
-    assert rows[FULL[True]].robust_accuracy <= evaluation.worst_case.robust_accuracy
-    assert rows[BARE].robust_accuracy <= evaluation.bare_worst_case.robust_accuracy
-    assert rows[FULL[True]].robust_accuracy == rows[FULL[False]].robust_accuracy  # flags do not depend on correction
-    assert rows[FULL[False]].label_accuracy == evaluation.rejecting_label_accuracy
+    left = {row.name: row.worst_case for row in evaluation.ablation}
+    for name, worst in ((FULL[True], evaluation.worst_case), (BARE, evaluation.bare_worst_case)):
+        for figure in ("label_accuracy", "label_accuracy_interval", "robust_accuracy", "robust_accuracy_interval"):
+            assert getattr(left[name], figure) == getattr(worst, figure)
+    assert left[FULL[True]].robust_accuracy == left[FULL[False]].robust_accuracy  # flags do not depend on correction
+    assert left[FULL[False]].label_accuracy == evaluation.rejecting_label_accuracy
     assert all(row.milliseconds > 0.0 for row in evaluation.ablation)
+    assert all(row.descents >= evaluation.row(FULL[True]).descents for row in evaluation.ablation), "equal effort"
+
+
+def test_the_robust_classifier_is_cut_from_the_file_and_flagged_as_often(evaluation, tiny_model_path, data):
+    alone, confident = evaluation.row(PRUNED), evaluation.row(CONFIDENCE)
+    flagged = evaluation.clean.flagged + evaluation.clean.abstained
+    assert confident.clean_flagged == pytest.approx(flagged)
+    assert (alone.clean_accuracy, alone.clean_flagged) == (confident.clean_accuracy, 0.0)
+    file = open_model_file(tiny_model_path)
+    stage = cut_stage(file.proto, member_scope([member.role for member in file.manifest.members].index("juror")))
+    said = StageEngines(None, stage, ()).ask(data.images).classifier
+    assert alone.clean_accuracy == (said.argmax(1) == data.labels).mean()
+
+
+def test_the_file_is_compared_with_every_baseline_there_is_and_what_must_hold_is_said(evaluation):
+    assert {one.baseline for one in evaluation.comparisons} == {PRUNED, CONFIDENCE, BARE, JURY}
+    effect = evaluation.against(PRUNED, "label right")
+    assert effect.after == evaluation.worst_case.label_accuracy
+    assert effect.before == evaluation.row(PRUNED).worst_case.label_accuracy
+    assert [one.line.partition(":")[0] for one in evaluation.must_hold[:3]][-1] == "right or flagged"
+    asked = evaluation.must_hold[-2]
+    assert asked.found == {"members_used": evaluation.clean.members_used}
+    assert evaluation.must_hold[-1].found["largest"] == 1.0, "all networks of this file are alike"
+    assert evaluation.must_hold[-1].holds is False
 
 
 def test_results_do_not_depend_on_the_number_of_processes(tiny_model_path, data, evaluation):
@@ -162,14 +191,16 @@ def test_the_json_has_the_keys_that_others_read(evaluation):
         for figures in part["attacks"].values():
             assert figures.keys() >= {"attack_success", "flagged", "corrected", "members_used", "label_accuracy"}
         assert part["clean"].keys() >= {"accuracy", "flagged", "members_used"}
-        assert 0.0 <= part["worst_case"]["robust_accuracy"] <= 1.0
+    for part in (found, found["bare"], found["pruned"], found["pruned_confidence"]):
+        assert 0.0 <= part["worst_case"]["label_accuracy"] <= part["worst_case"]["robust_accuracy"] <= 1.0
 
 
 def test_the_report_names_the_worst_case(evaluation):
     console = Console(file=io.StringIO(), width=100)
     print_evaluation(evaluation, console)
     text = console.file.getvalue()
-    for words in ("unrolled-pgd", "detector only", "vote only", f"{evaluation.worst_case.robust_accuracy:.1%}"):
+    worst = evaluation.worst_case
+    for words in ("unrolled-pgd", JURY, CONFIDENCE, f"{worst.robust_accuracy:.1%}", f"{worst.label_accuracy:.1%}"):
         assert words in text
 
 

@@ -61,8 +61,8 @@ def gallery_of(
     """Choose images; the same arguments always choose the same ones.
 
     Attacks are taken by the number of images that they won, and of each as many won images as lost ones, as far as
-    there are both. The lost ones take turns: the classifier was fooled and the members corrected it, it was fooled and
-    the label stayed wrong but was flagged or not given, it was not fooled. Images that the attack left as they were are
+    there are both. The lost ones take turns: the classifier was fooled and the answer is right, it was fooled and the
+    answer is wrong but flagged or not given, it was not fooled. Images that the attack left as they were are
     no losses. No image is shown twice as long as there are others.
 
     Args:
@@ -110,7 +110,9 @@ def strongest(wins: Mapping[str, int], *, limit: int = LIMIT) -> list[str]:
 
 
 def verdict_in_words(verdicts: Verdicts, row: int, label: int, classes: Sequence[str]) -> str:
-    """What the file answers to one image, such as 'flagged, corrected from 'dog' to 'cat', 5 members asked'.
+    """What the file answers to one image, such as 'flagged, the jury answers 'cat' (right), 5 members asked'.
+
+    Where the classifier alone says something else, that is said, too.
 
     Args:
         verdicts: Of several images.
@@ -119,16 +121,14 @@ def verdict_in_words(verdicts: Verdicts, row: int, label: int, classes: Sequence
         classes: Class names.
     """
     final, base = int(verdicts.label[row]), int(verdicts.base_label[row])
-    right = "right" if final == label else "wrong"
+    said = f"{classes[final]!r} ({'right' if final == label else 'wrong'})"
+    alone = "" if final == base else f", the classifier alone {classes[base]!r}"
     if verdicts.abstained[row]:
         answer = "flagged and rejected" if verdicts.adversarial[row] else "undecided, no answer"
     elif not verdicts.adversarial[row]:
-        answer = f"not flagged, answers {classes[final]!r} ({right})"
-    elif final == base:
-        answer = f"flagged, keeps {classes[final]!r} ({right})"
+        answer = f"not flagged, answers {said}{alone}"
     else:
-        verb = "corrected" if final == label else "changed"
-        answer = f"flagged, {verb} from {classes[base]!r} to {classes[final]!r} ({right})"
+        answer = f"flagged, the jury answers {said}{alone}"
     count = int(verdicts.members_used[row])
     return f"{answer}, {count} member{'' if count == 1 else 's'} asked"
 
@@ -138,10 +138,10 @@ def _won(verdicts: Verdicts, labels: Int64) -> Bool:
 
 
 def _kind(verdicts: Verdicts, labels: Int64) -> Int64:
-    """0: fooled and corrected; 1: fooled and not corrected; 2: not fooled [N]."""
+    """0: the classifier fooled and the answer right; 1: fooled and no right answer; 2: not fooled [N]."""
     fooled = verdicts.base_label != labels
-    corrected = ~verdicts.abstained & (verdicts.label == labels)
-    return np.where(fooled & corrected, 0, np.where(fooled, 1, 2))
+    right = ~verdicts.abstained & (verdicts.label == labels)
+    return np.where(fooled & right, 0, np.where(fooled, 1, 2))
 
 
 def _turns(kind: Int64, rows: Bool) -> Int64:

@@ -24,11 +24,12 @@ from s2ap_train.adaptive.search import (
 from s2ap_train.adaptive.systems import BareSystem, DefendedSystem, System
 from s2ap_train.purifier.gradient_path import GradientPath
 from s2ap_train.twin import Twin
+from s2ap_train.twin.answer_features import answer_features
 
 __all__ = ["AttackPlan", "Features", "Target", "bare_target", "defended_target", "open_targets", "opened"]
 
 Features = Callable[[Tensor, GradientPath], Tensor]
-"""Images [N, C, H, W] and the gradient's path through the purifier -> hidden features of the classifier [N, D]."""
+"""Images [N, C, H, W] and the gradient's path through the purifier -> hidden features of what answers [N, D]."""
 
 AttackPlan = Callable[[AdaptiveBudget], list[Descent]]
 """The descents of an attacker that knows everything of a system, for a budget."""
@@ -47,7 +48,7 @@ class Target:
         test: The sequential test; None: the system never flags.
         members: Members that `view` answers for, in the order in which they are asked.
         purifies: Whether there is a purifier, so that the path of a gradient matters.
-        features: Hidden features of the classifier, of the purified image; None: not to be had.
+        features: Hidden features of the networks that give the answer; None: not to be had.
         plan: Descents through `view` that fit the system; by default those of a bare classifier, whatever `test` is.
     """
 
@@ -114,7 +115,7 @@ def defended_target(file: ModelFile, path: Path, twin: Twin) -> Target:
         test=twin.test,
         members=twin.member_count,
         purifies=not file.manifest.purifier.off,
-        features=lambda images, path: twin.features(twin.purify(images, path)),
+        features=answer_features(file, twin),
         plan=partial(defended_plan, twin.test),
     )
 

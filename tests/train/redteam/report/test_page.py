@@ -286,9 +286,10 @@ def test_kinds_of_lost_images_take_turns():
     [
         (verdicts([1], [1], [0]), "not flagged, answers '1' (right), 1 member asked"),
         (verdicts([2], [2], [0]), "not flagged, answers '2' (wrong), 1 member asked"),
-        (verdicts([1], [2], [1]), "flagged, corrected from '2' to '1' (right), 1 member asked"),
-        (verdicts([2], [3], [1]), "flagged, changed from '3' to '2' (wrong), 1 member asked"),
-        (verdicts([2], [2], [1]), "flagged, keeps '2' (wrong), 1 member asked"),
+        (verdicts([1], [2], [0]), "not flagged, answers '1' (right), the classifier alone '2', 1 member asked"),
+        (verdicts([1], [2], [1]), "flagged, the jury answers '1' (right), the classifier alone '2', 1 member asked"),
+        (verdicts([2], [3], [1]), "flagged, the jury answers '2' (wrong), the classifier alone '3', 1 member asked"),
+        (verdicts([2], [2], [1]), "flagged, the jury answers '2' (wrong), 1 member asked"),
         (verdicts([2], [2], [1], [1]), "flagged and rejected, 1 member asked"),
         (verdicts([2], [2], [0], [1]), "undecided, no answer, 1 member asked"),
     ],
@@ -301,11 +302,11 @@ def test_the_gallery_shows_what_a_file_answers(tiny_model_path: Path, random_ima
     classifier = DefendedClassifier.load(tiny_model_path, device="cpu", threads=1)
     images, attacked = random_images[:32], random_images[32:64]
     said = classifier(attacked)
-    items = gallery_of(images, (said.base_label + 1) % 10, {"noise": attacked}, {"noise": said}, CLASSES, limit=6)
+    items = gallery_of(images, (said.label + 1) % 10, {"noise": attacked}, {"noise": said}, CLASSES, limit=6)
     assert {item.won for item in items} == {True, False}
     for item in items:
         row = int(np.flatnonzero((attacked == item.attacked).all((1, 2, 3)))[0])
         np.testing.assert_array_equal(item.original, images[row])
         np.testing.assert_array_equal(item.purified, said.purified[row])
-        assert item.won == (not said.adversarial[row])  # the label made up is never the base label
+        assert item.won == (not said.adversarial[row])  # the label made up is never the final one
     read(evaluation_page(made_evaluation(gallery=items, attacks=(attack("noise", 3),))))

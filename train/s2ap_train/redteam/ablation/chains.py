@@ -38,11 +38,13 @@ class ChainSystem:
     Args:
         engines: The stages of the chain.
         test: The decision over its members; None: the classifier alone answers, and nothing is ever flagged.
+        classified: Whether the classifier has a part in it, so that its time counts.
     """
 
-    def __init__(self, engines: StageEngines, test: SequentialTest | None = None) -> None:
+    def __init__(self, engines: StageEngines, test: SequentialTest | None = None, *, classified: bool = True) -> None:
         self._engines = engines
         self._test = test
+        self._classified = classified
 
     def __call__(self, images: Float32, labels: Int64) -> Outcome:
         """Outcome of the chain's answers."""
@@ -57,7 +59,7 @@ class ChainSystem:
         What a file spends between its stages is not in it.
         """
         times = self._engines.alone(images)
-        alone = times.purifier + times.classifier
+        alone = times.purifier + times.classifier * self._classified
         if self._test is None:
             return alone
         used = run_sequential_test(self._test, self._engines.ask(images)).members_used
@@ -103,11 +105,13 @@ class Chain:
         test: The decision over its members.
         members: Places of its members in the file, in the order in which they are asked.
         purifies: Whether there is a purifier.
+        classified: Whether the classifier has a part in it.
     """
 
     test: SequentialTest
     members: tuple[int, ...]
     purifies: bool
+    classified: bool = True
 
     @classmethod
     def of(cls, name: str, manifest: Manifest) -> Chain:
@@ -121,7 +125,7 @@ class Chain:
         if name == JURY:
             jurors = tuple(np.flatnonzero(test.vote_weights).tolist())
             purified = any(manifest.members[i].sees == "purified" for i in jurors)
-            return cls(jury_test(test, jurors), jurors, purifies and purified)
+            return cls(jury_test(test, jurors), jurors, purifies and purified, classified=False)
         never = replace(test, upper=np.full(test.members, np.inf), final_threshold=np.inf, undecided_abstains=False)
         chains = {
             UNFLAGGED: cls(never, everyone, purifies),
@@ -139,9 +143,8 @@ class Chain:
     def clean_flops(self, opened: OpenedFile, images: Float32) -> float:
         """Floating-point operations of one of these images, the mean."""
         every = opened.flops
-        # the vote of the jury alone asks no classifier
-        classifier = 0 if self.test.opening == self.test.members and self.test.answer == "robust" else every.classifier
-        flops = StageFlops(every.purifier * self.purifies, classifier, every.members[list(self.members)])
+        members = every.members[list(self.members)]
+        flops = StageFlops(every.purifier * self.purifies, every.classifier * self.classified, members)
         return clean_flops(flops, self.test, self.engines(opened).ask(images))
 
 
@@ -178,7 +181,7 @@ def chain_target(name: str, opened: OpenedFile) -> Target:
 
     return Target(
         name=name,
-        system=ChainSystem(chain.engines(opened), chain.test),
+        system=ChainSystem(chain.engines(opened), chain.test, classified=chain.classified),
         view=view,
         classify=twin.classify,
         test=chain.test,

@@ -1,9 +1,9 @@
 """The binarisation test: an adversarial image that is known to exist, for the attack to find.
 
 Zimmermann, Brendel, Tramer and Carlini 2022, 'Increasing Confidence in Adversarial Robustness Evaluations' (arXiv
-2206.13991). The last layer is replaced, image by image, by a linear readout that tells one point on the surface of the
-ball from points inside it. That point is then adversarial by construction: an attack that finds nothing is a weak one,
-and its robust accuracy on the true network is worth nothing.
+2206.13991). The last layers of the networks that give the answer are replaced, image by image, by one linear readout
+that tells one point on the surface of the ball from points inside it. That point is then adversarial by construction:
+an attack that finds nothing is a weak one, and its robust accuracy on the true networks is worth nothing.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def binarisation(target: Target, task: Task, count: float) -> Found:
 
     The attack is that of the figures: Auto-PGD through the exact path of the purifier, with the steps of the budget,
     from a random point, from the image, and from another random point. The random search takes as many points of the
-    ball as the descents look at. Only the classifier's features behind the purifier are asked: what the members and the
-    test add to the attacker's task is not tested here.
+    ball as the descents look at. Only the features of the networks that answer are asked, each of the image that it
+    sees: what the vote and the test add to the attacker's task is not tested here.
 
     Returns:
         The images where the descent ended for those that were tried, the clean ones for the rest; in the notes
@@ -92,7 +92,7 @@ def binarisation_check(notes: Mapping[str, Any] | None) -> Check:
 
     name = "binarisation test"
     if notes is None or not notes["features"]:
-        reason = "it was not run" if notes is None else "no hidden features of the classifier can be read"
+        reason = "it was not run" if notes is None else "no hidden features of what answers can be read"
         return Check(name, None, {}, f"could not be judged: {reason}", masking=True)
     planted, found, at_random = (int(notes[key]) for key in ("planted", "found", "found_at_random"))
     measured = {"planted": planted, "found": found, "found_at_random": at_random}
@@ -108,7 +108,7 @@ def binarisation_check(notes: Mapping[str, Any] | None) -> Check:
         name,
         passed,
         measured | {"p_value": p_value},
-        "the attack finds adversarial images that are known to exist behind the purifier"
+        "the attack finds adversarial images that are known to exist for the networks that answer"
         if passed
         else "the attack misses adversarial images that are known to exist: its gradients lead nowhere",
         masking=True,
@@ -119,7 +119,7 @@ class _Score:
     """The readouts of some images: above 0 where one says 'found'.
 
     Args:
-        features: Of the classifier behind the purifier.
+        features: Of the networks that answer.
         weights: Of each image's readout [N, D].
         offsets: Of each image's readout [N].
     """

@@ -1,0 +1,48 @@
+"""What a planted readout of a file's answer reads: the networks that answer, each on the image that it sees."""
+
+import numpy as np
+import pytest
+import torch
+
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.stages import cut_stage, member_scope
+from s2ap_train.twin import Twin, torch_stage
+from s2ap_train.twin.answer_features import answer_features
+from s2ap_train.twin.hidden import hidden_stage
+
+
+@pytest.fixture(scope="module")
+def file(tiny_model_path):
+    return open_model_file(tiny_model_path)
+
+
+@pytest.fixture(scope="module")
+def twin(file):
+    return Twin.from_file(file)
+
+
+def answering(file, answer):
+    """The file with another answer; its graph stays as it is."""
+    decision = file.manifest.decision.model_copy(update={"answer": answer})
+    return type(file)(**{**vars(file), "manifest": file.manifest.model_copy(update={"decision": decision})})
+
+
+@pytest.mark.parametrize(("answer", "classifier", "jury"), [("robust", 0, 1), ("mixed", 1, 1), ("accurate", 1, 0)])
+def test_the_networks_that_answer_are_read_each_on_what_it_sees(file, twin, random_images, answer, classifier, jury):
+    x = torch.from_numpy(random_images[:8])
+    with torch.no_grad():
+        purified = twin.purify(x)
+        expected = [twin.features(purified)] * classifier
+        for i, member in enumerate(file.manifest.members):
+            if jury and member.vote_weight:
+                stage = torch_stage(hidden_stage(cut_stage(file.proto, member_scope(i))))
+                expected.append(stage(purified if member.sees == "purified" else x)[0].flatten(1))
+        found = answer_features(answering(file, answer), twin)(x, "exact")
+    np.testing.assert_array_equal(found, torch.cat(expected, dim=1))
+
+
+def test_gradients_reach_the_image_past_every_network(file, twin, random_images):
+    x = torch.from_numpy(random_images[:4]).requires_grad_()
+    found = answer_features(answering(file, "robust"), twin)(x, "exact")
+    (gradient,) = torch.autograd.grad(found.square().sum(), x)
+    assert (gradient != 0).flatten(1).any(1).all()
