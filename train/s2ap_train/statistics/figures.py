@@ -145,7 +145,7 @@ def worst_case(outcomes: Mapping[str, Outcome], labels: Int64) -> WorstCase:
     broken = np.stack([outcome.success for outcome in outcomes.values()])  # [attacks, N]
     wrong = np.stack([~outcome.right(labels) for outcome in outcomes.values()])
     alone = broken & (broken.sum(axis=0) == 1)
-    both = Headlines.of(~wrong.any(axis=0), ~broken.any(axis=0))
+    both = Headlines.of(np.asarray(~wrong.any(axis=0)), np.asarray(~broken.any(axis=0)))
     return WorstCase(
         **vars(both), broken_only_by={name: int(row.sum()) for name, row in zip(outcomes, alone, strict=True)}
     )

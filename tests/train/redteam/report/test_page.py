@@ -164,7 +164,7 @@ def test_what_was_not_measured_has_no_section():
 
 def test_pictures_say_in_words_what_they_show(page):
     images = [attributes for tag, attributes in read(page).tags if tag == "img"]
-    assert len(images) == 5 + 4 * 4  # plots, and four pictures of each of four examples
+    assert len(images) == 6 + 4 * 4  # plots, and four pictures of each of four examples
     assert all(image["alt"] for image in images)
 
 

@@ -6,7 +6,15 @@ import pytest
 from PIL import Image
 from tests.train.made_evaluation import attack, made_evaluation, point, worst_case
 
-from s2ap_train.redteam.report.plots import composition_plot, effort_plot, eps_plot, members_plot, pictures, roc_plot
+from s2ap_train.redteam.report.plots import (
+    baselines_plot,
+    composition_plot,
+    effort_plot,
+    eps_plot,
+    members_plot,
+    pictures,
+    roc_plot,
+)
 
 
 def pixels(content: bytes) -> np.ndarray:
@@ -22,7 +30,7 @@ def has(content: bytes, colour: str) -> bool:
 
 def test_everything_that_was_measured_is_drawn_and_the_same_twice():
     first, second = pictures(made_evaluation()), pictures(made_evaluation())
-    assert list(first) == ["composition", "eps", "effort", "roc", "members"]
+    assert list(first) == ["baselines", "composition", "eps", "effort", "roc", "members"]
     assert {name: one.content for name, one in first.items()} == {name: one.content for name, one in second.items()}
     for picture in first.values():
         assert pixels(picture.content).std() > 0
@@ -30,10 +38,20 @@ def test_everything_that_was_measured_is_drawn_and_the_same_twice():
 
 
 def test_what_was_not_measured_is_not_drawn():
-    empty = made_evaluation(attacks=(), curves=None, detection=None, members_used={})
+    empty = made_evaluation(attacks=(), curves=None, detection=None, members_used={}, comparisons=())
     assert pictures(empty) == {}
     curves = replace(made_evaluation().curves, eps=(), restarts=())
     assert list(pictures(replace(empty, curves=curves))) == ["effort"]
+
+
+def test_the_file_and_its_baselines_have_a_bar_of_both_figures_each():
+    picture = baselines_plot(made_evaluation())
+    for colour in ("#D55E00", "#0072B2"):
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        column = (pixels(picture.content) == wanted).all(-1)[:, 260:700].sum(1) > 200  # long bars: four of five
+        assert np.diff(column.astype(int)).tolist().count(1) == 4
+    alone = made_evaluation(ablation=())
+    assert len(baselines_plot(alone).content) < len(picture.content)
 
 
 def test_a_higher_curve_is_drawn_higher():

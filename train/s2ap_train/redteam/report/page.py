@@ -25,7 +25,12 @@ __all__ = ["evaluation_page", "write_page"]
 _SMALL = 96
 """Pixels up to which images are kept exactly; larger ones are compressed."""
 _QUALITY = 70
-_PICTURES = {"attacks": ("composition",), "effort": ("eps", "effort"), "detector": ("roc", "members")}
+_PICTURES = {
+    "baselines": ("baselines",),
+    "attacks": ("composition",),
+    "effort": ("eps", "effort"),
+    "detector": ("roc", "members"),
+}
 
 
 def write_page(evaluation: Evaluation, path: Path) -> None:

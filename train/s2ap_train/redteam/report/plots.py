@@ -8,11 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from s2ap_train.redteam.ablation.costs import BASELINES
 from s2ap_train.redteam.report.words import in_worst_case
 from s2ap_train.redteam.results import CurvePoint, Curves, DetectionFigures, Evaluation
 from s2ap_train.reporting.page import COLOURS, Picture, axes_row, png
 
-__all__ = ["composition_plot", "effort_plot", "eps_plot", "members_plot", "pictures", "roc_plot"]
+__all__ = ["baselines_plot", "composition_plot", "effort_plot", "eps_plot", "members_plot", "pictures", "roc_plot"]
 
 _BLUE, _ORANGE = COLOURS[:2]
 _GREY = "#777777"
@@ -22,9 +23,11 @@ _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 
 
 def pictures(evaluation: Evaluation) -> dict[str, Picture]:
-    """All pictures of what was measured: of 'composition', 'eps', 'effort', 'roc' and 'members' those that can be."""
+    """All pictures of what was measured: of baselines, composition, eps, effort, roc and members those that can be."""
     curves, detection = evaluation.curves, evaluation.detection
     found: dict[str, Picture] = {}
+    if evaluation.comparisons:
+        found["baselines"] = baselines_plot(evaluation)
     if any(in_worst_case(row) for row in evaluation.attacks):
         found["composition"] = composition_plot(evaluation)
     if curves is not None and curves.eps:
@@ -36,6 +39,31 @@ def pictures(evaluation: Evaluation) -> dict[str, Picture]:
     if any(evaluation.members_used.values()):
         found["members"] = members_plot(evaluation.members_used)
     return found
+
+
+def baselines_plot(evaluation: Evaluation) -> Picture:
+    """Both figures of the file and of every baseline, with their intervals."""
+    rows = [(name, row.worst_case) for name in BASELINES if (row := evaluation.row(name)) is not None]
+    shown = [("this file", evaluation.worst_case), *rows]
+    figure, (axis,) = axes_row(height=0.9 + 0.4 * len(shown))
+    for offset, figure_name, colour in ((-0.18, "label", _ORANGE), (0.18, "robust", _BLUE)):
+        values = np.array([getattr(left, f"{figure_name}_accuracy") for _, left in shown])
+        ends = np.array([getattr(left, f"{figure_name}_accuracy_interval") for _, left in shown])
+        axis.barh(
+            np.arange(len(shown)) + offset,
+            100 * values,
+            height=0.34,
+            color=colour,
+            xerr=100 * np.abs(ends.T - values),
+            error_kw={"linewidth": 1},
+            label={"label": "label right", "robust": "right or flagged"}[figure_name],
+        )
+    axis.set_yticks(np.arange(len(shown)), [name for name, _ in shown])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 102)
+    axis.set_xlabel("images, %")
+    axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+    return Picture(png(figure), "What is left under every attack, with 95 % intervals: the file and its baselines.")
 
 
 def eps_plot(curves: Curves, eps: float) -> Picture:
