@@ -1,7 +1,8 @@
-"""The tables of the sequential test in a graph, and what they make of the answers of a wave of members."""
+"""The tables of the sequential test in a graph, and the evidence of signals and of a wave of members."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,9 @@ from onnx import TensorProto, numpy_helper
 
 from s2ap_defend.sequential import NEAR_TIE, SequentialTest, tables_in_graph
 from s2ap_export.graph.builder import GraphBuilder
+from s2ap_export.graph.jury import CLASS_AXIS
 
-__all__ = ["CLASS_AXIS", "Evidence", "Tables", "increments_of", "read_answers", "wave_tables"]
-
-CLASS_AXIS = 2  # of [rows, members of the wave, classes]
+__all__ = ["Evidence", "Tables", "add_tables", "read_evidence", "read_signals", "wave_tables"]
 
 
 @dataclass(frozen=True)
@@ -24,72 +24,103 @@ class Tables:
         increments: float64 [members * bins], those of all members of the test one after the other.
         lower: float64 [w].
         upper: float64 [w].
+        vote_weights: float64 [w].
     """
 
     edges: str
     increments: str
     lower: str
     upper: str
+    vote_weights: str
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the answers of the w members of a wave say of n rows.
+    """What the w members of a wave say of the first answers of n rows.
 
     Attributes:
-        increments: float64 [n, w], evidence for 'adversarial'.
-        changes: bool [n, w], where a member's label differs from the first answer.
+        increments: float64 [n, w].
+        changes: bool [n, w, 1], whether the member says another label.
     """
 
     increments: str
     changes: str
 
 
-def wave_tables(build: GraphBuilder, test: SequentialTest) -> list[Tables]:
-    """The tables as initialisers `test/edges` ..., and the part of each wave."""
-    for name, table in tables_in_graph(test).items():  # under the names that readers look for, equal ones too
-        build.initializers[f"test/{name}"] = numpy_helper.from_array(np.array(table, order="C"), f"test/{name}")
-    increments = build.op("Reshape", "test/increments", build.integers(-1))
-    split = ["test/edges", "test/lower", "test/upper"]
-    if len(test.waves) == 1:
-        parts: list[tuple[str, ...]] = [(table,) for table in split]
-    else:
-        sizes = build.integers(*test.waves)
-        parts = [build.node("Split", [table, sizes], len(test.waves), {"axis": 0}) for table in split]
-    return [Tables(edges, increments, lower, upper) for edges, lower, upper in zip(*parts, strict=True)]
+def add_tables(build: GraphBuilder, test: SequentialTest) -> None:
+    """Add the tables as initialisers `test/edges` ..., the names that readers look for."""
+    for name, array in tables_in_graph(test).items():
+        build.initializers[f"test/{name}"] = numpy_helper.from_array(np.array(array, order="C"), f"test/{name}")
 
 
-def read_answers(
-    build: GraphBuilder,
-    test: SequentialTest,
-    tables: Tables,
-    first: int,
-    log_probabilities: list[str],
-    first_answer: str,
-    classes: int,
+def wave_tables(build: GraphBuilder, waves: Sequence[int]) -> list[Tables]:
+    """The part of the tables of each wave."""
+    tables = [f"test/{name}" for name in ("edges", "lower", "upper", "vote_weights")]
+    increments = build.op("Reshape", "test/increments", build.constant(np.array([-1], dtype=np.int64)))
+    if len(waves) == 1:
+        return [Tables(tables[0], increments, *tables[1:])]
+    sizes = build.constant(np.array(waves, dtype=np.int64))
+    parts = [build.node("Split", [table, sizes], len(waves), {"axis": 0}) for table in tables]
+    return [Tables(edges, increments, *rest) for edges, *rest in zip(*parts, strict=True)]
+
+
+def read_evidence(
+    build: GraphBuilder, test: SequentialTest, tables: Tables, first: int, size: int, logs: str, answer: str
 ) -> Evidence:
-    """Evidence of a wave against the first answers; arguments as of `scan_wave`."""
-    members = np.arange(first, first + len(log_probabilities), dtype=np.int64)
-    axis, one = build.integers(CLASS_AXIS), build.integers(1)
-    logs = build.op("Concat", *[build.op("Unsqueeze", name, one) for name in log_probabilities], axis=1)  # [n, w, K]
-    answer = build.op("Reshape", first_answer, build.integers(-1, 1, 1))
-    is_answer = build.op("Equal", answer, build.constant(np.arange(classes, dtype=np.int64)))  # [n, 1, K]
-    of_answer = build.op("Where", is_answer, logs, build.constant(np.float32(-np.inf)))
+    """The evidence of a wave.
+
+    Args:
+        build: The graph that the wave is in.
+        test: Its kind of evidence; its tables are read from the graph.
+        tables: Where the wave's tables are.
+        first: Index of its first member.
+        size: Its members w.
+        logs: float32 [n, w, K].
+        answer: bool [n, 1, K], the first answer.
+    """
+    axis = build.constant(np.array([CLASS_AXIS], dtype=np.int64))
+    of_answer = build.op("Where", answer, logs, build.constant(np.float32(-np.inf)))
     of_answer = build.op("ReduceMax", of_answer, axis, keepdims=1)  # [n, w, 1]
     margin = build.op("Sub", build.op("ReduceMax", logs, axis, keepdims=1), of_answer)
     score = margin if test.evidence == "margin" else build.op("Neg", of_answer)
-    offsets = members * test.increments.shape[1]
-    increments = increments_of(build, score, tables.edges, tables.increments, offsets)
-    changes = build.op("GreaterOrEqual", margin, build.constant(np.float32(NEAR_TIE)))
-    return Evidence(increments, build.op("Squeeze", changes, axis))
+    above = build.op("Cast", build.op("GreaterOrEqual", score, tables.edges), to=TensorProto.INT64)
+    offsets = build.constant(np.arange(first, first + size, dtype=np.int64) * test.increments.shape[1])
+    place = build.op("Add", build.op("ReduceSum", above, axis, keepdims=0), offsets)
+    return Evidence(
+        build.op("Gather", tables.increments, place, axis=0),
+        build.op("GreaterOrEqual", margin, build.constant(np.float32(NEAR_TIE))),
+    )
 
 
-def increments_of(
-    build: GraphBuilder, score: str, edges: str, increments: str, offsets: np.ndarray | None = None
+def read_signals(
+    build: GraphBuilder, test: SequentialTest, classifier: str, mean: str, answer: str, reconstruction_error: str
 ) -> str:
-    """Increments of the bins that scores [..., 1] fall into [...]; `offsets` say where each member's begin."""
-    above = build.op("Cast", build.op("GreaterOrEqual", score, edges), to=TensorProto.INT64)
-    bins = build.op("ReduceSum", above, build.integers(-1), keepdims=0)
-    if offsets is not None and offsets.any():
-        bins = build.op("Add", bins, build.constant(offsets))
-    return build.op("Gather", increments, bins, axis=0)
+    """The log-likelihood ratio [N, 1] of the signals alone; empty where there is none.
+
+    Args:
+        build: The main graph.
+        test: Its signals; their tables are read from the graph.
+        classifier: float32 [N, K], log-probabilities.
+        mean: float64 [N, K], the mean log-probabilities of the opening's jurors.
+        answer: bool [N, K], the first answer.
+        reconstruction_error: float32 [N].
+    """
+    one = build.constant(np.array([1], dtype=np.int64))
+    ratio = ""
+    for i, signal in enumerate(test.signals):
+        match signal.name:
+            case "jury margin":
+                nothing = build.constant(np.float64(-np.inf))
+                of_answer = build.op("ReduceMax", build.op("Where", answer, mean, nothing), one, keepdims=1)
+                best_other = build.op("ReduceMax", build.op("Where", answer, nothing, mean), one, keepdims=1)
+                score = build.op("Cast", build.op("Sub", best_other, of_answer), to=TensorProto.FLOAT)
+            case "classifier surprise":
+                of_answer = build.op("Where", answer, classifier, build.constant(np.float32(-np.inf)))
+                score = build.op("Neg", build.op("ReduceMax", of_answer, one, keepdims=1))
+            case _:
+                score = build.op("Unsqueeze", reconstruction_error, one)
+        above = build.op("GreaterOrEqual", score, f"test/signal_{i}_edges")  # [N, bins - 1]
+        place = build.op("ReduceSum", build.op("Cast", above, to=TensorProto.INT64), one, keepdims=1)
+        added = build.op("Gather", f"test/signal_{i}_increments", place, axis=0)
+        ratio = build.op("Add", ratio, added) if ratio else added
+    return ratio

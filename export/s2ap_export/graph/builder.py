@@ -58,10 +58,6 @@ class GraphBuilder:
             self._constants[key] = full
         return self._constants[key]
 
-    def integers(self, *values: int) -> str:
-        """Name of the initialiser that holds int64 numbers [n]: axes, sizes or places."""
-        return self.constant(np.array(values, dtype=np.int64))
-
     def node(
         self, operator: str, inputs: Sequence[str], outputs: int, attributes: Mapping[str, Attribute]
     ) -> tuple[str, ...]:

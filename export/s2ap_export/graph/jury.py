@@ -1,102 +1,144 @@
-"""What jurors say, as graph: tallies of their votes, and the labels that these give (s2ap_defend.sequential.jury).
-
-A tally is one row of float64 numbers, of K classes each, in the order of the members:
-
-    weights of votes | weighted log-probabilities | weighted probabilities
-
-The second part is there where a vote gives a label or a signal reads it, the third under 'mixed'. The weight of the
-jurors asked is the sum of their votes: weights are multiples of 1/256, so every order of summing gives the same bits.
-"""
+"""Labels of a jury in a graph; `s2ap_defend.sequential.jury` is the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from onnx import TensorProto
 
 from s2ap_defend.sequential import SequentialTest
-from s2ap_export.graph.answers import CLASS_AXIS
+from s2ap_defend.types import Bool, Float64
 from s2ap_export.graph.builder import GraphBuilder
 
-__all__ = ["answer_label", "jurors", "tally_parts", "tally_rows", "voted_label"]
+__all__ = ["CLASS_AXIS", "Ballots", "JuryLayout", "mixed_label", "read_ballots", "settled", "voted_label"]
 
-VOTES, SUMMED, PROBABILITIES = "votes", "summed", "probabilities"
-
-
-def jurors(test: SequentialTest, first: int, stop: int) -> list[int]:
-    """Those of the members `first` ... `stop` - 1 who vote."""
-    return [i for i in range(first, stop) if test.vote_weights[i] > 0.0]
+CLASS_AXIS = 2  # of [rows, members of the wave, classes]
+Part = Literal["votes", "summed", "probabilities"]
 
 
-def tally_parts(test: SequentialTest) -> tuple[str, ...]:
-    """Names of the parts of a tally, each of as many columns as there are classes."""
-    vote_decides = test.correct or test.answer == "robust"
-    summed = vote_decides or any(signal.name == "jury margin" for signal in test.signals)
-    return (VOTES, *[SUMMED] * summed, *[PROBABILITIES] * (test.answer == "mixed"))
+@dataclass(frozen=True)
+class JuryLayout:
+    """The numbers of the jury that a row carries: one block of K columns each.
+
+    Attributes:
+        parts: The blocks: weight of votes, weighted sums of log-probabilities and of probabilities.
+        classes: K.
+    """
+
+    parts: tuple[Part, ...]
+    classes: int
+
+    @classmethod
+    def of(cls, test: SequentialTest, classes: int) -> JuryLayout:
+        """What the answer and the vote of a test need; nothing where nobody votes."""
+        if not test.vote_weights.any():
+            return cls((), classes)
+        votes = test.answer == "robust" or test.correct
+        summed = votes or any(signal.name == "jury margin" for signal in test.signals)
+        parts: dict[Part, bool] = {"votes": True, "summed": summed, "probabilities": test.answer == "mixed"}
+        return cls(tuple(name for name, needed in parts.items() if needed), classes)
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a row."""
+        return len(self.parts) * self.classes
+
+    def split(self, build: GraphBuilder, jury: str) -> dict[str, str]:
+        """The blocks by name."""
+        if len(self.parts) < 2:
+            return dict.fromkeys(self.parts, jury)
+        sizes = build.constant(np.full(len(self.parts), self.classes, dtype=np.int64))
+        return dict(zip(self.parts, build.node("Split", [jury, sizes], len(self.parts), {"axis": 1}), strict=True))
 
 
-def tally_rows(
-    build: GraphBuilder, test: SequentialTest, voting: Sequence[int], log_probabilities: Sequence[str], classes: int
-) -> str:
-    """What each of j jurors adds to a tally of C columns, float64 [n, j, C].
+@dataclass(frozen=True)
+class Ballots:
+    """What w members add to the jury of n rows.
+
+    Attributes:
+        votes: float64 [n, w, K], their weighted votes.
+        rows: float64 [n, w, J], all blocks of the layout.
+    """
+
+    votes: str
+    rows: str
+
+
+def read_ballots(build: GraphBuilder, layout: JuryLayout, weights: str, logs: str, voting: Bool) -> Ballots:
+    """The ballots of members.
 
     Args:
         build: The graph that they are in.
-        test: Its answer; the weights are read from the graph.
-        voting: Their places among the members of the test.
-        log_probabilities: Of each, float32 [n, K].
-        classes: Number of classes K.
+        layout: What the jury keeps.
+        weights: float64 [w], of their votes.
+        logs: float32 [n, w, K].
+        voting: Who votes [w]; others add nothing, whatever they say.
     """
-    one = build.integers(1)
-    logs = build.op("Concat", *[build.op("Unsqueeze", name, one) for name in log_probabilities], axis=1)
-    weights = build.op(
-        "Gather", "test/vote_weights", build.constant(np.array(voting, dtype=np.int64)[:, None]), axis=0
-    )  # [j, 1]
-    vote = build.op("ArgMax", logs, axis=CLASS_AXIS, keepdims=1)
-    voted = build.op("Equal", vote, build.constant(np.arange(classes, dtype=np.int64)))
-    exact = build.op("Cast", logs, to=TensorProto.DOUBLE)
-    of = {
-        VOTES: lambda: build.op("Cast", voted, to=TensorProto.DOUBLE),
-        SUMMED: lambda: exact,
-        PROBABILITIES: lambda: build.op("Exp", exact),
-    }
-    rows = build.op("Concat", *[of[part]() for part in tally_parts(test)], axis=CLASS_AXIS)
-    return build.op("Mul", rows, weights)
+    nothing = build.constant(np.float64(0))
+    weights = build.op("Unsqueeze", weights, build.constant(np.array([1], dtype=np.int64)))  # [w, 1]
+    if not voting.all():
+        weights = build.op("Where", build.constant(voting[:, None]), weights, nothing)
+        logs = build.op("Where", build.constant(voting[:, None]), logs, build.constant(np.float32(0)))
+    best = build.op("ArgMax", logs, axis=CLASS_AXIS, keepdims=1)
+    voted = build.op("Equal", best, build.constant(np.arange(layout.classes, dtype=np.int64)))
+    votes = build.op("Where", voted, weights, nothing)
+    blocks = [votes]
+    exact = build.op("Cast", logs, to=TensorProto.DOUBLE) if len(layout.parts) > 1 else ""
+    if "summed" in layout.parts:
+        blocks.append(build.op("Mul", exact, weights))
+    if "probabilities" in layout.parts:
+        blocks.append(build.op("Mul", exponential(build, exact), weights))
+    return Ballots(votes, build.op("Concat", *blocks, axis=CLASS_AXIS) if len(blocks) > 1 else votes)
 
 
-def voted_label(build: GraphBuilder, parts: dict[str, str]) -> str:
-    """Label with the largest weight of votes, int64 [n]; ties as in the reference.
+def exponential(build: GraphBuilder, logs: str) -> str:
+    """The exponential of float64 values, as a power: how Exp rounds in ONNX Runtime depends on an element's place."""
+    return build.op("Pow", build.constant(np.float64(np.e)), logs)
 
-    Args:
-        build: The graph.
-        parts: Values of the parts of a tally by name, float64 [n, K].
-    """
-    most = build.op("ReduceMax", parts[VOTES], build.integers(1), keepdims=1)
-    tied = build.op("Equal", parts[VOTES], most)
-    best = build.op("Where", tied, parts[SUMMED], build.constant(np.float64(-np.inf)))
+
+def voted_label(build: GraphBuilder, votes: str, summed: str) -> str:
+    """The label with the most votes [N]; ties go to the higher sum, then to the lower class index."""
+    highest = build.op("ReduceMax", votes, build.constant(np.array([1], dtype=np.int64)), keepdims=1)
+    best = build.op("Where", build.op("Equal", votes, highest), summed, build.constant(np.float64(-np.inf)))
     return build.op("ArgMax", best, axis=1, keepdims=0)
 
 
-def answer_label(build: GraphBuilder, test: SequentialTest, classifier: str, parts: dict[str, str]) -> str:
-    """The answer of the classifier and the jurors asked so far, were nothing flagged, int64 [n].
+def mixed_label(build: GraphBuilder, classifier: str, votes: str, probabilities: str, classes: int) -> str:
+    """The label of the mix [N].
 
     Args:
         build: The graph.
-        test: Who answers.
-        classifier: Log-probabilities of the classifier, float32 [n, K].
-        parts: As of `voted_label`.
+        classifier: float32 [N, K], log-probabilities.
+        votes: float64 [N, K]; their sum is the weight of the jurors.
+        probabilities: float64 [N, K], weighted sum of the jurors' probabilities.
+        classes: K.
     """
-    if test.answer == "robust":
-        return voted_label(build, parts)
-    if test.answer == "accurate":
-        return build.op("ArgMax", classifier, axis=1, keepdims=0)
-    weight = build.op("ReduceSum", parts[VOTES], build.integers(1), keepdims=1)
-    mean = build.op("Div", parts[PROBABILITIES], weight)
+    one = build.constant(np.array([1], dtype=np.int64))
+    mean = build.op("Div", probabilities, build.op("ReduceSum", votes, one, keepdims=1))
     amplified = build.op("Pow", mean, "test/amplification")
-    sums = build.op("CumSum", amplified, build.constant(np.int64(1)))  # in the order of the classes
-    share = build.op("Div", amplified, build.op("Gather", sums, build.integers(-1), axis=1))
-    said = build.op("Exp", build.op("Cast", classifier, to=TensorProto.DOUBLE))
-    rest = build.op("Sub", build.constant(np.float64(1)), "test/jury_share")
-    mix = build.op("Add", build.op("Mul", rest, said), build.op("Mul", "test/jury_share", share))
-    return build.op("ArgMax", mix, axis=1, keepdims=0)
+    total = build.op("CumSum", amplified, build.constant(np.int64(1)))
+    total = build.op("Gather", total, build.constant(np.array([classes - 1], dtype=np.int64)), axis=1)
+    jury = build.op("Mul", build.op("Div", amplified, total), "test/jury_share")
+    own = exponential(build, build.op("Cast", classifier, to=TensorProto.DOUBLE))
+    own = build.op("Mul", own, build.op("Sub", build.constant(np.float64(1)), "test/jury_share"))
+    return build.op("ArgMax", build.op("Add", own, jury), axis=1, keepdims=0)
+
+
+def settled(build: GraphBuilder, votes: str, ballots: str, left: Float64) -> str:
+    """Where no votes that are left can change or tie the leader, after each member of a wave [n, w].
+
+    Args:
+        build: The graph that the wave is in.
+        votes: float64 [n, K] before the wave.
+        ballots: float64 [n, w, K], weighted votes of its members; empty where none votes.
+        left: Weight of the votes that can follow each member's [w].
+    """
+    one, two = (build.constant(np.array([i], dtype=np.int64)) for i in (1, 2))
+    totals = build.op("Unsqueeze", votes, one)
+    if ballots:
+        totals = build.op("Add", totals, build.op("CumSum", ballots, build.constant(np.int64(1))))
+    highest, _ = build.node("TopK", [totals, two], 2, {"axis": CLASS_AXIS})
+    lead = build.op("MatMul", highest, build.constant(np.array([1.0, -1.0])))  # exact: weights are multiples of 1/256
+    return build.op("Greater", lead, build.constant(left))

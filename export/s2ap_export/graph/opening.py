@@ -1,97 +1,91 @@
-"""What is known before any evidence of a member is counted, as graph: the first answer and the evidence of signals."""
+"""The first wave as graph: the first answer of classifier and opening, then the evidence of all its members."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 
-from s2ap_defend.sequential import SequentialTest, Signal
-from s2ap_export.graph.answers import increments_of
+from s2ap_defend.stages import member_scope
+from s2ap_export.graph.answers import read_evidence, read_signals
 from s2ap_export.graph.builder import GraphBuilder
-from s2ap_export.graph.jury import SUMMED, answer_label, jurors, tally_parts, tally_rows
-from s2ap_export.graph.waves import FLAGS, split_tally
+from s2ap_export.graph.decision import answer_label
+from s2ap_export.graph.jury import Ballots, read_ballots
+from s2ap_export.graph.waves import State, Wave, initial_state, scan_wave
 
-__all__ = ["Opening", "open_rows", "reads_classifier"]
+__all__ = ["Opened", "open_test", "scan_members"]
+
+SMALLEST_WEIGHT = 2.0**-8  # of a jury, that of one vote at least
 
 
 @dataclass(frozen=True)
-class Opening:
-    """Names of the values after the votes of the opening: first answers int64 [n] and state float64 [n, S]."""
+class Opened:
+    """Names of the values after the first wave.
 
-    first_answer: str
-    state: str
+    Attributes:
+        base_label: int64 [N], of the classifier.
+        answer: bool [N, 1, K], the first answer.
+        state: After the wave.
+    """
+
+    base_label: str
+    answer: str
+    state: State
 
 
-def reads_classifier(test: SequentialTest) -> bool:
-    """Whether the first answer or a signal depends on what the classifier says."""
-    return test.answer != "robust" or any(signal.name == "classifier surprise" for signal in test.signals)
+def open_test(build: GraphBuilder, wave: Wave, valid: str, classifier: str, reconstruction_error: str) -> Opened:
+    """Ask the first wave.
+
+    Args:
+        build: The main graph, which has the members of the wave.
+        wave: The first.
+        valid: bool [N, 1], images that are not are flagged.
+        classifier: float32 [N, K], log-probabilities.
+        reconstruction_error: float32 [N].
+    """
+    test, layout = wave.test, wave.layout
+    one, zero = (build.constant(np.array([i], dtype=np.int64)) for i in (1, 0))
+    base_label = build.op("ArgMax", classifier, axis=1, keepdims=0)
+    jury = mean = ""
+    if layout.parts:
+        end = build.constant(np.array([test.opening], dtype=np.int64))
+        logs, weights = _stack(build, wave), wave.tables.vote_weights
+        if test.opening < wave.size:
+            logs, weights = build.op("Slice", logs, zero, end, one), build.op("Slice", weights, zero, end)
+        jury = read_ballots(build, layout, weights, logs, test.vote_weights[: test.opening] > 0).rows
+        sums = build.op("CumSum", jury, build.constant(np.int64(1)))  # in the order of the loop
+        jury = build.op("Gather", sums, build.constant(np.int64(test.opening - 1)), axis=1)
+    label = answer_label(build, test, layout, classifier, base_label, jury)
+    flat = build.op("Equal", build.op("Unsqueeze", label, one), build.constant(np.arange(layout.classes)))
+    if any(signal.name == "jury margin" for signal in test.signals):
+        weight = np.float64(max(test.vote_weights[: test.opening].sum(), SMALLEST_WEIGHT))
+        mean = build.op("Div", layout.split(build, jury)["summed"], build.constant(weight))
+    ratio = read_signals(build, test, classifier, mean, flat, reconstruction_error)
+    answer = build.op("Unsqueeze", flat, one)
+    state = initial_state(build, test, valid, ratio, jury)
+    return Opened(base_label, answer, scan_members(build, wave, answer, state))
 
 
-def open_rows(
-    build: GraphBuilder,
-    test: SequentialTest,
-    classifier: str,
-    members: list[str],
-    reconstruction_error: str,
-    valid: str,
-    classes: int,
-) -> Opening:
-    """The first answer and the state before the first member's evidence; the votes of the opening are counted.
+def scan_members(build: GraphBuilder, wave: Wave, answer: str, state: State) -> State:
+    """The state after the members of a wave, which are in the graph.
 
     Args:
         build: The graph.
-        test: The decision.
-        classifier: Its log-probabilities, float32 [n, K].
-        members: Log-probabilities of the members of the opening, float32 [n, K] each.
-        reconstruction_error: What the purifier left, float32 [n].
-        valid: bool [n, 1]; rows that are not are flagged before anybody is asked.
-        classes: Number of classes K.
+        wave: The wave.
+        answer: bool [n, 1, K], the first answer.
+        state: Before the wave.
     """
-    flagged = build.op("Cast", build.op("Not", valid), to=TensorProto.DOUBLE)
-    voting = jurors(test, 0, test.opening)
-    columns = [0.0, *(float(name in {"decided", "adversarial"}) for name in FLAGS)]
-    if voting:
-        rows = tally_rows(build, test, voting, [members[i] for i in voting], classes)
-        if len(voting) > 1:
-            rows = build.op("CumSum", rows, build.constant(np.int64(1)))  # in the order of the members
-        tally = build.op("Gather", rows, build.constant(np.int64(len(voting) - 1)), axis=1)
-    else:
-        tally = build.op("Mul", flagged, build.constant(np.zeros((1, len(tally_parts(test)) * classes))))
-    parts = split_tally(build, test, tally, classes)
-    first_answer = answer_label(build, test, classifier, parts)
-    ratio = []
-    for i, signal in enumerate(test.signals):
-        score = _score(build, test, signal, classifier, parts, reconstruction_error, first_answer, classes)
-        added = increments_of(build, score, f"test/signal_{i}_edges", f"test/signal_{i}_increments")
-        ratio = [build.op("Add", ratio[0], added) if ratio else added]
-    flags = build.op("Mul", flagged, build.constant(np.array([columns[len(ratio) :]])))
-    state = [build.op("Unsqueeze", value, build.integers(1)) for value in ratio]
-    return Opening(first_answer, build.op("Concat", *state, flags, tally, axis=1))
+    logs, tables = _stack(build, wave), wave.tables
+    evidence = read_evidence(build, wave.test, tables, wave.first, wave.size, logs, answer)
+    ballots: Ballots | None = None
+    if wave.voting.any():
+        ballots = read_ballots(build, wave.layout, tables.vote_weights, logs, wave.voting)
+    return scan_wave(build, wave, evidence, ballots, state)
 
 
-def _score(
-    build: GraphBuilder,
-    test: SequentialTest,
-    signal: Signal,
-    classifier: str,
-    parts: dict[str, str],
-    reconstruction_error: str,
-    first_answer: str,
-    classes: int,
-) -> str:
-    """The score of a signal, float32 [n, 1]."""
-    one = build.integers(1)
-    if signal.name == "reconstruction error":
-        return build.op("Unsqueeze", reconstruction_error, one)
-    label = build.op("Unsqueeze", first_answer, one)
-    if signal.name == "classifier surprise":
-        return build.op("Neg", build.op("GatherElements", classifier, label, axis=1))
-    weight = max(float(test.vote_weights[: test.opening].sum()), 2.0**-8)
-    mean = build.op("Div", parts[SUMMED], build.constant(np.float64(weight)))
-    is_label = build.op("Equal", label, build.constant(np.arange(classes, dtype=np.int64)))
-    others = build.op("Where", is_label, build.constant(np.float64(-np.inf)), mean)
-    highest = build.op("ReduceMax", others, one, keepdims=1)
-    margin = build.op("Sub", highest, build.op("GatherElements", mean, label, axis=1))
-    return build.op("Cast", margin, to=TensorProto.FLOAT)
+def _stack(build: GraphBuilder, wave: Wave) -> str:
+    """Log-probabilities of the members of a wave, float32 [n, w, K]."""
+    one = build.constant(np.array([1], dtype=np.int64))
+    members = range(wave.first, wave.first + wave.size)
+    said = [build.op("Unsqueeze", f"{member_scope(i)}/log_probabilities", one) for i in members]
+    return build.op("Concat", *said, axis=1) if len(said) > 1 else said[0]
