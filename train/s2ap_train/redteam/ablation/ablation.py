@@ -233,7 +233,7 @@ def joined_rows(
 
 
 def _goals(row: Row, attacked: Collection[str]) -> list[Goal]:
-    """What a row is still to be attacked for: chains that were `attacked` were misled already, with the effort of all."""
+    """What a row is still to be attacked for; a chain that was `attacked` was misled with as much work already."""
     done = row.stage is None and row.name in attacked
     return [goal for goal in row.goals if row.same_as is None and not (goal == "mislead" and done)]
 
