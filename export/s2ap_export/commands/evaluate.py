@@ -116,8 +116,9 @@ def evaluate(
 ) -> None:
     """Attack MODEL with the test images of a recipe and print what is left of its accuracy.
 
-    An attack succeeds when the input is answered, not flagged, and the final label is wrong. What attacks find is kept:
-    after an interruption the same command goes on where it stopped.
+    Two figures, side by side and beside simpler alternatives: the final label is right under every attack; it is right,
+    or the input is flagged or not answered. What attacks find is kept: after an interruption the same command goes on
+    where it stopped.
     """
     from s2ap_export.hardening.networks import compared_networks
     from s2ap_train.recipe import load_recipe

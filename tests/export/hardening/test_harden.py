@@ -97,7 +97,9 @@ def test_a_second_run_trains_nothing_and_writes_the_same_weights(
         assert f"{part}: reused" in output
     for title in ("purifiers under attack", "attacks", "ablation"):
         assert re.search(rf"^{title}: (\d+) of \1 reused", output, re.MULTILINE), title
-    assert "purifier in front of the classifier: " in output
+    assert "purifier in the chain: " in output
+    for headline in ("label right ", "right or flagged ", "robust classifier alone", "What must hold of the decision: "):
+        assert headline in output
     after = open_model_file(hardened).manifest
     assert (after.weights_sha256, after.graph_sha256) == (before.weights_sha256, before.graph_sha256)
     assert after.members == before.members
@@ -176,8 +178,8 @@ def test_a_purifier_that_is_off_leaves_images_as_they_are_and_is_measured_as_off
     purifier = open_model_file(path).manifest.purifier
     assert purifier.off
     assert purifier.precision == "float32", "it computes nothing"
-    assert "detector only" in output
-    assert "purifier only" not in output
+    assert "jury only" in output
+    assert "full, no purifier" not in output
     images = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
     verdicts = DefendedClassifier.load(path, device="cpu")(images)
     assert np.array_equal(verdicts.purified, images)

@@ -76,8 +76,8 @@ class AblationRow:
         worst_case: What is left under every attack that knows this row, and all that was found for other rows.
         flagged: Images flagged under the adaptive attack.
         members_used: Members asked for a clean image.
-        descents: Gradient descents on an image that resisted them all; of the served file and the bare classifier those
-            of the search alone, beside which they faced every other attack.
+        descents: Gradient descents on an image that resisted them all; of the served file and the bare classifier
+            without those of the other attacks of the evaluation, which they faced as well.
         steps: Gradient steps of one descent, the longest.
         cost: Floating-point operations of one clean image, as a multiple of the file's classifier alone.
         milliseconds: One clean image, alone, on one thread of ONNX Runtime; None: not measured.

@@ -291,6 +291,9 @@ def test_a_row_that_was_misled_already_is_attacked_for_its_other_goals_alone(sma
     }
     del done["b, part 2"]
     assert list(joined_rows(rows, 2, done, attacked={"a"})) == ["a"]
+    network = Row("bare", "x", stage=b"")
+    again = ablation_jobs([network], small, attacked={"bare": [images]}, effort=LEAST)
+    assert [job.name for job in again] == ["bare, part 1", "bare, part 2"], "no network gets less work than the file"
 
 
 class Answered:

@@ -95,8 +95,8 @@ def test_the_curve_over_eps_says_why_it_falls_and_that_other_radii_were_attacked
 def test_p_values_of_parts_and_rows_that_were_attacked_less_are_explained_beside_them():
     text = said(printed(made_evaluation()))
     assert text.index("are not corrected for the number of pairs") < text.index("LOWERS label right")
-    assert "The full defence and the bare classifier also face every other attack" in text
     assert "at least as many descents and steps as the search on the full defence" in text
+    assert "That and the bare classifier also face every other attack of this evaluation" in text
     assert "not corrected" not in printed(made_evaluation(costs=(), comparisons=()))
 
 

@@ -120,7 +120,7 @@ def ablation_jobs(
     until: float | None = None,
     at: str = "",
 ) -> list[ResumableJob]:
-    """Attacks on every row that is not broken exactly where another is, for every goal that nobody attacked it for.
+    """Attacks on every row that is not broken exactly where another is, for every goal that it is still to meet.
 
     Args:
         rows: The rows.
@@ -180,7 +180,8 @@ def measure_ablation(
     attacks = ablation_jobs(rows, tasks, attacked=attacked, effort=effort, until=until)
     done = run_resumable(attacks, store, reporter, title="ablation", workers=workers)
     found = joined_rows(rows, len(tasks), done, attacked=attacked)
-    own = {name: images[0] for name, images in found.items()} | {name: images[-1] for name, images in attacked.items()}
+    own = {name: images[0] for name, images in found.items()}
+    own |= {row.name: attacked[row.name][-1] for row in rows if row.stage is None and row.name in attacked}
     own |= {row.name: own[row.same_as] for row in rows if row.same_as in own}
     pool = [images for known in (*attacked.values(), *found.values()) for images in known]
     able = [row for row in rows if row.name in own]
@@ -232,8 +233,9 @@ def joined_rows(
 
 
 def _goals(row: Row, attacked: Collection[str]) -> list[Goal]:
-    """What a row is still to be attacked for; rows that were `attacked` were misled already."""
-    return [goal for goal in row.goals if row.same_as is None and not (goal == "mislead" and row.name in attacked)]
+    """What a row is still to be attacked for; a chain that was `attacked` was misled with as much work already."""
+    done = row.stage is None and row.name in attacked
+    return [goal for goal in row.goals if row.same_as is None and not (goal == "mislead" and done)]
 
 
 def _job_name(row: str, goal: Goal, number: int, at: str = "") -> str:

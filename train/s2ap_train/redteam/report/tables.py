@@ -105,9 +105,9 @@ def ablation_table(rows: Sequence[AblationRow], *, samples: int, eps: float) -> 
         "included, and under what was found for other rows. or flag: the same, or it is flagged or not given. "
         "flagged: clean / under the adaptive attack. asked, cost, ms: members, floating-point operations as a multiple "
         "of the classifier's, and time for one clean image. work: descents x steps on an image that resists them.",
-        "The full defence and the bare classifier also face every other attack of this evaluation; of them work is "
-        "that of the search alone. The other rows face PGD, their descents and all that was found for others: at "
-        "least as many descents and steps as the search on the full defence.",
+        "Every row faces PGD, its descents and all that was found for others: at least as many descents and steps as "
+        "the search on the full defence. That and the bare classifier also face every other attack of this "
+        "evaluation, which is not in their work.",
     )
     return TableText(f"Ablation, % of {samples} images, l_inf eps {eps:g}", header, cells, notes)
 
