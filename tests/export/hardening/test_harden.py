@@ -98,7 +98,12 @@ def test_a_second_run_trains_nothing_and_writes_the_same_weights(
     for title in ("purifiers under attack", "attacks", "ablation"):
         assert re.search(rf"^{title}: (\d+) of \1 reused", output, re.MULTILINE), title
     assert "purifier in the chain: " in output
-    for headline in ("label right ", "right or flagged ", "robust classifier alone", "What must hold of the decision: "):
+    for headline in (
+        "label right ",
+        "right or flagged ",
+        "robust classifier alone",
+        "What must hold of the decision: ",
+    ):
         assert headline in output
     after = open_model_file(hardened).manifest
     assert (after.weights_sha256, after.graph_sha256) == (before.weights_sha256, before.graph_sha256)

@@ -152,7 +152,7 @@ def test_the_rows_are_the_baselines_in_the_file_its_chains_and_the_networks_that
     tiny_model_path, tiny_stages
 ):
     network = tiny_stages[2][0]
-    rows = rows_of(tiny_model_path, {WIDER: network}, threshold=-0.5)
+    rows = rows_of(tiny_model_path, {WIDER: network}, threshold=0.6)
     first, last = [BARE, PRUNED, CONFIDENCE], [*FULL.values(), WIDER]
     assert names(rows) == [*first, JURY, UNFLAGGED, UNPURIFIED, *last]
     assert names(rows_of(tiny_model_path, {ADVERSARIAL: network}))[:3] == [BARE, ADVERSARIAL, PRUNED]
@@ -195,7 +195,7 @@ def small(random_images):
 
 
 def test_an_ablation_is_measured_kept_and_not_made_again(tiny_model_path, tiny_stages, small, tmp_path):
-    rows = rows_of(tiny_model_path, {WIDER: tiny_stages[2][0]}, threshold=-2.0)
+    rows = rows_of(tiny_model_path, {WIDER: tiny_stages[2][0]}, threshold=0.13)
     images = np.concatenate([task.data.images for task in small])
     results, told = [], []
     for _ in range(2):

@@ -35,13 +35,14 @@ def test_what_ties_at_the_threshold_is_flagged():
 
 
 def test_the_attacker_wins_where_the_label_is_wrong_and_sure_enough():
-    threshold = float(np.median(CONFIDENCE))
-    outcome = network_target("linear", linear_stage(), threshold).system(IMAGES, 1 - LABELS)  # all are wrong
-    flagged = threshold > CONFIDENCE
+    middle = float(np.median(CONFIDENCE))
+    system = network_target("linear", linear_stage(), float(np.exp(middle))).system
+    outcome = system(IMAGES, 1 - LABELS)  # all are wrong
+    flagged = middle > CONFIDENCE
     np.testing.assert_array_equal(outcome.flagged, flagged)
     np.testing.assert_array_equal(outcome.success, ~flagged)
-    np.testing.assert_allclose(outcome.score[flagged], (threshold - CONFIDENCE)[flagged], rtol=1e-3)
-    right = network_target("linear", linear_stage(), threshold).system(IMAGES, LABELS)
+    np.testing.assert_allclose(outcome.score[flagged], (middle - CONFIDENCE)[flagged], rtol=1e-3)
+    right = system(IMAGES, LABELS)
     assert (right.score >= RIGHT).all()
     assert right.right(LABELS).all(), "flagged or not"
 
@@ -54,8 +55,8 @@ def test_the_objective_is_the_log_odds_against_the_target():
 
 def test_a_network_is_broken_just_where_it_can_be_made_wrong_and_sure_enough():
     # inside the box the margin moves by eps times the 1-norm of the difference of the two columns, and no further
-    threshold = float(np.quantile(CONFIDENCE, 0.2))
-    needed_margin = -np.log(np.expm1(-threshold))  # nats at which the confidence is the threshold
+    threshold = float(np.exp(np.quantile(CONFIDENCE, 0.2)))
+    needed_margin = np.log(threshold / (1 - threshold))  # nats at which the confidence is the threshold
     reach = np.abs(DIFFERENCE).sum()
     eps = float(np.median((np.abs(MARGIN) + needed_margin) / reach))
     target = network_target("linear", linear_stage(), threshold)

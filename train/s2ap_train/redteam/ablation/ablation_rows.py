@@ -57,7 +57,7 @@ class Row:
         name: Of the row.
         model: The defended model file.
         stage: A serialised network `image` -> `log_probabilities`, for rows that are single networks.
-        threshold: Confidence below which the network's inputs are flagged; None: none is.
+        threshold: Probability that the network's largest must reach for an input not to be flagged; None: none is.
         goals: What its attacker wants: where inputs are flagged, a wrong label is another goal than to mislead.
         note: What a reader must know of it.
         same_as: The row whose images break this one exactly where they break that one; it is not attacked itself.
@@ -85,7 +85,7 @@ def rows_of(model: Path, networks: Mapping[str, ModelProto], threshold: float | 
         model: The defended model file.
         networks: Exported classifiers `image` -> `log_probabilities` by the name of their row: ADVERSARIAL and WIDER,
             as far as they are there.
-        threshold: Confidence of the first juror below which CONFIDENCE flags; None: that row is left out.
+        threshold: Largest probability of the first juror below which CONFIDENCE flags; None: that row is left out.
 
     Raises:
         ModelFileError: If the file cannot be used.

@@ -198,7 +198,7 @@ def network_target(name: str, stage: ModelProto, threshold: float | None = None)
     Args:
         name: Of the network.
         stage: `image` -> `log_probabilities`, as an exported classifier.
-        threshold: Confidence below which its inputs are flagged; None: none is.
+        threshold: Probability that its largest must reach for an input not to be flagged; None: none is.
 
     Raises:
         ModelFileError: If the stage cannot be run or differentiated.
@@ -211,7 +211,9 @@ def network_target(name: str, stage: ModelProto, threshold: float | None = None)
     engines = StageEngines(None, stage, (), threads=1)
     return Target(
         name=name,
-        system=ChainSystem(engines) if threshold is None else ConfidenceSystem(engines, threshold),
+        system=ChainSystem(engines)
+        if threshold is None
+        else ConfidenceSystem(lambda images: engines.ask(images).classifier, threshold),
         view=lambda images, path, members: (classify(images), None),  # noqa: ARG005
         classify=classify,
         features=lambda images, path: hidden(images)[0].flatten(1),  # noqa: ARG005

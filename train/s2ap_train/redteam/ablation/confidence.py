@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -19,19 +21,19 @@ from s2ap_train.statistics.outcome import Outcome
 __all__ = ["ConfidenceSystem", "confidence_objective", "confidence_plan", "threshold_at"]
 
 _STARTS: tuple[Start, ...] = ("random", "best")
-_NEVER = -1e30  # below the logarithm of every float32; infinities are no JSON
+_FLOOR = 1e-30
 
 
 class ConfidenceSystem(System):
-    """A network that flags every input whose largest log-probability is below a threshold.
+    """A network that flags every input whose largest probability is below a threshold.
 
     Args:
-        engines: The network as a classifier without members.
-        threshold: Log-probability.
+        log_probabilities: Images [N, C, H, W] -> log-probabilities [N, K].
+        threshold: The probability.
     """
 
-    def __init__(self, engines: StageEngines, threshold: float) -> None:
-        self._engines, self._threshold = engines, threshold
+    def __init__(self, log_probabilities: Callable[[Float32], Float32], threshold: float) -> None:
+        self._log_probabilities, self._threshold = log_probabilities, math.log(max(threshold, _FLOOR))
 
     def __call__(self, images: Float32, labels: Int64) -> Outcome:
         """Outcome of the network's labels.
@@ -39,7 +41,7 @@ class ConfidenceSystem(System):
         The score leads a search across the border of the label first (RIGHT plus the margin, nats), then to more
         confidence in the wrong one.
         """
-        said = self._engines.ask(images).classifier
+        said = self._log_probabilities(images)
         confidence = said.max(axis=1).astype(np.float64)
         flagged = confidence < self._threshold
         alone = never_flagged(said, labels)
@@ -66,7 +68,7 @@ def confidence_plan(budget: AdaptiveBudget) -> list[Descent]:
 
 
 def threshold_at(stage: ModelProto, images: Float32, flagged: int) -> float:
-    """The confidence, a log-probability, below which a network has so many of these images.
+    """The probability that a network's largest one is below for so many of these images.
 
     It is set on the very images on which the figures are measured, so that both systems raise as many false alarms
     there, to the image; whoever served the network would take a threshold from held-out images and be off by chance.
@@ -78,6 +80,8 @@ def threshold_at(stage: ModelProto, images: Float32, flagged: int) -> float:
         flagged: How many of them the other system flags, or does not answer, 0 to N.
     """
     if flagged == 0:
-        return _NEVER
+        return 0.0
     confidence = np.sort(StageEngines(None, stage, (), threads=1).ask(images).classifier.max(axis=1).astype(np.float64))
-    return float(np.nextafter(confidence[flagged - 1], np.inf))
+    highest = confidence[flagged - 1]
+    above = confidence[confidence > highest]
+    return float(np.exp((highest + above[0]) / 2)) if len(above) else 1.0
