@@ -54,7 +54,7 @@ class AnswerSurrogate:
         return self._short(m, t, slack, whole=True)
 
     def scores(self, c: Tensor, m: Tensor | None) -> Tensor:
-        """What the answer is the largest of [N, K]; of a vote the jurors' mean log-probability, which breaks its ties."""
+        """What the answer is the largest of [N, K]; of a vote the mean log-probability, which breaks its ties."""
         test, jurors = self._test, self.jurors(m)
         if jurors is None or test.answer == "accurate" or (test.answer == "mixed" and test.jury_share == 0.0):
             return c

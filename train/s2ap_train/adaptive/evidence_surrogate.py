@@ -132,7 +132,7 @@ class EvidenceSurrogate:
         return added
 
     def _until_accepted(self, ratio: Tensor, m: Tensor) -> Tensor:
-        """How far the evidence is from the clean boundary after each member [k, N], in nats; far while votes are open."""
+        """How far the evidence is above the clean boundary after each member [k, N]; far while votes are open."""
         gap = ratio - self._lower[: len(m)]
         if not self._await_vote:
             return gap
@@ -152,7 +152,9 @@ class _Table:
         signed: Whether scores can be negative.
     """
 
-    def __init__(self, edges: np.ndarray, increments: np.ndarray, device: torch.device, *, signed: bool = False) -> None:
+    def __init__(
+        self, edges: np.ndarray, increments: np.ndarray, device: torch.device, *, signed: bool = False
+    ) -> None:
         self._knots = torch.tensor(_knots(edges, signed), dtype=torch.float32, device=device)  # [n, K]
         self._values = torch.tensor(increments, dtype=torch.float32, device=device)  # [n, K]
         self.span = self._values.amax(1, keepdim=True) - self._values.amin(1, keepdim=True)  # [n, 1]

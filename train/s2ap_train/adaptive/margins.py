@@ -1,4 +1,4 @@
-"""Distances of log-probabilities from labels. Images are rows, y their true labels, t target labels, nats throughout."""
+"""Distances of log-probabilities from labels, in nats: y are true labels, t target labels."""
 
 import torch
 from torch import Tensor
