@@ -12,14 +12,15 @@ __all__ = ["Goal", "reached", "scores"]
 
 Goal = Literal["mislead", "wrong label", "false alarm", "slow down"]
 """What the attacker wants: answered, not flagged and wrong | answered and the final label wrong, flagged or not | a
-flag on an image that the classifier gets right | as many members asked as possible."""
+flag on an image whose label stays right | as many members asked as possible."""
 
 
 def scores(goal: Goal, outcome: Outcome, labels: Int64) -> Float64:
     """How far the attacker is from its goal [N]: negative exactly where it is reached. Larger is further away.
 
-    'mislead': the outcome's own score. 'wrong label': the same until the label is wrong. 'false alarm': RIGHT less the
-    evidence in nats, while the classifier keeps the true label. 'slow down': members that were not asked.
+    'mislead': the outcome's own score. 'wrong label': the margin by which the final label is right, whoever gave it.
+    'false alarm': RIGHT less the evidence in nats, while the label stays right. 'slow down': members that were not
+    asked.
 
     Args:
         goal: The goal.
@@ -34,11 +35,12 @@ def scores(goal: Goal, outcome: Outcome, labels: Int64) -> Float64:
             return outcome.score
         case "wrong label":
             wrong = ~outcome.abstained & (outcome.label != labels)
-            return np.where(wrong, -1.0, np.maximum(outcome.score, 0.0))
+            left = outcome.score if outcome.margin is None else outcome.margin
+            return np.where(wrong, -1.0, np.maximum(left, 0.0))
         case "false alarm":
-            if outcome.base_label is None or outcome.evidence is None:
-                raise ValueError("a false alarm is judged by the base label and the evidence; the outcome has none")
-            right = outcome.base_label == labels
+            if outcome.evidence is None:
+                raise ValueError("a false alarm is judged by the evidence; the outcome does not tell it")
+            right = outcome.label == labels
             gap = RIGHT - np.clip(outcome.evidence, -RIGHT / 2, RIGHT / 2)
             return np.where(right, np.where(outcome.flagged, -1.0, gap), 2.0 * RIGHT)
         case "slow down":
@@ -47,15 +49,15 @@ def scores(goal: Goal, outcome: Outcome, labels: Int64) -> Float64:
             return outcome.not_asked.astype(np.float64) - 0.5
 
 
-def reached(goal: Goal, outcome: Outcome, labels: Int64, base_right: Bool | None = None) -> Bool:
+def reached(goal: Goal, outcome: Outcome, labels: Int64, right_before: Bool | None = None) -> Bool:
     """Images where the attacker reached its goal [N].
 
     Args:
         goal: The goal; 'slow down' is reached where every member that the test can ask was asked.
         outcome: What the system answered.
         labels: True labels [N].
-        base_right: Images that the classifier gets right before the attack: an alarm on others is none that an
-            attacker had to raise. None: all.
+        right_before: Images that are answered rightly, and not flagged, before the attack: an alarm on others is none
+            that an attacker had to raise. None: all.
     """
     hit = np.asarray(scores(goal, outcome, labels) < 0.0)
-    return hit & base_right if goal == "false alarm" and base_right is not None else hit
+    return hit & right_before if goal == "false alarm" and right_before is not None else hit

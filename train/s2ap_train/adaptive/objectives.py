@@ -1,6 +1,7 @@
 """What a gradient attack minimises, per sample. Zero or below means: the attacker's model of the defence is beaten.
 
-c is the classifier's log-probabilities [N, K], m the members' [n, N, K], y the true labels [N], t target labels [N].
+c is the classifier's log-probabilities [N, K], m the members' [n, N, K], y the true labels [N], t target labels [N];
+where t is y there is no target, and the best other label of the answer is aimed at.
 """
 
 from collections.abc import Callable
@@ -11,24 +12,33 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softsign
 
+from s2ap_train.adaptive.answer_surrogate import AnswerSurrogate
 from s2ap_train.adaptive.evidence_surrogate import EvidenceSurrogate
+from s2ap_train.adaptive.margins import difference_of_logits_ratio, margin, mean_log_probability, targeted_margin
 
 __all__ = [
+    "AnswerSurrogate",
     "EvidenceSurrogate",
     "Objective",
     "agreement_objective",
     "alarm_objective",
+    "answer_objective",
     "bypass_objective",
     "classifier_objective",
     "delay_objective",
     "difference_of_logits_ratio",
     "evidence_objective",
+    "flag_then_flip_objective",
+    "jury_objective",
     "margin",
     "mean_log_probability",
     "targeted_agreement_objective",
     "targeted_margin",
     "vote_objective",
 ]
+
+_SLACK = 0.2  # nats by which a term is exceeded
+_PULL = 0.05  # weight of a mean margin, a direction where the surrogate is satisfied and the file is not
 
 
 @dataclass(frozen=True)
@@ -46,35 +56,8 @@ class Objective:
     loss: Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
 
 
-def margin(log_probabilities: Tensor, y: Tensor) -> Tensor:
-    """Log-probability of y less that of the best other label [N]."""
-    of_label = log_probabilities.gather(1, y[:, None])[:, 0]
-    return of_label - _best_other(log_probabilities, y)
-
-
-def targeted_margin(log_probabilities: Tensor, t: Tensor) -> Tensor:
-    """Log-probability of the best other label less that of t [N]."""
-    return _best_other(log_probabilities, t) - log_probabilities.gather(1, t[:, None])[:, 0]
-
-
-def difference_of_logits_ratio(log_probabilities: Tensor, y: Tensor) -> Tensor:
-    """Margin over the distance of the first from the third largest logit [N]; Croce and Hein 2020, equation 6."""
-    if log_probabilities.shape[1] < 3:
-        return margin(log_probabilities, y)
-    ordered = log_probabilities.sort(dim=1, descending=True).values
-    return margin(log_probabilities, y) / (ordered[:, 0] - ordered[:, 2]).clamp_min(1e-12)
-
-
-def mean_log_probability(c: Tensor, m: Tensor | None) -> Tensor:
-    """Mean log-probability of classifier and members [N, K]; the classifier weighs a quarter at least."""
-    if m is None or len(m) == 0:
-        return c
-    share = max(1.0 / (len(m) + 1), 0.25)
-    return share * c + (1.0 - share) * m.mean(0)
-
-
 def classifier_objective(kind: Literal["cross_entropy", "dlr", "margin"]) -> Objective:
-    """Objective (a): the classifier alone; whoever fools only it leaves the members to object."""
+    """The classifier alone; whoever fools only it leaves the members to object."""
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "cross_entropy": lambda c, y: c.gather(1, y[:, None])[:, 0],
         "dlr": difference_of_logits_ratio,
@@ -85,7 +68,7 @@ def classifier_objective(kind: Literal["cross_entropy", "dlr", "margin"]) -> Obj
 
 
 def agreement_objective(members: int | None = None) -> Objective:
-    """Objective (b): one wrong label for classifier and members, by the margin of their mean log-probability."""
+    """One wrong label for classifier and members, by the margin of their mean log-probability."""
 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
         return margin(mean_log_probability(c, m), y)
@@ -94,7 +77,7 @@ def agreement_objective(members: int | None = None) -> Objective:
 
 
 def targeted_agreement_objective(members: int | None = None) -> Objective:
-    """Objective (b) towards one label: the worst margin and the mean margin of classifier and members."""
+    """The same towards one label: the classifier's margin, and the mean margin of classifier and members."""
 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
         return targeted_margin(c, t).clamp_min(-1.0) + targeted_margin(mean_log_probability(c, m), t)
@@ -102,81 +85,144 @@ def targeted_agreement_objective(members: int | None = None) -> Objective:
     return Objective("targeted agreement" if members is None else f"targeted agreement of {members}", members, loss)
 
 
-def evidence_objective(surrogate: EvidenceSurrogate, *, weight: float = 1.0, slack: float = 0.2) -> Objective:
-    """Objective (c): the classifier says t, and the evidence stays below the alarm.
+def answer_objective(answer: AnswerSurrogate, *, slack: float = _SLACK) -> Objective:
+    """The answer is t, flagged or not.
+
+    Args:
+        answer: Of the decision.
+        slack: Nats by which it is exceeded.
+    """
+
+    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:
+        aim = answer.aim(c, m, y, t)
+        return answer.hinge(c, m, aim, slack) + _PULL * targeted_margin(answer.scores(c, m), aim)
+
+    return Objective("answer", None, loss)
+
+
+def jury_objective(answer: AnswerSurrogate) -> Objective:
+    """Every juror says t: the worst margin, and the mean margin, of all that have a vote.
+
+    Args:
+        answer: Of the decision.
+    """
+
+    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:
+        aim, jurors = answer.aim(c, m, y, t), answer.jurors(m)
+        if jurors is None:
+            return targeted_margin(c, aim)
+        return targeted_margin(jurors, aim).amax(0).clamp_min(-1.0) + targeted_margin(jurors.mean(0), aim)
+
+    return Objective("jury", None, loss)
+
+
+def evidence_objective(
+    answer: AnswerSurrogate, evidence: EvidenceSurrogate, *, weight: float = 1.0, slack: float = _SLACK
+) -> Objective:
+    """The answer is t, and the evidence stays below the alarm.
 
     Both terms are hinges with some slack, so the gradient serves whichever is not reached yet (after Bryniarski et
     al. 2021, arXiv 2106.15023); a little agreement keeps a direction where both are flat.
 
     Args:
-        surrogate: Of the sequential test.
-        weight: Of the evidence, against nats of the classifier's margin.
+        answer: Of the decision.
+        evidence: Of the same.
+        weight: Of the evidence, against nats of the answer's margin.
         slack: Nats by which both terms are exceeded.
     """
-    return _unflagged(f"evidence x{weight:g}", None, surrogate.excess, weight, slack)
+    return _unflagged(f"evidence x{weight:g}", None, answer, evidence.excess, weight, slack)
 
 
-def bypass_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float = 0.2) -> Objective:
-    """The classifier says t, and these first members already call it clean; what others would say is not asked.
-
-    A little agreement keeps a direction where the surrogate is satisfied and the file is not.
+def bypass_objective(
+    answer: AnswerSurrogate, evidence: EvidenceSurrogate, members: int, *, slack: float = _SLACK
+) -> Objective:
+    """The answer of the classifier and these first members is t, and they already call it clean; no other is asked.
 
     Args:
-        surrogate: Of the sequential test.
+        answer: Of the decision.
+        evidence: Of the same.
         members: How many are asked.
         slack: Nats by which both terms are exceeded.
     """
-    return _unflagged(f"bypass after {members}", members, surrogate.until_clean, 1.0, slack)
+    return _unflagged(f"bypass after {members}", members, answer, evidence.until_clean, 1.0, slack)
 
 
-def vote_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float = 0.2) -> Objective:
-    """Most of the voting members say t, and the vote counts: the classifier says t, too, or the input is flagged.
+def vote_objective(answer: AnswerSurrogate, evidence: EvidenceSurrogate, *, slack: float = _SLACK) -> Objective:
+    """The whole jury's vote is t, and it counts: the answer is t, too, or the input is flagged.
 
     Args:
-        surrogate: Of the sequential test.
-        members: How many vote.
+        answer: Of the decision.
+        evidence: Of the same.
         slack: Nats by which every term is exceeded.
     """
 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:
         if m is None:
             return targeted_margin(c, t)
-        votes = m[:members]
-        against = targeted_margin(votes.flatten(0, 1), t.repeat(len(votes))).reshape(len(votes), -1)
-        most = against.sort(0).values[: len(votes) // 2 + 1]
-        counts = torch.minimum(targeted_margin(c, t), surrogate.until_alarm(m, y))
-        return (most + slack).clamp_min(0.0).mean(0) + (counts + slack).clamp_min(0.0) + 0.05 * against.mean(0)
+        aim = answer.aim(c, m, y, t)
+        counts = torch.minimum(answer.gap(c, m, aim), evidence.until_alarm(c, m, answer.first_answer(c, m)))
+        return answer.vote_hinge(m, aim, slack) + (counts + slack).clamp_min(0.0) + _PULL * _jury_margin(answer, m, aim)
 
-    return Objective(f"vote of {members}", None, loss)
+    return Objective("vote", None, loss)
 
 
-def alarm_objective(surrogate: EvidenceSurrogate, *, slack: float = 0.2, keep: float = 10.0) -> Objective:
-    """The classifier keeps the true label, and the evidence rises above the alarm.
+def flag_then_flip_objective(
+    answer: AnswerSurrogate, evidence: EvidenceSurrogate, *, slack: float = _SLACK
+) -> Objective:
+    """The input is flagged, whatever the first answer is, and the whole jury's vote, which then counts, is t.
 
-    A little of the members' mean margin keeps a direction where the surrogate is satisfied and the file is not.
+    The shape of the cascade attack (Mangal et al. 2022, arXiv 2206.00278): what hands the input on is raised, and what
+    it is handed to is fooled.
 
     Args:
-        surrogate: Of the sequential test.
-        slack: Nats by which the alarm is exceeded, and four times those that the classifier keeps.
-        keep: Weight of the classifier's term: it holds on clean images and is nothing to trade.
+        answer: Of the decision.
+        evidence: Of the same.
+        slack: Nats by which both terms are exceeded.
+    """
+
+    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:
+        if m is None:
+            return targeted_margin(c, t)
+        aim = answer.aim(c, m, y, t)
+        alarm = evidence.until_alarm(c, m, answer.first_answer(c, m))
+        return answer.vote_hinge(m, aim, slack) + (alarm + slack).clamp_min(0.0) + _PULL * _jury_margin(answer, m, aim)
+
+    return Objective("flag then flip", None, loss)
+
+
+def alarm_objective(
+    answer: AnswerSurrogate, evidence: EvidenceSurrogate, *, slack: float = _SLACK, keep: float = 10.0
+) -> Objective:
+    """The answer, and the jury's vote, keep the true label, and the evidence rises above the alarm.
+
+    Args:
+        answer: Of the decision.
+        evidence: Of the same.
+        slack: Nats by which the alarm is exceeded, and four times those that the label keeps.
+        keep: Weight of the label's term: it holds on clean images and is nothing to trade.
     """
 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
-        kept = keep * (slack / 4 - margin(c, y)).clamp_min(0.0)
+        kept = keep * answer.hinge(c, m, y, slack / 4)
         if m is None:
             return kept
-        return kept + (surrogate.until_alarm(m, y) + slack).clamp_min(0.0) + 0.05 * margin(m.mean(0), y)
+        if answer.jurors(m) is not None:
+            kept = kept + keep * answer.vote_hinge(m, y, slack / 4)
+        return kept + (evidence.until_alarm(c, m, y) + slack).clamp_min(0.0) + _PULL * margin(m.mean(0), y)
 
     return Objective("alarm", None, loss)
 
 
-def delay_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float = 0.2) -> Objective:
-    """The evidence stays between the boundaries until this many members were asked, whatever the classifier says.
+def delay_objective(
+    answer: AnswerSurrogate, evidence: EvidenceSurrogate, members: int, *, slack: float = _SLACK
+) -> Objective:
+    """The evidence stays between the boundaries until this many members were asked, whatever the answer is.
 
     Inside them a small, bounded pull further in keeps a direction where the surrogate is satisfied and the file is not.
 
     Args:
-        surrogate: Of the sequential test.
+        answer: Of the decision.
+        evidence: Of the same.
         members: How many are to be asked: the evidence of all but the last must not decide.
         slack: Nats by which each stays inside.
     """
@@ -184,26 +230,33 @@ def delay_objective(surrogate: EvidenceSurrogate, members: int, *, slack: float 
     def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
         if m is None or len(m) == 0:
             return c.sum(1) * 0.0
-        beyond = surrogate.beyond(m, c.argmax(1))
-        return ((beyond + slack).clamp_min(0.0) + 0.05 * softsign(beyond)).mean(0)
+        beyond = evidence.beyond(c, m, answer.first_answer(c, m))
+        return ((beyond + slack).clamp_min(0.0) + _PULL * softsign(beyond)).mean(0)
 
     return Objective(f"delay until {members}", members - 1, loss)
 
 
 def _unflagged(
-    name: str, members: int | None, gap: Callable[[Tensor, Tensor], Tensor], weight: float, slack: float
+    name: str,
+    members: int | None,
+    answer: AnswerSurrogate,
+    gap: Callable[[Tensor, Tensor, Tensor], Tensor],
+    weight: float,
+    slack: float,
 ) -> Objective:
-    """The classifier says t, and the gap of the members' evidence is closed, (m, t) -> nats [N]."""
+    """The answer is t, and the gap of the evidence against it is closed, (c, m, t) -> nats [N]."""
 
-    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:  # noqa: ARG001
+    def loss(c: Tensor, m: Tensor | None, y: Tensor, t: Tensor) -> Tensor:
+        aim = answer.aim(c, m, y, t)
         if m is None:
-            return targeted_margin(c, t)
-        wrong = (targeted_margin(c, t) + slack).clamp_min(0.0)
-        flagged = (gap(m, t) + slack).clamp_min(0.0)
-        return wrong + weight * flagged + 0.05 * targeted_margin(mean_log_probability(c, m), t)
+            return targeted_margin(c, aim)
+        flagged = (gap(c, m, aim) + slack).clamp_min(0.0)
+        pull = _PULL * targeted_margin(mean_log_probability(c, m), aim)
+        return answer.hinge(c, m, aim, slack) + weight * flagged + pull
 
     return Objective(name, members, loss)
 
 
-def _best_other(log_probabilities: Tensor, label: Tensor) -> Tensor:
-    return log_probabilities.scatter(1, label[:, None], -torch.inf).amax(1)
+def _jury_margin(answer: AnswerSurrogate, m: Tensor, t: Tensor) -> Tensor:
+    jurors = answer.jurors(m)
+    return targeted_margin((m if jurors is None else jurors).mean(0), t)

@@ -7,18 +7,25 @@ import numpy as np
 import torch
 
 from s2ap_defend.sequential import SequentialTest
+from s2ap_train.adaptive.answer_surrogate import AnswerSurrogate
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.adaptive.evidence_surrogate import EvidenceSurrogate
+from s2ap_train.adaptive.goals import Goal
 from s2ap_train.adaptive.objectives import (
     Objective,
     agreement_objective,
+    answer_objective,
+    bypass_objective,
     classifier_objective,
     evidence_objective,
+    flag_then_flip_objective,
+    jury_objective,
     targeted_agreement_objective,
+    vote_objective,
 )
 from s2ap_train.purifier.gradient_path import GradientPath
 
-__all__ = ["Descent", "Start", "bare_plan", "defended_plan", "first_accepting"]
+__all__ = ["Descent", "Start", "bare_plan", "defended_plan", "first_accepting", "label_plan", "surrogates"]
 
 Start = Literal["random", "best"]
 
@@ -46,33 +53,78 @@ class Descent:
         return f"{self.objective.name}, {self.path}{aim}"
 
 
-def defended_plan(test: SequentialTest, budget: AdaptiveBudget) -> list[Descent]:
+def defended_plan(test: SequentialTest, budget: AdaptiveBudget, goal: Goal = "mislead") -> list[Descent]:
     """Descents against a whole defence, cheap ones first.
 
     Args:
-        test: Its sequential test.
+        test: Its decision.
         budget: How many labels are aimed at, and whether the plan is a short one.
+        goal: 'mislead', or 'wrong label'.
+
+    Raises:
+        ValueError: For another goal.
     """
-    evidence = evidence_objective(EvidenceSurrogate(test, torch.device("cpu")))
-    sharp = evidence_objective(EvidenceSurrogate(test, torch.device("cpu")), weight=4.0)
-    agreement = agreement_objective()
-    asked_first = first_accepting(test)
+    if goal == "wrong label":
+        return label_plan(test, budget)
+    if goal != "mislead":
+        raise ValueError(f"there is no plan for the goal {goal!r}, only for 'mislead' and 'wrong label'")
+    answer, found = surrogates(test)
+    evidence, sharp, dull = (evidence_objective(answer, found, weight=weight) for weight in (1.0, 4.0, 0.25))
+    agreement, jury, first = agreement_objective(), jury_objective(answer), first_accepting(test)
+    bypass = bypass_objective(answer, found, first) if first else None
+    past = [Descent(bypass, "none", "best", target=0)] if bypass else []
     plan = [
         Descent(agreement, "none", "random"),
         Descent(evidence, "none", "best", target=0),
+        *past,  # also what is accepted before anything is purified
         Descent(agreement, "exact", "random"),
         *(Descent(evidence, "exact", "best", target=rank) for rank in range(budget.targets)),
         Descent(evidence, "exact", "random", target=0),
-        Descent(classifier_objective("cross_entropy"), "straight_through", "random"),
+        Descent(answer_objective(answer), "straight_through", "random"),
     ]
     if not budget.thorough:
         return plan
-    plan += [Descent(agreement, "identity", "best"), Descent(classifier_objective("dlr"), "exact", "random")]
-    if 0 < asked_first < test.members:
-        plan.append(Descent(agreement_objective(asked_first), "exact", "best"))
+    plan += [
+        Descent(agreement, "identity", "best"),
+        Descent(classifier_objective("dlr"), "exact", "random"),
+        Descent(dull, "exact", "best", target=0),
+    ]
+    if bypass and first < test.members:
+        plan += [Descent(bypass, "exact", "random", target=0), Descent(agreement_objective(first), "exact", "best")]
     for rank in range(budget.targets):
-        plan.append(Descent(targeted_agreement_objective(), "straight_through", "random", target=rank))
+        plan.append(Descent(jury, "straight_through", "random", target=rank))
         plan.append(Descent(sharp, "exact", "random", target=rank))
+    return plan
+
+
+def label_plan(test: SequentialTest, budget: AdaptiveBudget) -> list[Descent]:
+    """Descents whose goal is a wrong final label, flagged or not, cheap ones first.
+
+    Args:
+        test: The decision.
+        budget: As for `defended_plan`.
+    """
+    answer, evidence = surrogates(test)
+    whole, jury, ranks = answer_objective(answer), jury_objective(answer), range(budget.targets)
+    plan = [
+        Descent(whole, "none", "random"),
+        *(Descent(whole, "none", "best", target=rank) for rank in ranks),
+        Descent(jury, "none", "random", target=0),
+        Descent(whole, "exact", "random"),
+        Descent(whole, "exact", "best", target=0),
+    ]
+    if test.correct:
+        plan.append(Descent(vote_objective(answer, evidence), "exact", "best", target=0))
+        if test.answer != "robust":
+            plan.append(Descent(flag_then_flip_objective(answer, evidence), "exact", "best", target=0))
+    if not budget.thorough:
+        return plan
+    plan.append(Descent(whole, "straight_through", "random"))
+    for rank in ranks:
+        plan.append(Descent(whole, "exact", "random", target=rank))
+        plan.append(Descent(jury, "exact", "best" if rank == 0 else "random", target=rank))
+        if test.correct and test.answer != "robust":
+            plan.append(Descent(flag_then_flip_objective(answer, evidence), "exact", "random", target=rank))
     return plan
 
 
@@ -80,6 +132,12 @@ def bare_plan(budget: AdaptiveBudget) -> list[Descent]:
     """Descents against the classifier alone."""
     plan = [Descent(classifier_objective(kind), "none", "random") for kind in ("cross_entropy", "dlr", "margin")]
     return plan + [Descent(targeted_agreement_objective(), "none", "random", rank) for rank in range(budget.targets)]
+
+
+def surrogates(test: SequentialTest) -> tuple[AnswerSurrogate, EvidenceSurrogate]:
+    """(the answer, the evidence) of a decision with slopes, on the CPU."""
+    device = torch.device("cpu")
+    return AnswerSurrogate(test, device), EvidenceSurrogate(test, device)
 
 
 def first_accepting(test: SequentialTest) -> int:

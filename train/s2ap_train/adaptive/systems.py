@@ -16,7 +16,7 @@ from s2ap_train.attacks.right_images import label_margin
 from s2ap_train.statistics.outcome import Outcome
 
 RIGHT = 1e3
-"""Score of an image whose base label is right and whose margin is zero; flagged images score below."""
+"""Score of an image whose answer is right and whose margin is zero; flagged images with a wrong answer score below."""
 
 _BATCH = 256
 _WORTH_A_WORKER = 16
@@ -45,7 +45,7 @@ class DefendedSystem:
 
     def __init__(self, classifier: DefendedClassifier, *, workers: int = 1) -> None:
         self._classifier = classifier
-        self._test = classifier.manifest.test.to_test()
+        self._test = classifier.manifest.to_test()
         self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="defended")
 
@@ -87,8 +87,8 @@ def never_flagged(log_probabilities: Float32, labels: Int64) -> Outcome:
         abstained=never,
         members_used=nothing,
         score=score,
-        base_label=label,
         evidence=np.zeros(len(labels)),
+        margin=np.maximum(score, 0.0),
         not_asked=nothing,
     )
 
@@ -96,42 +96,78 @@ def never_flagged(log_probabilities: Float32, labels: Int64) -> Outcome:
 def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
     """Judge verdicts from the attacker's side.
 
-    The score leads a black-box search: first across the classifier's boundary (RIGHT plus its margin in nats, less
-    the evidence that members already give for other labels), then below the detector's boundary while the label
-    stays wrong (excess of the log-likelihood ratio), until the image is wrong, not flagged and answered (negative).
-    Where the undecided abstain, the boundary that counts for them is the one below which an image is clean.
+    The score leads a search: first across the answer (RIGHT plus the margin of the true label in what the answer is
+    the largest of, less the votes that are lost already), then below the detector's boundary while the answer stays
+    wrong (excess of the log-likelihood ratio), until the image is wrong, not flagged and answered (negative). Where
+    the undecided abstain, the boundary that counts for them is the one below which an image is clean.
 
     Args:
         verdicts: Of the attacked images.
         labels: True labels [N].
-        test: The sequential test; its boundaries tell how far the evidence has to fall.
+        test: The decision; its boundaries tell how far the evidence has to fall.
     """
-    success = ~verdicts.adversarial & ~verdicts.abstained & (verdicts.label != labels)
-    margin = label_margin(np.log(np.maximum(verdicts.probabilities.astype(np.float64), _FLOOR)), labels)
+    wrong = verdicts.label != labels
+    success = ~verdicts.adversarial & ~verdicts.abstained & wrong
+    answer = _answer_margin(verdicts, labels, test)
     stop = np.clip(verdicts.members_used, 1, test.members) - 1
     boundary = np.where(np.isfinite(test.upper[stop]), test.upper[stop], min(test.final_threshold, RIGHT / 2))
     boundary = np.where(verdicts.abstained & ~verdicts.adversarial, test.lower[stop], boundary)
     boundary = np.maximum(boundary, -RIGHT / 2)
     excess = np.clip(verdicts.log_likelihood_ratio - boundary, 0.0, RIGHT / 2) + verdicts.label_change_rate + _FLOOR
-    others = 1.0 - np.take_along_axis(verdicts.votes, labels[:, None], axis=1)[:, 0] / np.maximum(
-        verdicts.members_used, 1
-    )
-    right = RIGHT + np.maximum(margin, 0.0) - 0.5 * others
-    score = np.where(verdicts.base_label != labels, excess, right)
+    crossed = np.where(verdicts.adversarial, answer < 0.0, wrong)
+    right = RIGHT + np.maximum(answer, 0.0) - 0.5 * _lost(verdicts, labels)
+    voted = verdicts.adversarial & test.correct
+    of_label = np.where(voted, _vote_margin(verdicts, labels), answer)
     return Outcome(
         label=verdicts.label,
         flagged=verdicts.adversarial,
         abstained=verdicts.abstained,
         members_used=verdicts.members_used,
-        score=np.where(success, -1.0, score),
-        base_label=verdicts.base_label,
+        score=np.where(success, -1.0, np.where(crossed, excess, right)),
         evidence=verdicts.log_likelihood_ratio,
+        margin=np.where(wrong, 0.0, np.maximum(of_label, 0.0)),
         not_asked=np.maximum(most_asked(test) - verdicts.members_used, 0),
     )
 
 
 def most_asked(test: SequentialTest) -> int:
-    """Members that a test can ask at most: until all is decided, or for the vote on what is flagged."""
+    """Members that a test can ask at most: until all is decided, and then the jurors left, for the vote on a flag."""
     closed = np.flatnonzero(test.closed)
     decided = int(closed[0]) + 1 if len(closed) else test.members
-    return max(decided, test.vote_members if test.correct else 0)
+    return decided + (int((test.vote_weights[decided:] > 0.0).sum()) if test.correct else 0)
+
+
+def _answer_margin(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Float64:
+    """Margin of the true label in what the answer is the largest of [N], as far as a verdict tells; negative: wrong.
+
+    'accurate': of the classifier's log-probabilities. 'robust': of the shares of votes. 'mixed': of the log of the
+    mix, the jury's probability being its share of votes, which is all that is told.
+    """
+    if test.answer == "robust":
+        return _vote_margin(verdicts, labels)
+    probabilities = verdicts.probabilities.astype(np.float64)
+    if test.answer == "mixed":
+        probabilities = (1.0 - test.jury_share) * probabilities + test.jury_share * _shares(verdicts)
+    return label_margin(np.log(np.maximum(probabilities, _FLOOR)), labels)
+
+
+def _vote_margin(verdicts: Verdicts, labels: Int64) -> Float64:
+    """Share of votes for the true label less that of the best other [N].
+
+    A vote moves in steps; within one the classifier's margin leads, by less than any vote counts.
+    """
+    margin = label_margin(np.log(np.maximum(verdicts.probabilities.astype(np.float64), _FLOOR)), labels)
+    votes = label_margin(_shares(verdicts), labels)
+    tied = votes == 0.0
+    led = np.where(tied, np.where(verdicts.label == labels, 1.0, -1.0), np.sign(votes)) * _FLOOR
+    return votes + led + 1e-4 * np.where(votes > 0.0, margin / (1.0 + np.abs(margin)), 0.0)
+
+
+def _shares(verdicts: Verdicts) -> Float64:
+    return np.asarray(verdicts.votes / np.maximum(verdicts.votes.sum(axis=1, keepdims=True), _FLOOR))
+
+
+def _lost(verdicts: Verdicts, labels: Int64) -> Float64:
+    """Share of votes that are lost already [N]; 0 where nobody voted."""
+    kept = np.take_along_axis(verdicts.votes, labels[:, None], axis=1)[:, 0]
+    return np.where(verdicts.votes.any(axis=1), 1.0 - kept / np.maximum(verdicts.votes.sum(axis=1), _FLOOR), 0.0)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from s2ap_defend.types import Bool, Float32, Int64
-from s2ap_train.adaptive.evidence_surrogate import EvidenceSurrogate
 from s2ap_train.adaptive.objectives import agreement_objective, evidence_objective, margin
+from s2ap_train.adaptive.plans import surrogates
 from s2ap_train.adaptive.search import Descent, adaptive_attack
 from s2ap_train.adaptive.systems import System
 from s2ap_train.attacks.budget import project
@@ -110,7 +110,7 @@ def at_radius(target: Target, task: Task, eps: float) -> Found:
     """
     plan = [_agreement()]
     if target.test is not None and task.budget.thorough:
-        evidence = evidence_objective(EvidenceSurrogate(target.test, torch.device("cpu")))
+        evidence = evidence_objective(*surrogates(target.test))
         plan.append(Descent(evidence, "exact", "best", target=0))
     return _descended(target, replace(task, eps=eps, budget=replace(task.budget, restarts=1)), plan)
 

@@ -19,8 +19,9 @@ class Outcome:
         members_used: Members asked [N].
         score: How far the attacker is from success [N]: negative exactly where the image is answered, not flagged, and
             its label is wrong. Larger is further away.
-        base_label: The classifier's label [N], before any vote; None: the system does not tell.
         evidence: Log-likelihood ratio when the test stopped [N], in nats; None: the system does not tell.
+        margin: By how much the final label is right [N], whoever gave it, in the units of who did; 0 where it is wrong.
+            None: the system does not tell.
         not_asked: Members that the test can ask and did not [N]; None: the system does not tell.
     """
 
@@ -29,8 +30,8 @@ class Outcome:
     abstained: Bool
     members_used: Int64
     score: Float64
-    base_label: Int64 | None = None
     evidence: Float64 | None = None
+    margin: Float64 | None = None
     not_asked: Int64 | None = None
 
     @property

@@ -39,7 +39,7 @@ _QUICK = (
     "apgd-ce",
     "agreement",
     "bypass",
-    "correction",
+    "jury",
     SEARCH.name,
 )
 _ONLY_FULL = ("cw-l2", "autoattack")

@@ -17,7 +17,7 @@ from s2ap_train.adaptive.search import Descent
 from s2ap_train.jobs import Found
 from s2ap_train.redteam.attacks import white_box_features, white_box_goals, white_box_library, white_box_orthogonal
 from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
-from s2ap_train.redteam.attacks.white_box_search import alone, searched, sequential_test, skipped, surrogate_of
+from s2ap_train.redteam.attacks.white_box_search import alone, searched, sequential_test, skipped, surrogates_of
 from s2ap_train.redteam.target import Target
 
 __all__ = ["ATTACKS", "PREFIXES"]
@@ -57,8 +57,8 @@ def _agreement(members: int | None, target: Target, task: Task) -> Found:
 
 def _evidence(target: Target, task: Task) -> Found:
     """The least evidence that a wrong label can be had with, towards the likeliest wrong labels in turn."""
-    surrogate, ranks = surrogate_of(target), range(alone(task.budget).targets)
-    evidence = evidence_objective(surrogate)
+    ranks = range(alone(task.budget).targets)
+    evidence = evidence_objective(*surrogates_of(target))
     plan = [
         Descent(evidence, "none", "random", target=0),
         *(Descent(evidence, "exact", "best", target=rank) for rank in ranks),
@@ -67,18 +67,19 @@ def _evidence(target: Target, task: Task) -> Found:
 
 
 def _bypass(target: Target, task: Task) -> Found:
-    """A wrong label that is accepted by the first members that may accept; later ones are ignored."""
+    """A wrong answer of the classifier and the first members that may accept, and do; later ones are ignored."""
     test, targets = sequential_test(target), alone(task.budget).targets
     first = first_accepting(test)
     if first == 0:
         return skipped(task, "the test calls nothing clean before all members were asked")
-    surrogate = surrogate_of(target)
-    early = bypass_objective(surrogate, first)
+    answer, evidence = surrogates_of(target)
+    early = bypass_objective(answer, evidence, first)
     plan = [Descent(early, "none", "random", target=0), Descent(early, "exact", "best", target=0)]
     if task.budget.thorough:
         plan += [Descent(early, "exact", "random", target=rank) for rank in range(1, targets)]
         later = [k for k in range(first + 1, test.members + 1) if np.isfinite(test.lower[k - 1])]
-        plan += [Descent(bypass_objective(surrogate, k), "exact", "best", target=0) for k in later[: targets - 1]]
+        objectives = [bypass_objective(answer, evidence, k) for k in later[: targets - 1]]
+        plan += [Descent(one, "exact", "best", target=0) for one in objectives]
     return searched(target, task, plan)
 
 
@@ -89,7 +90,7 @@ def _l2(target: Target, task: Task) -> Found:
     if target.test is None:
         plan.append(Descent(one_label, "exact", "random", target=0))
     elif task.budget.thorough:
-        plan.append(Descent(evidence_objective(surrogate_of(target)), "exact", "best", target=0))
+        plan.append(Descent(evidence_objective(*surrogates_of(target)), "exact", "best", target=0))
     return searched(target, task, plan, norm="l2")
 
 
@@ -130,7 +131,7 @@ _ALONE = (
         goal="mislead",
         knows="everything",
         norm="linf",
-        assumes="with the tables of the test the attacker lowers the evidence itself while the label is wrong",
+        assumes="with the tables of the decision the attacker lowers the evidence itself while the answer is wrong",
         source="Bryniarski et al. 2021, arXiv 2106.15023; Tramer et al. 2020, arXiv 2002.08347",
         needs_test=True,
         weight=3.0,

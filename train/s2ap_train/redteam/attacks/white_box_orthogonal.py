@@ -1,4 +1,7 @@
-"""Orthogonal projected gradient descent: steps that serve one of classifier and detector and do not touch the other."""
+"""Orthogonal projected gradient descent: steps that serve one of classifier and detector and leave the other.
+
+The classifier is whoever gives the answer.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from s2ap_train.adaptive.evidence_surrogate import EvidenceSurrogate
-from s2ap_train.adaptive.objectives import targeted_margin
+from s2ap_train.adaptive.objectives import AnswerSurrogate, EvidenceSurrogate, targeted_margin
 from s2ap_train.adaptive.search import AdaptiveBudget, Search, likeliest_wrong
 from s2ap_train.jobs import Found
 from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
-from s2ap_train.redteam.attacks.white_box_search import alone, surrogate_of
+from s2ap_train.redteam.attacks.white_box_search import alone, surrogates_of
 from s2ap_train.redteam.target import Target
 
 __all__ = ["ATTACKS", "Orthogonal", "step_direction"]
@@ -80,14 +82,14 @@ def _descend(
     budget: AdaptiveBudget,
 ) -> None:
     """Steps that shorten from half of eps along a cosine; what the system falls for is kept and attacked no more."""
-    surrogate, steps = surrogate_of(target), budget.steps
+    (answer, evidence), steps = surrogates_of(target), budget.steps
     region = search.region.rows(rows)
     labels = torch.from_numpy(task.data.labels)[rows]
     aim = likeliest_wrong(target.view, torch.from_numpy(search.best)[rows], labels, 0)
     points = region.random(noise)
     for i in range(steps):
         share = _LAST_STEP + (_FIRST_STEP - _LAST_STEP) * (1 + math.cos(math.pi * i / steps)) / 2
-        step = step_direction(*_gradients(target, surrogate, points, aim), orthogonal)
+        step = step_direction(*_gradients(target, answer, evidence, points, aim), orthogonal)
         points = region.project(points - share * task.eps * step)
         if (i + 1) % budget.check_every == 0 or i + 1 == steps:
             keep = ~search.check(points, rows)
@@ -97,18 +99,18 @@ def _descend(
 
 
 def _gradients(
-    target: Target, surrogate: EvidenceSurrogate, points: Tensor, aim: Tensor
+    target: Target, answer: AnswerSurrogate, evidence: EvidenceSurrogate, points: Tensor, aim: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(gradient of the margin to the label aimed at, that of the evidence, whether the classifier is fooled)."""
+    """(gradient of the answer's margin to the label aimed at, that of the evidence, whether it is that label)."""
     variable = points.detach().requires_grad_()
     with torch.enable_grad():
         c, m = target.view(variable, "exact", None)
         if m is None:
             raise ValueError(f"{target.name!r} has a test and no members")
-        wrong, evidence = targeted_margin(c, aim), surrogate.excess(m, aim)
+        wrong, excess = targeted_margin(answer.scores(c, m), aim), evidence.excess(c, m, aim)
         (classifier,) = torch.autograd.grad(wrong.sum(), variable, retain_graph=True)
-        (detector,) = torch.autograd.grad(evidence.sum(), variable)
-    return torch.nan_to_num(classifier), torch.nan_to_num(detector), wrong.detach() < 0.0
+        (detector,) = torch.autograd.grad(excess.sum(), variable)
+    return torch.nan_to_num(classifier), torch.nan_to_num(detector), answer.gap(c, m, aim).detach() < 0.0
 
 
 def _without(vectors: Tensor, others: Tensor) -> Tensor:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from s2ap_defend.sequential import SequentialTest
+from s2ap_train.adaptive.answer_surrogate import AnswerSurrogate
 from s2ap_train.adaptive.evidence_surrogate import EvidenceSurrogate
 from s2ap_train.adaptive.goals import Goal
+from s2ap_train.adaptive.plans import surrogates
 from s2ap_train.adaptive.regions import Norm
 from s2ap_train.adaptive.search import AdaptiveBudget, Descent, adaptive_attack
 from s2ap_train.jobs import Found
 from s2ap_train.redteam.attacks.attack import Task
 from s2ap_train.redteam.target import Target
 
-__all__ = ["SKIPPED", "alone", "searched", "sequential_test", "skipped", "surrogate_of"]
+__all__ = ["SKIPPED", "alone", "searched", "sequential_test", "skipped", "surrogates_of"]
 
 SKIPPED = "skipped"
 """Key of the note that says why an attack had nothing to do: its images are the clean ones."""
@@ -71,10 +71,10 @@ def sequential_test(target: Target) -> SequentialTest:
     return target.test
 
 
-def surrogate_of(target: Target) -> EvidenceSurrogate:
-    """The target's test with a slope.
+def surrogates_of(target: Target) -> tuple[AnswerSurrogate, EvidenceSurrogate]:
+    """The target's answer and evidence with slopes.
 
     Raises:
         ValueError: If it has no test.
     """
-    return EvidenceSurrogate(sequential_test(target), torch.device("cpu"))
+    return surrogates(sequential_test(target))
