@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
-import torch
 from tests.train.linear_stage import WEIGHT, linear_stage
 
 from s2ap_train.adaptive import AdaptiveBudget
-from s2ap_train.adaptive.search import adaptive_attack, bare_plan
+from s2ap_train.adaptive.search import adaptive_attack
 from s2ap_train.adaptive.systems import RIGHT
 from s2ap_train.data import ImageSet
 from s2ap_train.redteam.ablation.chains import network_target
-from s2ap_train.redteam.ablation.confidence import confidence_objective, confidence_plan, threshold_at
+from s2ap_train.redteam.ablation.confidence import threshold_at
 
 BUDGET = AdaptiveBudget(steps=12, cheap_steps=12, restarts=1, targets=1)
 IMAGES = np.random.default_rng(2).uniform(0.3, 0.7, (40, 1, 4, 4)).astype(np.float32)
@@ -47,12 +46,6 @@ def test_the_attacker_wins_where_the_label_is_wrong_and_sure_enough():
     assert right.right(LABELS).all(), "flagged or not"
 
 
-def test_the_objective_is_the_log_odds_against_the_target():
-    said = torch.log(torch.tensor([[0.7, 0.2, 0.1]]))
-    y, t = torch.tensor([0]), torch.tensor([1])
-    assert confidence_objective().loss(said, None, y, t) == pytest.approx(np.log(0.8 / 0.2), rel=1e-5)
-
-
 def test_a_network_is_broken_just_where_it_can_be_made_wrong_and_sure_enough():
     # inside the box the margin moves by eps times the 1-norm of the difference of the two columns, and no further
     threshold = float(np.exp(np.quantile(CONFIDENCE, 0.2)))
@@ -68,9 +61,3 @@ def test_a_network_is_broken_just_where_it_can_be_made_wrong_and_sure_enough():
     clear = np.abs(surplus) > 1e-3
     np.testing.assert_array_equal(broken[clear], (surplus > 0)[clear])
     assert 0.3 < broken.mean() < 0.7
-
-
-def test_the_plan_holds_that_of_a_bare_classifier():
-    assert [one.name for one in bare_plan(BUDGET)] == [one.name for one in confidence_plan(BUDGET)][
-        : len(bare_plan(BUDGET))
-    ]

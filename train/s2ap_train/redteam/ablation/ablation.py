@@ -14,7 +14,7 @@ import numpy as np
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Float32
 from s2ap_train.adaptive.goals import Goal
-from s2ap_train.adaptive.search import AdaptiveBudget, adaptive_attack
+from s2ap_train.adaptive.search import AdaptiveBudget, Descent, adaptive_attack, defended_plan
 from s2ap_train.attacks.oblivious import pgd
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.jobs import Done, Found, Job, ResumableJob, Store, Workers, run_jobs, run_resumable
@@ -41,15 +41,15 @@ class Effort:
     steps: int
 
     @classmethod
-    def of(cls, target: Target, budget: AdaptiveBudget) -> Effort:
-        """The work of a target's own plan."""
-        plan = target.plan(budget)
+    def of(cls, target: Target, budget: AdaptiveBudget, goal: Goal = "mislead") -> Effort:
+        """The work of a target's own plan for a goal."""
+        plan = _plan(target, budget, goal)
         steps = (budget.cheap_steps if one.path in {"none", "identity"} else budget.steps for one in plan)
         return cls(len(plan) * budget.restarts, max(steps))
 
-    def budget(self, target: Target, budget: AdaptiveBudget) -> AdaptiveBudget:
+    def budget(self, target: Target, budget: AdaptiveBudget, goal: Goal = "mislead") -> AdaptiveBudget:
         """The budget with which a target's plan is no less work: more restarts of a shorter plan, and as many steps."""
-        restarts = -(-self.descents // len(target.plan(budget)))
+        restarts = -(-self.descents // len(_plan(target, budget, goal)))
         steps = {name: max(getattr(budget, name), self.steps) for name in ("steps", "cheap_steps")}
         return replace(budget, restarts=restarts, **steps)
 
@@ -59,11 +59,11 @@ def attack_row(target: Target, task: Task, effort: Effort, goal: Goal = "mislead
 
     The notes say how many images each descent broke, and the work: `broken_by`, `descents`, `steps`.
     """
-    budget = effort.budget(target, task.budget)
+    budget = effort.budget(target, task.budget, goal)
     result = adaptive_attack(
         target.system,
         target.view,
-        target.plan(budget),
+        _plan(target, budget, goal),
         task.data,
         eps=task.eps,
         budget=budget,
@@ -71,7 +71,7 @@ def attack_row(target: Target, task: Task, effort: Effort, goal: Goal = "mislead
         candidates=[_oblivious(target, task), *task.known.values()],
         goal=goal,
     )
-    done = Effort.of(target, budget)
+    done = Effort.of(target, budget, goal)
     return Found(result.images, {"broken_by": result.broken_by, "descents": done.descents, "steps": done.steps})
 
 
@@ -211,6 +211,13 @@ def measure_ablation(
             judged[row.name] = replace(one, row=timed)
             step.advance(row.name)
     return {row.name: judged[row.name] for row in able}
+
+
+def _plan(target: Target, budget: AdaptiveBudget, goal: Goal) -> list[Descent]:
+    """The descents for a goal; where nothing is flagged a wrong label is what misleads."""
+    if goal == "mislead" or target.test is None:
+        return target.plan(budget)
+    return defended_plan(target.test, budget, goal)
 
 
 def _work(row: Row, done: Done, effort: Effort) -> Effort:

@@ -17,12 +17,12 @@ from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import SequentialTest, StageAnswers, run_sequential_test
 from s2ap_defend.types import Float32, Int64, Verdicts
+from s2ap_train.adaptive.confidence import ConfidenceSystem, confidence_plan
 from s2ap_train.adaptive.search import bare_plan, defended_plan
 from s2ap_train.adaptive.systems import judge, never_flagged
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.purifier.gradient_path import GradientPath
 from s2ap_train.redteam.ablation.compute import StageFlops, clean_flops, file_flops
-from s2ap_train.redteam.ablation.confidence import ConfidenceSystem, confidence_plan
 from s2ap_train.redteam.ablation.names import FULL, JURY, UNFLAGGED, UNPURIFIED
 from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.outcome import Outcome
@@ -217,7 +217,7 @@ def network_target(name: str, stage: ModelProto, threshold: float | None = None)
         view=lambda images, path, members: (classify(images), None),  # noqa: ARG005
         classify=classify,
         features=lambda images, path: hidden(images)[0].flatten(1),  # noqa: ARG005
-        plan=bare_plan if threshold is None else confidence_plan,
+        plan=bare_plan if threshold is None else partial(confidence_plan, threshold),
     )
 
 
