@@ -40,7 +40,7 @@ def measure_detection(
     stages = StageEngines.from_file(file)
     answers = {name: stages.answers(images, data.labels) for name, images in attacked.items()}
     clean = stages.answers(data.images, data.labels)
-    return detection_figures(file.manifest.test.to_test(), flagged, clean, answers)
+    return detection_figures(file.manifest.to_test(), flagged, clean, answers)
 
 
 def detection_figures(
