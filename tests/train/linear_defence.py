@@ -7,7 +7,7 @@ answers of these networks, and the attacker sees the networks themselves.
 import numpy as np
 import torch
 
-from s2ap_defend.sequential import SequentialTest, run_sequential_test
+from s2ap_defend.sequential import SequentialTest, StageAnswers, run_sequential_test
 from s2ap_defend.types import Verdicts
 from s2ap_train.adaptive import AdaptiveBudget
 from s2ap_train.adaptive.systems import judge, never_flagged
@@ -36,7 +36,8 @@ def linear(weights, bias=0.0):
 
 
 def agreement_test(members, *, lower, upper, agree=-1.0, disagree=1.0, **changes):
-    """A test that adds `agree` for every member whose label is the classifier's, else `disagree`."""
+    """A test that adds `agree` for every member whose label is the first answer, the classifier's unless `answer` says
+    otherwise, else `disagree`; every member has a vote."""
     settings = {
         "evidence": "margin",
         "edges": np.full((members, 1), 1e-4, dtype=np.float32),
@@ -44,8 +45,9 @@ def agreement_test(members, *, lower, upper, agree=-1.0, disagree=1.0, **changes
         "lower": np.array(lower),
         "upper": np.array(upper),
         "final_threshold": INF,
-        "vote_members": members,
         "waves": (members,),
+        "vote_weights": np.ones(members),
+        "answer": "accurate",
     }
     return SequentialTest(**{**settings, **changes})
 
@@ -62,10 +64,9 @@ def defence(base, members, test, **changes):
             c, m = view(torch.from_numpy(images), "none", None)
         if test is None:
             return never_flagged(c.numpy(), labels)
-        found = run_sequential_test(test, m.numpy(), c.argmax(1).numpy())
+        found = vars(run_sequential_test(test, StageAnswers(c.numpy(), m.numpy())))
         verdicts = Verdicts(
-            **vars(found),
-            base_label=c.argmax(1).numpy(),
+            **{name: value for name, value in found.items() if name != "first_answer"},
             probabilities=c.exp().numpy(),
             purified=images,
             reconstruction_error=np.zeros(len(images), dtype=np.float32),

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from s2ap_defend.sequential import base_vote_weight, member_scores, weighted_votes
+from s2ap_defend.sequential import NEAR_TIE, member_scores
+from s2ap_train.adaptive.plans import surrogates
 
 TIE = 1e-4
 
@@ -21,32 +22,28 @@ def compared(twin, classifier, images):
 def gaps(twin, images, used):
     """Smallest distance of any comparison behind a verdict to its threshold [N], in nats, from the twin's values.
 
-    Of the members that were asked alone: the classifier's top two log-probabilities, each score to a bin edge, each
-    member's best other label to where it disagrees, the top two labels of a member that does, and of tied votes the
-    summed log-probabilities. L is left out: twin and file add the same increments in the same order, so that L is the
-    same to the last bit where the bins are.
+    Of who was asked alone: the classifier's top two log-probabilities, those of what the answer is the largest of, each
+    score to a bin edge, each member's best other label to where it disagrees with the first answer, and the top two of
+    each juror. The vote is of whole labels and ties are broken by means that lie far apart where the jurors' top two
+    do. L is left out: twin and file add the same increments in the same order, so that L is the same to the last bit
+    where the bins are. A file whose purifier waits for suspicion, or that counts signals, has more comparisons.
     """
-    test = twin.test
-    with torch.no_grad():
-        purified = twin.purify(torch.from_numpy(images))
-        base = twin.classify(purified).numpy()
-        answers = twin.members(purified).numpy()
-    label, rows = base.argmax(1), np.arange(len(images))
-    found = [top_two(base)]
-    scores = member_scores(test.evidence, answers, label)
+    test, rows = twin.test, np.arange(len(images))
+    said, outcome = twin.stage_answers(images), twin.verdicts(images)
+    label, members = outcome.first_answer, torch.from_numpy(said.members)
+    answer, _ = surrogates(test)
+    found = [top_two(said.classifier)]
+    for asked in range(test.opening, test.members + 1):  # whoever the last was
+        mix = answer.scores(torch.from_numpy(said.classifier), members[:asked]).numpy()
+        found.append(np.where(asked == np.maximum(used, test.opening), top_two(mix), np.inf))
+    scores = member_scores(test.evidence, said.members, label)
     for i in range(test.members):
-        others = answers[i].copy()
+        others = said.members[i].copy()
         others[rows, label] = -np.inf
-        ahead = others.max(1) - answers[i][rows, label]
-        near = [np.abs(scores[i][:, None] - test.edges[i]).min(1), np.abs(ahead - TIE)]
-        near += [np.where(ahead >= TIE, top_two(answers[i]), np.inf)]
+        ahead = others.max(1) - said.members[i][rows, label]
+        near = [np.abs(scores[i][:, None] - test.edges[i]).min(1), np.abs(ahead - NEAR_TIE)]
+        near += [top_two(said.members[i])] if test.vote_weights[i] else []
         found.append(np.where(i < used, np.min(near, axis=0), np.inf))
-    outcome = twin.verdicts(images)
-    weighted = weighted_votes(outcome.votes, label, base_vote_weight(test, outcome.log_likelihood_ratio))
-    asked = np.arange(test.members)[:, None] < outcome.members_used
-    summed = (answers.astype(np.float64) * asked[..., None]).sum(0)
-    tied = np.where(weighted == weighted.max(1, keepdims=True), summed, -np.inf)
-    found.append(np.where(outcome.adversarial, top_two(tied), np.inf))
     return np.min(found, axis=0)
 
 

@@ -24,8 +24,10 @@ def counting(lower=-np.inf):
         lower=np.full(MEMBERS, lower),
         upper=np.full(MEMBERS, 2.5 * STEP),
         final_threshold=np.inf,
-        vote_members=0,
         waves=(MEMBERS,),
+        vote_weights=np.zeros(MEMBERS),
+        answer="accurate",
+        correct=False,
     )
 
 

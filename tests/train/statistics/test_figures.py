@@ -16,6 +16,7 @@ TEST = SequentialTest(
     lower=np.full(2, -np.inf),
     upper=np.full(2, 3.0),
     final_threshold=0.0,
+    answer="accurate",
     waves=(2,),
     vote_weights=np.ones(2),
 )
@@ -40,7 +41,7 @@ def planted():
         label_change_rate=np.array([0, 1, 1, 0.5, 0, 0], dtype=np.float32),
         log_likelihood_ratio=np.array([-2.0, 4.0, 4.0, 3.5, -2.0, -2.0]),
         members_used=np.array([2, 2, 2, 2, 1, 1]),
-        votes=np.array([[2, 0, 0], [0, 2, 0], [2, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]]),
+        votes=np.array([[2.0, 0, 0], [1.5, 0.5, 0], [2, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1]]),
         purified=np.zeros((6, 1, 1, 1), dtype=np.float32),
         reconstruction_error=np.zeros(6, dtype=np.float32),
         abstained=np.zeros(6, dtype=bool),

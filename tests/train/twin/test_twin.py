@@ -44,8 +44,8 @@ def thousand_images(twin, random_images):
     attacked = []
     for images in (random_images, grey):
         x = torch.from_numpy(images).requires_grad_()
-        purified = twin.purify(x)
-        (gradient,) = torch.autograd.grad((twin.members(purified).mean(0) + twin.classify(purified))[:, 0].sum(), x)
+        classifier, members = twin.answers(x)
+        (gradient,) = torch.autograd.grad((members.mean(0) + classifier)[:, 0].sum(), x)
         attacked.append((x + 0.1 * gradient.sign()).clamp(0, 1).detach().numpy())
     return np.concatenate([random_images, grey, *attacked])
 

@@ -31,6 +31,11 @@ class AnswerSurrogate:
         self._weights = torch.tensor(test.vote_weights, dtype=torch.float32, device=device)
         self._total = float(test.vote_weights.sum())
 
+    @property
+    def corrects(self) -> bool:
+        """Whether the vote of the whole jury is the label of what is flagged."""
+        return self._test.correct
+
     def gap(self, c: Tensor, m: Tensor | None, t: Tensor) -> Tensor:
         """How far the answer is from t [N], in nats; negative: it is t.
 

@@ -193,7 +193,7 @@ def flag_then_flip_objective(
 def alarm_objective(
     answer: AnswerSurrogate, evidence: EvidenceSurrogate, *, slack: float = _SLACK, keep: float = 10.0
 ) -> Objective:
-    """The answer, and the jury's vote, keep the true label, and the evidence rises above the alarm.
+    """The answer, and the vote on what is flagged, keep the true label, and the evidence rises above the alarm.
 
     Args:
         answer: Of the decision.
@@ -206,7 +206,7 @@ def alarm_objective(
         kept = keep * answer.hinge(c, m, y, slack / 4)
         if m is None:
             return kept
-        if answer.jurors(m) is not None:
+        if answer.corrects:
             kept = kept + keep * answer.vote_hinge(m, y, slack / 4)
         return kept + (evidence.until_alarm(c, m, y) + slack).clamp_min(0.0) + _PULL * margin(m.mean(0), y)
 

@@ -38,9 +38,10 @@ def measure_detection(
         ModelFileError: If a stage cannot be loaded.
     """
     stages = StageEngines.from_file(file)
-    answers = {name: stages.answers(images, data.labels) for name, images in attacked.items()}
-    clean = stages.answers(data.images, data.labels)
-    return detection_figures(file.manifest.to_test(), flagged, clean, answers)
+    test = file.manifest.to_test()
+    answers = {name: stages.answers(images, data.labels).measured_by(test) for name, images in attacked.items()}
+    clean = stages.answers(data.images, data.labels).measured_by(test)
+    return detection_figures(test, flagged, clean, answers)
 
 
 def detection_figures(
@@ -49,16 +50,16 @@ def detection_figures(
     """Detection of every attack at 1 % and 5 % false alarms, whatever the alarm boundary of the file.
 
     The statistic is `alarm_statistic`: the largest evidence up to the stop of the test, so that a boundary at its value
-    flags exactly what lies above. Negatives are all clean images, also those that the classifier gets wrong. Positives
-    are images that the classifier had right and the attack turned: whether it went on to be flagged plays no part, so
-    images on which an attack that knows the test gave up are there, too. Thresholds are those of these very clean
+    flags exactly what lies above. Negatives are all clean images, also those that are answered wrongly. Positives
+    are images whose first answer was right and that the attack turned: whether they were flagged then plays no part,
+    so images on which an attack that knows the test gave up are there, too. Thresholds are those of these very clean
     images; with fewer than 100 none lies above that of 1 %. The ends of an area's
     interval are nan where there are fewer than `FEWEST` positives or negatives.
 
     Args:
         test: The file's test.
         flagged: Clean images that the file flags [N].
-        clean: What classifier and members say of the clean images [N].
+        clean: What classifier and members say of the clean images, against the first answer of the test [N].
         attacked: The same of each attack's images, in the same order.
     """
     negative = alarm_statistic(test, clean)

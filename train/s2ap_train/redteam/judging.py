@@ -50,7 +50,7 @@ def attack_rows(
     rows = []
     for name, one in defended.attacked.items():
         attack, ran, outcome = attacks[name], one.ran, defended.outcomes[name]
-        hits = reached(attack.goal, outcome, labels, bare.clean.label == labels)[ran]
+        hits = reached(attack.goal, outcome, labels, defended.clean.right(labels) & ~defended.clean.flagged)[ran]
         other = bare.attacked.get(name)
         rows.append(
             AttackRow(

@@ -56,20 +56,26 @@ def test_a_file_that_rejects_has_no_vote_to_attack():
 
 
 def test_right_answers_are_flagged_exactly_where_a_member_can_be_moved():
-    target = defence(SURE, (linear(FIRST),), agreement_test(1, lower=[-1.0], upper=[1.0]))
+    target = defence(SURE, (linear(FIRST),), agreement_test(1, lower=[-1.0], upper=[1.0], correct=False))
     alarm, outcome = got("false-alarm", target, "false alarm")
     assert alarm.tolist() == (SHARES < 1).tolist()
-    assert (outcome.base_label == 1).all()
+    assert (outcome.label == 1).all()
+
+
+def test_a_flag_that_the_jury_answers_wrongly_is_no_false_alarm():
+    target = defence(SURE, (linear(FIRST),), agreement_test(1, lower=[-1.0], upper=[1.0]))
+    assert not got("false-alarm", target, "false alarm")[0].any()
 
 
 def test_who_wants_a_false_alarm_stops_before_the_classifier_is_fooled():
     # Classifier and member are one network with two thresholds; beyond the second an alarm would be a right one.
-    target = defence(linear(FIRST, 0.2), (linear(FIRST),), agreement_test(1, lower=[-1.0], upper=[1.0]))
+    test = agreement_test(1, lower=[-1.0], upper=[1.0], correct=False)
+    target = defence(linear(FIRST, 0.2), (linear(FIRST),), test)
     alarm, outcome = got("false-alarm", target, "false alarm", images_with((0.1,)))
     assert alarm.all()
-    assert (outcome.base_label == 1).all()
+    assert (outcome.label == 1).all()
     fooled = target.system(images_with((0.1 - REACH,)).images, np.ones(1, dtype=np.int64))
-    assert (fooled.base_label == 0).all()
+    assert (fooled.label == 0).all()
 
 
 def test_a_test_that_never_flags_raises_no_alarm():
@@ -106,9 +112,9 @@ def test_a_test_of_one_member_cannot_be_slowed_down():
 def test_the_most_that_is_asked_ends_where_nothing_is_undecided_or_the_vote_ends():
     closed = np.nextafter(1.0, -INF)
     test = {"lower": [-INF, closed, closed, closed], "upper": [1.0] * 4}
-    assert most_asked(agreement_test(4, **test, vote_members=0)) == 2
-    assert most_asked(agreement_test(4, **test, vote_members=3)) == 3
-    assert most_asked(agreement_test(4, **test, vote_members=3, correct=False)) == 2
+    assert most_asked(agreement_test(4, **test, vote_weights=np.array([1.0, 0, 0, 0]))) == 2
+    assert most_asked(agreement_test(4, **test, vote_weights=np.array([1.0, 0, 0, 0.5]))) == 3, "sensors have no vote"
+    assert most_asked(agreement_test(4, **test, correct=False)) == 2
     assert most_asked(SLOW) == 4
 
 
@@ -120,8 +126,8 @@ def planted(**changes):
         "abstained": np.zeros(4, dtype=bool),
         "members_used": np.array([1, 4, 4, 2]),
         "score": np.array([-1.0, 3.0, 2.0, 1000.0]),
-        "base_label": np.array([1, 1, 0, 0]),
         "evidence": np.array([-2.0, 5.0, 4.0, 0.5]),
+        "margin": np.array([0.0, 0.25, 0.0, 2.0]),
         "not_asked": np.array([3, 0, 0, 2]),
     }
     return Outcome(**(parts | changes))
@@ -135,7 +141,7 @@ LABELS = np.zeros(4, dtype=np.int64)
     [
         ("mislead", [True, False, False, False]),
         ("wrong label", [True, False, True, False]),
-        ("false alarm", [False, False, True, False]),
+        ("false alarm", [False, True, False, False]),
         ("slow down", [False, True, True, False]),
     ],
 )
@@ -149,28 +155,33 @@ def test_no_answer_is_no_wrong_label():
 
 
 def test_an_alarm_on_an_image_that_was_wrong_before_is_not_counted():
-    assert not reached("false alarm", planted(), LABELS, np.array([True, True, False, True])).any()
+    assert not reached("false alarm", planted(), LABELS, np.array([True, False, True, True])).any()
     assert reached("wrong label", planted(), LABELS, np.zeros(4, dtype=bool)).sum() == 2
 
 
-def test_scores_lead_to_the_alarm_by_the_evidence_and_last_of_all_past_the_classifier():
-    assert scores("false alarm", planted(), LABELS).tolist() == [2 * RIGHT, 2 * RIGHT, -1.0, RIGHT - 0.5]
+def test_scores_lead_to_the_alarm_by_the_evidence_and_last_of_all_past_the_label():
+    assert scores("false alarm", planted(), LABELS).tolist() == [2 * RIGHT, -1.0, 2 * RIGHT, RIGHT - 0.5]
+
+
+def test_scores_of_a_wrong_label_are_the_margins_of_who_gave_it():
+    assert scores("wrong label", planted(), LABELS).tolist() == [-1.0, 0.25, -1.0, 2.0]
+    assert scores("wrong label", planted(margin=None), LABELS).tolist() == [-1.0, 3.0, -1.0, 1000.0]
 
 
 def test_scores_of_delay_are_the_members_left():
     assert scores("slow down", planted(), LABELS).tolist() == [2.5, -0.5, -0.5, 1.5]
 
 
-@pytest.mark.parametrize(("goal", "part"), [("false alarm", "base_label"), ("slow down", "not_asked")])
+@pytest.mark.parametrize(("goal", "part"), [("false alarm", "evidence"), ("slow down", "not_asked")])
 def test_an_outcome_that_does_not_tell_is_refused(goal, part):
-    with pytest.raises(ValueError, match=r"does not tell|has none"):
+    with pytest.raises(ValueError, match="does not tell"):
         scores(goal, planted(**{part: None}), LABELS)
 
 
 def test_rows_of_an_outcome_keep_what_is_not_told_untold():
     chosen = planted(evidence=None).rows(np.array([1, 3]))
     assert chosen.evidence is None
-    assert chosen.base_label.tolist() == [1, 0]
+    assert chosen.margin.tolist() == [0.25, 2.0]
 
 
 # Feature matching: what is matched are the pixels themselves, so a guide within eps is copied.

@@ -23,10 +23,11 @@ from tests.train.linear_defence import (
 )
 
 from s2ap_train.adaptive import AdaptiveBudget
+from s2ap_train.adaptive.systems import RIGHT
 from s2ap_train.data import ImageSet
 from s2ap_train.redteam.attacks.attack import Task
 from s2ap_train.redteam.attacks.white_box import ATTACKS
-from s2ap_train.redteam.attacks.white_box_search import SKIPPED, alone, sequential_test, surrogate_of
+from s2ap_train.redteam.attacks.white_box_search import SKIPPED, alone, sequential_test, surrogates_of
 from s2ap_train.redteam.target import open_targets
 
 MIXED = np.array([0.8, -0.5, 0.3, 1.0] * 4)
@@ -64,7 +65,7 @@ def test_apgd_keeps_what_fools_the_classifier_although_it_is_flagged():
     data = images_with((0.5 * REACH,))
     outcome = target.system(run("apgd-ce", target, task(data)).images, data.labels)
     assert outcome.flagged.all()
-    assert (outcome.base_label != data.labels).all()
+    assert (outcome.score < RIGHT).all(), "the answer is across"
 
 
 # Classifier and first member move with FIRST; the others move four times as far the other way, so that whoever wants
@@ -154,7 +155,7 @@ def test_an_attack_alone_gets_part_of_the_budget_and_a_small_one_whole():
 
 
 def test_a_target_without_test_has_no_members_to_attack():
-    for ask in (sequential_test, surrogate_of):
+    for ask in (sequential_test, surrogates_of):
         with pytest.raises(ValueError, match="no sequential test"):
             ask(ALONE)
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from s2ap_train.adaptive.search import adaptive_attack
+from dataclasses import replace
+
+import numpy as np
+
+from s2ap_train.adaptive.goals import Goal, reached
+from s2ap_train.adaptive.plans import Descent, label_plan
+from s2ap_train.adaptive.search import AdaptiveResult, adaptive_attack
 from s2ap_train.attacks import oblivious
 from s2ap_train.jobs import Found
 from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
@@ -23,22 +29,36 @@ def _pgd(target: Target, task: Task) -> Found:
 
 
 def _search(target: Target, task: Task) -> Found:
-    """Descents of several kinds on every image that nothing has broken yet.
+    """Descents of several kinds on every image that nothing has broken yet; then, on what is left, for a wrong label.
 
     What `task.known` holds is tried first and is where descents start from the best image so far. The notes say how
-    many images each descent broke that none before it had: `broken_by`; those of other attacks are 'other attack'.
+    many images each descent broke that none before it had: `broken_by`; those of other attacks are 'other attack', and
+    'label: ' stands before those that got a wrong label of an image that is flagged for it.
     """
-    result = adaptive_attack(
+    found = _searched(target, task, target.plan(task.budget), "mislead")
+    images, broken_by = found.images, dict(found.broken_by)
+    left = np.flatnonzero(~target.system(images, task.data.labels).success)
+    if target.test is not None and target.test.correct and len(left):
+        rest = replace(task, data=task.data.subset(left), known={name: one[left] for name, one in task.known.items()})
+        turned = _searched(target, rest, label_plan(target.test, task.budget), "wrong label")
+        wrong = reached("wrong label", target.system(turned.images, rest.data.labels), rest.data.labels)
+        images[left[wrong]] = turned.images[wrong]
+        broken_by |= {f"label: {name}": count for name, count in turned.broken_by.items()}
+    return Found(images, {"broken_by": broken_by})
+
+
+def _searched(target: Target, task: Task, plan: list[Descent], goal: Goal) -> AdaptiveResult:
+    return adaptive_attack(
         target.system,
         target.view,
-        target.plan(task.budget),
+        plan,
         task.data,
         eps=task.eps,
         budget=task.budget,
         seed=task.seed,
         candidates=list(task.known.values()),
+        goal=goal,
     )
-    return Found(result.images, {"broken_by": result.broken_by})
 
 
 ATTACKS = (
@@ -72,8 +92,9 @@ SEARCH = RedTeamAttack(
     knows="everything",
     norm="linf",
     assumes="descents of several kinds through purifier, classifier, members and test, on every image that no other "
-    "attack has broken, from random points and from the best image of any attack",
+    "attack has broken, from random points and from the best image of any attack; then for a wrong label, flagged or "
+    "not, on what is left",
     source="Croce and Hein 2020, arXiv 2003.01690; Bryniarski et al. 2021, arXiv 2106.15023",
-    weight=8.0,
+    weight=14.0,
 )
 """The search; the catalogue says after which attacks it comes."""
