@@ -8,6 +8,7 @@ from s2ap_train.ensemble.channel_families import (
     largest_channels,
     random_channels,
 )
+from s2ap_train.ensemble.cost import check_cost
 from s2ap_train.ensemble.families import FAMILIES, Family
 from s2ap_train.ensemble.family import Base, Fitted, MemberFamily
 from s2ap_train.ensemble.lottery_ticket import LotteryTicket, LotteryTicketFamily, Ticket, lottery_ticket
@@ -32,6 +33,7 @@ __all__ = [
     "Pruning",
     "Ticket",
     "channel_member",
+    "check_cost",
     "fit_pruned",
     "largest_channels",
     "lottery_ticket",

@@ -13,7 +13,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Seeds
 from s2ap_train.attacks.accuracy import Array
 from s2ap_train.ensemble.family import Base, Fitted, MemberFamily
-from s2ap_train.models import Classifier, build
+from s2ap_train.models import Classifier, ModelTable, build
 from s2ap_train.models.channel_groups import ChannelGroup, channel_groups, channel_sums, remove_channels
 from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.training import Run, Training, TrainingConfig, TrainingData, train_classifier
@@ -74,14 +74,22 @@ def channel_member(
     `train_classifier`.
     """
     compute, generator = run.compute_for(base), torch.Generator().manual_seed(run.seed)
-    groups = channel_groups(base, base.image_shape, verify=False)
-    rates = random_keep_rates(len(groups), generator, low=config.keep_low, high=config.keep_high, mean=config.keep_mean)
-    kept = choose(base, groups, kept_sizes([group.size for group in groups], rates), generator)
-    model = compute.place(remove_channels(base, groups, kept, base.image_shape))
+    model, kept = _with_fewer_channels(base, choose, config, generator)
+    model = compute.place(model)
     if config.fresh:
         model = compute.place(build(model.architecture(), seed=run.seed))
     training = train_classifier(model, images, labels, validation, config.training, run=run)
     return ChannelMember(model, {name: stays.nonzero().flatten().tolist() for name, stays in kept.items()}, training)
+
+
+def _with_fewer_channels(
+    base: Classifier, choose: ChooseChannels, config: ChannelPruning, generator: torch.Generator
+) -> tuple[Classifier, Mapping[str, Tensor]]:
+    """The base without some channels, not trained, and by group name which of its channels stayed, bool [size]."""
+    groups = channel_groups(base, base.image_shape, verify=False)
+    rates = random_keep_rates(len(groups), generator, low=config.keep_low, high=config.keep_high, mean=config.keep_mean)
+    kept = choose(base, groups, kept_sizes([group.size for group in groups], rates), generator)
+    return remove_channels(base, groups, kept, base.image_shape), kept
 
 
 class ChannelFamily(MemberFamily):
@@ -94,6 +102,22 @@ class ChannelFamily(MemberFamily):
     settings: ChannelPruning
 
     starts_from_base: ClassVar[bool] = True
+
+    def shipped(
+        self,
+        number: int,  # noqa: ARG002
+        base: ModelTable,
+        new: Callable[[ModelTable], Classifier],
+        *,
+        seed: int,
+    ) -> Classifier | None:
+        """The plain network with as many channels as the seed leaves. Arguments as in `MemberFamily.shipped`."""
+        generator = torch.Generator().manual_seed(seed)
+        return _with_fewer_channels(new(base), largest_channels, self.settings, generator)[0]
+
+    def cheap_enough(self, number: int, new: Callable[[ModelTable], Classifier], *, flops: float) -> str:  # noqa: ARG002
+        """Fewer channels. Arguments as in `MemberFamily.cheap_enough`."""
+        return "lower settings.keep_mean and settings.keep_high, or raise max_cost"
 
     def epochs(self, number: int) -> int:  # noqa: ARG002
         """Of the training after the removal."""

@@ -62,12 +62,15 @@ class MemberFamily(BaseModel):
         count: How many; 0 lists a family without training it.
         first_seed: Added to the recipe's seed for the first member, and one more for each further; None takes a number
             that the family's name alone decides.
+        max_cost: The most that a member may cost, as a fraction of the FLOPs of the recipe's `model`; a family with a
+            dearer member is refused before anything is trained. None: any cost.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: Annotated[int, Field(ge=0)]
     first_seed: Annotated[int, Field(ge=0)] | None = None
+    max_cost: Annotated[float, Field(gt=0)] | None = None
 
     _placed = field_validator(
         "models", "pretraining", "pruning", "finetune", "settings", mode="wrap", check_fields=False
@@ -83,6 +86,28 @@ class MemberFamily(BaseModel):
     def network(self, number: int) -> ModelTable | None:  # noqa: ARG002
         """The network that member `number` is made of; None: that of the plain one."""
         return None
+
+    def shipped(
+        self,
+        number: int,  # noqa: ARG002
+        base: ModelTable,
+        new: Callable[[ModelTable], Classifier],
+        *,
+        seed: int,  # noqa: ARG002
+    ) -> Classifier | None:
+        """An untrained network of the shape that member `number` is shipped in; None where training decides it.
+
+        Args:
+            number: From 0.
+            base: The plain network's table.
+            new: Makes an untrained network of a table.
+            seed: The member's.
+        """
+        return new(base)
+
+    def cheap_enough(self, number: int, new: Callable[[ModelTable], Classifier], *, flops: float) -> str:  # noqa: ARG002
+        """What to change so that member `number` costs at most so many FLOPs, for a message. `new` as in `shipped`."""
+        return "such members cost what the recipe's model costs; take a structured family, or raise max_cost"
 
     def epochs(self, number: int) -> int:
         """Epochs that member `number`, from 0, is trained for, as far as they are known."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -10,7 +12,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from s2ap_defend.manifest import Seeds
 from s2ap_train.ensemble.family import Base, Fitted, MemberFamily
 from s2ap_train.models import Classifier, ModelTable
-from s2ap_train.pruning import PruningMethod, finetune, prune
+from s2ap_train.models.cost import flops as cost
+from s2ap_train.pruning import PruningMethod, finetune, prune, shape_after
 from s2ap_train.pruning.methods import (
     epochs_known,
     method_name,
@@ -25,6 +28,9 @@ from s2ap_train.training import Run, TrainingConfig, TrainingData, train_classif
 
 Pruning = Annotated[PruningMethod, Field(discriminator="method"), BeforeValidator(without_foreign_keys)]
 """A method's settings by its name; "s2ap" stands for its `base` with S2AP."""
+
+
+_PERCENT = range(1, 100)
 
 
 class PrunedFamily(MemberFamily):
@@ -57,6 +63,32 @@ class PrunedFamily(MemberFamily):
     def network(self, number: int) -> ModelTable:
         """The models take turns."""
         return self.models[number % len(self.models)]
+
+    def shipped(
+        self,
+        number: int,
+        base: ModelTable,  # noqa: ARG002
+        new: Callable[[ModelTable], Classifier],
+        *,
+        seed: int,  # noqa: ARG002
+    ) -> Classifier | None:
+        """Its own network, without the channels that its method removes. Arguments as in `MemberFamily.shipped`."""
+        return shape_after(new(self.network(number)), self.pruning)
+
+    def cheap_enough(self, number: int, new: Callable[[ModelTable], Classifier], *, flops: float) -> str:
+        """A sparsity where channels are removed; elsewhere zeros cost what other weights do."""
+        if structure_name(self.pruning) != "channel":
+            return "only a smaller network in models, or removed channels, cost less: single zeros are computed as well"
+        dense = new(self.network(number))
+
+        def suffices(percent: int) -> bool:
+            left = shape_after(dense, replace(self.pruning, sparsity=percent / 100))
+            return left is not None and cost(left, dense.image_shape) <= flops
+
+        percent = bisect_left(_PERCENT, True, key=suffices) + 1
+        if percent in _PERCENT:
+            return f"pruning.sparsity {percent / 100:g} is enough, and so is a smaller network in models"
+        return "take a smaller network in models"
 
     def epochs(self, number: int) -> int:  # noqa: ARG002
         """Of all three phases."""

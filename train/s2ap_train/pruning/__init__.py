@@ -12,6 +12,7 @@ from s2ap_train.pruning.moving_topology import prune_flying_bird
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.s2ap import S2AP
 from s2ap_train.pruning.scratch_ticket import ScratchTicket
+from s2ap_train.pruning.shape import shape_after
 from s2ap_train.pruning.twin_rep import TwinRep, prune_twin_rep
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "prune_magnitude",
     "prune_twin_rep",
     "search_masks",
+    "shape_after",
 ]

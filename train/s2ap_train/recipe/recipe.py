@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 from zlib import crc32
 
@@ -11,7 +12,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_train.calibration import Detection
 from s2ap_train.compute import ComputeSettings
 from s2ap_train.data import DataSettings, Splits, load_data
-from s2ap_train.ensemble import Family, Pruning
+from s2ap_train.ensemble import Family, Pruning, check_cost
 from s2ap_train.models import ModelTable, create
 from s2ap_train.pruning.methods import METHODS, training_of, with_training
 from s2ap_train.purifier.purify import Purification
@@ -197,13 +198,15 @@ def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningReci
 def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], classes: int) -> None:
     """Make each network of the recipe once, so that one that cannot be made is refused before anything is trained.
 
+    So is a member that costs more than its family's `max_cost`.
+
     Args:
         recipe: Its plain network, and those of families that have members.
         image_shape: (C, H, W) of the data.
         classes: Number of classes.
 
     Raises:
-        RecipeError: With the key of the first network that cannot be made.
+        RecipeError: With the key of the first network that cannot be made, or of the family that is too dear.
     """
     tables = {"model": recipe.model}
     for name, family in recipe.members.items():
@@ -217,6 +220,16 @@ def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], cl
         except RecipeError as error:
             raise RecipeError(f"recipe {recipe.name}: {key}: {error}") from error
         made.append(table)
+    for name, family in recipe.members.items():
+        try:
+            check_cost(
+                family,
+                partial(recipe.member_seed, name),
+                recipe.model,
+                lambda table: create(table, image_shape, classes),
+            )
+        except RecipeError as error:
+            raise RecipeError(f"recipe {recipe.name}: members.{name}: {error}") from error
     if isinstance(recipe, Recipe):
         try:
             recipe.score_model.architecture(image_shape)
