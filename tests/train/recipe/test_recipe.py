@@ -16,7 +16,12 @@ from s2ap_train.recipe import (
 )
 from s2ap_train.storage.fingerprint import fingerprint
 
-HARDENING = {"digits": (16, (1, 2)), "cifar10-small": (16, (1, 2, 2)), "cifar10-resnet18": (64, (1, 2, 2))}
+HARDENING = {
+    "digits": (16, (1, 2)),
+    "fashion": (16, (1, 2, 2)),
+    "cifar10-small": (16, (1, 2, 2)),
+    "cifar10-resnet18": (64, (1, 2, 2)),
+}
 """Recipes for harden, and width and multipliers of their score models."""
 
 
@@ -54,7 +59,7 @@ def test_recipes_that_harden_hold_everything_for_it(name: str) -> None:
     assert recipe.purifier.radius >= recipe.eps, "the ball about an attacked image holds the clean one"
     low, high = recipe.score_model.sigma_min, recipe.score_model.sigma_max
     assert all(low <= sigma <= high for sigma in recipe.purifier.sigmas), "the score model knows the purifier's noise"
-    image_shape = (1, 8, 8) if name == "digits" else (3, 32, 32)
+    image_shape = {"digits": (1, 8, 8), "fashion": (1, 28, 28)}.get(name, (3, 32, 32))
     assert recipe.score_model.architecture(image_shape) == HARDENING[name]
     check_networks(recipe, image_shape, 10)
     assert load_score_recipe(name).score_model == recipe.score_model
