@@ -110,7 +110,7 @@ class ChannelFamily(MemberFamily):
         new: Callable[[ModelTable], Classifier],
         *,
         seed: int,
-    ) -> Classifier | None:
+    ) -> Classifier:
         """The plain network with as many channels as the seed leaves. Arguments as in `MemberFamily.shipped`."""
         generator = torch.Generator().manual_seed(seed)
         return _with_fewer_channels(new(base), largest_channels, self.settings, generator)[0]

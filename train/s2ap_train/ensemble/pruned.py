@@ -28,6 +28,7 @@ from s2ap_train.training import Run, TrainingConfig, TrainingData, train_classif
 
 Pruning = Annotated[PruningMethod, Field(discriminator="method"), BeforeValidator(without_foreign_keys)]
 """A method's settings by its name; "s2ap" stands for its `base` with S2AP."""
+_PERCENT = range(1, 100)
 
 
 _PERCENT = range(1, 100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -25,6 +25,8 @@ class Harp(ScorePruning):
         target: What `sparsity` is the removed share of: the weights of the pruned layers, or their FLOPs.
         quotas: Of the learned shares.
     """
+
+    same_share: ClassVar[bool] = False
 
     target: CostTarget = "parameters"
     quotas: QuotaSettings = field(default_factory=QuotaSettings)

@@ -39,6 +39,8 @@ class ScorePruning:
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=6))
     s2ap: S2AP | None = None
 
+    same_share: ClassVar[bool] = True
+    """Whether every layer or group keeps the same share, so that the shape is known before the search."""
     trains_affine: ClassVar[bool] = True
     """Whether the affine part of batch normalisation is trained beside the scores."""
     starts_trained: ClassVar[bool] = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from s2ap_train.models import Classifier
 from s2ap_train.pruning.finetune import shipped
-from s2ap_train.pruning.harp import Harp
 from s2ap_train.pruning.magnitude import Magnitude, magnitude_pruned
 from s2ap_train.pruning.methods import PruningMethod, structure_name
 from s2ap_train.pruning.score_pruning import ScorePruning
@@ -21,7 +20,7 @@ def shape_after(dense: Classifier, method: PruningMethod) -> Classifier | None:
     """
     if structure_name(method) != "channel":
         return dense
-    if isinstance(method, ScorePruning) and not isinstance(method, Harp):
+    if isinstance(method, ScorePruning) and method.same_share:
         method = Magnitude(method.sparsity, structure="channel")
     if not isinstance(method, Magnitude):
         return None

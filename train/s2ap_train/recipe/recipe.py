@@ -212,6 +212,7 @@ def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], cl
     Raises:
         RecipeError: With the key of the first network that cannot be made, or of the family that is too dear.
     """
+    new = partial(create, image_shape=image_shape, classes=classes)
     tables = {"model": recipe.model}
     for name, family in recipe.members.items():
         tables |= {f"members.{name}.{key}": table for key, table in family.networks().items()}
@@ -220,18 +221,13 @@ def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], cl
         if table in made:
             continue
         try:
-            create(table, image_shape, classes)
+            new(table)
         except RecipeError as error:
             raise RecipeError(f"recipe {recipe.name}: {key}: {error}") from error
         made.append(table)
     for name, family in recipe.members.items():
         try:
-            check_cost(
-                family,
-                partial(recipe.member_seed, name),
-                recipe.model,
-                lambda table: create(table, image_shape, classes),
-            )
+            check_cost(family, partial(recipe.member_seed, name), recipe.model, new)
         except RecipeError as error:
             raise RecipeError(f"recipe {recipe.name}: members.{name}: {error}") from error
     if isinstance(recipe, Recipe):
