@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate
-from s2ap_defend.sequential import Answer
+from s2ap_defend.sequential import Answer, SignalName
 
 __all__ = ["DecisionDescription", "DecisionSettings", "Frontier", "FrontierRow", "Purify", "Role", "Sees"]
 
@@ -53,6 +53,10 @@ class FrontierRow(DecisionSettings):
 
     Attributes:
         juror_weight: Vote weight of every juror but the first.
+        opening: Jurors that every input is asked.
+        jurors_see: The image that jurors see.
+        sensors_see: The image that sensors see.
+        signals: Evidence that costs no member.
         min_accept: Members that are asked at least before an input is called clean.
         clean_accuracy: Answered and right, without attack.
         clean_flagged: Flagged without attack.
@@ -63,6 +67,10 @@ class FrontierRow(DecisionSettings):
     """
 
     juror_weight: Rate
+    opening: Positive
+    jurors_see: Sees
+    sensors_see: Sees
+    signals: tuple[SignalName, ...]
     min_accept: Positive
     clean_accuracy: Rate
     clean_flagged: Rate
@@ -70,6 +78,11 @@ class FrontierRow(DecisionSettings):
     robust_accuracy: Rate
     members_used: Amount
     cost: Amount
+
+    @property
+    def wiring(self) -> tuple[object, ...]:
+        """Everything but who answers, and the numbers of the mix."""
+        return (self.purify, self.juror_weight, self.opening, self.jurors_see, self.sensors_see, self.signals)
 
 
 class Frontier(ManifestTable):

@@ -11,7 +11,7 @@ from torch import nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.files import replace_file
-from s2ap_defend.manifest import ChoiceRecord, Frontier, Manifest
+from s2ap_defend.manifest import ChoiceRecord, Manifest
 from s2ap_defend.model_file import weights_sha256
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
 from s2ap_export.graph.compose import compose
@@ -24,15 +24,12 @@ from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.choice import ChosenDecision
-from s2ap_train.hardening.decision_choice.compared import compared
 from s2ap_train.hardening.decision_choice.wiring import wiring
-from s2ap_train.hardening.fitting_attacks import attacked_fitting_images, copied_image
+from s2ap_train.hardening.fitting_attacks import attacked_for, copied_image
 from s2ap_train.hardening.train import Components
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier import hadamard_bank, purify
-from s2ap_train.purifier.sizes import pass_flops
 from s2ap_train.recipe import Recipe
-from s2ap_train.recipe.purifier_grid import settings_of
 
 COMPARED = 8  # images on which exported stages are compared with their networks
 
@@ -68,9 +65,9 @@ def assemble(
     sees, jury = wiring(recipe.decision, components.roles)
     engines = StageEngines(stages.purifier, stages.classifier, stages.members, sees=sees, purify=recipe.decision.purify)
     milliseconds = _milliseconds(engines, stages, splits.fit, work_dir)
-    calibrated = _calibrates(recipe, components, engines, milliseconds, splits)
-    calibration = calibrated(jury)
-    frontier = None if decision is None else _frontier(recipe, components, engines, calibrated, decision, splits)
+    calibration = _calibrated(
+        recipe, components, engines, milliseconds, splits, jury, None if decision is None else decision.fitting
+    )
     tell("calibrated")
     order = calibration.order.tolist()
     model = compose(
@@ -82,7 +79,14 @@ def assemble(
         purify=recipe.decision.purify,
     )
     return model, describe(
-        recipe, components, calibration, sees, milliseconds, splits, choice=choice, frontier=frontier
+        recipe,
+        components,
+        calibration,
+        sees,
+        milliseconds,
+        splits,
+        choice=choice,
+        frontier=None if decision is None else decision.frontier,
     )
 
 
@@ -131,60 +135,31 @@ def _milliseconds(engines: StageEngines, stages: _Stages, data: ImageSet, work_d
     return tuple(known[key] for key in keys)
 
 
-def _calibrates(
+def _calibrated(
     recipe: Recipe,
     components: Components,
     engines: StageEngines,
     milliseconds: tuple[float, ...],
     splits: Splits,
-) -> Callable[[Jury], Calibration]:
-    """Calibrates behind any jury on the answers of the exported stages, by the engine that serves them."""
-    with one_thread():  # two threads in such small operators are many times slower where others compute, too
-        attacked = attacked_fitting_images(
-            components.classifier(recipe.classifier).model,
-            [member.model for member in components.members],
-            [one.model for one, role in zip(components.members, components.roles, strict=True) if role == "juror"],
-            splits.fit,
-            eps=recipe.eps,
-            seed=recipe.seed,
+    jury: Jury,
+    fitting: ImageSet | None,
+) -> Calibration:
+    """The test behind a jury, calibrated on the answers of the exported stages, by the engine that serves them."""
+    if fitting is None:
+        with one_thread():  # two threads in such small operators are many times slower where others compute, too
+            fitting = attacked_for(recipe, components, splits)
+    fit, held_out = splits.fit, splits.calibration
+    try:
+        return calibrate(
+            engines.answers(fit.images, fit.labels),
+            engines.answers(fitting.images, fitting.labels, image=copied_image(fitting, fit)),
+            engines.answers(held_out.images, held_out.labels),
+            recipe.detection,
+            jury,
+            costs=_costs(recipe.detection, components, milliseconds),
         )
-    answers = (
-        engines.answers(splits.fit.images, splits.fit.labels),
-        engines.answers(attacked.images, attacked.labels, image=copied_image(attacked, splits.fit)),
-        engines.answers(splits.calibration.images, splits.calibration.labels),
-    )
-    costs = _costs(recipe.detection, components, milliseconds)
-
-    def calibrated(jury: Jury) -> Calibration:
-        try:
-            return calibrate(*answers, recipe.detection, jury, costs=costs)
-        except RecipeError as error:
-            raise RecipeError(f"recipe {recipe.name}: {error}") from error
-
-    return calibrated
-
-
-def _frontier(
-    recipe: Recipe,
-    components: Components,
-    engines: StageEngines,
-    calibrated: Callable[[Jury], Calibration],
-    decision: ChosenDecision,
-    splits: Splits,
-) -> Frontier:
-    """What every decision that was compared keeps and costs."""
-    return compared(
-        decision,
-        calibrated,
-        [wiring(one, components.roles)[1] for one in decision.compared],
-        engines,
-        splits.fit.subset(slice(0, recipe.decision_choice.samples)),
-        [float(member.flops) for member in components.members],
-        eps=recipe.eps,
-        seed=recipe.seed,
-        classifier=float(components.classifier(recipe.classifier).flops),
-        purifier=float(settings_of(recipe.purifier).passes * pass_flops(components.score_model, splits.image_shape)),
-    )
+    except RecipeError as error:
+        raise RecipeError(f"recipe {recipe.name}: {error}") from error
 
 
 def _costs(config: Detection, components: Components, milliseconds: tuple[float, ...]) -> tuple[float, ...] | None:

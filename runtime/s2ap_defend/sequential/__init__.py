@@ -10,6 +10,7 @@ from s2ap_defend.sequential.reference import (
     log_likelihood_path,
     member_scores,
     run_sequential_test,
+    signal_scores,
 )
 from s2ap_defend.sequential.summary import asked_members
 from s2ap_defend.sequential.tables import (
@@ -51,6 +52,7 @@ __all__ = [
     "paper_levels",
     "run_sequential_test",
     "settled",
+    "signal_scores",
     "tables_in_graph",
     "ville_boundary",
     "voted_label",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from s2ap_defend.decision_record import Purify, Sees
-from s2ap_defend.sequential import Answer
+from s2ap_defend.sequential import Answer, SignalName
 from s2ap_train.settings import Table
 
 __all__ = ["DecisionGrid", "DecisionRecipe", "EvaluationSettings", "ExportSettings", "MeasureSettings"]
@@ -28,6 +28,7 @@ class DecisionRecipe(Table):
         purify: Which images are purified.
         opening: Jurors that every input is asked before anything is decided, the pruned classifier first.
         await_vote: Whether, under 'robust', 'clean' waits until no vote that is left can change the label.
+        signals: Evidence that costs no member: 'jury margin', 'classifier surprise', 'reconstruction error'.
         label_cost: Label accuracy that a mix may lose against the jury, both attacked.
     """
 
@@ -40,11 +41,15 @@ class DecisionRecipe(Table):
     purify: Purify = "always"
     opening: Annotated[int, Field(ge=1)] = 2
     await_vote: bool = True
+    signals: tuple[SignalName, ...] = ()
     label_cost: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
 class DecisionGrid(Table):
     """Which decisions are compared under attack before one is exported, and how hard they are attacked.
+
+    First who answers: every answer with every weight of the jurors. Then, one after another, everything else that is
+    listed: each value is tried in place of the recipe's own, and stays if it is better.
 
     Attributes:
         samples: Images of the fitting split; fewer where there are not as many.
@@ -53,6 +58,11 @@ class DecisionGrid(Table):
         juror_weights: Vote weights of the jurors but the first; every other choice is tried with each.
         jury_shares: Of the mixes that are tried.
         amplifications: Of the mixes; every pair is one.
+        opening: Jurors that every input is asked.
+        jurors_see: The image that jurors see.
+        sensors_see: The image that sensors see.
+        purify: Which images are purified.
+        signals: Evidence that costs no member.
     """
 
     samples: Annotated[int, Field(ge=10)] = 200
@@ -61,6 +71,11 @@ class DecisionGrid(Table):
     juror_weights: Annotated[tuple[Weight, ...], Field(min_length=1)] = (0.25, 1.0)
     jury_shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.6, 0.8, 0.9, 1.0)
     amplifications: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 3.0)
+    opening: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4)
+    jurors_see: tuple[Sees, ...] = ("raw", "purified")
+    sensors_see: tuple[Sees, ...] = ("purified", "raw")
+    purify: tuple[Purify, ...] = ("always", "suspicious", "off")
+    signals: tuple[tuple[SignalName, ...], ...] = ((), ("jury margin",), ("jury margin", "classifier surprise"))
 
 
 class EvaluationSettings(Table):
