@@ -13,7 +13,9 @@ from s2ap_defend.sequential.reference import (
 )
 from s2ap_defend.sequential.summary import asked_members
 from s2ap_defend.sequential.tables import (
+    AMPLIFICATION_UNIT,
     FINAL_THRESHOLDS,
+    LARGEST_AMPLIFICATION,
     Answer,
     Evidence,
     SequentialTest,
@@ -31,7 +33,9 @@ from s2ap_defend.sequential.wald import (
 )
 
 __all__ = [
+    "AMPLIFICATION_UNIT",
     "FINAL_THRESHOLDS",
+    "LARGEST_AMPLIFICATION",
     "NEAR_TIE",
     "Answer",
     "Evidence",
