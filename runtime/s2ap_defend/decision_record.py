@@ -5,9 +5,18 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate
-from s2ap_defend.sequential import Answer, SignalName
+from s2ap_defend.sequential import AMPLIFICATION_UNIT, LARGEST_AMPLIFICATION, Answer, SignalName
 
-__all__ = ["DecisionDescription", "DecisionSettings", "Frontier", "FrontierRow", "Purify", "Role", "Sees"]
+__all__ = [
+    "Amplification",
+    "DecisionDescription",
+    "DecisionSettings",
+    "Frontier",
+    "FrontierRow",
+    "Purify",
+    "Role",
+    "Sees",
+]
 
 Purify = Literal["always", "suspicious", "off"]
 """Which images are purified: all; those that are not accepted in the opening; none."""
@@ -15,7 +24,7 @@ Role = Literal["juror", "sensor"]
 """A juror is robust and may vote on the label; a sensor only gives evidence."""
 Sees = Literal["raw", "purified"]
 """The image that a member sees: as it came, or behind the purifier."""
-Above0 = Annotated[float, Field(gt=0)]
+Amplification = Annotated[float, Field(gt=0, le=LARGEST_AMPLIFICATION, multiple_of=AMPLIFICATION_UNIT)]
 
 
 class DecisionSettings(ManifestTable):
@@ -25,13 +34,14 @@ class DecisionSettings(ManifestTable):
         answer: Who gives the label of an input that is not flagged: 'robust' the vote of the jurors asked, 'mixed'
             classifier and jury together, 'accurate' the classifier. A flagged input gets the vote of the whole jury.
         jury_share: Weight of the jury's amplified mean probability in the mix; the classifier's is the rest.
-        amplification: Power that the jury's mean probability is raised to in the mix, then normalised.
+        amplification: Power that the jury's mean probability is raised to in the mix, then normalised; a multiple of
+            1/2, at most 16.
         purify: Which images are purified.
     """
 
     answer: Answer
     jury_share: Rate
-    amplification: Above0
+    amplification: Amplification
     purify: Purify
 
     @property

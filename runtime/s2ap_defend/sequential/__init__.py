@@ -14,7 +14,9 @@ from s2ap_defend.sequential.reference import (
 )
 from s2ap_defend.sequential.summary import asked_members
 from s2ap_defend.sequential.tables import (
+    AMPLIFICATION_UNIT,
     FINAL_THRESHOLDS,
+    LARGEST_AMPLIFICATION,
     Answer,
     Evidence,
     SequentialTest,
@@ -32,7 +34,9 @@ from s2ap_defend.sequential.wald import (
 )
 
 __all__ = [
+    "AMPLIFICATION_UNIT",
     "FINAL_THRESHOLDS",
+    "LARGEST_AMPLIFICATION",
     "NEAR_TIE",
     "Answer",
     "Evidence",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from s2ap_defend.sequential.jury import mixed_label, settled, voted_label
+from s2ap_defend.sequential.jury import exponential, mixed_label, settled, voted_label
 from s2ap_defend.sequential.tables import Evidence, SequentialTest, SignalName
 from s2ap_defend.types import Bool, Float32, Float64, Int64
 
@@ -275,7 +275,7 @@ class _Path:
         logs = self._said[member][rows].astype(np.float64)
         self.votes[rows, logs.argmax(axis=-1)] += weight
         self.summed[rows] += weight * logs
-        self._probabilities[rows] += weight * np.exp(logs)
+        self._probabilities[rows] += weight * exponential(logs)
         self._weight[rows] += weight
 
     def signal(self, name: SignalName, said: StageAnswers) -> Float32:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from s2ap_defend.decision_record import Purify, Sees
+from s2ap_defend.decision_record import Amplification, Purify, Sees
 from s2ap_defend.sequential import Answer, SignalName
 from s2ap_train.settings import Table
 
@@ -21,7 +21,7 @@ class DecisionRecipe(Table):
         answer: Who gives the label of an input that is not flagged: 'robust' the jury, 'mixed' classifier and jury
             together, 'accurate' the classifier.
         jury_share: Weight of the jury in the mix, of 1 in all.
-        amplification: Power of the jury's mean probability in the mix.
+        amplification: Power of the jury's mean probability in the mix, a multiple of 1/2, at most 16.
         juror_weight: Vote weight of every juror but the first, the pruned classifier, whose vote weighs 1.
         jurors_see: The image that jurors see.
         sensors_see: The image that sensors see.
@@ -34,7 +34,7 @@ class DecisionRecipe(Table):
 
     answer: Answer = "mixed"
     jury_share: Annotated[float, Field(ge=0, le=1)] = 0.8
-    amplification: Annotated[float, Field(gt=0)] = 3.0
+    amplification: Amplification = 3.0
     juror_weight: Weight = 1.0
     jurors_see: Sees = "raw"
     sensors_see: Sees = "purified"
@@ -70,7 +70,7 @@ class DecisionGrid(Table):
     targets: Annotated[int, Field(ge=1)] = 2
     juror_weights: Annotated[tuple[Weight, ...], Field(min_length=1)] = (0.25, 1.0)
     jury_shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.6, 0.8, 0.9, 1.0)
-    amplifications: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 3.0)
+    amplifications: Annotated[tuple[Amplification, ...], Field(min_length=1)] = (1.0, 3.0)
     opening: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4)
     jurors_see: tuple[Sees, ...] = ("raw", "purified")
     sensors_see: tuple[Sees, ...] = ("purified", "raw")
