@@ -92,8 +92,8 @@ def _answer(manifest: Manifest) -> str:
         case "mixed":
             share, power = decision.jury_share, decision.amplification
             text = (
-                f"{1.0 - share:.3g} classifier + {share:.3g} jury^{power:g}: jury is the mean probability of the "
-                f"jurors that were asked, to the power of {power:g} and normalised"
+                f"{decision.who_answers}: jury is the mean probability of the jurors that were asked, to the power of "
+                f"{power:g} and normalised"
             )
             if share <= 0.5:
                 return f"{text}; the classifier can outvote any jury"
