@@ -45,12 +45,21 @@ class DecisionSettings(ManifestTable):
     purify: Purify
 
     @property
+    def who_answers(self) -> str:
+        """Who gives the label of an input that is not flagged."""
+        return {
+            "robust": "the jury",
+            "mixed": f"{1 - self.jury_share:.3g} classifier + {self.jury_share:.3g} jury^{self.amplification:g}",
+            "accurate": "the classifier",
+        }[self.answer]
+
+    @property
     def in_words(self) -> str:
         """The settings in one line."""
         who = {
-            "robust": "the jury answers",
-            "mixed": f"{1 - self.jury_share:.2g} classifier + {self.jury_share:.2g} jury^{self.amplification:g} answer",
-            "accurate": "the classifier answers, the jury where it is flagged",
+            "robust": f"{self.who_answers} answers",
+            "mixed": f"{self.who_answers} answer",
+            "accurate": f"{self.who_answers} answers, the jury where it is flagged",
         }[self.answer]
         when = {"always": "every image", "suspicious": "what the opening does not accept", "off": "nothing"}[
             self.purify

@@ -1,7 +1,5 @@
 """What a manifest says of the decision, for people: in plain words, and as the table of what else was compared."""
 
-from collections.abc import Callable
-
 from rich.console import Console
 from rich.table import Table
 
@@ -21,15 +19,16 @@ _PURIFIED = {
     "suspicious": "only what the opening does not accept on the image as it came",
     "off": "nothing",
 }
-_SETTINGS: dict[str, Callable[[FrontierRow], str]] = {
-    "answer": lambda row: row.answer,
-    "jury\nshare": lambda row: f"{row.jury_share:g}" if row.answer == "mixed" else "",
-    "power": lambda row: f"{row.amplification:g}" if row.answer == "mixed" else "",
-    "purify": lambda row: row.purify,
-    "juror\nweight": lambda row: f"{row.juror_weight:g}",
-    "clean\nafter": lambda row: str(row.min_accept),
+_MEASURES = {
+    "clean_accuracy": ("clean", "{:.1%}"),
+    "clean_flagged": ("flagged", "{:.1%}"),
+    "label_accuracy": ("label\nright", "{:.1%}"),
+    "robust_accuracy": ("right or\nflagged", "{:.1%}"),
+    "members_used": ("asked", "{:.1f}"),
+    "cost": ("cost", "{:.3g}x"),
 }
-"""Columns of the frontier that tell its rows apart; those that are alike in all rows are left out."""
+_SETTINGS = [name for name in FrontierRow.model_fields if name not in _MEASURES]
+_OF_THE_MIX = {"jury_share", "amplification"}
 
 
 def decision_table(manifest: Manifest) -> Table:
@@ -62,24 +61,26 @@ def print_frontier(frontier: Frontier, console: Console) -> None:
 
 
 def _frontier_table(frontier: Frontier) -> Table:
+    """The rows; of their settings those that tell them apart."""
     title = f"Decisions compared on {frontier.samples} {harmless(frontier.split)} images, eps {frontier.eps:g}"
-    told = {name: [say(row) for row in frontier.rows] for name, say in _SETTINGS.items()}
+    told = {name: [_setting(row, name) for row in frontier.rows] for name in _SETTINGS}
     told = {name: values for name, values in told.items() if name == "answer" or len({*values}) > 1}
-    measures = ("clean", "flagged", "label\nright", "right or\nflagged", "asked", "cost")
-    table = plain_table("", *told, *measures, title=title)
+    headers = (name.replace("amplification", "power").replace("_", "\n") for name in told)
+    table = plain_table("", *headers, *(header for header, _ in _MEASURES.values()), title=title)
     table.padding = 0  # one blank between columns, so that all fit into 80
     for i, row in enumerate(frontier.rows):
-        table.add_row(
-            ">" if i == frontier.chosen else "",
-            *(values[i] for values in told.values()),
-            f"{row.clean_accuracy:.1%}",
-            f"{row.clean_flagged:.1%}",
-            f"{row.label_accuracy:.1%}",
-            f"{row.robust_accuracy:.1%}",
-            f"{row.members_used:.1f}",
-            f"{row.cost:.3g}x",
-        )
+        figures = (form.format(getattr(row, name)) for name, (_, form) in _MEASURES.items())
+        table.add_row(">" if i == frontier.chosen else "", *(values[i] for values in told.values()), *figures)
     return table
+
+
+def _setting(row: FrontierRow, name: str) -> str:
+    value = getattr(row, name)
+    if name in _OF_THE_MIX and row.answer != "mixed":
+        return ""
+    if isinstance(value, tuple):
+        return ", ".join(value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _answer(manifest: Manifest) -> str:
@@ -92,8 +93,8 @@ def _answer(manifest: Manifest) -> str:
         case "mixed":
             share, power = decision.jury_share, decision.amplification
             text = (
-                f"{1.0 - share:.3g} classifier + {share:.3g} jury^{power:g}: jury is the mean probability of the "
-                f"jurors that were asked, to the power of {power:g} and normalised"
+                f"{decision.who_answers}: jury is the mean probability of the jurors that were asked, to the power of "
+                f"{power:g} and normalised"
             )
             if share <= 0.5:
                 return f"{text}; the classifier can outvote any jury"

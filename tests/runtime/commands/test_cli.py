@@ -71,10 +71,11 @@ def test_inspect_shows_stages_members_and_that_the_hashes_hold(
 
 
 def test_classify_says_where_there_is_no_answer(
-    abstaining_model_path: Path, random_images: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    abstaining_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    np.save(tmp_path / "images.npy", random_images)
-    verdicts = DefendedClassifier.load(abstaining_model_path, device="cpu")(random_images)
+    images = np.random.default_rng(0).random((32, 1, 8, 8), dtype=np.float32)
+    np.save(tmp_path / "images.npy", images)
+    verdicts = DefendedClassifier.load(abstaining_model_path, device="cpu")(images)
     command = ["classify", str(abstaining_model_path), str(tmp_path / "images.npy"), "--device", "cpu"]
     assert run([*command, "--json"]) == 0
     assert [row["abstained"] for row in json.loads(capsys.readouterr().out)] == verdicts.abstained.tolist()
