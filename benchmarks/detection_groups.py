@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 from detection_sets import AttackedSet
 
-from s2ap_defend.sequential import SequentialTest, run_sequential_test
+from s2ap_defend.sequential import SequentialTest, StageAnswers, run_sequential_test
 from s2ap_defend.types import Bool, Float32, Float64, Int64
 from s2ap_train.calibration import (
     Answers,
     Calibration,
     Detection,
+    Jury,
     alarm_statistic,
     calibrate,
     conformal_boundary,
-    majority,
+    jury_label,
     samples_needed,
 )
 from s2ap_train.data import ImageSet
@@ -40,7 +41,7 @@ class Asker:
     def __call__(self, members: Sequence[Network], data: ImageSet | AttackedSet) -> Answers:
         """Answers of these members; the data must stay alive and unchanged."""
         said = [self._ask(network, data.images) for network in (self._base, *members)]
-        return Answers(np.stack(said[1:]), said[0].argmax(axis=1), data.labels)
+        return Answers(StageAnswers(said[0], np.stack(said[1:])), said[0].argmax(axis=1), data.labels)
 
     def _ask(self, network: Network, images: Float32) -> Float32:
         key = (id(network), id(images))
@@ -81,15 +82,15 @@ class CalibratedGroup:
 
     def __init__(self, fit: tuple[Answers, Answers], held_out: Answers, config: Detection) -> None:
         self.config = config
-        self.calibration: Calibration = calibrate(*fit, held_out, config)
-        self.test: SequentialTest = self.calibration.tables.to_test()
-        self._decision_only = replace(self.test, vote_members=0)
+        self.calibration: Calibration = calibrate(*fit, held_out, config, Jury.behind_classifier(held_out.members))
+        self.test: SequentialTest = self.calibration.test
+        self._decision_only = replace(self.test, correct=False)
 
     def judge(self, answers: Answers, chosen: Bool) -> Judged:
         """What the test decides, as the file would; `chosen` says which inputs count."""
         ordered = answers.reorder(self.calibration.order)
-        outcome = run_sequential_test(self.test, ordered.log_probabilities, ordered.base_label)
-        decision = run_sequential_test(self._decision_only, ordered.log_probabilities, ordered.base_label)
+        outcome = run_sequential_test(self.test, ordered.said)
+        decision = run_sequential_test(self._decision_only, ordered.said)
         paper = self.config.kind == "paper"
         return Judged(
             chosen=chosen,
@@ -99,6 +100,11 @@ class CalibratedGroup:
             decided_after=decision.members_used,
             members_used=outcome.members_used,
         )
+
+
+def majority(answers: Answers) -> Int64:
+    """Label that all members vote for [N]."""
+    return jury_label(answers, np.ones(answers.members))
 
 
 def clean_figures(judged: Judged, answers: Answers) -> dict[str, Any]:
@@ -132,7 +138,7 @@ def attack_figures(judged: Judged, clean: Judged, answers: Answers) -> dict[str,
         "corrected": Share.of(judged.right[fooled]).to_json(),
         "corrected_of_detected": Share.of(judged.right[fooled][detected]).to_json(),
         "vote_only_corrected": Share.of(voted == answers.label[fooled]).to_json(),
-        "group_disagrees": Share.of(voted != answers.base_label[fooled]).to_json(),
+        "group_disagrees": Share.of(voted != answers.first[fooled]).to_json(),
         "decided_after": float(judged.decided_after[fooled].mean()),
         "members_used": float(judged.members_used[fooled].mean()),
     }

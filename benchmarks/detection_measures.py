@@ -19,9 +19,7 @@ from s2ap_train.statistics.detection import Z_95, Share, detection_differences, 
 
 KINDS = ("wald", "ville", "weighted", "graded", "conformal")
 CORRECTIONS: Mapping[str, Mapping[str, str]] = {
-    "soft veto": {"veto": "soft"},
-    "hard veto": {"veto": "hard"},
-    "no veto": {"veto": "none"},
+    "vote": {"correction": "correct"},
     "reject": {"correction": "reject"},
 }
 LARGER_ALPHAS = (0.1, 0.2, 0.5)
@@ -108,7 +106,7 @@ def reached(bench: Benchmark, name: str, made: AttackedSet) -> dict[str, Any]:
 def described(bench: Benchmark, members: tuple[Network, ...]) -> dict[str, Any]:
     """What the members are, their accuracy on the test images that are attacked."""
     said = bench.ask(members, bench.data)
-    accuracy = (said.log_probabilities.argmax(axis=2) == said.label).mean(axis=1)
+    accuracy = (said.said.members.argmax(axis=2) == said.label).mean(axis=1)
     return {
         "members": len(members),
         "adversarially_trained": sum(member.adversarially_trained for member in members),

@@ -83,7 +83,7 @@ def _paths(
     for name, colour in (("clean", "tab:blue"), (shown, "tab:red")):
         rows = np.flatnonzero(judged[name].chosen)[:PATHS]
         ordered = answers[name].reorder(order)
-        track = log_likelihood_path(test.test, ordered.log_probabilities, ordered.base_label)[:, rows]
+        track = log_likelihood_path(test.test, ordered.said)[0][:, rows]
         for path, stop in zip(track.T, judged[name].decided_after[rows], strict=True):
             axes.plot(np.arange(stop + 1), [0.0, *path[:stop]], color=colour, alpha=0.4, linewidth=0.8)
     asked = np.arange(1, test.test.members + 1)

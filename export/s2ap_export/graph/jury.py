@@ -160,5 +160,5 @@ def settled(build: GraphBuilder, votes: str, ballots: str, left: Float64) -> str
     if ballots:
         totals = build.op("Add", totals, build.op("CumSum", ballots, build.constant(np.int64(1))))
     highest, _ = build.node("TopK", [totals, two], 2, {"axis": CLASS_AXIS})
-    lead = build.op("MatMul", highest, build.constant(np.array([1.0, -1.0])))  # exact: weights are multiples of 1/256
-    return build.op("Greater", lead, build.constant(left))
+    leader, runner_up = (build.op("Gather", highest, build.constant(np.int64(i)), axis=CLASS_AXIS) for i in (0, 1))
+    return build.op("Greater", build.op("Sub", leader, runner_up), build.constant(left))
