@@ -60,7 +60,7 @@ class Judged:
         flagged: Called adversarial [N].
         right: Final label right [N].
         decided_after: Members asked until the test decided [N].
-        members_used: Those asked for the vote on the label included [N].
+        members_used: Those asked for the vote on what is flagged included [N].
     """
 
     chosen: Bool
@@ -78,11 +78,12 @@ class CalibratedGroup:
         fit: Clean and attacked inputs that fit the tables.
         held_out: Clean inputs for the boundary.
         config: Kind and settings of the test.
+        jury: Who votes on what is flagged.
     """
 
-    def __init__(self, fit: tuple[Answers, Answers], held_out: Answers, config: Detection) -> None:
+    def __init__(self, fit: tuple[Answers, Answers], held_out: Answers, config: Detection, jury: Jury) -> None:
         self.config = config
-        self.calibration: Calibration = calibrate(*fit, held_out, config, Jury.behind_classifier(held_out.members))
+        self.calibration: Calibration = calibrate(*fit, held_out, config, jury)
         self.test: SequentialTest = self.calibration.test
         self._decision_only = replace(self.test, correct=False)
 
@@ -103,7 +104,7 @@ class CalibratedGroup:
 
 
 def majority(answers: Answers) -> Int64:
-    """Label that all members vote for [N]."""
+    """Label that most members say, each with one vote [N]."""
     return jury_label(answers, np.ones(answers.members))
 
 

@@ -18,8 +18,9 @@ from s2ap_train.hardening.network import Network
 from s2ap_train.statistics.detection import Z_95, Share, detection_differences, threshold_at
 
 KINDS = ("wald", "ville", "weighted", "graded", "conformal")
-CORRECTIONS: Mapping[str, Mapping[str, str]] = {
-    "vote": {"correction": "correct"},
+CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
+    "the jurors vote": {},
+    "all members vote": {"all_vote": True},
     "reject": {"correction": "reject"},
 }
 LARGER_ALPHAS = (0.1, 0.2, 0.5)

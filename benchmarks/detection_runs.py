@@ -12,6 +12,7 @@ from detection_sets import AttackedSet, AttackedSets
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Float32
 from s2ap_train.attacks.catalogue import ATTACKS
+from s2ap_train.calibration import Jury
 from s2ap_train.data import ImageSet
 from s2ap_train.hardening.fitting_attacks import as_copies, attacked_alone, attacked_together, copied_image
 from s2ap_train.hardening.network import Network
@@ -120,8 +121,24 @@ class Benchmark:
             }
         return self._budgets[group]
 
-    def calibrated(self, group: str, members: tuple[Network, ...], **settings: Any) -> CalibratedGroup:  # noqa: ANN401 - fields of Detection
-        """A test of these members, fitted under attacks on the base and on base and group together."""
+    def jury(self, members: tuple[Network, ...]) -> Jury:
+        """Who votes on what is flagged: the jurors among these members, all of them where there is none."""
+        roles = {id(one): self.recipe.members[name].role for name, family in self.families.items() for one in family}
+        weights = tuple(float(roles[id(one)] == "juror") for one in members)
+        return Jury(weights if any(weights) else (1.0,) * len(members), (), "accurate")
+
+    def calibrated(
+        self,
+        group: str,
+        members: tuple[Network, ...],
+        *,
+        all_vote: bool = False,
+        **settings: Any,  # noqa: ANN401 - fields of Detection
+    ) -> CalibratedGroup:
+        """A test of these members, fitted under attacks on the base and on base and group together.
+
+        The base answers what is not flagged; what is flagged gets the vote of the jurors, or of all.
+        """
         splits, ask = self.splits, self.ask
         if group not in self._fitting:
             together = [member.model for member in self.groups[group]]
@@ -132,7 +149,8 @@ class Benchmark:
         of_copies = replace(ask(members, copies), image=copied_image(copies, splits.fit))
         fit = (ask(members, splits.fit), of_copies)
         config = replace(self.recipe.detection, **settings)
-        return CalibratedGroup(fit, ask(members, splits.calibration), config)
+        jury = Jury.behind_classifier(len(members)) if all_vote else self.jury(members)
+        return CalibratedGroup(fit, ask(members, splits.calibration), config, jury)
 
     @cached_property
     def _alone(self) -> list[Float32]:

@@ -34,12 +34,56 @@ from s2ap_train.recipe import Recipe
 COMPARED = 8  # images on which exported stages are compared with their networks
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What files of the same networks share, whatever their purifier and decision are.
+
+    Attributes:
+        classifier: Its stage.
+        members: Their stages, in the order in which they were trained.
+        attacked: Fitting images under attack.
+    """
+
+    classifier: ModelProto
+    members: tuple[ModelProto, ...]
+    attacked: ImageSet
+
+
+def prepare(recipe: Recipe, components: Components, splits: Splits, attacked: ImageSet | None = None) -> Prepared:
+    """Export classifier and members, compare each stage with its network, and attack the fitting images.
+
+    Args:
+        recipe: Which classifier is exported; how far attacks go.
+        components: The trained networks.
+        splits: Fitting images.
+        attacked: What `attacked_for` gave for them; None: they are attacked here.
+
+    Raises:
+        ModelFileError: If an exported stage differs from its network.
+    """
+    shape, some = splits.image_shape, splits.fit.images[:COMPARED]
+
+    def stage(module: nn.Module, scope: str) -> ModelProto:
+        network = frozen(module)
+        traced = trace_classifier(fold_batch_norm(network), shape, scope=scope)
+        check_stage(scope, traced, lambda x: (network(x).log_softmax(dim=1),), some)
+        return traced
+
+    classifier = components.classifier(recipe.classifier).model
+    members = tuple(stage(member.model, member_scope(i)) for i, member in enumerate(components.members))
+    if attacked is None:
+        with one_thread():  # two threads in such small operators are many times slower where others compute, too
+            attacked = attacked_for(recipe, components, splits)
+    return Prepared(stage(classifier, CLASSIFIER), members, attacked)
+
+
 def assemble(
     recipe: Recipe,
     components: Components,
     splits: Splits,
     work_dir: Path,
     *,
+    prepared: Prepared | None = None,
     choice: ChoiceRecord | None = None,
     decision: ChosenDecision | None = None,
     on_stage: Callable[[str], None] | None = None,
@@ -51,6 +95,7 @@ def assemble(
         components: The trained networks.
         splits: Data for calibration.
         work_dir: Where the members' times are kept, so that a second run writes the same manifest.
+        prepared: What `prepare` made of the same networks; None: it is made here.
         choice: How the purifier was chosen, for the manifest.
         decision: How the recipe's decision was chosen, for the manifest; None: it was not compared with others.
         on_stage: Called with what is done.
@@ -60,20 +105,20 @@ def assemble(
         ModelFileError: If an exported stage differs from its network.
     """
     tell = on_stage or (lambda _: None)
-    stages = _trace(recipe, components, splits)
+    fitting = None if decision is None else decision.fitting
+    ready = prepare(recipe, components, splits, fitting) if prepared is None else prepared
+    purifier = _purifier(recipe, components, splits)
     tell("traced")
     sees, jury = wiring(recipe.decision, components.roles)
-    engines = StageEngines(stages.purifier, stages.classifier, stages.members, sees=sees, purify=recipe.decision.purify)
-    milliseconds = _milliseconds(engines, stages, splits.fit, work_dir)
-    calibration = _calibrated(
-        recipe, components, engines, milliseconds, splits, jury, None if decision is None else decision.fitting
-    )
+    engines = StageEngines(purifier, ready.classifier, ready.members, sees=sees, purify=recipe.decision.purify)
+    milliseconds = _milliseconds(engines, ready, splits.fit, work_dir)
+    calibration = _calibrated(recipe, components, engines, milliseconds, splits, ready.attacked, jury)
     tell("calibrated")
     order = calibration.order.tolist()
     model = compose(
-        stages.purifier,
-        stages.classifier,
-        [stages.members[i] for i in order],
+        purifier,
+        ready.classifier,
+        [ready.members[i] for i in order],
         calibration.test,
         sees=[sees[i] for i in order],
         purify=recipe.decision.purify,
@@ -90,40 +135,23 @@ def assemble(
     )
 
 
-@dataclass(frozen=True)
-class _Stages:
-    """Stand-alone ONNX models; members in the order in which they were trained."""
-
-    purifier: ModelProto
-    classifier: ModelProto
-    members: tuple[ModelProto, ...]
-
-
-def _trace(recipe: Recipe, components: Components, splits: Splits) -> _Stages:
-    """Export every network, and compare each stage with what it was made from."""
+def _purifier(recipe: Recipe, components: Components, splits: Splits) -> ModelProto:
+    """Export the purifier and compare it with what it was made from."""
     shape, some = splits.image_shape, splits.fit.images[:COMPARED]
     bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
     score_model = frozen(components.score_model)
     purifier = trace_purifier(score_model, bank, recipe.purifier, shape, scope=PURIFIER)
     purifier = to_half(purifier) if recipe.export.precision == "float16" else purifier
     check_stage(PURIFIER, purifier, lambda x: purify(score_model, x, bank, recipe.purifier), some)
-
-    def classifier(module: nn.Module, scope: str) -> ModelProto:
-        network = frozen(module)
-        stage = trace_classifier(fold_batch_norm(network), shape, scope=scope)
-        check_stage(scope, stage, lambda x: (network(x).log_softmax(dim=1),), some)
-        return stage
-
-    members = tuple(classifier(member.model, member_scope(i)) for i, member in enumerate(components.members))
-    return _Stages(purifier, classifier(components.classifier(recipe.classifier).model, CLASSIFIER), members)
+    return purifier
 
 
 _MILLISECONDS = TypeAdapter(dict[str, float])
 
 
-def _milliseconds(engines: StageEngines, stages: _Stages, data: ImageSet, work_dir: Path) -> tuple[float, ...]:
+def _milliseconds(engines: StageEngines, ready: Prepared, data: ImageSet, work_dir: Path) -> tuple[float, ...]:
     """Time of one image in each member; measured once for the same members, so that a second run writes the same."""
-    keys = [weights_sha256(member) for member in stages.members]
+    keys = [weights_sha256(member) for member in ready.members]
     kept = work_dir / "milliseconds.json"
     known: dict[str, float] = {}
     if kept.exists():
@@ -141,18 +169,15 @@ def _calibrated(
     engines: StageEngines,
     milliseconds: tuple[float, ...],
     splits: Splits,
+    attacked: ImageSet,
     jury: Jury,
-    fitting: ImageSet | None,
 ) -> Calibration:
     """The test behind a jury, calibrated on the answers of the exported stages, by the engine that serves them."""
-    if fitting is None:
-        with one_thread():  # two threads in such small operators are many times slower where others compute, too
-            fitting = attacked_for(recipe, components, splits)
     fit, held_out = splits.fit, splits.calibration
     try:
         return calibrate(
             engines.answers(fit.images, fit.labels),
-            engines.answers(fitting.images, fitting.labels, image=copied_image(fitting, fit)),
+            engines.answers(attacked.images, attacked.labels, image=copied_image(attacked, fit)),
             engines.answers(held_out.images, held_out.labels),
             recipe.detection,
             jury,

@@ -177,6 +177,23 @@ def test_the_first_juror_is_the_first_member_that_is_one(tiny_model_path, random
     np.testing.assert_array_equal(open_row(row).system(random_images, labels).label, member.argmax(1).numpy())
 
 
+def test_rows_of_several_files_have_names_of_their_own_and_are_told_apart_by_their_files(
+    tiny_model_path, abstaining_model_path, random_images
+):
+    labels = np.zeros(len(random_images), dtype=np.int64)
+    for path in (tiny_model_path, abstaining_model_path):
+        chain = served_row(open_model_file(path))
+        own, plain = open_row(Row("mine", path, chain=chain)), open_row(Row(chain, path))
+        assert own.name == "mine"
+        np.testing.assert_array_equal(
+            own.system(random_images, labels).score, plain.system(random_images, labels).score
+        )
+    assert open_row(Row("mine", tiny_model_path, chain=UNFLAGGED)).name == "mine"
+    first, second = (Row("mine", path, chain=UNFLAGGED).decides for path in (tiny_model_path, abstaining_model_path))
+    assert first != second
+    assert first != Row("mine", tiny_model_path, chain=UNPURIFIED).decides
+
+
 def test_of_a_file_that_rejects_the_correcting_chain_is_the_one_that_is_not_served(abstaining_model_path):
     assert served_row(open_model_file(abstaining_model_path)) == FULL[False]
     rows = {row.name: row for row in rows_of(abstaining_model_path, {})}

@@ -61,6 +61,8 @@ class Row:
         goals: What its attacker wants: where inputs are flagged, a wrong label is another goal than to mislead.
         note: What a reader must know of it.
         same_as: The row whose images break this one exactly where they break that one; it is not attacked itself.
+        chain: Which chain of the file it is, as `Chain.of` names them, for rows of several files, whose names say more;
+            None: the one of its name.
     """
 
     name: str
@@ -70,10 +72,19 @@ class Row:
     goals: tuple[Goal, ...] = ("mislead",)
     note: str = ""
     same_as: str | None = None
+    chain: str | None = None
+
+    @property
+    def of_file(self) -> str:
+        """Name of its chain in the file."""
+        return self.name if self.chain is None else self.chain
 
     @property
     def decides(self) -> tuple[object, ...]:
-        """What, other than the file, decides what is found for it; JSON values."""
+        """What decides what is found for it; the file as well where its chain is named. JSON values."""
+        if self.chain is not None:
+            manifest = opened(self.model).manifest
+            return self.name, self.chain, manifest.weights_sha256, manifest.graph_sha256
         digest = None if self.stage is None else hashlib.sha256(self.stage).hexdigest()
         return self.name, digest, self.threshold
 
@@ -135,9 +146,9 @@ def open_row(row: Row) -> Target:
     if row.stage is not None:
         return network_target(row.name, onnx.load_from_string(row.stage), row.threshold)
     stages = _stages(row.model, row.model.stat().st_mtime_ns)
-    if row.name == served_row(stages.file):
+    if row.of_file == served_row(stages.file):
         return replace(defended_target(stages.file, row.model, stages.twin), name=row.name)
-    return chain_target(row.name, stages)
+    return replace(chain_target(row.of_file, stages), name=row.name)
 
 
 def cost(row: Row, images: Float32) -> float:
@@ -146,7 +157,7 @@ def cost(row: Row, images: Float32) -> float:
     if row.stage is not None:
         flops: float = stage_flops(onnx.load_from_string(row.stage), stages.file.manifest.input.shape)
     else:
-        flops = Chain.of(row.name, stages.file.manifest).clean_flops(stages, images[:_TIMED])
+        flops = Chain.of(row.of_file, stages.file.manifest).clean_flops(stages, images[:_TIMED])
     return flops / stages.flops.classifier
 
 

@@ -1,0 +1,124 @@
+"""Tables of the decision benchmark, from what it measured.
+
+python benchmarks/decision_tables.py FILE
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from report import aligned
+
+from s2ap_train.statistics.paired import seed_difference
+
+FIGURES = {
+    "clean": "clean",
+    "clean_flagged": "flagged clean",
+    "label_right": "label right",
+    "right_or_flagged": "right or flagged",
+}
+MEASURES = {"clean accuracy": "clean", "label right": "label_right", "right or flagged": "right_or_flagged"}
+
+
+def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Differences from the same baselines as in each run, over seeds, of the systems that every run has."""
+    if len(runs) < 2:
+        return []
+    by_key = [{one["key"]: one for one in run["systems"]} for run in runs]
+    found = []
+    for key in by_key[0]:
+        same = [systems[key] for systems in by_key if key in systems]
+        if len(same) < len(runs) or not same[0]["against"]:
+            continue
+        differences = {}
+        for measure in same[0]["against"]:
+            pairs = [one["against"][measure] for one in same]
+            before, after = ([pair[side] for pair in pairs] for side in ("before", "after"))
+            differences[measure] = seed_difference(before, after).to_json()
+        means = {name: sum(one[name] for one in same) / len(same) for name in (*FIGURES, "cost", "members_used")}
+        found.append({"key": key} | means | {"differences": differences})
+    return found
+
+
+def print_tables(document: Mapping[str, Any]) -> None:
+    """All tables in Markdown."""
+    for run in document["runs"]:
+        work = run["effort"]
+        print(
+            f"\n{document['recipe']['name']}, seed {run['seed']}, {run['samples']} test images, l_inf {run['eps']:g}; "
+            f"at least {work['descents']} descents of {work['steps']} steps on each system and goal\n"
+        )
+        print("\n".join(_systems(run["systems"])), "", sep="\n")
+        print("\n".join(_differences(run["systems"])), "", sep="\n")
+        print("\n".join(_parts(run["parts"])))
+    if document["over_seeds"]:
+        print(f"\nmeans over {len(document['runs'])} seeds, differences with Student's 95 % interval\n")
+        print("\n".join(_seeds(document["over_seeds"])))
+
+
+def _rows(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return aligned([header, ("---",) * len(header), *rows])
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _systems(systems: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [
+        (
+            one["who"],
+            one["flag"] or "-",
+            one["purify"] or "-",
+            *(_percent(one[name]) for name in FIGURES),
+            f"{one['members_used']:.1f}",
+            f"{one['cost']:.2f}",
+        )
+        for one in systems
+    ]
+    header = ("who answers", "what raises the flag", "purified", *FIGURES.values(), "members asked", "cost")
+    return _rows(header, rows)
+
+
+def _difference(effect: Mapping[str, Any] | None) -> str:
+    if effect is None:
+        return "-"
+    low, high = (100 * end for end in effect["interval"])
+    return (
+        f"{100 * effect['difference']:+.1f} ({low:+.1f} to {high:+.1f}), +{effect['gained']} -{effect['lost']}, "
+        f"p {effect['p_value']:.2g}"
+    )
+
+
+def _differences(systems: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [
+        (one["key"], *(_difference(one["against"].get(measure)) for measure in MEASURES))
+        for one in systems
+        if one["against"] and one["flag"] != "r least confident"
+    ]
+    return _rows(("points", "clean - r", "label right - r", "right or flagged - r least confident"), rows)
+
+
+def _parts(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    return _rows(("part", "figure", "points"), [(one["part"], one["measure"], _difference(one)) for one in parts])
+
+
+def _seeds(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = []
+    for one in found:
+        cells = []
+        for measure in MEASURES:
+            effect = one["differences"].get(measure)
+            if effect is None:
+                cells.append("-")
+                continue
+            low, high = (100 * end for end in effect["interval"])
+            cells.append(f"{100 * effect['mean']:+.1f} ({low:+.1f} to {high:+.1f})")
+        rows.append((one["key"], *(_percent(one[name]) for name in FIGURES), *cells))
+    return _rows(("system", *FIGURES.values(), *(f"{measure}, difference" for measure in MEASURES)), rows)
+
+
+if __name__ == "__main__":
+    print_tables(json.loads(Path(sys.argv[1]).read_bytes()))
