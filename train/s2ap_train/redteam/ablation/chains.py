@@ -188,7 +188,7 @@ def chain_target(name: str, opened: OpenedFile) -> Target:
         test=chain.test,
         members=len(places),
         purifies=chain.purifies,
-        features=lambda images, path: twin.features(twin.purify(images, path)),
+        features=(lambda images, path: twin.features(twin.purify(images, path)),),
         plan=partial(defended_plan, chain.test),
     )
 
@@ -217,6 +217,6 @@ def network_target(name: str, stage: ModelProto, threshold: float | None = None)
         else ConfidenceSystem(lambda images: engines.ask(images).classifier, threshold),
         view=lambda images, path, members: (classify(images), None),  # noqa: ARG005
         classify=classify,
-        features=lambda images, path: hidden(images)[0].flatten(1),  # noqa: ARG005
+        features=(lambda images, path: hidden(images)[0].flatten(1),),  # noqa: ARG005
         plan=bare_plan if threshold is None else partial(confidence_plan, threshold),
     )
