@@ -13,7 +13,8 @@ from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_export.hardening.assembly import assemble, prepare
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.data import ImageSet, Splits
-from s2ap_train.hardening.decision_choice.choice import candidates, choose_decision
+from s2ap_train.hardening.decision_choice.choice import choose_decision
+from s2ap_train.hardening.decision_choice.rules import answers
 from s2ap_train.hardening.train import Components, train_components
 from s2ap_train.jobs import Store, Workers
 from s2ap_train.recipe import Recipe
@@ -84,7 +85,7 @@ def measured_systems(
         wanted = [(f"{answer}, {policy}", decisions[answer], policy) for answer in ANSWERS for policy in policies]
         wanted += [
             (f"{words(one)}, {cheapest}", one, cheapest)
-            for one in candidates(recipe.decision, recipe.decision_choice)
+            for one in answers(recipe.decision, recipe.decision_choice)
             if one not in decisions.values() and one.answer != "accurate"
         ]
         served: list[System] = []

@@ -5,9 +5,18 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate
-from s2ap_defend.sequential import Answer
+from s2ap_defend.sequential import AMPLIFICATION_UNIT, LARGEST_AMPLIFICATION, Answer, SignalName
 
-__all__ = ["DecisionDescription", "DecisionSettings", "Frontier", "FrontierRow", "Purify", "Role", "Sees"]
+__all__ = [
+    "Amplification",
+    "DecisionDescription",
+    "DecisionSettings",
+    "Frontier",
+    "FrontierRow",
+    "Purify",
+    "Role",
+    "Sees",
+]
 
 Purify = Literal["always", "suspicious", "off"]
 """Which images are purified: all; those that are not accepted in the opening; none."""
@@ -15,7 +24,7 @@ Role = Literal["juror", "sensor"]
 """A juror is robust and may vote on the label; a sensor only gives evidence."""
 Sees = Literal["raw", "purified"]
 """The image that a member sees: as it came, or behind the purifier."""
-Above0 = Annotated[float, Field(gt=0)]
+Amplification = Annotated[float, Field(gt=0, le=LARGEST_AMPLIFICATION, multiple_of=AMPLIFICATION_UNIT)]
 
 
 class DecisionSettings(ManifestTable):
@@ -25,22 +34,32 @@ class DecisionSettings(ManifestTable):
         answer: Who gives the label of an input that is not flagged: 'robust' the vote of the jurors asked, 'mixed'
             classifier and jury together, 'accurate' the classifier. A flagged input gets the vote of the whole jury.
         jury_share: Weight of the jury's amplified mean probability in the mix; the classifier's is the rest.
-        amplification: Power that the jury's mean probability is raised to in the mix, then normalised.
+        amplification: Power that the jury's mean probability is raised to in the mix, then normalised; a multiple of
+            1/2, at most 16.
         purify: Which images are purified.
     """
 
     answer: Answer
     jury_share: Rate
-    amplification: Above0
+    amplification: Amplification
     purify: Purify
+
+    @property
+    def who_answers(self) -> str:
+        """Who gives the label of an input that is not flagged."""
+        return {
+            "robust": "the jury",
+            "mixed": f"{1 - self.jury_share:.3g} classifier + {self.jury_share:.3g} jury^{self.amplification:g}",
+            "accurate": "the classifier",
+        }[self.answer]
 
     @property
     def in_words(self) -> str:
         """The settings in one line."""
         who = {
-            "robust": "the jury answers",
-            "mixed": f"{1 - self.jury_share:.2g} classifier + {self.jury_share:.2g} jury^{self.amplification:g} answer",
-            "accurate": "the classifier answers, the jury where it is flagged",
+            "robust": f"{self.who_answers} answers",
+            "mixed": f"{self.who_answers} answer",
+            "accurate": f"{self.who_answers} answers, the jury where it is flagged",
         }[self.answer]
         when = {"always": "every image", "suspicious": "what the opening does not accept", "off": "nothing"}[
             self.purify
@@ -53,6 +72,10 @@ class FrontierRow(DecisionSettings):
 
     Attributes:
         juror_weight: Vote weight of every juror but the first.
+        opening: Jurors that every input is asked.
+        jurors_see: The image that jurors see.
+        sensors_see: The image that sensors see.
+        signals: Evidence that costs no member.
         min_accept: Members that are asked at least before an input is called clean.
         clean_accuracy: Answered and right, without attack.
         clean_flagged: Flagged without attack.
@@ -63,6 +86,10 @@ class FrontierRow(DecisionSettings):
     """
 
     juror_weight: Rate
+    opening: Positive
+    jurors_see: Sees
+    sensors_see: Sees
+    signals: tuple[SignalName, ...]
     min_accept: Positive
     clean_accuracy: Rate
     clean_flagged: Rate
@@ -70,6 +97,11 @@ class FrontierRow(DecisionSettings):
     robust_accuracy: Rate
     members_used: Amount
     cost: Amount
+
+    @property
+    def wiring(self) -> tuple[object, ...]:
+        """Everything but who answers, and the numbers of the mix."""
+        return (self.purify, self.juror_weight, self.opening, self.jurors_see, self.sensors_see, self.signals)
 
 
 class Frontier(ManifestTable):

@@ -166,12 +166,14 @@ class DriftMonitor:
 def _share_flagged(test: SequentialTest, ratios: Float64) -> float | None:
     """Share of inputs with these final ratios [N] that the test flagged; None where the ratios do not tell.
 
-    They tell where one boundary lies above all that is accepted and is that of every member and of the truncation.
+    They tell where one boundary lies above all that is accepted and is that of every member that can decide, from the
+    last of the opening on, and of the truncation.
     """
-    if (test.upper != test.upper[0]).any():
+    upper = test.upper[test.opening - 1 :]
+    if (upper != upper[0]).any():
         return None
     undecided = np.nextafter(max(test.final_threshold, float(test.lower[-1])), np.inf)  # flagged from here at the end
-    boundary = min(float(test.upper[0]), float(undecided))
+    boundary = min(float(upper[0]), float(undecided))
     return None if (test.lower >= boundary).any() else float((ratios >= boundary).mean())
 
 

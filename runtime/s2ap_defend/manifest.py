@@ -6,6 +6,7 @@ normative description. Unknown keys, another version and contradictory numbers a
 
 import json
 import math
+import reprlib
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -324,7 +325,8 @@ def _check_version(text: str, source: str) -> None:
         raise ModelFileError(f"{source}: the manifest is not JSON ({error}); export the model again") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if type(version) is not int or version != FORMAT_VERSION:
+        older = type(version) is int and version < FORMAT_VERSION
+        cure = "harden its recipe again" if older else "install the s2ap-defend release that wrote it"
         raise ModelFileError(
-            f"{source} carries manifest version {version!r}, this runtime reads {FORMAT_VERSION}; install the "
-            "s2ap-defend release that wrote it or export it again"
+            f"{source} carries manifest version {reprlib.repr(version)}, this runtime reads {FORMAT_VERSION}; {cure}"
         )

@@ -49,6 +49,11 @@ class Verdicts:
     def __len__(self) -> int:
         return len(self.label)
 
+    @property
+    def corrected(self) -> Bool:
+        """Inputs that were flagged, answered, and given another label than the classifier's [N]."""
+        return np.asarray(self.adversarial & ~self.abstained & (self.label != self.base_label))
+
     def rows(self, index: slice | Int64) -> "Verdicts":
         """Return the chosen rows of every array."""
         return Verdicts(**{name: getattr(self, name)[index] for name in self.FIELDS})

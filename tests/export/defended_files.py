@@ -59,7 +59,12 @@ TABLES = TestTables(
     ),
 )
 ABSTAINING_TABLES = TABLES.model_copy(
-    update={"correction": "reject", "truncation": "abstain", "lower": (-1.25,) * MEMBERS}
+    update={
+        "correction": "reject",
+        "truncation": "abstain",
+        "lower": (-1.25,) * MEMBERS,
+        "edges": ((1.6, 1.75), *TABLES.edges[1:]),  # the first juror's own answer surprises it less
+    }
 )
 VOTE_WEIGHTS = (1.0, 0.5, 0.0, 0.75, 0.0, 0.0)
 SEES: tuple[Sees, ...] = ("raw", "raw", "purified", "raw", "purified", "purified")

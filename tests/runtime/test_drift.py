@@ -24,7 +24,7 @@ def served(ratios, flagged=None) -> Verdicts:
         label_change_rate=np.zeros(count, dtype=np.float32),
         log_likelihood_ratio=ratios,
         members_used=np.ones(count, dtype=np.int64),
-        votes=np.ones((count, 1), dtype=np.int64),
+        votes=np.ones((count, 1)),
         purified=np.zeros((count, 1, 1, 1), dtype=np.float32),
         reconstruction_error=np.zeros(count, dtype=np.float32),
         abstained=np.zeros(count, dtype=bool),
@@ -257,19 +257,23 @@ REFERENCE = (-3.0, -2.0, -0.5, 0.0, 0.5, 1.9, 2.0, 2.5)
         ({"truncation": "sign", "lower": (0.5, -1.5)}, None),  # .25 may be a clean stop or flagged at the end
         ({"truncation": "clean", "upper": (1.0, 2.0)}, None),  # 1.5 may be an alarm or not
         ({"truncation": "clean", "upper": (None, 2.0)}, None),
+        (
+            {"truncation": "clean", "opening": 2, "lower": (None, -1.5), "upper": (None, 2.0)},
+            2 / 8,
+        ),  # nobody stops at 1
     ],
 )
 def test_the_expected_share_is_that_of_the_reference_that_the_file_flags(tiny_model_path, changes, expected) -> None:
     manifest = open_model_file(tiny_model_path).manifest
     tables = manifest.test.model_dump()
     two = {name: tables[name][:2] for name in ("edges", "increments")}
-    usual = {"lower": (-1.5, -1.5), "upper": (2.0, 2.0), "waves": (2,), "vote_members": 0}
+    usual = {"lower": (-1.5, -1.5), "upper": (2.0, 2.0), "waves": (2,)}
     record = tables["calibration"] | {
         "samples": 6,
         "expected_false_alarm_rate": 0.01,
         "reference_ratios": REFERENCE,
     }
     test = type(manifest.test).model_validate({**tables, **two, **usual, "calibration": record, **changes})
-    monitor = DriftMonitor(manifest.model_copy(update={"test": test}))
+    monitor = DriftMonitor(manifest.model_copy(update={"test": test, "members": manifest.members[:2]}))
     assert monitor.report().expected_flagged == expected
     assert DriftMonitor(REFERENCE).report().expected_flagged is None

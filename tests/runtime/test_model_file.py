@@ -68,18 +68,18 @@ def test_test_tables_that_differ_from_the_graph_are_found(tiny_model_path: Path,
         open_model_file(tmp_path / "changed.onnx")
 
 
-def test_weights_of_the_base_label_that_differ_from_the_graph_are_found(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_weights_of_votes_that_differ_from_the_graph_are_found(tiny_model_path: Path, tmp_path: Path) -> None:
     proto = onnx.load(tiny_model_path)
     manifest = json.loads(proto.metadata_props[0].value)
-    manifest["test"]["base_vote_edges"][0] = 1.75
+    manifest["members"][1]["vote_weight"] = 0.75
     proto.metadata_props[0].value = json.dumps(manifest)
     onnx.save_model(proto, tmp_path / "changed.onnx")
-    with pytest.raises(ModelFileError, match="test/base_vote_edges differ"):
+    with pytest.raises(ModelFileError, match="test/vote_weights differ"):
         open_model_file(tmp_path / "changed.onnx")
 
 
 def test_outputs_other_than_those_of_the_version_are_refused(tiny_model_path: Path, tmp_path: Path) -> None:
-    message = r"changed\.onnx: a file of version 3 has the outputs label, .*, abstained; found label, .*error; export"
+    message = r"changed\.onnx: a file of version 4 has the outputs label, .*, abstained; found label, .*error; export"
     manifest = open_model_file(tiny_model_path).manifest
     proto = onnx.load(tiny_model_path)
     del proto.graph.output[-1]
@@ -91,12 +91,6 @@ def test_outputs_other_than_those_of_the_version_are_refused(tiny_model_path: Pa
     onnx.save_model(proto, tmp_path / "changed.onnx")
     with pytest.raises(ModelFileError, match=message):
         open_model_file(tmp_path / "changed.onnx")
-
-
-def test_a_file_that_rejects_needs_no_weights_of_the_base_label(abstaining_model_path: Path) -> None:
-    opened = open_model_file(abstaining_model_path)
-    assert opened.manifest.test.correction == "reject"
-    assert not any("base_vote" in tensor.name for tensor in opened.proto.graph.initializer)
 
 
 def test_a_plain_onnx_model_is_refused_with_the_command_that_hardens_it(tmp_path: Path) -> None:
@@ -126,12 +120,12 @@ def test_a_file_that_is_no_onnx_model_or_not_there_is_refused(tmp_path: Path) ->
         open_model_file(tmp_path)
 
 
-def test_another_manifest_version_is_refused(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_version_is_refused(tiny_model_path: Path, tmp_path: Path) -> None:
     proto = onnx.load(tiny_model_path)
     entry = next(entry for entry in proto.metadata_props if entry.key == METADATA_KEY)
-    entry.value = entry.value.replace('"format_version":3', '"format_version":2')
+    entry.value = entry.value.replace('"format_version":4', '"format_version":3')
     onnx.save_model(proto, tmp_path / "older.onnx")
-    with pytest.raises(ModelFileError, match="manifest version 2, this runtime reads 3; install"):
+    with pytest.raises(ModelFileError, match=r"older\.onnx carries manifest version 3, .* harden its recipe again"):
         open_model_file(tmp_path / "older.onnx")
 
 
@@ -221,6 +215,8 @@ def test_a_purifier_other_than_the_manifest_says_is_found(
     opened = open_model_file(tiny_model_path)
     change(opened.proto)
     purifier = opened.manifest.purifier.model_copy(update={"choice": None, **said})
-    write_model_file(opened.proto, opened.manifest.model_copy(update={"purifier": purifier}), tmp_path / "other.onnx")
+    decision = opened.manifest.decision.model_copy(update={"purify": "off" if purifier.off else "always"})
+    manifest = opened.manifest.model_copy(update={"purifier": purifier, "decision": decision})
+    write_model_file(opened.proto, manifest, tmp_path / "other.onnx")
     with pytest.raises(ModelFileError, match=message + ".*export the model again"):
         open_model_file(tmp_path / "other.onnx")

@@ -61,7 +61,7 @@ def behind(front, name="planted"):
         view=lambda images, path, members: (logits(seen(images, path)).log_softmax(1), None),  # noqa: ARG005
         classify=lambda images: logits(images).log_softmax(1),
         purifies=True,
-        features=lambda images, path: (seen(images, path) - 0.5).flatten(1),
+        features=(lambda images, path: (seen(images, path) - 0.5).flatten(1),),
     )
 
 

@@ -104,7 +104,7 @@ def _story(flagged: bool, right: bool, bare_right: bool) -> str:
         end = ("right" if bare_right else "corrected") if right else "wrong"
         return f"flagged, label {end}"
     if right:
-        return "right" if bare_right else "right after purification"
+        return "right" if bare_right else "right, though the bare one is fooled"
     return "[bold red]fooled[/bold red]"
 
 

@@ -48,6 +48,7 @@ def harden(
     RECIPE is the name of a packaged recipe, such as 'digits', or the path of a .toml file. Finished parts are kept in
     the work folder: after an interruption the same command goes on where it stopped.
     """
+    from s2ap_defend.commands.decision_tables import print_frontier
     from s2ap_defend.sequential import asked_members
     from s2ap_export.hardening.harden import harden as run
     from s2ap_train.hardening.purifier_choice import print_choice
@@ -63,6 +64,8 @@ def harden(
     hardened = run(load_recipe(recipe, changes), output, folder, Reporter(console), workers=workers, choose=by)
     if hardened.manifest.purifier.choice is not None:
         print_choice(hardened.manifest.purifier.choice, console)
+    if hardened.manifest.decision.frontier is not None:
+        print_frontier(hardened.manifest.decision.frontier, console)
     print_summary(hardened.evaluation, console)
     console.print(asked_members(hardened.manifest.to_test()), highlight=False, soft_wrap=True)
     console.print(f"wrote {hardened.path}", markup=False, highlight=False, soft_wrap=True)

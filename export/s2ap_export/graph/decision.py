@@ -46,7 +46,8 @@ def answer_label(
     parts = layout.split(build, jury)
     if test.answer == "robust":
         return voted_label(build, parts["votes"], parts["summed"])
-    return mixed_label(build, classifier, parts["votes"], parts["probabilities"], layout.classes)
+    summed = parts["votes"], parts["probabilities"]
+    return mixed_label(build, classifier, *summed, layout.classes, test.amplification)
 
 
 def decide(

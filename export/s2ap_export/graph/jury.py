@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Literal
 
 import numpy as np
 from onnx import TensorProto
 
 from s2ap_defend.sequential import SequentialTest
+from s2ap_defend.sequential.jury import LOWEST_LOG, SQUARINGS, TAYLOR
 from s2ap_defend.types import Bool, Float64
 from s2ap_export.graph.builder import GraphBuilder
 
@@ -94,8 +96,23 @@ def read_ballots(build: GraphBuilder, layout: JuryLayout, weights: str, logs: st
 
 
 def exponential(build: GraphBuilder, logs: str) -> str:
-    """The exponential of float64 values, as a power: how Exp rounds in ONNX Runtime depends on an element's place."""
-    return build.op("Pow", build.constant(np.float64(np.e)), logs)
+    """Probabilities of float64 log-probabilities."""
+    part = build.op("Max", logs, build.constant(np.float64(LOWEST_LOG)))
+    part = build.op("Mul", part, build.constant(np.float64(2.0**-SQUARINGS)))
+    value = build.constant(np.float64(TAYLOR[0]))
+    for coefficient in TAYLOR[1:]:
+        value = build.op("Add", build.op("Mul", value, part), build.constant(np.float64(coefficient)))
+    for _ in range(SQUARINGS):
+        value = build.op("Mul", value, value)
+    return value
+
+
+def power(build: GraphBuilder, base: str, exponent: float) -> str:
+    """The power of float64 probabilities; the exponent is a multiple of 1/2 above 0."""
+    factors = [base] * int(exponent)
+    if exponent % 1 > 0:
+        factors.append(build.op("Sqrt", base))
+    return reduce(partial(build.op, "Mul"), factors)
 
 
 def voted_label(build: GraphBuilder, votes: str, summed: str) -> str:
@@ -105,7 +122,9 @@ def voted_label(build: GraphBuilder, votes: str, summed: str) -> str:
     return build.op("ArgMax", best, axis=1, keepdims=0)
 
 
-def mixed_label(build: GraphBuilder, classifier: str, votes: str, probabilities: str, classes: int) -> str:
+def mixed_label(
+    build: GraphBuilder, classifier: str, votes: str, probabilities: str, classes: int, amplification: float
+) -> str:
     """The label of the mix [N].
 
     Args:
@@ -114,10 +133,11 @@ def mixed_label(build: GraphBuilder, classifier: str, votes: str, probabilities:
         votes: float64 [N, K]; their sum is the weight of the jurors.
         probabilities: float64 [N, K], weighted sum of the jurors' probabilities.
         classes: K.
+        amplification: A multiple of 1/2 above 0.
     """
     one = build.constant(np.array([1], dtype=np.int64))
     mean = build.op("Div", probabilities, build.op("ReduceSum", votes, one, keepdims=1))
-    amplified = build.op("Pow", mean, "test/amplification")
+    amplified = power(build, mean, amplification)
     total = build.op("CumSum", amplified, build.constant(np.int64(1)))
     total = build.op("Gather", total, build.constant(np.array([classes - 1], dtype=np.int64)), axis=1)
     jury = build.op("Mul", build.op("Div", amplified, total), "test/jury_share")
@@ -140,5 +160,5 @@ def settled(build: GraphBuilder, votes: str, ballots: str, left: Float64) -> str
     if ballots:
         totals = build.op("Add", totals, build.op("CumSum", ballots, build.constant(np.int64(1))))
     highest, _ = build.node("TopK", [totals, two], 2, {"axis": CLASS_AXIS})
-    lead = build.op("MatMul", highest, build.constant(np.array([1.0, -1.0])))  # exact: weights are multiples of 1/256
-    return build.op("Greater", lead, build.constant(left))
+    leader, runner_up = (build.op("Gather", highest, build.constant(np.int64(i)), axis=CLASS_AXIS) for i in (0, 1))
+    return build.op("Greater", build.op("Sub", leader, runner_up), build.constant(left))

@@ -11,7 +11,7 @@ from torch import nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.files import replace_file
-from s2ap_defend.manifest import ChoiceRecord, Frontier, Manifest
+from s2ap_defend.manifest import ChoiceRecord, Manifest
 from s2ap_defend.model_file import weights_sha256
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
 from s2ap_export.graph.compose import compose
@@ -24,15 +24,12 @@ from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.choice import ChosenDecision
-from s2ap_train.hardening.decision_choice.compared import compared
 from s2ap_train.hardening.decision_choice.wiring import wiring
-from s2ap_train.hardening.fitting_attacks import attacked_fitting_images, copied_image
+from s2ap_train.hardening.fitting_attacks import attacked_for, copied_image
 from s2ap_train.hardening.train import Components
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier import hadamard_bank, purify
-from s2ap_train.purifier.sizes import pass_flops
 from s2ap_train.recipe import Recipe
-from s2ap_train.recipe.purifier_grid import settings_of
 
 COMPARED = 8  # images on which exported stages are compared with their networks
 
@@ -52,8 +49,14 @@ class Prepared:
     attacked: ImageSet
 
 
-def prepare(recipe: Recipe, components: Components, splits: Splits) -> Prepared:
+def prepare(recipe: Recipe, components: Components, splits: Splits, attacked: ImageSet | None = None) -> Prepared:
     """Export classifier and members, compare each stage with its network, and attack the fitting images.
+
+    Args:
+        recipe: Which classifier is exported; how far attacks go.
+        components: The trained networks.
+        splits: Fitting images.
+        attacked: What `attacked_for` gave for them; None: they are attacked here.
 
     Raises:
         ModelFileError: If an exported stage differs from its network.
@@ -68,15 +71,9 @@ def prepare(recipe: Recipe, components: Components, splits: Splits) -> Prepared:
 
     classifier = components.classifier(recipe.classifier).model
     members = tuple(stage(member.model, member_scope(i)) for i, member in enumerate(components.members))
-    with one_thread():  # two threads in such small operators are many times slower where others compute, too
-        attacked = attacked_fitting_images(
-            classifier,
-            [member.model for member in components.members],
-            [one.model for one, role in zip(components.members, components.roles, strict=True) if role == "juror"],
-            splits.fit,
-            eps=recipe.eps,
-            seed=recipe.seed,
-        )
+    if attacked is None:
+        with one_thread():  # two threads in such small operators are many times slower where others compute, too
+            attacked = attacked_for(recipe, components, splits)
     return Prepared(stage(classifier, CLASSIFIER), members, attacked)
 
 
@@ -108,15 +105,14 @@ def assemble(
         ModelFileError: If an exported stage differs from its network.
     """
     tell = on_stage or (lambda _: None)
-    ready = prepare(recipe, components, splits) if prepared is None else prepared
+    fitting = None if decision is None else decision.fitting
+    ready = prepare(recipe, components, splits, fitting) if prepared is None else prepared
     purifier = _purifier(recipe, components, splits)
     tell("traced")
     sees, jury = wiring(recipe.decision, components.roles)
     engines = StageEngines(purifier, ready.classifier, ready.members, sees=sees, purify=recipe.decision.purify)
     milliseconds = _milliseconds(engines, ready, splits.fit, work_dir)
-    calibrated = _calibrates(recipe, components, engines, milliseconds, splits, ready.attacked)
-    calibration = calibrated(jury)
-    frontier = None if decision is None else _frontier(recipe, components, engines, calibrated, decision, splits)
+    calibration = _calibrated(recipe, components, engines, milliseconds, splits, ready.attacked, jury)
     tell("calibrated")
     order = calibration.order.tolist()
     model = compose(
@@ -128,7 +124,14 @@ def assemble(
         purify=recipe.decision.purify,
     )
     return model, describe(
-        recipe, components, calibration, sees, milliseconds, splits, choice=choice, frontier=frontier
+        recipe,
+        components,
+        calibration,
+        sees,
+        milliseconds,
+        splits,
+        choice=choice,
+        frontier=None if decision is None else decision.frontier,
     )
 
 
@@ -160,52 +163,28 @@ def _milliseconds(engines: StageEngines, ready: Prepared, data: ImageSet, work_d
     return tuple(known[key] for key in keys)
 
 
-def _calibrates(
+def _calibrated(
     recipe: Recipe,
     components: Components,
     engines: StageEngines,
     milliseconds: tuple[float, ...],
     splits: Splits,
     attacked: ImageSet,
-) -> Callable[[Jury], Calibration]:
-    """Calibrates behind any jury on the answers of the exported stages, by the engine that serves them."""
-    answers = (
-        engines.answers(splits.fit.images, splits.fit.labels),
-        engines.answers(attacked.images, attacked.labels, image=copied_image(attacked, splits.fit)),
-        engines.answers(splits.calibration.images, splits.calibration.labels),
-    )
-    costs = _costs(recipe.detection, components, milliseconds)
-
-    def calibrated(jury: Jury) -> Calibration:
-        try:
-            return calibrate(*answers, recipe.detection, jury, costs=costs)
-        except RecipeError as error:
-            raise RecipeError(f"recipe {recipe.name}: {error}") from error
-
-    return calibrated
-
-
-def _frontier(
-    recipe: Recipe,
-    components: Components,
-    engines: StageEngines,
-    calibrated: Callable[[Jury], Calibration],
-    decision: ChosenDecision,
-    splits: Splits,
-) -> Frontier:
-    """What every decision that was compared keeps and costs."""
-    return compared(
-        decision,
-        calibrated,
-        [wiring(one, components.roles)[1] for one in decision.compared],
-        engines,
-        splits.fit.subset(slice(0, recipe.decision_choice.samples)),
-        [float(member.flops) for member in components.members],
-        eps=recipe.eps,
-        seed=recipe.seed,
-        classifier=float(components.classifier(recipe.classifier).flops),
-        purifier=float(settings_of(recipe.purifier).passes * pass_flops(components.score_model, splits.image_shape)),
-    )
+    jury: Jury,
+) -> Calibration:
+    """The test behind a jury, calibrated on the answers of the exported stages, by the engine that serves them."""
+    fit, held_out = splits.fit, splits.calibration
+    try:
+        return calibrate(
+            engines.answers(fit.images, fit.labels),
+            engines.answers(attacked.images, attacked.labels, image=copied_image(attacked, fit)),
+            engines.answers(held_out.images, held_out.labels),
+            recipe.detection,
+            jury,
+            costs=_costs(recipe.detection, components, milliseconds),
+        )
+    except RecipeError as error:
+        raise RecipeError(f"recipe {recipe.name}: {error}") from error
 
 
 def _costs(config: Detection, components: Components, milliseconds: tuple[float, ...]) -> tuple[float, ...] | None:

@@ -59,7 +59,7 @@ COMMANDS = (
     DeferredCommand(
         "classify", "Purify, test and label images: PNG, JPEG, .npy or .npz of float32 [N, C, H, W] in [0, 1]."
     ),
-    DeferredCommand("inspect", "Verify a model file and show its manifest, stages, members and measured accuracy."),
+    DeferredCommand("inspect", "Verify a model file and show its stages, members, decision and measured accuracy."),
     DeferredCommand(
         "plan", "Show exact error rates and expected members of a sequential test; refuse one that can never decide."
     ),
@@ -68,7 +68,7 @@ COMMANDS = (
     ),
     DeferredCommand(
         "calibrate",
-        "Give MODEL a new alarm boundary from new clean images, without training, and write a new file.",
+        "Give MODEL a new alarm boundary from new clean images, and another answer if asked, and write a new file.",
         extra="train",
     ),
     DeferredCommand(

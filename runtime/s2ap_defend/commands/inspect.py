@@ -7,7 +7,8 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from s2ap_defend.manifest import CalibrationRecord, ChoiceRecord, Manifest, PurifierDescription, TestTables
+from s2ap_defend.commands.decision_tables import decision_table, print_frontier
+from s2ap_defend.manifest import CalibrationRecord, ChoiceRecord, Manifest, PurifierDescription
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.sequential import asked_members
 from s2ap_defend.stages import StageSize, stage_sizes
@@ -18,7 +19,7 @@ from s2ap_defend.tables import foreign, harmless, plain_table
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def inspect(model: Path, as_json: bool) -> None:
-    """Verify a model file and show its manifest, stages, members and measured accuracy."""
+    """Verify a model file and show its stages, members, decision and measured accuracy."""
     opened = open_model_file(model)
     stages = stage_sizes(opened.proto)
     if as_json:
@@ -37,8 +38,11 @@ def inspect(model: Path, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    for table in (_stage_table(stages), _member_table(manifest), _test_table(manifest)):
+    for table in (_stage_table(stages), _member_table(manifest), decision_table(manifest)):
         console.print(table)
+    if manifest.decision.frontier is not None:
+        print_frontier(manifest.decision.frontier, console)
+    console.print(_test_table(manifest))
     if manifest.purifier.choice is not None:
         console.print(_choice_table(manifest.purifier.choice))
         for line in _in_words(manifest.purifier.choice):
@@ -71,37 +75,38 @@ def _stage_table(stages: dict[str, StageSize]) -> Table:
 
 
 def _member_table(manifest: Manifest) -> Table:
-    columns = ("#", "method", "sparse", "adv.", "clean", "robust", "q0", "q1", "MFLOPs", "ms")
+    columns = ("#", "role", "sees", "vote", "method, sparsity", "clean", "robust", "q0", "q1", "MFLOPs", "ms")
     table = plain_table(*columns, title="Members, in the order they are asked")
     table.padding = 0  # one blank between columns, so that long methods fit into 80
     for i, member in enumerate(manifest.members):
         table.add_row(
             str(i + 1),
-            foreign(member.method),
-            f"{member.sparsity:.0%}",
-            "yes" if member.adversarially_trained else "no",
-            f"{member.clean_accuracy:.1%}",
-            f"{member.robust_accuracy:.1%}",
-            f"{member.clean_disagreement_rate:.3f}",
-            f"{member.adversarial_disagreement_rate:.3f}",
+            member.role,
+            member.sees,
+            f"{member.vote_weight:.3g}" if member.vote_weight else "-",
+            foreign(f"{member.method} {member.sparsity:.0%}"),
+            f"{member.clean_accuracy:.0%}",
+            f"{member.robust_accuracy:.0%}",
+            f"{member.clean_disagreement_rate:.2f}",
+            f"{member.adversarial_disagreement_rate:.2f}",
             "-" if member.flops is None else f"{member.flops / 1e6:,.3g}",
-            "-" if member.milliseconds is None else f"{member.milliseconds:.3g}",
+            "-" if member.milliseconds is None else f"{member.milliseconds:.2f}",
         )
     return table
 
 
 def _test_table(manifest: Manifest) -> Table:
     test, purifier = manifest.test, manifest.purifier
-    first_clean = next((i + 1 for i, value in enumerate(test.lower) if value is not None), None)
-    table = plain_table("part", "setting", title="Defence")
+    table = plain_table("", "", title="Test")
+    table.show_header = False
     table.columns[1].no_wrap = False
-    table.add_row("test", foreign(f"{test.kind}; {len(test.increments[0])} bins of {test.evidence}"))
+    table.add_row("kind", foreign(f"{test.kind}; {len(test.increments[0])} bins of {test.evidence}"))
     table.add_row("false alarms", f"alpha {test.alpha:g}, {_calibrated(test.calibration)}")
-    table.add_row("evidence", asked_members(test.to_test()))
+    table.add_row("evidence", asked_members(manifest.to_test()))
+    if test.signals:
+        table.add_row("signals", f"{', '.join(signal.name for signal in test.signals)}: counted before any member")
     if test.calibration.effective_members is not None:
         table.add_row("members", _dependence(test.calibration))
-    table.add_row("clean after", f"{first_clean or 'never'} members or more; undecided at the end: {test.truncation}")
-    table.add_row("correction", _correction(test))
     table.add_row("purifier", _purifier(purifier))
     return table
 
@@ -138,7 +143,7 @@ def _in_words(choice: ChoiceRecord) -> list[str]:
 
 
 def _calibrated(record: CalibrationRecord) -> str:
-    inputs = "clean inputs" if record.on == "all" else "clean inputs that the classifier gets right"
+    inputs = "clean inputs" if record.on == "all" else "clean inputs that are answered right"
     text = f"calibrated on {record.samples} {inputs}"
     if record.expected_false_alarm_rate is not None:
         text += f"; {record.expected_false_alarm_rate:.2%} expected of new ones"
@@ -152,18 +157,8 @@ def _dependence(record: CalibrationRecord) -> str:
     return text if record.correlation is None else f"correlation {record.correlation:.2f}: {text}"
 
 
-def _correction(test: TestTables) -> str:
-    if test.correction == "reject":
-        return "none: a flagged input is rejected"
-    weights = [f"{weight:.2f}" for weight in test.base_vote_weights]
-    for i, edge in enumerate(test.base_vote_edges):
-        weights[i + 1] += f" from {edge:.2f} nats"
-    ends = ", as soon as the winner is certain" if test.curtailed else ""
-    return f"{test.vote_members} members vote{ends}; votes for the base label weigh {', '.join(weights)}"
-
-
 def _measured_table(manifest: Manifest) -> Table:
-    columns = ("attack", "eps", "samples", "bare", "defended", "flagged", "members")
+    columns = ("attack", "eps", "samples", "bare", "label\nright", "right or\nflagged", "flagged", "asked")
     table = plain_table(*columns, title="Accuracy measured on this file")
     for row in manifest.measured:
         table.add_row(
@@ -171,6 +166,7 @@ def _measured_table(manifest: Manifest) -> Table:
             f"{row.eps:g}",
             str(row.samples),
             f"{row.bare_accuracy:.1%}",
+            f"{row.label_accuracy:.1%}",
             f"{row.robust_accuracy:.1%}",
             f"{row.flagged:.1%}",
             f"{row.members_used:.1f}",

@@ -10,10 +10,13 @@ from s2ap_defend.sequential.reference import (
     log_likelihood_path,
     member_scores,
     run_sequential_test,
+    signal_scores,
 )
 from s2ap_defend.sequential.summary import asked_members
 from s2ap_defend.sequential.tables import (
+    AMPLIFICATION_UNIT,
     FINAL_THRESHOLDS,
+    LARGEST_AMPLIFICATION,
     Answer,
     Evidence,
     SequentialTest,
@@ -31,7 +34,9 @@ from s2ap_defend.sequential.wald import (
 )
 
 __all__ = [
+    "AMPLIFICATION_UNIT",
     "FINAL_THRESHOLDS",
+    "LARGEST_AMPLIFICATION",
     "NEAR_TIE",
     "Answer",
     "Evidence",
@@ -51,6 +56,7 @@ __all__ = [
     "paper_levels",
     "run_sequential_test",
     "settled",
+    "signal_scores",
     "tables_in_graph",
     "ville_boundary",
     "voted_label",

@@ -1,13 +1,24 @@
 """Labels that a jury gives: its vote, and its mean probability mixed with the classifier's.
 
-The graph of a model file does the same operations in the same order.
+The graph of a model file does the same operations in the same order, and all of them are sums, products, quotients and
+square roots of float64 numbers. IEEE 754 rounds those correctly, so every engine gets the same bits; how it would round
+`exp` and `pow` is its own affair.
 """
+
+from functools import reduce
 
 import numpy as np
 
 from s2ap_defend.types import Bool, Float32, Float64, Int64
 
-__all__ = ["mixed_label", "settled", "voted_label"]
+__all__ = ["LOWEST_LOG", "SQUARINGS", "TAYLOR", "exponential", "mixed_label", "power", "settled", "voted_label"]
+
+LOWEST_LOG = -40.0
+"""Log-probabilities below count as this one, so that no power of a probability is subnormal."""
+SQUARINGS = 8
+"""e^x is computed as e^(x / 256), squared eight times."""
+TAYLOR = (1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
+"""Coefficients of e^x, those of the highest power first."""
 
 
 def voted_label(votes: Float64, summed: Float64) -> Int64:
@@ -21,6 +32,23 @@ def voted_label(votes: Float64, summed: Float64) -> Int64:
     return np.asarray(np.where(tied, summed, -np.inf).argmax(axis=1), dtype=np.int64)
 
 
+def exponential(logs: Float64) -> Float64:
+    """Probabilities of log-probabilities, to a relative error of 1e-10, in an arithmetic that is the same everywhere.
+
+    Args:
+        logs: At most 0; those below LOWEST_LOG count as that.
+    """
+    part = np.maximum(logs, LOWEST_LOG) * 2.0**-SQUARINGS
+    value = reduce(lambda value, coefficient: value * part + coefficient, TAYLOR[1:], np.full_like(part, TAYLOR[0]))
+    return reduce(lambda value, _: value * value, range(SQUARINGS), value)
+
+
+def power(base: Float64, exponent: float) -> Float64:
+    """The power of probabilities by products and a square root; the exponent is a multiple of 1/2 above 0."""
+    factors = [base] * int(exponent) + [np.sqrt(base)] * (exponent % 1 > 0)
+    return reduce(np.multiply, factors)
+
+
 def mixed_label(
     classifier: Float32, probabilities: Float64, weight: Float64, *, jury_share: float, amplification: float
 ) -> Int64:
@@ -31,14 +59,14 @@ def mixed_label(
 
     Args:
         classifier: Log-probabilities of the classifier [N, K].
-        probabilities: Weighted sum of the jurors' probabilities [N, K].
+        probabilities: Weighted sum of the jurors' probabilities [N, K], as `exponential` gives them.
         weight: Sum of their weights [N], above 0.
         jury_share: In [0, 1].
-        amplification: Above 0.
+        amplification: A multiple of 1/2 above 0.
     """
-    amplified = (probabilities / weight[:, None]) ** amplification
+    amplified = power(probabilities / weight[:, None], amplification)
     total = np.cumsum(amplified, axis=1)[:, -1:]
-    mix = (1.0 - jury_share) * np.exp(classifier.astype(np.float64)) + jury_share * (amplified / total)
+    mix = (1.0 - jury_share) * exponential(classifier.astype(np.float64)) + jury_share * (amplified / total)
     return np.asarray(mix.argmax(axis=1), dtype=np.int64)
 
 

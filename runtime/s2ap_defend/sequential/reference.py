@@ -3,13 +3,14 @@
 The graph of a defended model equals `run_sequential_test` exactly, given the same answers of its stages.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from s2ap_defend.sequential.jury import mixed_label, settled, voted_label
-from s2ap_defend.sequential.tables import Evidence, SequentialTest
+from s2ap_defend.sequential.jury import exponential, mixed_label, settled, voted_label
+from s2ap_defend.sequential.tables import Evidence, SequentialTest, SignalName
 from s2ap_defend.types import Bool, Float32, Float64, Int64
 
 NEAR_TIE = np.float32(1e-4)
@@ -39,6 +40,16 @@ class StageAnswers:
 
     def __len__(self) -> int:
         return len(self.classifier)
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[StageAnswers]") -> "StageAnswers":
+        """The answers for several sets of inputs as one; all of them give the same."""
+
+        def joined(name: str) -> Any:  # noqa: ANN401
+            found = [getattr(part, name) for part in parts]
+            return None if found[0] is None else np.concatenate(found, axis=int(name == "members"))
+
+        return cls(**{one.name: joined(one.name) for one in fields(cls)})
 
     def rows(self, index: Bool | Int64 | slice) -> "StageAnswers":
         """The chosen inputs."""
@@ -146,6 +157,20 @@ def first_answers(test: SequentialTest, said: StageAnswers) -> Int64:
     return _Path(test, said, said.classifier).first_answer
 
 
+def signal_scores(test: SequentialTest, said: StageAnswers, name: SignalName) -> Float32:
+    """Scores of a signal, as in Signal [N]; in nats but for the reconstruction error.
+
+    Args:
+        test: Its opening and votes.
+        said: The answers of the stages.
+        name: The signal.
+
+    Raises:
+        ValueError: If it is the reconstruction error, and that is not given.
+    """
+    return _Path(replace(test, signals=()), said, said.classifier).signal(name, said)
+
+
 def _run(test: SequentialTest, said: StageAnswers, classifier: Float32) -> SequentialOutcome:
     path = _Path(test, said, classifier)
     decided = ~_valid(said)
@@ -194,7 +219,7 @@ class _Path:
         self.first_answer = self.label()
         self.ratio = np.zeros(count)
         for signal in test.signals:
-            score = self._signal(signal.name, said)
+            score = self.signal(signal.name, said)
             bins = (score[:, None] >= signal.edges[None, :]).sum(axis=1)
             self.ratio = self.ratio + signal.increments[bins]
         self._scores = member_scores(test.evidence, said.members, self.first_answer)  # [n, N]
@@ -250,10 +275,11 @@ class _Path:
         logs = self._said[member][rows].astype(np.float64)
         self.votes[rows, logs.argmax(axis=-1)] += weight
         self.summed[rows] += weight * logs
-        self._probabilities[rows] += weight * np.exp(logs)
+        self._probabilities[rows] += weight * exponential(logs)
         self._weight[rows] += weight
 
-    def _signal(self, name: str, said: StageAnswers) -> Float32:
+    def signal(self, name: SignalName, said: StageAnswers) -> Float32:
+        """Scores of a signal [N]."""
         label = self.first_answer[:, None]
         match name:
             case "jury margin":

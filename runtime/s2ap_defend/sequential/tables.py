@@ -31,6 +31,9 @@ FINAL_THRESHOLDS: Mapping[Truncation, float] = MappingProxyType(
 """The `final_threshold` of each truncation."""
 WEIGHT_UNIT = 1 / 256
 """Vote weights are multiples of it, so that sums of them are exact."""
+AMPLIFICATION_UNIT = 1 / 2
+"""Amplifications are multiples of it, so that they are products and square roots, which round alike everywhere."""
+LARGEST_AMPLIFICATION = 16
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class SequentialTest:
             the largest of (1 - jury_share) p_classifier + jury_share q, q the jurors' weighted mean probability to the
             power of `amplification`, normalised (MixedNUTS, arXiv 2402.02263); 'accurate' the classifier's label.
         jury_share: As above, in [0, 1].
-        amplification: As above, above 0.
+        amplification: As above, a multiple of 1/2 above 0, at most 16.
         opening: Members that every input is asked, before anything is decided.
         await_vote: Whether 'clean' also waits until no vote that is left can change or tie the label. Only 'robust'
             may: then the label is that of the whole jury, however few were asked.
@@ -174,10 +177,10 @@ class SequentialTest:
             raise ValueError(f"answer {self.answer!r} needs a juror among the {self.opening} members of the opening")
         if self.correct and not weights.any():
             raise ValueError("flagged inputs are corrected by a vote, but no member has a vote weight above 0")
-        if not 0.0 <= self.jury_share <= 1.0 or not 0.0 < self.amplification < math.inf:
-            raise ValueError(
-                f"jury_share is {self.jury_share} and amplification {self.amplification}; expected 0 to 1, and above 0"
-            )
+        if not 0.0 <= self.jury_share <= 1.0:
+            raise ValueError(f"jury_share is {self.jury_share}; expected 0 to 1")
+        if not 0.0 < self.amplification <= LARGEST_AMPLIFICATION or self.amplification % AMPLIFICATION_UNIT:
+            raise ValueError(f"amplification is {self.amplification}; expected a multiple of 1/2 above 0, at most 16")
         if self.await_vote and self.answer != "robust":
             raise ValueError(f"await_vote is for the answer 'robust', found {self.answer!r}")
 
@@ -192,7 +195,7 @@ def tables_in_graph(test: SequentialTest) -> dict[str, Float32 | Float64]:
         "vote_weights": test.vote_weights,
     }
     if test.answer == "mixed":
-        found |= {"jury_share": np.array([test.jury_share]), "amplification": np.array([test.amplification])}
+        found |= {"jury_share": np.array([test.jury_share])}
     for i, signal in enumerate(test.signals):
         found |= {f"signal_{i}_edges": signal.edges, f"signal_{i}_increments": signal.increments}
     return found

@@ -98,7 +98,9 @@ class Metrics:
         if evidence:
             self._members = histogram("s2ap_defense_members_used", "Members asked for an image.", POWERS)
             self._rates = histogram("s2ap_defense_label_change_rate", "Share of members that disagree.", RATES)
-            self._corrections = counter("s2ap_defense_corrections", "Images whose label the members changed.")
+            self._corrections = counter(
+                "s2ap_defense_corrections", "Flagged images that got another label than the classifier's."
+            )
         if drift:
             self._drift = {
                 "drifted": gauge("s2ap_drift_detected", "1 once served images differ from the calibration images."),
@@ -130,7 +132,7 @@ class Metrics:
             if rows.any():
                 self._verdicts[verdict].inc(int(rows.sum()))
         if self._evidence:
-            self._corrections.inc(int((verdicts.label != verdicts.base_label).sum()))
+            self._corrections.inc(int(verdicts.corrected.sum()))
             for members, rate in zip(verdicts.members_used.tolist(), verdicts.label_change_rate.tolist(), strict=True):
                 self._members.observe(members)
                 self._rates.observe(rate)

@@ -76,9 +76,30 @@ SCHEMAS: dict[str, Any] = {
             "adversarial": {"type": "boolean"},
             "abstained": {
                 "type": "boolean",
-                "description": "The defence gives no answer; label is what the classifier alone says.",
+                "description": "The defence gives no answer; label must not be relied on.",
             },
-            "evidence": {"type": "object", "description": "Only if the server exposes evidence."},
+            "evidence": {
+                "type": "object",
+                "description": "Only if the server exposes evidence.",
+                "properties": {
+                    "base_label": {"type": "integer", "description": "What the classifier alone says."},
+                    "base_class": {"type": "string"},
+                    "probabilities": {"type": "array", "items": {"type": "number"}, "description": "The classifier's."},
+                    "label_change_rate": {
+                        "type": "number",
+                        "description": "Share of the members asked that do not have the first answer's label.",
+                    },
+                    "log_likelihood_ratio": {"type": "number", "description": "Evidence for 'adversarial', nats."},
+                    "members_used": {"type": "integer"},
+                    "votes": {
+                        "type": "array",
+                        "items": {"type": "number"},
+                        "description": "Weight of the jurors' votes for each class.",
+                    },
+                    "reconstruction_error": {"type": "number"},
+                    "purified": {"type": "string", "description": "A PNG file as a data: URL."},
+                },
+            },
         },
     },
 }

@@ -89,17 +89,22 @@ function show(answer, blob, name, milliseconds) {
 
 function showEvidence(answer, evidence) {
   $("purified").src = evidence.purified;
+  const { purify } = model.evidence;  // what is suspicious and purified has left an error
+  const untouched = purify === "off" || (purify === "suspicious" && evidence.reconstruction_error === 0);
+  $("purified-caption").textContent = untouched ? "not purified" : "purified";
+  const corrected = answer.adversarial && !answer.abstained && evidence.base_label !== answer.label;
   const last = evidence.members_used - 1;
   const bound = (values, sign) => (values[last] == null ? null : `${sign} ${values[last].toFixed(2)}`);
   const limits = [
     ["adversarial", bound(model.evidence.upper, "≥")], ["clean", bound(model.evidence.lower, "≤")],
   ].filter(([, limit]) => limit).map(([word, limit]) => `${word} ${limit}`).join(", ");
   const numbers = [
-    ["classifier alone", evidence.base_class + (evidence.base_label === answer.label ? "" : " (corrected)")],
+    ["answered by", answer.abstained ? "nobody" : answer.adversarial ? "the whole jury" : model.evidence.answers],
+    ["classifier alone", evidence.base_class + (corrected ? " (corrected)" : "")],
     ["label change rate", `${percent(evidence.label_change_rate)} of the members asked disagree (expected: clean ` +
       `${percent(model.evidence.clean_rate)}, adversarial ${percent(model.evidence.adversarial_rate)})`],
     ["evidence", `${evidence.log_likelihood_ratio.toFixed(2)} nats` + (limits ? ` (${limits})` : "")],
-    ["members asked", `${evidence.members_used} of ${model.evidence.members}`],
+    ["members asked", `${evidence.members_used} of ${model.evidence.members} (${model.evidence.jurors} may vote)`],
     ["reconstruction error", evidence.reconstruction_error.toPrecision(3)],
   ];
   $("numbers").replaceChildren(...numbers.flatMap(([term, text]) => [element("dt", term), element("dd", text)]));
@@ -113,7 +118,7 @@ function showEvidence(answer, evidence) {
     name.scope = "row";
     if (i === answer.label && !answer.abstained) row.className = "label";
     row.append(name, bar(evidence.probabilities[i], 1, percent(evidence.probabilities[i])),
-      bar(evidence.votes[i], evidence.members_used, String(evidence.votes[i])));
+      bar(evidence.votes[i], model.evidence.jury_weight || 1, String(Number(evidence.votes[i].toFixed(2)))));
     return row;
   }));
 }

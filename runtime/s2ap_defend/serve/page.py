@@ -38,9 +38,13 @@ def describe_page(manifest: Manifest, served: ServedModel) -> dict[str, Any]:
         "evidence": None,
     }
     if "base_label" in served.outputs:
-        test = manifest.test
+        test, decision = manifest.test, manifest.decision
         description["evidence"] = {
             "members": len(manifest.members),
+            "jurors": sum(member.vote_weight > 0.0 for member in manifest.members),
+            "jury_weight": sum(member.vote_weight for member in manifest.members),
+            "answers": decision.who_answers,
+            "purify": decision.purify,
             "clean_rate": float(np.mean([member.clean_disagreement_rate for member in manifest.members])),
             "adversarial_rate": float(np.mean([member.adversarial_disagreement_rate for member in manifest.members])),
             "lower": [_finite(value) for value in test.lower],

@@ -26,7 +26,7 @@ DATATYPES = {
     "label_change_rate": "FP32",
     "log_likelihood_ratio": "FP64",
     "members_used": "INT64",
-    "votes": "INT64",
+    "votes": "FP64",
     "purified": "FP32",
     "reconstruction_error": "FP32",
     "abstained": "BOOL",

@@ -12,7 +12,7 @@ from PIL import Image
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.commands.main import run
 from s2ap_defend.model_file import ModelFile, open_model_file, write_model_file
-from s2ap_defend.sequential import run_sequential_test
+from s2ap_defend.sequential import first_answers, run_sequential_test
 from s2ap_train.calibration import alarm_statistic
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, load_digits
@@ -66,21 +66,21 @@ def test_a_file_is_calibrated_on_new_images_and_serves_the_new_boundary(
     said = figures(capsys, model, "--data", npz, "--alpha", "0.1", "--calibrate-on", "all")
     assert sha256(model) == before
     old, new = open_model_file(model), open_model_file(model.with_name("model.calibrated.onnx"))
-    test = new.manifest.test.to_test()
+    test = new.manifest.to_test()
     answers = StageEngines.from_file(new).answers(digits.images, digits.labels)
-    outcome = run_sequential_test(test, answers.log_probabilities, answers.base_label)
+    outcome = run_sequential_test(test, answers.said)
     served = DefendedClassifier.load(new.path, device="cpu")(digits.images)
     np.testing.assert_array_equal(served.adversarial, outcome.adversarial)
     np.testing.assert_array_equal(served.label, outcome.label)
     np.testing.assert_array_equal(served.log_likelihood_ratio, outcome.log_likelihood_ratio)
     np.testing.assert_array_equal(served.members_used, outcome.members_used)
     # exactly what is strictly above the 109th smallest statistic: at most 11 of 120
-    statistics = np.sort(alarm_statistic(old.manifest.test.to_test(), answers))
+    statistics = np.sort(alarm_statistic(old.manifest.to_test(), answers))
     assert said["new"]["boundary"] == np.nextafter(statistics[108], math.inf)
     assert served.adversarial.sum() == (statistics > statistics[108]).sum() <= 11
     assert said["new"]["flagged"] == pytest.approx(served.adversarial.mean())
     assert said["new"]["members_used"] == pytest.approx(served.members_used.mean())
-    old_outcome = run_sequential_test(old.manifest.test.to_test(), answers.log_probabilities, answers.base_label)
+    old_outcome = run_sequential_test(old.manifest.to_test(), answers.said)
     assert said["old"]["false_alarm_rate"] == pytest.approx(old_outcome.adversarial.mean())
     low, high = said["old"]["false_alarm_rate_interval"]
     assert low < said["old"]["false_alarm_rate"] < high
@@ -93,8 +93,8 @@ def test_nothing_but_the_boundaries_changes(model: Path, npz: Path, capsys: pyte
     assert changed == {"test/lower", "test/upper"}
     assert new.manifest.graph_sha256 == old.manifest.graph_sha256
     assert new.manifest.members == old.manifest.members
-    kept = {"evidence", "edges", "increments", "truncation", "vote_members", "base_vote_weights", "waves", "beta"}
-    for name in kept:
+    assert new.manifest.decision == old.manifest.decision
+    for name in ("evidence", "edges", "increments", "truncation", "opening", "await_vote", "signals", "waves", "beta"):
         assert getattr(new.manifest.test, name) == getattr(old.manifest.test, name)
     assert new.manifest.test.alpha == 0.1
     assert new.manifest.test.kind == "hand-made; then: conformal alarm boundary"
@@ -113,6 +113,7 @@ def test_figures_of_the_old_boundary_are_dropped_and_that_is_said(
         "samples": 10,
         "bare_accuracy": 0.1,
         "robust_accuracy": 0.5,
+        "label_accuracy": 0.3,
         "flagged": 0.5,
         "members_used": 4.0,
     }
@@ -121,7 +122,7 @@ def test_figures_of_the_old_boundary_are_dropped_and_that_is_said(
     arguments = ["calibrate", str(model), "--data", str(npz), "--alpha", "0.1", "--calibrate-on", "all"]
     assert run(arguments) == 0
     output = capsys.readouterr().out
-    assert "what was measured with the old boundary is not in the new file" in output
+    assert "what was measured with the old decision is not in the new file" in output
     assert "120 of 120 images counted: clean inputs, right or wrong." in output
     assert open_model_file(model.with_name("model.calibrated.onnx")).manifest.measured == ()
 
@@ -158,7 +159,7 @@ def test_the_calibration_part_of_a_recipe_is_cut_with_the_files_seed(
     file = open_model_file(model.with_name("model.calibrated.onnx"))
     splits = load_digits(0)
     answers = StageEngines.from_file(file).answers(splits.calibration.images, splits.calibration.labels)
-    outcome = run_sequential_test(file.manifest.test.to_test(), answers.log_probabilities, answers.base_label)
+    outcome = run_sequential_test(file.manifest.to_test(), answers.said)
     assert file.manifest.test.calibration.reference_ratios == tuple(np.sort(outcome.log_likelihood_ratio).tolist())
 
 
@@ -182,7 +183,7 @@ def test_a_folder_without_labels_will_do_when_all_images_count(
         figures(capsys, model, "--data", source, "--calibrate-on", "all", "--alpha", "0.1")
         for source in (folder, archive)
     )
-    assert (of_folder["samples"], of_folder["base_accuracy"]) == (60, None)
+    assert (of_folder["samples"], of_folder["first_accuracy"]) == (60, None)
     assert of_folder == of_zip
     save_images(tmp_path / "one" / "photos", digits.images[:60], [f"{i:02d}.png" for i in range(60)])
     of_one = figures(capsys, model, "--data", tmp_path / "one", "--calibrate-on", "all", "--alpha", "0.1")
@@ -193,10 +194,11 @@ def test_a_folder_without_labels_will_do_when_all_images_count(
 def test_class_folders_count_by_name(
     model: Path, digits: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = StageEngines.from_file(open_model_file(model)).answers(digits.images, None).base_label
-    kinds, counts = np.unique(base, return_counts=True)
+    file = open_model_file(model)
+    first = first_answers(file.manifest.to_test(), StageEngines.from_file(file).ask(digits.images))
+    kinds, counts = np.unique(first, return_counts=True)
     highest = kinds[kinds > 0][np.argmax(counts[kinds > 0])]  # by number it would be class 0 or 1
-    some = np.flatnonzero(base == highest)
+    some = np.flatnonzero(first == highest)
     other = "2" if highest == 1 else "0"
     save_images(tmp_path / "two", digits.images[some], [f"{highest}/{i}.png" for i in some])
     save_images(tmp_path / "two", digits.images[:3], [f"{other}/{i}.png" for i in range(3)])
@@ -295,7 +297,9 @@ def test_sources_and_files_that_are_not_there_are_said_in_one_line(
     assert "--data digit is no file, folder or packaged recipe" in refused(capsys, model, "--data", "digit")
     assert "does not say where its data 'cifar10' lies; add --root" in refused(capsys, model, "--data", "cifar10-small")
     assert "missing.onnx does not exist" in refused(capsys, tmp_path / "missing.onnx", "--data", npz)
-    assert "that the classifier gets right or more, got" in refused(capsys, model, "--data", npz, "--alpha", "0.002")
+    assert "clean inputs that are answered right or more, got" in refused(
+        capsys, model, "--data", npz, "--alpha", "0.002"
+    )
 
 
 def test_the_share_of_clean_images_without_an_answer_is_said(

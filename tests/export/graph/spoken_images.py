@@ -15,7 +15,7 @@ from s2ap_defend.types import Verdicts
 from s2ap_export.graph.builder import GraphBuilder
 from s2ap_export.graph.compose import compose
 
-SCALE = 4.0  # of log-probabilities to pixels, a power of two
+SCALE = 64.0  # of log-probabilities to pixels, a power of two
 UNREAD = 1.0  # a pixel that stops the run with an error when a stage reads it
 BEFORE = 4  # rows before those of members: unread, the classifier's raw and purified, the reconstruction error
 Case = tuple[SequentialTest, StageAnswers, Purify, tuple[Sees, ...]]

@@ -18,7 +18,7 @@ from s2ap_defend.manifest import ChoiceRecord
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import PURIFIER, stage_sizes
 from s2ap_train.commands.choose_purifier import choose_purifier as sweep_alone
-from s2ap_train.storage.checkpoint import load_checkpoint
+from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,19 @@ def test_harden_writes_a_verified_file_with_members_measured_under_attack(harden
         "random-channel",
         "s2ap",
         "s2ap",
+        "s2ap",
     ]
     first_seeds = {"s2ap": 100, "l1-norm": 300}
+    pruned, *others = manifest.members
+    assert (pruned.method, pruned.role, pruned.sees, pruned.vote_weight) == ("s2ap", "juror", "raw", 1.0)
+    assert pruned.seeds.initialisation == pruned.seeds.mask == pruned.seeds.order == manifest.provenance.seed
     for member in manifest.members:
         assert member.flops > 0
         assert member.parameters > 0
         assert member.adversarially_trained is (member.method == "s2ap")
+        assert (member.role == "juror") is (member.vote_weight > 0) is member.adversarially_trained
+        assert member.sees == ("raw" if member.role == "juror" else "purified")
+    for member in others:
         assert member.seeds.initialisation == (member.seeds.mask if member.method == "s2ap" else 0)
         assert member.seeds.mask == member.seeds.order >= first_seeds.get(member.method, 1000)
     assert manifest.provenance.recipe == "digits"
@@ -70,7 +77,7 @@ def test_the_manifest_says_which_purifier_was_chosen_why_and_what_it_changes(
     assert (own.sigmas, own.rho) == (purifier.sigmas, purifier.rho)
     assert plain.rho == 0.0 < own.rho
     assert own.network_passes == 2 * plain.network_passes > off.network_passes == 0
-    assert choice.defended == "the plain classifier and 5 members, without the test"
+    assert choice.defended == "the plain classifier and 6 members, without the test"
     figures = f"{own.adaptive_accuracy:.1%} stay right, {off.adaptive_accuracy:.1%} without a purifier, "
     assert f"{figures}{plain.adaptive_accuracy:.1%} with rho 0" in choice.reason
     assert run(["inspect", str(hardened)]) == 0
@@ -117,13 +124,15 @@ def test_figures_are_measured_again_when_only_a_network_beside_the_file_changed(
     folder = tmp_path / "work"
     shutil.copytree(hardened.with_name("model.onnx.training"), folder)
     arguments = ["harden", "digits", "-o", str(tmp_path / "m.onnx"), "--work-dir", str(folder), "--workers", "1"]
-    assert run([*arguments, *OVERRIDES, "--set", "finetune.epochs=2"]) == 0
+    tensors, record = load_checkpoint(folder / "adversarial")
+    changed = {name: tensor * 1.01 if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    save_checkpoint(folder / "adversarial", tensors=changed, record=record)
+    assert run([*arguments, *OVERRIDES]) == 0
     output = capsys.readouterr().out
-    assert "plain: reused" in output
-    assert "pruned: reused" not in output
+    assert "pruned: reused" in output
     assert re.search(r"^attacks: (\d+) of \1 reused", output, re.MULTILINE)
     reused, rows = re.search(r"^ablation: (\d+) of (\d+) reused", output, re.MULTILINE).groups()
-    assert int(reused) == int(rows) - 1  # all but the pruned classifier's
+    assert int(reused) == int(rows) - 1  # all but the classifier's before it was pruned
 
 
 def again(hardened: Path, folder: Path, *more: str) -> Path:

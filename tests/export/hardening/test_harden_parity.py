@@ -27,7 +27,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("score-model", "convolution1", 1e5, "stage purifier: purified is not finite on 8 fitting images; an activa"),
         ("plain", "", float("nan"), "stage classifier: the network itself gives log_probabilities that is not finite"),
-        ("member-l1_norm-0", "", float("nan"), "stage member_002: the network itself gives log_probabilities"),
+        ("member-l1_norm-0", "", float("nan"), "stage member_003: the network itself gives log_probabilities"),
     ],
 )
 def test_no_file_is_made_where_a_stage_does_not_compare_with_its_network(

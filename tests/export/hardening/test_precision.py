@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, numpy_helper
+from tests.export.defended_files import SEES
 from tests.export.stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, images, run, session
 from torch import nn
 
@@ -191,7 +192,8 @@ def test_a_file_with_a_purifier_in_half_is_composed_and_cut(
 ) -> None:
     purifier, classifier, members = tiny_stages
     half = to_half(purifier)
-    model = compose(half, classifier, members, open_model_file(tiny_model_path).manifest.test.to_test())
+    test = open_model_file(tiny_model_path).manifest.to_test()
+    model = compose(half, classifier, members, test, sees=SEES, purify="always")
     expected = run(half, digits)
     for values, wanted in zip(run(cut_stage(model, "purifier"), digits), expected, strict=True):
         np.testing.assert_array_equal(values, wanted)

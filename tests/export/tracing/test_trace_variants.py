@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import ModelProto, numpy_helper
+from tests.export.defended_files import SEES
 from tests.export.stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, operators, run, session
 from torch import Tensor
 
@@ -137,10 +138,10 @@ def test_a_file_whose_purifier_is_off_is_composed_and_cut_like_any_other(
     random_images: np.ndarray,
 ) -> None:
     _, classifier, members = tiny_stages
-    test = open_model_file(tiny_model_path).manifest.test.to_test()
+    test = open_model_file(tiny_model_path).manifest.to_test()
     config = Purification(steps=0)
     stage = trace_purifier(trained_net, bank(config), config, DIGITS, PURIFIER)
-    model = compose(stage, classifier, members, test)
+    model = compose(stage, classifier, members, test, sees=SEES, purify="off")
     found = session(model).run(["purified", "reconstruction_error", "probabilities"], {"image": random_images})
     np.testing.assert_array_equal(found[0], random_images)
     np.testing.assert_array_equal(found[1], np.zeros(len(random_images), dtype=np.float32))

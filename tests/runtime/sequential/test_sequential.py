@@ -19,6 +19,7 @@ from s2ap_defend.sequential import (
     wald_boundaries,
     wald_increments,
 )
+from s2ap_defend.sequential.jury import exponential, power
 
 
 def wald_test(n: int = 24, *, waves: tuple[int, ...] | None = None, **changes: object) -> SequentialTest:
@@ -142,6 +143,21 @@ def test_a_mix_weighs_the_classifier_against_the_amplified_jury() -> None:
     jury, weight = np.array([[1.2, 0.8]]), np.array([2.0])
     assert mixed_label(classifier, jury, weight, jury_share=0.5, amplification=2.0).tolist() == [1]
     assert mixed_label(classifier, jury, weight, jury_share=0.75, amplification=2.0).tolist() == [0]
+
+
+def test_probabilities_are_those_of_exp_down_to_where_they_no_longer_count() -> None:
+    logs = np.linspace(-40.0, 0.0, 4001)
+    np.testing.assert_allclose(exponential(logs), np.exp(logs), rtol=1e-10)
+    assert exponential(np.zeros(1)).tolist() == [1.0]
+    assert exponential(np.array([-1e30, -np.inf])).tolist() == exponential(np.full(2, -40.0)).tolist()
+    assert (np.diff(exponential(logs)) > 0).all()
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 1.5, 2.0, 3.0, 15.5, 16.0])
+def test_powers_by_products_and_square_roots_are_powers_and_never_subnormal(exponent: float) -> None:
+    base = exponential(np.linspace(-40.0, 0.0, 401))
+    np.testing.assert_allclose(power(base, exponent), base**exponent, rtol=1e-14)
+    assert power(base, exponent).min() > np.finfo(np.float64).tiny
 
 
 def test_amplification_makes_a_sure_jury_outweigh_the_classifier() -> None:
@@ -271,7 +287,9 @@ def test_correction_abstains_from_nothing() -> None:
         ({"opening": 2}, "nothing is decided before the 2 members of the opening"),
         ({"await_vote": True}, "await_vote is for the answer 'robust'"),
         ({"jury_share": 1.5}, "jury_share is 1.5"),
-        ({"amplification": 0.0}, "amplification 0.0"),
+        ({"amplification": 0.0}, "amplification is 0.0"),
+        ({"amplification": 1.2}, "amplification is 1.2"),
+        ({"amplification": 16.5}, "amplification is 16.5"),
         ({"signals": (Signal("jury margin", np.zeros(2, np.float32), np.zeros(2)),)}, "one increment more than edges"),
         ({"signals": (Signal("jury margin", np.zeros(1, np.float32), np.zeros(2)),) * 2}, "named twice"),
     ],

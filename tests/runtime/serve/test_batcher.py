@@ -37,7 +37,7 @@ def echo(batch) -> Verdicts:
         label_change_rate=np.zeros(rows, np.float32),
         log_likelihood_ratio=np.zeros(rows),
         members_used=np.ones(rows, np.int64),
-        votes=np.zeros((rows, 2), np.int64),
+        votes=np.zeros((rows, 2)),
         purified=batch,
         reconstruction_error=np.zeros(rows, np.float32),
         abstained=np.zeros(rows, bool),

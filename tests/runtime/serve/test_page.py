@@ -88,6 +88,8 @@ def test_the_page_learns_what_evidence_is_compared_with_only_if_evidence_is_expo
     evidence = get(classifier, "/page.json", expose_evidence=True)[0].json()["evidence"]
     assert evidence["members"] == len(classifier.manifest.members)
     assert len(evidence["lower"]) == len(evidence["upper"]) == evidence["members"]
+    assert (evidence["answers"], evidence["purify"]) == ("0.25 classifier + 0.75 jury^2", "always")
+    assert (evidence["jurors"], evidence["jury_weight"]) == (3, 2.25)
 
 
 def test_the_openapi_description_names_every_endpoint_of_the_protocol(classifier):

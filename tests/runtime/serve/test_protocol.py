@@ -52,7 +52,7 @@ def verdicts(rows: int) -> Verdicts:
         label_change_rate=rng.random(rows, dtype=np.float32),
         log_likelihood_ratio=rng.normal(size=rows),
         members_used=rng.integers(1, 20, rows),
-        votes=rng.integers(0, 20, (rows, 10)),
+        votes=rng.integers(0, 512, (rows, 10)) / 256,
         purified=rng.random((rows, *SHAPE), dtype=np.float32),
         reconstruction_error=rng.random(rows, dtype=np.float32),
         abstained=rng.random(rows) < 0.5,

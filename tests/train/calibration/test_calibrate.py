@@ -224,6 +224,27 @@ def test_the_opening_of_the_jury_is_asked_first_and_its_vote_is_what_evidence_is
     assert np.array_equal(run_sequential_test(result.test, held_out.said).first_answer, jury.measured(parts[2]).first)
 
 
+@pytest.mark.parametrize("kind", ["conformal", "weighted"])
+def test_signals_are_fitted_as_members_are_and_the_boundary_counts_them(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    clean, fooled, held_out = (
+        correlated_answers(rng, 300, CLEAN),
+        correlated_answers(rng, 300, FOOLED, fooled=True),
+        correlated_answers(rng, 400, CLEAN),
+    )
+    jury = Jury((1.0,) * 6, (0, 1), signals=("jury margin", "classifier surprise"))
+    test = calibrate(clean, fooled, held_out, Detection(kind=kind, min_accept=2), jury).test  # type: ignore[arg-type]
+    assert [one.name for one in test.signals] == ["jury margin", "classifier surprise"]
+    margin = test.signals[0]
+    assert (np.diff(margin.increments) >= 0.0).all()
+    assert margin.increments[0] < 0.0 < margin.increments[-1]
+    if kind == "conformal":
+        order = calibrate(clean, fooled, held_out, Detection(min_accept=2), jury).order
+        counted = jury.measured(held_out)
+        counted = counted.keep(counted.right).reorder(order)
+        assert run_sequential_test(test, counted.said).adversarial.mean() <= 0.05
+
+
 @pytest.mark.parametrize(
     ("opening", "answer", "message"),
     [((), "robust", "the opening is ()"), ((0, 0), "robust", "different members"), ((3,), "mixed", "from 0 to 1")],

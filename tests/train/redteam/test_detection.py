@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-from tests.train.correlated_members import voted
+from tests.train.correlated_members import answers_of, voted
 
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.sequential import SequentialTest, binary_tables, run_sequential_test
-from s2ap_train.calibration import Answers
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet
 from s2ap_train.redteam.detection import detection_figures, measure_detection
@@ -41,9 +40,9 @@ def votes(*disagreeing, right=True, late=False):
 
 
 def joined(*parts):
-    return Answers(
-        np.concatenate([part.log_probabilities for part in parts], axis=1),
-        np.concatenate([part.base_label for part in parts]),
+    return answers_of(
+        np.concatenate([part.said.members for part in parts], axis=1),
+        np.concatenate([part.first for part in parts]),
         np.concatenate([part.label for part in parts]),
     )
 
@@ -111,14 +110,12 @@ def test_a_file_is_asked_on_its_own_engine(tiny_model_path):
     outcome = defended.system(images, np.zeros(24, dtype=np.int64))
     data = ImageSet(images, outcome.label)
     attacked = np.random.default_rng(1).random((24, 1, 8, 8), dtype=np.float32)
-    answers = StageEngines.from_file(file).answers(images, outcome.label)
-    flagged = run_sequential_test(
-        file.manifest.test.to_test(), answers.log_probabilities, answers.base_label
-    ).adversarial
-    np.testing.assert_array_equal(flagged, outcome.flagged)
+    test = file.manifest.to_test()
+    answers = StageEngines.from_file(file).answers(images, outcome.label).measured_by(test)
+    np.testing.assert_array_equal(run_sequential_test(test, answers.said).adversarial, outcome.flagged)
     figures = measure_detection(file, data, outcome.flagged, {"redrawn": attacked, "left alone": images})
     assert figures.false_alarms.value == outcome.flagged.mean() > 0
-    assert figures.false_alarms_base_right.count == (answers.base_label == outcome.label).sum()
+    assert figures.false_alarms_base_right.count == answers.right.sum()
     (row,) = figures.rows
     assert row.attack == "redrawn"
     assert 0 < row.at_5_percent.count <= figures.false_alarms_base_right.count

@@ -17,6 +17,7 @@ from s2ap_train.data import ImageSet
 from s2ap_train.purifier import Purification, UNet, hadamard_bank
 from s2ap_train.redteam.ablation.names import BARE, CONFIDENCE, FULL, JURY, PRUNED
 from s2ap_train.redteam.attacks.catalogue import chosen_attacks
+from s2ap_train.redteam.attacks.oblivious import FOR_A_LABEL
 from s2ap_train.redteam.evaluation import evaluate_file
 from s2ap_train.redteam.plan import Plan
 from s2ap_train.redteam.report.console import print_evaluation, to_json
@@ -101,9 +102,14 @@ def test_the_search_is_no_weaker_than_what_it_starts_from(evaluation):
     assert evaluation.worst_case.robust_accuracy <= 1.0 - max(success.values()) + 1e-9
 
 
-def test_parts_of_the_search_sum_to_what_it_broke(evaluation):
+def test_parts_of_the_search_sum_to_what_it_broke_and_what_it_turned(evaluation):
+    """Where what is flagged is corrected every image that was broken, or else turned, has a wrong label."""
     figures = evaluation.attacks[-1].defended
-    assert sum(figures.configuration["broken_by"].values()) == round(figures.attack_success * 24)
+    broken = figures.configuration["broken_by"]
+    assert figures.abstained == 0.0
+    assert sum(broken.values()) == round((1.0 - figures.label_accuracy) * 24)
+    won = sum(count for name, count in broken.items() if not name.startswith(FOR_A_LABEL))
+    assert 0 < won == round(figures.attack_success * 24) < sum(broken.values())
 
 
 def test_every_row_of_the_table_faces_what_was_found_for_the_others(evaluation):

@@ -39,30 +39,40 @@ def test_the_bare_target_is_the_classifier_on_the_image_as_it_is(targets, random
     assert (bare.members, bare.purifies, bare.path, bare.test) == (0, False, "none", None)
 
 
-def test_hidden_features_are_those_of_the_purified_image_by_every_path(targets, random_images):
+def test_hidden_features_are_those_of_the_classifier_behind_the_purifier_and_of_the_jurors_past_it(
+    targets, random_images
+):
+    """The answer is a mix and all three jurors see the image as it came."""
     defended, bare = targets
     x = torch.from_numpy(random_images[:8])
-    of_image = bare.features(x, "exact")
-    assert torch.equal(defended.features(x, "none"), of_image)
-    exact = defended.features(x, "exact")
-    assert not torch.allclose(exact, of_image)
+    of_image = bare.features[0](x, "exact")
+
+    def features(path):
+        return [way(x, path) for way in defended.features]
+
+    classifier, jurors = features("exact")
+    past, same = features("none")
+    assert torch.equal(past, of_image)
+    assert not torch.allclose(classifier, of_image)
+    assert torch.equal(jurors, same)
+    assert jurors.shape == (8, 3 * of_image.shape[1])
     for path in ("straight_through", "identity"):
-        torch.testing.assert_close(defended.features(x, path), exact, rtol=0, atol=1e-4)
+        torch.testing.assert_close(features(path), [classifier, jurors], rtol=0, atol=1e-4)
 
 
 def test_hidden_features_lead_gradients_back_through_the_purifier(targets, random_images):
-    defended, _ = targets
+    behind = targets[0].features[0]
     gradients = []
     for path in ("exact", "none"):
         x = torch.from_numpy(random_images[:4]).requires_grad_()
-        gradients.append(torch.autograd.grad(defended.features(x, path).sum(), x)[0])
+        gradients.append(torch.autograd.grad(behind(x, path).sum(), x)[0])
     assert gradients[0].flatten(1).abs().amax(1).min() > 0
     assert not torch.allclose(*gradients)
 
 
 def test_a_file_has_no_j_free_form_of_its_purifier(targets, random_images):
     with pytest.raises(ValueError, match="holds no J-free form of its purifier; attack it by another path"):
-        targets[0].features(torch.from_numpy(random_images[:1]), "surrogate")
+        targets[0].features[0](torch.from_numpy(random_images[:1]), "surrogate")
 
 
 def test_the_plan_fits_what_is_attacked(targets):

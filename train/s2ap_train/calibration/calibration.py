@@ -20,7 +20,7 @@ from s2ap_train.calibration.boundaries import (
     false_alarms,
 )
 from s2ap_train.calibration.correlation import member_correlation
-from s2ap_train.calibration.evidence import cross_fitted_evidence
+from s2ap_train.calibration.evidence import cross_fitted_evidence, fit_signals
 from s2ap_train.calibration.jury import Jury
 from s2ap_train.calibration.kinds import evidence_bins, kind_name, member_tables, rules, sequential_test
 from s2ap_train.calibration.ordering import gaining_members, greedy_order
@@ -96,6 +96,7 @@ def calibrate(
     held_out, right, fooled = (part.reorder(order) for part in (held_out, right, fooled))
     tables = member_tables(config, right, fooled).only_of(witnesses)
     test = sequential_test(config, fixed, tables, jury, jury.weights_in(order))
+    test = fit_signals(test, jury.signals, right, fooled)
     counted = counted_inputs(held_out, config.calibrate_on)
     if config.kind == "conformal":
         test = with_conformal_boundary(test, alarm_statistic(test, counted), config.alpha)

@@ -1,16 +1,27 @@
 """What one answer of one member says: bin edges and log-likelihood increments, fitted on clean and fooled inputs."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from s2ap_defend.sequential import NEAR_TIE, Evidence, member_scores
+from s2ap_defend.sequential import (
+    NEAR_TIE,
+    Evidence,
+    SequentialTest,
+    Signal,
+    SignalName,
+    member_scores,
+    signal_scores,
+)
 from s2ap_defend.types import Float32, Float64
 from s2ap_train.calibration.answers import Answers
 
 SMOOTHING = 0.5
 """Added to every count, so that a bin that no clean input of the sample fell into is not proof."""
+FEWEST_BINS = 6
+"""Of a signal, also where members only agree or disagree."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +56,43 @@ def fit_tables(clean: Answers, fooled: Answers, bins: int) -> MemberTables:
 
     Two bins are the votes 'agrees' and 'disagrees' (weighted members); more are bins of the surprise, -log p of the
     first answer, between quantiles of the pooled scores, clean and fooled weighing the same. Counts are smoothed by one
-    half. Each
-    increment is the log-likelihood ratio of its bin, non-decreasing in the score: neighbouring bins that would
-    contradict that are merged. A member that separates nothing gets zeros.
+    half. Each increment is the log-likelihood ratio of its bin, non-decreasing in the score: neighbouring bins that
+    would contradict that are merged. A member that separates nothing gets zeros.
     """
     evidence: Evidence = "margin" if bins == 2 else "surprise"
-    of_clean, of_fooled = (member_scores(evidence, part.said.members, part.first) for part in (clean, fooled))
-    edges = np.full((len(of_clean), bins - 1), NEAR_TIE, dtype=np.float32)
-    increments = np.empty((len(of_clean), bins))
-    for i, (negative, positive) in enumerate(zip(of_clean, of_fooled, strict=True)):
-        if bins > 2:
-            edges[i] = _pooled_quantiles(negative, positive, bins)
-        counts = [
-            np.bincount(np.searchsorted(edges[i], part, side="right"), minlength=bins) + SMOOTHING
-            for part in (negative, positive)
-        ]
-        increments[i] = np.log(increasing_ratio(counts[1] / counts[1].sum(), counts[0] / counts[0].sum()))
-    return MemberTables(evidence, edges, increments)
+    edge = None if bins > 2 else NEAR_TIE
+    scores = (member_scores(evidence, part.said.members, part.first) for part in (clean, fooled))
+    fitted = [_fitted(negative, positive, bins, edge) for negative, positive in zip(*scores, strict=True)]
+    return MemberTables(
+        evidence, np.stack([edges for edges, _ in fitted]), np.stack([increments for _, increments in fitted])
+    )
+
+
+def fit_signals(test: SequentialTest, names: Sequence[SignalName], clean: Answers, fooled: Answers) -> SequentialTest:
+    """The test with the tables of signals, fitted as those of a member with as many bins are.
+
+    Args:
+        test: Without signals; its members are in the answers' order.
+        names: The signals.
+        clean: Clean inputs whose first answer is right.
+        fooled: Attacked inputs whose first answer is wrong.
+    """
+    bins = max(test.increments.shape[1], FEWEST_BINS)
+    signals = []
+    for name in names:
+        negative, positive = (signal_scores(test, part.said, name) for part in (clean, fooled))
+        signals.append(Signal(name, *_fitted(negative, positive, bins)))
+    return replace(test, signals=tuple(signals))
+
+
+def _fitted(negative: Float32, positive: Float32, bins: int, edge: np.float32 | None = None) -> tuple[Float32, Float64]:
+    """(edges [bins - 1], increments [bins]) of one score on clean and fooled inputs; `edge`: all edges are this."""
+    edges = _pooled_quantiles(negative, positive, bins) if edge is None else np.full(bins - 1, edge, dtype=np.float32)
+    counts = [
+        np.bincount(np.searchsorted(edges, part, side="right"), minlength=bins) + SMOOTHING
+        for part in (negative, positive)
+    ]
+    return edges, np.log(increasing_ratio(counts[1] / counts[1].sum(), counts[0] / counts[0].sum()))
 
 
 def increasing_ratio(above: Float64, below: Float64) -> Float64:

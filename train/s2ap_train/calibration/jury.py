@@ -1,4 +1,4 @@
-"""Who answers: the jury that calibration of the sequential test takes as given."""
+"""Who answers, and what is read in the opening: what calibration of the sequential test takes as given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.sequential import Answer, SequentialTest, first_answers, voted_label
+from s2ap_defend.sequential import Answer, SequentialTest, SignalName, first_answers, voted_label
 from s2ap_defend.types import Float64, Int64
 from s2ap_train.calibration.answers import Answers
 
@@ -27,6 +27,7 @@ class Jury:
         jury_share: Of the mix.
         amplification: Of the mix.
         await_vote: Whether 'clean' waits for a settled vote; only for the answer 'robust'.
+        signals: Evidence that costs no member, counted with the opening.
 
     Raises:
         RecipeError: If the opening repeats a member, names one that is not there, or is empty where jurors answer.
@@ -38,6 +39,7 @@ class Jury:
     jury_share: float = 1.0
     amplification: float = 1.0
     await_vote: bool = False
+    signals: tuple[SignalName, ...] = ()
 
     def __post_init__(self) -> None:
         members = len(self.vote_weights)

@@ -123,12 +123,8 @@ class StageEngines:
 
     def ask(self, images: Float32) -> StageAnswers:
         """What every stage says of images, float32 [N, C, H, W] in [0, 1], N > 0, of the model's shape."""
-        parts = [self._ask(images[start : start + _ROWS]) for start in range(0, len(images), _ROWS)]
-        return StageAnswers(
-            classifier=np.concatenate([part.classifier for part in parts]),
-            members=np.concatenate([part.members for part in parts], axis=1),
-            on_raw=_joined([part.on_raw for part in parts]),
-            reconstruction_error=_joined([part.reconstruction_error for part in parts]),
+        return StageAnswers.concatenate(
+            [self._ask(images[start : start + _ROWS]) for start in range(0, len(images), _ROWS)]
         )
 
     def answers(self, images: Float32, labels: Int64 | None, *, image: Int64 | None = None) -> Answers:
@@ -180,11 +176,6 @@ class StageEngines:
         nobody = np.empty((0, *classifier.shape), dtype=np.float32)
         on_raw = said(self._classifier, images) if self._purify == "suspicious" else None
         return StageAnswers(classifier, np.stack(asked) if asked else nobody, on_raw, error)
-
-
-def _joined(parts: Sequence[Float32 | None]) -> Float32 | None:
-    found = [part for part in parts if part is not None]
-    return np.concatenate(found) if found else None
 
 
 def _best(engine: OnnxRuntimeEngine, image: Float32, output: str = "log_probabilities") -> float:

@@ -17,7 +17,9 @@ from s2ap_train.attacks.catalogue import ATTACKS
 from s2ap_train.attacks.joint import joint_network, jury_network
 from s2ap_train.attacks.pgd import pgd
 from s2ap_train.attacks.right_images import Classifier
-from s2ap_train.data import ImageSet
+from s2ap_train.data import ImageSet, Splits
+from s2ap_train.hardening.train import Components
+from s2ap_train.recipe import Recipe
 
 EPS_FACTORS = (0.5, 1.0, 1.5)
 STEPS = 10
@@ -31,6 +33,7 @@ __all__ = [
     "as_copies",
     "attacked_alone",
     "attacked_fitting_images",
+    "attacked_for",
     "attacked_jury",
     "attacked_together",
     "copied_image",
@@ -64,6 +67,19 @@ def attacked_fitting_images(
         *attacked_jury(jurors, data, eps=eps, seed=seed),
     ]
     return as_copies(attacked, data)
+
+
+def attacked_for(recipe: Recipe, components: Components, splits: Splits) -> ImageSet:
+    """`attacked_fitting_images` of a recipe's networks."""
+    pairs = zip(components.members, components.roles, strict=True)
+    return attacked_fitting_images(
+        components.classifier(recipe.classifier).model,
+        [member.model for member in components.members],
+        [member.model for member, role in pairs if role == "juror"],
+        splits.fit,
+        eps=recipe.eps,
+        seed=recipe.seed,
+    )
 
 
 def as_copies(attacked: Sequence[Float32], data: ImageSet) -> ImageSet:

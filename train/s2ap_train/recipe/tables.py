@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from s2ap_defend.decision_record import Purify, Sees
-from s2ap_defend.sequential import Answer
+from s2ap_defend.decision_record import Amplification, Purify, Sees
+from s2ap_defend.sequential import Answer, SignalName
 from s2ap_train.settings import Table
 
 __all__ = ["DecisionGrid", "DecisionRecipe", "EvaluationSettings", "ExportSettings", "MeasureSettings"]
@@ -21,30 +21,35 @@ class DecisionRecipe(Table):
         answer: Who gives the label of an input that is not flagged: 'robust' the jury, 'mixed' classifier and jury
             together, 'accurate' the classifier.
         jury_share: Weight of the jury in the mix, of 1 in all.
-        amplification: Power of the jury's mean probability in the mix.
+        amplification: Power of the jury's mean probability in the mix, a multiple of 1/2, at most 16.
         juror_weight: Vote weight of every juror but the first, the pruned classifier, whose vote weighs 1.
         jurors_see: The image that jurors see.
         sensors_see: The image that sensors see.
         purify: Which images are purified.
         opening: Jurors that every input is asked before anything is decided, the pruned classifier first.
         await_vote: Whether, under 'robust', 'clean' waits until no vote that is left can change the label.
+        signals: Evidence that costs no member: 'jury margin', 'classifier surprise', 'reconstruction error'.
         label_cost: Label accuracy that a mix may lose against the jury, both attacked.
     """
 
     answer: Answer = "mixed"
     jury_share: Annotated[float, Field(ge=0, le=1)] = 0.8
-    amplification: Annotated[float, Field(gt=0)] = 3.0
+    amplification: Amplification = 3.0
     juror_weight: Weight = 1.0
     jurors_see: Sees = "raw"
     sensors_see: Sees = "purified"
     purify: Purify = "always"
     opening: Annotated[int, Field(ge=1)] = 2
     await_vote: bool = True
+    signals: tuple[SignalName, ...] = ()
     label_cost: Annotated[float, Field(ge=0, le=1)] = 0.01
 
 
 class DecisionGrid(Table):
     """Which decisions are compared under attack before one is exported, and how hard they are attacked.
+
+    First who answers: every answer with every weight of the jurors. Then, one after another, everything else that is
+    listed: each value is tried in place of the recipe's own, and stays if it is better.
 
     Attributes:
         samples: Images of the fitting split; fewer where there are not as many.
@@ -53,6 +58,11 @@ class DecisionGrid(Table):
         juror_weights: Vote weights of the jurors but the first; every other choice is tried with each.
         jury_shares: Of the mixes that are tried.
         amplifications: Of the mixes; every pair is one.
+        opening: Jurors that every input is asked.
+        jurors_see: The image that jurors see.
+        sensors_see: The image that sensors see.
+        purify: Which images are purified.
+        signals: Evidence that costs no member.
     """
 
     samples: Annotated[int, Field(ge=10)] = 200
@@ -60,7 +70,12 @@ class DecisionGrid(Table):
     targets: Annotated[int, Field(ge=1)] = 2
     juror_weights: Annotated[tuple[Weight, ...], Field(min_length=1)] = (0.25, 1.0)
     jury_shares: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.6, 0.8, 0.9, 1.0)
-    amplifications: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0, 3.0)
+    amplifications: Annotated[tuple[Amplification, ...], Field(min_length=1)] = (1.0, 3.0)
+    opening: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4)
+    jurors_see: tuple[Sees, ...] = ("raw", "purified")
+    sensors_see: tuple[Sees, ...] = ("purified", "raw")
+    purify: tuple[Purify, ...] = ("always", "suspicious", "off")
+    signals: tuple[tuple[SignalName, ...], ...] = ((), ("jury margin",), ("jury margin", "classifier surprise"))
 
 
 class EvaluationSettings(Table):

@@ -24,12 +24,9 @@ from s2ap_train.adaptive.search import (
 from s2ap_train.adaptive.systems import BareSystem, DefendedSystem, System
 from s2ap_train.purifier.gradient_path import GradientPath
 from s2ap_train.twin import Twin
-from s2ap_train.twin.answer_features import answer_features
+from s2ap_train.twin.answer_features import Features, answer_features
 
-__all__ = ["AttackPlan", "Features", "Target", "bare_target", "defended_target", "open_targets", "opened"]
-
-Features = Callable[[Tensor, GradientPath], Tensor]
-"""Images [N, C, H, W] and the gradient's path through the purifier -> hidden features of what answers [N, D]."""
+__all__ = ["AttackPlan", "Target", "bare_target", "defended_target", "open_targets", "opened"]
 
 AttackPlan = Callable[[AdaptiveBudget], list[Descent]]
 """The descents of an attacker that knows everything of a system, for a budget."""
@@ -48,7 +45,8 @@ class Target:
         test: The sequential test; None: the system never flags.
         members: Members that `view` answers for, in the order in which they are asked.
         purifies: Whether there is a purifier, so that the path of a gradient matters.
-        features: Hidden features of the networks that give the answer; None: not to be had.
+        features: Hidden features of the networks that give the answer, those on each way of the gradient by
+            themselves; empty: not to be had.
         plan: Descents through `view` that fit the system; by default those of a bare classifier, whatever `test` is.
     """
 
@@ -59,7 +57,7 @@ class Target:
     test: SequentialTest | None = None
     members: int = 0
     purifies: bool = False
-    features: Features | None = None
+    features: tuple[Features, ...] = ()
     plan: AttackPlan = bare_plan
 
     @property
@@ -127,5 +125,5 @@ def bare_target(file: ModelFile, twin: Twin) -> Target:
         system=BareSystem(file, threads=1),
         view=bare_view(twin),
         classify=twin.classify,
-        features=lambda images, path: twin.features(images),  # noqa: ARG005
+        features=(lambda images, path: twin.features(images),),  # noqa: ARG005
     )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import nn
@@ -15,7 +16,7 @@ __all__ = ["fingerprint", "weights_digest"]
 
 
 def fingerprint(settings: object) -> str:
-    """SHA-256 over settings: JSON values, dataclasses, pydantic models, and tuples of them."""
+    """SHA-256 over settings: JSON values, arrays, dataclasses, pydantic models, and tuples of them."""
     return hashlib.sha256(json.dumps(settings, default=_plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -36,4 +37,6 @@ def _plain(value: object) -> object:
         return value.model_dump(mode="json")
     if is_dataclass(value) and not isinstance(value, type):
         return {one.name: getattr(value, one.name) for one in fields(value)}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     raise TypeError(f"{type(value).__name__} has no fingerprint")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from onnx import ModelProto
 
-from s2ap_defend.decision_record import DecisionDescription
+from s2ap_defend.decision_record import DecisionDescription, Frontier
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile
@@ -33,7 +33,8 @@ class Answering:
 def answered_by(manifest: Manifest, answer: Answer | None) -> Answering:
     """The decision of a file whose answer is given by somebody else.
 
-    The numbers of the mix are those of the row with that answer in the file's frontier, or the file's own. Under
+    The numbers of the mix are those of the best row with that answer in the file's frontier whose networks are wired
+    as the file's, or the file's own. Under
     'robust' the verdict 'clean' waits for a settled vote, as nothing else says that a part of the jury is enough.
 
     Args:
@@ -53,7 +54,7 @@ def answered_by(manifest: Manifest, answer: Answer | None) -> Answering:
         )
     update: dict[str, object] = {"answer": answer}
     frontier = decision.frontier
-    rows = [] if frontier is None else [i for i, row in enumerate(frontier.rows) if row.answer == answer]
+    rows = [] if frontier is None else _wired_alike(frontier, answer)
     if frontier is not None and rows:
         best = max(rows, key=lambda i: (frontier.rows[i].label_accuracy, frontier.rows[i].clean_accuracy))
         row = frontier.rows[best]
@@ -90,3 +91,9 @@ def composed(file: ModelFile, test: SequentialTest) -> ModelProto:
         sees=[member.sees for member in members],
         purify=file.manifest.decision.purify,
     )
+
+
+def _wired_alike(frontier: Frontier, answer: Answer) -> list[int]:
+    """Rows with an answer that differ from the file in nothing else."""
+    wiring = frontier.rows[frontier.chosen].wiring
+    return [i for i, row in enumerate(frontier.rows) if row.answer == answer and row.wiring == wiring]

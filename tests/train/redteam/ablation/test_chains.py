@@ -135,5 +135,7 @@ def test_a_network_is_broken_just_where_its_margin_is_smaller_than_eps_times_the
     np.testing.assert_array_equal(broken[clear], needed[clear] < eps)
     assert 0.3 < broken.mean() < 0.7
     np.testing.assert_allclose(
-        target.features(torch.from_numpy(images), "exact"), images.reshape(40, 16), err_msg="what the last layer reads"
+        target.features[0](torch.from_numpy(images), "exact"),
+        images.reshape(40, 16),
+        err_msg="what the last layer reads",
     )

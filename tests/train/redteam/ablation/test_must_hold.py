@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from s2ap_train.redteam.ablation.compute import StageFlops
+from s2ap_train.calibration.flops import StageFlops
 from s2ap_train.redteam.ablation.must_hold import must_hold
 from s2ap_train.redteam.ablation.names import CONFIDENCE, PRUNED
 from s2ap_train.redteam.rows import Comparison, Requirement

@@ -12,10 +12,11 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.sequential import SequentialTest, StageAnswers
+from s2ap_train.calibration.flops import StageFlops, clean_flops
 from s2ap_train.models import SmallCNN, create
 from s2ap_train.models.cost import flops
 from s2ap_train.recipe import load_recipe
-from s2ap_train.redteam.ablation.compute import StageFlops, clean_flops, file_flops
+from s2ap_train.redteam.ablation.compute import file_flops
 from s2ap_train.redteam.ablation.wider import defence_flops, wider_classifier, wider_network
 from s2ap_train.storage.parts import PartStore
 

@@ -5,7 +5,7 @@ import pytest
 from tests.train.linear_defence import FIRST, INF, REACH, agreement_test, defence, images_with, linear, run, task
 
 from s2ap_train.adaptive.goals import reached
-from s2ap_train.redteam.attacks.oblivious import SEARCH
+from s2ap_train.redteam.attacks.oblivious import FOR_A_LABEL, SEARCH
 from s2ap_train.redteam.attacks.white_box_search import SKIPPED
 
 SURE = linear(0 * FIRST, 3.0)  # class 1 whatever the image
@@ -77,4 +77,4 @@ def test_the_search_turns_labels_of_what_it_cannot_get_past_the_alarm():
     outcome = target.system(found.images, DATA.labels)
     assert not outcome.success.any()
     assert outcome.right(DATA.labels).tolist() == (SHARES > 1).tolist()
-    assert sum(count for name, count in found.notes["broken_by"].items() if name.startswith("label: ")) == 2
+    assert sum(count for name, count in found.notes["broken_by"].items() if name.startswith(FOR_A_LABEL)) == 2

@@ -11,20 +11,22 @@ from s2ap_train.redteam.checks.binarisation import _readout, binarisation, binar
 TASK = Task(DATA, EPS, 0.0, 0, 3, BUDGET)
 
 
-def noted(planted, found, at_random=0):
-    return {"features": True, "planted": planted, "found": found, "found_at_random": at_random}
+def noted(*ways):
+    """Of each way of the gradient: planted, found, and, where any was, found at random."""
+    counts = zip(*((*way, 0)[:3] for way in ways), strict=True)
+    return dict(zip(("planted", "found", "found_at_random"), map(list, counts), strict=True))
 
 
 def test_the_planted_image_is_found_where_features_are_linear_and_never_by_chance():
     found = binarisation(honest(), TASK, 12)
-    assert found.notes == noted(12, 12)
+    assert found.notes == noted((12, 12))
     assert np.abs(found.images.astype(np.float64) - DATA.images).max() <= EPS + 1e-6
     np.testing.assert_array_equal(found.images[12:], DATA.images[12:])
 
 
 @pytest.mark.parametrize("make", [detached, lambda: rounding(255)])
 def test_the_planted_image_is_not_found_where_no_gradient_leads_to_it(make):
-    assert binarisation(make(), TASK, 12).notes == noted(12, 0)
+    assert binarisation(make(), TASK, 12).notes == noted((12, 0))
 
 
 def test_it_is_the_exact_path_that_is_tested():
@@ -34,9 +36,9 @@ def test_it_is_the_exact_path_that_is_tested():
 
     def features(images, path):
         asked.add(path)
-        return target.features(images, path)
+        return target.features[0](images, path)
 
-    binarisation(replace(target, features=features), TASK, 4)
+    binarisation(replace(target, features=(features,)), TASK, 4)
     assert asked == {"exact"}
 
 
@@ -57,14 +59,14 @@ def test_what_no_readout_can_separate_is_not_planted():
 
 
 def test_features_that_do_not_depend_on_the_image_leave_nothing_to_judge():
-    blind = replace(honest(), features=lambda images, path: torch.ones(len(images), 8))  # noqa: ARG005
+    blind = replace(honest(), features=(lambda images, path: torch.ones(len(images), 8),))  # noqa: ARG005
     notes = binarisation(blind, TASK, 4).notes
-    assert notes == noted(0, 0)
+    assert notes == noted((0, 0))
     assert binarisation_check(notes).passed is None
 
 
 def test_without_features_it_is_not_judged():
-    notes = binarisation(replace(honest(), features=None), TASK, 4).notes
+    notes = binarisation(replace(honest(), features=()), TASK, 4).notes
     check = binarisation_check(notes)
     assert (check.passed, check.found) == (None, {})
     assert "no hidden features" in check.meaning
@@ -90,6 +92,29 @@ def test_it_is_reproduced_by_the_seed():
     ],
 )
 def test_significantly_fewer_than_nineteen_of_twenty_fail(planted, found, at_random, passed):
-    check = binarisation_check(noted(planted, found, at_random))
+    check = binarisation_check(noted((planted, found, at_random)))
     assert check.passed is passed
     assert check.masking
+
+
+def test_a_way_without_a_gradient_is_not_hidden_by_another_that_has_one():
+    """Side by side the planted images are found by the features past the step that detaches; each way has its own."""
+    (past,), (behind,) = honest().features, detached().features
+    both = replace(honest(), features=(behind, past))
+    notes = binarisation(both, TASK, 12).notes
+    assert notes == noted((12, 0), (12, 12))
+    assert binarisation_check(notes).passed is False
+    joined = replace(both, features=(lambda *given: torch.cat([behind(*given), past(*given)], dim=1),))
+    assert binarisation_check(binarisation(joined, TASK, 12).notes).passed
+
+
+@pytest.mark.parametrize(
+    ("other", "passed"),
+    [((30, 30), True), ((30, 24), False), ((9, 9), None)],  # .0033 is below .01 / 2, too
+)
+def test_the_worst_of_two_ways_counts(other, passed):
+    for notes in (noted((30, 30), other), noted(other, (30, 30))):
+        check = binarisation_check(notes)
+        assert check.passed is passed
+        assert check.found["found"] == other[1]
+    assert binarisation_check(noted((9, 9), (30, 0))).passed is False

@@ -161,6 +161,17 @@ def test_what_the_search_added_to_all_other_attacks_is_said():
     assert "starts from all others" not in printed(made_evaluation(attacks=(attack("apgd-ce", 3),)))
 
 
+def test_labels_that_the_search_turned_are_no_images_that_it_alone_broke():
+    found = {"clean image": 1, "other attack": 7, "agreement, exact": 2}
+    found |= {"label: clean image": 3, "label: other attack": 4, "label: jury, none": 1, "label: answer, none": 0}
+    row = attack("unrolled-pgd", 10)
+    row = replace(row, defended=replace(row.defended, configuration={"broken_by": found}))
+    assert (
+        "2 images that nothing else broke; agreement, exact: 2. For a label of what is left, then: 3 images wrong "
+        "without an attack, 4 images turned by others, 1 image that nothing else turned; jury, none: 1."
+    ) in said(printed(made_evaluation(attacks=(row,))))
+
+
 def test_an_attack_that_was_not_run_on_all_images_is_marked_and_counted():
     evaluation = made_evaluation(attacks=(attack("apgd-ce", 3), attack("apgd-dlr", 3, samples=60)))
     text = printed(evaluation)

@@ -1,43 +1,42 @@
-"""Choosing who answers: every candidate is attacked for a wrong answer, and faces what was found for all of them."""
+"""Choosing the decision: every candidate is calibrated, attacked, and faces what was found for all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
+from s2ap_defend.decision_record import Frontier, Purify, Sees
+from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
-from s2ap_defend.sequential import StageAnswers
-from s2ap_defend.types import Float32
 from s2ap_train.adaptive.budget import AdaptiveBudget
-from s2ap_train.adaptive.purified import variant_view
-from s2ap_train.adaptive.views import View
-from s2ap_train.attacks.right_images import BATCH
-from s2ap_train.calibration import Jury
+from s2ap_train.adaptive.goals import Goal
+from s2ap_train.calibration import Answers, Calibration, Jury, calibrate
+from s2ap_train.calibration.every_answer import EveryAnswer
+from s2ap_train.calibration.flops import StageFlops
 from s2ap_train.compute.threads import one_thread
-from s2ap_train.data import Splits
-from s2ap_train.hardening.decision_choice.attack import Attacked, attack_answer, attack_in_words
-from s2ap_train.hardening.decision_choice.frontier import Measured, chosen_mix, measure
+from s2ap_train.data import ImageSet, Splits
+from s2ap_train.hardening.decision_choice.defence import Attacked, Decided, Networks, attack_decision
+from s2ap_train.hardening.decision_choice.frontier import Measured, frontier_row, measure
+from s2ap_train.hardening.decision_choice.rules import STEPS, answers, better, chosen_answer, said_of, variants
 from s2ap_train.hardening.decision_choice.wiring import wiring
+from s2ap_train.hardening.fitting_attacks import attacked_for, copied_image
 from s2ap_train.hardening.train import Components
 from s2ap_train.jobs import Found, ResumableJob, Store, Workers, run_resumable
-from s2ap_train.models import fold_batch_norm
-from s2ap_train.purifier import hadamard_bank
-from s2ap_train.purifier.variants import off, purification
+from s2ap_train.purifier.sizes import pass_flops
 from s2ap_train.recipe import Recipe
 from s2ap_train.recipe.purifier_grid import settings_of
-from s2ap_train.recipe.tables import DecisionGrid, DecisionRecipe
-from s2ap_train.storage.fingerprint import fingerprint, weights_digest
+from s2ap_train.recipe.tables import DecisionRecipe
+from s2ap_train.storage.fingerprint import fingerprint
 
-__all__ = ["FOLDER", "ChosenDecision", "candidates", "choose_decision"]
+__all__ = ["FOLDER", "ChosenDecision", "choose_decision"]
 
 FOLDER = "decision-choice"
 """Where, in the work folder, finished attacks are stored."""
-ATTACK_VERSION = 1
+ATTACK_VERSION = 2
 """Raise it with every change of what an attack does."""
 
 
@@ -47,30 +46,13 @@ class ChosenDecision:
 
     Attributes:
         decision: Its settings.
-        reason: Why, in a sentence.
-        compared: Every candidate.
-        attacked: Images that were found for the first juror alone, then for each of them [N, C, H, W].
-        attack: What the attacker did, in words.
+        frontier: Every decision that was compared, for the manifest.
+        fitting: Attacked images that evidence is fitted on, of `attacked_fitting_images`.
     """
 
     decision: DecisionRecipe
-    reason: str
-    compared: tuple[DecisionRecipe, ...]
-    attacked: tuple[Float32, ...]
-    attack: str
-
-
-def candidates(decision: DecisionRecipe, grid: DecisionGrid) -> tuple[DecisionRecipe, ...]:
-    """The jury and every mix of the grid, with each weight of the jurors, the recipe's own, and the classifier."""
-    mixes: list[dict[str, Any]] = [
-        {"answer": "mixed", "jury_share": share, "amplification": power}
-        for share in grid.jury_shares
-        for power in grid.amplifications
-    ]
-    answers: list[dict[str, Any]] = [{"answer": "robust"}, *mixes]
-    tried = [one | {"juror_weight": weight} for weight in grid.juror_weights for one in answers]
-    tried += [{}, {"answer": "accurate"}]
-    return tuple(dict.fromkeys(decision.model_copy(update=one) for one in tried))
+    frontier: Frontier
+    fitting: ImageSet
 
 
 def choose_decision(
@@ -82,12 +64,10 @@ def choose_decision(
     *,
     workers: Workers = None,
 ) -> ChosenDecision:
-    """Attack every candidate, and the first juror alone, and take one.
-
-    The recipe says who answers; of juries the one that keeps most labels is taken, of mixes that of `chosen_mix`.
+    """Attack every candidate, and the first juror alone, and take one: who answers first, then the rest step by step.
 
     Args:
-        recipe: Its `decision` says who shall answer, `decision_choice` what is compared.
+        recipe: Its `decision` says who shall answer and where the search begins, `decision_choice` what is compared.
         components: The trained networks.
         splits: The data; images of the fitting split are attacked.
         work_dir: Finished attacks are stored in it.
@@ -95,102 +75,168 @@ def choose_decision(
         workers: Processes; None takes one a core.
 
     Raises:
-        RecipeError: If there are fewer jurors than open, or a process was killed.
+        RecipeError: If there are fewer jurors than open, the test cannot be calibrated, or a process was killed.
     """
+    wiring(recipe.decision, components.roles)  # before anything is attacked
+    search = _Search.of(recipe, components, splits, work_dir, reporter, workers)
+    compared = search.attack(answers(recipe.decision, recipe.decision_choice), "wrong label", first_juror=True)
+    index, reason = chosen_answer(recipe.decision, [search.measured(one) for one in compared])
+    taken, reasons = compared[index], [reason]
+    search.attack([taken], "mislead")
+    for step in STEPS:
+        if step == "purify" and recipe.purifier.off:
+            continue
+        others = variants(taken, recipe.decision_choice, step, jurors=components.roles.count("juror"))
+        for goal in ("wrong label", "mislead"):
+            search.attack(others, goal)
+        compared = (*compared, *others)
+        for one in others:
+            new, old = search.measured(one), search.measured(taken)
+            if better(new, old):
+                taken = one
+                reasons.append(said_of(step, new, old))
+    rows = tuple(frontier_row(search.measured(one)) for one in compared)
     grid = recipe.decision_choice
-    data = splits.fit.subset(slice(0, grid.samples))
-    budget = AdaptiveBudget(steps=grid.steps, cheap_steps=grid.steps, restarts=1, targets=grid.targets, thorough=False)
-    work = Attacked(data, recipe.eps, budget, recipe.seed)
-    tried = candidates(recipe.decision, grid)
-    networks = _Networks.of(recipe, components)
-    key = (ATTACK_VERSION, networks.digest, splits.sha256("fit"), len(data), recipe.eps, recipe.seed, budget)
-    wired = [wiring(one, components.roles) for one in tried]
-    alone = Jury((1.0, *(0.0 for _ in components.roles[1:])), (0,), "robust")
-    jobs = [
-        ResumableJob(
-            name=name,
-            function=_attacked,
-            arguments=lambda _, jury=jury, sees=sees: (networks, sees, jury, work),  # type: ignore[misc]
-            decides=(fingerprint(recipe.purifier), sees, fingerprint(jury)),
-        )
-        for name, (sees, jury) in [
-            ("the first juror alone", (wired[0][0], alone)),
-            *((f"{one.answer} {number}", wired[number]) for number, one in enumerate(tried)),
-        ]
-    ]
-    with one_thread():
-        store = Store(work_dir / FOLDER, key)
-        done = run_resumable(jobs, store, reporter, title="decisions under attack", workers=workers)
-        found = tuple(done[job.name].images for job in jobs)
-        view = networks.view(wired[0][0])
-        said = [_ask(view, images) for images in (data.images, *found)]
-    measured = [
-        measure(one, jury.unflagged(), said[0], said[1:], data.labels)
-        for one, (_, jury) in zip(tried, wired, strict=True)
-    ]
-    decision, reason = _taken(recipe.decision, measured)
-    return ChosenDecision(decision, reason, tried, found, attack_in_words(budget))
+    return ChosenDecision(
+        decision=taken,
+        frontier=Frontier(
+            split="fit",
+            samples=len(search.work.data),
+            eps=recipe.eps,
+            seed=recipe.seed,
+            attack=(
+                "Auto-PGD for a wrong answer of each choice, flagged or not, and of those beside the last choice of an "
+                f"answer for one that is not flagged, too; through the purifier and past it, towards {grid.targets} "
+                f"wrong labels, {grid.steps} steps each; what was found for one choice is tried on all"
+            ),
+            label_cost=recipe.decision.label_cost,
+            robust_classifier=search.first_juror(),
+            chosen=compared.index(taken),
+            reason=" ".join(reasons),
+            rows=rows,
+        ),
+        fitting=search.fitting,
+    )
 
 
-def _taken(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple[DecisionRecipe, str]:
-    """Of juries the one that keeps most labels; of mixes the most accurate one within the label cost of that jury."""
-    juries = [one for one in measured if one.decision.answer == "robust"]
-    jury = max(juries, key=lambda one: (one.label_right.mean(), one.clean_right.mean()))
-    if wanted.answer == "robust":
-        return jury.decision, (
-            f"Of {len(juries)} juries this one keeps the most labels under attack, {jury.label_right.mean():.1%}, with "
-            f"{jury.clean_right.mean():.1%} right without attack."
-        )
-    if wanted.answer == "accurate":
-        return wanted, "The recipe says so: the classifier answers what is not flagged."
-    mixes = [one for one in measured if one.decision.answer == "mixed"]
-    index, why = chosen_mix(jury, mixes, label_cost=wanted.label_cost)
-    return (jury if index is None else mixes[index]).decision, why
-
-
-@dataclass(frozen=True)
-class _Networks:
-    """Purifier, classifier and members as torch functions; they travel to other processes as a pickle."""
+@dataclass
+class _Search:
+    """The attacks so far; `said` grows with every one, and whoever is measured faces all."""
 
     recipe: Recipe
-    networks: tuple[torch.nn.Module, ...]
-    image_shape: tuple[int, int, int]
+    components: Components
+    networks: Networks
+    work: Attacked
+    fitting: ImageSet
+    fits: tuple[tuple[EveryAnswer, ImageSet], ...]  # clean, attacked and held out, for calibration
+    jobs: partial[dict[str, Found]]
+    clean: EveryAnswer
+    said: list[EveryAnswer] = field(default_factory=list)
+    calibrated: dict[DecisionRecipe, Decided] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, recipe: Recipe, components: Components) -> _Networks:
-        named = (components.classifier(recipe.classifier), *components.members)
-        folded = [fold_batch_norm(one.model).requires_grad_(False) for one in named]
-        score = components.score_model.requires_grad_(False)
-        return cls(recipe, (*folded, score), named[0].model.image_shape)
+    def of(
+        cls,
+        recipe: Recipe,
+        components: Components,
+        splits: Splits,
+        work_dir: Path,
+        reporter: Reporter,
+        workers: Workers,
+    ) -> _Search:
+        grid = recipe.decision_choice
+        budget = AdaptiveBudget(
+            steps=grid.steps, cheap_steps=grid.steps, restarts=1, targets=grid.targets, thorough=False
+        )
+        data = splits.fit.subset(slice(0, grid.samples))
+        networks = Networks.of(recipe, components)
+        key = (ATTACK_VERSION, networks.digest, splits.sha256("fit"), len(data), recipe.eps, recipe.seed, budget)
+        with one_thread():  # two threads in such small operators are many times slower where others compute, too
+            fitting = attacked_for(recipe, components, splits)
+            fits = tuple((networks.ask(one.images), one) for one in (splits.fit, fitting, splits.calibration))
+            clean = networks.ask(data.images)
+        return cls(
+            recipe=recipe,
+            components=components,
+            networks=networks,
+            work=Attacked(data, recipe.eps, budget, recipe.seed),
+            fitting=fitting,
+            fits=fits,
+            jobs=partial(
+                run_resumable,
+                store=Store(work_dir / FOLDER, key),
+                reporter=reporter,
+                title="decisions under attack",
+                workers=workers,
+            ),
+            clean=clean,
+        )
 
-    @property
-    def digest(self) -> str:
-        return weights_digest(list(self.networks))
+    def attack(
+        self, decisions: Sequence[DecisionRecipe], goal: Goal, *, first_juror: bool = False
+    ) -> tuple[DecisionRecipe, ...]:
+        """Attack decisions, and the first juror alone, and remember what is found."""
+        against = [self.decided(one) for one in decisions]
+        if first_juror:
+            against = [self._alone(), *against]
+        jobs = [
+            ResumableJob(
+                name=f"{goal} {number}",
+                function=attack_decision,
+                arguments=lambda _, one=one: (one, self.work, goal),  # type: ignore[misc]
+                decides=fingerprint((self.recipe.purifier, one.sees, one.purify, one.order, one.test, goal)),
+            )
+            for number, one in enumerate(against)
+        ]
+        if jobs:
+            done = self.jobs(jobs)
+            with one_thread():
+                self.said += [self.networks.ask(done[job.name].images) for job in jobs]
+        return tuple(decisions)
 
-    def view(self, sees: Sequence[str]) -> View:
-        """What the attacker differentiates; members as they were trained."""
-        classifier, *members, score = self.networks
-        config = self.recipe.purifier
-        variant = off()
-        if not config.off and self.recipe.decision.purify != "off":
-            bank = hadamard_bank(config.bank_size, self.image_shape, config.bank_seed)
-            variant = purification(settings_of(config).in_words, score, bank, config)
-        return variant_view(variant, classifier, members, sees=sees)  # type: ignore[arg-type]
+    def decided(self, decision: DecisionRecipe) -> Decided:
+        """A decision, calibrated on what the networks say."""
+        if decision not in self.calibrated:
+            sees, jury = wiring(decision, self.components.roles)
+            made = self._calibrated(sees, decision.purify, jury)
+            self.calibrated[decision] = Decided(self.networks, made.test, made.order, sees, decision.purify)
+        return self.calibrated[decision]
 
+    def measured(self, decision: DecisionRecipe) -> Measured:
+        """What a decision makes of everything that was found."""
+        one, recipe = self.decided(decision), self.recipe
+        passes = settings_of(recipe.purifier).passes * pass_flops(self.networks.score_model, self.networks.image_shape)
+        flops = StageFlops(
+            purifier=0 if recipe.purifier.off or decision.purify == "off" else round(passes),
+            classifier=round(self.components.classifier(recipe.classifier).flops),
+            members=np.array([round(member.flops) for member in self.components.members], dtype=np.int64)[one.order],
+        )
+        clean, *attacked = (one.answers(said) for said in (self.clean, *self.said))
+        return measure(decision, one.test, clean, attacked, self.work.data.labels, flops)
 
-def _attacked(networks: _Networks, sees: Sequence[str], jury: Jury, work: Attacked) -> Found:
-    """The attack on one candidate; also run in other processes."""
-    with one_thread():
-        return Found(attack_answer(jury, networks.view(sees), work, []))
+    def first_juror(self) -> tuple[float, float]:
+        """Clean accuracy of the first juror alone, and its label accuracy under all that was found."""
+        right = [said.raw.members[0].argmax(axis=1) == self.work.data.labels for said in (self.clean, *self.said)]
+        return float(right[0].mean()), float(np.all(right, axis=0).mean())
 
+    def _alone(self) -> Decided:
+        n = len(self.components.members)
+        raw: tuple[Sees, ...] = tuple("raw" for _ in range(n))
+        test = Jury((1.0, *(0.0,) * (n - 1)), (0,), "robust").unflagged()
+        return Decided(self.networks, test, np.arange(n, dtype=np.int64), raw, "off")
 
-def _ask(view: View, images: Float32) -> StageAnswers:
-    """What the networks say of images, members as they were trained."""
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(images), BATCH):
-            c, m = view(torch.from_numpy(images[start : start + BATCH]), "exact", None)
-            if m is None:  # our own bug
-                raise ValueError("a decision without members")
-            parts.append((c.numpy(), m.numpy()))
-    return StageAnswers(np.concatenate([c for c, _ in parts]), np.concatenate([m for _, m in parts], axis=1))
+    def _calibrated(self, sees: Sequence[Sees], purify: Purify, jury: Jury) -> Calibration:
+        (clean, fit), (attacked, copies), (held_out, calibration) = self.fits
+        images = copied_image(copies, fit)
+        detection = self.recipe.detection
+        try:
+            return calibrate(
+                Answers(clean.wired(sees, purify), fit.labels, fit.labels),
+                Answers(attacked.wired(sees, purify), copies.labels, copies.labels, images),
+                Answers(held_out.wired(sees, purify), calibration.labels, calibration.labels),
+                detection,
+                jury,
+                costs=None if detection.cost == "members" else [float(one.flops) for one in self.components.members],
+            )
+        except RecipeError as error:
+            raise RecipeError(f"recipe {self.recipe.name}: {error}") from error

@@ -36,5 +36,6 @@ def wiring(decision: DecisionRecipe, roles: Sequence[Role]) -> tuple[tuple[Sees,
         jury_share=decision.jury_share,
         amplification=decision.amplification,
         await_vote=decision.await_vote and decision.answer == "robust",
+        signals=decision.signals,
     )
     return tuple(decision.jurors_see if role == "juror" else decision.sensors_see for role in roles), jury

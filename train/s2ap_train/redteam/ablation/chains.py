@@ -15,14 +15,15 @@ from torch import Tensor
 
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import SequentialTest, StageAnswers, run_sequential_test
-from s2ap_defend.types import Float32, Int64, Verdicts
+from s2ap_defend.sequential import SequentialTest, run_sequential_test
+from s2ap_defend.types import Float32, Int64
 from s2ap_train.adaptive.confidence import ConfidenceSystem, confidence_plan
 from s2ap_train.adaptive.search import bare_plan, defended_plan
-from s2ap_train.adaptive.systems import judge, never_flagged
+from s2ap_train.adaptive.systems import judge, never_flagged, stage_verdicts
+from s2ap_train.calibration.flops import StageFlops, clean_flops
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.purifier.gradient_path import GradientPath
-from s2ap_train.redteam.ablation.compute import StageFlops, clean_flops, file_flops
+from s2ap_train.redteam.ablation.compute import file_flops
 from s2ap_train.redteam.ablation.names import FULL, JURY, UNFLAGGED, UNPURIFIED
 from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.outcome import Outcome
@@ -51,7 +52,7 @@ class ChainSystem:
         said = self._engines.ask(images)
         if self._test is None:
             return never_flagged(said.classifier, labels)
-        return judge(_verdicts(images, said, self._test), labels, self._test)
+        return judge(stage_verdicts(images, said, self._test), labels, self._test)
 
     def milliseconds(self, images: Float32) -> float:
         """Time of one image alone: its stages one after the other, members in whole waves; the median over images.
@@ -187,7 +188,7 @@ def chain_target(name: str, opened: OpenedFile) -> Target:
         test=chain.test,
         members=len(places),
         purifies=chain.purifies,
-        features=lambda images, path: twin.features(twin.purify(images, path)),
+        features=(lambda images, path: twin.features(twin.purify(images, path)),),
         plan=partial(defended_plan, chain.test),
     )
 
@@ -216,24 +217,6 @@ def network_target(name: str, stage: ModelProto, threshold: float | None = None)
         else ConfidenceSystem(lambda images: engines.ask(images).classifier, threshold),
         view=lambda images, path, members: (classify(images), None),  # noqa: ARG005
         classify=classify,
-        features=lambda images, path: hidden(images)[0].flatten(1),  # noqa: ARG005
+        features=(lambda images, path: hidden(images)[0].flatten(1),),  # noqa: ARG005
         plan=bare_plan if threshold is None else partial(confidence_plan, threshold),
-    )
-
-
-def _verdicts(images: Float32, said: StageAnswers, test: SequentialTest) -> Verdicts:
-    """The verdicts of a test on stages that were asked one by one; purified images are not asked for."""
-    outcome = run_sequential_test(test, said)
-    return Verdicts(
-        label=outcome.label,
-        adversarial=outcome.adversarial,
-        base_label=outcome.base_label,
-        probabilities=np.exp(said.classifier),
-        label_change_rate=outcome.label_change_rate,
-        log_likelihood_ratio=outcome.log_likelihood_ratio,
-        members_used=outcome.members_used,
-        votes=outcome.votes,
-        purified=images,
-        reconstruction_error=np.full(len(images), np.nan, dtype=np.float32),
-        abstained=outcome.abstained,
     )

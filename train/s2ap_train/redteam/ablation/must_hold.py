@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from s2ap_defend.sequential import Answer
-from s2ap_train.redteam.ablation.compute import StageFlops
+from s2ap_train.calibration.flops import StageFlops
 from s2ap_train.redteam.ablation.names import CONFIDENCE, PRUNED
 from s2ap_train.redteam.rows import Comparison, Measure, Requirement, effect_of
 from s2ap_train.statistics.paired import NOISE, PairedDifference, images_needed

@@ -12,6 +12,7 @@ import numpy as np
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.types import Float32
+from s2ap_train.calibration.flops import clean_flops
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network
@@ -19,7 +20,7 @@ from s2ap_train.hardening.parts import train_dense
 from s2ap_train.models import create
 from s2ap_train.models.cost import flops
 from s2ap_train.recipe import Recipe
-from s2ap_train.redteam.ablation.compute import clean_flops, file_flops
+from s2ap_train.redteam.ablation.compute import file_flops
 from s2ap_train.storage.parts import PartStore
 
 __all__ = ["NAME", "defence_flops", "wider_classifier", "wider_network"]

@@ -14,7 +14,10 @@ from s2ap_train.jobs import Found
 from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.target import Target
 
-__all__ = ["ATTACKS", "SEARCH"]
+__all__ = ["ATTACKS", "FOR_A_LABEL", "SEARCH"]
+
+FOR_A_LABEL = "label: "
+"""Before the descents of the search that were to give a wrong label, flagged or not, in what it notes."""
 
 
 def _fgsm(target: Target, task: Task) -> Found:
@@ -33,7 +36,7 @@ def _search(target: Target, task: Task) -> Found:
 
     What `task.known` holds is tried first and is where descents start from the best image so far. The notes say how
     many images each descent broke that none before it had: `broken_by`; those of other attacks are 'other attack', and
-    'label: ' stands before those that got a wrong label of an image that is flagged for it.
+    FOR_A_LABEL stands before those that got a wrong label of an image that was not broken till then.
     """
     found = _searched(target, task, target.plan(task.budget), "mislead")
     images, broken_by = found.images, dict(found.broken_by)
@@ -43,7 +46,7 @@ def _search(target: Target, task: Task) -> Found:
         turned = _searched(target, rest, label_plan(target.test, task.budget), "wrong label")
         wrong = reached("wrong label", target.system(turned.images, rest.data.labels), rest.data.labels)
         images[left[wrong]] = turned.images[wrong]
-        broken_by |= {f"label: {name}": count for name, count in turned.broken_by.items()}
+        broken_by |= {f"{FOR_A_LABEL}{name}": count for name, count in turned.broken_by.items()}
     return Found(images, {"broken_by": broken_by})
 
 

@@ -22,8 +22,9 @@ __all__ = ["ATTACKS"]
 def _feature_matching(target: Target, task: Task) -> Found:
     """Clean images of other classes that the defence accepts are the guides; the nearest is matched first.
 
-    What is matched are the classifier's hidden features, or its log-probabilities where those are not to be had; a
-    thorough attack then matches the members' log-probabilities with those of the nearest guide, too.
+    What is matched are the hidden features of the networks that answer, or the classifier's log-probabilities where
+    those are not to be had; a thorough attack then matches the members' log-probabilities with those of the nearest
+    guide, too.
     """
     budget, images, labels = alone(task.budget), task.data.images, task.data.labels
     outcome = target.system(images, labels)
@@ -64,8 +65,9 @@ def _gap(target: Target, members: bool, clean: Sequence[Tensor], wanted: Sequenc
 
 
 def _answers(target: Target, images: Tensor, members: bool) -> list[Tensor]:
-    """What is matched, each [N, D]: features of the classifier, and answers of the members where they are asked."""
-    hidden = None if target.features is None else target.features(images, target.path).flatten(1)
+    """What is matched, each [N, D]: features of what answers, and answers of the members where they are asked."""
+    ways = [features(images, target.path).flatten(1) for features in target.features]
+    hidden = torch.cat(ways, dim=1) if ways else None
     if hidden is not None and not members:
         return [hidden]
     c, m = target.view(images, target.path, None if members else 0)

@@ -23,8 +23,9 @@ from s2ap_train.jobs import Found
 from s2ap_train.redteam.attacks.attack import Task
 from s2ap_train.redteam.probes import Probe
 from s2ap_train.redteam.results import Check
-from s2ap_train.redteam.target import Features, Target
+from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.paired import SIGNIFICANCE
+from s2ap_train.twin.answer_features import Features
 
 __all__ = ["FOUND", "binarisation", "binarisation_check", "binarisation_probe"]
 
@@ -32,6 +33,7 @@ FOUND = 0.95
 """Share of the planted images that an attack has to find, our choice. Every one exists, so a correct attack would find
 all, as the paper argues; the rest is room for a descent that ends in a corner of a rugged but honest network."""
 
+_COUNTS = ("planted", "found", "found_at_random")
 _IMAGES = 30
 _FEW_IMAGES = 12
 _INNER = 100
@@ -53,48 +55,42 @@ def binarisation(target: Target, task: Task, count: float) -> Found:
     The attack is that of the figures: Auto-PGD through the exact path of the purifier, with the steps of the budget,
     from a random point, from the image, and from another random point. The random search takes as many points of the
     ball as the descents look at. Only the features of the networks that answer are asked, each of the image that it
-    sees: what the vote and the test add to the attacker's task is not tested here.
+    sees: what the vote and the test add to the attacker's task is not tested here. What lies behind the purifier and
+    what lies past it are tested one after the other, since a gradient that one way hides the other would replace.
 
     Returns:
-        The images where the descent ended for those that were tried, the clean ones for the rest; in the notes
-        `features` (whether there are any to read), `planted` (images for which a readout could be fitted), `found` and
-        `found_at_random` of them.
+        The images where the last descent ended for those that were tried, the clean ones for the rest; in the notes, an
+        entry a way, `planted` (images for which a readout could be fitted), `found` and `found_at_random` of them. They
+        are empty where there are no features to read.
     """
-    if target.features is None:
-        return Found(task.data.images, {"features": False, "planted": 0, "found": 0, "found_at_random": 0})
     generator = torch.Generator().manual_seed(task.seed)
-    clean = torch.from_numpy(task.data.images[: int(count)])
-    readouts = [_planted(target.features, x, task.eps, generator) for x in clean]
-    rows = torch.tensor([row for row, readout in enumerate(readouts) if readout is not None], dtype=torch.int64)
     images = task.data.images.copy()
-    notes = {"features": True, "planted": len(rows), "found": 0, "found_at_random": 0}
-    if not len(rows):
-        return Found(images, notes)
-    fitted = [readout for readout in readouts if readout is not None]
-    score = _Score(target.features, torch.stack([w for w, _ in fitted]), torch.stack([b for _, b in fitted]))
-    clean = clean[rows]
-    ball = ball_around(clean, task.eps, "linf")
-    found, best = _by_descent(score, clean, ball, task, generator)
-    images[rows.numpy()] = best.numpy()
-    points = _STARTS * task.budget.steps
-    at_random = _at_random(score, clean.shape, ball, points, generator)
-    return Found(images, {**notes, "found": int(found.sum()), "found_at_random": int(at_random.sum())})
+    ways = [_on_one_way(features, task, int(count), generator, images) for features in target.features]
+    return Found(images, {name: [way[i] for way in ways] for i, name in enumerate(_COUNTS)})
 
 
 def binarisation_check(notes: Mapping[str, Any] | None) -> Check:
     """Judge what `binarisation` noted; None: it was not run.
 
-    It fails where significantly fewer than `FOUND` of the planted images were found (exact binomial test, one-sided):
-    then the gradient is no guide, whatever the reason, and robust accuracy is no measure. Where a random search finds
-    most of them as well, the images were no task for an attack and nothing is said.
+    It fails where significantly fewer than `FOUND` of the planted images were found on one of the gradient's ways
+    (exact binomial test, one-sided; the significance is shared between them): then the gradient is no guide, whatever
+    the reason, and robust accuracy is no measure. Where a random search finds most of them as well, the images were no
+    task for an attack and nothing is said.
     """
-    from scipy import stats  # type: ignore[import-untyped]
-
     name = "binarisation test"
-    if notes is None or not notes["features"]:
+    if notes is None or not notes["planted"]:
         reason = "it was not run" if notes is None else "no hidden features of what answers can be read"
         return Check(name, None, {}, f"could not be judged: {reason}", masking=True)
-    planted, found, at_random = (int(notes[key]) for key in ("planted", "found", "found_at_random"))
+    ways = list(zip(*(notes[count] for count in _COUNTS), strict=True))
+    checks = [_judged(name, *map(int, way), significance=SIGNIFICANCE / len(ways)) for way in ways]
+    order = (False, None, True)
+    return min(checks, key=lambda check: (order.index(check.passed), check.found.get("p_value", 1.0)))
+
+
+def _judged(name: str, planted: int, found: int, at_random: int, *, significance: float) -> Check:
+    """The check of one way."""
+    from scipy import stats  # type: ignore[import-untyped]
+
     measured = {"planted": planted, "found": found, "found_at_random": at_random}
     if planted < _ENOUGH:
         meaning = f"could not be judged: a readout could be fitted for {planted} images only, {_ENOUGH} are needed"
@@ -103,7 +99,7 @@ def binarisation_check(notes: Mapping[str, Any] | None) -> Check:
         meaning = "could not be judged: a random search finds most of the planted images, too"
         return Check(name, None, measured, meaning, masking=True)
     p_value = float(stats.binomtest(found, planted, FOUND, alternative="less").pvalue)
-    passed = p_value >= SIGNIFICANCE
+    passed = p_value >= significance
     return Check(
         name,
         passed,
@@ -113,6 +109,25 @@ def binarisation_check(notes: Mapping[str, Any] | None) -> Check:
         else "the attack misses adversarial images that are known to exist: its gradients lead nowhere",
         masking=True,
     )
+
+
+def _on_one_way(
+    features: Features, task: Task, count: int, generator: torch.Generator, images: Float32
+) -> tuple[int, int, int]:
+    """(planted, found, found at random) of the first `count` images; where descents ended is put into `images`."""
+    clean = torch.from_numpy(task.data.images[:count])
+    readouts = [_planted(features, x, task.eps, generator) for x in clean]
+    rows = torch.tensor([row for row, readout in enumerate(readouts) if readout is not None], dtype=torch.int64)
+    if not len(rows):
+        return 0, 0, 0
+    fitted = [readout for readout in readouts if readout is not None]
+    score = _Score(features, torch.stack([w for w, _ in fitted]), torch.stack([b for _, b in fitted]))
+    clean = clean[rows]
+    ball = ball_around(clean, task.eps, "linf")
+    found, best = _by_descent(score, clean, ball, task, generator)
+    images[rows.numpy()] = best.numpy()
+    at_random = _at_random(score, clean.shape, ball, _STARTS * task.budget.steps, generator)
+    return len(rows), int(found.sum()), int(at_random.sum())
 
 
 class _Score:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+from s2ap_train.redteam.attacks.oblivious import FOR_A_LABEL
 from s2ap_train.redteam.checks.checks import BLACK_BOX
 from s2ap_train.redteam.results import AttackRow, Evaluation
 
@@ -66,13 +68,11 @@ def search_in_words(evaluation: Evaluation) -> str:
     for row in evaluation.attacks:
         broken = row.defended.configuration.get("broken_by", {})
         if _FROM_OTHERS in broken:
-            own = {name: count for name, count in broken.items() if name not in {_FROM_OTHERS, _CLEAN} and count}
-            counts = (broken.get(_CLEAN, 0), broken[_FROM_OTHERS], sum(own.values()))
-            clean, others, alone = (_count(count, "image") for count in counts)
-            return (
-                f"{row.name} starts from all others: {clean} wrong without an attack, {others} broken by others, "
-                f"{alone} that nothing else broke{''.join(f'; {name}: {count}' for name, count in own.items())}."
-            )
+            turned = {name.removeprefix(FOR_A_LABEL): n for name, n in broken.items() if name.startswith(FOR_A_LABEL)}
+            won = {name: n for name, n in broken.items() if not name.startswith(FOR_A_LABEL)}
+            first = f"{row.name} starts from all others: {_added(won, 'broken by others', 'broke')}."
+            then = f" For a label of what is left, then: {_added(turned, 'turned by others', 'turned')}."
+            return first + then * bool(turned)
     return ""
 
 
@@ -145,6 +145,15 @@ def _by_asking(evaluation: Evaluation) -> list[str]:
         for name, alone in evaluation.worst_case.broken_only_by.items()
         if name in answers and alone
     ]
+
+
+def _added(broken: Mapping[str, int], by_others: str, verb: str) -> str:
+    """What a search found broken, and what each of its own descents added."""
+    own = {name: count for name, count in broken.items() if name not in {_FROM_OTHERS, _CLEAN} and count}
+    counts = (broken.get(_CLEAN, 0), broken.get(_FROM_OTHERS, 0), sum(own.values()))
+    clean, others, alone = (_count(count, "image") for count in counts)
+    each = "".join(f"; {name}: {count}" for name, count in own.items())
+    return f"{clean} wrong without an attack, {others} {by_others}, {alone} that nothing else {verb}{each}"
 
 
 def _count(number: int, noun: str) -> str:

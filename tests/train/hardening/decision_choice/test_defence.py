@@ -1,32 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from s2ap_defend.sequential import StageAnswers, run_sequential_test
 from s2ap_train.adaptive.budget import AdaptiveBudget
-from s2ap_train.adaptive.purified import UnflaggingSystem, variant_view
 from s2ap_train.calibration import Jury
 from s2ap_train.data import ImageSet
-from s2ap_train.hardening.decision_choice.attack import Attacked, answer_logs, attack_answer
-from s2ap_train.purifier.variants import off
-
-ANSWERS = [
-    Jury((1.0, 0.5, 0.25, 0.0), (0,), "robust"),
-    Jury((1.0, 1.0, 1.0, 0.0), (0, 1), "mixed", jury_share=0.7, amplification=2.0),
-    Jury((1.0, 0.25, 0.25, 0.25), (0,), "mixed", jury_share=1.0),
-    Jury((1.0, 1.0, 1.0, 1.0), (), "accurate"),
-]
-
-
-@pytest.mark.parametrize("jury", ANSWERS, ids=lambda jury: f"{jury.answer} {jury.jury_share}")
-def test_the_answer_that_is_attacked_is_that_of_the_reference(jury: Jury) -> None:
-    rng = np.random.default_rng(0)
-    logs = np.log(rng.dirichlet(np.full(5, 0.7), (5, 300))).clip(-20.0).astype(np.float32)
-    found = answer_logs(jury, torch.from_numpy(logs[0]), torch.from_numpy(logs[1:])).argmax(1).numpy()
-    expected = run_sequential_test(jury.unflagged(), StageAnswers(logs[0], logs[1:])).label
-    same = found == expected
-    assert same.mean() >= (0.97 if jury.answer == "robust" else 1.0)  # a tied vote may go another way
+from s2ap_train.hardening.decision_choice.defence import Attacked, Decided, Networks, attack_decision
+from s2ap_train.purifier import UNet
+from s2ap_train.recipe import load_recipe
 
 
 def linear(direction: list[float], sharp: float) -> nn.Module:
@@ -40,20 +24,26 @@ def linear(direction: list[float], sharp: float) -> nn.Module:
     return Network()
 
 
+def joined(jury: Jury, classify: nn.Module, members: list[nn.Module]) -> Decided:
+    """The answer of a jury over members that see raw images, flagging nothing."""
+    recipe = load_recipe("digits")
+    score = UNet(1, *recipe.score_model.architecture((1, 8, 8))).eval().requires_grad_(False)
+    networks = Networks(recipe, classify, tuple(members), score, (1, 2, 2))
+    n = len(members)
+    return Decided(networks, jury.unflagged(), np.arange(n), tuple("raw" for _ in range(n)), "off")
+
+
 def right_under_attack(jury: Jury, classify: nn.Module, members: list[nn.Module]) -> float:
     """Share of images whose answer is right, at .06 from the boundary of the robust direction and an eps of .05."""
     x = np.full((20, 1, 2, 2), 0.5, dtype=np.float32)
     x[:10] += 0.06
     x[10:] -= 0.06
     data = ImageSet(x, np.repeat([1, 0], 10))
-    view = variant_view(off(), classify, members, sees=["raw"] * len(members))
     work = AdaptiveBudget(steps=10, cheap_steps=10, restarts=1, targets=1, thorough=False)
-    found = attack_answer(jury, view, Attacked(data, 0.05, work, 0), [])
-    return float(
-        UnflaggingSystem(lambda images: answer_logs(jury, *view(images, "exact", None)))
-        .right(found, data.labels)
-        .mean()
-    )
+    decided = joined(jury, classify, members)
+    found = attack_decision(decided, Attacked(data, 0.05, work, 0), "wrong label").images
+    assert np.abs(found - x).max() <= 0.05 + 1e-6
+    return float((decided(found, data.labels).label == data.labels).mean())
 
 
 ROBUST = [0.25, 0.25, 0.25, 0.25]
@@ -78,3 +68,24 @@ def test_a_natural_classifier_with_half_of_the_mix_loses_its_labels() -> None:
     little = Jury((1.0, 1.0), (0,), "mixed", jury_share=0.9, amplification=3.0)
     for jury, right in ((half, 0.0), (little, 1.0)):
         assert right_under_attack(jury, linear(FOOLED, 40.0), [linear(ROBUST, 20.0)] * 2) == right
+
+
+class Mean(nn.Module):
+    """Two classes: how bright an image is."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        bright = images.flatten(1).mean(1)
+        return torch.stack([bright, 1.0 - bright], dim=1)
+
+
+@pytest.mark.parametrize("purify", ["always", "suspicious", "off"])
+def test_every_wiring_can_be_read_from_what_was_asked_once(purify: str) -> None:
+    sees = ("raw", "purified")
+    networks = replace(joined(Jury((1.0, 1.0), (0,)), Mean(), [Mean(), Mean()]).networks, image_shape=(1, 8, 8))
+    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)).numpy()
+    read = networks.ask(images).wired(sees, purify)  # type: ignore[arg-type]
+    asked = networks.said(images, sees, purify)  # type: ignore[arg-type]
+    for name in ("classifier", "members", "on_raw", "reconstruction_error"):
+        assert np.array_equal(getattr(read, name), getattr(asked, name)), name
+    assert np.array_equal(asked.members[0], asked.members[1]) is (purify == "off")
+    assert (asked.on_raw is not None) is (purify == "suspicious")
