@@ -13,7 +13,6 @@ larger eps) costs clean accuracy; the mean probability keeps at least as many la
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,20 +23,20 @@ import numpy as np
 from jurors_kinds import JURORS, KINDS, SEEDS, juror_family, juror_recipes
 from report import aligned, as_text, data_overrides, machine
 from rich.console import Console
-from torch import nn
 
 from s2ap_defend.errors import DefendError, RecipeError
 from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.sequential import StageAnswers, run_sequential_test
-from s2ap_defend.types import Bool, Float32
+from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.adaptive.purified import variant_view
-from s2ap_train.adaptive.views import View
+from s2ap_train.adaptive.search import adaptive_attack, defended_plan
+from s2ap_train.adaptive.systems import judge, stage_verdicts
 from s2ap_train.calibration import Jury
 from s2ap_train.compute.threads import one_thread
-from s2ap_train.hardening.decision_choice.attack import Attacked, attack_answer
 from s2ap_train.hardening.decision_choice.choice import ATTACK_VERSION
+from s2ap_train.hardening.decision_choice.defence import Attacked
 from s2ap_train.hardening.parts import PRUNED, PartList
 from s2ap_train.jobs import Found, Job, ResumableJob, Store, Workers, run_jobs, run_resumable
 from s2ap_train.measures.predictions import logits
@@ -72,16 +71,14 @@ class Juries:
             return Jury((1.0, *(0.0 for _ in everyone[1:])), (0,), "robust")
         return Jury((1.0, *(self.weight for _ in everyone[1:])), everyone, "robust" if answer == VOTE else "mixed")
 
-    def folded(self) -> tuple[nn.Module, ...]:
-        """The networks as an attacker differentiates them."""
-        return tuple(fold_batch_norm(one).requires_grad_(False) for one in self.networks)
+    def said(self, images: Float32) -> StageAnswers:
+        """What all say of images, r in the classifier's place as well."""
+        each = np.stack([logits(one, images).log_softmax(1).numpy() for one in self.networks])
+        return StageAnswers(each[0], each)
 
-    def right(self, answer: str, images: Float32, labels: np.ndarray) -> Bool:
+    def right(self, answer: str, images: Float32, labels: Int64) -> Bool:
         """Images whose label is right [N]."""
-        said = np.stack([logits(one, images).log_softmax(1).numpy() for one in self.networks])
-        return np.asarray(
-            run_sequential_test(self.jury(answer).unflagged(), StageAnswers(said[0], said)).label == labels
-        )
+        return np.asarray(run_sequential_test(self.jury(answer).unflagged(), self.said(images)).label == labels)
 
 
 @click.command()
@@ -245,14 +242,21 @@ def measure(
 
 
 def _attacked(juries: Juries, answer: str, work: Attacked) -> Found:
-    """The attack on one jury; also called in other processes."""
+    """The attack on one jury for a wrong label; also called in other processes."""
+    test = juries.jury(answer).unflagged()
+    folded = [fold_batch_norm(one).requires_grad_(False) for one in juries.networks]
     with one_thread():
-        return Found(attack_answer(juries.jury(answer), view_of(juries.folded()), work, []))
-
-
-def view_of(networks: Sequence[nn.Module]) -> View:
-    """What the attacker differentiates: r in the classifier's place, and all as members on the image as it came."""
-    return variant_view(off(), networks[0], networks, sees=("raw",) * len(networks))
+        found = adaptive_attack(
+            lambda images, labels: judge(stage_verdicts(images, juries.said(images), test), labels, test),
+            variant_view(off(), folded[0], folded, sees=("raw",) * len(folded)),
+            defended_plan(test, work.budget, "wrong label"),
+            work.data,
+            eps=work.eps,
+            budget=work.budget,
+            seed=work.seed,
+            goal="wrong label",
+        )
+    return Found(found.images, {"broken_by": found.broken_by})
 
 
 def print_table(document: dict[str, Any]) -> None:
