@@ -40,6 +40,7 @@ POLICIES: tuple[Purify, ...] = get_args(Purify)
 @click.option("--samples", type=click.IntRange(10), default=120, show_default=True, help="Test images.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Of split, training and attacks.")
 @click.option("--policies", default=",".join(POLICIES), show_default=True, help="When images are purified.")
+@click.option("--mixes", default="0.6:3,0.8:3,0.9:3,1:1", show_default=True, help="SHARE:AMPLIFICATION of the jury.")
 @click.option("--budget", type=click.Choice(["quick", "standard"]), default="quick", show_default=True)
 @click.option("--workers", type=click.IntRange(1), help="Processes; by default one a core.")
 @click.option("--work-dir", type=click.Path(path_type=Path, file_okay=False), help="By default build/decision-RECIPE.")
@@ -56,6 +57,7 @@ def main(
     samples: int,
     seeds: int,
     policies: str,
+    mixes: str,
     budget: str,
     workers: int | None,
     work_dir: Path | None,
@@ -71,7 +73,7 @@ def main(
     try:
         if file is not None:
             check_writable(file)
-        named = _policies(policies)
+        named, shares = _policies(policies), _mixes(mixes)
         recipes = [
             load_recipe(recipe, [*data_overrides(data), *overrides, *([f"seed={seed}"] if seeds > 1 else [])])
             for seed in range(seeds)
@@ -82,6 +84,7 @@ def main(
                 samples,
                 AdaptiveBudget.named(budget),  # type: ignore[arg-type]
                 named,
+                shares,
                 folder / f"seed{one.seed}",
                 checkpoints,
                 reporter,
@@ -110,6 +113,14 @@ def _policies(text: str) -> tuple[Purify, ...]:
     if unknown := [name for name in named if name not in POLICIES]:
         raise click.ClickException(f"policy {unknown[0]!r} is not known; choose from {', '.join(POLICIES)}")
     return tuple(policy for policy in POLICIES if policy in named)
+
+
+def _mixes(text: str) -> tuple[tuple[float, float], ...]:
+    try:
+        pairs = [one.split(":") for one in text.split(",") if one.strip()]
+        return tuple((float(share), float(power)) for share, power in pairs)
+    except ValueError as error:
+        raise click.ClickException(f"--mixes {text!r} is no list of SHARE:AMPLIFICATION, such as 0.8:3,1:1") from error
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from s2ap_export.hardening.assembly import assemble, prepare
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.choice import choose_decision
-from s2ap_train.hardening.decision_choice.rules import answers
 from s2ap_train.hardening.train import Components, train_components
 from s2ap_train.jobs import Store, Workers
 from s2ap_train.recipe import Recipe
@@ -33,6 +32,8 @@ from s2ap_train.storage.lock import locked_folder
 NATURAL, ROBUST, SURE = "classifier alone", "r", "r, least confident flagged"
 VOTE, MIX = "jury, never flagged", "chosen mix, never flagged"
 ANSWERS: tuple[Answer, ...] = ("robust", "mixed", "accurate")
+WEIGHTS = (0.25, 1.0)
+"""Of the jurors' votes, the first one's aside, that the jury is compared with."""
 SHARD = 150
 """Images of one job, at the most; small networks are as fast on many images as on few."""
 
@@ -59,6 +60,7 @@ def measured_systems(
     samples: int,
     budget: AdaptiveBudget,
     policies: Sequence[Purify],
+    mixes: Sequence[tuple[float, float]],
     folder: Path,
     checkpoints: Path | None,
     reporter: Reporter,
@@ -71,6 +73,7 @@ def measured_systems(
         samples: Test images; fewer where there are not as many.
         budget: Of every attack, at the least.
         policies: When images are purified, in the files of every answer.
+        mixes: Shares and amplifications of the jury that are compared with the chosen mix, under the last policy.
         folder: Of model files and of what attacks find.
         checkpoints: Of the networks; None: beside them.
         reporter: Shows every step.
@@ -83,11 +86,7 @@ def measured_systems(
         decisions = chosen_decisions(recipe, components, splits, parts, reporter, workers)
         cheapest = policies[-1]
         wanted = [(f"{answer}, {policy}", decisions[answer], policy) for answer in ANSWERS for policy in policies]
-        wanted += [
-            (f"{words(one)}, {cheapest}", one, cheapest)
-            for one in answers(recipe.decision, recipe.decision_choice)
-            if one not in decisions.values() and one.answer != "accurate"
-        ]
+        wanted += [(f"{words(one)}, {cheapest}", one, cheapest) for one in _others(decisions, mixes)]
         served: list[System] = []
         with reporter.step("files", len(wanted)) as step:
             ready = prepare(recipe, components, splits)
@@ -140,6 +139,16 @@ def chosen_decisions(
         )
     found["accurate"] = found["robust"].model_copy(update={"answer": "accurate"})
     return found
+
+
+def _others(decisions: dict[Answer, DecisionRecipe], mixes: Sequence[tuple[float, float]]) -> list[DecisionRecipe]:
+    """The chosen jury with other weights of the jurors, and other mixes with the chosen one's; each once."""
+    found = [decisions["robust"].model_copy(update={"juror_weight": weight}) for weight in WEIGHTS]
+    found += [
+        decisions["mixed"].model_copy(update={"jury_share": share, "amplification": power}) for share, power in mixes
+    ]
+    known = {words(one) for one in decisions.values()}
+    return [one for one in found if words(one) not in known]
 
 
 def decided(recipe: Recipe, decision: DecisionRecipe, policy: Purify) -> Recipe:

@@ -1,0 +1,142 @@
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.export.small_recipe import OVERRIDES
+
+from s2ap_train.statistics.paired import mcnemar
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+LITTLE = {
+    "decision_choice.samples": 10,
+    "decision_choice.steps": 1,
+    "decision_choice.purify": "[]",
+    "decision_choice.signals": "[]",
+}
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[None]:
+    """The folder of the benchmarks on the path."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def start(work: Path, *more: str) -> Result:
+    from decision import main
+
+    sets = [part for key, value in LITTLE.items() for part in ("--set", f"{key}={value}")]
+    few = ["--samples", "10", "--policies", "off", "--mixes", "0.9:3", "--workers", "1", "--work-dir", str(work)]
+    return CliRunner().invoke(main, ["digits", *few, *more, *OVERRIDES, *sets])
+
+
+@pytest.fixture(scope="module")
+def measured(benchmarks: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result, dict[str, Any]]:
+    work = tmp_path_factory.mktemp("decision")
+    result = start(work, "--json", str(work / "out.json"))
+    assert result.exit_code == 0, result.output
+    return work, result, json.loads((work / "out.json").read_text())
+
+
+def systems(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {one["key"]: one for one in document["runs"][0]["systems"]}
+
+
+def test_every_answer_stands_beside_r_and_r_at_its_own_false_alarms(
+    measured: tuple[Path, Result, dict[str, Any]],
+) -> None:
+    _, _, document = measured
+    found = systems(document)
+    answers = [f"{answer}, off" for answer in ("robust", "mixed", "accurate")]
+    assert {"classifier alone", "r", "jury, never flagged", "chosen mix, never flagged", *answers} <= set(found)
+    assert any(key.startswith("0.1 classifier + 0.9 jury^3") for key in found)
+    for key in answers:
+        against = found[key]["against"]
+        assert against["label right"]["baseline"] == against["clean accuracy"]["baseline"] == "r"
+        sure = found[against["right or flagged"]["baseline"]]
+        # of r nothing abstains; confidences that tie at the threshold are all flagged
+        assert sure["clean_flagged"] >= found[key]["clean_flagged"]
+        assert sure["label_right"] == found["r"]["label_right"]
+        assert against["label right"]["before"] == found["r"]["label_right"]
+        assert against["right or flagged"]["after"] == found[key]["right_or_flagged"]
+        effect = against["label right"]
+        assert effect["p_value"] == pytest.approx(mcnemar(effect["lost"], effect["gained"]), abs=1e-5)
+
+
+def test_no_system_is_attacked_with_less_work_than_the_longest_plan(
+    measured: tuple[Path, Result, dict[str, Any]],
+) -> None:
+    _, _, document = measured
+    least = document["runs"][0]["effort"]
+    for one in systems(document).values():
+        assert one["work"][0] >= least["descents"], one["key"]
+        assert one["work"][1] >= least["steps"], one["key"]
+        assert one["label_right"] <= one["right_or_flagged"]
+        assert one["label_right"] <= one["clean"]
+        if not one["flag"]:
+            assert one["label_right"] == one["right_or_flagged"]
+            assert one["clean_flagged"] == 0.0
+
+
+def test_the_table_has_the_figures_of_the_document_and_a_second_start_attacks_nothing(
+    measured: tuple[Path, Result, dict[str, Any]],
+) -> None:
+    work, first, document = measured
+    (row,) = [line for line in first.output.splitlines() if line.startswith("| r ") and "r least" not in line]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    r = systems(document)["r"]
+    assert cells[3:7] == [
+        f"{100 * r[name]:.1f}" for name in ("clean", "clean_flagged", "label_right", "right_or_flagged")
+    ]
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("found/*")}
+    assert before
+    again = start(work, "--json", str(work / "again.json"))
+    assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("found/*")} == before
+    assert json.loads((work / "again.json").read_text())["runs"] == document["runs"]
+
+
+def test_differences_over_seeds_are_of_systems_that_all_seeds_have(benchmarks: None) -> None:
+    from decision_tables import over_seeds
+
+    def run(*rights: tuple[str, float, float]) -> dict[str, Any]:
+        figures = dict.fromkeys(("clean", "clean_flagged", "right_or_flagged", "cost", "members_used"), 1.0)
+        return {
+            "systems": [
+                {"key": key, "label_right": after, "against": {"label right": {"before": before, "after": after}}}
+                | figures
+                for key, before, after in rights
+            ]
+        }
+
+    runs = [run(("a", 0.5, 0.6), ("b", 0.5, 0.5)), run(("a", 0.4, 0.6)), run(("a", 0.6, 0.9), ("b", 0.5, 0.5))]
+    (found,) = over_seeds(runs)
+    assert found["key"] == "a"
+    assert found["label_right"] == pytest.approx(0.7)
+    effect = found["differences"]["label right"]
+    # .1, .2 and .3: mean .2, sample deviation .1, Student's 97.5 % point with 2 degrees of freedom 4.3027
+    assert effect["mean"] == pytest.approx(0.2)
+    assert effect["interval"] == pytest.approx((0.2 - 4.3027 * 0.1 / 3**0.5, 0.2 + 4.3027 * 0.1 / 3**0.5), abs=1e-4)
+    assert over_seeds(runs[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--policies", "never"), "policy 'never' is not known; choose from always, suspicious, off"),
+        (("--mixes", "0.8"), "is no list of SHARE:AMPLIFICATION"),
+        (("--seeds", "2", "--checkpoints", "x"), "--checkpoints holds the networks of one seed"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(
+    benchmarks: None, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = start(tmp_path / "work", *options)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not (tmp_path / "work").exists()
