@@ -88,8 +88,13 @@ def _difference(effect: Mapping[str, Any] | None) -> str:
     low, high = (100 * end for end in effect["interval"])
     return (
         f"{100 * effect['difference']:+.1f} ({low:+.1f} to {high:+.1f}), +{effect['gained']} -{effect['lost']}, "
-        f"p {effect['p_value']:.2g}"
+        f"p {_p_value(effect['p_value'])}"
     )
+
+
+def _p_value(value: float) -> str:
+    """Files hold five decimals."""
+    return f"{value:.2g}" if value >= 1e-5 else "< 1e-5"
 
 
 def _differences(systems: Sequence[Mapping[str, Any]]) -> list[str]:
