@@ -1,0 +1,290 @@
+"""Jurors that differ: each way of making them against as many that differ in their seeds alone, at equal cost.
+
+    python benchmarks/jurors.py [digits|fashion] [--data PATH] [--kinds seeds,eps,...] [--samples N] [--json FILE]
+
+Beside r, the S2AP-pruned classifier, stand four jurors made from the recipe's own family, each by changes of the recipe
+(`jurors_kinds.py`). Every jury is attacked by who knows all of it for a wrong label, once where it votes and once where
+its mean probability answers; r alone is attacked by the same plan. Everything found is tried on all. There is no
+purifier, no classifier and no flag here. A juror's seed decides first weights, mask and order of the data together: the
+order alone is no kind of its own. Networks and attacks are stored in the work folder.
+
+Written down before measuring. No kind is above plain seeds beyond noise; what makes the single juror weaker (shifts,
+larger eps) costs clean accuracy; the mean probability keeps at least as many labels as the vote.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from jurors_kinds import JURORS, KINDS, SEEDS, juror_family, juror_recipes
+from report import aligned, as_text, data_overrides, machine
+from rich.console import Console
+from torch import nn
+
+from s2ap_defend.errors import DefendError, RecipeError
+from s2ap_defend.files import check_writable, replace_file
+from s2ap_defend.progress import Reporter
+from s2ap_defend.sequential import StageAnswers, run_sequential_test
+from s2ap_defend.types import Bool, Float32
+from s2ap_train.adaptive.budget import AdaptiveBudget
+from s2ap_train.adaptive.purified import variant_view
+from s2ap_train.adaptive.views import View
+from s2ap_train.calibration import Jury
+from s2ap_train.compute.threads import one_thread
+from s2ap_train.hardening.decision_choice.attack import Attacked, attack_answer
+from s2ap_train.hardening.decision_choice.choice import ATTACK_VERSION
+from s2ap_train.hardening.parts import PRUNED, PartList
+from s2ap_train.jobs import Found, Job, ResumableJob, Store, Workers, run_jobs, run_resumable
+from s2ap_train.measures.predictions import logits
+from s2ap_train.models import Classifier, fold_batch_norm
+from s2ap_train.models.cost import flops
+from s2ap_train.purifier.variants import off
+from s2ap_train.recipe import Recipe, load_recipe
+from s2ap_train.statistics.paired import paired_difference
+from s2ap_train.storage.fingerprint import fingerprint, weights_digest
+from s2ap_train.storage.parts import PartStore, silent_reporter
+
+ALONE = "r alone"
+VOTE, MEAN = "vote", "mean probability"
+
+
+@dataclass(frozen=True)
+class Juries:
+    """r and the jurors of one kind.
+
+    Attributes:
+        networks: r, then the jurors.
+        weight: Of the vote of every juror, r's being 1.
+    """
+
+    networks: tuple[Classifier, ...]
+    weight: float
+
+    def jury(self, answer: str) -> Jury:
+        """Who answers: r alone, the vote, or the mean probability, which is a mix that is all jury."""
+        everyone = tuple(range(len(self.networks)))
+        if answer == ALONE:
+            return Jury((1.0, *(0.0 for _ in everyone[1:])), (0,), "robust")
+        return Jury((1.0, *(self.weight for _ in everyone[1:])), everyone, "robust" if answer == VOTE else "mixed")
+
+    def folded(self) -> tuple[nn.Module, ...]:
+        """The networks as an attacker differentiates them."""
+        return tuple(fold_batch_norm(one).requires_grad_(False) for one in self.networks)
+
+    def right(self, answer: str, images: Float32, labels: np.ndarray) -> Bool:
+        """Images whose label is right [N]."""
+        said = np.stack([logits(one, images).log_softmax(1).numpy() for one in self.networks])
+        return np.asarray(
+            run_sequential_test(self.jury(answer).unflagged(), StageAnswers(said[0], said)).label == labels
+        )
+
+
+@click.command()
+@click.argument("recipe", default="digits")
+@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="Where the recipe's data lies.")
+@click.option("--kinds", default=",".join(KINDS), show_default=True, help="Kinds of jurors; seeds always.")
+@click.option("--samples", type=click.IntRange(10), default=200, show_default=True, help="Test images.")
+@click.option("--weight", type=float, default=0.25, show_default=True, help="Of every juror's vote; r's is 1.")
+@click.option("--budget", type=click.Choice(["quick", "standard"]), default="quick", show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Processes; by default one a core.")
+@click.option("--work-dir", type=click.Path(path_type=Path, file_okay=False), help="By default build/jurors-RECIPE.")
+@click.option("--checkpoints", type=click.Path(path_type=Path, file_okay=False), help="Of a `harden`, with r.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write all figures here.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
+def main(
+    recipe: str,
+    data: tuple[Path, ...],
+    kinds: str,
+    samples: int,
+    weight: float,
+    budget: str,
+    workers: int | None,
+    work_dir: Path | None,
+    checkpoints: Path | None,
+    file: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train what is missing, attack every jury, print the table."""
+    began, reporter = time.monotonic(), Reporter(Console())
+    folder = work_dir or Path("build") / f"jurors-{Path(recipe).stem}"
+    try:
+        if file is not None:
+            check_writable(file)
+        named = [name.strip() for name in kinds.split(",")]
+        if unknown := [name for name in named if name not in KINDS]:
+            raise RecipeError(f"kind {unknown[0]!r} is not known; choose from {', '.join(KINDS)}")
+        changes = [*data_overrides(data), *overrides]
+        plain = load_recipe(recipe, changes)
+        settings = {name: juror_recipes(recipe, changes, name) for name in dict.fromkeys((SEEDS, *named))}
+        nets = trained(plain, settings, folder, checkpoints or folder / "r", reporter, workers)
+        work = AdaptiveBudget.named(budget)  # type: ignore[arg-type]
+        rows = measure(plain, nets, samples, weight, work, folder, reporter, workers)
+    except DefendError as error:
+        raise click.ClickException(str(error)) from error
+    document = {
+        "command": "benchmarks/jurors.py",
+        "recipe": plain.model_dump(mode="json", exclude={"data": {"root"}}),
+        "split": "test",
+        "samples": rows[0]["against"]["samples"] if rows else 0,
+        "weight": weight,
+        "budget": budget,
+        "machine": machine(),
+        "seconds": time.monotonic() - began,
+        "changes": {name: [list(found[1]) for found in jurors] for name, jurors in settings.items()},
+        "rows": rows,
+    }
+    print_table(document)
+    if file is not None:
+        replace_file(file, as_text(document).encode())
+
+
+def trained(
+    recipe: Recipe,
+    settings: dict[str, list[tuple[Recipe, list[str]]]],
+    folder: Path,
+    checkpoints: Path,
+    reporter: Reporter,
+    workers: Workers,
+) -> dict[str, tuple[Classifier, ...]]:
+    """By kind r and its jurors; jurors of equal settings are one network."""
+    splits, family = recipe.load_data(), juror_family(recipe)
+    folders = {
+        (name, number): folder / "jurors" / fingerprint((one.seed, one.eps, one.members[family]))[:12]
+        for name, jurors in settings.items()
+        for number, (one, _) in enumerate(jurors)
+    }
+    wanted = {folders[name, i]: one for name, jurors in settings.items() for i, (one, _) in enumerate(jurors)}
+    jobs = [Job("r", _train_r, partial(tuple, (recipe, checkpoints)))]
+    jobs += [Job(str(path), _train, partial(tuple, (one, family, path))) for path, one in wanted.items()]
+    with reporter.step("networks", len(jobs)) as step:
+        for job, _ in run_jobs(jobs, workers):
+            step.advance(Path(job.name).name)
+    with one_thread():
+        parts = PartList(recipe, splits).classifiers()
+        r = PartStore(checkpoints, silent_reporter()).prepare([parts["adversarial"], parts[PRUNED]])[PRUNED].model
+        found = {
+            path: PartStore(path, silent_reporter()).prepare([part := PartList(one, splits).member(family, 0)])[
+                part.name
+            ]
+            for path, one in wanted.items()
+        }
+    return {
+        name: (r, *(found[folders[name, number]].model for number in range(len(jurors))))
+        for name, jurors in settings.items()
+    }
+
+
+def _train_r(recipe: Recipe, folder: Path) -> None:
+    """Also called in other processes."""
+    with one_thread():
+        parts = PartList(recipe, recipe.load_data()).classifiers()
+        PartStore(folder, silent_reporter()).prepare([parts["adversarial"], parts[PRUNED]])
+
+
+def _train(recipe: Recipe, family: str, folder: Path) -> None:
+    """Also called in other processes."""
+    with one_thread():
+        PartStore(folder, silent_reporter()).prepare([PartList(recipe, recipe.load_data()).member(family, 0)])
+
+
+def measure(
+    recipe: Recipe,
+    networks: dict[str, tuple[Classifier, ...]],
+    samples: int,
+    weight: float,
+    budget: AdaptiveBudget,
+    folder: Path,
+    reporter: Reporter,
+    workers: Workers,
+) -> list[dict[str, Any]]:
+    """Every jury under its own attack and all that was found for others, as JSON values."""
+    splits = recipe.load_data()
+    data = splits.test.subset(slice(0, samples))
+    work = Attacked(data, recipe.eps, budget, recipe.seed)
+    juries = {name: Juries(found, weight) for name, found in networks.items()}
+    systems = [(SEEDS, ALONE), *((name, answer) for name in juries for answer in (VOTE, MEAN))]
+    jobs = [
+        ResumableJob(
+            name=f"{name}, {answer}",
+            function=_attacked,
+            arguments=lambda _, name=name, answer=answer: (juries[name], answer, work),  # type: ignore[misc]
+            decides=(weights_digest(juries[name].networks), fingerprint(juries[name].jury(answer))),
+        )
+        for name, answer in systems
+    ]
+    key = (ATTACK_VERSION, splits.sha256("test"), len(data), recipe.eps, recipe.seed, budget)
+    done = run_resumable(jobs, Store(folder / "found", key), reporter, title="juries under attack", workers=workers)
+    tried = [data.images, *(done[job.name].images for job in jobs)]
+    with reporter.step("all on all", len(systems)) as step, one_thread():
+        kept: dict[tuple[str, str], list[Bool]] = {}
+        for name, answer in systems:
+            kept[name, answer] = [juries[name].right(answer, images, data.labels) for images in tried]
+            step.advance(f"{name}, {answer}")
+    label = {system: np.all(right, axis=0) for system, right in kept.items()}
+    alone = label[SEEDS, ALONE]
+    costs = {name: [flops(one, splits.image_shape) for one in found] for name, found in networks.items()}
+    return [
+        {
+            "kind": name,
+            "answer": answer,
+            "cost": sum(costs[name][: 1 if answer == ALONE else None]) / costs[name][0],
+            "clean": float(kept[name, answer][0].mean()),
+            "label_right": float(label[name, answer].mean()),
+            "against": paired_difference(alone, label[name, answer]).to_json(),
+            "against_seeds": None
+            if name == SEEDS
+            else paired_difference(label[SEEDS, answer], label[name, answer]).to_json(),
+        }
+        for name, answer in systems
+    ]
+
+
+def _attacked(juries: Juries, answer: str, work: Attacked) -> Found:
+    """The attack on one jury; also called in other processes."""
+    with one_thread():
+        return Found(attack_answer(juries.jury(answer), view_of(juries.folded()), work, []))
+
+
+def view_of(networks: Sequence[nn.Module]) -> View:
+    """What the attacker differentiates: r in the classifier's place, and all as members on the image as it came."""
+    return variant_view(off(), networks[0], networks, sees=("raw",) * len(networks))
+
+
+def print_table(document: dict[str, Any]) -> None:
+    """The figures in Markdown."""
+    header = ("jurors beside r", "answer", "cost of r", "clean", "label right", "- r", "- seeds")
+    rows = [
+        (
+            one["kind"] if one["answer"] != ALONE else "none",
+            one["answer"],
+            f"{one['cost']:.2f}",
+            f"{100 * one['clean']:.1f}",
+            f"{100 * one['label_right']:.1f}",
+            _points(one["against"]) if one["answer"] != ALONE else "-",
+            _points(one["against_seeds"]),
+        )
+        for one in document["rows"]
+    ]
+    print(
+        f"\n{document['recipe']['name']}, {document['samples']} test images, {JURORS} jurors, differences in points\n"
+    )
+    print("\n".join(aligned([header, ("---",) * len(header), *rows])))
+
+
+def _points(effect: dict[str, Any] | None) -> str:
+    if effect is None:
+        return "-"
+    low, high = (100 * end for end in effect["interval"])
+    return (
+        f"{100 * effect['difference']:+.1f} ({low:+.1f} to {high:+.1f}), +{effect['gained']} -{effect['lost']}, "
+        f"p {effect['p_value']:.2g}"
+    )
+
+
+if __name__ == "__main__":
+    main()
