@@ -24,6 +24,7 @@ import numpy as np
 from jurors_kinds import JURORS, KINDS, SEEDS, juror_family, juror_recipes
 from report import aligned, as_text, data_overrides, machine
 from rich.console import Console
+from s2ap_train.hardening.decision_choice.attack import Attacked, attack_answer
 from torch import nn
 
 from s2ap_defend.errors import DefendError, RecipeError
@@ -36,7 +37,6 @@ from s2ap_train.adaptive.purified import variant_view
 from s2ap_train.adaptive.views import View
 from s2ap_train.calibration import Jury
 from s2ap_train.compute.threads import one_thread
-from s2ap_train.hardening.decision_choice.attack import Attacked, attack_answer
 from s2ap_train.hardening.decision_choice.choice import ATTACK_VERSION
 from s2ap_train.hardening.parts import PRUNED, PartList
 from s2ap_train.jobs import Found, Job, ResumableJob, Store, Workers, run_jobs, run_resumable
