@@ -13,7 +13,6 @@ larger eps) costs clean accuracy; the mean probability keeps at least as many la
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,26 +23,20 @@ import numpy as np
 from jurors_kinds import JURORS, KINDS, SEEDS, juror_family, juror_recipes
 from report import aligned, as_text, data_overrides, machine
 from rich.console import Console
-from s2ap_train.hardening.decision_choice.attack import Attacked, attack_answer
-from torch import nn
 
 from s2ap_defend.errors import DefendError, RecipeError
 from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.progress import Reporter
-from s2ap_defend.sequential import StageAnswers, run_sequential_test
-from s2ap_defend.types import Bool, Float32
+from s2ap_defend.types import Bool
 from s2ap_train.adaptive.budget import AdaptiveBudget
-from s2ap_train.adaptive.purified import variant_view
-from s2ap_train.adaptive.views import View
 from s2ap_train.calibration import Jury
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.hardening.decision_choice.choice import ATTACK_VERSION
+from s2ap_train.hardening.decision_choice.defence import Attacked, Decided, Networks, attack_decision
 from s2ap_train.hardening.parts import PRUNED, PartList
-from s2ap_train.jobs import Found, Job, ResumableJob, Store, Workers, run_jobs, run_resumable
-from s2ap_train.measures.predictions import logits
+from s2ap_train.jobs import Job, ResumableJob, Store, Workers, run_jobs, run_resumable
 from s2ap_train.models import Classifier, fold_batch_norm
 from s2ap_train.models.cost import flops
-from s2ap_train.purifier.variants import off
 from s2ap_train.recipe import Recipe, load_recipe
 from s2ap_train.statistics.paired import paired_difference
 from s2ap_train.storage.fingerprint import fingerprint, weights_digest
@@ -72,16 +65,12 @@ class Juries:
             return Jury((1.0, *(0.0 for _ in everyone[1:])), (0,), "robust")
         return Jury((1.0, *(self.weight for _ in everyone[1:])), everyone, "robust" if answer == VOTE else "mixed")
 
-    def folded(self) -> tuple[nn.Module, ...]:
-        """The networks as an attacker differentiates them."""
-        return tuple(fold_batch_norm(one).requires_grad_(False) for one in self.networks)
-
-    def right(self, answer: str, images: Float32, labels: np.ndarray) -> Bool:
-        """Images whose label is right [N]."""
-        said = np.stack([logits(one, images).log_softmax(1).numpy() for one in self.networks])
-        return np.asarray(
-            run_sequential_test(self.jury(answer).unflagged(), StageAnswers(said[0], said)).label == labels
-        )
+    def decided(self, recipe: Recipe, answer: str) -> Decided:
+        """What is attacked: r in the classifier's place, and all as members on the image as it came; no flags."""
+        first, *others = (fold_batch_norm(one).requires_grad_(False) for one in self.networks)
+        networks = Networks(recipe, first, (first, *others), None, self.networks[0].image_shape)
+        n = len(self.networks)
+        return Decided(networks, self.jury(answer).unflagged(), np.arange(n), tuple("raw" for _ in range(n)), "off")
 
 
 @click.command()
@@ -208,11 +197,12 @@ def measure(
     work = Attacked(data, recipe.eps, budget, recipe.seed)
     juries = {name: Juries(found, weight) for name, found in networks.items()}
     systems = [(SEEDS, ALONE), *((name, answer) for name in juries for answer in (VOTE, MEAN))]
+    decided = {(name, answer): juries[name].decided(recipe, answer) for name, answer in systems}
     jobs = [
         ResumableJob(
             name=f"{name}, {answer}",
-            function=_attacked,
-            arguments=lambda _, name=name, answer=answer: (juries[name], answer, work),  # type: ignore[misc]
+            function=attack_decision,
+            arguments=lambda _, one=decided[name, answer]: (one, work, "wrong label"),  # type: ignore[misc]
             decides=(weights_digest(juries[name].networks), fingerprint(juries[name].jury(answer))),
         )
         for name, answer in systems
@@ -223,7 +213,8 @@ def measure(
     with reporter.step("all on all", len(systems)) as step, one_thread():
         kept: dict[tuple[str, str], list[Bool]] = {}
         for name, answer in systems:
-            kept[name, answer] = [juries[name].right(answer, images, data.labels) for images in tried]
+            outcomes = (decided[name, answer](images, data.labels) for images in tried)
+            kept[name, answer] = [np.asarray(one.label == data.labels) for one in outcomes]
             step.advance(f"{name}, {answer}")
     label = {system: np.all(right, axis=0) for system, right in kept.items()}
     alone = label[SEEDS, ALONE]
@@ -242,17 +233,6 @@ def measure(
         }
         for name, answer in systems
     ]
-
-
-def _attacked(juries: Juries, answer: str, work: Attacked) -> Found:
-    """The attack on one jury; also called in other processes."""
-    with one_thread():
-        return Found(attack_answer(juries.jury(answer), view_of(juries.folded()), work, []))
-
-
-def view_of(networks: Sequence[nn.Module]) -> View:
-    """What the attacker differentiates: r in the classifier's place, and all as members on the image as it came."""
-    return variant_view(off(), networks[0], networks, sees=("raw",) * len(networks))
 
 
 def print_table(document: dict[str, Any]) -> None:

@@ -205,7 +205,7 @@ class _Search:
     def measured(self, decision: DecisionRecipe) -> Measured:
         """What a decision makes of everything that was found."""
         one, recipe = self.decided(decision), self.recipe
-        passes = settings_of(recipe.purifier).passes * pass_flops(self.networks.score_model, self.networks.image_shape)
+        passes = settings_of(recipe.purifier).passes * pass_flops(self.components.score_model, self.networks.image_shape)
         flops = StageFlops(
             purifier=0 if recipe.purifier.off or decision.purify == "off" else round(passes),
             classifier=round(self.components.classifier(recipe.classifier).flops),
