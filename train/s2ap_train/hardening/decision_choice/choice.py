@@ -205,9 +205,11 @@ class _Search:
     def measured(self, decision: DecisionRecipe) -> Measured:
         """What a decision makes of everything that was found."""
         one, recipe = self.decided(decision), self.recipe
-        passes = settings_of(recipe.purifier).passes * pass_flops(self.components.score_model, self.networks.image_shape)
+        of_pass = pass_flops(self.components.score_model, self.networks.image_shape)
         flops = StageFlops(
-            purifier=0 if recipe.purifier.off or decision.purify == "off" else round(passes),
+            purifier=0
+            if recipe.purifier.off or decision.purify == "off"
+            else round(settings_of(recipe.purifier).passes * of_pass),
             classifier=round(self.components.classifier(recipe.classifier).flops),
             members=np.array([round(member.flops) for member in self.components.members], dtype=np.int64)[one.order],
         )
