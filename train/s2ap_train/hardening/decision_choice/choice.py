@@ -77,10 +77,11 @@ def choose_decision(
     Raises:
         RecipeError: If there are fewer jurors than open, the test cannot be calibrated, or a process was killed.
     """
-    wiring(recipe.decision, components.roles)  # before anything is attacked
+    wanted = recipe.decision.model_copy(update={"purify": "off"}) if recipe.purifier.off else recipe.decision
+    wiring(wanted, components.roles)  # before anything is attacked
     search = _Search.of(recipe, components, splits, work_dir, reporter, workers)
-    compared = search.attack(answers(recipe.decision, recipe.decision_choice), "wrong label", first_juror=True)
-    index, reason = chosen_answer(recipe.decision, [search.measured(one) for one in compared])
+    compared = search.attack(answers(wanted, recipe.decision_choice), "wrong label", first_juror=True)
+    index, reason = chosen_answer(wanted, [search.measured(one) for one in compared])
     taken, reasons = compared[index], [reason]
     search.attack([taken], "mislead")
     for step in STEPS:
