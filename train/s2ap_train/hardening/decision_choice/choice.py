@@ -36,6 +36,7 @@ __all__ = ["FOLDER", "ChosenDecision", "choose_decision"]
 
 FOLDER = "decision-choice"
 """Where, in the work folder, finished attacks are stored."""
+_GOALS: tuple[Goal, ...] = ("wrong label", "mislead")
 ATTACK_VERSION = 2
 """Raise it with every change of what an attack does."""
 
@@ -80,16 +81,18 @@ def choose_decision(
     wanted = recipe.decision.model_copy(update={"purify": "off"}) if recipe.purifier.off else recipe.decision
     wiring(wanted, components.roles)  # before anything is attacked
     search = _Search.of(recipe, components, splits, work_dir, reporter, workers)
-    compared = search.attack(answers(wanted, recipe.decision_choice), "wrong label", first_juror=True)
+    compared = answers(wanted, recipe.decision_choice)
+    search.attack([(one, "wrong label") for one in compared], first_juror=True)
     index, reason = chosen_answer(wanted, [search.measured(one) for one in compared])
     taken, reasons = compared[index], [reason]
-    search.attack([taken], "mislead")
+    due: list[tuple[DecisionRecipe, Goal]] = [(taken, "mislead")]
     for step in STEPS:
         if step == "purify" and recipe.purifier.off:
             continue
         others = variants(taken, recipe.decision_choice, step, jurors=components.roles.count("juror"))
-        for goal in ("wrong label", "mislead"):
-            search.attack(others, goal)
+        due += [(one, goal) for one in others for goal in _GOALS]
+        search.attack(due)
+        due = []
         compared = (*compared, *others)
         for one in others:
             new, old = search.measured(one), search.measured(taken)
@@ -173,27 +176,24 @@ class _Search:
             clean=clean,
         )
 
-    def attack(
-        self, decisions: Sequence[DecisionRecipe], goal: Goal, *, first_juror: bool = False
-    ) -> tuple[DecisionRecipe, ...]:
-        """Attack decisions, and the first juror alone, and remember what is found."""
-        against = [self.decided(one) for one in decisions]
+    def attack(self, wanted: Sequence[tuple[DecisionRecipe, Goal]], *, first_juror: bool = False) -> None:
+        """Attack decisions, each for a goal, and the first juror alone, and remember what is found."""
+        against = [(self.decided(one), goal) for one, goal in wanted]
         if first_juror:
-            against = [self._alone(), *against]
+            against.insert(0, (self._alone(), "wrong label"))
         jobs = [
             ResumableJob(
                 name=f"{goal} {number}",
                 function=attack_decision,
-                arguments=lambda _, one=one: (one, self.work, goal),  # type: ignore[misc]
+                arguments=lambda _, one=one, goal=goal: (one, self.work, goal),  # type: ignore[misc]
                 decides=fingerprint((self.recipe.purifier, one.sees, one.purify, one.order, one.test, goal)),
             )
-            for number, one in enumerate(against)
+            for number, (one, goal) in enumerate(against, start=1)
         ]
         if jobs:
             done = self.jobs(jobs)
             with one_thread():
                 self.said += [self.networks.ask(done[job.name].images) for job in jobs]
-        return tuple(decisions)
 
     def decided(self, decision: DecisionRecipe) -> Decided:
         """A decision, calibrated on what the networks say."""
