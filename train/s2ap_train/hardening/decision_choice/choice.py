@@ -110,8 +110,8 @@ def choose_decision(
             seed=recipe.seed,
             attack=(
                 "Auto-PGD for a wrong answer of each choice, flagged or not, and of those beside the last choice of an "
-                f"answer for one that is not flagged, too; through the purifier and past it, towards {grid.targets} "
-                f"wrong labels, {grid.steps} steps each; what was found for one choice is tried on all"
+                f"answer for one that is not flagged, too; through the purifier and past it, wrong labels aimed at: "
+                f"{grid.targets}, {grid.steps} steps each; what was found for one choice is tried on all"
             ),
             label_cost=recipe.decision.label_cost,
             robust_classifier=search.first_juror(),
