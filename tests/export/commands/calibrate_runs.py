@@ -25,6 +25,7 @@ def npz(digits: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tiny_model_path: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny file, which tests may lose."""
     path = tmp_path / "model.onnx"
     path.write_bytes(tiny_model_path.read_bytes())
     return path
