@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import SequentialTest, run_sequential_test
+from s2ap_defend.sequential import SequentialTest, accepted_raw, run_sequential_test
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.adaptive.confidence import ConfidenceSystem, confidence_plan
 from s2ap_train.adaptive.search import bare_plan, defended_plan
