@@ -27,22 +27,16 @@ from rich.console import Console
 from s2ap_defend.errors import DefendError, RecipeError
 from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.progress import Reporter
-from s2ap_defend.sequential import StageAnswers, run_sequential_test
-from s2ap_defend.types import Bool, Float32, Int64
+from s2ap_defend.types import Bool
 from s2ap_train.adaptive.budget import AdaptiveBudget
-from s2ap_train.adaptive.purified import variant_view
-from s2ap_train.adaptive.search import adaptive_attack, defended_plan
-from s2ap_train.adaptive.systems import judge, stage_verdicts
 from s2ap_train.calibration import Jury
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.hardening.decision_choice.choice import ATTACK_VERSION
-from s2ap_train.hardening.decision_choice.defence import Attacked
+from s2ap_train.hardening.decision_choice.defence import Attacked, Decided, Networks, attack_decision
 from s2ap_train.hardening.parts import PRUNED, PartList
-from s2ap_train.jobs import Found, Job, ResumableJob, Store, Workers, run_jobs, run_resumable
-from s2ap_train.measures.predictions import logits
+from s2ap_train.jobs import Job, ResumableJob, Store, Workers, run_jobs, run_resumable
 from s2ap_train.models import Classifier, fold_batch_norm
 from s2ap_train.models.cost import flops
-from s2ap_train.purifier.variants import off
 from s2ap_train.recipe import Recipe, load_recipe
 from s2ap_train.statistics.paired import paired_difference
 from s2ap_train.storage.fingerprint import fingerprint, weights_digest
@@ -71,14 +65,12 @@ class Juries:
             return Jury((1.0, *(0.0 for _ in everyone[1:])), (0,), "robust")
         return Jury((1.0, *(self.weight for _ in everyone[1:])), everyone, "robust" if answer == VOTE else "mixed")
 
-    def said(self, images: Float32) -> StageAnswers:
-        """What all say of images, r in the classifier's place as well."""
-        each = np.stack([logits(one, images).log_softmax(1).numpy() for one in self.networks])
-        return StageAnswers(each[0], each)
-
-    def right(self, answer: str, images: Float32, labels: Int64) -> Bool:
-        """Images whose label is right [N]."""
-        return np.asarray(run_sequential_test(self.jury(answer).unflagged(), self.said(images)).label == labels)
+    def decided(self, recipe: Recipe, answer: str) -> Decided:
+        """What is attacked: r in the classifier's place, and all as members on the image as it came; no flags."""
+        first, *others = (fold_batch_norm(one).requires_grad_(False) for one in self.networks)
+        networks = Networks(recipe, first, (first, *others), None, self.networks[0].image_shape)
+        n = len(self.networks)
+        return Decided(networks, self.jury(answer).unflagged(), np.arange(n), tuple("raw" for _ in range(n)), "off")
 
 
 @click.command()
@@ -205,11 +197,12 @@ def measure(
     work = Attacked(data, recipe.eps, budget, recipe.seed)
     juries = {name: Juries(found, weight) for name, found in networks.items()}
     systems = [(SEEDS, ALONE), *((name, answer) for name in juries for answer in (VOTE, MEAN))]
+    decided = {(name, answer): juries[name].decided(recipe, answer) for name, answer in systems}
     jobs = [
         ResumableJob(
             name=f"{name}, {answer}",
-            function=_attacked,
-            arguments=lambda _, name=name, answer=answer: (juries[name], answer, work),  # type: ignore[misc]
+            function=attack_decision,
+            arguments=lambda _, one=decided[name, answer]: (one, work, "wrong label"),  # type: ignore[misc]
             decides=(weights_digest(juries[name].networks), fingerprint(juries[name].jury(answer))),
         )
         for name, answer in systems
@@ -220,7 +213,8 @@ def measure(
     with reporter.step("all on all", len(systems)) as step, one_thread():
         kept: dict[tuple[str, str], list[Bool]] = {}
         for name, answer in systems:
-            kept[name, answer] = [juries[name].right(answer, images, data.labels) for images in tried]
+            outcomes = (decided[name, answer](images, data.labels) for images in tried)
+            kept[name, answer] = [np.asarray(one.label == data.labels) for one in outcomes]
             step.advance(f"{name}, {answer}")
     label = {system: np.all(right, axis=0) for system, right in kept.items()}
     alone = label[SEEDS, ALONE]
@@ -239,24 +233,6 @@ def measure(
         }
         for name, answer in systems
     ]
-
-
-def _attacked(juries: Juries, answer: str, work: Attacked) -> Found:
-    """The attack on one jury for a wrong label; also called in other processes."""
-    test = juries.jury(answer).unflagged()
-    folded = [fold_batch_norm(one).requires_grad_(False) for one in juries.networks]
-    with one_thread():
-        found = adaptive_attack(
-            lambda images, labels: judge(stage_verdicts(images, juries.said(images), test), labels, test),
-            variant_view(off(), folded[0], folded, sees=("raw",) * len(folded)),
-            defended_plan(test, work.budget, "wrong label"),
-            work.data,
-            eps=work.eps,
-            budget=work.budget,
-            seed=work.seed,
-            goal="wrong label",
-        )
-    return Found(found.images, {"broken_by": found.broken_by})
 
 
 def print_table(document: dict[str, Any]) -> None:

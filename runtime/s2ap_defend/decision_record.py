@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate
+from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate, check_accuracies
 from s2ap_defend.sequential import AMPLIFICATION_UNIT, LARGEST_AMPLIFICATION, Answer, SignalName
 
 __all__ = [
@@ -98,6 +98,11 @@ class FrontierRow(DecisionSettings):
     members_used: Amount
     cost: Amount
 
+    @model_validator(mode="after")
+    def _right_is_right_or_flagged(self) -> "FrontierRow":
+        check_accuracies(self.label_accuracy, self.robust_accuracy)
+        return self
+
     @property
     def wiring(self) -> tuple[object, ...]:
         """Everything but who answers, and the numbers of the mix."""
@@ -147,3 +152,14 @@ class DecisionDescription(DecisionSettings):
     """
 
     frontier: Frontier | None
+
+    @model_validator(mode="after")
+    def _is_the_chosen(self) -> "DecisionDescription":
+        if self.frontier is not None:
+            row = self.frontier.rows[self.frontier.chosen]
+            for name in DecisionSettings.model_fields:
+                if getattr(row, name) != getattr(self, name):
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)!r}, the chosen row of the frontier has {getattr(row, name)!r}"
+                    )
+        return self

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from s2ap_defend.decision_record import DecisionDescription, DecisionSettings, Frontier, FrontierRow, Role, Sees
 from s2ap_defend.errors import ModelFileError
-from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate, Sha256
+from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate, Sha256, check_accuracies
 from s2ap_defend.purifier_record import (
     ChoiceRecord,
     ChoiceRow,
@@ -238,6 +238,11 @@ class Measurement(ManifestTable):
     label_accuracy: Rate
     flagged: Rate
     members_used: Amount
+
+    @model_validator(mode="after")
+    def _right_is_right_or_flagged(self) -> "Measurement":
+        check_accuracies(self.label_accuracy, self.robust_accuracy)
+        return self
 
 
 class Provenance(ManifestTable):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Amount", "Count", "ManifestTable", "Positive", "Rate", "Sha256"]
+__all__ = ["ROUNDING", "Amount", "Count", "ManifestTable", "Positive", "Rate", "Sha256", "check_accuracies"]
 
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 Amount = Annotated[float, Field(ge=0.0)]
@@ -12,8 +12,23 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
+ROUNDING = 1e-9
+"""Shares of at most millions of images are this exact in float64."""
+
 
 class ManifestTable(BaseModel):
     """A table of the manifest; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def check_accuracies(label_accuracy: float, robust_accuracy: float) -> None:
+    """Check that labels are right no more often than they are right or flagged.
+
+    Raises:
+        ValueError: If they are.
+    """
+    if label_accuracy > robust_accuracy + ROUNDING:
+        raise ValueError(
+            f"label_accuracy {label_accuracy} exceeds robust_accuracy {robust_accuracy}, which counts right labels too"
+        )

@@ -1,6 +1,7 @@
 """Open, verify and write the defended model file, the one contract between the packages (docs/model-file.md)."""
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from s2ap_defend.types import Verdicts
 HARDEN_COMMAND = "s2ap-defend harden RECIPE -o model.onnx"
 MAX_EMBEDDED_BYTES = 1_900_000_000
 BANK = "purifier/bank"
+_AGAIN = "classifier_again"
+_SEEN = re.compile(r"test/image|purifier/purified|test/wave_\d+/(raw|purified)")
+_TABLE = re.compile(r"test/(?!constant_)[^/]+")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def open_model_file(path: Path) -> ModelFile:
             )
     _check_outputs(proto, manifest, path)
     _check_tables(proto, manifest, path)
+    _check_sees(proto, manifest, path)
     _check_purifier(proto, manifest, path)
     return ModelFile(path, manifest, proto, sum(file.stat().st_size for file in (path, *data)))
 
@@ -226,11 +231,35 @@ def _check_outputs(proto: ModelProto, manifest: Manifest, path: Path) -> None:
 
 
 def _check_tables(proto: ModelProto, manifest: Manifest, path: Path) -> None:
-    in_graph = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    for name, expected in tables_in_graph(manifest.to_test()).items():
-        array = in_graph.get(f"test/{name}")
-        if array is None or array.dtype != expected.dtype or not np.array_equal(array, expected):
-            raise ModelFileError(f"{path}: the manifest's test/{name} differ from the graph's; export the model again")
+    in_graph = {tensor.name: tensor for tensor in proto.graph.initializer if _TABLE.fullmatch(tensor.name)}
+    said = {f"test/{name}": table for name, table in tables_in_graph(manifest.to_test()).items()}
+    for name in sorted(in_graph.keys() | said.keys()):
+        array = numpy_helper.to_array(in_graph[name]) if name in in_graph else None
+        expected = said.get(name)
+        if array is None or expected is None or array.dtype != expected.dtype or not np.array_equal(array, expected):
+            raise ModelFileError(f"{path}: the manifest's {name} differ from the graph's; export the model again")
+
+
+def _check_sees(proto: ModelProto, manifest: Manifest, path: Path) -> None:
+    """Compare what the manifest says of when to purify, and of what members see, with what stages read."""
+    reads: dict[str, str] = {}
+    for node in (node for graph in _graphs(proto.graph) for node in graph.node):
+        scope = node.name.partition("/")[0]
+        for seen in filter(None, map(_SEEN.fullmatch, node.input)):
+            reads[scope] = "raw" if "image" in seen[0] or "raw" in seen[0] else "purified"
+        if scope == _AGAIN:
+            reads[scope] = "purified"
+    purify = manifest.decision.purify
+    if (_AGAIN in reads) != (purify == "suspicious"):
+        does = "only what is suspicious" if _AGAIN in reads else "all images, or none"
+        raise ModelFileError(f"{path}: the manifest says purify {purify!r}, the graph purifies {does}; export it again")
+    for i, member in enumerate(manifest.members):
+        found = reads.get(f"member_{i:03d}", "nothing")
+        if found != member.sees:
+            raise ModelFileError(
+                f"{path}: the manifest says that member {i + 1} sees {member.sees!r}, in the graph it sees {found!r}; "
+                "export the model again"
+            )
 
 
 def _check_purifier(proto: ModelProto, manifest: Manifest, path: Path) -> None:

@@ -5,13 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate, Sha256
+from s2ap_defend.manifest_fields import ROUNDING, Amount, Count, ManifestTable, Positive, Rate, Sha256
 
 __all__ = ["ChoiceRecord", "ChoiceRow", "PurifierDescription", "PurifierSettings", "Reference", "Ungraded"]
 
 Above0 = Annotated[float, Field(gt=0)]
-_ROUNDING = 1e-9
-"""Shares of at most millions of images are this exact in float64."""
 
 
 class PurifierSettings(ManifestTable):
@@ -238,10 +236,10 @@ def _wrong_in(row: ChoiceRow, samples: int) -> Iterator[tuple[str, str]]:
         if not _is_share(getattr(row, key), samples):
             yield key, f"{getattr(row, key)} is no share of {samples} images"
     for key in ("clean_accuracy", "oblivious_accuracy"):
-        if row.gradient_accuracy > getattr(row, key) + _ROUNDING:
+        if row.gradient_accuracy > getattr(row, key) + ROUNDING:
             yield "gradient_accuracy", f"{row.gradient_accuracy} is above {key} {getattr(row, key)}"
     left = row.gradient_accuracy - row.ungraded.total / samples
-    if row.adaptive_accuracy > left + _ROUNDING:
+    if row.adaptive_accuracy > left + ROUNDING:
         yield (
             "adaptive_accuracy",
             f"{row.adaptive_accuracy} is above {left:g}, what the attacks on this row alone leave",
@@ -258,4 +256,4 @@ def _wrong_in(row: ChoiceRow, samples: int) -> Iterator[tuple[str, str]]:
 
 
 def _is_share(rate: float, samples: int) -> bool:
-    return abs(rate * samples - round(rate * samples)) <= _ROUNDING * samples
+    return abs(rate * samples - round(rate * samples)) <= ROUNDING * samples

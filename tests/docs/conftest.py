@@ -12,9 +12,11 @@ from PIL import Image
 from tests.docs.documents import ROOT
 from tests.train.planted_runs import make_run
 
-from s2ap_defend import DefendedClassifier
 from s2ap_defend.commands.main import run
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.sequential import first_answers
 from s2ap_export.commands.calibrate.clean_data import load_clean_data
+from s2ap_train.calibration.stage_engines import StageEngines
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +63,10 @@ def without_training(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
         raise click.exceptions.Exit(0)
 
     def clean_data(*arguments, **options):
-        """Labels are those that the untrained file gives, so that it has enough of them right."""
-        data = load_clean_data(*arguments, **{**options, "limit": 80})
-        return replace(data, labels=DefendedClassifier.load(model, device="cpu")(data.images).base_label)
+        """Labels are the first answers of the untrained file, so that it has enough of them right."""
+        data, file = load_clean_data(*arguments, **{**options, "limit": 80}), open_model_file(model)
+        said = StageEngines.from_file(file).ask(data.images)
+        return replace(data, labels=first_answers(file.manifest.to_test(), said))
 
     def stop(*_, **__):
         raise click.exceptions.Exit(0)

@@ -51,6 +51,10 @@ def decision_data(**changes: object) -> dict[str, Any]:
     chosen = {"answer": "mixed", "jury_share": 0.75, "amplification": 2.0, "purify": "always"}
     row = chosen | {
         "juror_weight": 1.0,
+        "opening": 1,
+        "jurors_see": "raw",
+        "sensors_see": "purified",
+        "signals": [],
         "min_accept": 1,
         "clean_accuracy": 0.95,
         "clean_flagged": 0.04,

@@ -6,7 +6,7 @@ import pytest
 
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.manifest import Manifest, read_manifest
-from tests.runtime.manifest_data import manifest_data
+from tests.runtime.manifest_data import decision_data, manifest_data
 
 
 def test_a_manifest_survives_writing_and_reading_bit_for_bit() -> None:
@@ -52,6 +52,18 @@ def test_text_that_is_no_manifest_is_refused(text: str) -> None:
         read_manifest(text, source="model.onnx")
 
 
+MEASURED = {
+    "attack": "worst case",
+    "eps": 0.1,
+    "samples": 10,
+    "bare_accuracy": 0.0,
+    "robust_accuracy": 0.8,
+    "label_accuracy": 0.7,
+    "flagged": 0.3,
+    "members_used": 3.5,
+}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -69,8 +81,15 @@ def test_text_that_is_no_manifest_is_refused(text: str) -> None:
         (("members", 0, "vote_weight"), 0.3, "multiples of 1/256"),
         (("members", 0, "role"), "sensor", "a sensor has no vote"),
         (("decision", "answer"), "best", r"decision\.answer"),
-        (("decision", "purify"), "off", "decision.purify is 'off'"),
+        (("decision",), decision_data(purify="off", frontier=None), "decision.purify is 'off'"),
         (("decision", "frontier", "chosen"), 2, "row 2 is chosen, there are 2"),
+        (("decision", "frontier", "chosen"), 1, "answer is 'mixed', the chosen row of the frontier has 'robust'"),
+        (("decision", "jury_share"), 0.5, r"jury_share is 0\.5, the chosen row of the frontier has 0\.75"),
+        (("decision", "jury_share"), 1.5, r"decision\.jury_share"),
+        (("decision", "amplification"), 0.0, r"decision\.amplification"),
+        (("decision", "frontier", "rows", 1, "label_accuracy"), 0.9, r"0\.9 exceeds robust_accuracy 0\.8"),
+        (("decision", "frontier", "rows", 0, "cost"), math.nan, r"rows\.0\.cost"),
+        (("measured",), [MEASURED | {"label_accuracy": 0.9}], r"0\.9 exceeds robust_accuracy 0\.8"),
         (("test", "calibration", "on"), "wrong", r"test\.calibration\.on"),
         (("test", "calibration", "reference_ratios"), [1.0, 0.0], "reference_ratios must ascend"),
         (("members", 0, "seeds", "mask"), None, r"members\.0\.seeds\.mask"),

@@ -1,7 +1,9 @@
 import json
+import operator
 import re
 import shutil
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +70,30 @@ def test_test_tables_that_differ_from_the_graph_are_found(tiny_model_path: Path,
         open_model_file(tmp_path / "changed.onnx")
 
 
-def test_weights_of_votes_that_differ_from_the_graph_are_found(tiny_model_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("table", "changes", "message"),
+    [
+        (("members", 1), {"vote_weight": 0.75}, "the manifest's test/vote_weights differ from the graph's"),
+        (("members", 1), {"sees": "purified"}, "says that member 2 sees 'purified', in the graph it sees 'raw'"),
+        (("members", 5), {"sees": "raw"}, "says that member 6 sees 'raw', in the graph it sees 'purified'"),
+        (("decision",), {"answer": "robust"}, "differ from the graph's; export the model again"),
+        (("decision",), {"jury_share": 0.5}, "the manifest's test/jury_share differ from the graph's"),
+        (("decision",), {"purify": "suspicious"}, "says purify 'suspicious', the graph purifies all images, or none"),
+        (("decision",), {"purify": "off"}, "decision.purify is 'off', but the purifier has 2 steps"),
+        (("test",), {"signals": []}, "the manifest's test/signal_0_edges differ from the graph's"),
+        (("test", "signals", 0), {"increments": [0.0, 1.0]}, "the manifest's test/signal_0_increments differ"),
+        (("test",), {"opening": 3}, "opening is 3; it must be 1 to 2"),
+    ],
+)
+def test_a_decision_that_differs_from_the_graph_is_found(
+    table: tuple[str | int, ...], changes: dict[str, object], message: str, tiny_model_path: Path, tmp_path: Path
+) -> None:
     proto = onnx.load(tiny_model_path)
     manifest = json.loads(proto.metadata_props[0].value)
-    manifest["members"][1]["vote_weight"] = 0.75
+    reduce(operator.getitem, table, manifest).update(changes)
     proto.metadata_props[0].value = json.dumps(manifest)
     onnx.save_model(proto, tmp_path / "changed.onnx")
-    with pytest.raises(ModelFileError, match="test/vote_weights differ"):
+    with pytest.raises(ModelFileError, match=re.escape(message)):
         open_model_file(tmp_path / "changed.onnx")
 
 

@@ -79,7 +79,7 @@ def _setting(row: FrontierRow, name: str) -> str:
     if name in _OF_THE_MIX and row.answer != "mixed":
         return ""
     if isinstance(value, tuple):
-        return ", ".join(value) or "none"
+        return " + ".join(value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

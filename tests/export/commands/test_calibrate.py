@@ -1,54 +1,19 @@
 import hashlib
-import json
 import math
 import resource
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from tests.export.commands.calibrate_runs import figures, refused
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.commands.main import run
 from s2ap_defend.model_file import ModelFile, open_model_file, write_model_file
-from s2ap_defend.sequential import first_answers, run_sequential_test
+from s2ap_defend.sequential import run_sequential_test
 from s2ap_train.calibration import alarm_statistic
 from s2ap_train.calibration.stage_engines import StageEngines
-from s2ap_train.data import ImageSet, load_digits
-
-
-@pytest.fixture(scope="module")
-def digits() -> ImageSet:
-    """120 digits."""
-    return load_digits(seed=3).test.subset(slice(0, 120))
-
-
-@pytest.fixture(scope="module")
-def npz(digits: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    np.savez(path, images=digits.images, labels=digits.labels)
-    return path
-
-
-@pytest.fixture
-def model(tiny_model_path: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(tiny_model_path.read_bytes())
-    return path
-
-
-def figures(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
-    assert run(["calibrate", *map(str, arguments), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line on standard error of a command that must fail."""
-    assert run(["calibrate", *map(str, arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    return captured.err
+from s2ap_train.data import ImageSet
 
 
 def sha256(path: Path) -> str:
@@ -149,71 +114,6 @@ def test_min_accept_moves_the_first_clean_decision(model: Path, npz: Path, capsy
         assert lower[first - 1 : 5] == (-1.25,) * (6 - first)
 
 
-def test_the_calibration_part_of_a_recipe_is_cut_with_the_files_seed(
-    model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["calibrate", str(model), "--data", "digits", "--alpha", "0.1", "--calibrate-on", "all"]) == 0
-    output = capsys.readouterr().out
-    assert "247 images of the calibration part of digits (seed 0)" in output
-    assert "the file was made with recipe 'tiny', not 'digits'" in output
-    file = open_model_file(model.with_name("model.calibrated.onnx"))
-    splits = load_digits(0)
-    answers = StageEngines.from_file(file).answers(splits.calibration.images, splits.calibration.labels)
-    outcome = run_sequential_test(file.manifest.to_test(), answers.said)
-    assert file.manifest.test.calibration.reference_ratios == tuple(np.sort(outcome.log_likelihood_ratio).tolist())
-
-
-def save_images(folder: Path, images: np.ndarray, names: list[str]) -> None:
-    for image, name in zip(images, names, strict=True):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.rint(image[0] * 255).astype(np.uint8)).save(path)
-
-
-def test_a_folder_without_labels_will_do_when_all_images_count(
-    model: Path, digits: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "flat"
-    save_images(folder, digits.images[:60], [f"{i:02d}.png" for i in range(60)])
-    archive = tmp_path / "flat.zip"
-    with zipfile.ZipFile(archive, "w") as writer:
-        for path in sorted(folder.iterdir()):
-            writer.write(path, path.name)
-    of_folder, of_zip = (
-        figures(capsys, model, "--data", source, "--calibrate-on", "all", "--alpha", "0.1")
-        for source in (folder, archive)
-    )
-    assert (of_folder["samples"], of_folder["first_accuracy"]) == (60, None)
-    assert of_folder == of_zip
-    save_images(tmp_path / "one" / "photos", digits.images[:60], [f"{i:02d}.png" for i in range(60)])
-    of_one = figures(capsys, model, "--data", tmp_path / "one", "--calibrate-on", "all", "--alpha", "0.1")
-    assert of_one == of_folder
-    assert "--calibrate-on all" in refused(capsys, model, "--data", folder, "--alpha", "0.1")
-
-
-def test_class_folders_count_by_name(
-    model: Path, digits: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = open_model_file(model)
-    first = first_answers(file.manifest.to_test(), StageEngines.from_file(file).ask(digits.images))
-    kinds, counts = np.unique(first, return_counts=True)
-    highest = kinds[kinds > 0][np.argmax(counts[kinds > 0])]  # by number it would be class 0 or 1
-    some = np.flatnonzero(first == highest)
-    other = "2" if highest == 1 else "0"
-    save_images(tmp_path / "two", digits.images[some], [f"{highest}/{i}.png" for i in some])
-    save_images(tmp_path / "two", digits.images[:3], [f"{other}/{i}.png" for i in range(3)])
-    arguments = ["calibrate", str(model), "--data", str(tmp_path / "two"), "--alpha", "0.5", "--json"]
-    assert run(arguments) == 0
-    captured = capsys.readouterr()
-    assert json.loads(captured.out)["samples"] >= len(some)
-    assert "no images of 8 of the file's classes" in captured.err
-
-
-def test_a_limit_takes_a_sample(model: Path, npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = figures(capsys, model, "--data", npz, "--calibrate-on", "all", "--alpha", "0.1", "--limit", "50")
-    assert said["inputs"] == 50
-
-
 def test_a_file_may_be_replaced_by_itself_when_the_output_says_so(
     model: Path, npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,25 +170,6 @@ def test_settings_that_cannot_work_are_said_in_one_line(
         arguments = [*arguments, "--limit", "30"]
     assert message in refused(capsys, model, "--data", npz, "--calibrate-on", "all", *arguments)
     assert [path.name for path in model.parent.iterdir()] == ["model.onnx"]
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"images": np.zeros((60, 9, 9, 1), np.uint8)}, "are [1, 9, 9], the model takes [1, 8, 8]"),
-        ({"images": np.zeros((60, 8, 8, 3), np.uint8)}, "are [3, 8, 8], the model takes [1, 8, 8]"),
-        ({"classes": np.array(list("012345678a"))}, "has the class 'a', which is not among the file's 10"),
-        ({"labels": np.arange(60) % 12}, "has the class '10', which is not among the file's 10"),
-    ],
-)
-def test_data_that_does_not_fit_is_said_in_one_line(
-    arrays: dict[str, np.ndarray], message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "data" / "wrong.npz"
-    path.parent.mkdir()
-    np.savez(path, **{"images": np.zeros((60, 8, 8, 1), np.uint8), "labels": np.arange(60) % 10, **arrays})
-    assert message in refused(capsys, model, "--data", path)
-    assert not list(tmp_path.glob("*.calibrated.onnx"))
 
 
 def test_sources_and_files_that_are_not_there_are_said_in_one_line(

@@ -10,14 +10,6 @@ from s2ap_defend.commands.main import run
 from s2ap_defend.model_file import open_model_file, write_model_file
 
 
-@pytest.fixture
-def model(tiny_model_path: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny file, which tests may lose."""
-    path = tmp_path / "model.onnx"
-    path.write_bytes(tiny_model_path.read_bytes())
-    return path
-
-
 def evaluate(model: Path, *more: object, recipe: object = "digits") -> int:
     """Run the command as cheaply as it can be run."""
     cheap = ["--recipe", recipe, "--ablation", "off", "--workers", "1"]

@@ -1,6 +1,6 @@
 """Images that hold what every stage says of them, and the stages that read it there."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto, helper
 from tests.runtime.sequential_cases import cases
 
 from s2ap_defend.decision_record import Purify, Sees
-from s2ap_defend.sequential import SequentialTest, StageAnswers
+from s2ap_defend.sequential import SequentialOutcome, SequentialTest, StageAnswers
 from s2ap_defend.types import Verdicts
 from s2ap_export.graph.builder import GraphBuilder
 from s2ap_export.graph.compose import compose
@@ -18,6 +18,7 @@ from s2ap_export.graph.compose import compose
 SCALE = 64.0  # of log-probabilities to pixels, a power of two
 UNREAD = 1.0  # a pixel that stops the run with an error when a stage reads it
 BEFORE = 4  # rows before those of members: unread, the classifier's raw and purified, the reconstruction error
+OUTCOME = [field.name for field in fields(SequentialOutcome) if field.name in Verdicts.FIELDS]
 Case = tuple[SequentialTest, StageAnswers, Purify, tuple[Sees, ...]]
 
 

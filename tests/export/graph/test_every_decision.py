@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.export.graph.spoken_images import Case, images, model_of, session, verdicts
+from tests.export.graph.spoken_images import OUTCOME, Case, images, model_of, session, verdicts
 from tests.runtime.sequential_cases import sequential_test
 
 from s2ap_defend.decision_record import Purify, Sees
-from s2ap_defend.sequential import Answer, SequentialOutcome, Signal, StageAnswers, run_sequential_test
+from s2ap_defend.sequential import Answer, Signal, StageAnswers, run_sequential_test
 from s2ap_defend.types import Verdicts
 
 ANSWERS: list[Answer] = ["robust", "mixed", "accurate"]
@@ -29,7 +29,6 @@ ENDS: list[dict[str, Any]] = [
 ]
 SPLITS = [np.flatnonzero([True, *cuts, True]) for cuts in product([False, True], repeat=MEMBERS - 1)]
 WAVES = [tuple(np.diff(places).tolist()) for places in SPLITS]
-OUTCOME = sorted(set(Verdicts.FIELDS) & set(SequentialOutcome.__dataclass_fields__))
 
 
 def vote_weights(i: int, answer: Answer) -> np.ndarray:

@@ -5,22 +5,21 @@ from pathlib import Path
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.export.graph.spoken_images import SCALE, UNREAD, Case, decisions, images, model_of, session, verdicts
+from tests.export.graph.spoken_images import (
+    OUTCOME,
+    SCALE,
+    UNREAD,
+    Case,
+    decisions,
+    images,
+    model_of,
+    session,
+    verdicts,
+)
 from tests.runtime.sequential_cases import ROWS, said, sequential_test
 
 from s2ap_defend.sequential import accepted_raw, run_sequential_test
 from s2ap_defend.types import Verdicts
-
-OUTCOME = (
-    "label",
-    "adversarial",
-    "base_label",
-    "label_change_rate",
-    "log_likelihood_ratio",
-    "members_used",
-    "votes",
-    "abstained",
-)
 
 
 @settings(max_examples=150, deadline=None)

@@ -128,20 +128,20 @@ def test_inspect_says_who_answers_who_votes_and_what_becomes_of_the_rest(
         assert [one for one in texts if one not in text] == [], text
 
 
-def test_inspect_says_when_the_classifier_answers_and_when_it_can_outvote_any_jury(
-    tiny_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"answer": "accurate"}, "the classifier, whatever the jury says, unless the input is flagged"),
+        ({"jury_share": 0.5}, "; the classifier can outvote any jury"),
+    ],
+)
+def test_words_say_when_the_classifier_answers_and_when_it_can_outvote_any_jury(
+    changes: dict[str, object], said: str, tiny_model_path: Path
 ) -> None:
-    file = open_model_file(tiny_model_path)
-    words = {
-        "accurate": "the classifier, whatever the jury says, unless the input is flagged",
-        "robust": "the jury: the vote of the jurors that were asked",
-    }
-    for answer, said in words.items():
-        decision = file.manifest.decision.model_dump() | {"answer": answer}
-        assert said in shown(capsys, rewritten(file, tmp_path / f"{answer}.onnx", decision=decision))
-    mix = file.manifest.decision.model_copy(update={"jury_share": 0.5})
-    (answer, *_) = decision_table(file.manifest.model_copy(update={"decision": mix})).columns[1].cells
-    assert str(answer).endswith("; the classifier can outvote any jury")
+    manifest = open_model_file(tiny_model_path).manifest
+    decision = manifest.decision.model_copy(update=changes)
+    answer = next(iter(decision_table(manifest.model_copy(update={"decision": decision})).columns[1].cells))
+    assert str(answer).endswith(said)
 
 
 def test_inspect_shows_the_decisions_that_were_compared_and_why_one_was_taken(

@@ -51,7 +51,8 @@ def parts(work):
 
 
 def modules_of(parts):
-    return [parts.score_model, *(n.model for n in (parts.plain, parts.adversarial, parts.pruned, *parts.members))]
+    assert parts.members[0] is parts.pruned  # the first juror
+    return [parts.score_model, *(n.model for n in (parts.plain, parts.adversarial, *parts.members))]
 
 
 def test_parts_come_back_to_the_cpu_in_float32_and_in_the_memory_layout_of_those_that_are_reloaded(parts, work):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.train.correlated_members import answers_of, voted
@@ -40,11 +42,16 @@ def votes(*disagreeing, right=True, late=False):
 
 
 def joined(*parts):
-    return answers_of(
+    """All of them; where some have answers on raw images the others have those that they give on purified ones."""
+    whole = answers_of(
         np.concatenate([part.said.members for part in parts], axis=1),
         np.concatenate([part.first for part in parts]),
         np.concatenate([part.label for part in parts]),
     )
+    if all(part.said.on_raw is None for part in parts):
+        return whole
+    raw = [part.said.classifier if part.said.on_raw is None else part.said.on_raw for part in parts]
+    return replace(whole, said=replace(whole.said, on_raw=np.concatenate(raw)))
 
 
 def test_a_detector_is_measured_on_the_images_that_the_attack_turned():
@@ -81,9 +88,9 @@ def test_false_alarms_are_split_by_whether_the_classifier_was_right():
     figures = detection_figures(counting(), flagged, clean, {})
     assert figures.rows == ()
     assert figures.false_alarms.value == 0.4
-    assert (figures.false_alarms_base_right.value, figures.false_alarms_base_right.count) == (pytest.approx(1 / 6), 6)
-    assert (figures.false_alarms_base_wrong.value, figures.false_alarms_base_wrong.count) == (0.75, 4)
-    assert figures.false_alarms_base_wrong.low < 0.75 < figures.false_alarms_base_wrong.high
+    assert (figures.false_alarms_right.value, figures.false_alarms_right.count) == (pytest.approx(1 / 6), 6)
+    assert (figures.false_alarms_wrong.value, figures.false_alarms_wrong.count) == (0.75, 4)
+    assert figures.false_alarms_wrong.low < 0.75 < figures.false_alarms_wrong.high
 
 
 def test_an_attack_that_turned_nothing_has_no_row():
@@ -102,6 +109,17 @@ def test_what_members_say_after_the_test_has_accepted_is_not_evidence():
     assert accepting.at_1_percent.value == 0.0
 
 
+def test_a_wrong_answer_that_is_accepted_before_anything_is_purified_counts_as_missed():
+    """On the raw image classifier and members say 1; behind the purifier the classifier says 0, which nobody asks."""
+    clean, turned = votes(*[0] * 100), votes(3)
+    on_raw = replace(turned.said, on_raw=np.log(np.array([[0.1, 0.9]], dtype=np.float32)))
+    attacked = joined(replace(turned, said=on_raw), votes(*[0] * 99))
+    assert attacked.said.classifier[0].argmax() == attacked.label[0] == 0
+    (row,) = detection_figures(counting(lower=-0.5), np.zeros(100, dtype=bool), clean, {"bypass": attacked}).rows
+    assert (row.at_5_percent.value, row.at_5_percent.count) == (0.0, 1)
+    assert row.area.value == 0.0
+
+
 def test_a_file_is_asked_on_its_own_engine(tiny_model_path):
     """Flags of the served file equal those of the figures' own statistic at the file's boundary."""
     file = open_model_file(tiny_model_path)
@@ -115,7 +133,7 @@ def test_a_file_is_asked_on_its_own_engine(tiny_model_path):
     np.testing.assert_array_equal(run_sequential_test(test, answers.said).adversarial, outcome.flagged)
     figures = measure_detection(file, data, outcome.flagged, {"redrawn": attacked, "left alone": images})
     assert figures.false_alarms.value == outcome.flagged.mean() > 0
-    assert figures.false_alarms_base_right.count == answers.right.sum()
+    assert figures.false_alarms_right.count == answers.right.sum()
     (row,) = figures.rows
     assert row.attack == "redrawn"
-    assert 0 < row.at_5_percent.count <= figures.false_alarms_base_right.count
+    assert 0 < row.at_5_percent.count <= figures.false_alarms_right.count

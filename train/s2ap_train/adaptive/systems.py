@@ -9,7 +9,7 @@ import numpy as np
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import SequentialTest, StageAnswers, run_sequential_test
+from s2ap_defend.sequential import SequentialTest, StageAnswers, accepted_raw, run_sequential_test
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_defend.types import Float32, Float64, Int64, Verdicts
 from s2ap_train.attacks.right_images import label_margin
@@ -132,12 +132,14 @@ def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
 
 def stage_verdicts(images: Float32, said: StageAnswers, test: SequentialTest) -> Verdicts:
     """The verdicts of a test on stages that were asked one by one; purified images are not asked for."""
-    outcome = run_sequential_test(test, said)
+    outcome, logs = run_sequential_test(test, said), said.classifier
+    if said.on_raw is not None:
+        logs = np.where(accepted_raw(test, said)[:, None], said.on_raw, logs)
     return Verdicts(
         label=outcome.label,
         adversarial=outcome.adversarial,
         base_label=outcome.base_label,
-        probabilities=np.exp(said.classifier),
+        probabilities=np.exp(logs),
         label_change_rate=outcome.label_change_rate,
         log_likelihood_ratio=outcome.log_likelihood_ratio,
         members_used=outcome.members_used,

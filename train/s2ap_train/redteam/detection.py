@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import SequentialTest
+from s2ap_defend.sequential import SequentialTest, run_sequential_test
 from s2ap_defend.types import Bool, Float32, Float64
 from s2ap_train.calibration import Answers, alarm_statistic
 from s2ap_train.calibration.stage_engines import StageEngines
@@ -39,9 +39,8 @@ def measure_detection(
     """
     stages = StageEngines.from_file(file)
     test = file.manifest.to_test()
-    answers = {name: stages.answers(images, data.labels).measured_by(test) for name, images in attacked.items()}
-    clean = stages.answers(data.images, data.labels).measured_by(test)
-    return detection_figures(test, flagged, clean, answers)
+    answers = {name: stages.answers(images, data.labels) for name, images in attacked.items()}
+    return detection_figures(test, flagged, stages.answers(data.images, data.labels), answers)
 
 
 def detection_figures(
@@ -59,9 +58,11 @@ def detection_figures(
     Args:
         test: The file's test.
         flagged: Clean images that the file flags [N].
-        clean: What classifier and members say of the clean images, against the first answer of the test [N].
+        clean: What classifier and members say of the clean images.
         attacked: The same of each attack's images, in the same order.
     """
+    clean = _as_served(test, clean)
+    attacked = {name: _as_served(test, answers) for name, answers in attacked.items()}
     negative = alarm_statistic(test, clean)
     rows = []
     for name, answers in attacked.items():
@@ -81,9 +82,14 @@ def detection_figures(
     return DetectionFigures(
         rows=tuple(rows),
         false_alarms=Share.of(flagged),
-        false_alarms_base_right=Share.of(flagged[clean.right]),
-        false_alarms_base_wrong=Share.of(flagged[~clean.right]),
+        false_alarms_right=Share.of(flagged[clean.right]),
+        false_alarms_wrong=Share.of(flagged[~clean.right]),
     )
+
+
+def _as_served(test: SequentialTest, answers: Answers) -> Answers:
+    """Measured against what the file answers first: of the raw image where the opening accepts it as it came."""
+    return replace(answers, first=run_sequential_test(test, answers.said).first_answer)
 
 
 def _area(negative: Float64, positive: Float64) -> RocArea:

@@ -79,19 +79,21 @@ class DetectionRow:
 
 @dataclass(frozen=True)
 class DetectionFigures:
-    """The detector alone: attacked images are those whose base label is wrong and was right before the attack.
+    """The detector alone: attacked images are those whose first answer is wrong and was right before the attack.
+
+    The first answer is the one that evidence is measured against, and that counts where nothing is flagged early on.
 
     Attributes:
         rows: One for each attack with such images.
         false_alarms: Clean images flagged, of all.
-        false_alarms_base_right: Of those whose base label is right.
-        false_alarms_base_wrong: Of those whose base label is wrong: rightly flagged mistakes.
+        false_alarms_right: Of those whose first answer is right.
+        false_alarms_wrong: Of those whose first answer is wrong: rightly flagged mistakes.
     """
 
     rows: tuple[DetectionRow, ...]
     false_alarms: Share
-    false_alarms_base_right: Share
-    false_alarms_base_wrong: Share
+    false_alarms_right: Share
+    false_alarms_wrong: Share
 
 
 @dataclass(frozen=True)

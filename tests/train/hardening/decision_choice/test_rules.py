@@ -39,8 +39,8 @@ def test_the_most_accurate_mix_within_the_label_cost_is_taken() -> None:
     index, why = chosen_answer(MIXED, compared)
     assert index == 2
     assert why == (
-        "Of 3 mixes, 2 keep their labels under attack within 10 points of the jury's 60.0%; this one has the largest "
-        "clean accuracy of them, 90.0% with the jury's 70.0%, and keeps 50.0%."
+        "2 of 3 mixes keep their labels under attack within 10 points of the jury's 60.0%; the one with the largest "
+        "clean accuracy is taken, 90.0% with the jury's 70.0%; it keeps 50.0%."
     )
 
 

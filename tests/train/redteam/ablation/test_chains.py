@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.export.defended_files import DECISION, PURIFICATION, TABLES, write_untrained
 from tests.train.linear_stage import WEIGHT, linear_stage
 
 from s2ap_defend.classifier import DefendedClassifier
@@ -82,6 +83,40 @@ def test_the_whole_chain_is_the_served_file(opened, file, served, random_images)
     for name in ("label", "flagged", "abstained", "members_used"):
         np.testing.assert_array_equal(getattr(outcome, name), getattr(expected, name), err_msg=name)
     np.testing.assert_allclose(outcome.score, expected.score, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def suspicious(tmp_path_factory):
+    """The tiny file where only what the opening does not accept is purified."""
+    path = tmp_path_factory.mktemp("suspicious") / "suspicious.onnx"
+    accepting = TABLES.model_copy(update={"lower": (-1.25,) * 6})
+    write_untrained(path, accepting, DECISION.model_copy(update={"purify": "suspicious"}), PURIFICATION)
+    return path
+
+
+def test_the_whole_chain_is_the_served_file_where_only_what_is_suspicious_is_purified(suspicious, random_images):
+    file = open_model_file(suspicious)
+    served = DefendedClassifier.load(suspicious, device="cpu", threads=1)(random_images)
+    untouched = (served.purified == random_images).all((1, 2, 3))
+    assert min(untouched.sum(), (~untouched).sum()) > 10
+    opened = OpenedFile.of(file)
+    expected = judge(served, LABELS, file.manifest.to_test())
+    outcome = chain_target(FULL[True], opened).system(random_images, LABELS)
+    for name in ("label", "flagged", "abstained", "members_used"):
+        np.testing.assert_array_equal(getattr(outcome, name), getattr(expected, name), err_msg=name)
+    for name in ("score", "margin", "evidence"):
+        np.testing.assert_allclose(getattr(outcome, name), getattr(expected, name), rtol=1e-6, atol=1e-5, err_msg=name)
+
+
+def test_what_is_accepted_as_it_came_costs_no_purifier(suspicious, random_images):
+    opened = OpenedFile.of(open_model_file(suspicious))
+    target = chain_target(FULL[True], opened)
+    served = DefendedClassifier.load(suspicious, device="cpu", threads=1)(random_images)
+    untouched = (served.purified == random_images).all((1, 2, 3))
+    purifier = opened.engines.alone(random_images).purifier
+    assert purifier > 10 * opened.engines.alone(random_images).classifier
+    accepted, others = (target.system.milliseconds(random_images[rows]) for rows in (untouched, ~untouched))
+    assert accepted < purifier / 2 < others
 
 
 def test_rejecting_changes_no_success_of_the_attacker_and_answers_nothing_that_is_flagged(

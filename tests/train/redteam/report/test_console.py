@@ -270,17 +270,17 @@ def test_json_says_null_for_what_is_not_a_number_and_takes_numbers_of_numpy():
     row = replace(found.rows[0], area=RocArea(math.nan, math.nan, math.nan), at_1_percent=empty)
     odd = replace(PASSED, found={"ratio": math.inf, "share": np.float32(0.5)})
     evaluation = made_evaluation(
-        detection=replace(found, rows=(row,), false_alarms_base_wrong=empty),
+        detection=replace(found, rows=(row,), false_alarms_wrong=empty),
         checks=(odd,),
         attacks=(attack("pgd", 4, defended=replace(attack("pgd", 4).defended, configuration={"n": np.int64(3)})),),
     )
     document = json.loads(json.dumps(to_json(evaluation), allow_nan=False))
-    assert document["detection"]["false_alarms_base_wrong"]["value"] is None
+    assert document["detection"]["false_alarms_wrong"]["value"] is None
     assert document["detection"]["rows"][0]["area"]["value"] is None
     assert document["checks"][0]["found"] == {"ratio": None, "share": 0.5}
     assert document["attacks"]["pgd"]["configuration"] == {"n": 3}
-    assert "119 that the classifier gets right" in said(printed(evaluation))
-    assert "that it gets wrong" not in printed(evaluation)
+    assert "119 whose first answer is right" in said(printed(evaluation))
+    assert "whose first answer is wrong" not in printed(evaluation)
 
 
 def test_json_refuses_what_it_cannot_hold():

@@ -36,6 +36,7 @@ __all__ = ["FOLDER", "ChosenDecision", "choose_decision"]
 
 FOLDER = "decision-choice"
 """Where, in the work folder, finished attacks are stored."""
+_GOALS: tuple[Goal, ...] = ("wrong label", "mislead")
 ATTACK_VERSION = 2
 """Raise it with every change of what an attack does."""
 
@@ -77,18 +78,21 @@ def choose_decision(
     Raises:
         RecipeError: If there are fewer jurors than open, the test cannot be calibrated, or a process was killed.
     """
-    wiring(recipe.decision, components.roles)  # before anything is attacked
+    wanted = recipe.decision.model_copy(update={"purify": "off"}) if recipe.purifier.off else recipe.decision
+    wiring(wanted, components.roles)  # before anything is attacked
     search = _Search.of(recipe, components, splits, work_dir, reporter, workers)
-    compared = search.attack(answers(recipe.decision, recipe.decision_choice), "wrong label", first_juror=True)
-    index, reason = chosen_answer(recipe.decision, [search.measured(one) for one in compared])
+    compared = answers(wanted, recipe.decision_choice)
+    search.attack([(one, "wrong label") for one in compared], first_juror=True)
+    index, reason = chosen_answer(wanted, [search.measured(one) for one in compared])
     taken, reasons = compared[index], [reason]
-    search.attack([taken], "mislead")
+    due: list[tuple[DecisionRecipe, Goal]] = [(taken, "mislead")]
     for step in STEPS:
         if step == "purify" and recipe.purifier.off:
             continue
         others = variants(taken, recipe.decision_choice, step, jurors=components.roles.count("juror"))
-        for goal in ("wrong label", "mislead"):
-            search.attack(others, goal)
+        due += [(one, goal) for one in others for goal in _GOALS]
+        search.attack(due)
+        due = []
         compared = (*compared, *others)
         for one in others:
             new, old = search.measured(one), search.measured(taken)
@@ -106,8 +110,8 @@ def choose_decision(
             seed=recipe.seed,
             attack=(
                 "Auto-PGD for a wrong answer of each choice, flagged or not, and of those beside the last choice of an "
-                f"answer for one that is not flagged, too; through the purifier and past it, towards {grid.targets} "
-                f"wrong labels, {grid.steps} steps each; what was found for one choice is tried on all"
+                f"answer for one that is not flagged, too; through the purifier and past it, wrong labels aimed at: "
+                f"{grid.targets}, {grid.steps} steps each; what was found for one choice is tried on all"
             ),
             label_cost=recipe.decision.label_cost,
             robust_classifier=search.first_juror(),
@@ -172,27 +176,24 @@ class _Search:
             clean=clean,
         )
 
-    def attack(
-        self, decisions: Sequence[DecisionRecipe], goal: Goal, *, first_juror: bool = False
-    ) -> tuple[DecisionRecipe, ...]:
-        """Attack decisions, and the first juror alone, and remember what is found."""
-        against = [self.decided(one) for one in decisions]
+    def attack(self, wanted: Sequence[tuple[DecisionRecipe, Goal]], *, first_juror: bool = False) -> None:
+        """Attack decisions, each for a goal, and the first juror alone, and remember what is found."""
+        against = [(self.decided(one), goal) for one, goal in wanted]
         if first_juror:
-            against = [self._alone(), *against]
+            against.insert(0, (self._alone(), "wrong label"))
         jobs = [
             ResumableJob(
                 name=f"{goal} {number}",
                 function=attack_decision,
-                arguments=lambda _, one=one: (one, self.work, goal),  # type: ignore[misc]
+                arguments=lambda _, one=one, goal=goal: (one, self.work, goal),  # type: ignore[misc]
                 decides=fingerprint((self.recipe.purifier, one.sees, one.purify, one.order, one.test, goal)),
             )
-            for number, one in enumerate(against)
+            for number, (one, goal) in enumerate(against, start=1)
         ]
         if jobs:
             done = self.jobs(jobs)
             with one_thread():
                 self.said += [self.networks.ask(done[job.name].images) for job in jobs]
-        return tuple(decisions)
 
     def decided(self, decision: DecisionRecipe) -> Decided:
         """A decision, calibrated on what the networks say."""
@@ -205,9 +206,11 @@ class _Search:
     def measured(self, decision: DecisionRecipe) -> Measured:
         """What a decision makes of everything that was found."""
         one, recipe = self.decided(decision), self.recipe
-        passes = settings_of(recipe.purifier).passes * pass_flops(self.networks.score_model, self.networks.image_shape)
+        of_pass = pass_flops(self.components.score_model, self.networks.image_shape)
         flops = StageFlops(
-            purifier=0 if recipe.purifier.off or decision.purify == "off" else round(passes),
+            purifier=0
+            if recipe.purifier.off or decision.purify == "off"
+            else round(settings_of(recipe.purifier).passes * of_pass),
             classifier=round(self.components.classifier(recipe.classifier).flops),
             members=np.array([round(member.flops) for member in self.components.members], dtype=np.int64)[one.order],
         )

@@ -59,14 +59,14 @@ class Networks:
         recipe: Its purifier is in front of them.
         classifier: The network that is defended.
         members: As they were trained.
-        score_model: Of the purifier.
+        score_model: Of the purifier; None: nothing is purified.
         image_shape: (C, H, W).
     """
 
     recipe: Recipe
     classifier: nn.Module
     members: tuple[nn.Module, ...]
-    score_model: UNet
+    score_model: UNet | None
     image_shape: tuple[int, int, int]
 
     @classmethod
@@ -80,7 +80,7 @@ class Networks:
     @property
     def digest(self) -> str:
         """SHA-256 over all of them."""
-        return weights_digest([self.classifier, *self.members, self.score_model])
+        return weights_digest([one for one in (self.classifier, *self.members, self.score_model) if one is not None])
 
     def view(self, sees: Sequence[Sees], purify_which: Purify, order: Int64) -> View:
         """What the attacker differentiates.
@@ -91,7 +91,7 @@ class Networks:
             order: Members in the order in which they are asked.
         """
         config, variant = self.recipe.purifier, off()
-        if not config.off and purify_which != "off":
+        if self.score_model is not None and not config.off and purify_which != "off":
             variant = purification(settings_of(config).in_words, self.score_model, self._bank(), config)
         return variant_view(variant, self.classifier, [self.members[i] for i in order], sees=[sees[i] for i in order])
 
@@ -106,7 +106,7 @@ class Networks:
             for start in range(0, len(images), BATCH):
                 x = torch.from_numpy(images[start : start + BATCH])
                 behind, error = x, x.new_zeros(len(x))
-                if purify_which != "off" and not self.recipe.purifier.off:
+                if self.score_model is not None and purify_which != "off":
                     behind, error = purify(self.score_model, x, self._bank(), self.recipe.purifier)
                 wired = zip(self.members, sees, strict=True)
                 members = [_logs(one, behind if seen == "purified" else x) for one, seen in wired]

@@ -56,7 +56,7 @@ def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple
     kept, clean = float(measured[jury].label_right.mean()), float(measured[jury].clean_right.mean())
     if wanted.answer == "robust":
         return jury, (
-            f"Of {len(juries)} juries this one keeps the most labels under attack, {kept:.1%}, with {clean:.1%} right "
+            f"The jury, of {len(juries)}, that keeps the most labels under attack, {kept:.1%}, with {clean:.1%} right "
             "without attack."
         )
     if wanted.answer == "accurate":
@@ -77,9 +77,9 @@ def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple
 
     best = max(able, key=worth)
     return best, (
-        f"Of {len(mixes)} mixes, {len(able)} keep their labels under attack within {cost:g} points of the jury's "
-        f"{kept:.1%}; this one has the largest clean accuracy of them, {worth(best)[0]:.1%} with the jury's "
-        f"{clean:.1%}, and keeps {worth(best)[1]:.1%}."
+        f"{len(able)} of {len(mixes)} mixes keep their labels under attack within {cost:g} points of the jury's "
+        f"{kept:.1%}; the one with the largest clean accuracy is taken, {worth(best)[0]:.1%} with the jury's "
+        f"{clean:.1%}; it keeps {worth(best)[1]:.1%}."
     )
 
 

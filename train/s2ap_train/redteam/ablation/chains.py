@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import SequentialTest, run_sequential_test
+from s2ap_defend.sequential import SequentialTest, accepted_raw, run_sequential_test
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.adaptive.confidence import ConfidenceSystem, confidence_plan
 from s2ap_train.adaptive.search import bare_plan, defended_plan
@@ -57,16 +57,21 @@ class ChainSystem:
     def milliseconds(self, images: Float32) -> float:
         """Time of one image alone: its stages one after the other, members in whole waves; the median over images.
 
-        What a file spends between its stages is not in it.
+        What a file spends between its stages is not in it. An image that the opening accepts as it came is not purified
+        where only the others are, and those ask the classifier twice.
         """
         times = self._engines.alone(images)
-        alone = times.purifier + times.classifier * self._classified
+        classifier = times.classifier * self._classified
         if self._test is None:
-            return alone
-        used = run_sequential_test(self._test, self._engines.ask(images)).members_used
+            return times.purifier + classifier
+        said = self._engines.ask(images)
+        used = run_sequential_test(self._test, said).members_used
         ends = np.cumsum(self._test.waves)
-        asked = ends[np.searchsorted(ends, used)]
-        return alone + float(np.median(np.concatenate([[0.0], times.members.cumsum()])[asked]))
+        members = np.concatenate([[0.0], times.members.cumsum()])[ends[np.searchsorted(ends, used)]]
+        if said.on_raw is None:
+            return float(times.purifier + classifier + np.median(members))
+        behind = ~accepted_raw(self._test, said) * (times.purifier + classifier)
+        return float(classifier + np.median(behind + members))
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ def goal_table(evaluation: Evaluation) -> TableText | None:
         if row.goal != "mislead"
     )
     notes = (
-        "wrong label: the final label is wrong, flagged or not. false alarm: flagged, though the classifier is right. "
-        "slow down: all members were asked.",
+        "wrong label: the final label is wrong, flagged or not. false alarm: flagged, and the final label is right as "
+        "before. slow down: as many members were asked as the test can ask.",
     )
     header = ("attack", "goal", "norm", "reached", "95%", "flagged", "label", "asked")
     return TableText(f"Other goals, % of {samples} images", header, cells, notes, texts=3) if cells else None
@@ -113,7 +113,7 @@ def ablation_table(rows: Sequence[AblationRow], *, samples: int, eps: float) -> 
 
 
 def detection_table(detection: DetectionFigures) -> TableText:
-    """The detector alone: area under the ROC curve, detection at two false-alarm rates, false alarms by base label."""
+    """The detector alone: area under the ROC curve, detection at two false-alarm rates, and false alarms."""
     cells = tuple(
         (
             row.attack,
@@ -126,14 +126,15 @@ def detection_table(detection: DetectionFigures) -> TableText:
     )
     alarms = (
         (detection.false_alarms, "clean images"),
-        (detection.false_alarms_base_right, "that the classifier gets right"),
-        (detection.false_alarms_base_wrong, "that it gets wrong"),
+        (detection.false_alarms_right, "whose first answer is right"),
+        (detection.false_alarms_wrong, "whose first answer is wrong"),
     )
     said = (f"{'% ('.join(_share_cells(found))}) of {found.count} {what}" for found, what in alarms if found.count)
     header = ("attack", "images", "AUROC", "95%", "at 1%", "95%", "at 5%", "95%")
     notes = (
-        "images whose base label was right and is wrong under the attack; at 1%, at 5%: % of them detected at that "
-        "share of clean images flagged, whatever the threshold of the file is; AUROC without interval: fewer than "
+        "images whose first answer, the one that evidence is measured against, was right and is wrong under the "
+        "attack; at 1%, at 5%: % of them detected at that share of clean images flagged, whatever the threshold of the "
+        "file is; AUROC without interval: fewer than "
         f"{FEWEST} images",
         f"false alarms: {', '.join(said)}",
     )
