@@ -16,7 +16,7 @@ from s2ap_train.adaptive.objectives import (
     jury_objective,
 )
 from s2ap_train.adaptive.plans import defended_plan, label_plan, surrogates
-from s2ap_train.adaptive.search import AdaptiveBudget
+from s2ap_train.adaptive.search import AdaptiveBudget, likeliest_wrong
 from s2ap_train.adaptive.systems import most_asked
 
 COUNT = 400
@@ -205,3 +205,23 @@ def test_a_flag_asks_the_jurors_that_are_left_and_no_sensor():
     closing = decision("robust", upper=np.full(4, 1.0), lower=np.full(4, np.nextafter(1.0, -math.inf)))
     assert most_asked(closing) == 3
     assert most_asked(replace(closing, correct=False)) == 1
+
+
+@pytest.mark.parametrize(
+    "make", [lambda a, _: answer_objective(a), lambda a, _: jury_objective(a), flag_then_flip_objective]
+)
+def test_the_label_aimed_at_is_the_likeliest_of_those_who_answer_whatever_sensors_say(make):
+    """The true label is 0. The two jurors hold 1 for the next likeliest, classifier and sensors are sure of 2."""
+    test = sequential_test(
+        4, answer="robust", **(NEVER | {"vote_weights": np.array([1.0, 0.5, 0.0, 0.0]), "opening": 1})
+    )
+    juror, sensor = (torch.tensor([said]).log() for said in ([0.5, 0.3, 0.2], [0.04, 0.01, 0.95]))
+    said = sensor, torch.stack([juror, juror, sensor, sensor])
+
+    def aimed_at(rank, by):
+        images, label = torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64)
+        return int(likeliest_wrong(lambda *_: said, images, label, rank, by=by))
+
+    objective = make(*surrogates(test))
+    assert [aimed_at(rank, objective.aims) for rank in (0, 1)] == [1, 2]
+    assert aimed_at(0, evidence_objective(*surrogates(test)).aims) == 2, "evidence is what the sensors say"

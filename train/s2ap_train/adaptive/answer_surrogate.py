@@ -63,14 +63,22 @@ class AnswerSurrogate:
         test, jurors = self._test, self.jurors(m)
         if jurors is None or test.answer == "accurate" or (test.answer == "mixed" and test.jury_share == 0.0):
             return c
-        weights = self._weights_of(m)[:, None, None]
         if test.answer == "robust":
-            return (weights * jurors).sum(0) / weights.sum()
+            return self.vote_scores(c, m)
+        weights = self._weights_of(m)[:, None, None]
         mean = torch.logsumexp(jurors + weights.log(), 0) - weights.sum().log()
         amplified = (test.amplification * mean).log_softmax(1)
         if test.jury_share == 1.0:
             return amplified
         return torch.logaddexp(math.log(1.0 - test.jury_share) + c, math.log(test.jury_share) + amplified)
+
+    def vote_scores(self, c: Tensor, m: Tensor | None) -> Tensor:
+        """The jurors' mean log-probability by weight [N, K]: what leads the vote; the classifier's without jurors."""
+        jurors = self.jurors(m)
+        if jurors is None:
+            return c
+        weights = self._weights_of(m)[:, None, None]
+        return (weights * jurors).sum(0) / weights.sum()
 
     def first_answer(self, c: Tensor, m: Tensor | None) -> Tensor:
         """The label that evidence is measured against [N]; it has no gradient."""

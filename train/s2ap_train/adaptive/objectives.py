@@ -49,11 +49,14 @@ class Objective:
         name: For the report.
         members: How many members it asks, in order; 0 for none, None for all.
         loss: (c, m, y, t) -> loss per sample [N].
+        aims: (c, m) -> scores [N, K] by which wrong labels are ranked before one is aimed at; None: the mean of c and
+            of the mean of m, of all members.
     """
 
     name: str
     members: int | None
     loss: Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
+    aims: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
 
 def classifier_objective(kind: Literal["cross_entropy", "dlr", "margin"]) -> Objective:
@@ -97,7 +100,7 @@ def answer_objective(answer: AnswerSurrogate, *, slack: float = _SLACK) -> Objec
         aim = answer.aim(c, m, y, t)
         return answer.hinge(c, m, aim, slack) + _PULL * targeted_margin(answer.scores(c, m), aim)
 
-    return Objective("answer", None, loss)
+    return Objective("answer", None, loss, answer.scores)
 
 
 def jury_objective(answer: AnswerSurrogate) -> Objective:
@@ -113,7 +116,7 @@ def jury_objective(answer: AnswerSurrogate) -> Objective:
             return targeted_margin(c, aim)
         return targeted_margin(jurors, aim).amax(0).clamp_min(-1.0) + targeted_margin(jurors.mean(0), aim)
 
-    return Objective("jury", None, loss)
+    return Objective("jury", None, loss, answer.vote_scores)
 
 
 def evidence_objective(
@@ -163,7 +166,7 @@ def vote_objective(answer: AnswerSurrogate, evidence: EvidenceSurrogate, *, slac
         counts = torch.minimum(answer.gap(c, m, aim), evidence.until_alarm(c, m, answer.first_answer(c, m)))
         return answer.vote_hinge(m, aim, slack) + (counts + slack).clamp_min(0.0) + _PULL * _jury_margin(answer, m, aim)
 
-    return Objective("vote", None, loss)
+    return Objective("vote", None, loss, answer.vote_scores)
 
 
 def flag_then_flip_objective(
@@ -187,7 +190,7 @@ def flag_then_flip_objective(
         alarm = evidence.until_alarm(c, m, answer.first_answer(c, m))
         return answer.vote_hinge(m, aim, slack) + (alarm + slack).clamp_min(0.0) + _PULL * _jury_margin(answer, m, aim)
 
-    return Objective("flag then flip", None, loss)
+    return Objective("flag then flip", None, loss, answer.vote_scores)
 
 
 def alarm_objective(

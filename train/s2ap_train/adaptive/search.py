@@ -142,7 +142,8 @@ class Search:
         members = descent.objective.members
         targets = labels
         if descent.target is not None:
-            targets = likeliest_wrong(view, torch.from_numpy(self.best)[rows], labels, descent.target)
+            best = torch.from_numpy(self.best)[rows]
+            targets = likeliest_wrong(view, best, labels, descent.target, by=descent.objective.aims)
 
         def loss(points: Tensor, local: Tensor) -> Tensor:
             c, m = view(points, descent.path, members)
@@ -184,7 +185,14 @@ class Search:
         return torch.from_numpy(score < 0.0)
 
 
-def likeliest_wrong(view: View, images: Tensor, labels: Tensor, rank: int) -> Tensor:
+def likeliest_wrong(
+    view: View,
+    images: Tensor,
+    labels: Tensor,
+    rank: int,
+    *,
+    by: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+) -> Tensor:
     """The wrong label that classifier and members together hold likeliest, second likeliest, ... [N].
 
     Args:
@@ -192,12 +200,17 @@ def likeliest_wrong(view: View, images: Tensor, labels: Tensor, rank: int) -> Te
         images: Images [N, C, H, W].
         labels: True labels [N].
         rank: 0 the likeliest; the last wrong label where there are not so many.
+        by: What decides instead, such as the answer: log-probabilities of classifier and members -> scores [N, K].
     """
     with torch.no_grad():
         c, m = view(images, "exact", None)
-    mean = c if m is None else (c + m.mean(0)) / 2
-    order = mean.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
-    return order[:, min(rank, mean.shape[1] - 2)]
+        scores = _together(c, m) if by is None else by(c, m)
+    order = scores.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
+    return order[:, min(rank, scores.shape[1] - 2)]
+
+
+def _together(c: Tensor, m: Tensor | None) -> Tensor:
+    return c if m is None else (c + m.mean(0)) / 2
 
 
 def _batches(rows: Int64, workers: int, batch: int) -> list[Tensor]:
