@@ -52,6 +52,13 @@ def open_model_file(path: Path) -> ModelFile:
     Raises:
         ModelFileError: If the file cannot be read, is no ONNX model, has no manifest, or was changed.
     """
+    try:
+        return _open(path)
+    except (ValueError, TypeError) as error:  # tensors without a type or of another size, names that are no text
+        raise ModelFileError(f"{path} is damaged ({error}); fetch or export it again") from error
+
+
+def _open(path: Path) -> ModelFile:
     proto, data = _load(path)
     texts = [entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY]
     if not texts:

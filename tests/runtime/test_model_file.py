@@ -129,6 +129,19 @@ def test_a_truncated_file_is_refused(tiny_model_path: Path, tmp_path: Path, shar
         open_model_file(tmp_path / "cut.onnx")
 
 
+@pytest.mark.parametrize("change", [{"dims": 7}, {"data_type": 0}])
+def test_tensors_that_do_not_hold_what_they_say_are_refused(
+    change: dict[str, int], tiny_model_path: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(tiny_model_path)
+    tensor = proto.graph.initializer[0]
+    tensor.dims.extend([change["dims"]] if "dims" in change else [])
+    tensor.data_type = change.get("data_type", tensor.data_type)
+    (tmp_path / "damaged.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelFileError, match=r"damaged\.onnx is damaged \(.*\); fetch or export it again"):
+        open_model_file(tmp_path / "damaged.onnx")
+
+
 def test_a_file_that_is_no_onnx_model_or_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("hello, this is no model at all")
     with pytest.raises(ModelFileError, match=r"text\.onnx is truncated or no ONNX model|holds no ONNX graph"):
