@@ -5,7 +5,8 @@ on one oblivious attack would trust members that are fooled together with the cl
 changes of every pixel would distrust the members that notice a large change of few.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -29,62 +30,47 @@ NEAR_AND_SPARSE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Attacks that end just behind the boundary, or change few pixels, and what is cut of their cost."""
 
+Attack = Callable[[], list[Float32]]
+"""Gives several attacked versions of the same images [N, C, H, W]."""
+
 __all__ = [
     "as_copies",
     "attacked_alone",
-    "attacked_fitting_images",
     "attacked_for",
     "attacked_jury",
     "attacked_together",
     "copied_image",
+    "fitting_attacks",
 ]
 
 
-def attacked_fitting_images(
-    classifier: Classifier,
-    members: Sequence[Classifier],
-    jurors: Sequence[Classifier],
-    data: ImageSet,
-    *,
-    eps: float,
-    seed: int,
-) -> ImageSet:
-    """All attacked images of `attacked_alone`, `attacked_together` and `attacked_jury` with their true labels.
+def fitting_attacks(recipe: Recipe, components: Components, splits: Splits) -> dict[str, Attack]:
+    """By name the attacks on a recipe's networks; each gives attacked versions of the fitting images [N, C, H, W].
 
-    Twelve times as many as `data` holds; not all get a wrong answer.
-
-    Args:
-        classifier: The network that is defended.
-        members: All members.
-        jurors: Those of them that vote.
-        data: Images of the fitting split.
-        eps: l_inf budget of the recipe, pixels in [0, 1].
-        seed: Of everything random.
+    Together twelve times as many as the fitting split holds; not all get a wrong answer.
     """
-    attacked = [
-        *attacked_alone(classifier, data, eps=eps, seed=seed),
-        *attacked_together(classifier, members, data, eps=eps, seed=seed),
-        *attacked_jury(jurors, data, eps=eps, seed=seed),
-    ]
-    return as_copies(attacked, data)
+    data, eps, seed = splits.fit, recipe.eps, recipe.seed
+    classifier = components.classifier(recipe.classifier).model
+    members = [member.model for member in components.members]
+    jurors = [one for one, role in zip(members, components.roles, strict=True) if role == "juror"]
+    return {
+        "PGD on the classifier": partial(_pgd, classifier, data, eps=eps, seed=seed),
+        **{name: partial(_near_or_sparse, name, classifier, data, seed=seed) for name in NEAR_AND_SPARSE},
+        "PGD on classifier and members": partial(attacked_together, classifier, members, data, eps=eps, seed=seed),
+        "PGD on the jury": partial(attacked_jury, jurors, data, eps=eps, seed=seed),
+    }
 
 
 def attacked_for(recipe: Recipe, components: Components, splits: Splits) -> ImageSet:
-    """`attacked_fitting_images` of a recipe's networks."""
-    pairs = zip(components.members, components.roles, strict=True)
-    return attacked_fitting_images(
-        components.classifier(recipe.classifier).model,
-        [member.model for member in components.members],
-        [member.model for member, role in pairs if role == "juror"],
-        splits.fit,
-        eps=recipe.eps,
-        seed=recipe.seed,
-    )
+    """Fitting images under all of `fitting_attacks`, with their true labels."""
+    attacks = fitting_attacks(recipe, components, splits)
+    return as_copies([images for attack in attacks.values() for images in attack()], splits.fit)
 
 
 def as_copies(attacked: Sequence[Float32], data: ImageSet) -> ImageSet:
     """Attacked versions of the same images [N, C, H, W] as one set, one after another, with their true labels."""
-    return ImageSet(np.concatenate(attacked), np.tile(data.labels, len(attacked)))
+    images = np.concatenate(attacked)
+    return ImageSet(images, np.tile(data.labels, len(images) // len(data)))
 
 
 def copied_image(copies: ImageSet, data: ImageSet) -> Int64:
@@ -94,13 +80,8 @@ def copied_image(copies: ImageSet, data: ImageSet) -> Int64:
 
 def attacked_alone(classifier: Classifier, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
     """PGD on the classifier at half, one and one and a half eps, then DeepFool, JSMA and Local Search [N, C, H, W]."""
-    return [
-        *_pgd(classifier, data, eps=eps, seed=seed),
-        *(
-            ATTACKS[name](classifier, data.images, data.labels, seed=seed, **settings)
-            for name, settings in NEAR_AND_SPARSE.items()
-        ),
-    ]
+    near = (_near_or_sparse(name, classifier, data, seed=seed) for name in NEAR_AND_SPARSE)
+    return [*_pgd(classifier, data, eps=eps, seed=seed), *(images for found in near for images in found)]
 
 
 def attacked_together(
@@ -113,6 +94,10 @@ def attacked_together(
 def attacked_jury(jurors: Sequence[Classifier], data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
     """PGD at the same budgets by an attacker that climbs the jurors' mean probability."""
     return _pgd(jury_network(jurors), data, eps=eps, seed=seed + 2)
+
+
+def _near_or_sparse(name: str, classifier: Classifier, data: ImageSet, *, seed: int) -> list[Float32]:
+    return [ATTACKS[name](classifier, data.images, data.labels, seed=seed, **NEAR_AND_SPARSE[name])]
 
 
 def _pgd(network: Classifier, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:

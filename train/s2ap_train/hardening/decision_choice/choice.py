@@ -23,7 +23,7 @@ from s2ap_train.hardening.decision_choice.defence import Attacked, Decided, Netw
 from s2ap_train.hardening.decision_choice.frontier import Measured, frontier_row, measure
 from s2ap_train.hardening.decision_choice.rules import STEPS, answers, better, chosen_answer, said_of, variants
 from s2ap_train.hardening.decision_choice.wiring import wiring
-from s2ap_train.hardening.fitting_attacks import attacked_for, copied_image
+from s2ap_train.hardening.fitting_attacks import Attack, as_copies, copied_image, fitting_attacks
 from s2ap_train.hardening.train import Components
 from s2ap_train.jobs import Found, ResumableJob, Store, Workers, run_resumable
 from s2ap_train.purifier.sizes import pass_flops
@@ -35,7 +35,9 @@ from s2ap_train.storage.fingerprint import fingerprint
 __all__ = ["FOLDER", "ChosenDecision", "choose_decision"]
 
 FOLDER = "decision-choice"
-"""Where, in the work folder, finished attacks are stored."""
+"""Where, in the work folder, finished attacks on decisions are stored."""
+FITTING = "fitting-attacks"
+"""Where the attacked images are stored that evidence is fitted on."""
 _GOALS: tuple[Goal, ...] = ("wrong label", "mislead")
 ATTACK_VERSION = 2
 """Raise it with every change of what an attack does."""
@@ -48,7 +50,7 @@ class ChosenDecision:
     Attributes:
         decision: Its settings.
         frontier: Every decision that was compared, for the manifest.
-        fitting: Attacked images that evidence is fitted on, of `attacked_fitting_images`.
+        fitting: Attacked images that evidence is fitted on, of `fitting_attacks`.
     """
 
     decision: DecisionRecipe
@@ -154,9 +156,13 @@ class _Search:
         )
         data = splits.fit.subset(slice(0, grid.samples))
         networks = Networks.of(recipe, components)
-        key = (ATTACK_VERSION, networks.digest, splits.sha256("fit"), len(data), recipe.eps, recipe.seed, budget)
+        key = (ATTACK_VERSION, networks.digest, splits.sha256("fit"), recipe.eps, recipe.seed)
+        run = partial(run_resumable, reporter=reporter, workers=workers)
+        attacks = fitting_attacks(recipe, components, splits)
+        jobs = [ResumableJob(name, _fitted, partial(_only, one), name) for name, one in attacks.items()]
+        done = run(jobs, Store(work_dir / FITTING, key), title="fitting attacks")
+        fitting = as_copies([done[name].images for name in attacks], splits.fit)
         with one_thread():  # two threads in such small operators are many times slower where others compute, too
-            fitting = attacked_for(recipe, components, splits)
             fits = tuple((networks.ask(one.images), one) for one in (splits.fit, fitting, splits.calibration))
             clean = networks.ask(data.images)
         return cls(
@@ -167,11 +173,9 @@ class _Search:
             fitting=fitting,
             fits=fits,
             jobs=partial(
-                run_resumable,
-                store=Store(work_dir / FOLDER, key),
-                reporter=reporter,
+                run,
+                store=Store(work_dir / FOLDER, (*key, len(data), budget)),
                 title="decisions under attack",
-                workers=workers,
             ),
             clean=clean,
         )
@@ -243,3 +247,13 @@ class _Search:
             )
         except RecipeError as error:
             raise RecipeError(f"recipe {self.recipe.name}: {error}") from error
+
+
+def _only(attack: Attack, _: object) -> tuple[Attack]:
+    return (attack,)
+
+
+def _fitted(attack: Attack) -> Found:
+    """Attacked fitting images, one version after another; also run in other processes."""
+    with one_thread():
+        return Found(np.concatenate(attack()))
