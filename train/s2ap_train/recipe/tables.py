@@ -26,8 +26,9 @@ class DecisionRecipe(Table):
         jurors_see: The image that jurors see.
         sensors_see: The image that sensors see.
         purify: Which images are purified.
-        opening: Jurors that every input is asked before anything is decided, the pruned classifier first. Where only
-            what is suspicious is purified, an opening of `detection.min_accept` or more can accept an image as it came.
+        opening: Jurors that every input is asked before anything is decided, the pruned classifier first; all where
+            there are not as many. Where only what is suspicious is purified, an opening of `detection.min_accept` or
+            more can accept an image as it came.
         await_vote: Whether, under 'robust', 'clean' waits until no vote that is left can change the label.
         signals: Evidence that costs no member: 'jury margin', 'classifier surprise', 'reconstruction error'.
         label_cost: Label accuracy that a mix may lose against the jury, both attacked.

@@ -195,11 +195,11 @@ def twins(distance):
 
 def matching(**changes):
     free = agreement_test(1, lower=[-1.0], upper=[1.0])
-    settings = {"features": lambda images, _: images.flatten(1)} | changes
+    settings = {"features": (lambda images, _: images.flatten(1),)} | changes
     return defence(linear(FIRST), (linear(FIRST),), settings.pop("test", free), **settings)
 
 
-@pytest.mark.parametrize("changes", [{}, {"features": None}])
+@pytest.mark.parametrize("changes", [{}, {"features": ()}])
 def test_feature_matching_copies_a_guide_that_is_near_enough(changes):
     for distance, near in ((0.045, True), (0.12, False)):  # half of it is enough to cross the boundary
         data = twins(distance)

@@ -78,10 +78,9 @@ def choose_decision(
         workers: Processes; None takes one a core.
 
     Raises:
-        RecipeError: If there are fewer jurors than open, the test cannot be calibrated, or a process was killed.
+        RecipeError: If the test cannot be calibrated, or a process was killed.
     """
     wanted = recipe.decision.model_copy(update={"purify": "off"}) if recipe.purifier.off else recipe.decision
-    wiring(wanted, components.roles)  # before anything is attacked
     search = _Search.of(recipe, components, splits, work_dir, reporter, workers)
     compared = answers(wanted, recipe.decision_choice)
     search.attack([(one, "wrong label") for one in compared], first_juror=True)

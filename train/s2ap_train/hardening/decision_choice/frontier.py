@@ -84,7 +84,7 @@ def frontier_row(measured: Measured) -> FrontierRow:
         amplification=decision.amplification,
         purify=decision.purify,
         juror_weight=decision.juror_weight,
-        opening=decision.opening,
+        opening=measured.test.opening,
         jurors_see=decision.jurors_see,
         sensors_see=decision.sensors_see,
         signals=decision.signals,

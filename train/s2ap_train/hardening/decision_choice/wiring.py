@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from s2ap_defend.decision_record import Role, Sees
-from s2ap_defend.errors import RecipeError
 from s2ap_train.calibration import Jury
 from s2ap_train.recipe.tables import DecisionRecipe
 
@@ -18,16 +17,8 @@ def wiring(decision: DecisionRecipe, roles: Sequence[Role]) -> tuple[tuple[Sees,
     Args:
         decision: The recipe's.
         roles: Of the members.
-
-    Raises:
-        RecipeError: If there are fewer jurors than open.
     """
     jurors = [i for i, role in enumerate(roles) if role == "juror"]
-    if len(jurors) < decision.opening:
-        raise RecipeError(
-            f"decision.opening is {decision.opening}, the recipe has {len(jurors)} jurors, the pruned classifier among "
-            "them; give a family of robust members role = 'juror', or a smaller opening"
-        )
     weights = tuple(0.0 if role == "sensor" else decision.juror_weight if i else 1.0 for i, role in enumerate(roles))
     jury = Jury(
         weights,
