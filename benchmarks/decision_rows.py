@@ -10,10 +10,11 @@ from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.sequential import Answer
 from s2ap_defend.stages import CLASSIFIER, cut_stage
-from s2ap_export.hardening.assembly import assemble, prepare
+from s2ap_export.hardening.assembly import assemble, traced_networks
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.choice import choose_decision
+from s2ap_train.hardening.fitting_attacks import attacked_for
 from s2ap_train.hardening.train import Components, train_components
 from s2ap_train.jobs import Store, Workers
 from s2ap_train.recipe import Recipe
@@ -89,11 +90,13 @@ def measured_systems(
         wanted += [(f"{words(one)}, {cheapest}", one, cheapest) for one in _others(decisions, mixes)]
         served: list[System] = []
         with reporter.step("files", len(wanted)) as step:
-            ready = prepare(recipe, components, splits)
+            networks, fitting = traced_networks(recipe, components, splits), attacked_for(recipe, components, splits)
             for key, decision, policy in wanted:
                 path = folder / f"{len(served)}.onnx"
                 changed = decided(recipe, decision, policy)
-                write_model_file(*assemble(changed, components, splits, folder, prepared=ready), path)
+                write_model_file(
+                    *assemble(changed, components, splits, folder, networks=networks, fitting=fitting), path
+                )
                 served.append(_served(key, words(decision), policy, path))
                 step.advance(key)
     with locked_folder(folder):

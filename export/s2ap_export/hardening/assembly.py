@@ -35,31 +35,23 @@ COMPARED = 8  # images on which exported stages are compared with their networks
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TracedNetworks:
     """What files of the same networks share, whatever their purifier and decision are.
 
     Attributes:
         classifier: Its stage.
         members: Their stages, in the order in which they were trained.
-        attacked: Fitting images under attack.
     """
 
     classifier: ModelProto
     members: tuple[ModelProto, ...]
-    attacked: ImageSet
 
 
-def prepare(recipe: Recipe, components: Components, splits: Splits, attacked: ImageSet | None = None) -> Prepared:
-    """Export classifier and members, compare each stage with its network, and attack the fitting images.
-
-    Args:
-        recipe: Which classifier is exported; how far attacks go.
-        components: The trained networks.
-        splits: Fitting images.
-        attacked: What `attacked_for` gave for them; None: they are attacked here.
+def traced_networks(recipe: Recipe, components: Components, splits: Splits) -> TracedNetworks:
+    """Export classifier and members, and compare each stage with its network.
 
     Raises:
-        ModelFileError: If an exported stage differs from its network.
+        ModelFileError: If an exported stage differs from its network, or a network gives what is not finite.
     """
     shape, some = splits.image_shape, splits.fit.images[:COMPARED]
 
@@ -69,12 +61,8 @@ def prepare(recipe: Recipe, components: Components, splits: Splits, attacked: Im
         check_stage(scope, traced, lambda x: (network(x).log_softmax(dim=1),), some)
         return traced
 
-    classifier = components.classifier(recipe.classifier).model
     members = tuple(stage(member.model, member_scope(i)) for i, member in enumerate(components.members))
-    if attacked is None:
-        with one_thread():  # two threads in such small operators are many times slower where others compute, too
-            attacked = attacked_for(recipe, components, splits)
-    return Prepared(stage(classifier, CLASSIFIER), members, attacked)
+    return TracedNetworks(stage(components.classifier(recipe.classifier).model, CLASSIFIER), members)
 
 
 def assemble(
@@ -83,7 +71,8 @@ def assemble(
     splits: Splits,
     work_dir: Path,
     *,
-    prepared: Prepared | None = None,
+    networks: TracedNetworks | None = None,
+    fitting: ImageSet | None = None,
     choice: ChoiceRecord | None = None,
     decision: ChosenDecision | None = None,
     on_stage: Callable[[str], None] | None = None,
@@ -95,7 +84,8 @@ def assemble(
         components: The trained networks.
         splits: Data for calibration.
         work_dir: Where the members' times are kept, so that a second run writes the same manifest.
-        prepared: What `prepare` made of the same networks; None: it is made here.
+        networks: The same networks, traced; None: they are traced here.
+        fitting: What `attacked_for` gives; None: that of `decision`, or made here.
         choice: How the purifier was chosen, for the manifest.
         decision: How the recipe's decision was chosen, for the manifest; None: it was not compared with others.
         on_stage: Called with what is done.
@@ -105,14 +95,15 @@ def assemble(
         ModelFileError: If an exported stage differs from its network.
     """
     tell = on_stage or (lambda _: None)
-    fitting = None if decision is None else decision.fitting
-    ready = prepare(recipe, components, splits, fitting) if prepared is None else prepared
+    ready = traced_networks(recipe, components, splits) if networks is None else networks
+    if fitting is None:
+        fitting = _attacked(recipe, components, splits) if decision is None else decision.fitting
     purifier = _purifier(recipe, components, splits)
     tell("traced")
     sees, jury = wiring(recipe.decision, components.roles)
     engines = StageEngines(purifier, ready.classifier, ready.members, sees=sees, purify=recipe.decision.purify)
     milliseconds = _milliseconds(engines, ready, splits.fit, work_dir)
-    calibration = _calibrated(recipe, components, engines, milliseconds, splits, ready.attacked, jury)
+    calibration = _calibrated(recipe, components, engines, milliseconds, splits, fitting, jury)
     tell("calibrated")
     order = calibration.order.tolist()
     model = compose(
@@ -135,6 +126,11 @@ def assemble(
     )
 
 
+def _attacked(recipe: Recipe, components: Components, splits: Splits) -> ImageSet:
+    with one_thread():  # two threads in such small operators are many times slower where others compute, too
+        return attacked_for(recipe, components, splits)
+
+
 def _purifier(recipe: Recipe, components: Components, splits: Splits) -> ModelProto:
     """Export the purifier and compare it with what it was made from."""
     shape, some = splits.image_shape, splits.fit.images[:COMPARED]
@@ -149,7 +145,7 @@ def _purifier(recipe: Recipe, components: Components, splits: Splits) -> ModelPr
 _MILLISECONDS = TypeAdapter(dict[str, float])
 
 
-def _milliseconds(engines: StageEngines, ready: Prepared, data: ImageSet, work_dir: Path) -> tuple[float, ...]:
+def _milliseconds(engines: StageEngines, ready: TracedNetworks, data: ImageSet, work_dir: Path) -> tuple[float, ...]:
     """Time of one image in each member; measured once for the same members, so that a second run writes the same."""
     keys = [weights_sha256(member) for member in ready.members]
     kept = work_dir / "milliseconds.json"

@@ -7,7 +7,7 @@ from s2ap_defend.files import check_writable
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
-from s2ap_export.hardening.assembly import assemble
+from s2ap_export.hardening.assembly import assemble, traced_networks
 from s2ap_export.hardening.networks import networks_of
 from s2ap_train.hardening.decision_choice.choice import choose_decision
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
@@ -76,11 +76,19 @@ def harden(
         processes = None if workers == "ray" else workers
         purifier, choice = choose_purifier(recipe, components, splits, work_dir, reporter, by=choose, workers=processes)
         recipe = recipe.model_copy(update={"purifier": purifier})
+        networks = traced_networks(recipe, components, splits)
         decided = choose_decision(recipe, components, splits, work_dir, reporter, workers=processes)
         recipe = recipe.model_copy(update={"decision": decided.decision})
         with reporter.step("export", 3) as step:
             model, manifest = assemble(
-                recipe, components, splits, work_dir, choice=choice, decision=decided, on_stage=step.advance
+                recipe,
+                components,
+                splits,
+                work_dir,
+                networks=networks,
+                choice=choice,
+                decision=decided,
+                on_stage=step.advance,
             )
             write_model_file(model, manifest, candidate)
             step.advance(f"{len(manifest.members)} members, {candidate.stat().st_size / 1e6:.1f} MB")
