@@ -91,8 +91,9 @@ def choose_decision(
         if step == "purify" and recipe.purifier.off:
             continue
         others = variants(taken, recipe.decision_choice, step, jurors=components.roles.count("juror"))
-        due += [(one, goal) for one in others for goal in _GOALS]
-        search.attack(due)
+        if not others:
+            continue
+        search.attack([*due, *((one, goal) for one in others for goal in _GOALS)])
         due = []
         compared = (*compared, *others)
         for one in others:
@@ -100,6 +101,7 @@ def choose_decision(
             if better(new, old):
                 taken = one
                 reasons.append(said_of(step, new, old))
+    search.attack(due)
     rows = tuple(frontier_row(search.measured(one)) for one in compared)
     grid = recipe.decision_choice
     return ChosenDecision(
