@@ -92,6 +92,8 @@ def defended_plan(test: SequentialTest, budget: AdaptiveBudget, goal: Goal = "mi
     if bypass and first < test.members:
         plan += [Descent(bypass, "exact", "random", target=0), Descent(agreement_objective(first), "exact", "best")]
     for rank in range(budget.targets):
+        if bypass:
+            plan.append(Descent(bypass, "none", "random", target=rank))
         plan.append(Descent(jury, "straight_through", "random", target=rank))
         plan.append(Descent(sharp, "exact", "random", target=rank))
     return plan
