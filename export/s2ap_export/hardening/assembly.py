@@ -21,7 +21,6 @@ from s2ap_export.hardening.precision import to_half
 from s2ap_export.tracing.trace import frozen, trace_classifier, trace_purifier
 from s2ap_train.calibration import Calibration, Detection, Jury, calibrate
 from s2ap_train.calibration.stage_engines import StageEngines
-from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.choice import ChosenDecision
 from s2ap_train.hardening.decision_choice.wiring import wiring
@@ -97,7 +96,7 @@ def assemble(
     tell = on_stage or (lambda _: None)
     ready = traced_networks(recipe, components, splits) if networks is None else networks
     if fitting is None:
-        fitting = _attacked(recipe, components, splits) if decision is None else decision.fitting
+        fitting = attacked_for(recipe, components, splits) if decision is None else decision.fitting
     purifier = _purifier(recipe, components, splits)
     tell("traced")
     sees, jury = wiring(recipe.decision, components.roles)
@@ -124,11 +123,6 @@ def assemble(
         choice=choice,
         frontier=None if decision is None else decision.frontier,
     )
-
-
-def _attacked(recipe: Recipe, components: Components, splits: Splits) -> ImageSet:
-    with one_thread():  # two threads in such small operators are many times slower where others compute, too
-        return attacked_for(recipe, components, splits)
 
 
 def _purifier(recipe: Recipe, components: Components, splits: Splits) -> ModelProto:

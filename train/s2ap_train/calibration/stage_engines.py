@@ -103,18 +103,6 @@ class StageEngines:
             fewer._members, fewer._sees = [], ()
         return fewer
 
-    def seeing(self, sees: Sequence[Sees], purify: Purify) -> "StageEngines":
-        """The same engines, members and purifier wired in another way.
-
-        Args:
-            sees: What each member sees.
-            purify: Which images are purified; 'off' leaves the purifier out.
-        """
-        other = copy.copy(self)
-        other._sees, other._purify = tuple(sees), purify
-        other._purifier = None if purify == "off" else self._purifier
-        return other
-
     def asking(self, members: Sequence[int]) -> "StageEngines":
         """The same engines with the members at these places alone, in this order."""
         fewer = copy.copy(self)

@@ -18,6 +18,7 @@ from s2ap_train.attacks.catalogue import ATTACKS
 from s2ap_train.attacks.joint import joint_network, jury_network
 from s2ap_train.attacks.pgd import pgd
 from s2ap_train.attacks.right_images import Classifier
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.train import Components
 from s2ap_train.recipe import Recipe
@@ -64,7 +65,8 @@ def fitting_attacks(recipe: Recipe, components: Components, splits: Splits) -> d
 def attacked_for(recipe: Recipe, components: Components, splits: Splits) -> ImageSet:
     """Fitting images under all of `fitting_attacks`, with their true labels."""
     attacks = fitting_attacks(recipe, components, splits)
-    return as_copies([images for attack in attacks.values() for images in attack()], splits.fit)
+    with one_thread():  # two threads in such small operators are many times slower where others compute, too
+        return as_copies([images for attack in attacks.values() for images in attack()], splits.fit)
 
 
 def as_copies(attacked: Sequence[Float32], data: ImageSet) -> ImageSet:

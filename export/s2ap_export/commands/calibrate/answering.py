@@ -34,8 +34,8 @@ def answered_by(manifest: Manifest, answer: Answer | None) -> Answering:
     """The decision of a file whose answer is given by somebody else.
 
     The numbers of the mix are those of the best row with that answer in the file's frontier whose networks are wired
-    as the file's, or the file's own. Under
-    'robust' the verdict 'clean' waits for a settled vote, as nothing else says that a part of the jury is enough.
+    as the file's, or the file's own. Under 'robust' the verdict 'clean' waits for a settled vote, as nothing else says
+    that a part of the jury is enough.
 
     Args:
         manifest: Of the file.

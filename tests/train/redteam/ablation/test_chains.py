@@ -9,9 +9,11 @@ from tests.train.linear_stage import WEIGHT, linear_stage
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.sequential import run_sequential_test
+from s2ap_defend.stages import CLASSIFIER, cut_stage, member_scope
 from s2ap_train.adaptive import AdaptiveBudget
 from s2ap_train.adaptive.search import adaptive_attack
 from s2ap_train.adaptive.systems import judge
+from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet
 from s2ap_train.redteam.ablation.chains import Chain, OpenedFile, chain_target, jury_test, network_target
 from s2ap_train.redteam.ablation.names import FULL, JURY, UNFLAGGED, UNPURIFIED
@@ -70,7 +72,8 @@ def test_a_file_that_never_flags_answers_as_it_does_where_nothing_is_flagged(ope
 
 def test_without_the_purifier_every_stage_sees_the_image_as_it_came(opened, file, served, random_images):
     outcome = chain_target(UNPURIFIED, opened).system(random_images, LABELS)
-    raw = opened.engines.seeing(["raw"] * len(file.manifest.members), "off").ask(random_images)
+    members = [cut_stage(file.proto, member_scope(i)) for i in range(len(file.manifest.members))]
+    raw = StageEngines(None, cut_stage(file.proto, CLASSIFIER), members, threads=1).ask(random_images)
     expected = run_sequential_test(file.manifest.to_test(), raw)
     np.testing.assert_array_equal(outcome.flagged, expected.adversarial)
     np.testing.assert_array_equal(outcome.label, expected.label)

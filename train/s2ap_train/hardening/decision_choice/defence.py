@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ class Networks:
         """
         config, variant = self.recipe.purifier, off()
         if self.score_model is not None and not config.off and purify_which != "off":
-            variant = purification(settings_of(config).in_words, self.score_model, self._bank(), config)
+            variant = purification(settings_of(config).in_words, self.score_model, self._bank, config)
         return variant_view(variant, self.classifier, [self.members[i] for i in order], sees=[sees[i] for i in order])
 
     def ask(self, images: Float32) -> EveryAnswer:
@@ -107,13 +108,14 @@ class Networks:
                 x = torch.from_numpy(images[start : start + BATCH])
                 behind, error = x, x.new_zeros(len(x))
                 if self.score_model is not None and purify_which != "off":
-                    behind, error = purify(self.score_model, x, self._bank(), self.recipe.purifier)
+                    behind, error = purify(self.score_model, x, self._bank, self.recipe.purifier)
                 wired = zip(self.members, sees, strict=True)
                 members = [_logs(one, behind if seen == "purified" else x) for one, seen in wired]
                 on_raw = _logs(self.classifier, x) if purify_which == "suspicious" else None
                 parts.append(StageAnswers(_logs(self.classifier, behind), np.stack(members), on_raw, error.numpy()))
         return StageAnswers.concatenate(parts)
 
+    @cached_property
     def _bank(self) -> Tensor:
         config = self.recipe.purifier
         return hadamard_bank(config.bank_size, self.image_shape, config.bank_seed)
@@ -152,14 +154,13 @@ class Decided:
         return self.networks.view(self.sees, self.purify, self.order)
 
 
-def attack_decision(decided: Decided, work: Attacked, goal: Goal, candidates: Sequence[Float32] = ()) -> Found:
+def attack_decision(decided: Decided, work: Attacked, goal: Goal) -> Found:
     """Images [N, C, H, W] nearest to a goal against one decision; also run in other processes.
 
     Args:
         decided: What is attacked.
         work: Images and work.
         goal: 'wrong label', flagged or not, or 'mislead'.
-        candidates: Images that were found for others, tried first and used as starts.
     """
     with one_thread():
         found = adaptive_attack(
@@ -170,7 +171,6 @@ def attack_decision(decided: Decided, work: Attacked, goal: Goal, candidates: Se
             eps=work.eps,
             budget=work.budget,
             seed=work.seed,
-            candidates=candidates,
             goal=goal,
         )
     return Found(found.images)

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import SequentialTest, accepted_raw, run_sequential_test
+from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.adaptive.confidence import ConfidenceSystem, confidence_plan
 from s2ap_train.adaptive.search import bare_plan, defended_plan
 from s2ap_train.adaptive.systems import judge, never_flagged, stage_verdicts
-from s2ap_train.calibration.flops import StageFlops, clean_flops
+from s2ap_train.calibration.flops import StageFlops, clean_flops, image_costs
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.purifier.gradient_path import GradientPath
 from s2ap_train.redteam.ablation.compute import file_flops
@@ -61,17 +61,10 @@ class ChainSystem:
         where only the others are, and those ask the classifier twice.
         """
         times = self._engines.alone(images)
-        classifier = times.classifier * self._classified
+        times = times if self._classified else replace(times, classifier=0.0)
         if self._test is None:
-            return times.purifier + classifier
-        said = self._engines.ask(images)
-        used = run_sequential_test(self._test, said).members_used
-        ends = np.cumsum(self._test.waves)
-        members = np.concatenate([[0.0], times.members.cumsum()])[ends[np.searchsorted(ends, used)]]
-        if said.on_raw is None:
-            return float(times.purifier + classifier + np.median(members))
-        behind = ~accepted_raw(self._test, said) * (times.purifier + classifier)
-        return float(classifier + np.median(behind + members))
+            return times.purifier + times.classifier
+        return float(np.median(image_costs(times, self._test, self._engines.ask(images))))
 
 
 @dataclass(frozen=True)
