@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from report import aligned
+from report import aligned, points
 
 from s2ap_train.statistics.paired import seed_difference
 
@@ -82,24 +82,9 @@ def _systems(systems: Sequence[Mapping[str, Any]]) -> list[str]:
     return _rows(header, rows)
 
 
-def _difference(effect: Mapping[str, Any] | None) -> str:
-    if effect is None:
-        return "-"
-    low, high = (100 * end for end in effect["interval"])
-    return (
-        f"{100 * effect['difference']:+.1f} ({low:+.1f} to {high:+.1f}), +{effect['gained']} -{effect['lost']}, "
-        f"p {_p_value(effect['p_value'])}"
-    )
-
-
-def _p_value(value: float) -> str:
-    """Files hold five decimals."""
-    return f"{value:.2g}" if value >= 1e-5 else "< 1e-5"
-
-
 def _differences(systems: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
-        (one["key"], *(_difference(one["against"].get(measure)) for measure in MEASURES))
+        (one["key"], *(points(one["against"].get(measure)) for measure in MEASURES))
         for one in systems
         if one["against"] and one["flag"] != "r least confident"
     ]
@@ -107,7 +92,7 @@ def _differences(systems: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _parts(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    return _rows(("part", "figure", "points"), [(one["part"], one["measure"], _difference(one)) for one in parts])
+    return _rows(("part", "figure", "points"), [(one["part"], one["measure"], points(one)) for one in parts])
 
 
 def _seeds(found: Sequence[Mapping[str, Any]]) -> list[str]:

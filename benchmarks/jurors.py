@@ -21,7 +21,7 @@ from typing import Any
 import click
 import numpy as np
 from jurors_kinds import JURORS, KINDS, SEEDS, juror_family, juror_recipes
-from report import aligned, as_text, data_overrides, machine
+from report import aligned, as_text, data_overrides, machine, points
 from rich.console import Console
 
 from s2ap_defend.errors import DefendError, RecipeError
@@ -245,8 +245,8 @@ def print_table(document: dict[str, Any]) -> None:
             f"{one['cost']:.2f}",
             f"{100 * one['clean']:.1f}",
             f"{100 * one['label_right']:.1f}",
-            _points(one["against"]) if one["answer"] != ALONE else "-",
-            _points(one["against_seeds"]),
+            points(one["against"]) if one["answer"] != ALONE else "-",
+            points(one["against_seeds"]),
         )
         for one in document["rows"]
     ]
@@ -254,16 +254,6 @@ def print_table(document: dict[str, Any]) -> None:
         f"\n{document['recipe']['name']}, {document['samples']} test images, {JURORS} jurors, differences in points\n"
     )
     print("\n".join(aligned([header, ("---",) * len(header), *rows])))
-
-
-def _points(effect: dict[str, Any] | None) -> str:
-    if effect is None:
-        return "-"
-    low, high = (100 * end for end in effect["interval"])
-    return (
-        f"{100 * effect['difference']:+.1f} ({low:+.1f} to {high:+.1f}), +{effect['gained']} -{effect['lost']}, "
-        f"p {effect['p_value']:.2g}"
-    )
 
 
 if __name__ == "__main__":

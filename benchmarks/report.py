@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+DECIMALS = 5
+"""Of the numbers in files."""
+
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Lines of a table in Markdown, columns of one width."""
@@ -19,6 +22,18 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
+
+
+def points(effect: Mapping[str, Any] | None) -> str:
+    """A paired difference of shares as its JSON values: in points, with its interval, images and p; None: '-'."""
+    if effect is None:
+        return "-"
+    low, high = (100 * end for end in effect["interval"])
+    p_value, rounded_away = effect["p_value"], effect["p_value"] < 10**-DECIMALS
+    return (
+        f"{100 * effect['difference']:+.1f} ({low:+.1f} to {high:+.1f}), +{effect['gained']} -{effect['lost']}, "
+        f"p {f'< 1e-{DECIMALS}' if rounded_away else f'{p_value:.2g}'}"
+    )
 
 
 def machine() -> dict[str, object]:
@@ -58,7 +73,7 @@ def _rounded(value: Any) -> Any:  # noqa: ANN401 - JSON values
         return {key: _rounded(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_rounded(part) for part in value]
-    return round(value, 5) if isinstance(value, float) else value
+    return round(value, DECIMALS) if isinstance(value, float) else value
 
 
 def data_overrides(data: tuple[Path, ...]) -> list[str]:

@@ -1,6 +1,4 @@
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +8,12 @@ from tests.export.small_recipe import OVERRIDES
 
 from s2ap_train.statistics.paired import mcnemar
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LITTLE = {
     "decision_choice.samples": 10,
     "decision_choice.steps": 1,
     "decision_choice.purify": "[]",
     "decision_choice.signals": "[]",
 }
-
-
-@pytest.fixture(scope="module")
-def benchmarks() -> Iterator[None]:
-    """The folder of the benchmarks on the path."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
 
 
 def start(work: Path, *more: str) -> Result:

@@ -1,6 +1,4 @@
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +6,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FEW = {
     "members.robust.count": 2,
     "members.robust.models": '[{name = "small_cnn", widths = [8, 8, 16]}]',
@@ -20,14 +17,6 @@ FEW = {
     "members.random_channel.count": 2,
     "members.random_channel.settings.training.epochs": 2,
 }
-
-
-@pytest.fixture(scope="module")
-def benchmarks() -> Iterator[None]:
-    """The folder of the benchmarks on the path."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
 
 
 def start(work: Path, *more: str) -> Result:

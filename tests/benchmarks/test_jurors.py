@@ -1,6 +1,4 @@
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ from s2ap_train.ensemble.pruned import PrunedFamily
 from s2ap_train.models import create
 from s2ap_train.models.cost import flops
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = {
     "model.widths": "[4, 4, 8]",
     "adversarial.epochs": 1,
@@ -23,14 +20,6 @@ TINY = {
     "members.robust.pruning.training.epochs": 2,
     "members.robust.finetune.epochs": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def benchmarks() -> Iterator[None]:
-    """The folder of the benchmarks on the path."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
 
 
 def start(work: Path, *more: str) -> Result:

@@ -1,6 +1,4 @@
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ from torch import Tensor
 from s2ap_train.data import ImageSet
 from s2ap_train.purifier.variants import bit_depth, noise_and_denoise, off
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FEW = {
     "plain.epochs": 2,
     "adversarial.epochs": 2,
@@ -25,14 +22,6 @@ FEW = {
     "purifier.steps": 2,
     "model": '{name = "small_cnn", widths = [8, 8, 16]}',
 }
-
-
-@pytest.fixture(scope="module")
-def benchmarks() -> Iterator[None]:
-    """The folder of the benchmarks on the path."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
 
 
 def run(folder: Path, *options: str) -> Result:

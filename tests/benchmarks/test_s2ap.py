@@ -2,7 +2,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -24,14 +23,6 @@ TINY = {
     "measures.curvature_iterations": 3,
     "measures.steps": 3,
 }
-
-
-@pytest.fixture(scope="module")
-def benchmarks() -> Iterator[None]:
-    """The folder of the benchmarks on the path."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield
-    sys.path.remove(str(BENCHMARKS))
 
 
 def arguments(work: Path, *more: str, **changes: object) -> list[str]:

@@ -135,6 +135,11 @@ def images_needed(effect: PairedDifference) -> int | None:
     return math.ceil((deviation / effect.difference) ** 2)
 
 
+def two_digits(count: int) -> int:
+    """A number of images that is an order of magnitude, as it is told."""
+    return round(count, 2 - len(str(count)))
+
+
 def not_weaker(right: Mapping[str, Bool], *, significance: float = SIGNIFICANCE) -> tuple[bool, dict[str, float]]:
     """Whether the second attack breaks no fewer images than the first, beyond chance, and what decided.
 

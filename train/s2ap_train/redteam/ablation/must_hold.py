@@ -9,7 +9,7 @@ from s2ap_defend.sequential import Answer
 from s2ap_train.calibration.flops import StageFlops
 from s2ap_train.redteam.ablation.names import CONFIDENCE, PRUNED
 from s2ap_train.redteam.rows import Comparison, Measure, Requirement, effect_of
-from s2ap_train.statistics.paired import NOISE, PairedDifference, images_needed
+from s2ap_train.statistics.paired import NOISE, PairedDifference, images_needed, two_digits
 
 __all__ = ["ENOUGH", "GAIN", "MEMBERS", "MEMBER_COST", "must_hold"]
 
@@ -84,7 +84,7 @@ def _compared(effect: PairedDifference | None, baseline: str, measure: Measure, 
     holds = _holds(effect, aim)
     needed = images_needed(effect)
     if holds is None and aim != "not below" and needed is not None and needed > effect.samples:
-        said += f"; a gain of this size needs about {_rounded(needed)} images to be told from noise"
+        said += f"; a gain of this size needs about {two_digits(needed)} images to be told from noise"
     return Requirement(line, holds, found, said)
 
 
@@ -96,8 +96,3 @@ def _holds(effect: PairedDifference, aim: _Aim) -> bool | None:
     if effect.difference > 0.0 and effect.difference >= least and beyond:
         return True
     return False if enough or effect.difference <= 0.0 or effect.interval[1] < least else None
-
-
-def _rounded(count: int) -> int:
-    """To two digits: the shares that it is made of are uncertain."""
-    return round(count, 2 - len(str(count)))

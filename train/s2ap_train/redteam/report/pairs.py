@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from s2ap_train.redteam.report.words import percent
 from s2ap_train.redteam.rows import PartCost
-from s2ap_train.statistics.paired import NOISE, PairedDifference, images_needed
+from s2ap_train.statistics.paired import NOISE, PairedDifference, images_needed, two_digits
 
 __all__ = ["beyond", "change", "cost_in_words", "needed", "points", "standing"]
 
@@ -35,8 +35,9 @@ def needed(effect: PairedDifference) -> str:
     count = images_needed(effect)
     if count is None:
         return "No gain was found that more images could confirm."
-    rounded = round(count, 2 - len(str(count)))
-    return f"If the gain is as large as it was found, about {rounded} images are needed to tell it from noise."
+    return (
+        f"If the gain is as large as it was found, about {two_digits(count)} images are needed to tell it from noise."
+    )
 
 
 def points(effect: PairedDifference) -> str:
