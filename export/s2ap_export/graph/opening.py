@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from s2ap_defend.sequential.tables import WEIGHT_UNIT
 from s2ap_defend.stages import member_scope
 from s2ap_export.graph.answers import read_evidence, read_signals
 from s2ap_export.graph.builder import GraphBuilder
@@ -14,8 +15,6 @@ from s2ap_export.graph.jury import Ballots, read_ballots
 from s2ap_export.graph.waves import State, Wave, initial_state, scan_wave
 
 __all__ = ["Opened", "open_test", "scan_members"]
-
-SMALLEST_WEIGHT = 2.0**-8  # of a jury, that of one vote at least
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def open_test(build: GraphBuilder, wave: Wave, valid: str, classifier: str, reco
     label = answer_label(build, test, layout, classifier, base_label, jury)
     flat = build.op("Equal", build.op("Unsqueeze", label, one), build.constant(np.arange(layout.classes)))
     if any(signal.name == "jury margin" for signal in test.signals):
-        weight = np.float64(max(test.vote_weights[: test.opening].sum(), SMALLEST_WEIGHT))
+        weight = np.float64(max(test.vote_weights[: test.opening].sum(), WEIGHT_UNIT))
         mean = build.op("Div", layout.split(build, jury)["summed"], build.constant(weight))
     ratio = read_signals(build, test, classifier, mean, flat, reconstruction_error)
     answer = build.op("Unsqueeze", flat, one)

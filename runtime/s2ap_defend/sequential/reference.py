@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from s2ap_defend.sequential.jury import exponential, mixed_label, settled, voted_label
-from s2ap_defend.sequential.tables import Evidence, SequentialTest, SignalName
+from s2ap_defend.sequential.tables import WEIGHT_UNIT, Evidence, SequentialTest, SignalName
 from s2ap_defend.types import Bool, Float32, Float64, Int64
 
 NEAR_TIE = np.float32(1e-4)
@@ -283,7 +283,7 @@ class _Path:
         label = self.first_answer[:, None]
         match name:
             case "jury margin":
-                mean = self.summed / np.maximum(self._weight, 2.0**-8)[:, None]
+                mean = self.summed / np.maximum(self._weight, WEIGHT_UNIT)[:, None]
                 of_label = np.take_along_axis(mean, label, axis=1)[:, 0]
                 others = mean.copy()
                 np.put_along_axis(others, label, -np.inf, axis=1)

@@ -1,5 +1,4 @@
 import math
-import re
 from dataclasses import fields, replace
 
 import numpy as np
@@ -205,53 +204,6 @@ def test_the_tables_of_the_manifest_are_the_test_that_they_were_made_of(truncati
     read = made.tables.to_test(made.test.vote_weights.tolist(), answer="accurate", jury_share=1.0, amplification=1.0)
     for field in fields(read):
         assert np.array_equal(getattr(read, field.name), getattr(made.test, field.name)), field.name
-
-
-def test_the_opening_of_the_jury_is_asked_first_and_its_vote_is_what_evidence_is_measured_against() -> None:
-    rng = np.random.default_rng(7)
-    parts = (
-        correlated_answers(rng, 200, CLEAN, wrong=0.05),
-        correlated_answers(rng, 300, FOOLED, fooled=True),
-        correlated_answers(rng, 300, CLEAN, wrong=0.05),
-    )
-    jury = Jury((1.0, 0.0, 1.0, 0.5, 0.0, 0.0), (2, 0, 3), "robust", await_vote=True)
-    result = calibrate(*parts, Detection(min_accept=1), jury)
-    assert result.order[:3].tolist() == [2, 0, 3]
-    assert result.test.vote_weights[:3].tolist() == [1.0, 1.0, 0.5]
-    assert (result.test.opening, result.test.await_vote, result.test.waves[0]) == (3, True, 4)
-    assert result.tables.lower[:2] == result.tables.upper[:2] == (None, None)
-    held_out = parts[2].reorder(result.order)
-    assert np.array_equal(run_sequential_test(result.test, held_out.said).first_answer, jury.measured(parts[2]).first)
-
-
-@pytest.mark.parametrize("kind", ["conformal", "weighted"])
-def test_signals_are_fitted_as_members_are_and_the_boundary_counts_them(kind: str) -> None:
-    rng = np.random.default_rng(3)
-    clean, fooled, held_out = (
-        correlated_answers(rng, 300, CLEAN),
-        correlated_answers(rng, 300, FOOLED, fooled=True),
-        correlated_answers(rng, 400, CLEAN),
-    )
-    jury = Jury((1.0,) * 6, (0, 1), signals=("jury margin", "classifier surprise"))
-    test = calibrate(clean, fooled, held_out, Detection(kind=kind, min_accept=2), jury).test  # type: ignore[arg-type]
-    assert [one.name for one in test.signals] == ["jury margin", "classifier surprise"]
-    margin = test.signals[0]
-    assert (np.diff(margin.increments) >= 0.0).all()
-    assert margin.increments[0] < 0.0 < margin.increments[-1]
-    if kind == "conformal":
-        order = calibrate(clean, fooled, held_out, Detection(min_accept=2), jury).order
-        counted = jury.measured(held_out)
-        counted = counted.keep(counted.right).reorder(order)
-        assert run_sequential_test(test, counted.said).adversarial.mean() <= 0.05
-
-
-@pytest.mark.parametrize(
-    ("opening", "answer", "message"),
-    [((), "robust", "the opening is ()"), ((0, 0), "robust", "different members"), ((3,), "mixed", "from 0 to 1")],
-)
-def test_an_opening_that_cannot_be_is_refused(opening: tuple[int, ...], answer: str, message: str) -> None:
-    with pytest.raises(RecipeError, match=re.escape(message)):
-        Jury((1.0, 1.0), opening, answer)  # type: ignore[arg-type]
 
 
 def test_the_alarm_statistic_is_the_largest_ratio_up_to_the_stop() -> None:

@@ -6,12 +6,13 @@ from pydantic import Field
 
 from s2ap_defend.decision_record import Amplification, Purify, Sees
 from s2ap_defend.sequential import Answer, SignalName
+from s2ap_defend.sequential.tables import WEIGHT_UNIT
 from s2ap_train.settings import Table
 
 __all__ = ["DecisionGrid", "DecisionRecipe", "EvaluationSettings", "ExportSettings", "MeasureSettings"]
 
 
-Weight = Annotated[float, Field(gt=0, le=1, multiple_of=1 / 256)]
+Weight = Annotated[float, Field(gt=0, le=1, multiple_of=WEIGHT_UNIT)]
 
 
 class DecisionRecipe(Table):

@@ -7,19 +7,15 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tests.train.toy_purifiers import EPS, STRONG, Denoiser, two_halves, upper_half
+from tests.train.redteam.ablation.toy_target import LEAST, task_of, toy
+from tests.train.toy_purifiers import EPS, STRONG, two_halves
 
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_train.adaptive import AdaptiveBudget
-from s2ap_train.adaptive.objectives import classifier_objective
-from s2ap_train.adaptive.plans import Descent
-from s2ap_train.adaptive.purified import UnflaggingSystem, variant_view
 from s2ap_train.adaptive.systems import never_flagged
 from s2ap_train.data import ImageSet
 from s2ap_train.jobs import Store
-from s2ap_train.purifier import hadamard_bank
-from s2ap_train.purifier.variants import off, purification
 from s2ap_train.redteam.ablation.ablation import (
     Effort,
     ablation_jobs,
@@ -29,7 +25,6 @@ from s2ap_train.redteam.ablation.ablation import (
     measure_ablation,
 )
 from s2ap_train.redteam.ablation.ablation_rows import Row, open_row, rows_of, served_row
-from s2ap_train.redteam.ablation.costs import BASELINES, comparisons, part_costs
 from s2ap_train.redteam.ablation.names import (
     ADVERSARIAL,
     BARE,
@@ -41,35 +36,6 @@ from s2ap_train.redteam.ablation.names import (
     UNPURIFIED,
     WIDER,
 )
-from s2ap_train.redteam.attacks.attack import Task
-from s2ap_train.redteam.rows import effect_of
-from s2ap_train.redteam.target import Target
-
-BUDGET = AdaptiveBudget(steps=4, cheap_steps=6, restarts=1, targets=1)
-LEAST = Effort(descents=1, steps=6)
-
-
-def task_of(data, eps=EPS, **known):
-    return Task(data=data, eps=eps, l2=1.0, pixels=1, seed=0, budget=BUDGET, known=known)
-
-
-def toy(config=None, honest=True):
-    """A classifier of the upper half, alone or behind a purifier whose denoiser reads the lower half."""
-    variant = off() if config is None else purification("toy", Denoiser(honest), hadamard_bank(2, (1, 4, 4), 0), config)
-    view = variant_view(variant, upper_half)
-    return Target(
-        name="toy",
-        system=UnflaggingSystem(lambda images: view(images, "exact", 0)[0]),
-        view=view,
-        classify=lambda images: upper_half(images).log_softmax(1),
-        purifies=config is not None,
-        **({} if config is None else {"plan": through_the_purifier}),
-    )
-
-
-def through_the_purifier(budget):
-    """One descent, of the kind that breaks what the purifier is attacked for here."""
-    return [Descent(classifier_objective("cross_entropy"), "exact", "random")] * 4
 
 
 def measured(target, data, *others, eps=EPS):
@@ -316,42 +282,6 @@ def test_a_row_that_was_misled_already_is_attacked_for_its_other_goals_alone(sma
 class Answered:
     def __init__(self, images):
         self.images = images
-
-
-def known_rows():
-    """Ten images a step: each row has its first ones."""
-    row = judge_row(toy(), [task_of(two_halves(0.2), 0.0)], two_halves(0.2).images, [], LEAST)
-
-    def with_right(label, kept, clean=20):
-        first = np.arange(20)
-        return replace(row, clean_right=first < clean, label_right=first < label, kept=first < kept)
-
-    rows = {BARE: with_right(2, 2), PRUNED: with_right(14, 14, 16), CONFIDENCE: with_right(14, 17, 16)}
-    return rows | {FULL[False]: with_right(6, 18), FULL[True]: with_right(12, 18, 19)}
-
-
-def test_costs_compare_rows_image_by_image():
-    found = {(cost.part, cost.measure): cost.effect for cost in part_costs(known_rows(), FULL[True])}
-    assert set(found) == {
-        ("least confident flagged, added to the robust classifier", "right or flagged"),
-        ("correction instead of rejection", "label right"),
-    }
-    effect = found["least confident flagged, added to the robust classifier", "right or flagged"]
-    assert (effect.before, effect.after, effect.gained, effect.lost) == (0.7, 0.85, 3, 0)
-    assert found["correction instead of rejection", "label right"].difference == pytest.approx(0.3)
-
-
-def test_the_served_file_is_compared_with_every_baseline_in_every_figure():
-    rows = known_rows()
-    found = comparisons(rows, FULL[True])
-    assert [one.baseline for one in found[::3]] == [name for name in BASELINES if name in rows]
-    label = effect_of(found, PRUNED, "label right")
-    assert (label.before, label.after, label.lost) == (0.7, 0.6, 2)
-    assert effect_of(found, PRUNED, "clean accuracy").difference == pytest.approx(0.15)
-    assert effect_of(found, CONFIDENCE, "right or flagged").gained == 1
-    assert effect_of(found, WIDER, "label right") is None
-    assert effect_of(comparisons(rows, FULL[False]), PRUNED, "label right").after == 0.3
-    assert comparisons({BARE: rows[BARE]}, FULL[True]) == ()
 
 
 def names(rows):
