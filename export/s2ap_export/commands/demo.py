@@ -39,7 +39,8 @@ def demo(output: Path) -> None:
 
     console = Console()
     recipe = load_recipe("digits")
-    hardened = harden(recipe, output, output.with_name(f"{output.name}.training"), Reporter(console))
+    folder = output.with_name(f"{output.name}.training")
+    hardened = harden(recipe, output, folder, Reporter(console), overwrite=True)
     print_summary(hardened.evaluation, console)
     report = output.with_name("report.html")
     write_page(hardened.evaluation, report)

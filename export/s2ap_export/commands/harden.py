@@ -1,25 +1,82 @@
 """`s2ap-defend harden`; light to import, the work is imported when it is asked for."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
+import orjson
 from rich.console import Console
 
 from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.progress import Reporter
 from s2ap_export.commands.options import workers_option
+from s2ap_export.commands.own_recipe import Own, numbers, pixels, tables_of
+
+if TYPE_CHECKING:
+    from s2ap_export.hardening.harden import Hardened
+
+
+class _Parsed(click.ParamType[object]):
+    """A value that a function makes of the text; its ValueError is the user's."""
+
+    def __init__(self, name: str, parse: Callable[[str], object], expected: str) -> None:
+        self.name, self._parse, self._expected = name, parse, expected
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is not {self._expected}", param, ctx)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = [int(part) for part in text.lower().replace("x", ",").split(",")]
+    if not 1 <= len(sides) <= 2 or min(sides) < 1:
+        raise ValueError(text)
+    return sides[0], sides[-1]
+
+
+_NUMBERS = _Parsed("numbers", numbers, "numbers with commas between them, such as .485,.456,.406")
+_EPS = _Parsed("eps", pixels, "a budget above 0 and at most 1, such as 8/255")
+_SIZE = _Parsed("size", _size, "a side or HEIGHTxWIDTH in pixels, such as 64x48")
+_FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("recipe", shell_complete=complete_recipe)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The model file to write.")
+@click.argument("recipe", required=False, shell_complete=complete_recipe)
+@click.option("-o", "--output", type=_FILE, required=True, help="The model file to write.")
+@click.option("--data", type=_FILE, help="Your images: a folder or zip of CLASS/IMAGE, or an .npz file.")
+@click.option("--model", help="Your network as package.module:function that returns a torch module, or a name of ours.")
+@click.option("--weights", type=_FILE, help="Its weights: safetensors, or a state_dict in .pt or .pth. Not retrained.")
+@click.option("--robust-weights", type=_FILE, help="An adversarially trained checkpoint, instead of training one.")
+@click.option("--robust-model", help="The network of --robust-weights, where it is not that of --model.")
+@click.option("--mean", type=_NUMBERS, metavar="R,G,B", help="Mean that the network expects to be subtracted.")
+@click.option("--std", type=_NUMBERS, metavar="R,G,B", help="Deviation that it expects pixels to be divided by.")
+@click.option("--normalised-inside", "inside", is_flag=True, help="The network takes pixels in [0, 1] as they are.")
+@click.option("--classes", type=_FILE, help="Class names, one a line, in the order of the network's outputs.")
+@click.option("--image-size", "size", type=_SIZE, metavar="N|HxW", help="Resize the images to this.")
+@click.option("--eps", type=_EPS, help="l_inf budget of attacks in [0, 1] pixels, 8/255 by default.")
+@click.option(
+    "--effort",
+    type=click.Choice(["quick", "standard", "full"]),
+    help="How long it may take on your own data, standard by default: minutes, hours, or a GPU's day.",
+)
+@click.option(
+    "--answer",
+    type=click.Choice(["robust", "mixed", "accurate"]),
+    help="Who gives the label of what is not flagged: the jury, classifier and jury mixed, or the classifier.",
+)
+@click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Where networks are trained.")
+@click.option("--seed", type=int, help="Seed of split and training, instead of the recipe's.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 @click.option(
     "--work-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of the checkpoints; by default OUTPUT.training beside the output.",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 @click.option(
     "--workers",
     callback=workers_option,
@@ -29,43 +86,85 @@ from s2ap_export.commands.options import workers_option
 @click.option(
     "--choose",
     type=click.Choice(["recipe", "validation", "unmeasured"]),
-    default="recipe",
-    help="Who decides on the purifier: the recipe (default), beside a table of what others leave under a white-box "
-    "attack on validation images; the best of that table, off and rho 0 among them; or the recipe without a table.",
+    help="Who decides on the purifier: the recipe, beside a table of what others leave under a white-box attack on "
+    "validation images (default); the best of that table, off and rho 0 among them; or the recipe without a table "
+    "(default with --effort quick).",
 )
-@click.option("--seed", type=int, help="Seed of split and training, instead of the recipe's.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and how long it takes, and stop.")
+@click.option("--overwrite", is_flag=True, help="Train finished parts again whose settings or data changed since.")
+@click.option("--report", type=_FILE, help="Write the evaluation as one HTML page; by default OUTPUT.html.")
 def harden(
-    recipe: str,
+    recipe: str | None,
     output: Path,
-    work_dir: Path | None,
     overrides: tuple[str, ...],
+    work_dir: Path | None,
     workers: int | Literal["ray"] | None,
-    choose: Literal["recipe", "validation", "unmeasured"],
-    seed: int | None,
+    choose: Literal["recipe", "validation", "unmeasured"] | None,
+    dry_run: bool,
+    overwrite: bool,
+    report: Path | None,
+    **own: Any,  # noqa: ANN401  the fields of Own
 ) -> None:
-    """Train, prune, calibrate and export RECIPE to one defended model file.
+    """Give your classifier, or that of RECIPE, back as one model file that defends itself.
 
-    RECIPE is the name of a packaged recipe, such as 'digits', or the path of a .toml file. Finished parts are kept in
-    the work folder: after an interruption the same command goes on where it stopped.
-    """
+    \b
+      s2ap-defend harden --data photos/ --model mynets:build --weights best.pt -o model.onnx
+      s2ap-defend harden digits -o model.onnx
+
+    Without RECIPE, networks, trainings and attacks are chosen by your data, network and --effort. RECIPE is the name of
+    a packaged recipe, such as 'digits', or the path of a .toml or .json file. Finished parts are kept in the work
+    folder: after an interruption the same command goes on where it stopped.
+    """  # noqa: D301  click's mark of a paragraph that is not filled
     from s2ap_defend.commands.decision_tables import print_frontier
+    from s2ap_defend.files import check_writable, replace_file
     from s2ap_defend.sequential import asked_members
+    from s2ap_export.hardening.announcement import announce
     from s2ap_export.hardening.harden import harden as run
     from s2ap_train.hardening.purifier_choice import print_choice
     from s2ap_train.jobs import check_workers
-    from s2ap_train.recipe import load_recipe
+    from s2ap_train.recipe import hardening_recipe
+    from s2ap_train.recipe.text import RECIPE_FILE
     from s2ap_train.redteam.report.console import print_summary
+    from s2ap_train.redteam.report.page import write_page
 
     check_workers(workers)
-    changes = overrides if seed is None else (*overrides, f"seed={seed}")
+    page = output.with_name(f"{output.name}.html") if report is None else report
+    for path in (output, page):
+        check_writable(path)
+    options = Own(**own)
+    tables = tables_of(recipe, options, overrides)
+    settings = hardening_recipe(tables, recipe or "photos")
     console = Console()
+    reporter = Reporter(console)
     folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
-    by = None if choose == "unmeasured" else choose
-    hardened = run(load_recipe(recipe, changes), output, folder, Reporter(console), workers=workers, choose=by)
+    if dry_run:
+        announce(settings, settings.load_data(), folder, reporter, workers=workers)
+        return
+    quick = options.effort == "quick"
+    by = None if choose == "unmeasured" or (choose is None and quick) else choose or "recipe"
+    hardened = run(settings, output, folder, reporter, workers=workers, choose=by, overwrite=overwrite)
+    replace_file(folder / RECIPE_FILE, orjson.dumps(tables, option=orjson.OPT_INDENT_2))
+    write_page(hardened.evaluation, page)
     if hardened.manifest.purifier.choice is not None:
         print_choice(hardened.manifest.purifier.choice, console)
     if hardened.manifest.decision.frontier is not None:
         print_frontier(hardened.manifest.decision.frontier, console)
     print_summary(hardened.evaluation, console)
     console.print(asked_members(hardened.manifest.to_test()), highlight=False, soft_wrap=True)
-    console.print(f"wrote {hardened.path}", markup=False, highlight=False, soft_wrap=True)
+    for line in _closing(output, page, hardened):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _closing(output: Path, page: Path, hardened: "Hardened") -> list[str]:
+    """What the answer buys and costs, the files that were written, and what to do next."""
+    frontier = hardened.manifest.decision.frontier
+    lines = [] if frontier is None else [frontier.reason]
+    return [
+        *lines,
+        f"wrote {output}",
+        f"wrote {page}",
+        "Next:",
+        f"    s2ap-defend classify {output} IMAGE...",
+        f"    s2ap-defend evaluate {output} --attacks standard --report report.html",
+        f"    s2ap-defend serve {output}",
+    ]

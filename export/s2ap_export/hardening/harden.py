@@ -7,6 +7,7 @@ from s2ap_defend.files import check_writable
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
+from s2ap_export.hardening.announcement import announce, check_replaced
 from s2ap_export.hardening.assembly import assemble, traced_networks
 from s2ap_export.hardening.networks import networks_of
 from s2ap_train.hardening.decision_choice.choice import choose_decision
@@ -45,6 +46,7 @@ def harden(
     *,
     workers: Workers = None,
     choose: By | None = "recipe",
+    overwrite: bool = False,
 ) -> Hardened:
     """Train, prune, choose the purifier, calibrate, export and measure.
 
@@ -58,6 +60,7 @@ def harden(
         workers: Processes that train or attack at the same time, None takes one a core; or "ray", which trains.
         choose: Who decides on the purifier: the recipe, or what the sweep finds on validation images; None: the recipe,
             without a sweep.
+        overwrite: Whether finished parts of `work_dir` that were trained otherwise may be trained again.
 
     Raises:
         ModelFileError: If the output cannot be written.
@@ -71,7 +74,10 @@ def harden(
     check_banks(tried, splits.image_shape)
     plan = plan_of(recipe, splits.test.images[0].size)
     check_budgets(plan.eps, plan.l2, plan.pixels, splits.test.images[0, 0].size)
+    announce(recipe, splits, work_dir, reporter, workers=workers)
     with locked_folder(work_dir):
+        if not overwrite:
+            check_replaced(recipe, splits, work_dir)
         components = train_components(recipe, splits, work_dir, reporter, workers=workers)
         processes = None if workers == "ray" else workers
         purifier, choice = choose_purifier(recipe, components, splits, work_dir, reporter, by=choose, workers=processes)

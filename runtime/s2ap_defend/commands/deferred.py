@@ -86,7 +86,11 @@ COMMANDS = (
         "Attack MODEL with the test images of a recipe and print what is left of its accuracy.",
         extra="train",
     ),
-    DeferredCommand("harden", "Train, prune, calibrate and export RECIPE to one defended model file.", extra="train"),
+    DeferredCommand(
+        "harden",
+        "Give your classifier, or that of RECIPE, back as one model file that defends itself.",
+        extra="train",
+    ),
     DeferredCommand(
         "prune",
         "Train, prune, fine-tune and measure the robust classifier of RECIPE, into one run folder.",

@@ -11,6 +11,7 @@ import numpy as np
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.data.arrays import open_npz
+from s2ap_train.data.class_order import in_order
 from s2ap_train.data.digits import load_digits
 from s2ap_train.data.folders import open_folder
 from s2ap_train.data.image_set import ImageSet, Splits
@@ -43,12 +44,8 @@ def load_data(settings: DataSettings | str, seed: int, on_progress: OnProgress |
         raise RecipeError(f"seed is {seed}; give a number from 0")
     if settings.source == "digits":
         return _digits(settings, seed)
-    if not settings.roots:
-        raise RecipeError(
-            f"data.root is missing; say where the data set {settings.source!r} lies, with --data PATH or data.root"
-        )
     with ExitStack() as opened:
-        source = _open(settings, opened)
+        source = open_source(settings, opened)
         rows = cut(
             source.training.labels,
             None if source.test is None else source.test.labels,
@@ -90,7 +87,21 @@ def _digest(image: Float32) -> bytes:
     return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
-def _open(settings: DataSettings, opened: ExitStack) -> DataSource:
+def open_source(settings: DataSettings, opened: ExitStack) -> DataSource:
+    """Open a data set that lies in files; `opened` closes them.
+
+    Raises:
+        RecipeError: If it is missing or broken.
+    """
+    if not settings.roots:
+        raise RecipeError(
+            f"data.root is missing; say where the data set {settings.source!r} lies, with --data PATH or data.root"
+        )
+    source = _opened(settings, opened)
+    return source if settings.classes is None else in_order(source, settings.classes)
+
+
+def _opened(settings: DataSettings, opened: ExitStack) -> DataSource:
     size = settings.image_size
     match settings.source:
         case "cifar10" | "cifar100":

@@ -26,6 +26,7 @@ class DataSettings(BaseModel):
             it, or of train_limit where that is smaller.
         fit: Images held out for the sequential test's tables; the same.
         calibration: Images held out for the false-alarm boundary; the same.
+        classes: Names of the classes in the order of the network's outputs; None takes the data's own order.
         checksums: Whether the files of a published data set must be the published ones, by MD5. Without it CIFAR's
             pickles are read only if they hold nothing but arrays, lists, numbers and text.
     """
@@ -41,6 +42,7 @@ class DataSettings(BaseModel):
     validation: Count | None = None
     fit: Count | None = None
     calibration: Count | None = None
+    classes: tuple[str, ...] | None = None
     checksums: bool = True
 
     @model_validator(mode="before")
@@ -65,6 +67,10 @@ class DataSettings(BaseModel):
             )
         if self.source != "folder" and self.channels is not None:
             raise RecipeError(f"data.channels converts image files, data.source is {self.source!r}; remove it")
+        if self.classes is not None and self.source not in {"folder", "npz"}:
+            raise RecipeError(
+                f"data.classes orders the classes of a folder or .npz file, data.source is {self.source!r}"
+            )
         return self
 
     @property

@@ -80,7 +80,7 @@ def cut(
     _, first = np.unique(training[order], return_index=True)
     kept, left = order[first], np.delete(order, first)
     if test is None:
-        size = test_limit or max(len(training) // _TEST_SHARE, 1)
+        size = test_share(len(training), test_limit)
         _check_sizes({"test": size}, len(left), len(kept))
         test_rows, left = stratified(training, left, size, draw_test)
     else:
@@ -95,6 +95,11 @@ def cut(
     more, _ = stratified(training, left, len(left) if train_limit is None else train_limit - len(kept), draw)
     train_rows = draw.permutation(np.concatenate([kept, more]))
     return Rows(train_rows, chosen["validation"], chosen["fit"], chosen["calibration"], test_rows)
+
+
+def test_share(images: int, limit: int | None) -> int:
+    """Test images that are cut off a data set without a test part of its own."""
+    return limit or max(images // _TEST_SHARE, 1)
 
 
 def stratified(labels: Int64, rows: Int64, size: int, generator: np.random.Generator) -> tuple[Int64, Int64]:

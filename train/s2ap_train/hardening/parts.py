@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from s2ap_defend.errors import RecipeError
@@ -14,8 +15,9 @@ from s2ap_train.ensemble import Base, Fitted, fit_pruned
 from s2ap_train.ensemble.pruned import epochs_of
 from s2ap_train.hardening.network import Network, known_network, network_record, network_summary
 from s2ap_train.hardening.score_model import score_model_part
-from s2ap_train.models import Classifier, ModelTable
+from s2ap_train.models import Classifier, ModelTable, UserNetwork
 from s2ap_train.models import build as build_classifier
+from s2ap_train.models.weights import file_digest, load_weights
 from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.recipe import EnsembleRecipe, Recipe
 from s2ap_train.recipe.key import data_digest, training_key
@@ -59,23 +61,37 @@ class PartList:
         alone = [part for part in members if not part.needs]
         dependent = [part for part in members if part.needs]
         classifiers = self.classifiers()
-        plain = classifiers.pop(PLAIN)
         if not isinstance(self._recipe, Recipe):
-            return plain, *alone, *dependent
-        return self.score_model(), *classifiers.values(), *alone, plain, *dependent
+            return classifiers[PLAIN], *alone, *dependent
+        if PLAIN not in classifiers[ADVERSARIAL].needs:  # it is short: at the end it fills the gaps
+            alone.append(classifiers.pop(PLAIN))
+        return self.score_model(), *classifiers.values(), *alone, *dependent
 
     def classifiers(self) -> dict[str, Part[Classifier]]:
         """The plain, the adversarially trained and the pruned network, by name."""
-        recipe = self._recipe
-        plain, adversarial = self.dense(PLAIN, recipe.plain), self.dense(ADVERSARIAL, recipe.adversarial)
-        return {part.name: part for part in (plain, adversarial, self.pruned())}
+        return {part.name: part for part in (self.plain(), self.adversarial(), self.pruned())}
 
-    def dense(self, name: str, config: TrainingConfig) -> Part[Classifier]:
-        """The recipe's network with the recipe's seed, trained in any way."""
+    def plain(self) -> Part[Classifier]:
+        """The classifier: as it was given, or naturally trained."""
+        given = self._recipe.given.classifier
+        return self.dense(PLAIN, self._recipe.plain) if given is None else self._given(PLAIN, self._recipe.model, given)
+
+    def adversarial(self) -> Part[Classifier]:
+        """The robust classifier: as it was given, or trained against attacks."""
+        recipe = self._recipe
+        if recipe.given.robust is not None:
+            return self._given(ADVERSARIAL, recipe.robust_model, recipe.given.robust, robust=True)
+        start = self.plain() if recipe.given.start == PLAIN else None
+        return self.dense(ADVERSARIAL, recipe.adversarial, start=start)
+
+    def dense(self, name: str, config: TrainingConfig, *, start: Part[Classifier] | None = None) -> Part[Classifier]:
+        """The recipe's network with the recipe's seed, trained in any way, from another part's weights if given."""
         seed = self._recipe.seed
 
-        def fit(_: Needs, run: Run) -> Fitted:
+        def fit(needs: Needs, run: Run) -> Fitted:
             model = self._data.create(self._recipe.model, seed)
+            if start is not None:
+                model.load_state_dict(needs[start.name].model.state_dict())
             training = train_classifier(model, *self._data.arrays, config, run=run)
             return Fitted(
                 model=model,
@@ -86,12 +102,30 @@ class PartList:
                 history=training.history,
             )
 
-        return self._part(name, config, seed, fit, epochs=config.epochs)
+        needs = () if start is None else (start,)
+        return self._part(name, config, seed, fit, epochs=config.epochs, needs=needs)
+
+    def _given(self, name: str, network: ModelTable, weights: Path, *, robust: bool = False) -> Part[Classifier]:
+        """A network with the weights of a file, as they are."""
+        seed = self._recipe.seed
+
+        def fit(_: Needs, run: Run) -> Fitted:  # noqa: ARG001
+            model = self._data.create(network, seed)
+            load_weights(model.network if isinstance(model, UserNetwork) else model, weights)
+            return Fitted(
+                model=model.eval(),
+                method=name,
+                seeds=Seeds(initialisation=seed, mask=seed, order=seed),
+                adversarially_trained=robust,
+                dense_weights=weight_counts(model)[1],
+            )
+
+        return self._part(name, file_digest(weights), seed, fit, epochs=1, network=network)
 
     def pruned(self) -> Part[Classifier]:
         """The pruned network that comes from the adversarially trained one."""
         recipe = self._recipe
-        adversarial = self.dense(ADVERSARIAL, recipe.adversarial)
+        adversarial = self.adversarial()
 
         def fit(needs: Needs, run: Run) -> Fitted:
             return fit_pruned(
@@ -105,7 +139,9 @@ class PartList:
 
         settings = recipe.pruning, recipe.finetune
         epochs = epochs_of(recipe.pruning, recipe.finetune)
-        return self._part(PRUNED, settings, recipe.seed, fit, epochs=epochs, needs=(adversarial,))
+        return self._part(
+            PRUNED, settings, recipe.seed, fit, epochs=epochs, network=recipe.robust_model, needs=(adversarial,)
+        )
 
     def member(self, family: str, number: int) -> Part[Classifier]:
         """Member `number`, from 0, of a family."""
@@ -123,7 +159,7 @@ class PartList:
             fit,
             epochs=table.epochs(number),
             network=table.network(number),
-            needs=(self.dense(PLAIN, recipe.plain),) if table.starts_from_base else (),
+            needs=(self.plain(),) if table.starts_from_base else (),
         )
 
     def score_model(self) -> Part[Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,23 @@ NAME = "user"
 class UserNetwork(Classifier):
     """A module of the user's, `network`: images [N, C, H, W] in [0, 1] -> logits [N, K].
 
-    The module is taken as it is: it normalises the pixels itself. Rebuilding one imports and calls its factory, which
-    runs the user's code; rebuild only checkpoints whose factory you trust.
+    The module gets normalised pixels where `mean` and `std` are given, and normalises them itself where not. Rebuilding
+    one imports and calls its factory, which runs the user's code; rebuild only checkpoints whose factory you trust.
     """
 
+    _shift: Tensor
+    _scale: Tensor
+
     def __init__(
-        self, factory: str, in_channels: int = 3, classes: int = 10, image_size: int = 32, *, seed: int = 0
+        self,
+        factory: str,
+        in_channels: int = 3,
+        classes: int = 10,
+        image_size: int = 32,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
     ) -> None:
         """Call the factory and check what it made.
 
@@ -37,25 +49,32 @@ class UserNetwork(Classifier):
             in_channels: Channels C of an image.
             classes: Number of classes K.
             image_size: Height and width of an image, pixels.
+            mean: Subtracted from each channel of the pixels in [0, 1], one number a channel or one for all; None: 0.
+            std: What the difference is divided by, in the same way; None: 1.
             seed: Of torch's global generator while the factory runs; its state is put back afterwards.
 
         Raises:
             RecipeError: If the factory cannot be found or called, or what it returns does not map images to
-                logits or has no parameters.
+                logits or has no parameters, or the normalisation is none of these channels.
             ValueError: If a size is below 1.
         """
         super().__init__(in_channels, classes, image_size)
         self.factory = factory
+        self.mean, self.std = _per_channel("mean", mean, in_channels), _per_channel("std", std, in_channels)
+        self.register_buffer("_shift", _buffer(self.mean, 0.0), persistent=False)
+        self.register_buffer("_scale", _buffer(self.std, 1.0), persistent=False)
         sizes = {"in_channels": in_channels, "classes": classes, "image_size": image_size}
         function = _factory(factory)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = _made(factory, function, sizes)
-        _check_logits(factory, self.network, self.image_shape, classes)
+        _check_logits(factory, self, self.image_shape, classes)
         _check_parameters(factory, self.network)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] of images [N, C, H, W] in [0, 1]."""
+        if self.mean is not None or self.std is not None:
+            images = (images - self._shift) / self._scale
         logits: Tensor = self.network(images)
         return logits
 
@@ -67,7 +86,24 @@ class UserNetwork(Classifier):
             "in_channels": self.in_channels,
             "classes": self.classes,
             "image_size": self.image_size,
+            **({} if self.mean is None else {"mean": list(self.mean)}),
+            **({} if self.std is None else {"std": list(self.std)}),
         }
+
+
+def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) not in {1, channels} or not all(map(math.isfinite, numbers)):
+        raise RecipeError(f"{name} is {list(numbers)}; give one finite number for each of {channels} channels, or one")
+    if name == "std" and min(numbers) <= 0:
+        raise RecipeError(f"std is {list(numbers)}; pixels are divided by it, so every number must be above 0")
+    return numbers
+
+
+def _buffer(values: tuple[float, ...] | None, default: float) -> Tensor:
+    return torch.tensor((default,) if values is None else values).reshape(1, -1, 1, 1)
 
 
 def _factory(name: str) -> Callable[..., object]:

@@ -18,13 +18,21 @@ from s2ap_train.pruning.methods import METHODS, training_of, with_training
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining
 from s2ap_train.recipe.purifier_grid import ChoiceSettings
-from s2ap_train.recipe.tables import DecisionGrid, DecisionRecipe, EvaluationSettings, ExportSettings, MeasureSettings
+from s2ap_train.recipe.tables import (
+    DecisionGrid,
+    DecisionRecipe,
+    EvaluationSettings,
+    ExportSettings,
+    GivenNetworks,
+    MeasureSettings,
+)
 from s2ap_train.recipe.text import explain, read_recipe
 from s2ap_train.settings import Table
 from s2ap_train.training import TrainingConfig
 
 R = TypeVar("R", bound=BaseModel)
 _FOR_ENSEMBLES = ("plain", "members", "detection")
+_ALL_FOR_ENSEMBLES = (*_FOR_ENSEMBLES, "given")
 _FOR_HARDENING = ("classifier", "score_model", "purifier", "evaluation")
 _ALL_FOR_HARDENING = (*_FOR_HARDENING, "choice", "decision", "decision_choice", "export")
 
@@ -101,11 +109,18 @@ class EnsembleRecipe(PruningRecipe):
         plain: Natural training of the plain network, of which `model` is the architecture.
         members: The families by a name of their own; members are flattened in this order.
         detection: The sequential test.
+        given: Trained networks that the user brings.
     """
 
     plain: TrainingConfig
     members: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Family]
     detection: Detection
+    given: GivenNetworks = GivenNetworks()
+
+    @property
+    def robust_model(self) -> ModelTable:
+        """The network that is trained adversarially and pruned."""
+        return self.model if self.given.robust_model is None else self.given.robust_model
 
     def member_seed(self, family: str, number: int) -> int:
         """Seed of a member: the recipe's, and the family's first one, which its name decides where it is not given.
@@ -152,7 +167,19 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: If there is no such recipe or key, a value cannot work, or the recipe is not for hardening.
     """
-    data = read_recipe(name, overrides)
+    return hardening_recipe(read_recipe(name, overrides), name)
+
+
+def hardening_recipe(data: dict[str, Any], name: str) -> Recipe:
+    """A recipe for `harden` from its tables.
+
+    Args:
+        data: As a .toml file holds them.
+        name: For messages.
+
+    Raises:
+        RecipeError: If a key or value cannot work, or the recipe is not for hardening.
+    """
     if not any(key in data for key in _FOR_HARDENING):
         kind = "ensembles and pruning" if any(key in data for key in _FOR_ENSEMBLES) else "pruning"
         raise RecipeError(
@@ -196,7 +223,7 @@ def load_score_recipe(name: str, overrides: Sequence[str] = ()) -> ScoreRecipe:
 def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningRecipe:
     """Load a recipe for `prune`, without what it holds for others. Arguments and errors as in `load_recipe`."""
     data = _without(_ALL_FOR_HARDENING, Recipe, name, read_recipe(name, overrides))
-    return _validated(PruningRecipe, name, _without(_FOR_ENSEMBLES, EnsembleRecipe, name, data))
+    return _validated(PruningRecipe, name, _without(_ALL_FOR_ENSEMBLES, EnsembleRecipe, name, data))
 
 
 def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], classes: int) -> None:
@@ -213,7 +240,7 @@ def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], cl
         RecipeError: With the key of the first network that cannot be made, or of the family that is too dear.
     """
     new = partial(create, image_shape=image_shape, classes=classes)
-    tables = {"model": recipe.model}
+    tables = {"model": recipe.model, "given.robust_model": recipe.robust_model}
     for name, family in recipe.members.items():
         tables |= {f"members.{name}.{key}": table for key, table in family.networks().items()}
     made: list[ModelTable] = []

@@ -1,18 +1,51 @@
 """Small tables of a recipe: what is measured, and how it is exported."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from s2ap_defend.decision_record import Amplification, Purify, Sees
+from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import Answer, SignalName
 from s2ap_defend.sequential.tables import WEIGHT_UNIT
+from s2ap_train.models import ModelTable
 from s2ap_train.settings import Table
 
-__all__ = ["DecisionGrid", "DecisionRecipe", "EvaluationSettings", "ExportSettings", "MeasureSettings"]
+__all__ = [
+    "DecisionGrid",
+    "DecisionRecipe",
+    "EvaluationSettings",
+    "ExportSettings",
+    "GivenNetworks",
+    "MeasureSettings",
+]
 
 
 Weight = Annotated[float, Field(gt=0, le=1, multiple_of=WEIGHT_UNIT)]
+
+
+class GivenNetworks(Table):
+    """Trained networks that the user brings; what is given is not trained.
+
+    Attributes:
+        classifier: File of the plain network's weights, of the recipe's `model`.
+        robust: File of an adversarially trained network's weights.
+        robust_model: The network that `robust` belongs to; None: the recipe's `model`. It is pruned as that one would
+            be.
+        start: What the adversarial training begins with: 'fresh' weights, or those of the 'plain' network.
+    """
+
+    classifier: Path | None = None
+    robust: Path | None = None
+    robust_model: ModelTable | None = None
+    start: Literal["fresh", "plain"] = "fresh"
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.robust_model is not None and self.robust is None:
+            raise RecipeError("given.robust_model names a network without given.robust, the file of its weights")
+        return self
 
 
 class DecisionRecipe(Table):

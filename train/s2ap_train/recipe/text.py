@@ -1,6 +1,7 @@
 """Recipes as text: found, read, overridden, and explained where they are wrong."""
 
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -16,6 +17,8 @@ from s2ap_train.ensemble import FAMILIES
 from s2ap_train.pruning.methods import METHODS
 from s2ap_train.settings import REFUSED
 
+RECIPE_FILE = "recipe.json"
+"""The tables that a file was hardened by, in its work folder."""
 _SHORT_FOR = {"data": "source", "model": "name"}
 """Keys whose table may be given as one name, and what that name is."""
 
@@ -27,12 +30,12 @@ def packaged_recipes() -> list[str]:
 
 
 def read_recipe(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The tables of a packaged recipe, or of a .toml file, with overrides applied in order.
+    """The tables of a packaged recipe, of a .toml file or of a .json file, with overrides applied in order.
 
     Raises:
-        RecipeError: If there is no such recipe, it is not TOML, or an override cannot be applied.
+        RecipeError: If there is no such recipe, it is not TOML or JSON, or an override cannot be applied.
     """
-    if name.endswith(".toml"):
+    if name.endswith((".toml", ".json")):
         try:
             text = Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -41,13 +44,25 @@ def read_recipe(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         text = (resources.files("s2ap_train.recipe") / "packaged" / f"{name}.toml").read_text(encoding="utf-8")
     else:
         hint = _nearest(name, packaged_recipes())
-        raise RecipeError(f"recipe {name!r} is neither packaged nor the path of a .toml file; {hint}")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe {name} is not TOML: {error}") from error
+        raise RecipeError(f"recipe {name!r} is neither packaged nor the path of a .toml or .json file; {hint}")
+    data = _parsed(text, name)
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
+    return data
+
+
+def _parsed(text: str, name: str) -> dict[str, Any]:
+    if not name.endswith(".json"):
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"recipe {name} is not TOML: {error}") from error
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"recipe {name} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe {name} holds a {type(data).__name__}, expected an object of tables")
     return data
 
 
@@ -70,7 +85,12 @@ def option_overrides(
     ]
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Change a key of a recipe's tables, as 'key.subkey=value' with a TOML value says.
+
+    Raises:
+        RecipeError: If there is no '=', or a value is where a table should be.
+    """
     key, equals, value = override.partition("=")
     if not equals:
         raise RecipeError(f"--set {override!r} has no '='; write --set seed=1")

@@ -1,0 +1,232 @@
+"""What the options of `harden` say, as the tables of a recipe: one that is named, or `photos` filled from the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from s2ap_defend.errors import RecipeError
+
+if TYPE_CHECKING:
+    from s2ap_train.recipe.photos import Effort
+
+__all__ = ["Own", "numbers", "pixels", "tables_of"]
+
+_DEFAULT_EPS = 8 / 255
+
+
+@dataclass(frozen=True)
+class Own:
+    """The user's own things, as far as options name them.
+
+    Attributes:
+        data: Folder, zip or .npz file of images, or where the data of a recipe lies.
+        model: The network: "package.module:function", or a name of ours.
+        weights: File of its weights.
+        robust_model: The network of `robust_weights`, where it is another.
+        robust_weights: File of an adversarially trained network's weights.
+        mean: Subtracted from each channel of the pixels in [0, 1].
+        std: What the difference is divided by.
+        inside: Whether the network is said to normalise by itself.
+        classes: File of class names, one a line, in the order of the network's outputs.
+        size: (height, width) that images are resized to.
+        eps: Attack budget, l_inf in [0, 1] pixels.
+        effort: How long it may take.
+        answer: Who answers.
+        accelerator: Where networks are trained.
+        seed: Of split and training.
+    """
+
+    data: Path | None
+    model: str | None
+    weights: Path | None
+    robust_model: str | None
+    robust_weights: Path | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    inside: bool
+    classes: Path | None
+    size: tuple[int, int] | None
+    eps: float | None
+    effort: Effort | None
+    answer: Literal["robust", "mixed", "accurate"] | None
+    accelerator: str | None
+    seed: int | None
+
+
+def tables_of(recipe: str | None, own: Own, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The tables of the recipe that is to be hardened; `--set` comes last.
+
+    Raises:
+        RecipeError: If neither a recipe nor data are named, options contradict each other, or the data cannot be read.
+    """
+    from s2ap_train.recipe.text import apply_override, read_recipe
+
+    _check(recipe, own)
+    if recipe is None:
+        tables = _photos(own)
+    else:
+        tables = read_recipe(recipe, ())
+        _change(tables, own)
+    for override in overrides:
+        apply_override(tables, override)
+    return tables
+
+
+def _check(recipe: str | None, own: Own) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        RecipeError: With the first two that do.
+    """
+    if recipe is None and own.data is None:
+        raise RecipeError(
+            "nothing to harden: give --data FOLDER with your own images, and --model and --weights with your own "
+            "network, or name a RECIPE, such as digits"
+        )
+    if recipe is not None and own.effort is not None:
+        raise RecipeError(
+            f"--effort fills the recipe of your own data; recipe {recipe} says by itself how much is done"
+        )
+    if own.inside and (own.mean is not None or own.std is not None):
+        raise RecipeError(
+            "--normalised-inside says that the network normalises pixels itself; leave --mean and --std out"
+        )
+    if (own.mean is not None or own.std is not None) and (own.model is None or ":" not in own.model):
+        raise RecipeError(
+            "--mean and --std are for a network of your own; name it with --model package.module:function"
+        )
+    if own.weights is not None and own.model is None and recipe is None:
+        raise RecipeError("--weights are of a network; name it with --model package.module:function")
+    if own.robust_model is not None and own.robust_weights is None:
+        raise RecipeError("--robust-model names the network of --robust-weights, which is missing")
+
+
+def _photos(own: Own) -> dict[str, Any]:
+    from s2ap_train.data import DataSettings, data_facts
+    from s2ap_train.models import create
+    from s2ap_train.models.cost import flops
+    from s2ap_train.recipe.photos import default_network, photos_tables
+
+    data = _data(own)
+    facts = data_facts(DataSettings.model_validate(data))
+    model = default_network(facts) if own.model is None else _network(own.model, own)
+    network = create(model, facts.image_shape, len(facts.classes))
+    tables = photos_tables(
+        facts,
+        data=data,
+        model=model,
+        flops=flops(network, network.image_shape),
+        effort=own.effort or "standard",
+        eps=_DEFAULT_EPS if own.eps is None else own.eps,
+        answer=own.answer or "mixed",
+        seed=own.seed or 0,
+        given=_given(own, photos=True),
+    )
+    if own.accelerator is not None:
+        tables["compute"] = {"accelerator": own.accelerator}
+    return tables
+
+
+def _data(own: Own) -> dict[str, Any]:
+    path = own.data
+    if path is None:  # our own bug: it was checked
+        raise ValueError("no data")
+    table: dict[str, Any] = {
+        "source": "npz" if path.suffix.lower() == ".npz" else "folder",
+        "root": str(path.resolve()),
+    }
+    if own.size is not None:
+        height, width = own.size
+        table["image_size"] = height if height == width else [height, width]
+    if own.classes is not None:
+        table["classes"] = _names(own.classes)
+    return table
+
+
+def _names(path: Path) -> list[str]:
+    """Class names of a file, one a line.
+
+    Raises:
+        RecipeError: If it cannot be read or names nothing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"--classes {path} cannot be read: {error}; give a text file with one name a line") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if len(names) < 2:
+        raise RecipeError(f"--classes {path} holds {len(names)} names, expected one a line, two or more")
+    return names
+
+
+def _network(name: str, own: Own) -> str | dict[str, Any]:
+    if ":" not in name:
+        return {"name": name}
+    table: dict[str, Any] = {"name": "user", "factory": name}
+    if own.mean is not None:
+        table["mean"] = list(own.mean)
+    if own.std is not None:
+        table["std"] = list(own.std)
+    return table
+
+
+def _given(own: Own, *, photos: bool) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    if own.weights is not None:
+        given["classifier"] = str(own.weights.resolve())
+        if photos:
+            given["start"] = "plain"
+    if own.robust_weights is not None:
+        given["robust"] = str(own.robust_weights.resolve())
+        if own.robust_model is not None:
+            given["robust_model"] = _network(own.robust_model, own)
+    return given
+
+
+def _change(tables: dict[str, Any], own: Own) -> None:
+    """Put what options say into a named recipe."""
+    if own.data is not None:
+        table = tables.get("data", {})
+        tables["data"] = {**({"source": table} if isinstance(table, str) else table), "root": str(own.data)}
+    if own.classes is not None:
+        tables["data"] = {**tables["data"], "classes": _names(own.classes)}
+    if own.size is not None:
+        height, width = own.size
+        tables["data"] = {**tables["data"], "image_size": height if height == width else [height, width]}
+    if own.model is not None:
+        tables["model"] = _network(own.model, own)
+    given = _given(own, photos=False)
+    if given:
+        tables["given"] = {**tables.get("given", {}), **given}
+        tables.setdefault("classifier", "plain")
+    if own.answer is not None:
+        tables["decision"] = {**tables.get("decision", {}), "answer": own.answer}
+    if own.accelerator is not None:
+        tables["compute"] = {**tables.get("compute", {}), "accelerator": own.accelerator}
+    for key, value in (("eps", own.eps), ("seed", own.seed)):
+        if value is not None:
+            tables[key] = value
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them.
+
+    Raises:
+        ValueError: If one is none.
+    """
+    return tuple(float(part) for part in text.split(","))
+
+
+def pixels(text: str) -> float:
+    """An l_inf budget in [0, 1] pixels, also as a fraction such as 8/255.
+
+    Raises:
+        ValueError: If it is no number above 0 and at most 1.
+    """
+    numerator, slash, denominator = text.partition("/")
+    value = float(numerator) / float(denominator) if slash else float(numerator)
+    if not 0 < value <= 1:
+        raise ValueError(f"{text} is not above 0 and at most 1")
+    return value

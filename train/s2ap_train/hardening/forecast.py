@@ -1,0 +1,202 @@
+"""How long a hardening will take: a few timed steps of its networks, times how often each is computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from s2ap_train.compute.threads import one_thread
+from s2ap_train.data import Splits
+from s2ap_train.hardening.network import VALIDATION_ATTACK_STEPS
+from s2ap_train.hardening.parts import ADVERSARIAL, PLAIN, PRUNED, member_name
+from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
+from s2ap_train.models import ModelTable, create
+from s2ap_train.purifier import UNet, hadamard_bank, purify
+from s2ap_train.recipe import Recipe
+from s2ap_train.training import TrainingConfig
+
+__all__ = ["Forecast", "Phase", "forecast"]
+
+_TIMED, _PURIFIED = 32, 4
+_S2AP = 2.0  # gradients of one step with the ascent on scores
+_DECISION_DESCENTS = 5.0  # past the purifier, on all networks, of one attack on a decision
+_PURIFIED_DESCENTS = 3.0  # through it
+_NEAR_AND_SPARSE = (
+    150.0  # gradients of the classifier that DeepFool, JSMA and Local Search are worth, measured on digits
+)
+_ROWS = {"quick": 12.0, "standard": 90.0, "full": 1500.0}
+"""Attacks on decisions, of 20 steps an image, that an evaluation is worth; measured on digits."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part that is trained, or a phase that attacks.
+
+    Attributes:
+        name: Of the part or phase.
+        seconds: On one core.
+    """
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a hardening will do.
+
+    Attributes:
+        phases: In the order of the work.
+        disk: Bytes of the checkpoints.
+    """
+
+    phases: tuple[Phase, ...]
+    disk: int
+
+    def seconds(self, workers: int) -> float:
+        """Of the whole, where so many processes compute: the longest chain of parts cannot be shared."""
+        total = sum(phase.seconds for phase in self.phases)
+        by_name = {phase.name: phase.seconds for phase in self.phases}
+        chain = sum(by_name.get(name, 0.0) for name in (PLAIN, ADVERSARIAL, PRUNED))
+        return max(total / max(workers, 1), chain)
+
+
+def forecast(recipe: Recipe, splits: Splits) -> Forecast:
+    """Time a gradient step of every network of a recipe, untrained, and add up how often each is computed.
+
+    A rough figure: it knows nothing of early stops, of other programs on the machine, or of how many images an attack
+    gives up early.
+
+    Args:
+        recipe: What is to be done.
+        splits: Its data.
+    """
+    with one_thread():
+        return _forecast(recipe, splits)
+
+
+def _forecast(recipe: Recipe, splits: Splits) -> Forecast:
+    shape, classes = splits.image_shape, len(splits.classes)
+    trained, validated = len(splits.train), len(splits.validation)
+    known: dict[str, tuple[float, int]] = {}
+
+    def cost(table: ModelTable) -> tuple[float, int]:
+        """Seconds of a gradient with respect to one image, and bytes of the weights."""
+        name = repr(table)
+        if name not in known:
+            model = create(table, shape, classes)
+            known[name] = _gradient_seconds(model, shape), 4 * sum(p.numel() for p in model.parameters())
+        return known[name]
+
+    def training(config: TrainingConfig, table: ModelTable, factor: float = 1.0) -> float:
+        passes = 1 + (config.attack_steps if config.adversarial else 0)
+        judged = -(-config.epochs // config.validate_every) * (config.validation_steps if config.adversarial else 1)
+        return cost(table)[0] * (config.epochs * trained * passes * factor + judged * validated)
+
+    closing = (1 + VALIDATION_ATTACK_STEPS) * validated
+    parts: dict[str, tuple[float, ModelTable]] = {}
+    given = recipe.given
+    plain = 0.0 if given.classifier is not None else training(recipe.plain, recipe.model)
+    adversarial = 0.0 if given.robust is not None else training(recipe.adversarial, recipe.model)
+    parts[PLAIN] = plain, recipe.model
+    parts[ADVERSARIAL] = adversarial, recipe.robust_model
+    parts[PRUNED] = _within((recipe.pruning, recipe.finetune), training, recipe.robust_model), recipe.robust_model
+    for name, family in recipe.members.items():
+        for number in range(family.count):
+            own = family.network(number)
+            table = recipe.model if own is None else own
+            parts[member_name(name, number)] = _within(family.decides(number), training, table), table
+    phases = [Phase(name, seconds + closing * cost(table)[0]) for name, (seconds, table) in parts.items()]
+    disk = sum(cost(table)[1] * 2 for _, table in parts.values())
+    score_seconds, purified_seconds, size = _purifier_seconds(recipe, shape)
+    score = recipe.score_model.epochs * trained * score_seconds
+    phases.insert(0, Phase(SCORE_MODEL, score))
+    return Forecast((*phases, *_attacks(recipe, splits, parts, cost, purified_seconds)), disk + size)
+
+
+def _within(settings: object, training: Callable[..., float], table: ModelTable) -> float:
+    """Seconds of every training that settings hold; one beside the settings of S2AP ascends, too."""
+    if isinstance(settings, TrainingConfig):
+        return training(settings, table)
+    if isinstance(settings, tuple):
+        return sum(_within(one, training, table) for one in settings)
+    if not is_dataclass(settings):
+        return 0.0
+    factor = _S2AP if getattr(settings, "s2ap", None) is not None else 1.0
+    values = (getattr(settings, one.name) for one in fields(settings))
+    return sum(training(value, table, factor) for value in values if isinstance(value, TrainingConfig))
+
+
+def _attacks(
+    recipe: Recipe,
+    splits: Splits,
+    parts: Mapping[str, tuple[float, ModelTable]],
+    cost: Callable[[ModelTable], tuple[float, int]],
+    purified: float,
+) -> tuple[Phase, ...]:
+    """The phases that attack: fitting images, the decisions that are compared, and the file."""
+    members = sum(cost(table)[0] for name, (_, table) in parts.items() if name not in (PLAIN, ADVERSARIAL))
+    classifier, all_of_them = cost(recipe.model)[0], cost(recipe.model)[0] + members
+    fitting = len(splits.fit) * ((30 + _NEAR_AND_SPARSE) * classifier + 30 * all_of_them + 30 * members)
+    grid = recipe.decision_choice
+    purified = 0.0 if recipe.purifier.off else purified
+    descent = _DECISION_DESCENTS * all_of_them + _PURIFIED_DESCENTS * (purified + all_of_them)
+    compared = 2 + len(grid.juror_weights) * (1 + len(grid.jury_shares) * len(grid.amplifications))
+    compared += 2 * sum(
+        len(getattr(grid, key)) for key in ("opening", "jurors_see", "sensors_see", "purify", "signals")
+    )
+    decisions = compared * min(grid.samples, len(splits.fit)) * grid.steps * descent
+    tested = min(recipe.evaluation.samples, len(splits.test))
+    evaluation = tested * 20 * descent * _ROWS[recipe.evaluation.budget]
+    return (
+        Phase("fitting attacks", fitting),
+        Phase("decisions under attack", decisions),
+        Phase("evaluation", evaluation),
+    )
+
+
+def _gradient_seconds(model: nn.Module, shape: tuple[int, int, int]) -> float:
+    """Seconds of a forward and backward pass for one image in a batch, the better of two after a warm-up."""
+    images = torch.rand((_TIMED, *shape), generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(_TIMED, dtype=torch.int64)
+
+    def step() -> None:
+        model.zero_grad()
+        cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+
+    return _timed(step) / _TIMED
+
+
+def _purifier_seconds(recipe: Recipe, shape: tuple[int, int, int]) -> tuple[float, float, int]:
+    """(a training step of the score model, a gradient through the purifier: seconds an image; bytes of its weights)."""
+    model = UNet(shape[0], *recipe.score_model.architecture(shape)).eval()
+    images = torch.rand((_PURIFIED, *shape), generator=torch.Generator().manual_seed(0))
+    size = 4 * sum(p.numel() for p in model.parameters())
+
+    def train() -> None:
+        model(images, 0.1).square().mean().backward()
+
+    training = _timed(train) / _PURIFIED
+    if recipe.purifier.off:
+        return training, 0.0, size
+    bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
+
+    def through() -> None:
+        x: Tensor = images.clone().requires_grad_()
+        purify(model, x, bank, recipe.purifier)[0].sum().backward()  # type: ignore[no-untyped-call]
+
+    return training, _timed(through) / _PURIFIED, size
+
+
+def _timed(step: Callable[[], None]) -> float:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

@@ -1,0 +1,132 @@
+"""The classifier that a user brings, looked at before anything is trained: is it the one, and is it fed as it was?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.types import Float32, Int64
+from s2ap_train.data import Splits
+from s2ap_train.models import Classifier, UserNetwork, create
+from s2ap_train.models.weights import load_weights
+from s2ap_train.recipe import EnsembleRecipe
+
+__all__ = ["GivenClassifier", "check_given"]
+
+_LEVEL = 1e-3  # an accuracy is above chance where guessing reaches it as rarely as this
+_CLEARLY = 0.1  # by how much another way of feeding the network must be more accurate to be named
+_BATCH = 256
+_NORMALISATIONS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "--normalised-inside (no mean and std)": ((0.0,), (1.0,)),
+    "--mean .485,.456,.406 --std .229,.224,.225 (ImageNet)": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "--mean .4914,.4822,.4465 --std .2470,.2435,.2616 (CIFAR-10)": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    "--mean .5 --std .5 (pixels in [-1, 1])": ((0.5,), (0.5,)),
+    "--mean 0 --std .00392157 (pixels in 0..255)": ((0.0,), (1 / 255,)),
+}
+
+
+@dataclass(frozen=True)
+class GivenClassifier:
+    """A classifier of the user's with its weights.
+
+    Attributes:
+        accuracy: On the validation images.
+        notes: What the user should know, one sentence each.
+    """
+
+    accuracy: float
+    notes: tuple[str, ...]
+
+
+def check_given(recipe: EnsembleRecipe, splits: Splits) -> GivenClassifier | None:
+    """Load the classifier that was given and see whether it knows these images; None: none was given.
+
+    Where it does no better than guessing, other normalisations, the order of the channels and of the classes are tried.
+
+    Raises:
+        RecipeError: If the weights are not the network's, or it is no better than guessing: with the likely cause.
+    """
+    if recipe.given.classifier is None:
+        return None
+    model = create(recipe.model, splits.image_shape, len(splits.classes), recipe.seed)
+    notes = load_weights(model.network if isinstance(model, UserNetwork) else model, recipe.given.classifier)
+    model.eval()
+    images, labels = splits.validation.images, splits.validation.labels
+    answers = _answers(model, images)
+    accuracy = float((answers == labels).mean())
+    commonest = float(np.bincount(splits.train.labels).max() / len(splits.train.labels))
+    knows = _above(int((answers == labels).sum()), len(labels), commonest)
+    others = _other_feeds(model, images, labels)
+    best = max(others, key=lambda name: others[name], default=None)
+    better = None if best is None or others[best] < accuracy + _CLEARLY else f"{best} ({others[best]:.1%})"
+    if knows:
+        said = () if better is None else (f"with {better} it would be more accurate than its {accuracy:.1%}",)
+        return GivenClassifier(accuracy, (*notes, *said))
+    causes = [] if better is None else [f"with {better} it knows more of them: change how it is fed"]
+    causes += _order_of_classes(answers, labels, splits.classes)
+    if not causes:
+        causes = [
+            "no other normalisation, order of channels or order of classes that was tried helps; are these the "
+            "weights of this network, trained on images like these?"
+        ]
+    raise RecipeError(
+        f"the classifier of {recipe.given.classifier} gets {accuracy:.1%} of {len(labels)} validation images right, no "
+        f"more than guessing ({commonest:.1%}); {'; '.join(causes)}"
+    )
+
+
+def _above(right: int, images: int, chance: float) -> bool:
+    """Whether so many are more than a share of `chance` by exact binomial test."""
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+    return bool(binomtest(right, images, chance, alternative="greater").pvalue < _LEVEL)
+
+
+def _answers(network: Callable[[Tensor], Tensor], images: Float32) -> Int64:
+    with torch.no_grad():
+        parts = [network(torch.from_numpy(images[i : i + _BATCH])).argmax(dim=1) for i in range(0, len(images), _BATCH)]
+    answers: Int64 = torch.cat(parts).numpy()
+    return answers
+
+
+def _other_feeds(model: Classifier, images: Float32, labels: Int64) -> dict[str, float]:
+    """Accuracy by what is changed: the normalisation, or the order of the channels."""
+    inner: nn.Module = model.network if isinstance(model, UserNetwork) else model
+    feeds: dict[str, Callable[[Tensor], Tensor]] = {}
+    if isinstance(model, UserNetwork):
+        for name, (mean, std) in _NORMALISATIONS.items():
+            if len(mean) in {1, model.in_channels}:
+                feeds[name] = _normalised(inner, mean, std)
+    if model.in_channels == 3:
+        feeds["channels in the order blue, green, red"] = lambda x: model(x.flip(1))
+    return {name: float((_answers(feed, images) == labels).mean()) for name, feed in feeds.items()}
+
+
+def _normalised(network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+    shift, scale = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (mean, std))
+    return lambda x: network((x - shift) / scale)
+
+
+def _order_of_classes(answers: Int64, labels: Int64, classes: tuple[str, ...]) -> list[str]:
+    """Whether the answers fit the labels once the classes are numbered in another way."""
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+    n = len(classes)
+    met = np.zeros((n, n), dtype=np.int64)
+    np.add.at(met, (answers, labels), 1)
+    rows, columns = linear_sum_assignment(-met)
+    accuracy = float(met[rows, columns].sum() / len(labels))
+    if not _above(
+        int(met[rows, columns].sum()), len(labels), min(0.6, 3 / n)
+    ):  # the best order fits a little by chance
+        return []
+    names = ", ".join(classes[column] for column in columns[:12]) + (", ..." if n > 12 else "")
+    return [
+        f"with its classes in another order it gets {accuracy:.1%}: list the names in the order of its outputs in a "
+        f"file for --classes, it seems to be {names}"
+    ]

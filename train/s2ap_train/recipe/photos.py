@@ -1,0 +1,237 @@
+"""The recipe `photos`: filled in from the user's data, network and effort, where no recipe is named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from s2ap_train.data import DataFacts
+
+__all__ = ["EFFORTS", "Effort", "default_network", "photos_tables"]
+
+Effort = Literal["quick", "standard", "full"]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How much an effort does.
+
+    Attributes:
+        flops: That the adversarial training of the classifier may take; its steps follow from what the network costs.
+        least, most: Gradient steps of that training.
+        passes: The most that it goes over the training images.
+        small_steps: Gradient steps of a juror's first training.
+        attack_steps: Of every adversarial training.
+        jurors, sensors: Members.
+        juror_width: Channels of a juror's first block at the most.
+        score_steps: Gradient steps of the score model.
+        samples: Images that decisions are attacked on.
+        steps: Gradient steps of these attacks.
+        evaluated: Test images of the closing table.
+        budget: Of the attacks on them.
+        images: The most that are trained on.
+    """
+
+    flops: float
+    least: int
+    most: int
+    passes: int
+    small_steps: int
+    attack_steps: int
+    jurors: int
+    sensors: int
+    juror_width: int
+    score_steps: int
+    samples: int
+    steps: int
+    evaluated: int
+    budget: str
+    images: int
+
+
+EFFORTS: Mapping[Effort, _Work] = {
+    "quick": _Work(2e12, 60, 400, 20, 300, 2, 3, 2, 16, 300, 50, 6, 60, "quick", 10_000),
+    "standard": _Work(4e13, 400, 6000, 40, 2500, 2, 4, 2, 24, 2500, 150, 10, 150, "standard", 50_000),
+    "full": _Work(4e15, 2000, 60_000, 100, 20_000, 7, 6, 4, 48, 20_000, 300, 15, 1000, "full", 1_000_000),
+}
+_BATCH, _SMALL_BATCH = 64, 64
+_FORWARD_AND_BACKWARD = 3  # passes that a gradient costs, in forward passes
+_LAST_SIDE = 8  # a juror's last blocks see about so many pixels a side
+_LEAST_WIDTH = 8
+_MOST_FACTOR = 4  # of a juror's last channels to its first
+_JUROR_COST = 0.25
+_HELD_OUT = {"validation": (8, 1000), "fit": (6, 2000), "calibration": (6, 2000)}
+"""(share of the training part, at most): few images must do for the tables of the test as well."""
+
+
+def default_network(facts: DataFacts) -> dict[str, Any]:
+    """The network that is trained where the user brings none."""
+    if min(facts.image_shape[1:]) < 2 * _LAST_SIDE:
+        return {"name": "small_cnn"}
+    return {"name": "resnet18", "width": 0.25}
+
+
+def photos_tables(
+    facts: DataFacts,
+    *,
+    data: Mapping[str, Any],
+    model: str | Mapping[str, Any],
+    flops: int,
+    effort: Effort,
+    eps: float,
+    answer: str,
+    seed: int,
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The tables of the recipe, as a .toml file would hold them.
+
+    Args:
+        facts: Of the data.
+        data: The table `data`, without the sizes of the held-out parts.
+        model: The table `model`.
+        flops: Of one image in that network.
+        effort: How long it may take.
+        eps: Attack budget, l_inf in [0, 1] pixels.
+        answer: Who answers.
+        seed: Of everything.
+        given: The table `given`.
+    """
+    work = EFFORTS[effort]
+    held_out = {name: max(1, min(most, facts.training // share)) for name, (share, most) in _HELD_OUT.items()}
+    trained = min(work.images, max(facts.training - sum(held_out.values()), 1))
+    attack = {"eps": eps, "attack_steps": work.attack_steps, "validation_steps": 5}
+    dense_steps = _dense_steps(work, flops)
+    widths, pools = _juror_blocks(facts, flops, work)
+    small = {"batch_size": _SMALL_BATCH, "weight_decay": 5e-4, "average_decay": 0.99, **_augmented(facts)}
+    own = {"batch_size": _BATCH, "weight_decay": 5e-4, "average_decay": 0.99, **_augmented(facts)}
+
+    def epochs(steps: int, share: float = 1.0) -> dict[str, int]:
+        """As many as make so many steps, and how often they are judged."""
+        count = max(1, min(work.passes, math.ceil(share * steps * _BATCH / trained)))
+        return {"epochs": count, "validate_every": max(1, count // 3)}
+
+    natural: dict[str, Any] = {"loss": "natural", "eps": 0}
+    fresh = given.get("start", "fresh") == "fresh"
+    network = {"name": "small_cnn", "widths": widths, "pool_after": pools}
+    robust_members = {
+        "family": "pruned",
+        "role": "juror",
+        "count": work.jurors,
+        "first_seed": 100,
+        "models": [network],
+        "pretraining": {**small, **attack, **epochs(work.small_steps), "lr": 0.1},
+        "finetune": {**small, **attack, **epochs(work.small_steps, 0.6), "lr": 0.05},
+        "pruning": {
+            "method": "s2ap",
+            "sparsity": 0.2,
+            "s2ap": {"radius": "auto", "warmup_epochs": 0},
+            "training": {**small, **attack, **epochs(work.small_steps, 0.2), "lr": 0.1, **_MASKS},
+        },
+    }
+    sensors = {
+        "family": "pruned",
+        "role": "sensor",
+        "count": work.sensors,
+        "first_seed": 200,
+        "models": [network],
+        "pretraining": {**small, **natural, **epochs(work.small_steps), "lr": 0.1},
+        "finetune": {**small, **natural, **epochs(work.small_steps, 0.3), "lr": 0.05},
+        "pruning": {"method": "magnitude", "sparsity": 0.5},
+    }
+    return {
+        "name": "photos",
+        "data": {**data, **held_out, "train_limit": trained},
+        "seed": seed,
+        "eps": eps,
+        "classifier": "plain",
+        "model": dict(model) if isinstance(model, Mapping) else model,
+        "given": dict(given),
+        "plain": {**own, **natural, **epochs(2 * dense_steps), "lr": 0.05},
+        "adversarial": {**own, **attack, **epochs(dense_steps), "lr": 0.05 if fresh else 0.02},
+        "pruning": {
+            "method": "s2ap",
+            "base": "hydra",
+            "sparsity": 0.5,
+            "s2ap": {"radius": "auto", "warmup_epochs": 0},
+            "training": {**own, **attack, **epochs(dense_steps, 0.3), "lr": 0.1, **_MASKS},
+        },
+        "finetune": {**own, **attack, **epochs(dense_steps, 0.6), "lr": 0.02},
+        "members": {"jurors": robust_members, "sensors": sensors},
+        "score_model": {"size": "fast", **_score_epochs(work, trained), "flip": _photos(facts)},
+        "purifier": _purifier(facts, eps),
+        "decision": {"answer": answer, "juror_weight": 0.25, "opening": 4, "purify": "suspicious"},
+        "decision_choice": _choice(work, effort),
+        "detection": {"alpha": 0.05, "beta": 0.05, "min_accept": 4},
+        "evaluation": {"samples": work.evaluated, "budget": work.budget},
+    }
+
+
+_MASKS = {"weight_decay": 0.0, "average_decay": 0.0}  # the scores of a mask are no weights
+
+
+def _dense_steps(work: _Work, flops: int) -> int:
+    """Gradient steps of the classifier's adversarial training that the effort's operations allow."""
+    step = _FORWARD_AND_BACKWARD * (work.attack_steps + 1) * _BATCH * max(flops, 1)
+    return max(work.least, min(work.most, round(work.flops / step)))
+
+
+def _juror_blocks(facts: DataFacts, flops: int, work: _Work) -> tuple[list[int], list[int]]:
+    """Channels of a juror's blocks and the blocks that pool: at most a quarter of the classifier's cost."""
+    from s2ap_train.models import create
+    from s2ap_train.models.cost import flops as cost
+
+    side = min(facts.image_shape[1:])
+    pools = max(1, round(math.log2(max(2.0, side / _LAST_SIDE))))
+
+    def widths(first: int) -> list[int]:
+        grown = [first * min(_MOST_FACTOR, 2 ** ((block + 1) // 2)) for block in range(pools + 2)]
+        return [first, *grown[1:]]
+
+    def affordable(first: int) -> bool:
+        table = {"name": "small_cnn", "widths": widths(first), "pool_after": list(range(pools))}
+        return cost(create(table, facts.image_shape, len(facts.classes)), facts.image_shape) <= _JUROR_COST * flops
+
+    candidates = range(work.juror_width, _LEAST_WIDTH, -4)
+    first = next((width for width in candidates if affordable(width)), _LEAST_WIDTH)
+    return widths(first), list(range(pools))
+
+
+def _photos(facts: DataFacts) -> bool:
+    """Whether images are large enough to be of things, which may be mirrored and shifted; digits may not."""
+    return min(facts.image_shape[1:]) >= 32 and facts.image_shape[0] == 3
+
+
+def _augmented(facts: DataFacts) -> dict[str, Any]:
+    return {"flip": True, "shift": max(1, min(facts.image_shape[1:]) // 16)} if _photos(facts) else {}
+
+
+def _score_epochs(work: _Work, trained: int) -> dict[str, Any]:
+    epochs = max(1, min(2 * work.passes, math.ceil(work.score_steps * _BATCH / trained)))
+    return {"epochs": epochs, "batch_size": _BATCH, "lr": 2e-3, "sigma_min": 0.03, "sigma_max": 0.6}
+
+
+def _purifier(facts: DataFacts, eps: float) -> dict[str, Any]:
+    """The fast profile: one step over two noise directions, in a ball of twice eps."""
+    numbers = math.prod(facts.image_shape)
+    return {
+        "sigma": 0.125,
+        "radius": 2 * eps,
+        "steps": 1,
+        "step_size": 1.0,
+        "rho": 0.17 * eps * math.sqrt(numbers),
+        "bank_size": 2,
+    }
+
+
+def _choice(work: _Work, effort: Effort) -> dict[str, Any]:
+    """Which decisions are compared: few where it must be quick."""
+    table: dict[str, Any] = {"samples": work.samples, "steps": work.steps}
+    if effort == "quick":
+        few = {"jury_shares": [0.8, 0.9], "amplifications": [1.0, 3.0], "juror_weights": [0.25]}
+        none: dict[str, list[str]] = {"opening": [], "jurors_see": [], "sensors_see": [], "purify": [], "signals": []}
+        return {**table, "targets": 1, **few, **none}
+    if effort == "standard":
+        return {**table, "targets": 1, "opening": [2], "jurors_see": [], "purify": ["suspicious", "off"]}
+    return {**table, "targets": 2}
