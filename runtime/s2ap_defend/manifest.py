@@ -8,7 +8,7 @@ import json
 import reprlib
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from s2ap_defend.decision_record import DecisionDescription, DecisionSettings, Frontier, FrontierRow, Role, Sees
 from s2ap_defend.errors import ModelFileError
@@ -38,6 +38,7 @@ __all__ = [
     "Manifest",
     "Measurement",
     "Member",
+    "Protocol",
     "Provenance",
     "PurifierDescription",
     "PurifierSettings",
@@ -145,8 +146,30 @@ class Measurement(ManifestTable):
         return self
 
 
+class Protocol(ManifestTable):
+    """With what the file can be evaluated again, if the data are there.
+
+    Attributes:
+        split: Settings of the data set and of its cut, all but where it lies.
+        test_sha256: Of the test images and their labels.
+        eps: l_inf budget of the attacks, pixels in [0, 1].
+        l2: l2 budget; null: it follows from eps.
+        pixels: l0 budget, positions.
+        samples: Test images.
+        budget: Work of the attacks.
+    """
+
+    split: dict[str, JsonValue]
+    test_sha256: Sha256
+    eps: Amount
+    l2: Amount | None
+    pixels: Count
+    samples: Positive
+    budget: Literal["quick", "standard", "full"]
+
+
 class Provenance(ManifestTable):
-    """How the file was made."""
+    """How the file was made; `protocol` is null where nobody can evaluate it so again."""
 
     recipe: str
     seed: int
@@ -154,6 +177,7 @@ class Provenance(ManifestTable):
     classifier: str
     versions: dict[str, str]
     git_commit: str | None
+    protocol: Protocol | None = None
 
 
 class Manifest(ManifestTable):

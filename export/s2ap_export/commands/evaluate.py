@@ -17,14 +17,11 @@ from rich.console import Console
 from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.errors import InputError, RecipeError
 from s2ap_defend.files import check_writable, replace_file
-from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_export.commands.options import workers_option
 
 if TYPE_CHECKING:
-    from s2ap_train.data import Splits
-    from s2ap_train.recipe import Recipe
     from s2ap_train.redteam.plan import Plan
 
 
@@ -33,9 +30,9 @@ if TYPE_CHECKING:
 @click.option(
     "--recipe",
     shell_complete=complete_recipe,
-    required=True,
-    help="Packaged recipe or .toml file that names data, seed and budgets.",
+    help="Packaged recipe, .toml or .json file that names data, seed and budgets; by default that of the file.",
 )
+@click.option("--data", type=click.Path(path_type=Path), help="Where the data lie that the file was made with.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 @click.option(
     "--attacks",
@@ -94,7 +91,8 @@ if TYPE_CHECKING:
 )
 def evaluate(
     model: Path,
-    recipe: str,
+    recipe: str | None,
+    data: Path | None,
     overrides: tuple[str, ...],
     attacks: str | None,
     budget: Literal["quick", "standard", "full"] | None,
@@ -114,14 +112,15 @@ def evaluate(
     badge: Path | None,
     write_manifest: Path | None,
 ) -> None:
-    """Attack MODEL with the test images of a recipe and print what is left of its accuracy.
+    """Attack MODEL with its test images, or those of a recipe, and print what is left of its accuracy.
 
     Two figures, side by side and beside simpler alternatives: the final label is right under every attack; it is right,
     or the input is flagged or not answered. What attacks find is kept: after an interruption the same command goes on
     where it stopped.
     """
+    from s2ap_export.commands.evaluated_recipe import check_data, recipe_of
     from s2ap_export.hardening.networks import compared_networks
-    from s2ap_train.recipe import load_recipe
+    from s2ap_train.recipe import Recipe
     from s2ap_train.redteam.evaluation import evaluate_file
     from s2ap_train.redteam.plan import SAMPLES, plan_of
     from s2ap_train.redteam.report.badge import badge_of, write_measured
@@ -133,10 +132,10 @@ def evaluate(
     _check_outputs({option: path for option, path in outputs.items() if path is not None}, model, recipe)
     _check_options(overrides, time_limit)
     manifest = open_model_file(model).manifest
-    # its split: no image that the file was trained on is a test image
-    settings = load_recipe(recipe, (*overrides, f"seed={manifest.provenance.seed}"))
+    kept = model.with_name(f"{model.name}.training") if checkpoints is None else checkpoints
+    settings = recipe_of(model, manifest, recipe, data, overrides, kept)
     splits = settings.load_data()
-    _check_data(splits, settings, manifest, model)
+    check_data(splits, settings, manifest, model, made_by=recipe is None)
     plan = plan_of(
         settings,
         splits.test.images[0].size,
@@ -159,11 +158,10 @@ def evaluate(
     console = Console()
     reporter = Reporter(console)
     folder = model.with_name(f"{model.name}.evaluation") if work_dir is None else work_dir
-    kept = model.with_name(f"{model.name}.training") if checkpoints is None else checkpoints
     which = ablation or {"attacks": "off", "quick": "kept"}.get(plan.depth, "all")
     with locked_folder(folder):
         networks = None
-        if which != "off":
+        if which != "off" and isinstance(settings, Recipe):
             transfer = any(attack.needs == "surrogates" for attack in plan.attacks)
             networks = compared_networks(
                 model, settings, splits, kept, folder, reporter, train=which == "all", transfer=transfer
@@ -197,7 +195,7 @@ def evaluate(
         reporter.line(f"wrote {write_manifest}")
 
 
-def _check_outputs(outputs: dict[str, Path], model: Path, recipe: str) -> None:
+def _check_outputs(outputs: dict[str, Path], model: Path, recipe: str | None) -> None:
     """Refuse what would overwrite the model, its weights beside it, the recipe or another output.
 
     Raises:
@@ -206,7 +204,7 @@ def _check_outputs(outputs: dict[str, Path], model: Path, recipe: str) -> None:
     """
     for option, output in outputs.items():
         check_writable(output)
-        for taken in (model, model.with_name(f"{model.name}.data"), Path(recipe)):
+        for taken in (model, model.with_name(f"{model.name}.data"), Path(recipe or "")):
             if taken.is_file() and _same(output, taken):
                 raise RecipeError(
                     f"{option} {output} would overwrite {taken}, which is read; name another file to write"
@@ -234,23 +232,6 @@ def _check_options(overrides: Sequence[str], time_limit: float | None) -> None:
         )
     if time_limit is not None and not math.isfinite(time_limit):
         raise RecipeError(f"--time-limit is {time_limit}; give minutes, or leave it out for no limit")
-
-
-def _check_data(splits: Splits, recipe: Recipe, manifest: Manifest, model: Path) -> None:
-    """Refuse images and labels that are not those of the model, before anything is trained or attacked.
-
-    Raises:
-        InputError: If shape or number of classes differ.
-    """
-    for what, found, expected in (
-        ("images of shape", list(splits.image_shape), list(manifest.input.shape)),
-        ("a number of classes of", len(splits.classes), len(manifest.classes)),
-    ):
-        if found != expected:
-            raise InputError(
-                f"recipe {recipe.name} has {what} {found}, {model.name} takes {expected}; name the recipe that the "
-                "file was made with"
-            )
 
 
 def _check_plan(plan: Plan, shape: tuple[int, int, int], server: str | None, write_manifest: Path | None) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
-import orjson
 from rich.console import Console
 
 from s2ap_defend.commands.options import complete_recipe
@@ -116,14 +115,13 @@ def harden(
     folder: after an interruption the same command goes on where it stopped.
     """  # noqa: D301  click's mark of a paragraph that is not filled
     from s2ap_defend.commands.decision_tables import print_frontier
-    from s2ap_defend.files import check_writable, replace_file
+    from s2ap_defend.files import check_writable
     from s2ap_defend.sequential import asked_members
     from s2ap_export.hardening.announcement import announce
     from s2ap_export.hardening.harden import harden as run
     from s2ap_train.hardening.purifier_choice import print_choice
     from s2ap_train.jobs import check_workers
     from s2ap_train.recipe import hardening_recipe
-    from s2ap_train.recipe.text import RECIPE_FILE
     from s2ap_train.redteam.report.console import print_summary
     from s2ap_train.redteam.report.page import write_page
 
@@ -142,8 +140,7 @@ def harden(
         return
     quick = options.effort == "quick"
     by = None if choose == "unmeasured" or (choose is None and quick) else choose or "recipe"
-    hardened = run(settings, output, folder, reporter, workers=workers, choose=by, overwrite=overwrite)
-    replace_file(folder / RECIPE_FILE, orjson.dumps(tables, option=orjson.OPT_INDENT_2))
+    hardened = run(settings, output, folder, reporter, workers=workers, choose=by, overwrite=overwrite, tables=tables)
     write_page(hardened.evaluation, page)
     if hardened.manifest.purifier.choice is not None:
         print_choice(hardened.manifest.purifier.choice, console)

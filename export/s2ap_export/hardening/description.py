@@ -16,6 +16,7 @@ from s2ap_defend.manifest import (
     InputDescription,
     Manifest,
     Member,
+    Protocol,
     Provenance,
     PurifierDescription,
 )
@@ -82,9 +83,23 @@ def describe(
             classifier=recipe.classifier,
             versions={name: version(name) for name in LIBRARIES},
             git_commit=_git_commit(),
+            protocol=_protocol(recipe, splits),
         ),
         weights_sha256=UNSEALED,
         graph_sha256=UNSEALED,
+    )
+
+
+def _protocol(recipe: Recipe, splits: Splits) -> Protocol:
+    own = recipe.evaluation
+    return Protocol(
+        split=recipe.data.model_dump(mode="json", exclude={"root"}, exclude_defaults=True),
+        test_sha256=splits.sha256("test"),
+        eps=recipe.eps,
+        l2=own.l2,
+        pixels=own.pixels,
+        samples=own.samples,
+        budget=own.budget,
     )
 
 

@@ -1,9 +1,13 @@
 """The one-call pipeline: data to a defended model file, measured under attack before it is handed over."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from s2ap_defend.files import check_writable
+import orjson
+
+from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
@@ -16,6 +20,7 @@ from s2ap_train.hardening.train import train_components
 from s2ap_train.jobs import Workers
 from s2ap_train.recipe import Recipe
 from s2ap_train.recipe.purifier_grid import check_banks
+from s2ap_train.recipe.text import RECIPE_FILE
 from s2ap_train.redteam.evaluation import FOLDER, evaluate_file
 from s2ap_train.redteam.plan import check_budgets, plan_of
 from s2ap_train.redteam.report.badge import measurements
@@ -47,6 +52,7 @@ def harden(
     workers: Workers = None,
     choose: By | None = "recipe",
     overwrite: bool = False,
+    tables: Mapping[str, Any] | None = None,
 ) -> Hardened:
     """Train, prune, choose the purifier, calibrate, export and measure.
 
@@ -61,6 +67,7 @@ def harden(
         choose: Who decides on the purifier: the recipe, or what the sweep finds on validation images; None: the recipe,
             without a sweep.
         overwrite: Whether finished parts of `work_dir` that were trained otherwise may be trained again.
+        tables: The recipe as it was read, to be stored in the work folder.
 
     Raises:
         ModelFileError: If the output cannot be written.
@@ -78,6 +85,8 @@ def harden(
     with locked_folder(work_dir):
         if not overwrite:
             check_replaced(recipe, splits, work_dir)
+        if tables is not None:
+            replace_file(work_dir / RECIPE_FILE, orjson.dumps(tables, option=orjson.OPT_INDENT_2))
         components = train_components(recipe, splits, work_dir, reporter, workers=workers)
         processes = None if workers == "ray" else workers
         purifier, choice = choose_purifier(recipe, components, splits, work_dir, reporter, by=choose, workers=processes)

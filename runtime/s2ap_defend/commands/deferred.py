@@ -83,7 +83,7 @@ COMMANDS = (
     ),
     DeferredCommand(
         "evaluate",
-        "Attack MODEL with the test images of a recipe and print what is left of its accuracy.",
+        "Attack MODEL with its test images, or those of a recipe, and print what is left of its accuracy.",
         extra="train",
     ),
     DeferredCommand(

@@ -127,3 +127,30 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
 def test_a_factory_that_makes_no_classifier_is_refused(factories, factory, message):
     with pytest.raises(RecipeError, match=message):
         build({"name": "user", "factory": factory, "in_channels": 2, "classes": 4, "image_size": 9})
+
+
+def test_pixels_are_normalised_before_the_network_sees_them(factories):
+    plain = create({"name": "user", "factory": f"{factories}:make"}, (3, 8, 8), 4, seed=1)
+    table = {"name": "user", "factory": f"{factories}:make", "mean": [0.4, 0.5, 0.6], "std": [0.2]}
+    normalised = create(table, (3, 8, 8), 4, seed=1)
+    x = torch.rand(5, 3, 8, 8)
+    fed = (x - torch.tensor([0.4, 0.5, 0.6]).reshape(1, 3, 1, 1)) / 0.2
+    plain.eval(), normalised.eval()
+    torch.testing.assert_close(normalised(x), plain(fed))
+    assert normalised.state_dict().keys() == plain.state_dict().keys()  # its weights are the user's alone
+    again = build(normalised.architecture())
+    again.load_state_dict(normalised.state_dict())
+    torch.testing.assert_close(again.eval()(x), normalised(x))
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"mean": [0.1, 0.2]}, r"mean is \[0.1, 0.2\]; give one finite number for each of 3 channels"),
+        ({"std": [0.0]}, r"std is \[0.0\]; pixels are divided by it"),
+        ({"std": [float("nan")]}, "give one finite number"),
+    ],
+)
+def test_a_normalisation_that_is_none_is_refused(factories, keys, said):
+    with pytest.raises(RecipeError, match=said):
+        create({"name": "user", "factory": f"{factories}:make", **keys}, (3, 8, 8), 4)

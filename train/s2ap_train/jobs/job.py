@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -38,13 +38,18 @@ class Schedule(Generic[T]):
         if len(self._unfinished) < len(self._waiting):  # our own bug
             raise ValueError("two jobs have the same name")
 
-    def ready(self) -> Iterator[Job[T]]:
-        """Jobs that wait for nothing, in their order, each handed out once."""
-        ready = [job for job in self._waiting if self._unfinished.isdisjoint(job.after)]
+    def ready(self, most: int | None = None) -> list[Job[T]]:
+        """The first jobs that wait for nothing, in their order, each handed out once.
+
+        Args:
+            most: How many at the most; one that is listed early and becomes ready late then starts before those behind
+                it.
+        """
+        ready = [job for job in self._waiting if self._unfinished.isdisjoint(job.after)][:most]
         self._waiting = [job for job in self._waiting if job not in ready]
         if not ready and self._waiting and self._unfinished == {job.name for job in self._waiting}:  # our own bug
             raise ValueError(f"jobs wait for one another: {', '.join(job.name for job in self._waiting)}")
-        yield from ready
+        return ready
 
     def finish(self, job: Job[T]) -> None:
         """A job is done."""

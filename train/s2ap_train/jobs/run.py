@@ -63,13 +63,12 @@ def run_jobs(jobs: Sequence[Job[T]], workers: Workers) -> Iterator[tuple[Job[T],
 
 
 def _run_here(jobs: Sequence[Job[T]]) -> Iterator[tuple[Job[T], T]]:
-    schedule, left = Schedule(jobs), len(jobs)
-    while left:
-        for job in schedule.ready():
-            result = job.function(*job.arguments())
-            schedule.finish(job)
-            left -= 1
-            yield job, result
+    schedule = Schedule(jobs)
+    while ready := schedule.ready(1):
+        (job,) = ready
+        result = job.function(*job.arguments())
+        schedule.finish(job)
+        yield job, result
 
 
 def _run_in_processes(jobs: Sequence[Job[T]], processes: int) -> Iterator[tuple[Job[T], T]]:
@@ -78,9 +77,8 @@ def _run_in_processes(jobs: Sequence[Job[T]], processes: int) -> Iterator[tuple[
     running: dict[Future[bytes], Job[T]] = {}
     try:
         while True:
-            running |= {
-                pool.submit(_call, job.function, pickle.dumps(job.arguments())): job for job in schedule.ready()
-            }
+            for job in schedule.ready(processes - len(running)):
+                running[pool.submit(_call, job.function, pickle.dumps(job.arguments()))] = job
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:

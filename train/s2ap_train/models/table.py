@@ -67,7 +67,7 @@ def create(
     channels, height, width = image_shape
     if height != width:
         raise RecipeError(f"networks take square images, the data has {height}x{width}; resize it with image_size")
-    network = _as_table(network)
+    network = as_table(network)
     data = dict(zip(_OF_THE_DATA, (channels, classes, height), strict=True))
     _leaves_the_data(network)
     return build({**network, **data}, seed=seed)
@@ -79,7 +79,7 @@ def check_table(network: N) -> N:
     Raises:
         RecipeError: If there is no such network, it has no such argument, or the data decides it.
     """
-    table = _as_table(network)
+    table = as_table(network)
     name = _checked_name(table.get("name"))
     _leaves_the_data(table)
     known = inspect.signature(ARCHITECTURES[name]).parameters.keys() - {*_OF_THE_DATA, "seed"}
@@ -94,7 +94,8 @@ ModelTable = Annotated[str | dict[str, Any], AfterValidator(check_table)]
 """A network: its name, `name` and arguments, or package.module:factory; their values are checked when it is made."""
 
 
-def _as_table(network: str | Mapping[str, Any]) -> Mapping[str, Any]:
+def as_table(network: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """A network as a table with its `name`."""
     if isinstance(network, str):
         return {"name": user_network.NAME, "factory": network} if ":" in network else {"name": network}
     return network

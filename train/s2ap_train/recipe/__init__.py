@@ -2,6 +2,7 @@
 
 from s2ap_train.recipe.recipe import (
     EnsembleRecipe,
+    EvaluationRecipe,
     PruningRecipe,
     Recipe,
     ScoreRecipe,
@@ -16,6 +17,7 @@ from s2ap_train.recipe.text import packaged_recipes
 
 __all__ = [
     "EnsembleRecipe",
+    "EvaluationRecipe",
     "PruningRecipe",
     "Recipe",
     "ScoreRecipe",

@@ -112,6 +112,11 @@ def photos_tables(
         count = max(1, min(work.passes, math.ceil(share * steps * _BATCH / trained)))
         return {"epochs": count, "validate_every": max(1, count // 3)}
 
+    def warmed(steps: int) -> dict[str, int]:
+        """From fresh weights: without a growing eps, few steps leave a network at chance."""
+        table = epochs(steps)
+        return {**table, "eps_warmup_epochs": table["epochs"] // 2}
+
     natural: dict[str, Any] = {"loss": "natural", "eps": 0}
     fresh = given.get("start", "fresh") == "fresh"
     network = {"name": "small_cnn", "widths": widths, "pool_after": pools}
@@ -121,7 +126,7 @@ def photos_tables(
         "count": work.jurors,
         "first_seed": 100,
         "models": [network],
-        "pretraining": {**small, **attack, **epochs(work.small_steps), "lr": 0.1},
+        "pretraining": {**small, **attack, **warmed(work.small_steps), "lr": 0.1},
         "finetune": {**small, **attack, **epochs(work.small_steps, 0.6), "lr": 0.05},
         "pruning": {
             "method": "s2ap",
@@ -147,9 +152,14 @@ def photos_tables(
         "eps": eps,
         "classifier": "plain",
         "model": dict(model) if isinstance(model, Mapping) else model,
-        "given": dict(given),
+        "given": {**given, **({} if fresh else {"fresh": {**own, **attack, **warmed(2 * dense_steps), "lr": 0.1}})},
         "plain": {**own, **natural, **epochs(2 * dense_steps), "lr": 0.05},
-        "adversarial": {**own, **attack, **epochs(dense_steps), "lr": 0.05 if fresh else 0.02},
+        "adversarial": {
+            **own,
+            **attack,
+            **(warmed(dense_steps) if fresh else epochs(dense_steps)),
+            "lr": 0.05 if fresh else 0.02,
+        },
         "pruning": {
             "method": "s2ap",
             "base": "hydra",

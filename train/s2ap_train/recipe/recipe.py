@@ -122,6 +122,11 @@ class EnsembleRecipe(PruningRecipe):
         """The network that is trained adversarially and pruned."""
         return self.model if self.given.robust_model is None else self.given.robust_model
 
+    @property
+    def from_fresh_weights(self) -> TrainingConfig:
+        """The adversarial training of networks that start from fresh weights."""
+        return self.adversarial if self.given.fresh is None else self.given.fresh
+
     def member_seed(self, family: str, number: int) -> int:
         """Seed of a member: the recipe's, and the family's first one, which its name decides where it is not given.
 
@@ -129,6 +134,18 @@ class EnsembleRecipe(PruningRecipe):
         """
         first = self.members[family].first_seed
         return self.seed + number + (first if first is not None else 1000 + 1000 * (crc32(family.encode()) % 100_000))
+
+
+class EvaluationRecipe(_DataRecipe):
+    """The evaluation of a file that exists, and nothing else.
+
+    Attributes:
+        eps: Attack budget, l_inf in [0, 1] pixels.
+        evaluation: What is measured.
+    """
+
+    eps: Annotated[float, Field(gt=0, le=1)]
+    evaluation: EvaluationSettings
 
 
 class Recipe(EnsembleRecipe):

@@ -11,6 +11,7 @@ from s2ap_defend.sequential import Answer, SignalName
 from s2ap_defend.sequential.tables import WEIGHT_UNIT
 from s2ap_train.models import ModelTable
 from s2ap_train.settings import Table
+from s2ap_train.training import TrainingConfig
 
 __all__ = [
     "DecisionGrid",
@@ -34,12 +35,15 @@ class GivenNetworks(Table):
         robust_model: The network that `robust` belongs to; None: the recipe's `model`. It is pruned as that one would
             be.
         start: What the adversarial training begins with: 'fresh' weights, or those of the 'plain' network.
+        fresh: How other networks are trained adversarially from fresh weights: the wider baseline, the attacker's own.
+            None: as the recipe's `adversarial`.
     """
 
     classifier: Path | None = None
     robust: Path | None = None
     robust_model: ModelTable | None = None
     start: Literal["fresh", "plain"] = "fresh"
+    fresh: TrainingConfig | None = None
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.adaptive.budget import AdaptiveBudget
-from s2ap_train.recipe import Recipe
+from s2ap_train.recipe import EvaluationRecipe, Recipe
 from s2ap_train.redteam.attacks.attack import RedTeamAttack
 from s2ap_train.redteam.attacks.catalogue import Preset, chosen_attacks
 
@@ -49,7 +49,7 @@ class Plan:
 
 
 def plan_of(
-    recipe: Recipe,
+    recipe: Recipe | EvaluationRecipe,
     positions: int,
     *,
     attacks: str | None = None,

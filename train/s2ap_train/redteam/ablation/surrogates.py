@@ -29,8 +29,8 @@ def train_surrogates(
 ) -> tuple[Network, ...]:
     """Train or reload the attacker's networks: a natural base, then adversarially trained ones.
 
-    The base is trained as the recipe's plain network, but wider (`widened`); the
-    others as its adversarial one. All have seeds that no network of the defence has. Each is a part of the work folder,
+    The base is trained as the recipe's plain network, but wider (`widened`); the others as its adversarial one, from
+    fresh weights. All have seeds that no network of the defence has. Each is a part of the work folder,
     "surrogate-base" and "surrogate-robust-N", reused while its settings are the same; a run that was killed goes on
     with the epoch it was in. The caller has locked the folder (`s2ap_train.storage.lock.locked_folder`).
 
@@ -56,7 +56,7 @@ def train_surrogates(
     with one_thread():
         base = trained(0, widened(recipe.model, BASE_WIDTH), "surrogate-base", recipe.plain)
         robust = [
-            trained(1 + number, recipe.model, f"surrogate-robust-{number}", recipe.adversarial)
+            trained(1 + number, recipe.model, f"surrogate-robust-{number}", recipe.from_fresh_weights)
             for number in range(members)
         ]
     return base, *robust

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -17,8 +16,9 @@ from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network
 from s2ap_train.hardening.parts import train_dense
-from s2ap_train.models import create
+from s2ap_train.models import create, user_network
 from s2ap_train.models.cost import flops
+from s2ap_train.models.table import as_table
 from s2ap_train.recipe import Recipe
 from s2ap_train.redteam.ablation.compute import file_flops
 from s2ap_train.storage.parts import PartStore
@@ -29,6 +29,7 @@ NAME = "wider"
 """Of the part and its folder."""
 _HALVINGS = 12  # of a factor of two: to 2e-4 of a width
 _WIDEST = 64.0
+_RESNET_SIDE = 16  # pixels that a ResNet needs
 
 
 def defence_flops(file: ModelFile, images: Float32) -> float:
@@ -47,15 +48,15 @@ def wider_network(recipe: Recipe, image_shape: tuple[int, int, int], classes: in
     """The recipe's network with its channels scaled so that it costs what is wanted, as nearly as whole channels allow.
 
     Args:
-        recipe: Its `model` must take a factor `width`, as all of ours do.
+        recipe: Its `model`, or one of ours where that takes no factor `width`.
         image_shape: (C, H, W).
         classes: Number of classes.
         wanted: Floating point operations of one image.
 
     Raises:
-        RecipeError: If the network takes no `width`, or what is wanted is out of its reach.
+        RecipeError: If what is wanted is out of reach of the network's widths.
     """
-    table = _table(recipe)
+    table = _table(recipe, image_shape)
     before = float(table.get("width", 1.0))
 
     @cache
@@ -95,10 +96,15 @@ def wider_classifier(recipe: Recipe, splits: Splits, store: PartStore, wanted: f
         RecipeError: As `wider_network`.
     """
     table = wider_network(recipe, splits.image_shape, len(splits.classes), wanted)
-    factor = table["width"] / float(_table(recipe).get("width", 1.0))
-    training = replace(recipe.adversarial, lr=recipe.adversarial.lr / max(1.0, factor))
+    factor = table["width"] / float(_table(recipe, splits.image_shape).get("width", 1.0))
+    own = recipe.from_fresh_weights
+    training = replace(own, lr=own.lr / max(1.0, factor))
     return train_dense(recipe.model_copy(update={"model": table}), splits, NAME, training, store)
 
 
-def _table(recipe: Recipe) -> dict[str, Any]:
-    return dict(recipe.model) if isinstance(recipe.model, Mapping) else {"name": recipe.model}
+def _table(recipe: Recipe, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The recipe's network, or one of ours in the place of a user's, whose channels nobody here can scale."""
+    table = dict(as_table(recipe.model))
+    if table["name"] != user_network.NAME:
+        return table
+    return {"name": "resnet18", "width": 0.25} if min(image_shape[1:]) >= _RESNET_SIDE else {"name": "small_cnn"}

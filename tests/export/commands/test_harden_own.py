@@ -1,0 +1,212 @@
+"""`harden` on the user's own network, weights and images, from the command line to a file that is evaluated again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from s2ap_defend import DefendedClassifier
+from s2ap_defend.commands.main import run
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.stages import CLASSIFIER, cut_stage
+from s2ap_train.data import load_data
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Linear(6 * 16, classes)
+
+    def forward(self, x):
+        return self.head(self.features(x).flatten(1))
+
+def build(classes):
+    return Net(classes)
+"""
+NAMES = ("zero", "one", "two")
+MEAN, STD = 0.3, 0.4
+TINY = {
+    "members.jurors.count": 1,
+    "members.jurors.pretraining.epochs": 1,
+    "members.jurors.pretraining.eps_warmup_epochs": 0,
+    "members.jurors.finetune.epochs": 1,
+    "members.jurors.pruning.training.epochs": 1,
+    "members.sensors.pretraining.epochs": 1,
+    "members.sensors.finetune.epochs": 1,
+    "adversarial.epochs": 1,
+    "pruning.training.epochs": 1,
+    "finetune.epochs": 1,
+    "score_model.epochs": 1,
+    "score_model.width": 8,
+    "decision_choice.samples": 10,
+    "decision_choice.steps": 1,
+    "decision_choice.jury_shares": [0.8],
+    "decision_choice.amplifications": [3.0],
+    "detection.min_accept": 2,
+    "decision.opening": 2,
+    "evaluation.samples": 10,
+    "evaluation.attacks": '"fgsm,unrolled-pgd"',
+}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network, its weights, photos and the names of its classes in the order of its outputs."""
+    home = tmp_path_factory.mktemp("own")
+    (home / "my_net.py").write_text(NETWORK)
+    (home / "names.txt").write_text("\n".join(NAMES))
+    splits = load_data("digits", 0)
+    chosen = splits.train.labels < 3
+    images, labels = splits.train.images[chosen][:300], splits.train.labels[chosen][:300]
+    for name in NAMES:
+        (home / "photos" / name).mkdir(parents=True)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        Image.fromarray(np.uint8(np.rint(image[0] * 255))).save(home / "photos" / NAMES[label] / f"{i}.png")
+    code = f"""
+import torch, numpy as np
+from my_net import build
+torch.manual_seed(0)
+x, y = (torch.from_numpy(np.load(n)) for n in ("x.npy", "y.npy"))
+net = build(3)
+optimiser = torch.optim.Adam(net.parameters(), 0.02)
+for _ in range(40):
+    loss = torch.nn.functional.cross_entropy(net((x - {MEAN}) / {STD}), y)
+    optimiser.zero_grad(), loss.backward(), optimiser.step()
+torch.save({{"state_dict": {{f"module.{{k}}": v for k, v in net.state_dict().items()}}}}, "best.pt")
+"""
+    np.save(home / "x.npy", images), np.save(home / "y.npy", labels)
+    subprocess.run([sys.executable, "-c", code], cwd=home, check=True, timeout=120)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def here(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def harden(*more: str, output: str = "model.onnx") -> int:
+    network = ["--model", "my_net:build", "--weights", "best.pt", "--mean", str(MEAN), "--std", str(STD)]
+    common = ["--data", "photos", "--classes", "names.txt", "--effort", "quick", "--eps", "0.1", "--workers", "1"]
+    tiny = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    return run(["harden", *network, *common, "-o", output, *tiny, *more])
+
+
+@pytest.fixture(scope="module")
+def hardened(own: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(own)
+        patch.setattr(sys, "path", [*sys.path])
+        assert harden() == 0
+    return own / "model.onnx"
+
+
+def test_the_files_classifier_is_the_one_that_was_given(own: Path, hardened: Path) -> None:
+    file = open_model_file(hardened)
+    assert file.manifest.classes == NAMES
+    stage = cut_stage(file.proto, CLASSIFIER).SerializeToString()
+    images = np.random.default_rng(0).random((20, 1, 8, 8), dtype=np.float32)
+    (found,) = OnnxRuntimeEngine(stage, device="cpu", threads=1).run({"image": images}, ["log_probabilities"])
+    sys.path.insert(0, str(own))
+    from my_net import build  # type: ignore[import-not-found]
+
+    network = build(3)
+    state = torch.load(own / "best.pt", weights_only=True)["state_dict"]
+    network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    with torch.no_grad():
+        expected = network.eval()((torch.from_numpy(images) - MEAN) / STD).log_softmax(dim=1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_file_answers_with_the_users_names_and_has_a_page_beside_it(hardened: Path) -> None:
+    assert hardened.with_name("model.onnx.html").read_text().startswith("<!doctype html>")
+    images = np.zeros((2, 1, 8, 8), dtype=np.float32)
+    assert DefendedClassifier.load(hardened)(images).label.shape == (2,)
+
+
+def test_evaluate_knows_how_the_file_was_made(hardened: Path, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    attacks = ["--attacks", "fgsm", "--samples", "10", "--workers", "1", "--json", str(figures)]
+    assert run(["evaluate", str(hardened), *attacks]) == 0
+    assert json.loads(figures.read_text())["samples"] == 10
+
+
+def test_evaluate_finds_out_by_the_file_alone(
+    hardened: Path, tmp_path: Path, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "alone.onnx"
+    alone.write_bytes(hardened.read_bytes())
+    attacks = ["--attacks", "fgsm", "--samples", "10", "--workers", "1"]
+    assert run(["evaluate", str(alone), *attacks]) == 2
+    assert "say where they lie with --data" in capsys.readouterr().err
+    assert run(["evaluate", str(alone), *attacks, "--data", str(own / "photos")]) == 0
+    other = tmp_path / "photos"
+    for name in NAMES:
+        (other / name).mkdir(parents=True)
+        for path in sorted((own / "photos" / name).iterdir())[5:]:
+            (other / name / path.name).write_bytes(path.read_bytes())
+    capsys.readouterr()
+    assert run(["evaluate", str(alone), *attacks, "--data", str(other)]) == 2
+    assert "are not those of the hardening" in capsys.readouterr().err
+
+
+def test_the_same_again_reuses_everything_and_other_settings_replace_nothing_unasked(
+    hardened: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = hardened.read_bytes()
+    assert harden("--set", "finetune.lr=0.03") == 2
+    error = capsys.readouterr().err
+    assert "pruned (other settings)" in error
+    assert "--overwrite" in error
+    assert hardened.read_bytes() == before
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(own.rglob("*"))
+    assert harden("--dry-run", output="other.onnx") == 0
+    said = capsys.readouterr().out
+    assert "classifier: as given, " in said
+    assert "the prefix 'module.' was taken off all names" in said
+    assert "decisions under attack: " in said
+    assert [path for path in sorted(own.rglob("*")) if "__pycache__" not in str(path)] == [
+        path for path in before if "__pycache__" not in str(path)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing to harden: give --data FOLDER"),
+        (["digits", "--effort", "quick"], "recipe digits says by itself how much is done"),
+        (["--data", "photos", "--weights", "best.pt"], "--weights are of a network; name it with --model"),
+        (["--data", "photos", "--mean", ".5"], "--mean and --std are for a network of your own"),
+        (
+            ["--data", "photos", "--model", "my_net:build", "--normalised-inside", "--std", ".5"],
+            "leave --mean and --std",
+        ),
+        (["--data", "photos", "--model", "my_net:build", "--robust-model", "my_net:build"], "which is missing"),
+        (["--data", "nowhere"], "nowhere"),
+        (["--data", "photos", "--classes", "nowhere.txt"], "--classes nowhere.txt cannot be read"),
+        (["--data", "photos", "--eps", "8/0"], "'8/0' is not a budget above 0"),
+        (["--data", "photos", "--eps", "8"], "'8' is not a budget above 0"),
+        (["--data", "photos", "--mean", "a,b"], "'a,b' is not numbers"),
+    ],
+)
+def test_bad_options_are_one_line_before_any_training(
+    arguments: list[str], said: str, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["harden", "-o", "bad.onnx", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(own.glob("bad.onnx*"))

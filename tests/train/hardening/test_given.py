@@ -1,0 +1,99 @@
+"""The classifier that a user brings: known ones go on, strange ones are told apart before anything is trained."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from s2ap_defend.errors import RecipeError
+from s2ap_train.data import DataFacts, ImageSet, Splits
+from s2ap_train.hardening.given import check_given
+from s2ap_train.recipe import hardening_recipe
+from s2ap_train.recipe.photos import photos_tables
+
+CLASSES = ("ape", "bee", "cat", "dog")
+NETWORK = """
+from torch import nn
+
+def build(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, classes))
+"""
+
+
+@pytest.fixture
+def splits() -> Splits:
+    """Images whose colour says the class: red ape, green bee, blue cat, dark dog."""
+    generator = np.random.default_rng(0)
+
+    def part(n: int) -> ImageSet:
+        labels = np.arange(n, dtype=np.int64) % 4
+        images = 0.2 * generator.random((n, 3, 4, 4), dtype=np.float32)
+        for channel in range(3):
+            images[labels == channel, channel] += 0.7
+        return ImageSet(images, labels)
+
+    return Splits(part(80), part(60), part(24), part(24), part(24), CLASSES, "colours")
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, splits):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_colours.py").write_text(NETWORK)
+
+    def run(weights: torch.Tensor, bias: torch.Tensor, **more: object):
+        state = {"1.weight": weights.repeat_interleave(16, dim=1), "1.bias": bias}
+        torch.save(state, tmp_path / "best.pt")
+        facts = DataFacts((3, 4, 4), CLASSES, 188, 24, 40)
+        tables = photos_tables(
+            facts, data={"source": "npz", "root": "x.npz"},
+            model={"name": "user", "factory": "my_colours:build", **more},
+            flops=1000, effort="quick", eps=0.1, answer="mixed", seed=0,
+            given={"classifier": str(tmp_path / "best.pt"), "start": "plain"},
+        )  # fmt: skip
+        return check_given(hardening_recipe(tables, "photos"), splits)
+
+    yield run
+    sys.modules.pop("my_colours", None)
+
+
+KNOWS = torch.cat([torch.eye(3), torch.zeros(1, 3)]), torch.tensor([0.0, 0.0, 0.0, 8.0])
+
+
+def test_a_classifier_that_knows_the_images_goes_on(check):
+    given = check(*KNOWS)
+    assert given.accuracy == 1.0
+    assert given.notes == ()
+
+
+def test_classes_in_another_order_are_named(check):
+    weights, bias = KNOWS
+    with pytest.raises(
+        RecipeError, match=r"another order it gets 100.0%: .*--classes, it seems to be dog, ape, bee, cat"
+    ):
+        check(weights[[3, 0, 1, 2]], bias[[3, 0, 1, 2]])
+
+
+def test_a_normalisation_that_the_network_was_trained_with_is_named(check):
+    weights, bias = KNOWS
+    # of pixels in 0..255: bias as for those, so that unscaled pixels always look dark
+    with pytest.raises(RecipeError, match=r"--mean 0 --std .00392157 \(pixels in 0..255\) \(100.0%\)"):
+        check(weights, 255 * bias)
+
+
+def test_channels_in_another_order_are_named(check):
+    weights, bias = KNOWS
+    given = check(weights[:, [2, 1, 0]], bias)
+    assert given.accuracy == pytest.approx(0.5)
+    assert "channels in the order blue, green, red (100.0%)" in given.notes[0]
+
+
+def test_a_network_that_knows_nothing_is_refused(check):
+    with pytest.raises(RecipeError, match=r"no more than guessing \(25.0%\); no other normalisation"):
+        check(torch.zeros(4, 3), torch.tensor([1.0, 0.0, 0.0, 0.0]))
+
+
+def test_the_right_normalisation_is_used_where_it_is_given(check):
+    weights, bias = KNOWS
+    assert check(weights, 255 * bias, mean=[0.0], std=[1 / 255]).accuracy == 1.0

@@ -1,0 +1,87 @@
+"""Weights that a user brings: every usual form of file, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from s2ap_defend.errors import RecipeError
+from s2ap_train.models.weights import file_digest, load_weights
+
+
+def network(classes: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 36, classes))
+
+
+@pytest.fixture
+def trained() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {name: torch.rand_like(value) if value.is_floating_point() else value + 7
+            for name, value in network().state_dict().items()}  # fmt: skip
+
+
+def loaded(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    model = network()
+    notes = load_weights(model, path)
+    return model.state_dict(), notes
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda state: state, []),
+        (lambda state: {"state_dict": state, "epoch": 3}, ["under the key 'state_dict'"]),
+        (lambda state: {"model": {f"module.{name}": value for name, value in state.items()}, "lr": 0.1},
+         ["under the key 'model'", "prefix 'module.'"]),
+        (lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
+         ["prefix '_orig_mod.'", "prefix 'module.'"]),
+    ],
+)  # fmt: skip
+def test_a_state_dict_is_found_and_what_was_done_is_said(tmp_path, trained, wrap, said):
+    torch.save(wrap(trained), tmp_path / "best.pt")
+    state, notes = loaded(tmp_path / "best.pt")
+    assert all(torch.equal(state[name], value) for name, value in trained.items())
+    assert len(notes) == len(said)
+    assert all(part in note for part, note in zip(said, notes, strict=True))
+
+
+def test_a_safetensors_file_is_read(tmp_path, trained):
+    save_file(trained, tmp_path / "best.safetensors")
+    assert all(torch.equal(loaded(tmp_path / "best.safetensors")[0][name], value) for name, value in trained.items())
+
+
+def test_a_whole_module_is_not_unpickled(tmp_path):
+    torch.save(network(), tmp_path / "best.pt")
+    with pytest.raises(RecipeError, match=r"without running code that is in the file .*save the state_dict alone"):
+        loaded(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda _: {"optimizer": {"lr": 0.1}}, "hold no state_dict, but optimizer"),
+        (lambda state: {name: value for name, value in state.items() if "3." not in name}, "lack 3.weight, 3.bias"),
+        (lambda state: state | {"4.weight": torch.ones(2)}, "hold 4.weight, which it has not"),
+        (lambda state: state | {"3.weight": torch.ones(5, 72)}, r"3.weight has shape \[5, 72\], the network's has"),
+        (lambda state: state | {"3.bias": torch.full((3,), torch.nan)}, "3.bias holds values that are not finite"),
+        (lambda _: [1, 2], "hold a list, expected a state_dict"),
+    ],
+)
+def test_what_is_not_the_networks_is_refused(tmp_path, trained, change, said):
+    torch.save(change(trained), tmp_path / "best.pt")
+    with pytest.raises(RecipeError, match=said):
+        loaded(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize("name", ["best.pt", "best.safetensors"])
+def test_a_damaged_or_missing_file_is_one_sentence(tmp_path, name):
+    path = tmp_path / name
+    for read in (loaded, file_digest):
+        with pytest.raises(RecipeError, match="cannot be read"):
+            read(path)
+    path.write_bytes(b"nothing of use" * 10)
+    with pytest.raises(RecipeError, match=r"(cannot be read without running code|are no safetensors file)"):
+        loaded(path)

@@ -1,0 +1,65 @@
+"""The recipe that is filled from the user's data, network and effort."""
+
+import pytest
+
+from s2ap_train.data import DataFacts
+from s2ap_train.models import create
+from s2ap_train.models.cost import flops
+from s2ap_train.recipe import check_networks, hardening_recipe
+from s2ap_train.recipe.photos import EFFORTS, default_network, photos_tables
+
+
+def facts(shape=(3, 32, 32), classes=5, training=1600):
+    names = tuple(map(str, range(classes)))
+    return DataFacts(shape, names, training, training // 4, training // classes)
+
+
+def filled(of, effort="quick", model=None, **more):
+    model = default_network(of) if model is None else model
+    cost = flops(create(model, of.image_shape, len(of.classes)), of.image_shape)
+    base = {"data": {"source": "npz", "root": "own.npz"}, "eps": 8 / 255, "answer": "mixed", "seed": 3, "given": {}}
+    return photos_tables(of, model=model, flops=cost, effort=effort, **{**base, **more}), cost
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize(
+    "of",
+    [facts(), facts((1, 8, 8), 10, 1500), facts((3, 64, 64), 2, 150), facts((3, 32, 32), 100, 50_000)],
+    ids=["photos", "small", "few", "many"],
+)
+def test_every_effort_fills_a_recipe_that_can_be_made(effort, of):
+    recipe = hardening_recipe(filled(of, effort)[0], "photos")
+    check_networks(recipe, of.image_shape, len(of.classes))
+    held_out = recipe.data.validation + recipe.data.fit + recipe.data.calibration
+    assert held_out + len(of.classes) <= of.training
+    assert (recipe.seed, recipe.eps, recipe.classifier) == (3, 8 / 255, "plain")
+    assert recipe.evaluation.budget == effort
+
+
+def test_jurors_cost_a_quarter_of_the_classifier_at_most_where_that_is_enough():
+    of = facts()
+    tables, cost = filled(of, "standard")
+    (network,) = tables["members"]["jurors"]["models"]
+    juror = create(network, of.image_shape, 5)
+    assert flops(juror, of.image_shape) <= cost / 4
+
+
+def test_a_dearer_network_gets_fewer_steps_and_more_images_fewer_epochs():
+    small, large = ({"name": "resnet18", "width": width} for width in (0.125, 0.5))
+    cheap, dear = (filled(facts(), model=model)[0]["adversarial"]["epochs"] for model in (small, large))
+    assert dear < cheap
+    few, many = (filled(facts(training=n))[0]["adversarial"]["epochs"] for n in (800, 8000))
+    assert many < few
+
+
+def test_given_weights_are_where_robust_training_starts_and_others_start_fresh():
+    given = {"classifier": "best.pt", "start": "plain"}
+    recipe = hardening_recipe(filled(facts(), given=given)[0], "photos")
+    assert recipe.given.start == "plain"
+    assert recipe.from_fresh_weights.lr > recipe.adversarial.lr
+    assert recipe.from_fresh_weights.eps_warmup_epochs > 0
+
+
+def test_digits_are_not_mirrored_and_photos_are():
+    assert "flip" not in filled(facts((1, 28, 28), 10))[0]["adversarial"]
+    assert filled(facts())[0]["adversarial"]["flip"] is True
