@@ -15,6 +15,7 @@ from s2ap_export.hardening.announcement import announce, check_replaced
 from s2ap_export.hardening.assembly import assemble, traced_networks
 from s2ap_export.hardening.networks import networks_of
 from s2ap_train.hardening.decision_choice.choice import choose_decision
+from s2ap_train.hardening.feasibility import answered_by, check_answered, check_feasible, weaknesses
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
 from s2ap_train.hardening.train import train_components
 from s2ap_train.jobs import Workers
@@ -71,7 +72,8 @@ def harden(
 
     Raises:
         ModelFileError: If the output cannot be written.
-        RecipeError: If a part of the recipe cannot work, or another run works in `work_dir`.
+        RecipeError: If the recipe cannot work with its data or machine, which is told before anything is trained as far
+            as it can be known, or another run works in `work_dir`.
     """
     check_writable(output)
     candidate = work_dir / "unmeasured" / output.name
@@ -79,6 +81,9 @@ def harden(
     tried = check_grid(recipe)
     splits = recipe.load_data()
     check_banks(tried, splits.image_shape)
+    check_feasible(recipe, splits, by_validation=choose is not None)
+    for weakness in weaknesses(splits):
+        reporter.line(f"note: {weakness}")
     plan = plan_of(recipe, splits.test.images[0].size)
     check_budgets(plan.eps, plan.l2, plan.pixels, splits.test.images[0, 0].size)
     announce(recipe, splits, work_dir, reporter, workers=workers)
@@ -88,6 +93,8 @@ def harden(
         if tables is not None:
             replace_file(work_dir / RECIPE_FILE, orjson.dumps(tables, option=orjson.OPT_INDENT_2))
         components = train_components(recipe, splits, work_dir, reporter, workers=workers)
+        named = (components.classifier(recipe.classifier), *components.members)
+        check_answered(recipe, splits, answered_by([one.model for one in named], splits))
         processes = None if workers == "ray" else workers
         purifier, choice = choose_purifier(recipe, components, splits, work_dir, reporter, by=choose, workers=processes)
         recipe = recipe.model_copy(update={"purifier": purifier})

@@ -31,10 +31,14 @@ NEAR_AND_SPARSE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Attacks that end just behind the boundary, or change few pixels, and what is cut of their cost."""
 
+COPIES = 3 * len(EPS_FACTORS) + len(NEAR_AND_SPARSE)
+"""Attacked versions of every fitting image."""
+
 Attack = Callable[[], list[Float32]]
 """Gives several attacked versions of the same images [N, C, H, W]."""
 
 __all__ = [
+    "COPIES",
     "as_copies",
     "attacked_alone",
     "attacked_for",
@@ -48,7 +52,7 @@ __all__ = [
 def fitting_attacks(recipe: Recipe, components: Components, splits: Splits) -> dict[str, Attack]:
     """By name the attacks on a recipe's networks; each gives attacked versions of the fitting images [N, C, H, W].
 
-    Together twelve times as many as the fitting split holds; not all get a wrong answer.
+    Together `COPIES` times as many as the fitting split holds; not all get a wrong answer.
     """
     data, eps, seed = splits.fit, recipe.eps, recipe.seed
     classifier = components.classifier(recipe.classifier).model
