@@ -21,7 +21,7 @@ from s2ap_defend.images import MAX_PIXELS
 from s2ap_defend.manifest import FORMAT_VERSION
 from s2ap_defend.serve import ServerConfig, create_app, errors
 from s2ap_export.graph.builder import OPSET
-from s2ap_train.commands.prune.metrics import run_metrics
+from s2ap_train.commands.prune.metrics import run_facts, run_measures
 from s2ap_train.data import digits
 from s2ap_train.data.containers import LARGEST_FILE
 from s2ap_train.data.settings import SourceName
@@ -162,8 +162,9 @@ def test_s2ap_has_every_option_of_prune() -> None:
 
 
 def test_s2ap_has_every_key_of_the_metrics() -> None:
-    (returned,) = (node for node in ast.walk(ast.parse(inspect.getsource(run_metrics))) if isinstance(node, ast.Return))
-    keys = {key.value for key in returned.value.keys if key}
+    made = ast.parse(inspect.getsource(run_facts) + inspect.getsource(run_measures))
+    returned = [node.value for node in ast.walk(made) if isinstance(node, ast.Return)]
+    keys = {key.value for table in returned for key in table.keys if key}
     surface = {"sharpness", "hessian_eigenvalue", "hessian_eigenvalue_relative"}
     table = rows(text_of("s2ap.md", "| `name`, `data`", "\n\n"))
     assert sorted(code for first, _ in table for code in codes(first)) == sorted(keys | surface)

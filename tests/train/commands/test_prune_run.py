@@ -13,6 +13,8 @@ import torch
 
 from s2ap_defend.commands.main import run
 from s2ap_defend.errors import RecipeError
+from s2ap_train.commands.compare.runs import find_runs
+from s2ap_train.commands.prune import metrics, pipeline
 from s2ap_train.measures.benchmark import Benchmark
 from s2ap_train.models import build
 from s2ap_train.pruning.scores import prunable_weights
@@ -109,6 +111,45 @@ def test_the_same_command_again_trains_nothing(pruned: Path, work: Path, capsys:
     assert run(arguments("-o", str(pruned), "--work-dir", str(work / "shared"))) == 0
     assert "reused, it was made with the same recipe" in capsys.readouterr().out
     assert (pruned / "metrics.json").read_bytes() == before
+
+
+def test_a_measure_that_a_network_does_not_allow_is_left_out_with_a_word_and_the_others_are_there(
+    tmp_path: Path, work: Path, pruned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object, **__: object) -> float:
+        raise RuntimeError("derivative for aten::odd_backward is not implemented\nmore")
+
+    monkeypatch.setattr(metrics, "largest_eigenvalue", unknown)
+    assert run(arguments("-o", str(tmp_path / "odd"), "--work-dir", str(work / "shared"))) == 0
+    said = capsys.readouterr().out
+    assert "hessian_eigenvalue is left out, the network does not allow it: RuntimeError: derivative for" in said
+    found = read_run(tmp_path / "odd").metrics
+    assert (found["hessian_eigenvalue"], found["hessian_eigenvalue_relative"]) == (None, None)
+    assert found["left_out"].keys() == {"hessian_eigenvalue", "hessian_eigenvalue_relative"}
+    assert found["sharpness"] >= 0
+    assert found["robust_accuracy"] is not None
+    assert read_run(pruned).metrics["left_out"] == {}
+
+
+def test_a_network_is_stored_before_it_is_measured_and_measured_by_the_same_command(
+    tmp_path: Path, work: Path, pruned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> dict[str, object]:
+        raise KeyboardInterrupt
+
+    command = arguments("-o", str(tmp_path / "run"), "--work-dir", str(work / "shared"))
+    monkeypatch.setattr(pipeline, "run_measures", killed)
+    assert run(command) != 0
+    stored = read_run(tmp_path / "run")
+    assert not stored.measured
+    assert all(torch.equal(tensor, stored.weights[name]) for name, tensor in read_run(pruned).weights.items())
+    with pytest.raises(RecipeError, match="holds a network that is not measured yet; run prune again"):
+        find_runs([tmp_path / "run"])
+    monkeypatch.undo()
+    assert run(command) == 0
+    found = read_run(tmp_path / "run")
+    assert found.measured
+    assert found.metrics["robust_accuracy"] == read_run(pruned).metrics["robust_accuracy"]
 
 
 def test_another_method_is_not_written_over_a_run(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:

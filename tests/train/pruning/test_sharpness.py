@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from s2ap_train.models.second_derivative import twice_differentiable
 from s2ap_train.pruning.allocation import UniformKeep
 from s2ap_train.pruning.sharpness import largest_eigenvalue, mask_sharpness
 from s2ap_train.pruning.structures import Unstructured
@@ -110,3 +111,25 @@ def test_sharpness_is_never_above_the_worst_of_all_masks():
         for radius in (0.2, 5.0)
     ]
     assert 0 <= found[0] <= found[1] == pytest.approx(worst)
+
+
+def test_a_network_of_hardsigmoids_and_attention_has_a_curvature():
+    """Torch has first derivatives only of both; the values are those of the same network without the replacement."""
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(4, 2, batch_first=True)
+    x, y = torch.randn(6, 5, 4), torch.randint(0, 4, (6,))
+
+    def loss(point):
+        gated = torch.nn.functional.hardsigmoid(x @ point["w"])
+        return torch.nn.functional.cross_entropy(attention(gated, gated, gated)[0].mean(dim=1), y)
+
+    scores = {"w": torch.randn(4, 4)}
+    found = largest_eigenvalue(loss, scores, generator=torch.Generator().manual_seed(1), iterations=200)
+
+    def flat(vector):
+        with twice_differentiable():
+            return loss({"w": vector.reshape(4, 4)})
+
+    exact = torch.linalg.eigvalsh(torch.autograd.functional.hessian(flat, scores["w"].flatten())).max().item()
+    assert found == pytest.approx(exact, rel=1e-2, abs=1e-5)
+    torch.testing.assert_close(flat(scores["w"].flatten()), loss(scores))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from s2ap_train.attacks.weight_perturbation import relative_ascent
+from s2ap_train.models.second_derivative import twice_differentiable
 
 ScoreFunction = Callable[[Mapping[str, Tensor]], Tensor]
 """Scores by name -> loss, on fixed examples in evaluation mode; differentiable through the straight-through mask."""
@@ -68,7 +69,7 @@ def largest_eigenvalue(
     the square of the scores, although no mask changes: compare it only between scores of like norms.
 
     Args:
-        loss: Scores by name -> loss, twice differentiable.
+        loss: Scores by name -> loss, twice differentiable, see `twice_differentiable`.
         scores: Where.
         generator: Of the first vector.
         iterations: Products with the Hessian; twice as many if the eigenvalue of largest size is negative.
@@ -77,7 +78,8 @@ def largest_eigenvalue(
     point = {name: s.detach().clone().requires_grad_() for name, s in scores.items()}
     leaves = list(point.values())
     scale = [s.detach().norm() if relative else s.new_ones(()) for s in leaves]
-    gradients = torch.autograd.grad(loss(point), leaves, create_graph=True)
+    with twice_differentiable():
+        gradients = torch.autograd.grad(loss(point), leaves, create_graph=True)
 
     def product(vector: list[Tensor]) -> list[Tensor]:
         scaled = [v * c for v, c in zip(vector, scale, strict=True)]

@@ -47,7 +47,8 @@ class RunFolder:
         scores: float32, by the same names.
         config: What was asked for, JSON values.
         metrics: What was measured, JSON values.
-        record: `architecture` rebuilds the network (`s2ap_train.models.build`).
+        record: `architecture` rebuilds the network (`s2ap_train.models.build`); `measured` is false where the network
+            was stored but not measured yet, as it is before every measure.
     """
 
     folder: Path
@@ -57,6 +58,11 @@ class RunFolder:
     config: Mapping[str, Any]
     metrics: Mapping[str, Any]
     record: Mapping[str, Any]
+
+    @property
+    def measured(self) -> bool:
+        """Whether `metrics` holds accuracies and all that is measured of the network."""
+        return self.record.get("measured") is not False
 
 
 def write_run(

@@ -19,8 +19,8 @@ def find_runs(folders: Sequence[Path]) -> tuple[RunFolder, ...]:
     Hidden folders are not searched.
 
     Raises:
-        RecipeError: If a folder is missing, is no run and holds none, a file was changed, or the metrics lack what a
-            comparison needs or hold it with another type.
+        RecipeError: If a folder is missing, is no run and holds none, a file was changed, the run was not measured, or
+            the metrics lack what a comparison needs or hold it with another type.
     """
     found: dict[Path, RunFolder] = {}
     for folder in folders:
@@ -35,6 +35,8 @@ def find_runs(folders: Sequence[Path]) -> tuple[RunFolder, ...]:
         for candidate in candidates:
             if candidate.resolve() not in found:
                 found[candidate.resolve()] = run = read_run(candidate)
+                if not run.measured:
+                    raise RecipeError(f"{candidate} holds a network that is not measured yet; run prune again")
                 check_metrics(run)
     return tuple(found.values())
 

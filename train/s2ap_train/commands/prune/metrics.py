@@ -1,10 +1,12 @@
-"""Everything that a pruning run measures, on test images that nothing was chosen by."""
+"""Everything that a pruning run knows and measures, on test images that nothing was chosen by."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -29,7 +31,9 @@ from s2ap_train.pruning.structures import structure_of
 from s2ap_train.recipe import PruningRecipe
 from s2ap_train.training import adversarial_examples
 
+T = TypeVar("T")
 ATTACK = "PGD, cross-entropy and margin, worst case of all restarts, with FGSM"
+_CURVATURES = ("hessian_eigenvalue", "hessian_eigenvalue_relative")
 
 
 @dataclass(frozen=True)
@@ -41,49 +45,22 @@ class Timings:
     finetune: float | None
 
 
-def run_metrics(
-    recipe: PruningRecipe,
-    splits: Splits,
-    dense: Classifier | None,
-    tuned: Tuned,
-    timings: Timings,
-    reporter: Reporter,
-    *,
-    collapse: str | None,
+def run_facts(
+    recipe: PruningRecipe, splits: Splits, tuned: Tuned, timings: Timings, *, collapse: str | None
 ) -> dict[str, Any]:
-    """Measure the dense network, the mask before fine-tuning, and the network that is shipped, all alike.
+    """What is known of a run without measuring its network.
 
     Args:
         recipe: What was asked for.
-        splits: Test images for accuracy, validation images for sharpness, calibration images for INT8.
-        dense: The network before pruning; None for a method that starts from random weights.
+        splits: For the name of the data and the shape of an image.
         tuned: The pruned network.
         timings: Of the phases.
-        reporter: Shows every measure.
         collapse: What collapsed, if anything did.
 
     Returns:
         JSON values; see docs/s2ap.md.
     """
-    settings, pruned = recipe.measures, tuned.pruned
-    images = splits.test.subset(slice(0, settings.samples))
-    attack = BenchmarkAttack(recipe.eps, settings.steps, settings.restarts, seed=recipe.seed)
-    shape = splits.image_shape
-    with reporter.step("measures", 7) as step:
-        before = None if dense is None else _benchmark("dense", dense, images, attack)
-        step.advance("dense" if before is None else f"dense {_share(before)}")
-        mask = _benchmark("mask", pruned.model, images, attack)
-        step.advance(f"mask {_share(mask)}")
-        after = _benchmark("pruned", tuned.model, images, attack)
-        step.advance(f"pruned {_share(after)}")
-        surface = _surface_measures(recipe, pruned, splits)
-        step.advance(f"pruned {_share(after)}")
-        carried = _transferability(recipe, dense, tuned.model, splits, images) if settings.transferability else None
-        step.advance(f"pruned {_share(after)}")
-        gradients = _sensitivity(recipe, tuned.model, images) if settings.sensitivity else None
-        step.advance(f"pruned {_share(after)}")
-        hardest = _autoattack(recipe, tuned.model, splits) if settings.autoattack else None
-        step.advance(f"pruned {_share(after)}")
+    pruned = tuned.pruned
     _, weights = weight_counts(_whole(pruned))
     left, _ = weight_counts(tuned.model)
     history = [record for record in pruned.history if "flip_rate" in record]
@@ -98,16 +75,73 @@ def run_metrics(
         "model": recipe.model if isinstance(recipe.model, str) else recipe.model.get("name"),
         "target_sparsity": recipe.pruning.sparsity,
         "sparsity": 1.0 - left / weights,
+        "flip_rate": _mean([record["flip_rate"] for record in history if record["radius"]]),
+        "radius": history[-1]["radius"] if history else None,
+        "seconds_pretrain": timings.pretrain,
+        "seconds_mask_search": timings.search,
+        "seconds_finetune": timings.finetune,
+        "parameters": parameter_count(tuned.model),
+        "flops": flops(tuned.model, splits.image_shape),
+        "flops_dense": flops(_whole(pruned), splits.image_shape),
+        "stability": {
+            "hamming_between_epochs": [record["hamming"] for record in moves],
+            "flip_between_epochs": [record["flip_to_previous"] for record in moves],
+        },
+        "collapse": collapse,
+        "history": {
+            "prune": list(pruned.history),
+            "finetune": [] if tuned.tuning is None else list(tuned.tuning.history),
+            "best_epoch": pruned.best_epoch,
+        },
+    }
+
+
+def run_measures(
+    recipe: PruningRecipe, splits: Splits, dense: Classifier | None, tuned: Tuned, reporter: Reporter
+) -> dict[str, Any]:
+    """Measure the dense network, the mask before fine-tuning, and the network that is shipped, all alike.
+
+    What is measured beside accuracy is left out, with the reason, where a network does not allow it.
+
+    Args:
+        recipe: What was asked for.
+        splits: Test images for accuracy, validation images for sharpness, calibration images for INT8.
+        dense: The network before pruning; None for a method that starts from random weights.
+        tuned: The pruned network.
+        reporter: Shows every measure.
+
+    Returns:
+        JSON values; see docs/s2ap.md.
+    """
+    settings, pruned = recipe.measures, tuned.pruned
+    images = splits.test.subset(slice(0, settings.samples))
+    attack = BenchmarkAttack(recipe.eps, settings.steps, settings.restarts, seed=recipe.seed)
+    allowed = _Allowed()
+    with reporter.step("measures", 7) as step:
+        before = None if dense is None else _benchmark("dense", dense, images, attack)
+        step.advance("dense" if before is None else f"dense {_share(before)}")
+        mask = _benchmark("mask", pruned.model, images, attack)
+        step.advance(f"mask {_share(mask)}")
+        after = _benchmark("pruned", tuned.model, images, attack)
+        step.advance(f"pruned {_share(after)}")
+        surface = _surface_measures(recipe, pruned, splits, allowed)
+        step.advance(f"pruned {_share(after)}")
+        carried = gradients = hardest = None
+        if settings.transferability:
+            carried = allowed("transferability", lambda: _transferability(recipe, dense, tuned.model, splits, images))
+        step.advance(f"pruned {_share(after)}")
+        if settings.sensitivity:
+            gradients = allowed("sensitivity", lambda: _sensitivity(recipe, tuned.model, images))
+        step.advance(f"pruned {_share(after)}")
+        if settings.autoattack:
+            hardest = allowed("autoattack", lambda: _autoattack(recipe, tuned.model, splits))
+        step.advance(f"pruned {_share(after)}")
+    return {
         "clean_accuracy": after.clean_accuracy,
         "robust_accuracy": after.robust_accuracy,
         "mask_clean_accuracy": mask.clean_accuracy,
         "mask_robust_accuracy": mask.robust_accuracy,
-        "flip_rate": _mean([record["flip_rate"] for record in history if record["radius"]]),
-        "radius": history[-1]["radius"] if history else None,
         **surface,
-        "seconds_pretrain": timings.pretrain,
-        "seconds_mask_search": timings.search,
-        "seconds_finetune": timings.finetune,
         "attack": {
             "name": ATTACK,
             "eps": recipe.eps,
@@ -116,13 +150,6 @@ def run_metrics(
             "samples": after.samples,
             "split": "test",
             "seed": attack.seed,
-        },
-        "parameters": parameter_count(tuned.model),
-        "flops": flops(tuned.model, shape),
-        "flops_dense": flops(_whole(pruned), shape),
-        "stability": {
-            "hamming_between_epochs": [record["hamming"] for record in moves],
-            "flip_between_epochs": [record["flip_to_previous"] for record in moves],
         },
         "before": None if before is None else before.to_json(),
         "mask": mask.to_json(),
@@ -133,13 +160,24 @@ def run_metrics(
         "transferability": carried,
         "sensitivity": gradients,
         "autoattack": hardest,
-        "collapse": collapse,
-        "history": {
-            "prune": list(pruned.history),
-            "finetune": [] if tuned.tuning is None else list(tuned.tuning.history),
-            "best_epoch": pruned.best_epoch,
-        },
+        "left_out": allowed.left_out,
     }
+
+
+class _Allowed:
+    """Measures what a network allows; `left_out` says by name why something is missing."""
+
+    def __init__(self) -> None:
+        self.left_out: dict[str, str] = {}
+
+    def __call__(self, name: str, measure: Callable[[], T]) -> T | None:
+        """The measure, or None where the network does not allow it."""
+        try:
+            return measure()
+        except Exception as error:  # whatever the network's own operators do not support
+            reason = str(error).strip().split("\n")[0]
+            self.left_out[name] = f"{type(error).__name__}: {reason}"
+            return None
 
 
 def _benchmark(name: str, model: nn.Module, data: ImageSet, attack: BenchmarkAttack) -> Benchmark:
@@ -155,11 +193,12 @@ def _benchmark(name: str, model: nn.Module, data: ImageSet, attack: BenchmarkAtt
     )
 
 
-def _surface_measures(recipe: PruningRecipe, pruned: PrunedModel, splits: Splits) -> dict[str, float | None]:
+def _surface_measures(
+    recipe: PruningRecipe, pruned: PrunedModel, splits: Splits, allowed: _Allowed
+) -> dict[str, float | None]:
     """Sharpness and curvature around the scores, on attacked validation images; None where there are no scores."""
-    names = ("sharpness", "hessian_eigenvalue", "hessian_eigenvalue_relative")
     if pruned.searched is None or not pruned.scores:
-        return dict.fromkeys(names)
+        return dict.fromkeys(("sharpness", *_CURVATURES))
     settings, config = recipe.measures, recipe.finetune
     part = splits.validation.subset(slice(0, settings.sharpness_samples))
     device = next(pruned.model.parameters()).device
@@ -168,18 +207,21 @@ def _surface_measures(recipe: PruningRecipe, pruned: PrunedModel, splits: Splits
     attacked = adversarial_examples(pruned.model, x, y, eps=recipe.eps, config=config, generator=generator)
     structure = structure_of(structure_name(recipe.pruning), pruned.searched, splits.image_shape)
     surface = score_surface(pruned, structure, attacked, y)
-    sharpness = mask_sharpness(surface, pruned.scores, radius=settings.sharpness_radius, generator=generator)
-    curvature = [
-        largest_eigenvalue(
+
+    def sharpness() -> float:
+        return mask_sharpness(surface, pruned.scores, radius=settings.sharpness_radius, generator=generator)
+
+    def curvature(relative: bool) -> float:
+        return largest_eigenvalue(
             surface,
             pruned.scores,
             generator=torch.Generator().manual_seed(recipe.seed),
             iterations=settings.curvature_iterations,
             relative=relative,
         )
-        for relative in (False, True)
-    ]
-    return dict(zip(names, (sharpness, *curvature), strict=True))
+
+    measured = {"sharpness": allowed("sharpness", sharpness)}
+    return measured | {name: allowed(name, partial(curvature, name == _CURVATURES[1])) for name in _CURVATURES}
 
 
 def _transferability(

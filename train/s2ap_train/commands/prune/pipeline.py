@@ -12,7 +12,7 @@ from torch import nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter, Step
-from s2ap_train.commands.prune.metrics import Timings, run_metrics
+from s2ap_train.commands.prune.metrics import Timings, run_facts, run_measures
 from s2ap_train.compute import Compute
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
@@ -65,26 +65,16 @@ def run_pruning(
 
 
 def _made(run: _Run, output: Path) -> Mapping[str, Any]:
-    """Go through the phases and write the run folder."""
+    """Go through the phases and write the run folder: before its network is measured, and after."""
     recipe, splits = run.recipe, run.splits
     with one_thread() if recipe.data.source == "digits" else nullcontext():
         dense = run.trained() if needs_training(recipe.pruning) else None
         tuned = run.pruned(run.fresh() if dense is None else dense)
-        metrics = run_metrics(recipe, splits, dense, tuned, run.timings(), run.reporter, collapse=run.collapse)
+        metrics = run_facts(recipe, splits, tuned, run.timings(), collapse=run.collapse)
+        run.write(output, tuned, metrics, measured=False)
+        metrics |= run_measures(recipe, splits, dense, tuned, run.reporter)
+    run.write(output, tuned, metrics, measured=True)
     if run.compute.is_main:
-        write_run(
-            output,
-            weights=tuned.model.state_dict(),
-            masks=tuned.pruned.masks,
-            scores=tuned.pruned.scores,
-            config=recipe.model_dump(mode="json"),
-            metrics=metrics,
-            record={
-                "architecture": _architecture(tuned.model),
-                "classes": list(splits.classes),
-                "key": asdict(run.key),
-            },
-        )
         run.snapshots.clear()
         run.stopwatch.clear()
     return _reported(metrics, output)
@@ -157,6 +147,25 @@ class _Run:
         self._note("fine-tuning", None if tuned.tuning is None else tuned.tuning.collapse)
         return tuned
 
+    def write(self, output: Path, tuned: Tuned, metrics: Mapping[str, Any], *, measured: bool) -> None:
+        """Write the run folder, if this is the process that does."""
+        if not self.compute.is_main:
+            return
+        write_run(
+            output,
+            weights=tuned.model.state_dict(),
+            masks=tuned.pruned.masks,
+            scores=tuned.pruned.scores,
+            config=self.recipe.model_dump(mode="json"),
+            metrics=metrics,
+            record={
+                "architecture": _architecture(tuned.model),
+                "classes": list(self.splits.classes),
+                "key": asdict(self.key),
+                "measured": measured,
+            },
+        )
+
     def timings(self) -> Timings:
         """Seconds of the phases."""
         seconds = self.stopwatch.seconds
@@ -215,7 +224,7 @@ def _what_counts(compute: Compute) -> tuple[int, str]:
 
 
 def _finished(output: Path, key: Key) -> Mapping[str, Any] | None:
-    """Metrics of a run folder that was made under this key.
+    """Metrics of a run folder that was made under this key; None if there is none, or it was not measured yet.
 
     Raises:
         RecipeError: If something else is there, which would be lost.
@@ -225,7 +234,7 @@ def _finished(output: Path, key: Key) -> Mapping[str, Any] | None:
     run = read_run(output)
     other = key.differs_in(run.record.get("key"))
     if not other:
-        return run.metrics
+        return run.metrics if run.measured else None
     raise RecipeError(
         f"{output} holds a run of {run.metrics['name']} with other {other}; choose another folder or remove it"
     )

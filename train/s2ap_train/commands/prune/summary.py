@@ -38,10 +38,13 @@ def _lines(metrics: Mapping[str, Any]) -> list[str]:
             f"(95 % interval {robust['interval'][0]:+.1%} to {robust['interval'][1]:+.1%}, paired)"
         )
     if metrics["sharpness"] is not None:
+        lines.append(f"sharpness {metrics['sharpness']:.3f}")
+    if metrics["hessian_eigenvalue"] is not None and metrics["hessian_eigenvalue_relative"] is not None:
         lines.append(
-            f"sharpness {metrics['sharpness']:.3f}, largest surrogate eigenvalue {metrics['hessian_eigenvalue']:.3g} "
+            f"largest surrogate eigenvalue {metrics['hessian_eigenvalue']:.3g} "
             f"({metrics['hessian_eigenvalue_relative']:.3g} in units of the scores' norms)"
         )
+    lines += [f"{name} is left out, the network does not allow it: {why}" for name, why in metrics["left_out"].items()]
     if metrics["flip_rate"] is not None:
         lines.append(
             f"S2AP changed {metrics['flip_rate']:.2%} of the kept weights a step, at radius {metrics['radius']:.3g}"
