@@ -4,6 +4,7 @@ docs/images.md says what becomes of every kind of file. `read` and `resize` are 
 """
 
 from s2ap_defend.images.arrays import check_images, load_images
+from s2ap_defend.images.files import Entry, ImageFiles
 from s2ap_defend.images.kinds import MAX_PIXELS, OTHER_SUFFIXES, READ, SUFFIXES
 from s2ap_defend.images.picture import Picture, open_picture
 from s2ap_defend.images.reading import read
@@ -14,6 +15,8 @@ __all__ = [
     "OTHER_SUFFIXES",
     "READ",
     "SUFFIXES",
+    "Entry",
+    "ImageFiles",
     "Picture",
     "check_images",
     "load_images",
