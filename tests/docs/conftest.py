@@ -40,6 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     for name in ("digit.png", "build/demo/0-clean-3.png", "build/demo/0-attacked-3.png"):
         Image.fromarray(pixels).save(name)
+    Image.fromarray(np.kron(pixels, np.ones((2, 3), np.uint8))).save("photo.jpg")
     np.save("images.npy", np.float32(pixels[None, None] / 255))
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     return tmp_path

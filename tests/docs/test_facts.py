@@ -17,7 +17,8 @@ from tests.docs.documents import ROOT, codes, rows, text_of
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.commands.main import cli
-from s2ap_defend.images import MAX_PIXELS
+from s2ap_defend.images import MAX_PIXELS, SUFFIXES
+from s2ap_defend.images.profiles import LARGEST_PROFILE, PLAIN_LEVELS
 from s2ap_defend.manifest import FORMAT_VERSION
 from s2ap_defend.serve import ServerConfig, create_app, errors
 from s2ap_export.graph.builder import OPSET
@@ -143,6 +144,15 @@ def test_data_gives_sources_sizes_and_limits() -> None:
     assert f"`digits` | none: scikit-learn's {whole:,} grey 8x8 digits" in text
     shown = " ".join(text_of("s2ap.md", "- **Data and training**", "with 20 epochs").split())
     assert f"{whole:,} 8x8 digits; " + ", ".join(f"{size} to {part}" for part, size in sizes.items()) in shown
+
+
+def test_images_gives_the_endings_and_limits() -> None:
+    text = text_of("images.md")
+    endings = text_of("images.md", "Files with the endings", r"are read")
+    assert tuple(codes(endings)) == SUFFIXES
+    assert f"beyond {MAX_PIXELS // MIB} Mi pixels" in text
+    assert f"damaged or over {LARGEST_PROFILE // MIB} MiB" in text
+    assert f"by more than {PLAIN_LEVELS} of 255 levels" in text
 
 
 def test_s2ap_gives_the_defaults() -> None:

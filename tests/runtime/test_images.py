@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from s2ap_defend.errors import InputError
-from s2ap_defend.images import check_images, decode_image, load_images
+from s2ap_defend.images import check_images, load_images, read
 
 GREY = (1, 8, 8)
 
@@ -21,31 +21,30 @@ def test_a_grey_png_decodes_to_its_pixels_over_255() -> None:
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    decoded = decode_image(buffer.getvalue(), GREY)
+    decoded = read(buffer.getvalue(), GREY)
     assert decoded.dtype == np.float32
     assert np.array_equal(decoded, (pixels / np.float32(255.0))[None])
 
 
 def test_an_rgb_image_keeps_its_channel_order() -> None:
-    decoded = decode_image(png("RGB", color=(255, 0, 51)), (3, 8, 8))
+    decoded = read(png("RGB", color=(255, 0, 51)), (3, 8, 8))
     assert decoded[:, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "not a PNG or JPEG"),
-        (b"GIF89a....", "not a PNG or JPEG"),
-        (png()[:40], "damaged|not a PNG"),
+        (b"", "no PNG, JPEG, WebP or BMP image"),
+        (b"GIF89a....", "is GIF, which is not read; convert it to PNG"),
+        (png()[:40], "cannot be read as PNG"),
         (png(size=(9, 8)), "9x8 pixels, the model takes 8x8"),
         (png("RGBA"), "transparency"),
-        (png("I;16"), "pixel format I;16"),
-        (png("1", size=(20000, 10000)), "pixels"),
+        (png("1", size=(20000, 10000)), "20000x10000 pixels, the limit is 67108864"),
     ],
 )
 def test_a_bad_image_is_refused_with_one_sentence(data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        decode_image(data, GREY)
+        read(data, GREY)
     assert "\n" not in str(caught.value)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from s2ap_defend.images import decode_image
+from s2ap_defend.images import read
 from s2ap_train.data import DataSettings, Splits, load_data
 
 CLASSES = ("bird", "cat", "dog")
@@ -67,7 +67,7 @@ def labelled(splits: Splits, *names: str) -> dict[bytes, str]:
 
 def expected(contents: dict[str, bytes], split: str, shape: tuple[int, int, int] = (3, 6, 6)) -> dict[bytes, str]:
     return {
-        decode_image(content, shape).tobytes(): name.split("/")[1]
+        read(content, shape).tobytes(): name.split("/")[1]
         for name, content in contents.items()
         if name.startswith(split)
     }

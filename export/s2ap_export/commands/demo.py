@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.commands.main import run
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
-from s2ap_defend.tables import plain_table
+from s2ap_defend.tables import foreign, plain_table, print_table
 from s2ap_defend.types import Float32, Int64, Verdicts
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ def demo(output: Path) -> None:
     shown = fooled[:SHOWN]
     some = data.subset(shown)
     console.print(f"\nDigits that PGD turns against the bare classifier (l_inf {recipe.eps:g}), before the attack:")
-    console.print(_table(some.labels, before[shown], classifier(some.images)))
+    print_table(_table(some.labels, before[shown], classifier(some.images), classifier.classes), console)
     console.print("The same digits, attacked:")
-    console.print(_table(some.labels, after[shown], classifier(attacked[shown])))
+    print_table(_table(some.labels, after[shown], classifier(attacked[shown]), classifier.classes), console)
     console.print(_summary(data.labels[fooled], classifier(attacked[fooled]), len(data)), highlight=False)
     folder = output.parent / "demo"
     _save(folder, some, attacked[shown])
@@ -72,15 +73,15 @@ def demo(output: Path) -> None:
     )
 
 
-def _table(truth: Int64, bare: Int64, verdicts: Verdicts) -> Table:
+def _table(truth: Int64, bare: Int64, verdicts: Verdicts, classes: Sequence[str]) -> Table:
     table = plain_table("digit", "bare", "verdict", "final", "members", "disagree", "what happened")
     for i in range(len(truth)):
         label, flagged = int(verdicts.label[i]), bool(verdicts.adversarial[i])
         table.add_row(
-            str(truth[i]),
-            str(bare[i]),
+            foreign(classes[truth[i]]),
+            foreign(classes[bare[i]]),
             "[red]adversarial[/red]" if flagged else "[green]clean[/green]",
-            "none" if verdicts.abstained[i] else str(label),
+            "none" if verdicts.abstained[i] else foreign(classes[label]),
             str(verdicts.members_used[i]),
             f"{verdicts.label_change_rate[i]:.0%}",
             "no answer" if verdicts.abstained[i] else _story(flagged, label == truth[i], bare[i] == truth[i]),

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2ap_defend.manifest import Frontier, FrontierRow, Manifest
-from s2ap_defend.tables import harmless, plain_table
+from s2ap_defend.tables import harmless, plain_table, print_table
 
 __all__ = ["decision_table", "print_frontier"]
 
@@ -50,7 +50,7 @@ def decision_table(manifest: Manifest) -> Table:
 
 def print_frontier(frontier: Frontier, console: Console) -> None:
     """Print the decisions that were compared, which one was taken, why, and what it has to beat."""
-    console.print(_frontier_table(frontier))
+    print_table(_frontier_table(frontier), console)
     lines = [frontier.reason]
     if frontier.robust_classifier is not None:
         clean, attacked = frontier.robust_classifier

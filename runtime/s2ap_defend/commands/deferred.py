@@ -57,7 +57,8 @@ class DeferredCommand(click.Command):
 
 COMMANDS = (
     DeferredCommand(
-        "classify", "Purify, test and label images: PNG, JPEG, .npy or .npz of float32 [N, C, H, W] in [0, 1]."
+        "classify",
+        "Purify, test and label images: files, folders, .npy or .npz of float32 [N, C, H, W] in [0, 1].",
     ),
     DeferredCommand("inspect", "Verify a model file and show its stages, members, decision and measured accuracy."),
     DeferredCommand(

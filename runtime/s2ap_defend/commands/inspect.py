@@ -12,7 +12,7 @@ from s2ap_defend.manifest import CalibrationRecord, ChoiceRecord, Manifest, Puri
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.sequential import asked_members
 from s2ap_defend.stages import StageSize, stage_sizes
-from s2ap_defend.tables import foreign, harmless, plain_table
+from s2ap_defend.tables import foreign, harmless, plain_table, print_table
 
 
 @click.command()
@@ -39,16 +39,16 @@ def inspect(model: Path, as_json: bool) -> None:
         soft_wrap=True,
     )
     for table in (_stage_table(stages), _member_table(manifest), decision_table(manifest)):
-        console.print(table)
+        print_table(table, console)
     if manifest.decision.frontier is not None:
         print_frontier(manifest.decision.frontier, console)
-    console.print(_test_table(manifest))
+    print_table(_test_table(manifest), console)
     if manifest.purifier.choice is not None:
-        console.print(_choice_table(manifest.purifier.choice))
+        print_table(_choice_table(manifest.purifier.choice), console)
         for line in _in_words(manifest.purifier.choice):
             console.print(harmless(line), markup=False, highlight=False, soft_wrap=True)
     if manifest.measured:
-        console.print(_measured_table(manifest))
+        print_table(_measured_table(manifest), console)
     else:
         console.print("no accuracy was measured with these boundaries; s2ap-defend evaluate does", soft_wrap=True)
 

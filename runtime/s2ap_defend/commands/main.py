@@ -122,6 +122,8 @@ def run(arguments: list[str], command: click.Command = cli, program: str = PROGR
 def _fail(message: str) -> int:
     from rich.console import Console
 
-    one_line = " ".join(message.split())
+    from s2ap_defend.tables import harmless
+
+    one_line = harmless(" ".join(message.split()))
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"Error: {one_line}", style="red", markup=False)
     return EXIT_ERROR

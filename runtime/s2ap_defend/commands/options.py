@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from s2ap_defend.engines import Device
+from s2ap_defend.types import Resize
 
 
 def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
@@ -25,4 +26,13 @@ device_option = click.option(
     default="auto",
     show_default=True,
     help="Where to run; 'auto' takes a CUDA device when there is one.",
+)
+on_white_option = click.option(
+    "--on-white", is_flag=True, help="Composite what is transparent in image files on white instead of refusing it."
+)
+resize_option = click.option(
+    "--resize",
+    type=click.Choice(get_args(Resize)),
+    help="Resize image files of another size as the training data was: 'crop' takes the largest central part of the "
+    "model's shape, 'stretch' the whole image; they are refused without it.",
 )

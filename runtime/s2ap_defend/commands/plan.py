@@ -18,7 +18,7 @@ from s2ap_defend.sequential.design import (
 )
 from s2ap_defend.sequential.reachable import OperatingPoint
 from s2ap_defend.sequential.tables import Truncation
-from s2ap_defend.tables import plain_table
+from s2ap_defend.tables import plain_table, print_table
 
 STEPS = 4
 """Intervals between q0 and q1 in the printed curve."""
@@ -73,8 +73,8 @@ def plan(
         check_feasible(design)
         return
     needed, console = shortest(design), Console()
-    console.print(_error_table(design, curve[0][1], curve[-1][1]))
-    console.print(_curve_table(design, curve))
+    print_table(_error_table(design, curve[0][1], curve[-1][1]), console)
+    print_table(_curve_table(design, curve), console)
     console.print(
         f"'clean' takes {needed.clean} agreeing members at least, 'adversarial' {needed.adversarial} disagreeing ones; "
         f"boundaries {design.boundary}, undecided after the last member: {design.truncation}.\n{NOTE}",

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from s2ap_defend.commands.options import device_option
+from s2ap_defend.commands.options import device_option, on_white_option, resize_option
 from s2ap_defend.engines import Device
+from s2ap_defend.types import Resize
 
 
 @click.command()
@@ -14,6 +15,8 @@ from s2ap_defend.engines import Device
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines reach, without authentication.")
 @click.option("--expose-evidence", is_flag=True, help="Answer with votes, evidence and the purified image as well.")
+@on_white_option
+@resize_option
 @device_option
 @click.option("--threads", type=click.IntRange(1), help="CPU threads inside one operator.")
 @click.option("--max-batch-rows", default=32, show_default=True, help="Images that run together.")
@@ -26,6 +29,8 @@ def serve(
     port: int,
     insecure: bool,
     expose_evidence: bool,
+    on_white: bool,
+    resize: Resize | None,
     device: Device,
     threads: int | None,
     max_batch_rows: int,
@@ -44,6 +49,8 @@ def serve(
             port=port,
             insecure=insecure,
             expose_evidence=expose_evidence,
+            on_white=on_white,
+            resize=resize,
             device=device,
             threads=threads,
             max_batch_rows=max_batch_rows,

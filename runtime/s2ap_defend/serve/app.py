@@ -66,7 +66,8 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
     )
     app.state.service = service
     infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders)
-    classify = InferenceEndpoint(service, ImageFileCodec(service.served, classifier.classes), decoders)
+    files = ImageFileCodec(service.served, classifier.classes, on_white=config.on_white, resize=config.resize)
+    classify = InferenceEndpoint(service, files, decoders)
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
         app.router.routes.append(Route(path, infer, methods=["POST"]))
     app.router.routes.append(Route("/classify-image", classify, methods=["POST"]))
@@ -169,7 +170,7 @@ def _page(service: Service) -> APIRouter:
 
     @router.get("/page.json")
     async def description() -> Response:
-        return json_response(page.describe_page(service.classifier.manifest, service.served))
+        return json_response(page.describe_page(service.classifier.manifest, service.served, service.config.resize))
 
     return router
 

@@ -8,15 +8,18 @@ import numpy as np
 from PIL import Image
 from starlette.responses import Response
 
-from s2ap_defend.images import decode_image
+from s2ap_defend.images import READ, read
 from s2ap_defend.serve.endpoint import Headers
 from s2ap_defend.serve.errors import ProtocolError
 from s2ap_defend.serve.protocol import InferRequest, ServedModel, decode_header_length, decode_request, encode_response
 from s2ap_defend.serve.responses import JSON, json_response
-from s2ap_defend.types import Float32, Verdicts
+from s2ap_defend.types import Float32, Resize, Verdicts
 
 HEADER_LENGTH = "inference-header-content-length"
-IMAGE_TYPES = ("image/png", "image/jpeg", "application/octet-stream", "application/x-www-form-urlencoded")
+IMAGE_TYPES = (
+    *("image/png", "image/jpeg", "image/webp", "image/bmp"),
+    *("application/octet-stream", "application/x-www-form-urlencoded"),
+)
 
 
 class ProtocolCodec:
@@ -41,11 +44,22 @@ class ProtocolCodec:
 
 
 class ImageFileCodec:
-    """The bytes of one PNG or JPEG file of the model's size, answered in plain JSON with class names."""
+    """The bytes of one image file, answered in plain JSON with class names.
 
-    def __init__(self, served: ServedModel, classes: tuple[str, ...]) -> None:
+    Args:
+        served: The model.
+        classes: Class names by label.
+        on_white: Whether what is transparent is composited on white.
+        resize: How images of another size are resized; None refuses them.
+    """
+
+    def __init__(
+        self, served: ServedModel, classes: tuple[str, ...], *, on_white: bool = False, resize: Resize | None = None
+    ) -> None:
         self._served = served
         self._classes = classes
+        self._on_white = on_white
+        self._resize = resize
 
     def decode(self, body: bytes, headers: Headers) -> InferRequest:
         """Decode an image file.
@@ -57,13 +71,13 @@ class ImageFileCodec:
         content_type = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
         if content_type and content_type not in IMAGE_TYPES:
             raise ProtocolError(
-                f"Content-Type {content_type[:60]!r} is not an image; send the bytes of one PNG or JPEG file",
+                f"Content-Type {content_type[:60]!r} is not that of an image; send the bytes of one {READ} file",
                 status=415,
             )
-        image = decode_image(body, self._served.shape, name="the file")
-        return InferRequest(images=np.ascontiguousarray(image)[None], outputs=())
+        image = read(body, self._served.shape, on_white=self._on_white, resize=self._resize, name="the file")
+        return InferRequest(images=image[None], outputs=())
 
-    def encode(self, _: InferRequest, verdicts: Verdicts) -> Response:
+    def encode(self, request: InferRequest, verdicts: Verdicts) -> Response:
         """Encode the verdict on one image, and the evidence if this server exposes it."""
         label = int(verdicts.label[0])
         answer: dict[str, Any] = {
@@ -83,9 +97,14 @@ class ImageFileCodec:
                 "members_used": int(verdicts.members_used[0]),
                 "votes": verdicts.votes[0],
                 "reconstruction_error": float(verdicts.reconstruction_error[0]),
-                "purified": "data:image/png;base64," + base64.b64encode(encode_png(verdicts.purified[0])).decode(),
+                "image": _data_url(request.images[0]),
+                "purified": _data_url(verdicts.purified[0]),
             }
         return json_response(answer)
+
+
+def _data_url(image: Float32) -> str:
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
 
 
 def encode_png(image: Float32) -> bytes:

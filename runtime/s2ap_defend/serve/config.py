@@ -3,9 +3,11 @@
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from s2ap_defend.engines import Device
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.types import Resize
 
 MIB = 1024 * 1024
 
@@ -21,6 +23,9 @@ class ServerConfig:
         insecure: Allow an address that other machines reach, although the server has no authentication.
         expose_evidence: Answer with all outputs, not only `label` and `adversarial`. Evidence is an oracle for
             adaptive attackers.
+        on_white: Composite what is transparent in image files on white; otherwise such files are refused.
+        resize: How image files of another size are resized, 'crop' or 'stretch'; None refuses them. Tensors are never
+            resized.
         device: Where the model runs.
         threads: CPU threads inside one operator; None leaves the choice to the engine.
         max_batch_rows: Images that run together; larger requests are split.
@@ -37,6 +42,8 @@ class ServerConfig:
     port: int = 8000
     insecure: bool = False
     expose_evidence: bool = False
+    on_white: bool = False
+    resize: Resize | None = None
     device: Device = "auto"
     threads: int | None = None
     max_batch_rows: int = 32
@@ -58,6 +65,8 @@ class ServerConfig:
         for name in ("max_batch_rows", "max_queue_rows", "max_queue_bytes", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.resize not in {None, *get_args(Resize)}:
+            raise RecipeError(f"resize is {self.resize!r}, expected {' or '.join(get_args(Resize))}")
         if self.max_queue_rows < self.max_batch_rows:
             raise RecipeError(
                 f"max_queue_rows {self.max_queue_rows} is less than max_batch_rows {self.max_batch_rows}; "

@@ -97,6 +97,7 @@ SCHEMAS: dict[str, Any] = {
                         "description": "Weight of the jurors' votes for each class.",
                     },
                     "reconstruction_error": {"type": "number"},
+                    "image": {"type": "string", "description": "What the model was given, a PNG file as a data: URL."},
                     "purified": {"type": "string", "description": "A PNG file as a data: URL."},
                 },
             },
@@ -138,11 +139,12 @@ PATHS: dict[str, Any] = {
     "/classify-image": {
         "post": {
             "tags": ["inference"],
-            "summary": "Purify, detect and label one PNG or JPEG file of the model's size.",
+            "summary": "Purify, detect and label one image file.",
             "requestBody": {
                 "required": True,
                 "content": {
-                    kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/png", "image/jpeg")
+                    f"image/{kind}": {"schema": {"type": "string", "format": "binary"}}
+                    for kind in ("png", "jpeg", "webp", "bmp")
                 },
             },
             "responses": {"200": _answer("ImageVerdict"), **ERRORS},

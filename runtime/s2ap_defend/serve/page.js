@@ -13,7 +13,8 @@ async function start() {
   model = await response.json();
   const { width, height, channels } = model.input;
   $("model").textContent = `Model ${model.model}: ${model.classes.length} classes`;
-  $("size").textContent = `PNG or JPEG, ${width} × ${height} pixels, ${channels === 1 ? "grey" : "colour"}`;
+  const size = model.resize ? `resized to ${width} × ${height} pixels` : `${width} × ${height} pixels`;
+  $("size").textContent = `PNG, JPEG, WebP or BMP, ${size}, ${channels === 1 ? "grey" : "colour"}`;
   $("resize").textContent = `Crop and resize to ${width} × ${height} here and try again`;
 
   $("file").addEventListener("change", () => choose($("file").files[0]));
@@ -55,7 +56,7 @@ async function classify(blob, name) {
     const answer = await response.json();
     if (mine !== attempt) return;
     if (response.ok) show(answer, blob, name, performance.now() - began);
-    else complain(answer.error, response.status === 400 && blob === chosen);
+    else complain(answer.error, response.status === 400 && blob === chosen);  // the browser may read what we do not
   } catch (error) {
     if (mine === attempt) complain(`the server does not answer: ${error.message}`, false);
   } finally {
@@ -77,10 +78,10 @@ function show(answer, blob, name, milliseconds) {
   $("verdict").className = verdict;
   $("summary").textContent = `${name}: ${answer.abstained ? label : `label ${label}`}, ${verdict}, ` +
     `answered in ${milliseconds.toFixed(0)} ms`;
-  if (shown) URL.revokeObjectURL(shown);
-  $("original").src = shown = URL.createObjectURL(blob);
-
   const evidence = answer.evidence;
+  if (shown) URL.revokeObjectURL(shown);
+  shown = evidence ? null : URL.createObjectURL(blob);
+  $("original").src = evidence ? evidence.image : shown;  // beside the purified image: what the model was given
   $("evidence").hidden = $("purified-figure").hidden = !evidence;
   $("hidden").hidden = Boolean(evidence);
   if (evidence) showEvidence(answer, evidence);
@@ -139,10 +140,11 @@ function bar(value, most, text) {
   return cell;
 }
 
-// Centre crop and resize to what the model takes; grey as ITU-R 601 says. The result is a PNG of exactly that format.
+// Centre crop and resize to what the model takes, as the browser shows the image: turned by EXIF, sRGB, transparent
+// pixels on white, the first frame; grey as ITU-R 601 says. The result is a PNG of exactly that format.
 async function resized(file) {
   const { width, height, channels } = model.input;
-  const bitmap = await createImageBitmap(file);
+  const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   const scale = Math.min(bitmap.width / width, bitmap.height / height);
   const [w, h] = [width * scale, height * scale];
   const canvas = document.createElement("canvas");

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.serve.protocol import ServedModel
+from s2ap_defend.types import Resize
 
 HEADERS = {
     "content-security-policy": (
@@ -28,13 +29,14 @@ def page_file(name: str) -> Response:
     return Response(content, media_type=MEDIA_TYPES[name], headers=HEADERS)
 
 
-def describe_page(manifest: Manifest, served: ServedModel) -> dict[str, Any]:
+def describe_page(manifest: Manifest, served: ServedModel, resize: Resize | None) -> dict[str, Any]:
     """What the page must know: the model, and what its evidence is to be compared with, if that is exposed."""
     channels, height, width = served.shape
     description: dict[str, Any] = {
         "model": served.model,
         "classes": list(manifest.classes),
         "input": {"channels": channels, "height": height, "width": width},
+        "resize": resize,
         "evidence": None,
     }
     if "base_label" in served.outputs:

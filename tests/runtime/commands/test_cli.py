@@ -255,7 +255,7 @@ def test_a_model_without_defence_is_refused_by_every_command(
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        (b"\x89PNG nonsense", "x.png", "not a PNG or JPEG"),
+        (b"\x89PNG nonsense", "x.png", "no PNG, JPEG, WebP or BMP image"),
         (None, "x.png", "cannot be read"),
         (np.zeros((1, 1, 8, 8)), "x.npy", "float64"),
         (np.zeros((1, 3, 8, 8), np.float32), "x.npy", "expected float32 [N, 1, 8, 8]"),

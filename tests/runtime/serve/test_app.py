@@ -282,8 +282,8 @@ def test_an_image_file_is_answered_with_the_purified_image_when_evidence_is_expo
 def test_an_image_file_of_another_size_or_kind_is_refused_and_never_resized(client, batch):
     large = np.kron(batch[0], np.ones((1, 2, 2), np.float32))
     assert_error(client.post("/classify-image", content=png(large)), 400, "is 16x16 pixels, the model takes 8x8")
-    assert_error(client.post("/classify-image", content=b"GIF89a"), 400, "not a PNG or JPEG image")
-    assert_error(client.post("/classify-image", content=b""), 400, "not a PNG or JPEG image")
+    assert_error(client.post("/classify-image", content=b"GIF89a"), 400, "is GIF, which is not read")
+    assert_error(client.post("/classify-image", content=b""), 400, "is no PNG, JPEG, WebP or BMP image")
     refused = client.post("/classify-image", files={"file": ("a.png", png(batch[0]), "image/png")})
-    assert_error(refused, 415, "send the bytes of one PNG or JPEG file")
+    assert_error(refused, 415, "is not that of an image; send the bytes of one PNG, JPEG, WebP or BMP file")
     assert_error(client.get("/classify-image"), 405, "GET is not allowed")

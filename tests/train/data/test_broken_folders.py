@@ -3,7 +3,6 @@
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from tests.train.toy_images import files, load, picture, png, write_folder, write_zip
@@ -16,25 +15,20 @@ TRANSPARENT = png(Image.new("RGBA", (6, 6), (1, 2, 3, 4)))
 KEYED = png(Image.new("P", (6, 6)), transparency=0)
 
 
-DEEP = png(Image.fromarray(np.full((6, 6), 300, dtype=np.uint16)))
-
-
 WHOLE = picture(1, size=(32, 32), kind="JPEG")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (TRANSPARENT, "has transparency; flatten it first"),
+        (TRANSPARENT, "has transparency; put it on white with on_white"),
         (KEYED, "has transparency"),
-        (DEEP, "has the pixel format I;16, expected 8-bit grey or RGB"),
-        (b"", "is no PNG or JPEG image"),
-        (b"GIF89a", "is no PNG or JPEG image"),
-        (png(Image.new("RGB", (6, 6)), "GIF"), "is no PNG or JPEG image"),
+        (b"", "is no PNG, JPEG, WebP or BMP image; replace or remove it"),
+        (png(Image.new("RGB", (6, 6)), "GIF"), "is GIF, which is not read; convert it to PNG"),
         (WHOLE[: len(WHOLE) // 2], "is damaged|cannot be read"),
         (png(Image.new("1", (9000, 9000))), "has 9000x9000 pixels, the limit is"),
-        (png(Image.new("1", (10000, 10000))), "cannot be read .*exceeds limit|has 10000x10000"),
-        (png(Image.new("1", (20000, 20000))), "cannot be read .*exceeds limit|has 20000x20000"),
+        (png(Image.new("1", (10000, 10000))), "has 10000x10000 pixels"),
+        (png(Image.new("1", (20000, 20000))), "has 20000x20000 pixels"),
     ],
 )
 def test_images_that_cannot_be_used_are_named_with_their_zip(tmp_path: Path, content: bytes, message: str) -> None:
@@ -84,7 +78,7 @@ def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
         ({**files(), "train/0.png": picture(1)}, r"train/0\.png lies in no class folder"),
         ({**files(), "train/cat/a/b.png": picture(1)}, r"train/cat/a/b\.png lies deeper than its class folder"),
         ({**files(test=0), "test/0.png": picture(1)}, "the images in test lie in no class folder"),
-        ({**files(), "train/cat/x.webp": b"x"}, r"x\.webp is neither PNG nor JPEG; convert or remove it"),
+        ({**files(), "train/cat/x.tif": b"x"}, r"x\.tif is no PNG, JPEG, WebP or BMP image; convert or"),
         ({n: c for n, c in files().items() if n[:4] == "test"}, "holds test/CLASS/IMAGE but no train/CLASS/IMAGE"),
         ({n: c for n, c in files().items() if "cat" in n}, "has 1 class, a classifier needs two or more"),
         (dict.fromkeys(["a/b/c/d/e/f/g/h/i.txt"], b""), "lies more than 6 folders deep"),

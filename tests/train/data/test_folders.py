@@ -21,9 +21,8 @@ from tests.train.toy_images import (
 )
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.images import decode_image
+from s2ap_defend.images import read, resize
 from s2ap_train.data import DataSettings, load_data
-from s2ap_train.data.source import resize
 
 
 def test_a_folder_its_zip_and_a_zip_for_each_split_are_the_same_data(tmp_path: Path) -> None:
@@ -107,10 +106,10 @@ def test_mixed_sizes_are_resized_on_demand_only(tmp_path: Path) -> None:
     splits = load(root, image_size=4)
     assert splits.image_shape == (3, 4, 4)
     by_pixels = labelled(splits, "test")
-    assert by_pixels[resize(decode_image(wide, (3, 8, 12))[None], 4)[0].tobytes()] == "cat"
+    assert by_pixels[resize(read(wide, (3, 8, 12))[None], (4, 4))[0].tobytes()] == "cat"
     sizes = {name: (3, 8, 12) if content == wide else (3, 6, 6) for name, content in contents.items()}
     assert by_pixels == {
-        resize(decode_image(content, sizes[name])[None], 4)[0].tobytes(): name.split("/")[1]
+        resize(read(content, sizes[name])[None], (4, 4))[0].tobytes(): name.split("/")[1]
         for name, content in contents.items()
         if name.startswith("test")
     }
@@ -118,7 +117,7 @@ def test_mixed_sizes_are_resized_on_demand_only(tmp_path: Path) -> None:
 
 def test_resizing_is_what_pillow_does_to_a_grey_level() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
-    ours = resize(decode_image(png(image), (1, 64, 64))[None], 24)[0, 0] * 255
+    ours = resize(read(png(image), (1, 64, 64))[None], (24, 24))[0, 0] * 255
     theirs = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR), dtype=np.float32)
     assert np.abs(ours - theirs).max() <= 1.01  # Pillow rounds after each of its two passes
 

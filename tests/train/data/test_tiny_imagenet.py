@@ -6,7 +6,7 @@ import pytest
 from tests.train.toy_images import labelled, load, picture, write_folder, write_zip
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.images import decode_image
+from s2ap_defend.images import read
 
 
 def tiny_imagenet() -> dict[str, bytes]:
@@ -40,7 +40,7 @@ def test_tiny_imagenet_is_read_in_its_own_layout(tmp_path: Path, prefix: str) ->
     assert splits.classes == ("goldfish, Carassius auratus", "crane (n02129165)", "crane (n03126707)")
     assert splits.image_shape == (3, 6, 6)
     assert labelled(splits, "test") == {
-        decode_image(content, (3, 6, 6)).tobytes(): splits.classes[int(name.split("_")[1][0])]
+        read(content, (3, 6, 6)).tobytes(): splits.classes[int(name.split("_")[1][0])]
         for name, content in contents.items()
         if name.startswith("val/images")
     }

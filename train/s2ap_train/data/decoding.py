@@ -1,23 +1,18 @@
-"""Image files to arrays, many at a time. The pixels are those that the runtime's `decode_image` gives."""
+"""Image files to arrays, many at a time, read and resized by what the runtime reads and resizes with."""
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from s2ap_defend.errors import RecipeError
-from s2ap_defend.images import MAX_PIXELS, MODES
+from s2ap_defend.errors import InputError, RecipeError
+from s2ap_defend.images import Picture, open_picture, resize, unit_range
 from s2ap_defend.types import Float32
 from s2ap_train.data.containers import Container
-from s2ap_train.data.source import OnRead, resize, unit_range
+from s2ap_train.data.source import OnRead
 
-ENDINGS = (".png", ".jpg", ".jpeg")
-_GREY = frozenset({"1", "L"})
-_COLOUR = frozenset({"P", "RGB", "CMYK", "YCbCr"})
 _TOGETHER = 64  # files of one task
 _THREADS = 4  # Pillow decodes outside Python's lock; small images gain nothing from more
 
@@ -46,6 +41,7 @@ class Decoder:
         width: Of the files.
         image_size: Side of the square that they are resized to; None takes them as they are.
         like: The file that gave channels, height and width, for messages.
+        on_white: Whether what is transparent is composited on white; otherwise it is refused.
     """
 
     channels: int
@@ -54,17 +50,25 @@ class Decoder:
     width: int
     image_size: int | None
     like: str
+    on_white: bool = False
 
     @classmethod
-    def of(cls, file: ImageFile, *, channels: int | None, image_size: int | None) -> "Decoder":
+    def of(cls, file: ImageFile, *, channels: int | None, image_size: int | None, on_white: bool = False) -> "Decoder":
         """The decoder for files like this one, unless `channels` or `image_size` say more.
 
         Raises:
             RecipeError: If the file is no image that can be used.
         """
-        image = _open(file)
-        found = _channels(image, file)
-        return cls(channels or found, channels is not None, image.height, image.width, image_size, file.label)
+        found = _open(file)
+        return cls(
+            channels or found.channels,
+            channels is not None,
+            found.height,
+            found.width,
+            image_size,
+            file.label,
+            on_white,
+        )
 
     def read(self, files: Sequence[ImageFile], on_read: OnRead) -> Float32:
         """Decode files in threads: float32 [N, C, H, W] in [0, 1], in their order.
@@ -83,8 +87,8 @@ class Decoder:
             images = [self._pixels(file) for file in files[start : start + _TOGETHER]]
             for shape in {image.shape for image in images}:
                 same = [row for row, image in enumerate(images) if image.shape == shape]
-                pixels = unit_range(np.stack([images[row] for row in same]).transpose(0, 3, 1, 2))
-                out[np.add(same, start)] = pixels if self.image_size is None else resize(pixels, self.image_size)
+                pixels = np.stack([images[row] for row in same]).transpose(0, 3, 1, 2)
+                out[np.add(same, start)] = unit_range(pixels) if self.image_size is None else resize(pixels, size)
             return len(images)
 
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode")
@@ -96,55 +100,29 @@ class Decoder:
         return out
 
     def _pixels(self, file: ImageFile) -> NDArray[np.uint8]:  # [H, W, C]
-        image = _open(file)
-        found = _channels(image, file)
-        if found != self.channels and not self.convert:
+        found = _open(file)
+        if found.channels != self.channels and not self.convert:
             raise RecipeError(
-                f"{file.label} has {_colour(found)}, {self.like} {_colour(self.channels)}; set data.channels to 1 or 3 "
-                "to convert them"
+                f"{file.label} has {_colour(found.channels)}, {self.like} {_colour(self.channels)}; set data.channels "
+                "to 1 or 3 to convert them"
             )
-        if self.image_size is None and image.size != (self.width, self.height):
+        if self.image_size is None and (found.height, found.width) != (self.height, self.width):
             raise RecipeError(
-                f"{file.label} is {image.width}x{image.height} pixels, {self.like} {self.width}x{self.height}; set "
+                f"{file.label} is {found.width}x{found.height} pixels, {self.like} {self.width}x{self.height}; set "
                 "data.image_size to resize them"
             )
         try:
-            mode = MODES[self.channels]
-            pixels = np.asarray(image if image.mode == mode else image.convert(mode), dtype=np.uint8)
-        except Exception as error:  # what Pillow raises depends on where the damage is
-            raise RecipeError(f"{file.label} is damaged ({_reason(error)}); replace or remove it") from error
-        return pixels.reshape(image.height, image.width, self.channels)
+            return found.pixels(self.channels, white=self.on_white)
+        except InputError as error:
+            raise RecipeError(str(error)) from error
 
 
-def _open(file: ImageFile) -> Image.Image:
-    content = file.container.read(file.path)
+def _open(file: ImageFile) -> Picture:
     try:
-        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
-    except UnidentifiedImageError as error:
-        raise RecipeError(f"{file.label} is no PNG or JPEG image; replace or remove it") from error
-    except Exception as error:  # as above; decompression bombs, too
-        raise RecipeError(f"{file.label} cannot be read ({_reason(error)}); replace or remove it") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise RecipeError(f"{file.label} has {image.width}x{image.height} pixels, the limit is {MAX_PIXELS}; remove it")
-    return image
-
-
-def _channels(image: Image.Image, file: ImageFile) -> int:
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        raise RecipeError(f"{file.label} has transparency; flatten it first")
-    if image.mode in _GREY:
-        return 1
-    if image.mode in _COLOUR:
-        return 3
-    raise RecipeError(f"{file.label} has the pixel format {image.mode}, expected 8-bit grey or RGB; convert it")
+        return open_picture(file.container.read(file.path), file.label)
+    except InputError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _colour(channels: int) -> str:
     return "grey pixels" if channels == 1 else "colour pixels"
-
-
-def _reason(error: BaseException) -> str:
-    return (
-        " ".join(str(error).split()).split(" at 0x")[0].replace("<_io.BytesIO object", "the bytes")
-        or type(error).__name__
-    )

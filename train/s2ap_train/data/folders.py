@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.images import READ
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.data.containers import open_container
 from s2ap_train.data.decoding import Decoder
@@ -21,12 +22,17 @@ from s2ap_train.data.source import DataSource, OnRead, Subset, check_labels, che
 from s2ap_train.data.tiny_imagenet import is_tiny_imagenet, read_tiny_imagenet
 from s2ap_train.data.tree import SPLITS, Labelled, Tree, read_tree
 
-_LAYOUT = "expected train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE, with PNG or JPEG images"
+_LAYOUT = f"expected train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE, with {READ} images"
 _LOG = logging.getLogger(__name__)
 
 
 def open_folder(
-    roots: Sequence[Path], opened: ExitStack, *, image_size: int | None, channels: int | None
+    roots: Sequence[Path],
+    opened: ExitStack,
+    *,
+    image_size: int | None,
+    channels: int | None,
+    on_white: bool = False,
 ) -> DataSource:
     """List the images of a folder or zip, or of several that complete each other, such as one a split.
 
@@ -35,6 +41,7 @@ def open_folder(
         opened: Closes the zips when the images are read.
         image_size: Side of the square that images are resized to; None takes them as they are, all alike.
         channels: 1 or 3 to convert; None takes them as they are, all alike.
+        on_white: Whether what is transparent is composited on white; otherwise it is refused.
 
     Raises:
         RecipeError: If a root is missing, or the images do not lie in one of the layouts.
@@ -49,7 +56,7 @@ def open_folder(
     check_labels(training.labels, classes, f"the training part of {tree.label}")
     if test is not None:
         check_test_labels(test.labels, classes, f"the test part of {tree.label}")
-    decoder = Decoder.of(training.files[0], channels=channels, image_size=image_size)
+    decoder = Decoder.of(training.files[0], channels=channels, image_size=image_size, on_white=on_white)
     name = "+".join(dict.fromkeys(root.resolve().stem for root in roots))
     return DataSource(_subset(training, decoder), None if test is None else _subset(test, decoder), classes, name)
 

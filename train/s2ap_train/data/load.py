@@ -113,7 +113,9 @@ def _opened(settings: DataSettings, opened: ExitStack) -> DataSource:
         case "npz":
             return open_npz(settings.roots[0], size)
         case _:
-            return open_folder(settings.roots, opened, image_size=size, channels=settings.channels)
+            return open_folder(
+                settings.roots, opened, image_size=size, channels=settings.channels, on_white=settings.on_white
+            )
 
 
 def _digits(settings: DataSettings, seed: int) -> Splits:

@@ -20,6 +20,8 @@ class DataSettings(BaseModel):
         root: Where it lies; a relative path starts from the current folder. Every source but 'digits' needs it.
         image_size: Side of the square that images are resized to, in pixels; None takes them as they are.
         channels: 1 or 3 converts the images of a folder; None takes what they have, all the same.
+        on_white: Whether what is transparent in the images of a folder is composited on white; otherwise such images
+            are refused.
         train_limit: At most so many training images, without the held-out ones.
         test_limit: At most so many test images.
         validation: Images held out of the training part for choosing; None is a twentieth of
@@ -37,6 +39,7 @@ class DataSettings(BaseModel):
     root: Path | tuple[Path, ...] | None = None
     image_size: Annotated[int, Field(ge=2, le=4096)] | None = None
     channels: Literal[1, 3] | None = None
+    on_white: bool = False
     train_limit: Count | None = None
     test_limit: Count | None = None
     validation: Count | None = None
@@ -71,6 +74,8 @@ class DataSettings(BaseModel):
             raise RecipeError(
                 f"data.classes orders the classes of a folder or .npz file, data.source is {self.source!r}"
             )
+        if self.source != "folder" and self.on_white:
+            raise RecipeError(f"data.on_white is for image files, data.source is {self.source!r}; remove it")
         return self
 
     @property

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.images import resize, unit_range
 from s2ap_defend.types import Float32, Int64
 
 OnRead = Callable[[int], None]
@@ -64,39 +64,11 @@ def array_subset(
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = images[rows[start : start + _ROWS_AT_ONCE]]
             some = some.transpose(0, 3, 1, 2) if channels_last else some
-            pixels = unit_range(some) if some.dtype == np.uint8 else np.asarray(some, np.float32)
-            out[start : start + len(some)] = pixels if image_size is None else resize(pixels, image_size)
+            out[start : start + len(some)] = unit_range(some) if image_size is None else resize(some, size)
             on_read(len(some))
         return out
 
     return Subset(labels, read)
-
-
-def unit_range(pixels: NDArray[Any]) -> Float32:
-    """8-bit pixels in [0, 1], divided as the runtime divides them."""
-    scaled: Float32 = np.divide(pixels, np.float32(255.0), dtype=np.float32)
-    return scaled
-
-
-def resize(images: Float32, size: int) -> Float32:
-    """Cut the central square out of each image and resize it: bilinear, antialiased, values stay in [0, 1].
-
-    Args:
-        images: float32 [N, C, H, W] in [0, 1].
-        size: Side of the result [N, C, size, size].
-    """
-    import torch
-    from torch.nn.functional import interpolate
-
-    height, width = images.shape[2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = np.ascontiguousarray(images[:, :, top : top + side, left : left + side], dtype=np.float32)
-    if side == size:
-        return square
-    with torch.no_grad():
-        resized = interpolate(torch.from_numpy(square), size=(size, size), mode="bilinear", antialias=True)
-        return np.asarray(resized.clamp_(0.0, 1.0).numpy(), dtype=np.float32)
 
 
 def check_labels(labels: Int64, classes: tuple[str, ...], name: str) -> None:

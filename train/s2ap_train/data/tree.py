@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.images import OTHER_SUFFIXES, READ, SUFFIXES
 from s2ap_defend.types import Int64
 from s2ap_train.data.containers import Container
-from s2ap_train.data.decoding import ENDINGS, ImageFile
+from s2ap_train.data.decoding import ImageFile
 
 SPLITS = ("train", "test", "val", "valid", "validation")
-_OTHER_PICTURES = (".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Tree:
 
     def images(self, folder: str = "") -> list[str]:
         """Paths of the images below a folder, sorted."""
-        return [path for path in self.files if path.startswith(folder) and path.lower().endswith(ENDINGS)]
+        return [path for path in self.files if path.startswith(folder) and path.lower().endswith(SUFFIXES)]
 
     def folders_in(self, folder: str) -> list[str]:
         """Names of the folders directly in `folder` ('' or a path that ends in '/'), sorted."""
@@ -81,8 +81,8 @@ def read_tree(containers: Sequence[Container]) -> Tree:
         folders.update({split.rstrip("/")} - {""})
         for path, short in inner.items():
             name = split + short
-            if name.lower().endswith(_OTHER_PICTURES):
-                raise RecipeError(f"{container.label(path)} is neither PNG nor JPEG; convert or remove it")
+            if name.lower().endswith(OTHER_SUFFIXES):
+                raise RecipeError(f"{container.label(path)} is no {READ} image; convert or remove it")
             if name in files:
                 raise RecipeError(f"{container.label(path)} is also {files[name].label}; give each image once")
             files[name] = ImageFile(container, path)
@@ -104,12 +104,12 @@ def _wrapper(container: Container) -> str:
 def _has_images(container: Container, folder: str) -> bool:
     """Whether images lie directly in a folder."""
     below = (path.removeprefix(folder) for path in container.files if path.startswith(folder))
-    return any("/" not in name and name.lower().endswith(ENDINGS) for name in below)
+    return any("/" not in name and name.lower().endswith(SUFFIXES) for name in below)
 
 
 def _split_of(container: Container, paths: Iterable[str]) -> str:
     """'train/' and the like for a container that is one split; '' for one that holds splits."""
     word = re.split(r"[^a-z]+", container.path.stem.lower())[-1]
-    images = [path for path in paths if path.lower().endswith(ENDINGS)]
+    images = [path for path in paths if path.lower().endswith(SUFFIXES)]
     flat = bool(images) and all(path.count("/") == 1 for path in images)
     return f"{word}/" if flat and word in SPLITS else ""

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 
 from s2ap_defend.sequential import asked_members
-from s2ap_defend.tables import plain_table
+from s2ap_defend.tables import plain_table, print_table
 from s2ap_export.commands.calibrate.recalibration import Recalibration
 from s2ap_train.calibration.boundaries import CONFIDENCE
 
@@ -58,7 +58,7 @@ def print_report(result: Recalibration, console: Console) -> None:
     checked = "too few inputs" if result.cross_validated_rate is None else f"{result.cross_validated_rate:.2%}"
     table.add_row("cross-validated", "", checked)
     table.add_row("members asked", "", f"{result.members_used:.2f} of {len(result.tables.increments)}")
-    console.print(table)
+    print_table(table, console)
     lines = [f"{record.samples} of {result.inputs} images counted: {_COUNTED[record.on]}."]
     if result.first_accuracy is not None:
         lines.append(

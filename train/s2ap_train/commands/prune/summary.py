@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from s2ap_defend.tables import plain_table
+from s2ap_defend.tables import plain_table, print_table
 
 
 def print_summary(metrics: Mapping[str, Any], console: Console) -> None:
@@ -18,7 +18,7 @@ def print_summary(metrics: Mapping[str, Any], console: Console) -> None:
         if found is not None:
             shares = (found[f"{what}_accuracy"] for what in ("clean", "fgsm", "pgd", "robust"))
             table.add_row(name, *(f"{share:.1%}" for share in shares))
-    console.print(table)
+    print_table(table, console)
     for line in _lines(metrics):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

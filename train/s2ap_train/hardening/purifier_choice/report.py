@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from s2ap_defend.manifest import ChoiceRecord
-from s2ap_defend.tables import harmless, plain_table
+from s2ap_defend.tables import harmless, plain_table, print_table
 from s2ap_train.hardening.purifier_choice.decision import masked
 
 __all__ = ["print_choice"]
@@ -32,7 +32,7 @@ def print_choice(choice: ChoiceRecord, console: Console) -> None:
             str(row.network_passes),
             f"{row.milliseconds:.2f}",
         )
-    console.print(table)
+    print_table(table, console)
     console.print(harmless(choice.reason), markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"behind it: {harmless(choice.defended)}\n{_to_beat(choice)}"

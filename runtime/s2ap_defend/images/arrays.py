@@ -1,0 +1,88 @@
+"""Arrays of images, checked; and the files that hold one image or many."""
+
+import io
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from s2ap_defend.errors import InputError
+from s2ap_defend.images.kinds import OTHER_SUFFIXES, SUFFIXES
+from s2ap_defend.images.picture import reason
+from s2ap_defend.images.reading import content_of, read
+from s2ap_defend.types import Float32, Resize
+
+ARRAY_SUFFIXES = (".npy", ".npz")
+_BROKEN = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+def load_images(
+    path: Path, shape: tuple[int, int, int], *, on_white: bool = False, resize: Resize | None = None
+) -> Float32:
+    """Read the images of one file as [N, C, H, W].
+
+    An image file holds one, see `read`; .npy holds [C, H, W] or [N, C, H, W]; .npz the same under the key `image`,
+    `images` or its only key. Arrays are taken as they are: `on_white` and `resize` are for image files.
+
+    Raises:
+        InputError: If the file cannot be read or holds something else.
+    """
+    suffix = path.suffix.lower()
+    if suffix in ARRAY_SUFFIXES:
+        return _as_batch(_load_array(content_of(path), path), path)
+    if suffix in (*SUFFIXES, *OTHER_SUFFIXES):
+        return read(path, shape, on_white=on_white, resize=resize)[None]
+    known = ", ".join((*SUFFIXES, *ARRAY_SUFFIXES))
+    raise InputError(f"{path} has the ending {suffix or 'none'}; known are {known}")
+
+
+def check_images(images: object, shape: tuple[int, int, int]) -> Float32:
+    """Check that `images` is float32 [N, *shape] in [0, 1] with N > 0 and return it contiguous.
+
+    Raises:
+        InputError: With the first thing that is wrong.
+    """
+    expected = f"float32 [N, {', '.join(map(str, shape))}] in [0, 1]"
+    if not isinstance(images, np.ndarray):
+        raise InputError(f"images are {type(images).__name__}, expected a numpy array {expected}")
+    if images.dtype != np.float32:
+        raise InputError(f"images have dtype {images.dtype}, expected {expected}; convert with .astype('float32')")
+    if images.ndim != 4 or images.shape[1:] != shape:
+        raise InputError(f"images have shape {list(images.shape)}, expected {expected}")
+    if len(images) == 0:
+        raise InputError(f"the batch is empty, expected at least one image, {expected}")
+    low, high = images.min(), images.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError(f"images hold NaN or infinite values, expected {expected}")
+    if low < 0.0 or high > 1.0:
+        raise InputError(f"image values lie in [{low:g}, {high:g}], expected {expected}; divide 8-bit pixels by 255")
+    return np.ascontiguousarray(images)
+
+
+def _load_array(data: bytes, path: Path) -> np.ndarray:
+    try:
+        loaded = np.load(io.BytesIO(data), allow_pickle=False)
+    except _BROKEN as error:
+        raise InputError(f"{path} is not a numpy file without pickled objects ({reason(error)})") from error
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    with loaded:
+        names = list(loaded.files)
+        key = next((name for name in ("image", "images") if name in names), names[0] if len(names) == 1 else None)
+        if key is None:
+            raise InputError(f"{path} holds the arrays {names or 'none'}, expected one called 'images'")
+        try:
+            return np.asarray(loaded[key])
+        except _BROKEN as error:
+            raise InputError(f"{path}: array {key} cannot be read ({reason(error)})") from error
+
+
+def _as_batch(array: np.ndarray, path: Path) -> Float32:
+    if array.dtype != np.float32:
+        raise InputError(f"{path} holds dtype {array.dtype}, expected float32 in [0, 1]")
+    if array.ndim == 3:
+        return array[None]
+    if array.ndim != 4:
+        raise InputError(f"{path} holds shape {list(array.shape)}, expected [C, H, W] or [N, C, H, W]")
+    return array
