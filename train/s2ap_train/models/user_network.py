@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.models.classifier import Classifier
+from s2ap_train.models.classifier import Classifier, ImageSize
 from s2ap_train.models.modes import evaluation_mode
 
 NAME = "user"
@@ -27,16 +27,18 @@ class UserNetwork(Classifier):
     """
 
     def __init__(
-        self, factory: str, in_channels: int = 3, classes: int = 10, image_size: int = 32, *, seed: int = 0
+        self, factory: str, in_channels: int = 3, classes: int = 10, image_size: ImageSize = 32, *, seed: int = 0
     ) -> None:
         """Call the factory and check what it made.
 
         Args:
             factory: "package.module:function"; the module is searched in the current folder first. The function is
-                called with those of the keywords in_channels, classes and image_size that it takes.
+                called with those of the keywords in_channels, classes, image_size (one int for square images, else
+                (height, width)) and image_shape (C, H, W) that it names, and with height and width if it names both
+                (width alone is a factor of channels in many networks). One that takes any keyword gets the first three.
             in_channels: Channels C of an image.
             classes: Number of classes K.
-            image_size: Height and width of an image, pixels.
+            image_size: Side of a square image, or (height, width), pixels.
             seed: Of torch's global generator while the factory runs; its state is put back afterwards.
 
         Raises:
@@ -46,11 +48,11 @@ class UserNetwork(Classifier):
         """
         super().__init__(in_channels, classes, image_size)
         self.factory = factory
-        sizes = {"in_channels": in_channels, "classes": classes, "image_size": image_size}
+        sizes = {"in_channels": in_channels, "classes": classes, "image_size": self.image_size}
         function = _factory(factory)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = _made(factory, function, sizes)
+            self.network = _made(factory, function, sizes, self.image_shape)
         _check_logits(factory, self.network, self.image_shape, classes)
         _check_parameters(factory, self.network)
 
@@ -66,7 +68,7 @@ class UserNetwork(Classifier):
             "factory": self.factory,
             "in_channels": self.in_channels,
             "classes": self.classes,
-            "image_size": self.image_size,
+            "image_size": self.recorded_size,
         }
 
 
@@ -101,16 +103,21 @@ def _factory(name: str) -> Callable[..., object]:
     return function
 
 
-def _made(name: str, function: Callable[..., object], sizes: dict[str, int]) -> nn.Module:
+def _made(
+    name: str, function: Callable[..., object], sizes: dict[str, Any], image_shape: tuple[int, int, int]
+) -> nn.Module:
     try:
         parameters = inspect.signature(function).parameters.values()
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-        made = function(**{key: value for key, value in sizes.items() if takes_all or key in named})
+        given = {key: value for key, value in sizes.items() if takes_all or key in named}
+        given |= {"image_shape": image_shape} if "image_shape" in named else {}
+        given |= {"height": image_shape[1], "width": image_shape[2]} if {"height", "width"} <= named else {}
+        made = function(**given)
     except Exception as error:  # whatever the user's function raises
         raise RecipeError(
             f"factory {name} failed with {type(error).__name__}: {error}; it is called with those of in_channels, "
-            "classes and image_size that it takes, by keyword"
+            "classes, image_size, image_shape, height and width that it takes, by keyword"
         ) from error
     if not isinstance(made, nn.Module):
         raise RecipeError(f"factory {name} returned a {type(made).__name__}, expected a torch.nn.Module")
