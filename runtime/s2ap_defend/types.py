@@ -1,7 +1,7 @@
 """What the defence answers: one row per image in every array."""
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,10 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+
+Resize = Literal["crop", "stretch", "pad"]
+"""How an image of another size is resized: crop cuts the largest central part of the wanted shape out first, stretch
+takes the whole image, whatever its shape, pad fits the whole image in and puts black around it."""
 
 
 @dataclass(frozen=True)

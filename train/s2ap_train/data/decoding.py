@@ -13,7 +13,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.images import MAX_PIXELS, MODES
 from s2ap_defend.types import Float32
 from s2ap_train.data.containers import Container
-from s2ap_train.data.source import OnRead, resize, unit_range
+from s2ap_train.data.source import OnRead, Resizing, unit_range
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 _GREY = frozenset({"1", "L"})
@@ -44,7 +44,7 @@ class Decoder:
         convert: Whether images with other channels are converted; otherwise they are refused.
         height: Of the files, in pixels; unused where they are resized.
         width: Of the files.
-        image_size: Side of the square that they are resized to; None takes them as they are.
+        resizing: Size that they are brought to; None takes them as they are.
         like: The file that gave channels, height and width, for messages.
     """
 
@@ -52,19 +52,19 @@ class Decoder:
     convert: bool
     height: int
     width: int
-    image_size: int | None
+    resizing: Resizing | None
     like: str
 
     @classmethod
-    def of(cls, file: ImageFile, *, channels: int | None, image_size: int | None) -> "Decoder":
-        """The decoder for files like this one, unless `channels` or `image_size` say more.
+    def of(cls, file: ImageFile, *, channels: int | None, resizing: Resizing | None) -> "Decoder":
+        """The decoder for files like this one, unless `channels` or `resizing` say more.
 
         Raises:
             RecipeError: If the file is no image that can be used.
         """
         image = _open(file)
         found = _channels(image, file)
-        return cls(channels or found, channels is not None, image.height, image.width, image_size, file.label)
+        return cls(channels or found, channels is not None, image.height, image.width, resizing, file.label)
 
     def read(self, files: Sequence[ImageFile], on_read: OnRead) -> Float32:
         """Decode files in threads: float32 [N, C, H, W] in [0, 1], in their order.
@@ -76,7 +76,7 @@ class Decoder:
         Raises:
             RecipeError: With the first file that cannot be read or does not fit.
         """
-        size = (self.height, self.width) if self.image_size is None else (self.image_size, self.image_size)
+        size = (self.height, self.width) if self.resizing is None else self.resizing.sides
         out = np.empty((len(files), self.channels, *size), dtype=np.float32)
 
         def decode(start: int) -> int:
@@ -84,7 +84,7 @@ class Decoder:
             for shape in {image.shape for image in images}:
                 same = [row for row, image in enumerate(images) if image.shape == shape]
                 pixels = unit_range(np.stack([images[row] for row in same]).transpose(0, 3, 1, 2))
-                out[np.add(same, start)] = pixels if self.image_size is None else resize(pixels, self.image_size)
+                out[np.add(same, start)] = pixels if self.resizing is None else self.resizing.apply(pixels)
             return len(images)
 
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode")
@@ -103,7 +103,7 @@ class Decoder:
                 f"{file.label} has {_colour(found)}, {self.like} {_colour(self.channels)}; set data.channels to 1 or 3 "
                 "to convert them"
             )
-        if self.image_size is None and image.size != (self.width, self.height):
+        if self.resizing is None and image.size != (self.width, self.height):
             raise RecipeError(
                 f"{file.label} is {image.width}x{image.height} pixels, {self.like} {self.width}x{self.height}; set "
                 "data.image_size to resize them"

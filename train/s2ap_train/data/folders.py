@@ -17,7 +17,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.data.containers import open_container
 from s2ap_train.data.decoding import Decoder
-from s2ap_train.data.source import DataSource, OnRead, Subset, check_labels, check_test_labels
+from s2ap_train.data.source import DataSource, OnRead, Resizing, Subset, check_labels, check_test_labels
 from s2ap_train.data.tiny_imagenet import is_tiny_imagenet, read_tiny_imagenet
 from s2ap_train.data.tree import SPLITS, Labelled, Tree, read_tree
 
@@ -26,14 +26,14 @@ _LOG = logging.getLogger(__name__)
 
 
 def open_folder(
-    roots: Sequence[Path], opened: ExitStack, *, image_size: int | None, channels: int | None
+    roots: Sequence[Path], opened: ExitStack, *, resizing: Resizing | None, channels: int | None
 ) -> DataSource:
     """List the images of a folder or zip, or of several that complete each other, such as one a split.
 
     Args:
         roots: Folders and zips.
         opened: Closes the zips when the images are read.
-        image_size: Side of the square that images are resized to; None takes them as they are, all alike.
+        resizing: Size that images are brought to; None takes them as they are, all alike.
         channels: 1 or 3 to convert; None takes them as they are, all alike.
 
     Raises:
@@ -49,7 +49,7 @@ def open_folder(
     check_labels(training.labels, classes, f"the training part of {tree.label}")
     if test is not None:
         check_test_labels(test.labels, classes, f"the test part of {tree.label}")
-    decoder = Decoder.of(training.files[0], channels=channels, image_size=image_size)
+    decoder = Decoder.of(training.files[0], channels=channels, resizing=resizing)
     name = "+".join(dict.fromkeys(root.resolve().stem for root in roots))
     return DataSource(_subset(training, decoder), None if test is None else _subset(test, decoder), classes, name)
 

@@ -8,10 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.types import Float32, Int64
+from s2ap_defend.resizing import resize
+from s2ap_defend.types import Float32, Int64, Resize
 
 OnRead = Callable[[int], None]
 _ROWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """What becomes of images of other sizes.
+
+    Attributes:
+        sides: (height, width) of all images, pixels.
+        how: See `Resize`.
+    """
+
+    sides: tuple[int, int]
+    how: Resize
+
+    def apply(self, images: NDArray[Any]) -> Float32:
+        """Images [N, C, H, W], float32 in [0, 1] or uint8, as float32 [N, C, *sides]."""
+        return resize(images, self.sides, self.how)
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,7 @@ class DataSource:
 
 
 def array_subset(
-    images: NDArray[np.uint8] | Float32, labels: Int64, *, channels_last: bool, image_size: int | None
+    images: NDArray[np.uint8] | Float32, labels: Int64, *, channels_last: bool, resizing: Resizing | None
 ) -> Subset:
     """A part whose images lie in memory.
 
@@ -54,18 +72,18 @@ def array_subset(
         images: uint8 in 0..255 or float32 in [0, 1]; [N, H, W, C] or [N, C, H, W].
         labels: int64 [N].
         channels_last: Whether C is the last dimension.
-        image_size: Side of the square to resize to.
+        resizing: Size that they are brought to; None takes them as they are.
     """
 
     def read(rows: Int64, on_read: OnRead) -> Float32:
         height, width, channels = images.shape[1:] if channels_last else (*images.shape[2:], images.shape[1])
-        size = (height, width) if image_size is None else (image_size, image_size)
+        size = (height, width) if resizing is None else resizing.sides
         out = np.empty((len(rows), channels, *size), dtype=np.float32)
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = images[rows[start : start + _ROWS_AT_ONCE]]
             some = some.transpose(0, 3, 1, 2) if channels_last else some
             pixels = unit_range(some) if some.dtype == np.uint8 else np.asarray(some, np.float32)
-            out[start : start + len(some)] = pixels if image_size is None else resize(pixels, image_size)
+            out[start : start + len(some)] = pixels if resizing is None else resizing.apply(pixels)
             on_read(len(some))
         return out
 
@@ -76,27 +94,6 @@ def unit_range(pixels: NDArray[Any]) -> Float32:
     """8-bit pixels in [0, 1], divided as the runtime divides them."""
     scaled: Float32 = np.divide(pixels, np.float32(255.0), dtype=np.float32)
     return scaled
-
-
-def resize(images: Float32, size: int) -> Float32:
-    """Cut the central square out of each image and resize it: bilinear, antialiased, values stay in [0, 1].
-
-    Args:
-        images: float32 [N, C, H, W] in [0, 1].
-        size: Side of the result [N, C, size, size].
-    """
-    import torch
-    from torch.nn.functional import interpolate
-
-    height, width = images.shape[2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = np.ascontiguousarray(images[:, :, top : top + side, left : left + side], dtype=np.float32)
-    if side == size:
-        return square
-    with torch.no_grad():
-        resized = interpolate(torch.from_numpy(square), size=(size, size), mode="bilinear", antialias=True)
-        return np.asarray(resized.clamp_(0.0, 1.0).numpy(), dtype=np.float32)
 
 
 def check_labels(labels: Int64, classes: tuple[str, ...], name: str) -> None:
