@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 from tests.docs.documents import DOCUMENTS, ROOT, blocks, codes, is_toml, rows, text_of
 from tests.train.made_evaluation import made_evaluation
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s2ap_defend.commands.main import run
 from s2ap_defend.errors import RecipeError
@@ -20,8 +21,8 @@ from s2ap_train.calibration.settings import Detection
 from s2ap_train.ensemble import FAMILIES
 from s2ap_train.models import ARCHITECTURES
 from s2ap_train.pruning.methods import METHODS
-from s2ap_train.purifier import UNet
-from s2ap_train.purifier.sizes import multipliers_for, pass_flops, width_for
+from s2ap_train.purifier import ScoreTraining, UNet
+from s2ap_train.purifier.sizes import Size, pass_flops
 from s2ap_train.recipe import load_pruning_recipe, packaged_recipes
 from s2ap_train.redteam.attacks.catalogue import ATTACKS
 from s2ap_train.redteam.report.console import to_json
@@ -102,14 +103,16 @@ def test_calibration_shows_the_defaults() -> None:
 
 
 def test_score_models_gives_the_sizes() -> None:
-    for images, *cells in rows(text_of("score-models.md", "| images | standard", "\n\n"))[2:]:
+    for images, *cells in rows(text_of("score-models.md", "| images | fold", "\n\n"))[2:]:
         channels, height, width = map(int, images.split("x"))
         shape = (channels, height, width)
-        for size, (shown, parameters, work) in {"standard": cells[:3], "fast": cells[3:]}.items():
-            net = UNet(channels, width_for(shape, size), multipliers_for(shape), seed=0)
-            assert shown == f"{width_for(shape, size)} {multipliers_for(shape)}"
+        for size, (shown, parameters, work) in zip(get_args(Size), (cells[1:4], cells[4:]), strict=True):
+            width, multipliers, fold = ScoreTraining(size=size).architecture(shape)
+            with FakeTensorMode():  # its sizes, without its weights
+                net = UNet(channels, width, multipliers, fold)
+                millions = pass_flops(net, shape) / 1e6
+            assert (cells[0], shown) == (f"{fold}", f"{width} {multipliers}")
             assert parameters == f"{sum(each.numel() for each in net.parameters()):,}"
-            millions = pass_flops(net, shape) / 1e6
             assert work == f"{millions:,.{0 if millions > 10 else 1}f} M"
 
 

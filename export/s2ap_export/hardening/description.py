@@ -60,7 +60,7 @@ def describe(
     channels, height, width = splits.image_shape
     return Manifest(
         format_version=FORMAT_VERSION,
-        input=InputDescription(channels=channels, height=height, width=width),
+        input=InputDescription(channels=channels, height=height, width=width, resize=splits.resize),
         classes=splits.classes,
         members=tuple(
             _member(components.members[i], components.roles[i], sees[i], milliseconds[i], calibration, place)

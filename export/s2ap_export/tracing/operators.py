@@ -91,7 +91,16 @@ def _softmax(operator: str) -> Callable[..., Value]:
 
 
 def _concatenate(call: Call, values: Sequence[Value], axis: int = 0) -> Value:
-    return call.op("Concat", *values, axis=axis)
+    """Values one after another; zeros before and after a single one are padding, whatever the batch."""
+    moving = [place for place, value in enumerate(values) if isinstance(value, str)]
+    rest = [value for value in values if not isinstance(value, str)]
+    if len(moving) != 1 or any(value.any() for value in rest):
+        return call.op("Concat", *values, axis=axis)
+    pads = [0] * (2 * len(call.shape))
+    for place, value in enumerate(values):
+        if not isinstance(value, str):
+            pads[axis % len(call.shape) + (place > moving[0]) * len(call.shape)] += value.shape[axis]
+    return call.op("Pad", values[moving[0]], call.integers(pads))
 
 
 def _split(call: Call, x: str, sizes: int | Sequence[int], axis: int = 0) -> tuple[Value, ...]:

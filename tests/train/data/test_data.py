@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.images import resize
 from s2ap_train.data import DataSettings, load_data, load_digits
+from s2ap_train.data.source import Resizing
 from s2ap_train.data.splitting import cut, stratified
 
 # computed with the first released split; a changed split would mix test images of old checkpoints into training
@@ -66,6 +67,10 @@ def test_limited_and_resized_digits_are_a_part_of_the_usual_split() -> None:
     large = load_data(DataSettings(source="digits", image_size=12), 0)
     assert large.image_shape == (1, 12, 12)
     assert (large.test.images == resize(usual.test.images, (12, 12))).all()
+    assert (usual.resize, large.resize) == (None, "crop")
+    wide = load_data(DataSettings(source="digits", image_size=(8, 12), resize="pad"), 0)
+    assert (wide.image_shape, wide.resize) == ((1, 8, 12), "pad")
+    assert (wide.test.images[..., 2:10] == usual.test.images).all()
 
 
 def test_digits_that_leave_nothing_to_train_on_are_refused() -> None:
@@ -249,14 +254,16 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert DataSettings(source="npz", root=Path("~/d.npz")).roots == (tmp_path / "d.npz",)
 
 
-def test_resizing_takes_the_central_square_and_averages() -> None:
-    images = np.zeros((2, 1, 4, 8), dtype=np.float32)
-    images[0, 0, :, 2:4] = 1.0  # the left half of the central square
-    images[1] = 0.25
-    small = resize(images, (2, 2))
-    assert small.shape == (2, 1, 2, 2)
-    # antialiased bilinear at factor 2: weights 1/8, 3/8, 3/8, 1/8 of four pixels, cut and normalised at the border
-    assert np.allclose(small[0, 0], [[6 / 7, 1 / 7]] * 2, atol=1e-6)
-    assert np.allclose(small[1], 0.25, atol=1e-7)
-    assert (resize(images, (2, 2)) == small).all()
-    assert (resize(images[1:], (2, 2))[0] == small[1]).all()
+@pytest.mark.parametrize("size", [1, (8,), (8, 1), (8, 8, 3), 8.5])
+def test_a_size_is_one_side_or_height_and_width(size: object) -> None:
+    with pytest.raises(ValidationError, match="image_size"):
+        DataSettings.model_validate({"source": "digits", "image_size": size})
+
+
+def test_a_policy_of_resizing_needs_a_size() -> None:
+    with pytest.raises(RecipeError, match="is 'pad', but no size is given; set data"):
+        DataSettings(source="digits", resize="pad")
+    assert DataSettings(source="digits", image_size=9).resizing == Resizing((9, 9), "crop")
+    assert DataSettings.model_validate({"source": "digits", "image_size": [20, 12], "resize": "stretch"}).resizing == (
+        Resizing((20, 12), "stretch")
+    )

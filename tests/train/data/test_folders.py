@@ -3,10 +3,10 @@
 import logging
 import threading
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
-from PIL import Image
 from tests.train.toy_images import (
     CLASSES,
     expected,
@@ -14,7 +14,6 @@ from tests.train.toy_images import (
     labelled,
     load,
     picture,
-    png,
     without_prefix,
     write_folder,
     write_zip,
@@ -22,6 +21,7 @@ from tests.train.toy_images import (
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.images import read, resize
+from s2ap_defend.types import Resize
 from s2ap_train.data import DataSettings, load_data
 
 
@@ -115,11 +115,15 @@ def test_mixed_sizes_are_resized_on_demand_only(tmp_path: Path) -> None:
     }
 
 
-def test_resizing_is_what_pillow_does_to_a_grey_level() -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
-    ours = resize(read(png(image), (1, 64, 64))[None], (24, 24))[0, 0] * 255
-    theirs = np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR), dtype=np.float32)
-    assert np.abs(ours - theirs).max() <= 1.01  # Pillow rounds after each of its two passes
+@pytest.mark.parametrize("how", get_args(Resize))
+def test_mixed_sizes_become_rectangles_as_the_policy_says(tmp_path: Path, how: Resize) -> None:
+    wide, tall = picture(7, size=(12, 8)), picture(8, size=(5, 9))
+    contents = {**files(), "test/cat/3.png": wide, "test/dog/4.png": tall}
+    splits = load(write_zip(tmp_path / "d.zip", contents), image_size=(4, 7), resize=how)
+    assert (splits.image_shape, splits.resize) == ((3, 4, 7), how)
+    found = labelled(splits, "test")
+    assert found[resize(read(wide, (3, 8, 12)), (4, 7), how).tobytes()] == "cat"
+    assert found[resize(read(tall, (3, 9, 5)), (4, 7), how).tobytes()] == "dog"
 
 
 def test_what_operating_systems_leave_behind_is_ignored(tmp_path: Path) -> None:

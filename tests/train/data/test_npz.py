@@ -69,10 +69,31 @@ def test_images_are_resized_where_the_parts_differ(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"x_train holds images of 8x8, x_test of 9x6; set data\.image_size"):
         load(path)
     assert load(path, image_size=4).test.images.shape == (10, 1, 4, 4)
+    assert load(path, image_size=(4, 6), resize="stretch").test.images.shape == (10, 1, 4, 6)
+
+
+@pytest.mark.parametrize("shape", [(40, 4, 9, 6), (40, 9, 6, 4)])
+def test_arrays_may_have_four_channels(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images = pixels(*shape)
+    splits = load(saved(tmp_path, images=images, labels=LABELS))
+    assert splits.image_shape == (4, 9, 6)
+    first = images if shape[1] == 4 else images.transpose(0, 3, 1, 2)
+    known = {image.tobytes() for image in first.astype(np.float32) / np.float32(255)}
+    assert {image.tobytes() for image in splits.train.images} <= known
 
 
 @pytest.mark.parametrize(
-    ("shape", "answer"), [((9, 5, 5, 3), True), ((9, 3, 5, 5), False), ((9, 5, 3, 1), True), ((9, 1, 3, 5), False)]
+    ("shape", "answer"),
+    [
+        ((9, 5, 5, 3), True),
+        ((9, 3, 5, 5), False),
+        ((9, 5, 3, 1), True),
+        ((9, 1, 3, 5), False),
+        ((9, 4, 5, 3), True),
+        ((9, 3, 5, 4), False),
+        ((9, 4, 5, 5), False),
+        ((9, 5, 5, 4), True),
+    ],
 )
 def test_channels_are_found_by_their_number(shape: tuple[int, ...], answer: bool) -> None:
     assert is_channels_last(shape, "images") is answer
@@ -83,7 +104,8 @@ def test_channels_are_found_by_their_number(shape: tuple[int, ...], answer: bool
     [
         ((40, 3, 8, 3), "either dimension 1 or 3 may be the channels"),
         ((40, 1, 8, 1), "either dimension 1 or 3"),
-        ((40, 4, 8, 8), "neither dimension 1 nor 3 is 1 or 3 channels"),
+        ((40, 4, 8, 4), "either dimension 1 or 3"),
+        ((40, 2, 8, 8), "neither dimension 1 nor 3 is 1, 3 or 4 channels"),
         ((40, 8), r"has shape \[40, 8\], expected \[N, H, W, C\]"),
         ((40, 0, 8, 1), "holds no pixels"),
         ((39, 8, 8), "images holds 39 images, labels 40 labels"),

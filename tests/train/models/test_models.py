@@ -61,9 +61,18 @@ def test_architecture_rebuilds_the_same_network():
         ({"name": "small_cnn", "widths": [4, 0]}, "every size must be at least 1"),
         ({"name": "resnet18", "classes": 0}, "classes 0, image_size 32; every size must be at least 1"),
         ({"name": "vgg16_bn", "width": 0}, "width is 0; the factor of the channels must be above 0"),
+        ({"name": "resnet18", "image_size": [32, 0]}, "image_size \\[32, 0\\]; every size must be at least 1"),
+        (
+            {"name": "resnet18", "image_size": [32]},
+            r"image_size is \[32\]; give one whole number .* or \[height, width",
+        ),
+        ({"name": "resnet18", "image_size": 32.5}, "cannot be built"),
         ({"name": "user"}, "'user' cannot be built from .*factory"),
         ({"name": "small_cnn", "widths": [4, 4], "pool_after": [2]}, "must name blocks from 0 to 1"),
-        ({"name": "small_cnn", "widths": [4] * 4, "pool_after": [0, 1, 2, 3]}, "leave nothing of an image of 8 pixels"),
+        (
+            {"name": "small_cnn", "widths": [4] * 4, "pool_after": [0, 1, 2, 3]},
+            "leave nothing of an image of 8x8 pixels",
+        ),
     ],
 )
 def test_an_architecture_that_cannot_be_built_is_refused(architecture, message):
@@ -94,6 +103,9 @@ def test_evaluation_mode_is_undone_also_after_an_error():
     assert not model.blocks.training, "what was in evaluation mode stays there"
 
 
+SCALED = {"resnet18": ResNet18, "vgg16_bn": VGG16, "wide_resnet_28_4": WideResNet}
+
+
 @pytest.mark.parametrize(
     ("blocks", "pools"), [(1, (0,)), (2, (0, 1)), (3, (0, 1)), (4, (1, 2)), (5, (1, 3)), (6, (2, 4)), (9, (3, 6))]
 )
@@ -101,15 +113,32 @@ def test_by_default_two_pools_stand_in_the_middle(blocks, pools):
     assert SmallCNN(widths=(2,) * blocks).pool_after == pools
 
 
-SCALED = {"resnet18": ResNet18, "vgg16_bn": VGG16, "wide_resnet_28_4": WideResNet}
+@pytest.mark.parametrize(
+    ("size", "pools"),
+    [(64, (2, 4)), ((32, 128), (2, 4)), (96, (1, 2, 4)), ((48, 192), (1, 2, 4)), (256, (0, 1, 2, 4)), (999, range(6))],
+)
+def test_larger_images_are_pooled_more_often(size, pools):
+    assert SmallCNN(image_size=size, widths=(2,) * 6).pool_after == tuple(pools)
 
 
-@pytest.mark.parametrize("size", [8, 28, 33])
-@pytest.mark.parametrize("name", SCALED)
-def test_published_networks_take_any_image_and_are_rebuilt_from_their_architecture(name, size):
-    model = create({"name": name, "width": 0.125}, (2, size, size), 6, seed=3)
-    assert isinstance(model, SCALED[name])
-    images = torch.rand(3, 2, size, size)
+@pytest.mark.parametrize("name", ["small_cnn", *SCALED])
+@pytest.mark.parametrize(("size", "shape"), [(24, (3, 24, 24)), ([20, 12], (3, 20, 12)), ((20, 20), (3, 20, 20))])
+def test_a_record_holds_one_number_for_square_images_and_two_for_others(name, size, shape):
+    model = build({"name": name, "in_channels": 3, "image_size": size, "width": 0.125})
+    assert model.image_shape == shape
+    height, width = shape[1:]
+    assert model.architecture()["image_size"] == (height if height == width else [height, width])
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 8, 8), (1, 28, 28), (2, 33, 33), (3, 20, 12), (4, 5, 31), (1, 48, 192), (3, 128, 96)]
+)
+@pytest.mark.parametrize("name", ["small_cnn", *SCALED])
+def test_networks_take_any_image_and_are_rebuilt_from_their_architecture(name, shape):
+    model = create({"name": name, "width": 0.125}, shape, 6, seed=3)
+    assert isinstance(model, SCALED.get(name, SmallCNN))
+    assert model.image_shape == shape
+    images = torch.rand(3, *shape)
     logits = model.eval()(images)
     assert logits.shape == (3, 6)
     rebuilt = build(json.loads(json.dumps(model.architecture())), seed=3)
@@ -180,7 +209,7 @@ def test_the_small_network_has_a_width_too_and_describes_its_channels():
 @pytest.mark.parametrize(
     ("network", "shape", "message"),
     [
-        ("resnet18", (3, 32, 28), "networks take square images, the data has 32x28; resize it with image_size"),
+        ("small_cnn", (3, 3, 28), "2 pools leave nothing of an image of 3x28 pixels; pool less often"),
         ({"name": "resnet18", "classes": 3}, (3, 32, 32), "the table of the network sets classes; leave that to the"),
         ("resnet99", (3, 32, 32), "unknown architecture 'resnet99'"),
     ],

@@ -1,4 +1,5 @@
 import importlib
+import json
 import sys
 
 import pytest
@@ -23,6 +24,17 @@ def make(in_channels, classes):
 
 def everything(**sizes):
     return nn.Sequential(nn.Flatten(), nn.Linear(sizes["in_channels"] * sizes["image_size"] ** 2, sizes["classes"]))
+
+def by_shape(image_shape, classes, width=1):
+    assert width == 1, "the width of an image is no factor of channels"
+    return nn.Sequential(nn.Flatten(), nn.Linear(image_shape[0] * image_shape[1] * image_shape[2], classes))
+
+def by_sides(height, width, in_channels, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * height * width, classes))
+
+def by_size(image_size, in_channels, classes):
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * height * width, classes))
 
 def nothing():
     return None
@@ -86,6 +98,16 @@ def test_a_users_network_is_made_by_its_factory_and_rebuilt_from_its_architectur
         3,
         3,
     )
+
+
+@pytest.mark.parametrize("factory", ["by_shape", "by_sides", "by_size", "make"])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 20, 12), (4, 9, 16)])
+def test_a_factory_is_told_the_sides_of_images_as_it_asks_for_them(factories, factory, shape):
+    model = create(f"{factories}:{factory}", shape, 4).eval()
+    images = torch.rand(2, *shape)
+    assert model(images).shape == (2, 4)
+    rebuilt = build(json.loads(json.dumps(model.architecture())))
+    assert torch.equal(rebuilt.eval()(images), model(images))
 
 
 def test_a_users_network_without_channels_is_rebuilt_too(factories):

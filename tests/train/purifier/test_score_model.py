@@ -1,9 +1,12 @@
 import json
 import math
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.data import load_digits
@@ -100,6 +103,7 @@ def test_an_architecture_that_cannot_be_built_is_refused(architecture: dict[str,
         ({"lr": 0.0}, "lr is above 0"),
         ({"size": "huge"}, "size 'huge' is not known; choose from standard, fast"),
         ({"width": 12}, "width is 12; give a multiple of 8"),
+        ({"fold": 0}, "fold is 0; give the side of the squares"),
         ({"multipliers": ()}, r"multipliers are \(\); give one number from 1 for each level"),
     ],
 )
@@ -108,42 +112,121 @@ def test_a_training_that_cannot_run_is_refused(changes: dict[str, float], messag
         ScoreTraining(**changes)  # type: ignore[arg-type]
 
 
-def test_images_that_cannot_be_halved_as_often_as_asked_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"multipliers": (1, 2, 2, 2)},
+            r"7x8 cannot be halved 3 times and folded by 2: they would have to be padded to 16x16; "
+            r"use fewer multipliers than \(1, 2, 2, 2\), or leave multipliers and fold to the images",
+        ),
+        ({"multipliers": (1,) * 5, "fold": 1}, "7x8 cannot be halved 4 times: they would have to be padded to 16x16"),
+    ],
+)
+def test_images_that_would_be_padding_for_the_most_part_are_refused(changes: dict[str, Any], message: str) -> None:
     images = np.zeros((4, 1, 7, 8), dtype=np.float32)
-    with pytest.raises(
-        RecipeError, match=r"7x8 cannot be halved 1 times; use fewer multipliers than \(1, 2\), or none"
-    ):
-        train_score_model(images, ScoreTraining(epochs=1, multipliers=(1, 2)), run=Run(0))
+    with pytest.raises(RecipeError, match=message):
+        train_score_model(images, ScoreTraining(**{"epochs": 1, "fold": 2, **changes}), run=Run(0))
 
 
 @pytest.mark.parametrize(
     ("image_shape", "size", "architecture"),
     [
-        ((1, 8, 8), "standard", (16, (1, 2))),
-        ((1, 8, 8), "fast", (8, (1, 2))),
-        ((1, 28, 28), "standard", (32, (1, 2, 2))),  # 28, 14, 7: seven halves no more
-        ((3, 32, 32), "standard", (64, (1, 2, 2))),
-        ((3, 32, 32), "fast", (32, (1, 2, 2))),
-        ((3, 64, 64), "standard", (64, (1, 2, 2, 2))),
-        ((3, 64, 64), "fast", (32, (1, 2, 2, 2))),
-        ((1, 7, 7), "standard", (16, (1,))),
-        ((3, 66, 64), "standard", (64, (1, 2))),
+        ((1, 8, 8), "standard", (16, (1, 2), 1)),
+        ((1, 8, 8), "fast", (8, (1, 2), 1)),
+        ((1, 28, 28), "standard", (32, (1, 2, 2), 1)),
+        ((3, 32, 32), "standard", (64, (1, 2, 2), 1)),
+        ((3, 32, 32), "fast", (32, (1, 2, 2), 1)),
+        ((3, 64, 64), "standard", (64, (1, 2, 2, 2), 1)),
+        ((3, 64, 64), "fast", (32, (1, 2, 2, 2), 1)),
+        ((1, 7, 7), "standard", (16, (1, 2), 1)),  # padded to 8x8
+        ((1, 5, 5), "standard", (16, (1,), 1)),  # 6x6 would be 44 % more pixels
+        ((3, 20, 12), "standard", (16, (1, 2, 2), 1)),
+        ((3, 66, 64), "fast", (64, (1, 2, 2), 2)),
+        ((4, 48, 192), "fast", (64, (1, 2, 2, 2), 2)),  # as many pixels as 96x96
+        ((3, 96, 96), "standard", (128, (1, 2, 2, 2), 2)),
+        ((3, 224, 224), "fast", (128, (1, 2, 2, 2), 4)),
     ],
 )
 def test_the_images_decide_the_size(
-    image_shape: tuple[int, int, int], size: Size, architecture: tuple[int, tuple[int, ...]]
+    image_shape: tuple[int, int, int], size: Size, architecture: tuple[int, tuple[int, ...], int]
 ) -> None:
     config = ScoreTraining(size=size)
     assert config.architecture(image_shape) == architecture
-    net = UNet(image_shape[0], *architecture)
-    noisy = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    if image_shape[1] < 200:
+        net = UNet(image_shape[0], *architecture)
+        noisy = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
+        assert net(noisy, 0.2).shape == noisy.shape
+
+
+SIDES = (32, 33, 40, 48, 49, 64, 65, 72, 96, 97, 112, 128, 129, 160, 192, 224, 225, 256)
+
+
+def test_a_pass_costs_as_much_a_pixel_at_every_side_from_32_to_256() -> None:
+    def cost(height: int, width: int) -> float:
+        with torch.device("meta"), FakeTensorMode():
+            shape = (3, height, width)
+            net = UNet(3, *ScoreTraining(size="fast").architecture(shape))
+            return pass_flops(net, shape) / (height * width)
+
+    costs = {side: cost(side, side) for side in SIDES}
+    reference = costs[32]
+    exact = [costs[side] for side in (48, 64, 96, 112, 128, 192, 224, 256)]
+    assert all(0.95 * reference < each < 1.05 * reference for each in exact), costs
+    assert all(0.95 * reference < each < 1.05 * 4 / 3 * reference for each in costs.values()), "a third more is padding"
+    for shape in ((48, 192), (28, 256), (256, 64), (100, 37)):
+        assert 0.95 * reference < cost(*shape) < 1.05 * 4 / 3 * reference
+
+
+def test_folding_is_pixel_unshuffle_and_images_are_padded_behind_their_last_row_and_column() -> None:
+    seen: list[torch.Tensor] = []
+    net = UNet(2, 8, (1, 1), 2, data_mean=0.25)
+    net.head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    noisy = torch.rand(3, 2, 6, 7, generator=torch.Generator().manual_seed(0))
     assert net(noisy, 0.2).shape == noisy.shape
+    padded = torch.zeros(3, 2, 8, 8)
+    padded[:, :, :6, :7] = noisy - 0.25
+    assert torch.equal(seen[0], torch.nn.functional.pixel_unshuffle(padded, 2))
+
+
+def test_what_leaves_the_folded_network_is_shuffled_back_to_where_it_came_from() -> None:
+    net = UNet(1, 8, (1,), 2)
+    torch.nn.init.zeros_(net.tail.weight)
+    net.tail.bias.data.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))  # of each pixel of a square
+    found = net(torch.full((1, 1, 4, 6), 0.5), 0.1)  # of pixels of the mean, so there is no linear guess
+    torch.testing.assert_close(found / found[0, 0, 0, 0], torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(1, 1, 2, 3))
+
+
+def test_a_folded_network_is_rebuilt_from_its_record_and_a_record_without_a_fold_is_of_one_that_folds_nothing() -> None:
+    net = UNet(3, 8, (1, 2), 4, seed=5)
+    rebuilt = build(json.loads(json.dumps(net.architecture())), seed=5)
+    noisy = torch.rand(2, 3, 30, 17, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(net(noisy, 0.2), rebuilt(noisy, 0.2))
+    plain = UNet(3, 8, (1, 2))
+    assert "fold" not in plain.architecture()
+    assert build(plain.architecture()).fold == 1
+
+
+def test_a_fold_that_is_not_given_is_no_part_of_the_key_of_a_stored_model() -> None:
+    assert "fold" not in ScoreTraining().settings()
+    assert ScoreTraining(fold=2).settings()["fold"] == 2
+    assert ScoreTraining().settings().keys() == {one.name for one in fields(ScoreTraining)} - {"fold"}
+
+
+@pytest.mark.parametrize("shape", [(3, 10, 7), (4, 9, 12)])
+def test_rectangular_images_are_trained_on(shape: tuple[int, int, int]) -> None:
+    images = np.random.default_rng(0).random((20, *shape), dtype=np.float32)
+    trained = train_score_model(images, ScoreTraining(epochs=1, width=8, fold=2), run=Run(0))
+    assert trained.net.fold == 2
+    assert trained.net(torch.from_numpy(images), 0.3).shape == images.shape
 
 
 def test_what_is_given_counts_more_than_the_size() -> None:
     config = ScoreTraining(size="fast", width=24, multipliers=(1, 3))
-    assert config.architecture((3, 32, 32)) == (24, (1, 3))
-    assert ScoreTraining(width=24).architecture((3, 32, 32)) == (24, (1, 2, 2))
+    assert config.architecture((3, 32, 32)) == (24, (1, 3), 1)
+    assert ScoreTraining(width=24).architecture((3, 32, 32)) == (24, (1, 2, 2), 1)
+    assert ScoreTraining(fold=2).architecture((3, 32, 32)) == (128, (1, 2), 2), "as much work a pixel"
+    assert ScoreTraining(fold=8).architecture((3, 256, 256)) == (256, (1, 2, 2), 8), "no wider than of a fold of four"
 
 
 def counted(channels: int, width: int, multipliers: tuple[int, ...], side: int) -> tuple[int, int]:
@@ -174,7 +257,8 @@ def counted(channels: int, width: int, multipliers: tuple[int, ...], side: int) 
 def test_a_size_costs_what_its_layers_add_up_to_and_no_more_than_specified(
     image_shape: tuple[int, int, int], size: Size, parameters: float, flops: float | None
 ) -> None:
-    width, multipliers = ScoreTraining(size=size).architecture(image_shape)
+    width, multipliers, fold = ScoreTraining(size=size).architecture(image_shape)
+    assert fold == 1
     net = UNet(image_shape[0], width, multipliers)
     found = parameter_count(net), pass_flops(net, image_shape)
     assert found == counted(image_shape[0], width, multipliers, image_shape[1])

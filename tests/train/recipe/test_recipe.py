@@ -17,12 +17,12 @@ from s2ap_train.recipe import (
 from s2ap_train.storage.fingerprint import fingerprint
 
 HARDENING = {
-    "digits": (16, (1, 2)),
-    "fashion": (16, (1, 2, 2)),
-    "cifar10-small": (16, (1, 2, 2)),
-    "cifar10-resnet18": (64, (1, 2, 2)),
+    "digits": (16, (1, 2), 1),
+    "fashion": (16, (1, 2, 2), 1),
+    "cifar10-small": (16, (1, 2, 2), 1),
+    "cifar10-resnet18": (64, (1, 2, 2), 1),
 }
-"""Recipes for harden, and width and multipliers of their score models."""
+"""Recipes for harden, and width, multipliers and fold of their score models."""
 
 
 def test_the_packaged_recipes_load() -> None:

@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32, Int64
-from s2ap_train.data.source import DataSource, Subset, array_subset, check_labels, check_test_labels
+from s2ap_train.data.source import DataSource, Resizing, Subset, array_subset, check_labels, check_test_labels
 
 WHOLE = ("images", "labels")
 SPLIT = ("x_train", "y_train", "x_test", "y_test")
 NAMES = "classes"
-CHANNELS = (1, 3)
+CHANNELS = (1, 3, 4)
 _EXPECTED = f"expected {' and '.join(WHOLE)}, or {', '.join(SPLIT)}; and {NAMES}, if the classes have names"
 
 
-def open_npz(path: Path, image_size: int | None) -> DataSource:
+def open_npz(path: Path, resizing: Resizing | None) -> DataSource:
     """Read an .npz file of images and labels.
 
-    Images are uint8 in 0..255 or float32 in [0, 1]; [N, H, W, C], [N, C, H, W] or [N, H, W] with C 1 or 3. Labels are
-    integers [N] or [N, 1] from 0.
+    Images are uint8 in 0..255 or float32 in [0, 1]; [N, H, W, C], [N, C, H, W] or [N, H, W] with C 1, 3 or 4. Labels
+    are integers [N] or [N, 1] from 0.
 
     Raises:
         RecipeError: If the file cannot be read or holds anything else.
@@ -53,12 +53,12 @@ def open_npz(path: Path, image_size: int | None) -> DataSource:
             raise RecipeError(
                 f"{name} holds {len(arrays[x])} images, {y} {len(labels[y])} labels; give one label an image"
             )
-        part, shape = _subset(arrays[x], labels[y], name, image_size)
+        part, shape = _subset(arrays[x], labels[y], name, resizing)
         parts.append(part)
         shapes.append(shape)
     if len({shape[0] for shape in shapes}) > 1:
         raise RecipeError(f"{path}: x_train has {shapes[0][0]} channels, x_test {shapes[1][0]}; convert one of them")
-    if image_size is None and len({*shapes}) > 1:
+    if resizing is None and len({*shapes}) > 1:
         raise RecipeError(
             f"{path}: x_train holds images of {_size(shapes[0])}, x_test of {_size(shapes[1])}; set data.image_size"
         )
@@ -68,16 +68,22 @@ def open_npz(path: Path, image_size: int | None) -> DataSource:
 def is_channels_last(shape: tuple[int, ...], name: str) -> bool:
     """Whether images of this shape [N, ?, ?, ?] are [N, H, W, C], judged by which dimension can be the channels.
 
+    Where one is 4 and the other 1 or 3, the four are pixels.
+
     Raises:
         RecipeError: If both or neither can.
     """
     first, last = shape[1] in CHANNELS, shape[3] in CHANNELS
+    if first and last and 4 in (shape[1], shape[3]) and shape[1] != shape[3]:
+        return shape[1] == 4
     if first == last:
         found = (
-            "either dimension 1 or 3 may be the channels" if first else "neither dimension 1 nor 3 is 1 or 3 channels"
+            "either dimension 1 or 3 may be the channels"
+            if first
+            else "neither dimension 1 nor 3 is 1, 3 or 4 channels"
         )
         raise RecipeError(
-            f"{name} has shape {list(shape)}: {found}; expected [N, H, W, C] or [N, C, H, W] with C 1 or 3 and "
+            f"{name} has shape {list(shape)}: {found}; expected [N, H, W, C] or [N, C, H, W] with C 1, 3 or 4 and "
             "H and W neither"
         )
     return last
@@ -146,7 +152,7 @@ def _class_names(names: NDArray[Any], name: str) -> tuple[str, ...]:
 
 
 def _subset(
-    images: NDArray[Any], labels: Int64, name: str, image_size: int | None
+    images: NDArray[Any], labels: Int64, name: str, resizing: Resizing | None
 ) -> tuple[Subset, tuple[int, int, int]]:
     if images.ndim == 3:
         images = images[..., None]
@@ -162,7 +168,7 @@ def _subset(
     elif images.dtype != np.uint8:
         raise RecipeError(f"{name} is {images.dtype}, expected uint8 in 0..255 or float32 in [0, 1]; convert it")
     height, width, channels = images.shape[1:] if channels_last else (*images.shape[2:], images.shape[1])
-    part = array_subset(images, labels, channels_last=channels_last, image_size=image_size)
+    part = array_subset(images, labels, channels_last=channels_last, resizing=resizing)
     return part, (channels, height, width)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2ap_defend.errors import InputError, RecipeError
-from s2ap_defend.images import Picture, open_picture, resize, unit_range
+from s2ap_defend.images import Picture, open_picture, unit_range
 from s2ap_defend.types import Float32
 from s2ap_train.data.containers import Container
-from s2ap_train.data.source import OnRead
+from s2ap_train.data.source import OnRead, Resizing
 
 _TOGETHER = 64  # files of one task
 _THREADS = 4  # Pillow decodes outside Python's lock; small images gain nothing from more
@@ -39,7 +39,7 @@ class Decoder:
         convert: Whether images with other channels are converted; otherwise they are refused.
         height: Of the files, in pixels; unused where they are resized.
         width: Of the files.
-        image_size: Side of the square that they are resized to; None takes them as they are.
+        resizing: Size that they are brought to; None takes them as they are.
         like: The file that gave channels, height and width, for messages.
         on_white: Whether what is transparent is composited on white; otherwise it is refused.
     """
@@ -48,13 +48,15 @@ class Decoder:
     convert: bool
     height: int
     width: int
-    image_size: int | None
+    resizing: Resizing | None
     like: str
     on_white: bool = False
 
     @classmethod
-    def of(cls, file: ImageFile, *, channels: int | None, image_size: int | None, on_white: bool = False) -> "Decoder":
-        """The decoder for files like this one, unless `channels` or `image_size` say more.
+    def of(
+        cls, file: ImageFile, *, channels: int | None, resizing: Resizing | None, on_white: bool = False
+    ) -> "Decoder":
+        """The decoder for files like this one, unless `channels` or `resizing` say more.
 
         Raises:
             RecipeError: If the file is no image that can be used.
@@ -65,7 +67,7 @@ class Decoder:
             channels is not None,
             found.height,
             found.width,
-            image_size,
+            resizing,
             file.label,
             on_white,
         )
@@ -80,7 +82,7 @@ class Decoder:
         Raises:
             RecipeError: With the first file that cannot be read or does not fit.
         """
-        size = (self.height, self.width) if self.image_size is None else (self.image_size, self.image_size)
+        size = (self.height, self.width) if self.resizing is None else self.resizing.sides
         out = np.empty((len(files), self.channels, *size), dtype=np.float32)
 
         def decode(start: int) -> int:
@@ -88,7 +90,7 @@ class Decoder:
             for shape in {image.shape for image in images}:
                 same = [row for row, image in enumerate(images) if image.shape == shape]
                 pixels = np.stack([images[row] for row in same]).transpose(0, 3, 1, 2)
-                out[np.add(same, start)] = unit_range(pixels) if self.image_size is None else resize(pixels, size)
+                out[np.add(same, start)] = unit_range(pixels) if self.resizing is None else self.resizing.apply(pixels)
             return len(images)
 
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode")
@@ -106,7 +108,7 @@ class Decoder:
                 f"{file.label} has {_colour(found.channels)}, {self.like} {_colour(self.channels)}; set data.channels "
                 "to 1 or 3 to convert them"
             )
-        if self.image_size is None and (found.height, found.width) != (self.height, self.width):
+        if self.resizing is None and (found.height, found.width) != (self.height, self.width):
             raise RecipeError(
                 f"{file.label} is {found.width}x{found.height} pixels, {self.like} {self.width}x{self.height}; set "
                 "data.image_size to resize them"

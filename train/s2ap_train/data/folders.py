@@ -18,7 +18,7 @@ from s2ap_defend.images import READ
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.data.containers import open_container
 from s2ap_train.data.decoding import Decoder
-from s2ap_train.data.source import DataSource, OnRead, Subset, check_labels, check_test_labels
+from s2ap_train.data.source import DataSource, OnRead, Resizing, Subset, check_labels, check_test_labels
 from s2ap_train.data.tiny_imagenet import is_tiny_imagenet, read_tiny_imagenet
 from s2ap_train.data.tree import SPLITS, Labelled, Tree, read_tree
 
@@ -30,7 +30,7 @@ def open_folder(
     roots: Sequence[Path],
     opened: ExitStack,
     *,
-    image_size: int | None,
+    resizing: Resizing | None,
     channels: int | None,
     on_white: bool = False,
 ) -> DataSource:
@@ -39,7 +39,7 @@ def open_folder(
     Args:
         roots: Folders and zips.
         opened: Closes the zips when the images are read.
-        image_size: Side of the square that images are resized to; None takes them as they are, all alike.
+        resizing: Size that images are brought to; None takes them as they are, all alike.
         channels: 1 or 3 to convert; None takes them as they are, all alike.
         on_white: Whether what is transparent is composited on white; otherwise it is refused.
 
@@ -56,7 +56,7 @@ def open_folder(
     check_labels(training.labels, classes, f"the training part of {tree.label}")
     if test is not None:
         check_test_labels(test.labels, classes, f"the test part of {tree.label}")
-    decoder = Decoder.of(training.files[0], channels=channels, image_size=image_size, on_white=on_white)
+    decoder = Decoder.of(training.files[0], channels=channels, resizing=resizing, on_white=on_white)
     name = "+".join(dict.fromkeys(root.resolve().stem for root in roots))
     return DataSource(_subset(training, decoder), None if test is None else _subset(test, decoder), classes, name)
 

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from s2ap_defend.types import Float32, Int64
+from s2ap_defend.types import Float32, Int64, Resize
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Splits:
         test: For the figures that are reported.
         classes: Class names by label.
         name: What the data is, for the manifest.
+        resize: How images of other sizes were brought to this one; None: they were taken as they are.
     """
 
     train: ImageSet
@@ -50,6 +51,7 @@ class Splits:
     test: ImageSet
     classes: tuple[str, ...]
     name: str
+    resize: Resize | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

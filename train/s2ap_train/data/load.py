@@ -65,6 +65,7 @@ def load_data(settings: DataSettings | str, seed: int, on_progress: OnProgress |
             test=_read(source.test or source.training, rows.test, on_read),
             classes=source.classes,
             name=source.name,
+            resize=None if settings.resizing is None else settings.resizing.how,
         )
     shared = count_shared(splits)
     if shared:
@@ -102,32 +103,32 @@ def open_source(settings: DataSettings, opened: ExitStack) -> DataSource:
 
 
 def _opened(settings: DataSettings, opened: ExitStack) -> DataSource:
-    size = settings.image_size
+    resizing = settings.resizing
     match settings.source:
         case "cifar10" | "cifar100":
-            return open_cifar(settings.source, settings.roots[0], size, checksums=settings.checksums)
+            return open_cifar(settings.source, settings.roots[0], resizing, checksums=settings.checksums)
         case "svhn":
-            return open_svhn(settings.roots[0], size, checksums=settings.checksums)
+            return open_svhn(settings.roots[0], resizing, checksums=settings.checksums)
         case "fashion-mnist":
-            return open_fashion_mnist(settings.roots[0], size, checksums=settings.checksums)
+            return open_fashion_mnist(settings.roots[0], resizing, checksums=settings.checksums)
         case "npz":
-            return open_npz(settings.roots[0], size)
+            return open_npz(settings.roots[0], resizing)
         case _:
             return open_folder(
-                settings.roots, opened, image_size=size, channels=settings.channels, on_white=settings.on_white
+                settings.roots, opened, resizing=resizing, channels=settings.channels, on_white=settings.on_white
             )
 
 
 def _digits(settings: DataSettings, seed: int) -> Splits:
     splits = load_digits(seed, validation=settings.validation, fit=settings.fit, calibration=settings.calibration)
-    if settings.image_size is None and settings.train_limit is None and settings.test_limit is None:
+    if settings.resizing is None and settings.train_limit is None and settings.test_limit is None:
         return splits
 
     def prepared(part: ImageSet, limit: int | None = None, stream: int = 0) -> ImageSet:
         rows = np.arange(len(part))
         if limit is not None:
             rows, _ = stratified(part.labels, rows, limit, np.random.default_rng([seed, stream]))
-        return _read(array_subset(part.images, part.labels, channels_last=False, image_size=settings.image_size), rows)
+        return _read(array_subset(part.images, part.labels, channels_last=False, resizing=settings.resizing), rows)
 
     train = prepared(splits.train, settings.train_limit, 0)
     check_labels(train.labels, splits.classes, f"the training part with data.train_limit {settings.train_limit}")
@@ -138,6 +139,7 @@ def _digits(settings: DataSettings, seed: int) -> Splits:
         fit=prepared(splits.fit),
         calibration=prepared(splits.calibration),
         test=prepared(splits.test, settings.test_limit, 1),
+        resize=None if settings.resizing is None else settings.resizing.how,
     )
 
 

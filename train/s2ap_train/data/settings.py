@@ -7,9 +7,12 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.types import Resize
+from s2ap_train.data.source import Resizing
 
 SourceName = Literal["digits", "cifar10", "cifar100", "svhn", "fashion-mnist", "folder", "npz"]
 Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=2, le=4096)]
 
 
 class DataSettings(BaseModel):
@@ -18,7 +21,9 @@ class DataSettings(BaseModel):
     Attributes:
         source: Kind of data set; 'folder' is a folder or zip of images, or several of them.
         root: Where it lies; a relative path starts from the current folder. Every source but 'digits' needs it.
-        image_size: Side of the square that images are resized to, in pixels; None takes them as they are.
+        image_size: Size that images are brought to, pixels: one number for squares, or [height, width]; None takes
+            them as they are.
+        resize: How images of other sizes are brought to it, see `Resize`; None is 'crop'.
         channels: 1 or 3 converts the images of a folder; None takes what they have, all the same.
         on_white: Whether what is transparent in the images of a folder is composited on white; otherwise such images
             are refused.
@@ -37,7 +42,8 @@ class DataSettings(BaseModel):
 
     source: SourceName
     root: Path | tuple[Path, ...] | None = None
-    image_size: Annotated[int, Field(ge=2, le=4096)] | None = None
+    image_size: Side | tuple[Side, Side] | None = None
+    resize: Resize | None = None
     channels: Literal[1, 3] | None = None
     on_white: bool = False
     train_limit: Count | None = None
@@ -76,7 +82,17 @@ class DataSettings(BaseModel):
             )
         if self.source != "folder" and self.on_white:
             raise RecipeError(f"data.on_white is for image files, data.source is {self.source!r}; remove it")
+        if self.resize is not None and self.image_size is None:
+            raise RecipeError(f"data.resize is {self.resize!r}, but no size is given; set data.image_size, too")
         return self
+
+    @property
+    def resizing(self) -> Resizing | None:
+        """Size that images are brought to, and how; None: they are taken as they are."""
+        if self.image_size is None:
+            return None
+        sides = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return Resizing(sides, self.resize or "crop")
 
     @property
     def roots(self) -> tuple[Path, ...]:

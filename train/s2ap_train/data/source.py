@@ -2,16 +2,34 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.images import resize, unit_range
-from s2ap_defend.types import Float32, Int64
+from s2ap_defend.types import Float32, Int64, Resize
 
 OnRead = Callable[[int], None]
 _ROWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """What becomes of images of other sizes.
+
+    Attributes:
+        sides: (height, width) of all images, pixels.
+        how: See `Resize`.
+    """
+
+    sides: tuple[int, int]
+    how: Resize
+
+    def apply(self, images: NDArray[Any]) -> Float32:
+        """Images [N, C, H, W], float32 in [0, 1] or uint8, as float32 [N, C, *sides]."""
+        return resize(images, self.sides, self.how)
 
 
 @dataclass(frozen=True)
@@ -46,7 +64,7 @@ class DataSource:
 
 
 def array_subset(
-    images: NDArray[np.uint8] | Float32, labels: Int64, *, channels_last: bool, image_size: int | None
+    images: NDArray[np.uint8] | Float32, labels: Int64, *, channels_last: bool, resizing: Resizing | None
 ) -> Subset:
     """A part whose images lie in memory.
 
@@ -54,17 +72,17 @@ def array_subset(
         images: uint8 in 0..255 or float32 in [0, 1]; [N, H, W, C] or [N, C, H, W].
         labels: int64 [N].
         channels_last: Whether C is the last dimension.
-        image_size: Side of the square to resize to.
+        resizing: Size that they are brought to; None takes them as they are.
     """
 
     def read(rows: Int64, on_read: OnRead) -> Float32:
         height, width, channels = images.shape[1:] if channels_last else (*images.shape[2:], images.shape[1])
-        size = (height, width) if image_size is None else (image_size, image_size)
+        size = (height, width) if resizing is None else resizing.sides
         out = np.empty((len(rows), channels, *size), dtype=np.float32)
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = images[rows[start : start + _ROWS_AT_ONCE]]
             some = some.transpose(0, 3, 1, 2) if channels_last else some
-            out[start : start + len(some)] = unit_range(some) if image_size is None else resize(some, size)
+            out[start : start + len(some)] = unit_range(some) if resizing is None else resizing.apply(some)
             on_read(len(some))
         return out
 

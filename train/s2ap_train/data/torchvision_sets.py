@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.data.pickles import old_pickles_allowed, read_pickle
-from s2ap_train.data.source import DataSource, Subset, array_subset, check_labels, check_test_labels
+from s2ap_train.data.source import DataSource, Resizing, Subset, array_subset, check_labels, check_test_labels
 
 _LARGEST_IDX = 128 * 1024 * 1024  # bytes; Fashion-MNIST's largest file has 47 million
 _DIGITS = tuple("0123456789")
 
 
-def open_cifar(name: str, root: Path, image_size: int | None, *, checksums: bool) -> DataSource:
+def open_cifar(name: str, root: Path, resizing: Resizing | None, *, checksums: bool) -> DataSource:
     """Read `cifar-10-batches-py` or `cifar-100-python`, which lies in `root` or is `root`.
 
     Args:
         name: 'cifar10', or 'cifar100' with its 100 fine labels.
         root: Folder.
-        image_size: Side to resize to.
+        resizing: Size to resize to.
         checksums: Whether the files must be the published ones; otherwise each pickle is read only if it is harmless.
 
     Raises:
@@ -50,14 +50,14 @@ def open_cifar(name: str, root: Path, image_size: int | None, *, checksums: bool
     return _source(
         name,
         root,
-        image_size,
+        resizing,
         classes=tuple(map(str, test.classes)),
         training=(training.data, training.targets),
         test=(test.data, test.targets),
     )
 
 
-def open_svhn(root: Path, image_size: int | None, *, checksums: bool) -> DataSource:
+def open_svhn(root: Path, resizing: Resizing | None, *, checksums: bool) -> DataSource:
     """Read `train_32x32.mat` and `test_32x32.mat` (cropped digits); the extra images are not used.
 
     Raises:
@@ -78,14 +78,14 @@ def open_svhn(root: Path, image_size: int | None, *, checksums: bool) -> DataSou
     return _source(
         "svhn",
         root,
-        image_size,
+        resizing,
         classes=_DIGITS,
         training=(training.data.transpose(0, 2, 3, 1), np.atleast_1d(training.labels)),
         test=(test.data.transpose(0, 2, 3, 1), np.atleast_1d(test.labels)),
     )
 
 
-def open_fashion_mnist(root: Path, image_size: int | None, *, checksums: bool) -> DataSource:
+def open_fashion_mnist(root: Path, resizing: Resizing | None, *, checksums: bool) -> DataSource:
     """Read the four IDX files, as published (.gz) or unpacked, from `root` or from `root`/FashionMNIST/raw.
 
     Published checksums exist for the .gz files only; unpacked ones are taken as they are.
@@ -128,7 +128,7 @@ def open_fashion_mnist(root: Path, image_size: int | None, *, checksums: bool) -
     return _source(
         "fashion-mnist",
         root,
-        image_size,
+        resizing,
         classes=tuple(datasets.FashionMNIST.classes),
         training=(training.data.numpy()[..., None], training.targets.numpy()),
         test=(test.data.numpy()[..., None], test.targets.numpy()),
@@ -176,7 +176,7 @@ def _unpacked(path: Path) -> bytes:
 def _source(
     name: str,
     root: Path,
-    image_size: int | None,
+    resizing: Resizing | None,
     *,
     classes: tuple[str, ...],
     training: tuple[NDArray[Any], Any],
@@ -192,7 +192,7 @@ def _source(
             raise RecipeError(f"{what} holds {len(images)} images and {len(numbers)} labels; get the files again")
         check = check_labels if what.startswith("the training") else check_test_labels
         check(numbers.astype(np.int64), classes, what)
-        return array_subset(images, numbers.astype(np.int64), channels_last=True, image_size=image_size)
+        return array_subset(images, numbers.astype(np.int64), channels_last=True, resizing=resizing)
 
     parts = [part(f"the {what} part in {root}", *data) for what, data in (("training", training), ("test", test))]
     return DataSource(parts[0], parts[1], classes, name)

@@ -71,7 +71,7 @@ def score_model_part(recipe: Recipe | ScoreRecipe, splits: Splits, compute: Comp
 
     return Part(
         name=NAME,
-        key=training_key(data_digest(splits, labels=False), config, recipe.seed, compute.precision),
+        key=training_key(data_digest(splits, labels=False), config.settings(), recipe.seed, compute.precision),
         epochs=config.epochs,
         train=train,
         rebuild=_rebuilt,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+ImageSize = int | Sequence[int]
+"""Pixels of a side of a square image, or (height, width); records hold an int or a list of two."""
 
 
 class Classifier(nn.Module):
@@ -15,28 +18,30 @@ class Classifier(nn.Module):
     Attributes:
         in_channels: Channels C of an image.
         classes: Number of classes K.
-        image_size: Height and width of an image, pixels.
+        image_size: (height, width) of an image, pixels; one int for a square image.
         channels: Channels that are left in each channel group after some were removed; None = none were.
     """
 
     in_channels: int
     classes: int
-    image_size: int
+    image_size: int | tuple[int, int]
     channels: Mapping[str, int] | None
 
-    def __init__(self, in_channels: int, classes: int, image_size: int) -> None:
+    def __init__(self, in_channels: int, classes: int, image_size: ImageSize) -> None:
         """Note the sizes.
 
         Raises:
-            ValueError: If one is below 1.
+            ValueError: If one is below 1, or `image_size` is neither one number nor two.
         """
         super().__init__()
-        if min(in_channels, classes, image_size) < 1:
+        height, width = image_sides(image_size)
+        if min(in_channels, classes, height, width) < 1:
             raise ValueError(
                 f"got in_channels {in_channels}, classes {classes}, image_size {image_size}; every size must be at "
                 "least 1"
             )
-        self.in_channels, self.classes, self.image_size = in_channels, classes, image_size
+        self.in_channels, self.classes = in_channels, classes
+        self.image_size = height if height == width else (height, width)
         self.channels = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -54,7 +59,12 @@ class Classifier(nn.Module):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return self.in_channels, self.image_size, self.image_size
+        return self.in_channels, *image_sides(self.image_size)
+
+    @property
+    def recorded_size(self) -> int | list[int]:
+        """`image_size` as a JSON value: one number for a square image, [height, width] otherwise."""
+        return self.image_size if isinstance(self.image_size, int) else list(self.image_size)
 
 
 class ScaledClassifier(Classifier):
@@ -63,14 +73,14 @@ class ScaledClassifier(Classifier):
     name: ClassVar[str]
 
     def __init__(
-        self, in_channels: int = 3, classes: int = 10, image_size: int = 32, *, width: float = 1.0, seed: int = 0
+        self, in_channels: int = 3, classes: int = 10, image_size: ImageSize = 32, *, width: float = 1.0, seed: int = 0
     ) -> None:
         """Build and initialise the network.
 
         Args:
             in_channels: Channels of an image.
             classes: Number of classes K.
-            image_size: Height and width of an image, pixels.
+            image_size: Side of a square image, or (height, width), pixels.
             width: Factor of the published channels, see `scaled_channels`.
             seed: Seed of the initial weights; the global random state is neither used nor changed.
 
@@ -98,9 +108,23 @@ class ScaledClassifier(Classifier):
             "name": self.name,
             "in_channels": self.in_channels,
             "classes": self.classes,
-            "image_size": self.image_size,
+            "image_size": self.recorded_size,
             "width": self.width,
         }
+
+
+def image_sides(image_size: ImageSize) -> tuple[int, int]:
+    """(height, width) of images whose size is one number or two.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise ValueError(
+            f"image_size is {image_size!r}; give one whole number for square images, or [height, width] in pixels"
+        )
+    return sides[0], sides[1]
 
 
 def scaled_channels(channels: int, width: float) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from s2ap_train.models.classifier import Classifier, initialise, scaled_channels
+from s2ap_train.models.classifier import Classifier, ImageSize, image_sides, initialise, scaled_channels
 
 NAME = "small_cnn"
+_TWO_POOLS = 64  # side of the largest square image, pixels
 
 
 class Block(nn.Module):
@@ -28,13 +30,18 @@ class Block(nn.Module):
         return pooled
 
 
-def default_pools(blocks: int) -> tuple[int, ...]:
+def default_pools(blocks: int, image_size: ImageSize) -> tuple[int, ...]:
     """Blocks after which a network of this depth pools: two of them, in the middle; six blocks pool after 2 and 4.
 
     Pooling late costs time and buys robustness: the first blocks of an adversarially trained network need all pixels.
+    Beyond 64x64 pixels every doubling of both sides adds a pool, in an earlier block as long as there are some: six
+    blocks pool after 1, 2 and 4 up to 128x128 and after 0, 1, 2 and 4 up to 256x256.
     """
     first = max(0, (blocks - 2) // 2)
-    return (first, first + max(1, round(blocks / 3))) if blocks > 1 else (0,)
+    middle = (first, first + max(1, round(blocks / 3))) if blocks > 1 else (0,)
+    more = math.ceil(math.log2(math.sqrt(math.prod(image_sides(image_size))) / _TWO_POOLS))
+    spare = [block for block in (*reversed(range(first)), *range(first, blocks)) if block not in middle]
+    return tuple(sorted((*middle, *spare[: max(0, more)])))
 
 
 class SmallCNN(Classifier):
@@ -50,7 +57,7 @@ class SmallCNN(Classifier):
         in_channels: int = 1,
         classes: int = 10,
         widths: Sequence[int] = (16, 16, 16, 32, 32, 64),
-        image_size: int = 8,
+        image_size: ImageSize = 8,
         *,
         pool_after: Sequence[int] | None = None,
         width: float = 1.0,
@@ -62,7 +69,7 @@ class SmallCNN(Classifier):
             in_channels: Channels of an image.
             classes: Number of classes K.
             widths: Output channels of each block, first to last.
-            image_size: Height and width of an image, pixels.
+            image_size: Side of a square image, or (height, width), pixels.
             pool_after: Indices, from 0, of the blocks that end with a 2x2 max-pool; None = `default_pools`.
             width: Factor of `widths`, see `scaled_channels`; 1 takes them as they are.
             seed: Seed of the initial weights.
@@ -74,14 +81,16 @@ class SmallCNN(Classifier):
         if min(len(widths), *widths) < 1:
             raise ValueError(f"SmallCNN got widths {tuple(widths)}; every size must be at least 1")
         widths = widths if width == 1 else [scaled_channels(channels, width) for channels in widths]
-        pool_after = default_pools(len(widths)) if pool_after is None else pool_after
+        pool_after = default_pools(len(widths), image_size) if pool_after is None else pool_after
         if any(not 0 <= block < len(widths) for block in pool_after):
             raise ValueError(f"pool_after is {tuple(pool_after)}; it must name blocks from 0 to {len(widths) - 1}")
         self.pool_after = tuple(sorted(set(pool_after)))
-        side = image_size >> len(self.pool_after)
-        if side < 1:
+        sides = self.image_shape[1:]
+        height, image_width = (side >> len(self.pool_after) for side in sides)
+        if min(height, image_width) < 1:
             raise ValueError(
-                f"{len(self.pool_after)} pools leave nothing of an image of {image_size} pixels; pool less often"
+                f"{len(self.pool_after)} pools leave nothing of an image of {sides[0]}x{sides[1]} pixels; "
+                "pool less often"
             )
         inputs = (in_channels, *widths[:-1])
         with torch.random.fork_rng(
@@ -90,7 +99,7 @@ class SmallCNN(Classifier):
             self.blocks = nn.ModuleList(
                 Block(i, o, pool=n in self.pool_after) for n, (i, o) in enumerate(zip(inputs, widths, strict=True))
             )
-            self.classifier = nn.Linear(widths[-1] * side * side, classes)
+            self.classifier = nn.Linear(widths[-1] * height * image_width, classes)
         initialise(self, seed)
         self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
 
@@ -118,7 +127,7 @@ class SmallCNN(Classifier):
             "in_channels": self.in_channels,
             "classes": self.classes,
             "widths": list(self.widths),
-            "image_size": self.image_size,
+            "image_size": self.recorded_size,
             "pool_after": list(self.pool_after),
         }
 

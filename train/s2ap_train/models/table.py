@@ -57,18 +57,16 @@ def create(
     Args:
         network: A name of `ARCHITECTURES`, a table with `name` and further arguments such as `width`, or the factory of
             a user's network as "package.module:function".
-        image_shape: (C, H, W); H and W are equal.
+        image_shape: (C, H, W).
         classes: Number of classes.
         seed: Of the weights.
 
     Raises:
-        RecipeError: If images are not square, or as `build`.
+        RecipeError: As `build`.
     """
     channels, height, width = image_shape
-    if height != width:
-        raise RecipeError(f"networks take square images, the data has {height}x{width}; resize it with image_size")
     network = as_table(network)
-    data = dict(zip(_OF_THE_DATA, (channels, classes, height), strict=True))
+    data = dict(zip(_OF_THE_DATA, (channels, classes, (height, width)), strict=True))
     _leaves_the_data(network)
     return build({**network, **data}, seed=seed)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.models.classifier import Classifier
+from s2ap_train.models.classifier import Classifier, ImageSize
 from s2ap_train.models.modes import evaluation_mode
 
 NAME = "user"
@@ -35,7 +35,7 @@ class UserNetwork(Classifier):
         factory: str,
         in_channels: int = 3,
         classes: int = 10,
-        image_size: int = 32,
+        image_size: ImageSize = 32,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -45,10 +45,12 @@ class UserNetwork(Classifier):
 
         Args:
             factory: "package.module:function"; the module is searched in the current folder first. The function is
-                called with those of the keywords in_channels, classes and image_size that it takes.
+                called with those of the keywords in_channels, classes, image_size (one int for square images, else
+                (height, width)) and image_shape (C, H, W) that it names, and with height and width if it names both
+                (width alone is a factor of channels in many networks). One that takes any keyword gets the first three.
             in_channels: Channels C of an image.
             classes: Number of classes K.
-            image_size: Height and width of an image, pixels.
+            image_size: Side of a square image, or (height, width), pixels.
             mean: Subtracted from each channel of the pixels in [0, 1], one number a channel or one for all; None: 0.
             std: What the difference is divided by, in the same way; None: 1.
             seed: Of torch's global generator while the factory runs; its state is put back afterwards.
@@ -63,11 +65,11 @@ class UserNetwork(Classifier):
         self.mean, self.std = _per_channel("mean", mean, in_channels), _per_channel("std", std, in_channels)
         self.register_buffer("_shift", _buffer(self.mean, 0.0), persistent=False)
         self.register_buffer("_scale", _buffer(self.std, 1.0), persistent=False)
-        sizes = {"in_channels": in_channels, "classes": classes, "image_size": image_size}
+        sizes = {"in_channels": in_channels, "classes": classes, "image_size": self.image_size}
         function = _factory(factory)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = _made(factory, function, sizes)
+            self.network = _made(factory, function, sizes, self.image_shape)
         _check_logits(factory, self, self.image_shape, classes)
         _check_parameters(factory, self.network)
 
@@ -85,7 +87,7 @@ class UserNetwork(Classifier):
             "factory": self.factory,
             "in_channels": self.in_channels,
             "classes": self.classes,
-            "image_size": self.image_size,
+            "image_size": self.recorded_size,
             **({} if self.mean is None else {"mean": list(self.mean)}),
             **({} if self.std is None else {"std": list(self.std)}),
         }
@@ -137,16 +139,21 @@ def _factory(name: str) -> Callable[..., object]:
     return function
 
 
-def _made(name: str, function: Callable[..., object], sizes: dict[str, int]) -> nn.Module:
+def _made(
+    name: str, function: Callable[..., object], sizes: dict[str, Any], image_shape: tuple[int, int, int]
+) -> nn.Module:
     try:
         parameters = inspect.signature(function).parameters.values()
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-        made = function(**{key: value for key, value in sizes.items() if takes_all or key in named})
+        given = {key: value for key, value in sizes.items() if takes_all or key in named}
+        given |= {"image_shape": image_shape} if "image_shape" in named else {}
+        given |= {"height": image_shape[1], "width": image_shape[2]} if {"height", "width"} <= named else {}
+        made = function(**given)
     except Exception as error:  # whatever the user's function raises
         raise RecipeError(
             f"factory {name} failed with {type(error).__name__}: {error}; it is called with those of in_channels, "
-            "classes and image_size that it takes, by keyword"
+            "classes, image_size, image_shape, height and width that it takes, by keyword"
         ) from error
     if not isinstance(made, nn.Module):
         raise RecipeError(f"factory {name} returned a {type(made).__name__}, expected a torch.nn.Module")

@@ -28,7 +28,7 @@ class VGG16(ScaledClassifier):
 
     def _layers(self) -> list[int | str]:
         """Configuration D of the paper, scaled, without the pools for which the image is too small."""
-        side = self.image_size
+        side = min(self.image_shape[1:])
         layers: list[int | str] = []
         for layer in cfgs["D"]:
             if layer != "M":

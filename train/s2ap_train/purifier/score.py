@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
 from s2ap_train.purifier.denoisers import DenoisingError, denoising_error, denoising_errors, fit_gaussian, log_spaced
 from s2ap_train.purifier.score_state import ScoreState
-from s2ap_train.purifier.sizes import Size, multipliers_for, width_for
-from s2ap_train.purifier.unet import CHANNELS_PER_GROUP, UNet
+from s2ap_train.purifier.sizes import NetworkSize, Size, fold_for, multipliers_for, width_for
+from s2ap_train.purifier.unet import CHANNELS_PER_GROUP, UNet, padded_sides
 from s2ap_train.training import Run, batches, run_epochs
 from s2ap_train.training.batches import check_shareable, flipped
 
@@ -25,6 +25,7 @@ _REPORTED_SIGMAS = 8
 _LEAST_SIGMA = 1e-4
 _NARROW = 1.05  # ratio of largest and smallest sigma below which one stands for all
 _MOST_REPORTED_IMAGES = 256
+_MOST_PADDED = 2  # pixels with padding, as a multiple of those without
 _HELD_OUT = 10  # one image of so many validates, where no validation images are given
 
 
@@ -33,9 +34,10 @@ class ScoreTraining:
     """Hyper-parameters of `train_score_model`; sigma in [0, 1] pixels.
 
     Attributes:
-        size: 'standard' or 'fast', which decides `width` and `multipliers` by the images: see `architecture`.
+        size: 'standard' or 'fast', which decides `width`, `multipliers` and `fold` by the images: see `architecture`.
         width: Channels of the first level, a multiple of 8, instead of the size's.
         multipliers: Channels of each level in units of `width`, instead of the size's.
+        fold: Side of the squares of pixels that become channels before the first level, instead of the size's.
         epochs: Passes over the training images.
         batch_size: Images a step, of all processes together.
         lr: Adam's learning rate at first; it falls on a cosine to zero.
@@ -48,6 +50,7 @@ class ScoreTraining:
     size: Size = "standard"
     width: int | None = None
     multipliers: tuple[int, ...] | None = None
+    fold: int | None = None
     epochs: int = 25
     batch_size: int = 50
     lr: float = 4e-3
@@ -77,24 +80,34 @@ class ScoreTraining:
             raise RecipeError(f"width is {self.width}; give a multiple of {CHANNELS_PER_GROUP}")
         if self.multipliers is not None and min(self.multipliers, default=0) < 1:
             raise RecipeError(f"multipliers are {self.multipliers}; give one number from 1 for each level")
+        if self.fold is not None and self.fold < 1:
+            raise RecipeError(f"fold is {self.fold}; give the side of the squares of pixels that become channels, or 1")
 
-    def architecture(self, image_shape: tuple[int, int, int]) -> tuple[int, tuple[int, ...]]:
-        """Width and multipliers of the network for images (C, H, W).
+    def architecture(self, image_shape: tuple[int, int, int]) -> NetworkSize:
+        """The network's size for images (C, H, W): what is given here, the rest by the images.
 
         Raises:
-            RecipeError: If the images cannot be halved as often as `multipliers` say.
+            RecipeError: If `multipliers` and `fold` would halve the images so often that most of them were padding.
         """
-        width = width_for(image_shape, self.size) if self.width is None else self.width
-        if self.multipliers is None:
-            return width, multipliers_for(image_shape)
+        fold = fold_for(image_shape) if self.fold is None else self.fold
+        width = width_for(image_shape, self.size, fold) if self.width is None else self.width
+        multipliers = multipliers_for(image_shape, fold) if self.multipliers is None else self.multipliers
         _, height, image_width = image_shape
-        halvings = len(self.multipliers) - 1
-        if height % 2**halvings or image_width % 2**halvings:
+        halvings = len(multipliers) - 1
+        rows, columns = padded_sides(image_shape[1:], fold * 2**halvings)
+        if rows * columns > _MOST_PADDED * height * image_width:
+            folded = f" and folded by {fold}" if fold > 1 else ""
             raise RecipeError(
-                f"images of {height}x{image_width} cannot be halved {halvings} times; "
-                f"use fewer multipliers than {self.multipliers}, or none to have them chosen"
+                f"images of {height}x{image_width} cannot be halved {halvings} times{folded}: they would have to be "
+                f"padded to {rows}x{columns}; use fewer multipliers than {multipliers}, or leave multipliers and fold "
+                "to the images"
             )
-        return width, self.multipliers
+        return NetworkSize(width, multipliers, fold)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the weights, by name; `fold` is there where it is given."""
+        named = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in named.items() if (name, value) != ("fold", None)}
 
     def validation_sigmas(self) -> list[float]:
         """Noise levels of every epoch's error: the middles of equal parts of [sigma_min, sigma_max] in logarithm.
@@ -214,9 +227,9 @@ def _validated(state: ScoreState, held_out: Tensor, config: ScoreTraining) -> di
 
 def _fresh(train: Tensor, config: ScoreTraining, seed: int) -> UNet:
     channels, height, image_width = train.shape[1:]
-    width, multipliers = config.architecture((channels, height, image_width))
+    size = config.architecture((channels, height, image_width))
     try:
-        return UNet(channels, width, multipliers, data_mean=float(train.mean()), data_std=float(train.std()), seed=seed)
+        return UNet(channels, *size, data_mean=float(train.mean()), data_std=float(train.std()), seed=seed)
     except ValueError as error:
         raise RecipeError(str(error)) from error
 

@@ -69,7 +69,7 @@ def _summary_table(record: Mapping[str, Any]) -> TableText:
     architecture = record["architecture"]
     rows = (
         ("data", str(record["data"])),
-        ("network", f"{architecture['width']} channels x {architecture['multipliers']}"),
+        ("network", f"{architecture['width']} channels x {architecture['multipliers']}, {_fold(architecture)}"),
         ("parameters", f"{record['parameters']:,}"),
         ("FLOPs of one pass for one image", f"{record['flops']:,}"),
         ("epochs", str(len(record["history"]))),
@@ -77,6 +77,11 @@ def _summary_table(record: Mapping[str, Any]) -> TableText:
         ("mean validation error", f"{record['validation_error']:.3f} of the noise's energy"),
     )
     return TableText("The model", ("", ""), rows)
+
+
+def _fold(architecture: Mapping[str, Any]) -> str:
+    fold = architecture.get("fold", 1)
+    return "pixels as they are" if fold == 1 else f"squares of {fold}x{fold} pixels as channels"
 
 
 def error_table(denoising: list[Mapping[str, float]]) -> TableText:

@@ -2,7 +2,9 @@
 
 It decides which operators an exported purifier contains, so it is built from convolutions, group normalisation and
 SiLU alone: smooth everywhere (a ReLU would mask gradients), every image on its own (batch normalisation would not).
-Resolution changes by 2x2 convolutions of stride 2 and their transposes, each the other's gradient.
+Resolution changes by 2x2 convolutions of stride 2 and their transposes, each the other's gradient. A fold makes
+channels of squares of pixels before all this, so that large images cost no more a pixel than small ones. Images of any
+height and width are padded inside to sides that can be folded and halved.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch.nn.functional import group_norm, silu
 
 from s2ap_defend.errors import RecipeError
 
-__all__ = ["NAME", "UNet", "build"]
+__all__ = ["NAME", "UNet", "build", "padded_sides"]
 
 NAME = "unet"
 CHANNELS_PER_GROUP = 8
@@ -72,6 +74,7 @@ class UNet(nn.Module):
         in_channels: int = 1,
         width: int = 16,
         multipliers: Sequence[int] = (1, 2),
+        fold: int = 1,
         *,
         data_mean: float = 0.5,
         data_std: float = 0.5,
@@ -82,8 +85,9 @@ class UNet(nn.Module):
         Args:
             in_channels: Channels of an image.
             width: Channels of the first level, a multiple of 8.
-            multipliers: Channels of each level in units of `width`; every level after the first halves the resolution,
-                so height and width of an image must be multiples of 2 ** (levels - 1).
+            multipliers: Channels of each level in units of `width`; every level after the first halves the resolution.
+            fold: Squares of fold x fold pixels become channels (pixel-unshuffle) before the first level, and pixels
+                again behind the last; 1 folds nothing.
             data_mean: Mean of the pixels of the data.
             data_std: Their standard deviation.
             seed: Seed of the initial weights.
@@ -93,16 +97,16 @@ class UNet(nn.Module):
         """
         super().__init__()
         multipliers = tuple(multipliers)
-        if in_channels < 1 or width < 1 or width % CHANNELS_PER_GROUP or min(multipliers, default=0) < 1:
+        if min(in_channels, width, fold) < 1 or width % CHANNELS_PER_GROUP or min(multipliers, default=0) < 1:
             raise ValueError(
-                f"a UNet needs channels, a width that is a multiple of {CHANNELS_PER_GROUP} and multipliers of 1 or "
-                f"more; found {in_channels} channels, width {width}, multipliers {multipliers}"
+                f"a UNet needs channels, a width that is a multiple of {CHANNELS_PER_GROUP}, multipliers and a fold of "
+                f"1 or more; found {in_channels} channels, width {width}, multipliers {multipliers}, fold {fold}"
             )
         if not data_std > 0:
             raise ValueError(f"data_std must be positive, found {data_std}; the images may all be constant")
-        self.in_channels, self.width, self.multipliers = in_channels, width, multipliers
+        self.in_channels, self.width, self.multipliers, self.fold = in_channels, width, multipliers, fold
         self.data_mean, self.data_std = data_mean, data_std
-        embedding = 4 * width
+        embedding, folded = 4 * width, in_channels * fold**2
         widths = [width * multiplier for multiplier in multipliers]
         steps = list(itertools.pairwise(widths))
         with torch.random.fork_rng(devices=[]):  # layer constructors draw from the global generator
@@ -110,14 +114,14 @@ class UNet(nn.Module):
             self.embedding = nn.Sequential(
                 nn.Linear(2 * width, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
             )
-            self.head = nn.Conv2d(in_channels, width, 3, padding=1)
+            self.head = nn.Conv2d(folded, width, 3, padding=1)
             self.down_blocks = nn.ModuleList(ResidualBlock(c, embedding) for c in widths)
             self.downs = nn.ModuleList(nn.Conv2d(i, o, 2, stride=2) for i, o in steps)
             self.middle = ResidualBlock(widths[-1], embedding)
             self.ups = nn.ModuleList(nn.ConvTranspose2d(o, i, 2, stride=2) for i, o in steps)
             self.up_blocks = nn.ModuleList(ResidualBlock(c, embedding) for c in widths)
             self.tail_norm = ModulatedNorm(width, embedding)
-            self.tail = nn.Conv2d(width, in_channels, 3, padding=1)
+            self.tail = nn.Conv2d(width, folded, 3, padding=1)
         self._damp()
 
     def _damp(self) -> None:
@@ -146,7 +150,7 @@ class UNet(nn.Module):
         embedding = self.embedding(self._frequencies(sigma))
         total = (sigma.square() + self.data_std**2)[:, None, None, None]
         centred = noisy - self.data_mean
-        features = self.head(centred)
+        features = self.head(_folded(_padded(centred, self.multiple), self.fold))
         skips: list[Tensor] = []
         for level, block in enumerate(self.down_blocks):
             if level > 0:
@@ -158,7 +162,8 @@ class UNet(nn.Module):
             features = self.up_blocks[level](features + skips[level], embedding)
             if level > 0:
                 features = self.ups[level - 1](features)
-        rest = self.tail(silu(self.tail_norm(features, embedding)))
+        rest = _unfolded(self.tail(silu(self.tail_norm(features, embedding))), self.fold)
+        rest = rest[:, :, : noisy.shape[2], : noisy.shape[3]]
         noise: Tensor = centred * (sigma[:, None, None, None] / total) + rest * (self.data_std * total.rsqrt())
         return noise
 
@@ -168,8 +173,16 @@ class UNet(nn.Module):
         angles = sigma.log()[:, None] * (0.25 * math.tau * 16.0**octaves)
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
+    @property
+    def multiple(self) -> int:
+        """Pixels to a multiple of which both sides of an image are padded."""
+        return int(self.fold * 2 ** (len(self.multipliers) - 1))
+
     def architecture(self) -> dict[str, Any]:
-        """What `build` needs to rebuild this network, as JSON values; weights are not part of it."""
+        """What `build` needs to rebuild this network, as JSON values; weights are not part of it.
+
+        `fold` is there where it is not 1.
+        """
         return {
             "name": NAME,
             "in_channels": self.in_channels,
@@ -177,7 +190,40 @@ class UNet(nn.Module):
             "multipliers": list(self.multipliers),
             "data_mean": self.data_mean,
             "data_std": self.data_std,
-        }
+        } | ({} if self.fold == 1 else {"fold": self.fold})
+
+
+def padded_sides(sides: Sequence[int], multiple: int) -> tuple[int, ...]:
+    """Sides in pixels, each enlarged to a multiple."""
+    return tuple(side + -side % multiple for side in sides)
+
+
+def _padded(images: Tensor, multiple: int) -> Tensor:
+    """Images [B, C, H, W] with rows and columns of zeros behind the last, up to multiples."""
+    for axis in (2, 3):
+        sizes = list(images.shape)
+        sizes[axis] = -sizes[axis] % multiple
+        if sizes[axis]:
+            images = torch.cat([images, images.new_zeros(sizes)], dim=axis)
+    return images
+
+
+def _folded(images: Tensor, fold: int) -> Tensor:
+    """Pixel-unshuffle, [B, C, H, W] -> [B, C fold^2, H / fold, W / fold], in operators that a graph has."""
+    if fold == 1:
+        return images
+    count, channels, height, width = images.shape
+    squares = images.reshape(count, channels, height // fold, fold, width // fold, fold)
+    return squares.permute(0, 1, 3, 5, 2, 4).reshape(count, channels * fold**2, height // fold, width // fold)
+
+
+def _unfolded(features: Tensor, fold: int) -> Tensor:
+    """The inverse of `_folded`: pixel-shuffle."""
+    if fold == 1:
+        return features
+    count, channels, height, width = features.shape
+    squares = features.reshape(count, channels // fold**2, fold, fold, height, width)
+    return squares.permute(0, 1, 4, 2, 5, 3).reshape(count, channels // fold**2, height * fold, width * fold)
 
 
 def build(architecture: Mapping[str, Any], *, seed: int = 0) -> UNet:

@@ -14,7 +14,7 @@ from s2ap_train.data.arrays import open_npz
 from s2ap_train.data.containers import open_container
 from s2ap_train.data.decoding import Decoder
 from s2ap_train.data.folders import open_folder
-from s2ap_train.data.source import DataSource
+from s2ap_train.data.source import DataSource, Resizing
 from s2ap_train.data.tree import Tree, read_tree
 from s2ap_train.recipe.text import packaged_recipes, read_recipe
 
@@ -109,8 +109,9 @@ def _of_recipe(source: str, manifest: Manifest, root: Path | None, limit: int | 
 
 def _of_path(path: Path, manifest: Manifest, limit: int | None, labelled: bool) -> CleanData:
     with ExitStack() as opened:
+        resizing = _resizing(manifest)
         if path.suffix.lower() == ".npz":
-            source = open_npz(path, None)
+            source = open_npz(path, resizing)
         else:
             tree = read_tree([open_container(path, opened)])
             folders = {image.rpartition("/")[0] for image in tree.images()}
@@ -122,7 +123,7 @@ def _of_path(path: Path, manifest: Manifest, limit: int | None, labelled: bool) 
                     "needs labels; sort them into CLASS/IMAGE, or say --calibrate-on all"
                 )
             channels = manifest.input.channels
-            source = open_folder((path,), opened, image_size=None, channels=channels if channels in {1, 3} else None)
+            source = open_folder((path,), opened, resizing=resizing, channels=channels if channels in {1, 3} else None)
         return _of_source(source, manifest, limit, labelled)
 
 
@@ -140,9 +141,16 @@ def _unlabelled(tree: Tree, manifest: Manifest, limit: int | None) -> CleanData:
     files = [tree.files[path] for path in tree.images()]
     chosen = [files[row] for row in _sample(len(files), limit)]
     channels = manifest.input.channels
-    decoder = Decoder.of(chosen[0], channels=channels if channels in {1, 3} else None, image_size=None)
+    kept = channels if channels in {1, 3} else None
+    decoder = Decoder.of(chosen[0], channels=kept, resizing=_resizing(manifest))
     images = decoder.read(chosen, lambda _: None)
     return CleanData(images, None, f"{len(chosen)} unlabelled images of {tree.label}")
+
+
+def _resizing(manifest: Manifest) -> Resizing | None:
+    """What was done to images of other sizes when the file was trained; None: they were taken as they are."""
+    described = manifest.input
+    return None if described.resize is None else Resizing((described.height, described.width), described.resize)
 
 
 def _sample(count: int, limit: int | None) -> Int64:
