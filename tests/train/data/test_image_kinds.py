@@ -12,6 +12,7 @@ from s2ap_defend.images import read
 from s2ap_train.data import DataSettings
 from s2ap_train.data.containers import Folder
 from s2ap_train.data.decoding import Decoder, ImageFile
+from s2ap_train.data.source import Resizing
 
 READ = {name: case for name, case in CASES.items() if not isinstance(case.shown, str) or case.on_white is not None}
 
@@ -19,7 +20,8 @@ READ = {name: case for name, case in CASES.items() if not isinstance(case.shown,
 def decoded(folder: Path, content: bytes, *, channels: int | None, size: int | None, on_white: bool) -> np.ndarray:
     (folder / "x.png").write_bytes(content)
     file = ImageFile(Folder(folder), "x.png")
-    decoder = Decoder.of(file, channels=channels, image_size=size, on_white=on_white)
+    resizing = None if size is None else Resizing((size, size), "crop")
+    decoder = Decoder.of(file, channels=channels, resizing=resizing, on_white=on_white)
     return decoder.read([file], lambda _: None)[0]
 
 
