@@ -22,6 +22,7 @@ class _Work:
         flops: That the adversarial training of the classifier may take; its steps follow from what the network costs.
         least, most: Gradient steps of that training.
         passes: The most that it goes over the training images.
+        small_batch: Images a step of jurors and sensors; few images need small batches, or nothing is learnt.
         small_steps: Gradient steps of a juror's first training.
         attack_steps: Of every adversarial training.
         jurors, sensors: Members.
@@ -38,6 +39,7 @@ class _Work:
     least: int
     most: int
     passes: int
+    small_batch: int
     small_steps: int
     attack_steps: int
     jurors: int
@@ -52,11 +54,11 @@ class _Work:
 
 
 EFFORTS: Mapping[Effort, _Work] = {
-    "quick": _Work(2e12, 60, 400, 20, 300, 2, 3, 2, 16, 300, 50, 6, 60, "quick", 10_000),
-    "standard": _Work(4e13, 400, 6000, 40, 2500, 2, 4, 2, 24, 2500, 150, 10, 150, "standard", 50_000),
-    "full": _Work(4e15, 2000, 60_000, 100, 20_000, 7, 6, 4, 48, 20_000, 300, 15, 1000, "full", 1_000_000),
+    "quick": _Work(2e12, 60, 400, 25, 32, 700, 2, 3, 2, 16, 300, 50, 6, 60, "quick", 10_000),
+    "standard": _Work(4e13, 400, 6000, 40, 64, 2500, 2, 4, 2, 24, 2500, 150, 10, 150, "standard", 50_000),
+    "full": _Work(4e15, 2000, 60_000, 100, 128, 20_000, 7, 6, 4, 48, 20_000, 300, 15, 1000, "full", 1_000_000),
 }
-_BATCH, _SMALL_BATCH = 64, 64
+_BATCH = 64
 _FORWARD_AND_BACKWARD = 3  # passes that a gradient costs, in forward passes
 _LAST_SIDE = 8  # a juror's last blocks see about so many pixels a side
 _LEAST_WIDTH = 8
@@ -104,17 +106,19 @@ def photos_tables(
     attack = {"eps": eps, "attack_steps": work.attack_steps, "validation_steps": 5}
     dense_steps = _dense_steps(work, flops)
     widths, pools = _juror_blocks(facts, flops, work)
-    small = {"batch_size": _SMALL_BATCH, "weight_decay": 5e-4, "average_decay": 0.99, **_augmented(facts)}
+    small = {"batch_size": work.small_batch, "weight_decay": 5e-4, "average_decay": 0.99, **_augmented(facts)}
     own = {"batch_size": _BATCH, "weight_decay": 5e-4, "average_decay": 0.99, **_augmented(facts)}
 
-    def epochs(steps: int, share: float = 1.0) -> dict[str, int]:
+    def epochs(steps: float, batch: int = _BATCH) -> dict[str, int]:
         """As many as make so many steps, and how often they are judged."""
-        count = max(1, min(work.passes, math.ceil(share * steps * _BATCH / trained)))
+        count = max(1, min(work.passes, math.ceil(steps * batch / trained)))
         return {"epochs": count, "validate_every": max(1, count // 3)}
 
-    def warmed(steps: int) -> dict[str, int]:
+    def small_epochs(share: float) -> dict[str, int]:
+        return epochs(share * work.small_steps, work.small_batch)
+
+    def warmed(table: dict[str, int]) -> dict[str, int]:
         """From fresh weights: without a growing eps, few steps leave a network at chance."""
-        table = epochs(steps)
         return {**table, "eps_warmup_epochs": table["epochs"] // 2}
 
     natural: dict[str, Any] = {"loss": "natural", "eps": 0}
@@ -126,13 +130,13 @@ def photos_tables(
         "count": work.jurors,
         "first_seed": 100,
         "models": [network],
-        "pretraining": {**small, **attack, **warmed(work.small_steps), "lr": 0.1},
-        "finetune": {**small, **attack, **epochs(work.small_steps, 0.6), "lr": 0.05},
+        "pretraining": {**small, **attack, **warmed(small_epochs(1.0)), "lr": 0.05},
+        "finetune": {**small, **attack, **small_epochs(0.6), "lr": 0.02},
         "pruning": {
             "method": "s2ap",
             "sparsity": 0.2,
             "s2ap": {"radius": "auto", "warmup_epochs": 0},
-            "training": {**small, **attack, **epochs(work.small_steps, 0.2), "lr": 0.1, **_MASKS},
+            "training": {**small, **attack, **small_epochs(0.2), "lr": 0.05, **_MASKS},
         },
     }
     sensors = {
@@ -141,8 +145,8 @@ def photos_tables(
         "count": work.sensors,
         "first_seed": 200,
         "models": [network],
-        "pretraining": {**small, **natural, **epochs(work.small_steps), "lr": 0.1},
-        "finetune": {**small, **natural, **epochs(work.small_steps, 0.3), "lr": 0.05},
+        "pretraining": {**small, **natural, **small_epochs(1.0), "lr": 0.05},
+        "finetune": {**small, **natural, **small_epochs(0.3), "lr": 0.02},
         "pruning": {"method": "magnitude", "sparsity": 0.5},
     }
     return {
@@ -152,12 +156,15 @@ def photos_tables(
         "eps": eps,
         "classifier": "plain",
         "model": dict(model) if isinstance(model, Mapping) else model,
-        "given": {**given, **({} if fresh else {"fresh": {**own, **attack, **warmed(2 * dense_steps), "lr": 0.1}})},
+        "given": {
+            **given,
+            **({} if fresh else {"fresh": {**own, **attack, **warmed(epochs(2 * dense_steps)), "lr": 0.1}}),
+        },
         "plain": {**own, **natural, **epochs(2 * dense_steps), "lr": 0.05},
         "adversarial": {
             **own,
             **attack,
-            **(warmed(dense_steps) if fresh else epochs(dense_steps)),
+            **(warmed(epochs(dense_steps)) if fresh else epochs(dense_steps)),
             "lr": 0.05 if fresh else 0.02,
         },
         "pruning": {
@@ -165,9 +172,9 @@ def photos_tables(
             "base": "hydra",
             "sparsity": 0.5,
             "s2ap": {"radius": "auto", "warmup_epochs": 0},
-            "training": {**own, **attack, **epochs(dense_steps, 0.3), "lr": 0.1, **_MASKS},
+            "training": {**own, **attack, **epochs(0.3 * dense_steps), "lr": 0.1, **_MASKS},
         },
-        "finetune": {**own, **attack, **epochs(dense_steps, 0.6), "lr": 0.02},
+        "finetune": {**own, **attack, **epochs(0.6 * dense_steps), "lr": 0.02},
         "members": {"jurors": robust_members, "sensors": sensors},
         "score_model": {"size": "fast", **_score_epochs(work, trained), "flip": _photos(facts)},
         "purifier": _purifier(facts, eps),
