@@ -9,14 +9,16 @@ import click
 import numpy as np
 import pytest
 from PIL import Image
-from tests.docs.documents import ROOT
+from tests.docs.documents import ROOT, blocks, text_of
 from tests.train.planted_runs import make_run
 
 from s2ap_defend.commands.main import run
-from s2ap_defend.model_file import open_model_file
+from s2ap_defend.manifest import Protocol
+from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.sequential import first_answers
 from s2ap_export.commands.calibrate.clean_data import load_clean_data
 from s2ap_train.calibration.stage_engines import StageEngines
+from s2ap_train.data import load_data
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("docs") / "model.onnx"
     options = ["--data", "digits", "--calibrate-on", "all", "--limit", "80", "-o", str(path)]
     assert run(["calibrate", str(versions[max(versions)]), *options]) == 0
+    file = open_model_file(path)
+    split = {"split": {"source": "digits"}, "test_sha256": load_data("digits", 0).sha256("test")}
+    protocol = Protocol(**split, eps=0.15, l2=None, pixels=3, samples=64, budget="quick")
+    made = file.manifest.provenance.model_copy(update={"protocol": protocol, "seed": 0})
+    write_model_file(file.proto, file.manifest.model_copy(update={"provenance": made}), path)
     return path
 
 
@@ -42,6 +49,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path
         Image.fromarray(pixels).save(name)
     Image.fromarray(np.kron(pixels, np.ones((2, 3), np.uint8))).save("photo.jpg")
     np.save("images.npy", np.float32(pixels[None, None] / 255))
+    for i in range(100):
+        photo = tmp_path / f"photos/{3 + i % 2}/{i}.png"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.roll(pixels, i)).convert("RGB").save(photo)
+    (tmp_path / "mynets.py").write_text(next(block for block in blocks(text_of("tutorial.md")) if "def build" in block))
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     return tmp_path
 
@@ -75,6 +87,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     monkeypatch.setattr("s2ap_export.commands.calibrate.clean_data.load_clean_data", clean_data)
     monkeypatch.setattr("s2ap_train.compute.launch", launch)
     monkeypatch.setattr("s2ap_export.hardening.harden.harden", harden)
+    monkeypatch.setattr("s2ap_export.hardening.announcement.announce", stop)
     monkeypatch.setattr("s2ap_export.hardening.networks.compared_networks", lambda *_, **__: None)
     monkeypatch.setattr("s2ap_train.redteam.evaluation.evaluate_file", stop)
     monkeypatch.setattr("s2ap_train.hardening.train.train_components", stop)

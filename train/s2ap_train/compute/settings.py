@@ -13,10 +13,13 @@ Accelerator = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """Where to train: `accelerator` "auto" is CUDA where there is a device, else the CPU; `devices` processes share it.
+    """Where to train.
 
-    `precision` "bf16" and "16" are mixed: weights stay 32 bit. "16" needs CUDA. `channels_last` is the faster layout
-    of images on most hardware.
+    Attributes:
+        accelerator: "auto" is CUDA where there is a device, else the CPU.
+        devices: GPUs, or processes on a CPU, that share a training.
+        precision: "bf16" and "16" are mixed: weights stay 32 bit. "16" needs CUDA.
+        channels_last: The faster layout of images on most hardware.
     """
 
     accelerator: Accelerator = "auto"

@@ -26,8 +26,13 @@ ChooseChannels = Callable[[Classifier, Sequence[ChannelGroup], Sequence[int], to
 class ChannelPruning:
     """Hyper-parameters of `channel_member`: how much of its channel groups it keeps, see `random_keep_rates`.
 
-    `fresh` draws new weights instead of copying the base's: of the base such a member has the shape only, so whatever
-    chose its channels, it is the same for the same seed.
+    Attributes:
+        keep_low: Least share of its channels that a group keeps.
+        keep_high: Largest share.
+        keep_mean: Mean share over the groups.
+        fresh: Draw new weights instead of copying the base's: of the base such a member has the shape only, so whatever
+            chose its channels, it is the same for the same seed.
+        training: Of what is left.
     """
 
     keep_low: float = 0.1
@@ -96,6 +101,9 @@ class ChannelFamily(MemberFamily):
     """Channels are taken out of the plain network, at random or all but those of the largest filters; then it trains.
 
     With `settings.fresh` members take only their shape from it, not its weights, and are called 'fresh-channel'.
+
+    Attributes:
+        settings: How many channels stay, and the training.
     """
 
     family: Literal["random-channel", "l1-norm"]

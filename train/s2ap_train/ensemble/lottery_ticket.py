@@ -94,7 +94,11 @@ def lottery_ticket(
 
 
 class LotteryTicketFamily(MemberFamily):
-    """Each member is a ticket of its own initialisation; of the plain network it has the architecture only."""
+    """Each member is a ticket of its own initialisation; of the plain network it has the architecture only.
+
+    Attributes:
+        settings: Sparsity and both trainings.
+    """
 
     family: Literal["lottery-ticket"]
     settings: LotteryTicket

@@ -124,7 +124,11 @@ def mutate(base: Classifier, operator: Operator, rate: float, generator: torch.G
 
 
 class MutationFamily(MemberFamily):
-    """Each member is a mutant that keeps most of the plain network's accuracy; operators take turns."""
+    """Each member is a mutant that keeps most of the plain network's accuracy; operators take turns.
+
+    Attributes:
+        settings: What is mutated.
+    """
 
     family: Literal["mutation"]
     settings: Mutation = Mutation()

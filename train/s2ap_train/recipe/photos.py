@@ -130,13 +130,13 @@ def photos_tables(
         "count": work.jurors,
         "first_seed": 100,
         "models": [network],
-        "pretraining": {**small, **attack, **warmed(small_epochs(1.0)), "lr": 0.05},
-        "finetune": {**small, **attack, **small_epochs(0.6), "lr": 0.02},
+        "pretraining": {**small, **attack, **warmed(small_epochs(1.0)), "lr": 0.02},
+        "finetune": {**small, **attack, **small_epochs(0.5), "lr": 0.01},
         "pruning": {
             "method": "s2ap",
             "sparsity": 0.2,
             "s2ap": {"radius": "auto", "warmup_epochs": 0},
-            "training": {**small, **attack, **small_epochs(0.2), "lr": 0.05, **_MASKS},
+            "training": {**small, **attack, **small_epochs(0.2), "lr": 0.02, **_MASKS},
         },
     }
     sensors = {

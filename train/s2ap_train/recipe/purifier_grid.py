@@ -30,7 +30,13 @@ __all__ = [
 class PurifierValues(BaseModel):
     """Keys of `[purifier]`, each with a list of values; every combination is one purifier.
 
-    What is not given is the recipe's. Of `sigma` each value is a number, or a schedule with one number a step.
+    What is not given is the recipe's.
+
+    Attributes:
+        sigma: Noise levels; each a number, or a schedule with one number a step.
+        radius: Radii of the ball.
+        step_size: Factors of the half gradient.
+        steps, rho, mode, norm, reuse_ascent, bank_size, bank_seed: As in `[purifier]`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

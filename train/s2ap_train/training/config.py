@@ -18,6 +18,28 @@ class TrainingConfig:
     """Hyper-parameters of `train_classifier` and of every other loop that trains on adversarial examples.
 
     Natural training must be said: `loss` "natural" goes with `eps` 0, every other loss with an `eps` above it.
+
+    Attributes:
+        epochs: Passes over the training images.
+        lr: Learning rate at first; it falls to zero.
+        batch_size: Images a step.
+        weight_decay: Of the weights.
+        momentum: Of stochastic gradient descent.
+        label_smoothing: Of the cross-entropy terms.
+        shift: Largest random shift of a training image, pixels, edges filled with 0.
+        average_decay: Of the exponential moving average of weights that is validated and returned; 0: none.
+        eps: L_inf budget of the attack, pixels in [0, 1].
+        eps_warmup_epochs: Eps rises linearly from 0 over these.
+        attack_steps: PGD steps of the attack that is trained on.
+        attack_step_size: Length of one, pixels; None: 2.5 eps / attack_steps.
+        weight_radius: Of adversarial weight perturbation, relative to each weight's norm; 0: none.
+        weight_warmup_epochs: Epochs before the perturbation of weights starts.
+        validation_steps: PGD steps of the robust validation accuracy.
+        validate_every: Epochs between validations; the last epoch always is validated.
+        loss: "pgd", "trades" and "mart" train on attacked images, "natural" on clean ones.
+        beta: Weight of the KL term of "trades" (None: 6) and "mart" (None: 5).
+        flip: Mirror each training image left to right with probability 1/2.
+        patience: Validated epochs without a better one before training stops; 0: it never stops early.
     """
 
     epochs: int = 20
@@ -25,21 +47,21 @@ class TrainingConfig:
     batch_size: int = 100
     weight_decay: float = 5e-4
     momentum: float = 0.9
-    label_smoothing: float = 0.0  # of the cross-entropy terms
-    shift: int = 0  # largest random shift of a training image, pixels, edges filled with 0
-    average_decay: float = 0.0  # of the exponential moving average of weights that is validated and returned; 0 = none
-    eps: float = 8 / 255  # l_inf, pixels in [0, 1]
-    eps_warmup_epochs: int = 0  # eps rises linearly from 0 over these
+    label_smoothing: float = 0.0
+    shift: int = 0
+    average_decay: float = 0.0
+    eps: float = 8 / 255
+    eps_warmup_epochs: int = 0
     attack_steps: int = 5
-    attack_step_size: float | None = None  # pixels; None = 2.5 eps / attack_steps
-    weight_radius: float = 0.0  # of adversarial weight perturbation, relative to each weight's norm; 0 = none
-    weight_warmup_epochs: int = 0  # epochs before the perturbation of weights starts
-    validation_steps: int = 10  # PGD steps of the robust validation accuracy
-    validate_every: int = 1  # epochs; the last one always is
+    attack_step_size: float | None = None
+    weight_radius: float = 0.0
+    weight_warmup_epochs: int = 0
+    validation_steps: int = 10
+    validate_every: int = 1
     loss: RobustLoss = "pgd"
-    beta: float | None = None  # weight of the KL term of "trades" (None = 6) and "mart" (None = 5)
-    flip: bool = False  # mirror each training image left to right with probability 1/2
-    patience: int = 0  # validated epochs without a better one before training stops; 0 = it never stops early
+    beta: float | None = None
+    flip: bool = False
+    patience: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained.

@@ -1,4 +1,4 @@
-"""`harden` on the user's own network, weights and images, from the command line to a file that is evaluated again."""
+"""The tutorial on tiny data: one's own network, weights and images become a file that is used and evaluated again."""
 
 from __future__ import annotations
 
@@ -11,32 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.docs.documents import blocks, commands, text_of
 
-from s2ap_defend import DefendedClassifier
 from s2ap_defend.commands.main import run
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_train.data import load_data
 
-NETWORK = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))
-        self.head = nn.Linear(6 * 16, classes)
-
-    def forward(self, x):
-        return self.head(self.features(x).flatten(1))
-
-def build(classes):
-    return Net(classes)
-"""
-NAMES = ("zero", "one", "two")
-MEAN, STD = 0.3, 0.4
+TUTORIAL = text_of("tutorial.md")
+NAMES = ("one", "two", "zero")
+MEAN, STD = 0.5, 0.25
 TINY = {
     "members.jurors.count": 1,
     "members.jurors.pretraining.epochs": 1,
@@ -63,23 +48,23 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a network, its weights, photos and the names of its classes in the order of its outputs."""
+    """A folder with the tutorial's network, its weights and photos."""
     home = tmp_path_factory.mktemp("own")
-    (home / "my_net.py").write_text(NETWORK)
-    (home / "names.txt").write_text("\n".join(NAMES))
+    (home / "mynets.py").write_text(next(block for block in blocks(TUTORIAL) if "def build" in block))
     splits = load_data("digits", 0)
     chosen = splits.train.labels < 3
-    images, labels = splits.train.images[chosen][:300], splits.train.labels[chosen][:300]
+    images, digits = splits.train.images[chosen][:300], splits.train.labels[chosen][:300]
+    labels = np.array([2, 0, 1])[digits]  # folders are sorted by name
     for name in NAMES:
         (home / "photos" / name).mkdir(parents=True)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         Image.fromarray(np.uint8(np.rint(image[0] * 255))).save(home / "photos" / NAMES[label] / f"{i}.png")
     code = f"""
 import torch, numpy as np
-from my_net import build
+from mynets import build
 torch.manual_seed(0)
 x, y = (torch.from_numpy(np.load(n)) for n in ("x.npy", "y.npy"))
-net = build(3)
+net = build(1, 3)
 optimiser = torch.optim.Adam(net.parameters(), 0.02)
 for _ in range(40):
     loss = torch.nn.functional.cross_entropy(net((x - {MEAN}) / {STD}), y)
@@ -97,11 +82,20 @@ def here(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
-def harden(*more: str, output: str = "model.onnx") -> int:
-    network = ["--model", "my_net:build", "--weights", "best.pt", "--mean", str(MEAN), "--std", str(STD)]
-    common = ["--data", "photos", "--classes", "names.txt", "--effort", "quick", "--eps", "0.1", "--workers", "1"]
+def typed(program: str, *more: str) -> list[str]:
+    """The words of a command of the tutorial behind `s2ap-defend`, files listed where it says so."""
+    (line,) = [
+        one.line
+        for one in commands(TUTORIAL)
+        if one.complete and f"s2ap-defend {program}" in one.line and "dry" not in one.line
+    ]
+    words = line.split("  #")[0].split()[1:]
+    return [*(str(path) for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])), *more]
+
+
+def harden(*more: str) -> int:
     tiny = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
-    return run(["harden", *network, *common, "-o", output, *tiny, *more])
+    return run(typed("harden", "--eps", "0.1", "--workers", "1", *tiny, *more))
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +114,9 @@ def test_the_files_classifier_is_the_one_that_was_given(own: Path, hardened: Pat
     images = np.random.default_rng(0).random((20, 1, 8, 8), dtype=np.float32)
     (found,) = OnnxRuntimeEngine(stage, device="cpu", threads=1).run({"image": images}, ["log_probabilities"])
     sys.path.insert(0, str(own))
-    from my_net import build  # type: ignore[import-not-found]
+    from mynets import build  # type: ignore[import-not-found]
 
-    network = build(3)
+    network = build(1, 3)
     state = torch.load(own / "best.pt", weights_only=True)["state_dict"]
     network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     with torch.no_grad():
@@ -133,7 +127,19 @@ def test_the_files_classifier_is_the_one_that_was_given(own: Path, hardened: Pat
 def test_the_file_answers_with_the_users_names_and_has_a_page_beside_it(hardened: Path) -> None:
     assert hardened.with_name("model.onnx.html").read_text().startswith("<!doctype html>")
     images = np.zeros((2, 1, 8, 8), dtype=np.float32)
-    assert DefendedClassifier.load(hardened)(images).label.shape == (2,)
+    (code,) = [block for block in blocks(TUTORIAL) if "DefendedClassifier" in block]
+    exec(code, names := {"images": images})  # noqa: S102  the tutorial's own
+    assert names["verdicts"].label.shape == (2,)
+
+
+def test_every_other_command_of_the_tutorial_works(hardened: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del hardened
+    assert run(typed("inspect")) == 0
+    assert run(typed("classify")) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in NAMES)
+    assert run(typed("evaluate", "--attacks", "fgsm", "--samples", "10", "--workers", "1")) == 0
+    assert run(typed("calibrate")) == 0
 
 
 def test_evaluate_knows_how_the_file_was_made(hardened: Path, tmp_path: Path) -> None:
@@ -175,7 +181,7 @@ def test_the_same_again_reuses_everything_and_other_settings_replace_nothing_una
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(own.rglob("*"))
-    assert harden("--dry-run", output="other.onnx") == 0
+    assert harden("-o", "other.onnx", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "classifier: as given, " in said
     assert "the prefix 'module.' was taken off all names" in said
@@ -193,10 +199,10 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(own: Path, capsys:
         (["--data", "photos", "--weights", "best.pt"], "--weights are of a network; name it with --model"),
         (["--data", "photos", "--mean", ".5"], "--mean and --std are for a network of your own"),
         (
-            ["--data", "photos", "--model", "my_net:build", "--normalised-inside", "--std", ".5"],
+            ["--data", "photos", "--model", "mynets:build", "--normalised-inside", "--std", ".5"],
             "leave --mean and --std",
         ),
-        (["--data", "photos", "--model", "my_net:build", "--robust-model", "my_net:build"], "which is missing"),
+        (["--data", "photos", "--model", "mynets:build", "--robust-model", "mynets:build"], "which is missing"),
         (["--data", "nowhere"], "nowhere"),
         (["--data", "photos", "--classes", "nowhere.txt"], "--classes nowhere.txt cannot be read"),
         (["--data", "photos", "--eps", "8/0"], "'8/0' is not a budget above 0"),
