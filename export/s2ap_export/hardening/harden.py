@@ -7,7 +7,8 @@ from s2ap_defend.files import check_writable
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
-from s2ap_export.hardening.assembly import assemble, traced_networks
+from s2ap_export.hardening.assembly import COMPARED, assemble, traced_networks
+from s2ap_export.hardening.beforehand import check_recipe
 from s2ap_export.hardening.networks import networks_of
 from s2ap_train.hardening.decision_choice.choice import choose_decision
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
@@ -71,6 +72,7 @@ def harden(
     check_banks(tried, splits.image_shape)
     plan = plan_of(recipe, splits.test.images[0].size)
     check_budgets(plan.eps, plan.l2, plan.pixels, splits.test.images[0, 0].size)
+    check_recipe(recipe, splits.fit.images[:COMPARED], len(splits.classes), reporter)
     with locked_folder(work_dir):
         components = train_components(recipe, splits, work_dir, reporter, workers=workers)
         processes = None if workers == "ray" else workers
