@@ -25,7 +25,7 @@ from s2ap_export.hardening.parity import BATCHES, check_stage
 from s2ap_export.tracing.torch_exporter import WRITER
 from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.compute.threads import one_thread
-from s2ap_train.models import Classifier, create, fold_batch_norm
+from s2ap_train.models import Classifier, ModelTable, create, fold_batch_norm
 from s2ap_train.models.cost import flops
 from s2ap_train.pruning.shape import shape_after
 from s2ap_train.recipe import Recipe, check_networks
@@ -105,33 +105,33 @@ def _by_architecture(recipe: Recipe, new: Callable[..., Classifier]) -> dict[str
     Of networks that lost channels one a family is enough: operators are those of the whole one.
     """
     found: dict[str, Classifier] = {}
-    known: set[tuple[str, str]] = set()
-    for key, network in _networks(recipe, new):
-        architecture = network.architecture()
-        cut = architecture.pop("channels", None) is not None
-        name = json.dumps(architecture, sort_keys=True, default=str), key if cut else ""
+    known: set[str] = set()
+    for key, table, network in _networks(recipe, new):
+        kind = network.architecture() if network.channels is None else (key, table)
+        name = json.dumps(kind, sort_keys=True, default=str)
         if name not in known:
             known.add(name)
-            found[key if key not in found else f"{key} ({len(found)})"] = network
+            found[key if key not in found else f"{key} ({len(found)})"] = network  # a family of several
     return found
 
 
-def _networks(recipe: Recipe, new: Callable[..., Classifier]) -> Iterator[tuple[str, Classifier]]:
+def _networks(recipe: Recipe, new: Callable[..., Classifier]) -> Iterator[tuple[str, ModelTable, Classifier]]:
+    """Keys of the recipe, what the network there is made of, and the network as it will be shipped."""
     whole = new(recipe.model)
-    yield "model", whole
+    yield "model", recipe.model, whole
     with _named("pruning"):
         pruned = shape_after(whole, recipe.pruning)
     if pruned is not None:
-        yield "pruning", pruned
+        yield "pruning", recipe.model, pruned
     for name, family in recipe.members.items():
         for number in range(family.count):
             table = family.network(number)
             if table is not None:
-                yield f"members.{name}.models", new(table)
+                yield f"members.{name}.models", table, new(table)
             with _named(f"members.{name}"):
                 shipped = family.shipped(number, recipe.model, new, seed=recipe.member_seed(name, number))
             if shipped is not None:
-                yield f"members.{name}", shipped
+                yield f"members.{name}", recipe.model if table is None else table, shipped
 
 
 @contextmanager
