@@ -87,7 +87,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     monkeypatch.setattr("s2ap_export.commands.calibrate.clean_data.load_clean_data", clean_data)
     monkeypatch.setattr("s2ap_train.compute.launch", launch)
     monkeypatch.setattr("s2ap_export.hardening.harden.harden", harden)
-    monkeypatch.setattr("s2ap_export.hardening.announcement.announce", stop)
+    monkeypatch.setattr("s2ap_export.hardening.harden.look_before", stop)
     monkeypatch.setattr("s2ap_export.hardening.networks.compared_networks", lambda *_, **__: None)
     monkeypatch.setattr("s2ap_train.redteam.evaluation.evaluate_file", stop)
     monkeypatch.setattr("s2ap_train.hardening.train.train_components", stop)

@@ -117,8 +117,8 @@ def harden(
     from s2ap_defend.commands.decision_tables import print_frontier
     from s2ap_defend.files import check_writable
     from s2ap_defend.sequential import asked_members
-    from s2ap_export.hardening.announcement import announce
     from s2ap_export.hardening.harden import harden as run
+    from s2ap_export.hardening.harden import look_before
     from s2ap_train.hardening.purifier_choice import print_choice
     from s2ap_train.jobs import check_workers
     from s2ap_train.recipe import hardening_recipe
@@ -135,11 +135,11 @@ def harden(
     console = Console()
     reporter = Reporter(console)
     folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
-    if dry_run:
-        announce(settings, settings.load_data(), folder, reporter, workers=workers)
-        return
     quick = options.effort == "quick"
     by = None if choose == "unmeasured" or (choose is None and quick) else choose or "recipe"
+    if dry_run:
+        look_before(settings, folder, reporter, workers=workers, choose=by)
+        return
     hardened = run(settings, output, folder, reporter, workers=workers, choose=by, overwrite=overwrite, tables=tables)
     write_page(hardened.evaluation, page)
     if hardened.manifest.purifier.choice is not None:

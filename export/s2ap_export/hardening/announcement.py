@@ -11,7 +11,7 @@ from s2ap_train.hardening.forecast import Forecast, forecast
 from s2ap_train.hardening.given import check_given
 from s2ap_train.hardening.parts import PartList
 from s2ap_train.jobs import Workers, worker_count
-from s2ap_train.recipe import Recipe, check_networks
+from s2ap_train.recipe import Recipe
 from s2ap_train.storage.parts import PartStore, silent_reporter
 
 __all__ = ["announce", "check_replaced"]
@@ -32,9 +32,8 @@ def announce(
         workers: Processes.
 
     Raises:
-        RecipeError: If a network cannot be made, or the classifier that was given does not know these images.
+        RecipeError: If the classifier that was given does not know these images.
     """
-    check_networks(recipe, splits.image_shape, len(splits.classes))
     counts = ", ".join(f"{len(part)} {name}" for name, part in splits.by_name.items())
     channels, height, width = splits.image_shape
     reporter.line(f"data: {splits.name}, {len(splits.classes)} classes, {channels}x{height}x{width}; images: {counts}")
@@ -56,7 +55,6 @@ def announce(
         f"{len(parts)} parts, {processes} processes, {expected.disk / 1e6:.0f} MB of checkpoints: "
         + _ROUGH.format(_duration(left.seconds(processes)))
     )
-    return left
 
 
 def check_replaced(recipe: Recipe, splits: Splits, work_dir: Path) -> None:

@@ -12,8 +12,10 @@ from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_export.hardening.announcement import announce, check_replaced
-from s2ap_export.hardening.assembly import assemble, traced_networks
+from s2ap_export.hardening.assembly import COMPARED, assemble, traced_networks
+from s2ap_export.hardening.beforehand import check_recipe
 from s2ap_export.hardening.networks import networks_of
+from s2ap_train.data import Splits
 from s2ap_train.hardening.decision_choice.choice import choose_decision
 from s2ap_train.hardening.feasibility import answered_by, check_answered, check_feasible, weaknesses
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
@@ -23,7 +25,7 @@ from s2ap_train.recipe import Recipe
 from s2ap_train.recipe.purifier_grid import check_banks
 from s2ap_train.recipe.text import RECIPE_FILE
 from s2ap_train.redteam.evaluation import FOLDER, evaluate_file
-from s2ap_train.redteam.plan import check_budgets, plan_of
+from s2ap_train.redteam.plan import Plan, check_budgets, plan_of
 from s2ap_train.redteam.report.badge import measurements
 from s2ap_train.redteam.results import Evaluation
 from s2ap_train.storage.lock import locked_folder
@@ -42,6 +44,30 @@ class Hardened:
     path: Path
     manifest: Manifest
     evaluation: Evaluation
+
+
+def look_before(
+    recipe: Recipe, work_dir: Path, reporter: Reporter, *, workers: Workers = None, choose: By | None = "recipe"
+) -> tuple[Splits, Plan]:
+    """All that can be known before anything is trained, and a forecast; nothing is written. Arguments as for `harden`.
+
+    Returns:
+        The data, and the plan of the attacks on the file.
+
+    Raises:
+        RecipeError: If the recipe cannot work with its data or machine.
+    """
+    tried = check_grid(recipe)
+    splits = recipe.load_data()
+    check_banks(tried, splits.image_shape)
+    check_feasible(recipe, splits, by_validation=choose is not None)
+    for weakness in weaknesses(splits):
+        reporter.line(f"note: {weakness}")
+    plan = plan_of(recipe, splits.test.images[0].size)
+    check_budgets(plan.eps, plan.l2, plan.pixels, splits.test.images[0, 0].size)
+    check_recipe(recipe, splits.fit.images[:COMPARED], len(splits.classes), reporter)
+    announce(recipe, splits, work_dir, reporter, workers=workers)
+    return splits, plan
 
 
 def harden(
@@ -78,15 +104,7 @@ def harden(
     check_writable(output)
     candidate = work_dir / "unmeasured" / output.name
     check_writable(candidate)
-    tried = check_grid(recipe)
-    splits = recipe.load_data()
-    check_banks(tried, splits.image_shape)
-    check_feasible(recipe, splits, by_validation=choose is not None)
-    for weakness in weaknesses(splits):
-        reporter.line(f"note: {weakness}")
-    plan = plan_of(recipe, splits.test.images[0].size)
-    check_budgets(plan.eps, plan.l2, plan.pixels, splits.test.images[0, 0].size)
-    announce(recipe, splits, work_dir, reporter, workers=workers)
+    splits, plan = look_before(recipe, work_dir, reporter, workers=workers, choose=choose)
     with locked_folder(work_dir):
         if not overwrite:
             check_replaced(recipe, splits, work_dir)

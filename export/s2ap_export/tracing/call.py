@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s2ap_defend.errors import RecipeError
 from s2ap_export.graph.builder import BATCH, Attribute, GraphBuilder, Shape
 
-__all__ = ["Call", "Value", "shape_of"]
+__all__ = ["BatchDependenceError", "Call", "Value", "shape_of"]
 
 Value = str | Tensor
 """The name of a value in the graph, or a constant."""
+
+
+class BatchDependenceError(RecipeError):
+    """A network reads other images of its batch; no way of writing it mends that."""
 
 
 @dataclass(frozen=True)

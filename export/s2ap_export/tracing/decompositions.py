@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 
 from s2ap_defend.errors import RecipeError
+from s2ap_export.tracing.call import BatchDependenceError
 
 __all__ = ["decompositions"]
 
@@ -31,6 +32,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.native_group_norm_backward.default: _group_norm_backward,
         aten.native_batch_norm.default: _batch_norm,
         aten.native_layer_norm.default: _layer_norm,
+        aten.rrelu_with_noise.default: _rrelu,
         aten.silu.default: _silu,
         aten.silu_backward.default: _silu_backward,
     }
@@ -122,7 +124,7 @@ def _batch_norm(
             "or BatchNorm2d where it has running statistics: they are the same functions of an image"
         )
     if training:
-        raise RecipeError(
+        raise BatchDependenceError(
             "cannot export a batch normalisation without running statistics (BatchNorm2d(track_running_stats=False)): "
             "it reads the other images of the batch, a verdict may depend on one image only; train it with "
             "track_running_stats=True, or use GroupNorm"
@@ -132,6 +134,18 @@ def _batch_norm(
     shift = (0.0 if bias is None else bias) - mean * scale
     nothing = mean.new_empty(0)
     return images * scale.reshape(per_channel) + shift.reshape(per_channel), nothing, nothing
+
+
+def _rrelu(
+    x: Tensor,
+    noise: Tensor,  # noqa: ARG001
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,  # noqa: ARG001
+    generator: object = None,  # noqa: ARG001
+) -> Tensor:
+    slope = (lower + upper) / 2  # of evaluation mode
+    return aten.leaky_relu(x, slope)  # type: ignore[no-any-return]
 
 
 def _silu(x: Tensor) -> Tensor:

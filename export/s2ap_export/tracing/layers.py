@@ -15,7 +15,7 @@ from torch import Tensor
 from s2ap_defend.errors import RecipeError
 from s2ap_export.graph.builder import Attribute, Shape
 from s2ap_export.graph.rewrites import Rewrites
-from s2ap_export.tracing.call import Call, Value
+from s2ap_export.tracing.call import BatchDependenceError, Call, Value
 
 __all__ = [
     "adaptive_average_pool",
@@ -52,7 +52,7 @@ def reduced(
     rank = len(before)
     chosen = sorted(axis % rank for axis in axes)
     if isinstance(before[chosen[0]], str):
-        raise RecipeError("cannot export a sum over the batch: a verdict may depend on one image only")
+        raise BatchDependenceError("cannot export a sum over the batch: a verdict may depend on one image only")
     sizes = [0 if isinstance(size, str) else size for size in before]
     count, inner = math.prod(sizes[axis] for axis in chosen), math.prod(sizes[chosen[-1] + 1 :])
     factor = 1 / count if operator == "ReduceMean" and count else 1.0
@@ -160,11 +160,11 @@ def max_pool(
     ceil_mode: bool = False,
 ) -> tuple[Value, None]:
     """The maximum over windows, and None in place of its indices, which only gradients need."""
-    if ceil_mode:
-        raise RecipeError("cannot export a max pool with ceil_mode; pad the convolution before it")
-    pads, strides = _pair(padding) * 2, _pair(stride or kernel)
+    pads, strides, rounded = _pair(padding) * 2, _pair(stride or kernel), {"ceil_mode": 1} if ceil_mode else {}
     window = _pair(kernel)
-    return call.op("MaxPool", x, kernel_shape=window, strides=strides, pads=pads, dilations=_pair(dilation)), None
+    dilations = _pair(dilation)
+    pooled = call.op("MaxPool", x, kernel_shape=window, strides=strides, pads=pads, dilations=dilations, **rounded)
+    return pooled, None
 
 
 def average_pool(
@@ -178,11 +178,12 @@ def average_pool(
     divisor_override: int | None = None,
 ) -> Value:
     """The mean over windows."""
-    if ceil_mode or divisor_override is not None:
-        raise RecipeError("cannot export an average pool with ceil_mode or divisor_override")
-    pads, strides, counted = _pair(padding) * 2, _pair(stride or kernel), int(count_include_pad)
-    window = _pair(kernel)
-    return call.op("AveragePool", x, kernel_shape=window, strides=strides, pads=pads, count_include_pad=counted)
+    if ceil_mode:
+        raise RecipeError("cannot export an average pool with ceil_mode")
+    pads, strides, window = _pair(padding) * 2, _pair(stride or kernel), _pair(kernel)
+    counted = int(count_include_pad or divisor_override is not None)
+    mean = call.op("AveragePool", x, kernel_shape=window, strides=strides, pads=pads, count_include_pad=counted)
+    return mean if divisor_override is None else call.op("Mul", mean, math.prod(window) / divisor_override)
 
 
 def adaptive_average_pool(call: Call, x: str, size: Sequence[int]) -> Value:

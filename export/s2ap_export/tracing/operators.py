@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
 from s2ap_export.graph.builder import Attribute
-from s2ap_export.tracing.call import Call, Value
+from s2ap_export.tracing.call import BatchDependenceError, Call, Value
 from s2ap_export.tracing.layers import (
     adaptive_average_pool,
     average_pool,
@@ -65,6 +65,12 @@ def _same(_: Call, x: Value, *__: object, **___: object) -> Value:
     return x
 
 
+def _copied(call: Call, _: Value, x: Value, *__: object) -> Value:
+    if call.inputs.get(1) != call.shape:
+        raise RecipeError("cannot export a copy of a value into a larger one; write it with torch.where or expand")
+    return x
+
+
 def _reshape(call: Call, x: str, *_: object) -> Value:
     return call.build.reshape(x, call.shape)
 
@@ -107,7 +113,7 @@ def _split(call: Call, x: str, sizes: int | Sequence[int], axis: int = 0) -> tup
     shape = call.inputs[0]
     whole = shape[axis]
     if isinstance(whole, str):
-        raise RecipeError("cannot export a split of the batch: a verdict may depend on one image only")
+        raise BatchDependenceError("cannot export a split of the batch: a verdict may depend on one image only")
     if isinstance(sizes, int):
         sizes = [min(sizes, whole - start) for start in range(0, whole, sizes)]
     place = axis % len(shape)
@@ -139,6 +145,24 @@ def _slice_backward(call: Call, x: str, _: object, axis: int, start: int, end: i
 
 def _permute(call: Call, x: str, axes: Sequence[int]) -> Value:
     return call.op("Transpose", x, perm=[axis % len(axes) for axis in axes])
+
+
+def _elu(call: Call, x: str, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Value:
+    if input_scale != 1:
+        raise RecipeError(f"cannot export an ELU with input_scale {input_scale}")
+    if scale != 1:
+        return call.op("Selu", x, alpha=alpha, gamma=scale)
+    return call.op("Elu", x, alpha=alpha)
+
+
+def _softplus(call: Call, x: str, beta: float = 1.0, _: float = 20.0) -> Value:
+    """Softplus; beyond its threshold, where torch returns x itself, the two differ by less than a rounding.
+
+    That is so from the default threshold on: log(1 + exp(-20)) is 2e-9.
+    """
+    if beta == 1:
+        return call.op("Softplus", x)
+    return call.op("Div", call.op("Softplus", call.op("Mul", x, beta)), beta)
 
 
 def _gelu(call: Call, x: str, *, approximate: str = "none") -> Value:
@@ -173,9 +197,12 @@ OPERATORS: Mapping[Any, Callable[..., Any]] = {
     aten.sigmoid.default: _unary("Sigmoid"),
     aten.tanh.default: _unary("Tanh"),
     aten.gelu.default: _gelu,
-    aten.softplus.default: _unary("Softplus"),
+    aten.mish.default: _unary("Mish"),
+    aten.softplus.default: _softplus,
     aten.leaky_relu.default: lambda call, x, slope=0.01: call.op("LeakyRelu", x, alpha=slope),
-    aten.elu.default: lambda call, x, alpha=1.0: call.op("Elu", x, alpha=alpha),
+    aten._prelu_kernel.default: lambda call, x, slope: call.op("PRelu", x, slope[0]),
+    aten.elu.default: _elu,
+    aten.celu.default: lambda call, x, alpha=1.0: call.op("Celu", x, alpha=alpha),
     aten.hardtanh.default: lambda call, x, low=-1.0, high=1.0: _clip(call, x, low, high),
     aten.hardswish.default: _unary("HardSwish"),
     aten.hardsigmoid.default: _unary("HardSigmoid", alpha=1 / 6, beta=0.5),
@@ -201,6 +228,7 @@ OPERATORS: Mapping[Any, Callable[..., Any]] = {
     aten.t.default: lambda call, x: _permute(call, x, [1, 0]),
     **dict.fromkeys((aten.view.default, aten._unsafe_view.default, aten.reshape.default), _reshape),
     **dict.fromkeys((aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default), _reshape),
+    aten.copy.default: _copied,
     **dict.fromkeys((aten.clone.default, aten.detach.default, aten.alias.default), _same),
 }
 """By torch operator: what adds it to a graph and returns its value."""

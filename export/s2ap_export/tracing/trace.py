@@ -10,9 +10,10 @@ are named `scope/...`. On one engine an image gets the same bits in every batch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -27,9 +28,11 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from s2ap_defend.errors import RecipeError
 from s2ap_export.graph.builder import BATCH, GraphBuilder
 from s2ap_export.graph.rewrites import Rewrites
-from s2ap_export.tracing.call import Value, shape_of
+from s2ap_export.tracing.call import BatchDependenceError, Value, shape_of
 from s2ap_export.tracing.decompositions import decompositions
+from s2ap_export.tracing.in_place import OutOfPlace
 from s2ap_export.tracing.lowering import lower
+from s2ap_export.tracing.torch_exporter import export_classifier
 from s2ap_train.purifier.purify import Purification, Score, descend, field
 
 __all__ = ["frozen", "trace_classifier", "trace_images", "trace_purifier"]
@@ -122,16 +125,47 @@ def trace_classifier(module: nn.Module, input_shape: tuple[int, int, int], scope
         scope: Prefix of all names.
 
     Raises:
-        RecipeError: If the module contains an operator that cannot be exported, or returns anything but [N, K].
+        RecipeError: If neither this trace nor torch's exporter can write the module, or it reads other images of
+            the batch.
+
+    Where the trace meets an operator that it does not know, torch's exporter writes the stage (`torch_exporter`, what
+    it does not promise included). `producer_name` tells the two apart.
     """
     classifier = frozen(module)
+    with _plain_attention():
+        try:
+            return _traced_classifier(classifier, input_shape, scope)
+        except BatchDependenceError:
+            raise
+        except Exception as ours:  # torch has no types for what its tracer cannot follow
+            try:
+                return export_classifier(classifier, input_shape, scope)
+            except RecipeError as theirs:
+                known = isinstance(ours, RecipeError) and theirs.__cause__ is not None  # both say what they lack
+                also = f"; {ours}" if known else ""
+                raise RecipeError(f"cannot export this {type(module).__name__}: {theirs}{also}") from theirs
 
+
+def _traced_classifier(classifier: nn.Module, input_shape: tuple[int, int, int], scope: str) -> ModelProto:
     def log_probabilities(images: Tensor) -> Tensor:
-        return torch.log_softmax(classifier(images), dim=1)
+        with OutOfPlace():
+            logits: Tensor = classifier(images)
+        return torch.log_softmax(logits, dim=1)
 
     traced = _traced(torch.func.functionalize(log_probabilities), input_shape)  # ReLU(inplace=True) and +=
     build = _builder(scope, classifier)
     return _stage(build, traced, lower(traced, "image", build), ["log_probabilities"])
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention in plain operators, not in the one that torch takes for it in evaluation mode."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def frozen(module: nn.Module) -> nn.Module:
@@ -166,8 +200,8 @@ def _traced(function: Callable[[Tensor], Any], input_shape: tuple[int, int, int]
     traced.graph.eliminate_dead_code()
     if isinstance(fake.shape[0], int) or fake.shape[0].node.maybe_as_int() is not None:
         raise RecipeError(
-            "cannot export a network that reads the batch size as a number (as torch's pad does); "
-            "let convolutions and pools do the padding"
+            "cannot export a network in whose trace the batch size is a number: its forward method, or an operator of "
+            "torch such as padding, reads it as one"
         )
     return traced
 

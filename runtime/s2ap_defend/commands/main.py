@@ -22,6 +22,7 @@ TRAIN_MODULES = {
     "lightning_fabric",
     "markupsafe",
     "matplotlib",
+    "onnxscript",
     "pyautoattack",
     "safetensors",
     "scipy",

@@ -15,6 +15,7 @@ from s2ap_defend.sequential import SequentialTest, Signal, tables_in_graph
 from s2ap_defend.stages import cut_stage, stage_sizes
 from s2ap_defend.types import Verdicts
 from s2ap_export.graph.compose import compose
+from s2ap_export.tracing.torch_exporter import WRITER
 from s2ap_export.tracing.trace import trace_classifier, trace_purifier
 from s2ap_train.purifier import Purification, UNet, hadamard_bank
 
@@ -135,6 +136,19 @@ def test_a_file_taken_apart_is_composed_again_under_another_decision(
     )
     for one, other in zip(run(again, x), run(expected, x), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("purify", POLICIES)
+def test_stages_that_torch_wrote_are_composed_and_cut_out_again_like_our_own(
+    classifier: ModelProto, members: list[ModelProto], purify: Purify
+) -> None:
+    padded = [nn.Sequential(nn.ZeroPad2d((0, 0, 0, 1)), nn.Flatten(), nn.Linear(20, CLASSES)) for _ in range(2)]
+    first, last = (trace_classifier(one, SHAPE, "trained") for one in padded)
+    assert first.producer_name == last.producer_name == WRITER
+    model, x = defended(first, [*members[:3], last], decision(), purify), images(7)
+    for name, stage in {"classifier": first, MEMBERS[0]: members[0], MEMBERS[3]: last}.items():
+        np.testing.assert_array_equal(run(cut_stage(model, name), x)[0], run(stage, x)[0])
+    assert np.isfinite(Verdicts(*run(model, x)).probabilities).all()
 
 
 def test_base_label_and_probabilities_are_the_classifiers_on_the_purified_image(

@@ -65,6 +65,35 @@ CASES = {
         {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"},
     ),
     "LogSoftmax": ([], {"axis": 1}),
+    **{f"Pad in mode {mode}": ([ints(0, 0, 1, 2, 0, 0, 3, 1)], {"mode": mode}) for mode in ("reflect", "edge", "wrap")},
+    **{
+        f"Resize in mode {mode} with {layout}": (
+            [np.array([], np.float32), np.array([], np.float32), ints(3, 2, 7, 3)],
+            {"mode": mode, "coordinate_transformation_mode": layout},
+        )
+        for mode in ("nearest", "linear", "cubic")
+        for layout in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+    },
+    "AveragePool of an uneven rest": ([], {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
+    "GlobalMaxPool": ([], {}),
+    "LayerNormalization": ([normal(4), normal(4)], {"epsilon": 1e-3}),
+    "GroupNormalization": ([normal(2), normal(2)], {"num_groups": 2}),
+    "DepthToSpace": ([], {"blocksize": 1}),
+    "SpaceToDepth": ([], {"blocksize": 2}),
+    "GatherND": ([np.array([[0, 1], [2, 0]])], {}),
+    "GatherElements": ([RANDOM.integers(-4, 4, (3, 2, 4, 4))], {"axis": 3}),
+    "ScatterND": ([np.array([[1], [0]]), normal(2, 2, 4, 4)], {}),
+    "Einsum": ([normal(4, 5)], {"equation": "bchw,wk->bckh"}),
+    "Trilu": ([np.int64(1)], {"upper": 0}),
+    "ReduceL1": ([ints(1)], {}),
+    "ReduceL2": ([ints(2, 3)], {}),
+    "ReduceLogSumExp": ([ints(-1)], {}),
+    "PRelu": ([normal(2, 1, 1)], {}),
+    "Selu": ([], {"alpha": 1.5, "gamma": 1.2}),
+    "Shrink": ([], {"lambd": 0.4, "bias": 0.1}),
+    "ThresholdedRelu": ([], {"alpha": 0.4}),
+    **{name: ([], {"alpha": 0.3}) for name in ("Celu", "Elu", "HardSigmoid", "LeakyRelu")},
+    **{name: ([], {}) for name in ("HardSwish", "Mish", "Softplus", "Softsign")},
     "Softmax": ([], {"axis": -1}),
     "Clip": ([np.float32(0.3), np.float32(0.6)], {}),
     "Max": ([normal(4), np.float32(0.4)], {}),
@@ -88,6 +117,14 @@ def test_every_operator_computes_what_the_onnx_reference_computes(case):
     (found,) = torch_stage(model)(torch.from_numpy(IMAGE))
     assert tuple(found.shape) == expected.shape
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5, atol=2e-6)
+
+
+def test_blocks_of_channels_become_pixels_in_either_order_of_onnx():
+    image = np.arange(32, dtype=np.float32).reshape(1, 8, 2, 2)
+    for mode in ("DCR", "CRD"):
+        model = stage([helper.make_node("DepthToSpace", ["image"], ["y"], blocksize=2, mode=mode)], {})
+        (expected,) = ReferenceEvaluator(model).run(None, {"image": image})
+        np.testing.assert_array_equal(torch_stage(model)(torch.from_numpy(image))[0].numpy(), expected)
 
 
 def test_shapes_that_are_computed_from_the_batch_follow_it():
@@ -215,8 +252,9 @@ def test_an_unknown_operator_is_named():
 
 
 def test_an_unsupported_setting_is_named():
-    model = stage([helper.make_node("Resize", ["image", "", "s"], ["y"], mode="cubic")], {"s": np.ones(4, np.float32)})
-    with pytest.raises(ModelFileError, match="Resize in mode cubic"):
+    node = helper.make_node("Resize", ["image", "", "s"], ["y"], coordinate_transformation_mode="tf_crop_and_resize")
+    model = stage([node], {"s": np.ones(4, np.float32)})
+    with pytest.raises(ModelFileError, match="Resize in mode nearest, tf_crop_and_resize"):
         torch_stage(model)
 
 

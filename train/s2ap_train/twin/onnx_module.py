@@ -144,6 +144,8 @@ class _Builder:
         if node.op_type == "Constant" and not node.domain:
             value = self._constant(node, attributes)
             return lambda: value
+        if node.op_type == "ConstantOfShape":
+            attributes.setdefault("value", torch.zeros(1, dtype=self.dtype, device=self.device))
         if node.op_type not in self.operators or node.domain not in {"", "ai.onnx"}:
             raise ModelFileError(
                 f"{_title(node)} cannot be differentiated: operator {node.domain or 'ai.onnx'}.{node.op_type} is not "

@@ -4,14 +4,17 @@ The set is what exported stages of a defended model contain: networks, and gradi
 the graph. Integer tensors (shapes, axes, indices) live on the CPU, whatever the device of the images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional
 
+from s2ap_train.twin.activations import ACTIVATIONS
 from s2ap_train.twin.rearranging import REARRANGING, Attributes, Builder, Function, ints
+from s2ap_train.twin.resizing import RESIZING
+from s2ap_train.twin.windows import WINDOWS
 
 DTYPES = {
     TensorProto.FLOAT: torch.float32,
@@ -26,72 +29,6 @@ INTEGERS = {
     TensorProto.INT64: torch.int64,
 }
 """Integer types by their number in ONNX; a cast to one rounds towards zero."""
-
-
-def _conv(attributes: Attributes) -> Function:
-    _no_auto_pad(attributes)
-    stride, dilation = attributes.get("strides"), attributes.get("dilations")
-    groups, pads = attributes.get("group", 1), attributes.get("pads")
-
-    def apply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        rank = weight.dim() - 2
-        padded, padding = _padding(x, pads, rank)
-        function = functional.conv2d if rank == 2 else functional.conv1d
-        return function(padded, weight, bias, stride or 1, padding, dilation or 1, groups)
-
-    return apply
-
-
-def _conv_transpose(attributes: Attributes) -> Function:
-    _no_auto_pad(attributes)
-    pads = attributes.get("pads", [0, 0, 0, 0])
-    if len(pads) != 4 or pads[:2] != pads[2:] or "output_shape" in attributes:
-        raise ValueError(f"ConvTranspose with pads {pads} or output_shape")
-    stride, dilation = attributes.get("strides", 1), attributes.get("dilations", 1)
-    output_padding, groups = attributes.get("output_padding", 0), attributes.get("group", 1)
-
-    def apply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return functional.conv_transpose2d(x, weight, bias, stride, pads[:2], output_padding, groups, dilation)
-
-    return apply
-
-
-def _max_pool(attributes: Attributes) -> Function:
-    _no_auto_pad(attributes)
-    kernel, stride = attributes["kernel_shape"], attributes.get("strides", 1)
-    dilation, ceil = attributes.get("dilations", 1), bool(attributes.get("ceil_mode", 0))
-    pads = attributes.get("pads")
-
-    def apply(x: Tensor) -> Tensor:
-        padded, padding = _padding(x, pads, len(kernel), value=-torch.inf)
-        return functional.max_pool2d(padded, kernel, stride, padding, dilation, ceil)
-
-    return apply
-
-
-def _average_pool(attributes: Attributes) -> Function:
-    _no_auto_pad(attributes)
-    kernel, stride = attributes["kernel_shape"], attributes.get("strides", 1)
-    pads, ceil = attributes.get("pads", [0, 0, 0, 0]), bool(attributes.get("ceil_mode", 0))
-    if len(pads) != 4 or pads[:2] != pads[2:]:
-        raise ValueError(f"AveragePool with pads {pads}")
-    include = bool(attributes.get("count_include_pad", 0))
-    return lambda x: functional.avg_pool2d(x, kernel, stride, pads[:2], ceil, include)
-
-
-def _no_auto_pad(attributes: Attributes) -> None:
-    if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise ValueError(f"auto_pad {attributes['auto_pad'].decode()}")
-
-
-def _padding(x: Tensor, pads: Sequence[int] | None, rank: int, value: float = 0.0) -> tuple[Tensor, list[int]]:
-    if pads is None:
-        return x, [0] * rank
-    before, after = list(pads[:rank]), list(pads[rank:])
-    if before == after:
-        return x, before
-    flat = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
-    return functional.pad(x, flat, value=value), [0] * rank
 
 
 def _gemm(attributes: Attributes) -> Function:
@@ -120,7 +57,22 @@ def _batch_norm(attributes: Attributes) -> Function:
 
 def _group_norm(attributes: Attributes) -> Function:
     eps, groups = attributes.get("epsilon", 1e-5), attributes["num_groups"]
-    return lambda x, scale, bias: functional.group_norm(x, groups, scale, bias, eps)
+
+    def apply(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        scale, bias = (values.repeat_interleave(x.shape[1] // len(values)) for values in (scale, bias))
+        return functional.group_norm(x, groups, scale, bias, eps)  # operator set 20 gives one factor a group
+
+    return apply
+
+
+def _layer_norm(attributes: Attributes) -> Function:
+    eps, axis = attributes.get("epsilon", 1e-5), attributes.get("axis", -1)
+
+    def apply(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        scaled = functional.layer_norm(x, x.shape[axis:], eps=eps) * scale
+        return scaled if bias is None else scaled + bias
+
+    return apply
 
 
 def _softmax(function: Function) -> Callable[[Attributes], Function]:
@@ -173,6 +125,26 @@ def _clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> T
     return x if low is None and high is None else torch.clamp(x, low, high)
 
 
+def _einsum(attributes: Attributes) -> Function:
+    equation = attributes["equation"].decode()
+    return lambda *tensors: torch.einsum(equation, *tensors)
+
+
+def _top_k(attributes: Attributes) -> Function:
+    axis, largest = attributes.get("axis", -1), bool(attributes.get("largest", 1))
+
+    def apply(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        values, places = torch.topk(x, ints(count)[0], dim=axis, largest=largest)
+        return values, places.cpu()
+
+    return apply
+
+
+def _triangle(attributes: Attributes) -> Function:
+    function = torch.triu if attributes.get("upper", 1) else torch.tril
+    return lambda x, diagonal=None: function(x, 0 if diagonal is None else ints(diagonal)[0])
+
+
 def _fold(function: Function) -> Callable[[Attributes], Function]:
     """An operator of any number of inputs, applied from left to right."""
 
@@ -206,16 +178,6 @@ def _straight_through(function: Function) -> Builder:
     return _plain(apply)
 
 
-def _leaky_relu(attributes: Attributes) -> Function:
-    slope = attributes.get("alpha", 0.01)
-    return lambda x: functional.leaky_relu(x, slope)
-
-
-def _gelu(attributes: Attributes) -> Function:
-    approximate = attributes.get("approximate", b"none").decode()
-    return lambda x: functional.gelu(x, approximate=approximate)
-
-
 _ELEMENTWISE: dict[str, Function] = {
     "Abs": torch.abs,
     "Add": torch.add,
@@ -228,6 +190,8 @@ _ELEMENTWISE: dict[str, Function] = {
     "Floor": torch.floor,
     "Greater": torch.gt,
     "GreaterOrEqual": torch.ge,
+    "IsInf": torch.isinf,
+    "IsNaN": torch.isnan,
     "Less": torch.lt,
     "LessOrEqual": torch.le,
     "Log": torch.log,
@@ -239,47 +203,46 @@ _ELEMENTWISE: dict[str, Function] = {
     "Pow": torch.pow,
     "Reciprocal": torch.reciprocal,
     "Round": torch.round,
-    "Sigmoid": torch.sigmoid,
     "Sign": torch.sign,
     "Sin": torch.sin,
-    "Softplus": functional.softplus,
     "Sqrt": torch.sqrt,
     "Sub": torch.sub,
-    "Tanh": torch.tanh,
 }
 
 OPERATORS: dict[str, Builder] = (
     REARRANGING
+    | RESIZING
+    | ACTIVATIONS
+    | WINDOWS
     | {
         "ArgMax": _arg(torch.argmax),
         "ArgMin": _arg(torch.argmin),
-        "AveragePool": _average_pool,
         "BatchNormalization": _batch_norm,
         "Cast": _cast,
         "Clip": _plain(_clip),
-        "Conv": _conv,
-        "ConvTranspose": _conv_transpose,
         "Div": _plain(_divide),
-        "Gelu": _gelu,
+        "Einsum": _einsum,
         "Gemm": _gemm,
-        "GlobalAveragePool": _plain(lambda x: x.mean(dim=tuple(range(2, x.dim())), keepdim=True)),
         "GroupNormalization": _group_norm,
         "InstanceNormalization": _instance_norm,
-        "LeakyRelu": _leaky_relu,
+        "LayerNormalization": _layer_norm,
         "LogSoftmax": _softmax(torch.log_softmax),
         "Max": _fold(torch.maximum),
-        "MaxPool": _max_pool,
         "Min": _fold(torch.minimum),
         "Mod": _plain(torch.remainder),
+        "ReduceL1": _reduce(lambda x, axes, keep: x.abs().sum(axes, keep)),
+        "ReduceL2": _reduce(lambda x, axes, keep: x.norm(dim=axes, keepdim=keep)),
+        "ReduceLogSumExp": _reduce(lambda x, axes, keep: x.logsumexp(axes, keep)),
         "ReduceMax": _reduce(lambda x, axes, keep: x.amax(axes, keep)),
         "ReduceMean": _reduce(lambda x, axes, keep: x.mean(axes, keep)),
         "ReduceMin": _reduce(lambda x, axes, keep: x.amin(axes, keep)),
         "ReduceProd": _reduce(_reduce_product),
         "ReduceSum": _reduce(lambda x, axes, keep: x.sum(axes, keep)),
         "ReduceSumSquare": _reduce(lambda x, axes, keep: x.square().sum(axes, keep)),
-        "Relu": _plain(torch.relu),
         "Softmax": _softmax(torch.softmax),
         "Sum": _fold(lambda a, b: a + b),
+        "TopK": _top_k,
+        "Trilu": _triangle,
         "Where": _plain(_where),
     }
     | {name: _plain(function) for name, function in _ELEMENTWISE.items()}

@@ -93,6 +93,50 @@ def _gather(attributes: Attributes) -> Function:
     return apply
 
 
+def _gather_elements(attributes: Attributes) -> Function:
+    axis = attributes.get("axis", 0)
+
+    def apply(x: Tensor, index: Tensor) -> Tensor:
+        return torch.gather(x, axis, (index % x.shape[axis]).to(x.device))
+
+    return apply
+
+
+def _gather_nd(attributes: Attributes) -> Function:
+    if attributes.get("batch_dims", 0):
+        raise ValueError("GatherND with batch_dims")
+    return lambda x, index: x[tuple(index.to(x.device).unbind(-1))]
+
+
+def _scatter_nd(attributes: Attributes) -> Function:
+    if attributes.get("reduction", b"none") != b"none":
+        raise ValueError(f"ScatterND with reduction {attributes['reduction'].decode()}")
+    return lambda x, index, values: x.index_put(tuple(index.to(x.device).unbind(-1)), values.to(x.device))
+
+
+def _depth_to_space(attributes: Attributes) -> Function:
+    size, columns_first = attributes["blocksize"], attributes.get("mode", b"DCR") == b"DCR"
+
+    def apply(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        if columns_first:
+            x = x.reshape(n, size * size, c // size**2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return functional.pixel_shuffle(x, size)
+
+    return apply
+
+
+def _space_to_depth(attributes: Attributes) -> Function:
+    size = attributes["blocksize"]
+
+    def apply(x: Tensor) -> Tensor:
+        deep = functional.pixel_unshuffle(x, size)
+        n, c, h, w = deep.shape
+        return deep.reshape(n, c // size**2, size * size, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+    return apply
+
+
 def _split(attributes: Attributes) -> Function:
     axis, fixed, count = attributes.get("axis", 0), attributes.get("split"), attributes.get("num_outputs", 1)
 
@@ -101,42 +145,6 @@ def _split(attributes: Attributes) -> Function:
         each = -(-length // count)  # the last of num_outputs may be smaller
         chosen = fixed or [min(each, length - start) for start in range(0, length, each)]
         return tuple(torch.split_with_sizes(x, chosen if sizes is None else ints(sizes), dim=axis))
-
-    return apply
-
-
-def _pad(attributes: Attributes) -> Function:
-    if attributes.get("mode", b"constant") != b"constant":
-        raise ValueError(f"Pad in mode {attributes['mode'].decode()}")
-
-    def apply(x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None) -> Tensor:
-        amounts = ints(pads)
-        along = ints(axes) if axes is not None else list(range(x.dim()))
-        sides = dict.fromkeys(range(x.dim()), (0, 0))
-        for i, axis in enumerate(along):
-            sides[axis % x.dim()] = (amounts[i], amounts[i + len(along)])
-        flat = [side for axis in reversed(range(x.dim())) for side in sides[axis]]
-        return functional.pad(x, flat, value=0.0 if value is None else float(value))
-
-    return apply
-
-
-def _resize(attributes: Attributes) -> Function:
-    mode = attributes.get("mode", b"nearest").decode()
-    places = attributes.get("coordinate_transformation_mode", b"half_pixel").decode()
-    rounding = attributes.get("nearest_mode", b"round_prefer_floor").decode()
-    if mode != "nearest" or (places, rounding) not in {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")}:
-        raise ValueError(f"Resize in mode {mode}, {places}, {rounding}")
-
-    def apply(x: Tensor, roi: Tensor | None, scales: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:  # noqa: ARG001
-        if sizes is not None:
-            target = ints(sizes)[2:]
-        else:
-            factors = scales.tolist() if scales is not None else [1.0] * x.dim()
-            target = [int(size * factor) for size, factor in zip(x.shape[2:], factors[2:], strict=True)]
-        if any(new % old for new, old in zip(target, x.shape[2:], strict=True)):
-            raise ValueError(f"Resize from {list(x.shape[2:])} to {target}, which is no whole multiple")
-        return functional.interpolate(x, size=target, mode="nearest")
 
     return apply
 
@@ -169,23 +177,26 @@ def _range(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
 
 
 def _constant_of_shape(attributes: Attributes) -> Function:
-    value = attributes.get("value", torch.zeros(1))
+    value = attributes["value"]
     return lambda shape: value.reshape(()).expand(ints(shape)).clone()
 
 
 REARRANGING: dict[str, Builder] = {
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
+    "DepthToSpace": _depth_to_space,
     "Expand": lambda _: _expand,
     "Flatten": _flatten,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
     "Identity": lambda _: _identity,
-    "Pad": _pad,
     "Range": lambda _: _range,
     "Reshape": _reshape,
-    "Resize": _resize,
+    "ScatterND": _scatter_nd,
     "Shape": _shape,
     "Slice": lambda _: _slice,
+    "SpaceToDepth": _space_to_depth,
     "Split": _split,
     "Squeeze": _squeeze,
     "Tile": lambda _: _tile,

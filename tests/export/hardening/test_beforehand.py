@@ -1,0 +1,137 @@
+"""A network that cannot be shipped or attacked is refused before anything is trained, with the key that names it."""
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from tests.export.any_networks import FALLBACKS, SHAPE
+from tests.export.small_recipe import OVERRIDES
+from tests.export.stage_runs import images
+from torch import Tensor, nn
+
+from s2ap_defend import DefendError
+from s2ap_defend.commands.main import run
+from s2ap_defend.progress import Reporter
+from s2ap_export.hardening.beforehand import check_network, check_recipe
+from s2ap_train.models import Classifier
+from s2ap_train.recipe import load_recipe
+
+NETS = """
+import torch
+from torch import nn
+
+class Spectrum(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(channels, 4, 3), nn.Linear(4, classes)
+
+    def forward(self, images):
+        return self.head(self.convolution(torch.fft.fft2(images).abs()).mean((2, 3)))
+
+def spectrum(in_channels, classes):
+    return Spectrum(in_channels, classes)
+"""
+
+
+class Given(Classifier):
+    """A convolution, its means, and any function of them and the images."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__(3, 4, SHAPE[1])
+        self.convolution, self.function, self.calls = nn.Conv2d(3, 4, 3), function, 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return SHAPE
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.convolution(x).mean((2, 3)))
+
+    def arguments(self) -> dict[str, object]:
+        return {}
+
+
+def counted(network: nn.Module, logits: Tensor) -> Tensor:
+    network.calls += 1  # type: ignore[operator]
+    return logits * network.calls  # type: ignore[no-any-return]
+
+
+def two_heads(network: nn.Module, logits: Tensor) -> object:
+    return (logits, logits) if network.training else logits
+
+
+def of_all(_: nn.Module, logits: Tensor) -> Tensor:
+    return logits + 1e-6 * logits.sort(dim=0).values[:1]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (two_heads, "answers a tuple in training mode, expected logits of shape .* switch its other heads off"),
+        (counted, "answers the same images differently the second time"),
+        (of_all, "the network answers an image differently in another batch, by .* leave out what reads the batch"),
+        (lambda _, x: (x - x.detach()).sqrt() + x, "the gradient of the network .* is not finite"),
+        (lambda _, x: torch.fft.rfft(x, n=6).abs(), "cannot be differentiated: operator ai.onnx.DFT is not supported"),
+    ],
+    ids=["two heads", "a state", "the batch", "no gradient", "no twin"],
+)
+def test_what_no_file_may_hold_is_refused_with_the_true_reason(function: object, message: str) -> None:
+    with pytest.raises(DefendError, match=message):
+        check_network(Given(function), images(8, SHAPE))  # type: ignore[arg-type]
+
+
+class Attending(Given):
+    def __init__(self) -> None:
+        super().__init__(lambda _, x: x)
+        self.network = FALLBACKS["attention"]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)  # type: ignore[no-any-return]
+
+
+def test_it_is_told_who_wrote_a_network_and_what_it_costs() -> None:
+    network = Attending()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert "MFLOPs, written by torch.onnx" in check_network(network, images(8, SHAPE))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_every_architecture_of_a_recipe_is_looked_at_once() -> None:
+    recipe = load_recipe("digits", OVERRIDES[1::2])
+    console = Console(file=io.StringIO(), width=200)
+    check_recipe(recipe, recipe.load_data().fit.images[:8], 10, Reporter(console, line_every_s=0))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    keys = [line.split()[2].removesuffix(":") for line in lines[:-1]]
+    assert keys == ["model", "members.l1_norm", "members.random_channel"]  # the robust members' is the model's
+    assert all("MFLOPs" in line and "torch.onnx" not in line for line in lines)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder, in which a module of networks lies."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "nets_of_a_test.py").write_text(NETS)
+    yield tmp_path
+    sys.modules.pop("nets_of_a_test", None)
+
+
+@pytest.mark.parametrize("key", ["model", "members.robust.models"])
+def test_harden_names_the_key_of_a_network_that_cannot_be_attacked_and_trains_nothing(
+    key: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = '"nets_of_a_test:spectrum"'
+    change = f"{key}={value}" if key == "model" else f"{key}=[{value}]"
+    command = ["harden", "digits", "-o", "model.onnx", "--work-dir", "work", *OVERRIDES, "--set", change]
+    for family in ("random_channel", "l1_norm"):
+        command += ["--set", f"members.{family}.count=0"]
+    assert run(command) == 2
+    error = capsys.readouterr().err
+    assert f"recipe digits: {key}: " in error
+    assert "operator ai.onnx.DFT is not supported by the twin" in error
+    assert error.count("\n") == 1
+    assert not (here / "work").exists()
