@@ -27,7 +27,6 @@ TRAIN_MODULES = {
     "scipy",
     "sklearn",
     "torch",
-    "torch_pruning",
     "torchvision",
     "tritonclient",
 }

@@ -89,7 +89,7 @@ def _with_fewer_channels(
     groups = channel_groups(base, base.image_shape, verify=False)
     rates = random_keep_rates(len(groups), generator, low=config.keep_low, high=config.keep_high, mean=config.keep_mean)
     kept = choose(base, groups, kept_sizes([group.size for group in groups], rates), generator)
-    return remove_channels(base, groups, kept, base.image_shape), kept
+    return remove_channels(base, groups, kept), kept
 
 
 class ChannelFamily(MemberFamily):
