@@ -31,6 +31,7 @@ __all__ = [
     "channel_sums",
     "gate_channels",
     "gate_factors",
+    "removable",
     "remove_channels",
 ]
 
@@ -52,11 +53,19 @@ def channel_groups(
     Raises:
         RecipeError: As `channel_report`, or if no channel can be removed: the layers are named.
     """
-    report = channel_report(model, image_shape, verify=verify)
+    return removable(channel_report(model, image_shape, verify=verify), model)
+
+
+def removable(report: ChannelReport, model: nn.Module) -> tuple[ChannelGroup, ...]:
+    """The groups of a network's report.
+
+    Raises:
+        RecipeError: If there are none; layers are named, and what to use instead.
+    """
     if report.groups:
         return report.groups
     why = "; ".join(f"{name} stays whole: {reason}" for name, reason in list(report.whole.items())[:3])
-    more = f", and {len(report.whole) - 3} more" if len(report.whole) > 3 else ""
+    more = f"; and {len(report.whole) - 3} more" if len(report.whole) > 3 else ""
     why = why or "it has no hidden layers"
     raise RecipeError(f"{type(model).__name__} has no channels that can be pruned ({why}{more}); {INSTEAD}")
 
