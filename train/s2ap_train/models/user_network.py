@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models.classifier import Classifier
+from s2ap_train.models.logits import Reading, logits_of
 from s2ap_train.models.modes import evaluation_mode
 
 NAME = "user"
@@ -22,12 +23,20 @@ NAME = "user"
 class UserNetwork(Classifier):
     """A module of the user's, `network`: images [N, C, H, W] in [0, 1] -> logits [N, K].
 
-    The module is taken as it is: it normalises the pixels itself. Rebuilding one imports and calls its factory, which
-    runs the user's code; rebuild only checkpoints whose factory you trust.
+    The module is taken as it is: it normalises the pixels itself. Where it answers with probabilities, or with logits
+    that float32 cannot attack, these are made logits (`models.logits`); labels stay. Rebuilding one imports and calls
+    its factory, which runs the user's code; rebuild only checkpoints whose factory you trust.
     """
 
     def __init__(
-        self, factory: str, in_channels: int = 3, classes: int = 10, image_size: int = 32, *, seed: int = 0
+        self,
+        factory: str,
+        in_channels: int = 3,
+        classes: int = 10,
+        image_size: int = 32,
+        *,
+        logits: Mapping[str, Any] | None = None,
+        seed: int = 0,
     ) -> None:
         """Call the factory and check what it made.
 
@@ -37,6 +46,7 @@ class UserNetwork(Classifier):
             in_channels: Channels C of an image.
             classes: Number of classes K.
             image_size: Height and width of an image, pixels.
+            logits: How its outputs become logits, the fields of a `Reading`; None: as found.
             seed: Of torch's global generator while the factory runs; its state is put back afterwards.
 
         Raises:
@@ -53,11 +63,18 @@ class UserNetwork(Classifier):
             self.network = _made(factory, function, sizes)
         _check_logits(factory, self.network, self.image_shape, classes)
         _check_parameters(factory, self.network)
+        self._stripped, found = logits_of(self.network, self.image_shape)
+        self.reading = found if logits is None else Reading.of(logits)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] of images [N, C, H, W] in [0, 1]."""
-        logits: Tensor = self.network(images)
-        return logits
+        return self.reading(self.network(images))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was found about its outputs, as sentences."""
+        stripped = "the softmax that the network ends with is left out: its input are the logits"
+        return (*([stripped] if self._stripped else []), *self.reading.notes)
 
     def arguments(self) -> dict[str, Any]:
         """Name and arguments that make this network with all its channels, as JSON values."""
@@ -67,6 +84,7 @@ class UserNetwork(Classifier):
             "in_channels": self.in_channels,
             "classes": self.classes,
             "image_size": self.image_size,
+            **({"logits": self.reading.changed} if self.reading.changed else {}),
         }
 
 

@@ -61,7 +61,8 @@ def run_pruning(
         reporter.line(f"{output}: reused, it was made with the same recipe and data")
         return _reported(finished, output)
     run = _Run(compute, recipe, splits, work_dir, key, reporter)
-    for note in check_prunable(run.fresh(), splits.image_shape, recipe.pruning):
+    fresh = run.fresh()
+    for note in (*getattr(fresh, "notes", ()), *check_prunable(fresh, splits.image_shape, recipe.pruning)):
         reporter.line(note)
     with locked(work_dir / f".run-{key.text[:12]}.lock", wait=False) if compute.is_main else nullcontext():
         return _made(run, output)
