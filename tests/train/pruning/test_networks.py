@@ -106,6 +106,8 @@ def test_what_stays_as_it_is_is_said():
     (dense,) = check_prunable(made("no normalisation"), IMAGE, Hydra(sparsity=0.5, structure="2:4"))
     assert dense == "inputs are no multiple of 4, so these stay dense: 0.weight"
     assert check_prunable(made("no normalisation"), IMAGE, Hydra()) == ()
+    (bare,) = check_prunable(nn.Sequential(Bare(), nn.Linear(CLASSES, CLASSES)), IMAGE, Hydra())
+    assert bare == "100% of the numbers are parameters that no layer holds, they stay as they are: 0.first, 0.last"
 
 
 def test_a_result_that_is_not_what_was_asked_for_is_an_error():

@@ -21,6 +21,7 @@ from s2ap_train.pruning.two_four import is_two_four, two_four_weights
 
 ImageShape = tuple[int, int, int]
 _NAMED = 3  # in a message
+_MUCH = 0.1  # of all numbers
 
 
 def check_prunable(model: nn.Module, image_shape: ImageShape, method: object) -> tuple[str, ...]:
@@ -46,7 +47,7 @@ def check_prunable(model: nn.Module, image_shape: ImageShape, method: object) ->
         )
     if isinstance(method, TwinRep):
         factorised(model, method.product, method.start, seed=0)  # refuses weights that two layers share
-    notes: list[str] = []
+    notes = _bare(model, weights)
     named = getattr(method, "structure", "unstructured")
     if named == "channel":
         report = channel_report(model, image_shape)
@@ -145,6 +146,20 @@ def _check_zeros(found: PrunedModel) -> None:
 
 def _any(weight: Tensor, where: Tensor) -> bool:
     return bool(weight.detach()[where.to(weight.device)].any())
+
+
+def _bare(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """What lies in matrices of no layer, if it is much."""
+    bare = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name not in weights and sum(size > 1 for size in parameter.shape) > 1
+    }
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if sum(bare.values()) < _MUCH * total:
+        return []
+    share = sum(bare.values()) / total
+    return [f"{share:.0%} of the numbers are parameters that no layer holds, they stay as they are: {_listed([*bare])}"]
 
 
 def _whole(reasons: Mapping[str, str]) -> list[str]:
