@@ -92,7 +92,7 @@ def measure(width: float, kept_share: float, seed: int, rounds: int) -> Result:
     for group in groups:
         best = norms[group.name].topk(max(1, round(kept_share * group.size))).indices
         kept[group.name] = torch.zeros(group.size, dtype=torch.bool).index_fill(0, best, True)
-    removed, gated = remove_channels(whole, groups, kept, shape), gate_channels(whole, groups, kept)
+    removed, gated = remove_channels(whole, groups, kept), gate_channels(whole, groups, kept)
     images = torch.rand(max(BATCHES), *shape, generator=torch.Generator().manual_seed(seed + 1))
     timings = []
     with torch.inference_mode():

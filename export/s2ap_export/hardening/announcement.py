@@ -19,9 +19,7 @@ __all__ = ["announce", "check_replaced"]
 _ROUGH = "about {}, measured on a few steps of each network; half or twice as long is possible"
 
 
-def announce(
-    recipe: Recipe, splits: Splits, work_dir: Path, reporter: Reporter, *, workers: Workers = None
-) -> Forecast:
+def announce(recipe: Recipe, splits: Splits, work_dir: Path, reporter: Reporter, *, workers: Workers = None) -> None:
     """Check what was given and say what will be done. Nothing is written.
 
     Args:

@@ -28,7 +28,6 @@ TRAIN_MODULES = {
     "scipy",
     "sklearn",
     "torch",
-    "torch_pruning",
     "torchvision",
     "tritonclient",
 }

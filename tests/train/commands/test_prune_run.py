@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,71 @@ def test_a_measure_that_a_network_does_not_allow_is_left_out_with_a_word_and_the
     assert found["sharpness"] >= 0
     assert found["robust_accuracy"] is not None
     assert read_run(pruned).metrics["left_out"] == {}
+
+
+TRANSFORMER = """
+from torch import nn
+from torchvision.models import VisionTransformer
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 3, 3, padding=1)
+        self.gate, self.body = nn.Hardsigmoid(), VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=classes)
+
+    def forward(self, x):
+        return self.body(self.gate(self.stem(x))).softmax(1)
+
+class Bare(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.weight = nn.Parameter(nn.Linear(64, classes).weight.detach().T.clone())
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight
+"""
+
+
+@pytest.fixture
+def transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_transformers.py").write_text(TRANSFORMER)
+    yield "my_transformers"
+    sys.modules.pop("my_transformers", None)
+
+
+@pytest.mark.parametrize("structure", ["channel", pytest.param("unstructured", marks=pytest.mark.slow)])
+def test_a_transformer_that_answers_with_probabilities_is_pruned_and_measured_whole(
+    tmp_path: Path, transformers: str, structure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = {
+        "measures__sensitivity": "true",
+        "measures__samples": 20,
+        "finetune__epochs": 1,
+        "pruning__training__epochs": 2,
+    }
+    options = ("-o", str(tmp_path / "run"), "--model", f"{transformers}:Net", "--structure", structure)
+    code = run(arguments(*options, "--work-dir", str(tmp_path / "work"), **short))
+    said = capsys.readouterr()
+    assert code == 0 or "collapse" in said.err, "it is far too small to learn in two epochs"
+    assert "the network answers with probabilities: their logarithms are taken as logits" in said.out
+    assert ("all channels stay in network." in said.out) == (structure == "channel")
+    found = read_run(tmp_path / "run")
+    assert found.metrics["left_out"] == {}
+    assert found.metrics["hessian_eigenvalue"] is not None
+    assert found.metrics["sensitivity"]["checks"]
+    assert (found.metrics["flops"] < found.metrics["flops_dense"]) == (structure == "channel")
+    restore(build(found.record["architecture"]), found.weights)
+
+
+def test_a_network_without_layers_is_refused_before_it_is_trained(
+    tmp_path: Path, transformers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments("-o", str(tmp_path / "run"), "--model", f"{transformers}:Bare")) == 2
+    said = capsys.readouterr()
+    assert "are in no layer that can be pruned (network.weight (64, 10)); hold them in nn.Linear" in said.err
+    assert "dense" not in said.out
 
 
 def test_a_network_is_stored_before_it_is_measured_and_measured_by_the_same_command(

@@ -33,7 +33,7 @@ def cut(model):
         group.name: torch.isin(torch.arange(group.size), torch.tensor(rows))
         for group, rows in zip(groups, KEPT, strict=True)
     }
-    return remove_channels(model, groups, kept, model.image_shape)
+    return remove_channels(model, groups, kept)
 
 
 def test_removal_copies_weights_and_batch_norm_statistics(base):
@@ -59,7 +59,7 @@ def test_a_smaller_network_is_described_by_its_widths(base):
 def test_keeping_everything_changes_nothing(base):
     groups = channel_groups(base, base.image_shape)
     everything = {group.name: torch.ones(group.size, dtype=torch.bool) for group in groups}
-    same = remove_channels(base, groups, everything, base.image_shape)
+    same = remove_channels(base, groups, everything)
     assert torch.equal(same(blobs()[0]), base.eval()(blobs()[0]))
 
 
@@ -116,7 +116,7 @@ def test_fresh_weights_inherit_nothing_and_have_the_scale_of_their_own_fan_in():
     base = ResNet18(width=0.25)
     groups = channel_groups(base, base.image_shape, verify=False)
     kept = {group.name: torch.arange(group.size) < group.size // 4 for group in groups}
-    inherited = remove_channels(base, groups, kept, base.image_shape)
+    inherited = remove_channels(base, groups, kept)
     fresh, same = (build(inherited.architecture(), seed=4) for _ in range(2))
     weight = fresh.stages[3][1].conv1.weight
     assert not torch.equal(weight, inherited.stages[3][1].conv1.weight)

@@ -8,6 +8,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_train.models import VGG16, ResNet18, SmallCNN, WideResNet, build
 from s2ap_train.models.channel_groups import (
     channel_groups,
+    channel_report,
     channel_sums,
     gate_channels,
     gate_factors,
@@ -29,7 +30,8 @@ def with_statistics(model: nn.Module) -> nn.Module:
                 (module.bias, -0.5),
                 (module.running_mean, -0.5),
             ):
-                tensor.data.uniform_(low, low + 1, generator=generator)
+                if tensor is not None:
+                    tensor.data.uniform_(low, low + 1, generator=generator)
     return model.eval()
 
 
@@ -60,7 +62,7 @@ def test_a_network_without_channels_answers_as_the_gated_one_and_is_rebuilt_from
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     groups = channel_groups(model, model.image_shape)
     kept = half(groups)
-    smaller = remove_channels(model, groups, kept, model.image_shape)
+    smaller = remove_channels(model, groups, kept)
     x = images(model.image_shape)
     gated = gate_channels(model, groups, kept)(x)
     assert type(smaller) is type(model)
@@ -111,7 +113,7 @@ def test_a_resnet18_of_half_its_channels_has_under_half_of_the_operations_and_th
         model.train()(x)  # statistics of these images, so that logits have the size of a trained network's
     groups = channel_groups(model.eval(), model.image_shape, verify=False)
     kept = half(groups)
-    smaller = remove_channels(model, groups, kept, model.image_shape)
+    smaller = remove_channels(model, groups, kept)
     with torch.no_grad():
         assert (smaller(x) - gate_channels(model, groups, kept)(x)).abs().max() < 1e-5
         assert (smaller(x) - model(x)).abs().max() > 0.1
@@ -135,10 +137,10 @@ def test_gating_the_convolution_instead_would_not_be_removal():
 def test_channels_can_be_removed_twice():
     model = with_statistics(OURS["resnet18"]())
     groups = channel_groups(model, model.image_shape)
-    once = remove_channels(model, groups, half(groups), model.image_shape)
+    once = remove_channels(model, groups, half(groups))
     again = channel_groups(once, model.image_shape)
     assert [group.name for group in again] == [group.name for group in groups]
-    twice = remove_channels(once, again, half(again, seed=1), model.image_shape)
+    twice = remove_channels(once, again, half(again, seed=1))
     assert twice.architecture()["channels"]["stages.2.0.conv1.weight"] == 8, "of 32"
     x = images(model.image_shape)
     assert (twice(x) - gate_channels(once, again, half(again, seed=1))(x)).abs().max() < 1e-5
@@ -150,7 +152,7 @@ def test_groups_are_found_where_gradients_are_off_and_weights_are_frozen(mode):
     expected = channel_groups(model, model.image_shape)
     with mode():
         groups = channel_groups(model, model.image_shape)
-        smaller = remove_channels(model, groups, half(groups), model.image_shape)
+        smaller = remove_channels(model, groups, half(groups))
     assert groups == expected
     assert not any(parameter.requires_grad for parameter in smaller.parameters())
     assert smaller(images(model.image_shape)).shape == (4, 7)
@@ -161,7 +163,7 @@ def test_groups_that_are_not_named_keep_everything_and_frozen_weights_stay_froze
     model.features[0].weight.requires_grad_(False)
     groups = channel_groups(model, model.image_shape)
     name = groups[3].name
-    smaller = remove_channels(model, groups, {name: torch.arange(groups[3].size) < 2}, model.image_shape)
+    smaller = remove_channels(model, groups, {name: torch.arange(groups[3].size) < 2})
     changed = [g.name for g in groups if smaller.get_parameter(g.name).shape[0] != model.get_parameter(g.name).shape[0]]
     assert changed == [name]
     assert [p.requires_grad for p in smaller.parameters()] == [p.requires_grad for p in model.parameters()]
@@ -243,7 +245,7 @@ def test_users_networks_lose_the_channels_that_are_gated(name):
     assert {group.name: group.size for group in groups} == sizes
     kept = half(groups)
     x = images(IMAGE)
-    gated, smaller = gate_channels(model, groups, kept), remove_channels(model, groups, kept, IMAGE)
+    gated, smaller = gate_channels(model, groups, kept), remove_channels(model, groups, kept)
     assert (smaller(x) - gated(x)).abs().max() < 1e-5
     assert (smaller(x) - model(x)).abs().max() > 1e-3
     assert sum(p.numel() for p in smaller.parameters()) < 0.6 * sum(p.numel() for p in model.parameters())
@@ -253,7 +255,7 @@ def test_users_networks_lose_the_channels_that_are_gated(name):
 def test_a_normalisation_after_a_concatenation_is_gated_in_the_rows_of_each_group():
     model = Concatenated()
     groups = {group.name: group for group in channel_groups(model, IMAGE)}
-    assert groups["second.weight"].rows["norm.weight"] == (-1,) * 8 + tuple(range(6))
+    assert groups["second.weight"].gated["norm.weight"].rows == (-1,) * 8 + tuple(range(6))
     assert "second.weight" not in groups["second.weight"].gates, "all its readers see it normalised"
     assert "first.bias" in groups["first.weight"].gates, "the second convolution reads it as it is"
     gates = {name: torch.arange(group.size) / group.size for name, group in groups.items()}
@@ -304,25 +306,110 @@ def gated_linear(x: Tensor) -> Tensor:
     return left * right
 
 
+class Branches(nn.Module):
+    """A head that two convolutions read, of which one is given; the other keeps the network prunable."""
+
+    def __init__(self, between: nn.Module, channels: int = 8) -> None:
+        super().__init__()
+        self.first, self.between = nn.Conv2d(3, 8, 3, padding=1), between
+        self.second, self.head = nn.Conv2d(channels, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.second(self.between(self.first(x)))).mean(dim=(2, 3)))
+
+
+class Shared(nn.Module):
+    """A layer that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.again(torch.relu(self.again(self.first(x))))).mean(dim=(2, 3)))
+
+
+class Positions(nn.Module):
+    """As in a vision transformer without normalisation: a class token, learned positions, a scale for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mix, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.Linear(8, 5)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 5, 8))
+        self.scale, self.strength = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.places
+        x = x + self.strength * self.scale * torch.relu(self.mix(x))
+        return self.head(x[:, 0])
+
+
+def turned(x: Tensor) -> Tensor:
+    return nn.functional.glu(nn.functional.pixel_shuffle(x, 2), dim=1)
+
+
+KINDS = {
+    "grouped by groups": (lambda: Branches(nn.Conv2d(8, 8, 3, padding=1, groups=4)), {"first.weight": 4}),
+    "grouped by positions": (lambda: Branches(nn.Conv2d(8, 16, 3, padding=1, groups=2), 16), 4),
+    "unequal groups": (
+        lambda: Branches(nn.Sequential(nn.Conv2d(8, 16, 1, groups=4), nn.Conv2d(16, 16, 1, groups=8)), 16),
+        {"first.weight": 4},
+    ),
+    "depthwise with a multiplier": (lambda: Branches(nn.Conv2d(8, 24, 3, groups=8), 24), {"first.weight": 8}),
+    "transposed": (lambda: Branches(nn.ConvTranspose2d(8, 6, 2, 2), 6), {"first.weight": 8, "between.weight": 6}),
+    "transposed groups": (lambda: Branches(nn.ConvTranspose2d(8, 16, 2, 2, groups=4), 16), {"first.weight": 4}),
+    "group normalisation": (lambda: Branches(nn.Sequential(nn.GroupNorm(4, 8), nn.SiLU())), {"first.weight": 4}),
+    "instance normalisation": (lambda: Branches(nn.InstanceNorm2d(8, affine=True)), {"first.weight": 8}),
+    "no running statistics": (lambda: Branches(nn.BatchNorm2d(8, track_running_stats=False)), {"first.weight": 8}),
+    "halves that are multiplied": (lambda: Computed(gated_linear, 4), {"first.weight": 4}),
+    "pixels in the place of channels": (lambda: Computed(turned, 1), {}),
+    "channels in another order": (lambda: Computed(shuffled), {"first.weight": 4}),
+    "a detached layer": (lambda: Computed(torch.detach), {"first.weight": 8}),
+    "a layer that runs twice": (Shared, {"first.weight": 8}),
+    "learned positions": (Positions, {"patches.weight": 8}),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_layers_of_every_kind_lose_the_channels_that_are_gated(name):
+    make, sizes = KINDS[name]
+    torch.manual_seed(0)
+    model = with_statistics(make())
+    groups = channel_report(model, IMAGE).groups
+    found = {group.name: group.size for group in groups}
+    if isinstance(sizes, int):
+        assert found["first.weight"] == sizes
+    else:
+        assert {name: found[name] for name in sizes} == sizes
+    kept, x = half(groups), images(IMAGE)
+    smaller = remove_channels(model, groups, kept)
+    assert (smaller(x) - gate_channels(model, groups, kept)(x)).abs().max() < 1e-5
+    assert smaller.train()(x).shape == (4, 5)
+    if groups:
+        assert flops(smaller, IMAGE) < flops(model, IMAGE)
+
+
 def sequence(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), *layers, nn.Flatten(), nn.LazyLinear(5))
 
 
 REFUSED = {
-    "a function that is not 0 at 0": (Computed(torch.sigmoid), "some of group first.weight changes the logits"),
-    "channels in another order": (Computed(shuffled), "some of group first.weight changes the logits"),
-    "halves that are multiplied": (Computed(gated_linear, 4), "group first.weight are coupled with one another"),
-    "a detached half": (Computed(torch.detach), "channels of first cannot be followed, no gradient comes back"),
-    "sizes in the forward method": (Computed(lambda x: x.reshape(-1, 8, 8, 8)), "fewer channels in group first.weight"),
-    "groups": (sequence(nn.Conv2d(8, 8, 3, groups=2)), "Conv2d 1 is grouped"),
-    "layer normalisation": (sequence(nn.Flatten(2), nn.LayerNorm(36)), "LayerNorm 2 mixes channels"),
-    "group normalisation": (sequence(nn.GroupNorm(2, 8)), "GroupNorm 1 mixes channels"),
-    "no scale": (sequence(nn.BatchNorm2d(8, affine=False)), "BatchNorm2d 1 has no scale and shift"),
-    "transposed": (sequence(nn.ConvTranspose2d(8, 8, 3)), "ConvTranspose2d 1 is transposed"),
+    "a function that is not 0 at 0": (Computed(torch.sigmoid), "first.weight stays whole: removing some of its"),
+    "sizes in the forward method": (Computed(lambda x: x.reshape(-1, 8, 8, 8)), "does not work with fewer of its"),
+    "a mean over channels": (Computed(lambda x: x - x.mean(dim=1, keepdim=True)), "takes the mean over channels"),
+    "layer normalisation": (
+        sequence(nn.Flatten(2), nn.Unflatten(1, (8, 1)), nn.LayerNorm([8, 1, 36])),
+        "LayerNorm 3 normalises over channels",
+    ),
+    "one group": (sequence(nn.GroupNorm(1, 8)), "GroupNorm 1 normalises over all channels"),
+    "no scale": (sequence(nn.BatchNorm2d(8, affine=False)), "BatchNorm2d 1 has no scale and shift .*give it affine"),
     "computed weights": (
         sequence(nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1))),
-        "1 has a weight that is computed from others",
+        "0.weight stays whole: ParametrizedConv2d 1 has a weight that is computed from others",
     ),
+    "an operator that is not known": (Computed(lambda x: x.cumsum(dim=1)), "Computed computes cumsum"),
+    "no hidden layers": (nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), "it has no hidden layers"),
     "an error": (nn.Sequential(nn.Linear(3, 5)), "cannot be followed: RuntimeError"),
 }
 
@@ -335,6 +422,15 @@ def test_what_cannot_be_pruned_by_channels_is_refused_by_name(name):
     with pytest.raises(RecipeError, match=message) as caught:
         channel_groups(model, IMAGE)
     assert "use an unstructured or 2:4 mask" in str(caught.value)
+
+
+def test_what_stays_whole_does_not_keep_other_channels_from_being_pruned():
+    model = Branches(nn.Sequential(nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 8, 1), nn.ReLU()))
+    report = channel_report(model, IMAGE)
+    assert [group.name for group in report.groups] == ["between.1.weight", "second.weight"]
+    assert report.whole.keys() == {"first.weight"}
+    assert report.whole["first.weight"].startswith("BatchNorm2d between.0 has no scale and shift")
+    assert channel_groups(model, IMAGE) == report.groups
 
 
 @pytest.mark.parametrize(
@@ -351,7 +447,7 @@ def test_channels_that_cannot_be_kept_are_refused(kept, message):
     model = AddedToConcatenated()
     groups = channel_groups(model, IMAGE)
     with pytest.raises(RecipeError, match=message):
-        remove_channels(model, groups, kept, IMAGE)
+        remove_channels(model, groups, kept)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_half_of_the_channels_leave_a_quarter_of_the_flops_and_layer_costs_fores
     whole = flops(model, model.image_shape)
     assert sum(cost.flops for cost in costs) == whole
     kept = {group.name: torch.arange(group.size) < group.size // 2 for group in groups}
-    left = flops(remove_channels(model, groups, kept, model.image_shape), model.image_shape)
+    left = flops(remove_channels(model, groups, kept), model.image_shape)
     shares = {name: float(channels.float().mean()) for name, channels in kept.items()}
     assert sum(cost.remaining(shares) for cost in costs) == pytest.approx(left)
     assert left <= 0.3 * whole
@@ -88,7 +88,7 @@ def test_a_depthwise_layer_shrinks_once_with_its_channels():
     kept = {group.name: torch.arange(group.size) < 2 for group in groups}
     costs = layer_costs(model, (1, 4, 4), groups)
     assert [cost.share({"0.weight": 0.25}) for cost in costs] == [0.25, 0.25, 0.25]
-    removed = remove_channels(model, groups, kept, (1, 4, 4))
+    removed = remove_channels(model, groups, kept)
     assert [cost.flops for cost in layer_costs(removed, (1, 4, 4), ())] == [cost.flops / 4 for cost in costs]
 
 

@@ -13,6 +13,7 @@ from s2ap_train.models import (
     create,
 )
 from s2ap_train.models.channel_groups import channel_groups, remove_channels
+from s2ap_train.models.weight_file import load_given
 
 FACTORIES = """
 import torch
@@ -114,7 +115,7 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
     model = create(f"{factories}:make", (2, 9, 9), 4).eval()
     groups = channel_groups(model, model.image_shape)
     assert [group.name for group in groups] == ["network.0.weight"]
-    smaller = remove_channels(model, groups, {"network.0.weight": torch.arange(6) < 2}, model.image_shape)
+    smaller = remove_channels(model, groups, {"network.0.weight": torch.arange(6) < 2})
     rebuilt = build(smaller.architecture())
     rebuilt.load_state_dict(smaller.state_dict(), strict=True)
     images = torch.rand(3, 2, 9, 9)
@@ -176,3 +177,18 @@ def test_pixels_are_normalised_before_the_network_sees_them(factories):
 def test_a_normalisation_that_is_none_is_refused(factories, keys, said):
     with pytest.raises(RecipeError, match=said):
         create({"name": "user", "factory": f"{factories}:make", **keys}, (3, 8, 8), 4)
+
+
+def test_the_scale_of_logits_is_seen_with_the_weights_that_are_loaded(factories, tmp_path):
+    network = create({"name": "user", "factory": f"{factories}:make"}, (3, 8, 8), 4, seed=1)
+    state = network.network.state_dict()
+    torch.save(state | {"5.weight": 1e4 * state["5.weight"], "5.bias": 1e4 * state["5.bias"]}, tmp_path / "large.pt")
+    (note,) = load_given(network, tmp_path / "large.pt")
+    assert "logits are large" in note
+    x = torch.rand(8, 3, 8, 8)
+    network.eval()
+    assert network(x).std(dim=1).mean() < 10
+    assert torch.equal(network(x).argmax(dim=1), network.network(x).argmax(dim=1))
+    again = build(network.architecture())
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(again.eval()(x), network(x))

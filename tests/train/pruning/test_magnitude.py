@@ -164,7 +164,7 @@ def test_channels_of_largest_l1_norm_are_kept_in_every_group(network):
     for mask, weight in zip(pruned.masks.values(), convolutions, strict=True):
         norms = weight.detach().abs().sum((1, 2, 3))
         assert norms[mask].min() > norms[~mask].max()
-    smaller = remove_channels(pruned.model, channel_groups(network, (1, 8, 8)), pruned.masks, (1, 8, 8))
+    smaller = remove_channels(pruned.model, channel_groups(network, (1, 8, 8)), pruned.masks)
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert (smaller(images) - pruned.model(images)).abs().max() < 1e-5
 

@@ -148,7 +148,7 @@ def test_pruned_channels_can_be_removed(product, scope):
     images, _ = bars()
     logits = result.model(images)
     torch.testing.assert_close(gate_channels(result.model, groups, result.masks)(images), logits)
-    smaller = remove_channels(result.model, groups, result.masks, SHAPE)
+    smaller = remove_channels(result.model, groups, result.masks)
     assert (smaller(images) - logits).abs().max() < 1e-5
 
 

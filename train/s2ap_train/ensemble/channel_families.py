@@ -13,7 +13,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Seeds
 from s2ap_train.attacks.accuracy import Array
 from s2ap_train.ensemble.family import Base, Fitted, MemberFamily
-from s2ap_train.models import Classifier, ModelTable, build
+from s2ap_train.models import Classifier, ModelTable, UserNetwork, build
 from s2ap_train.models.channel_groups import ChannelGroup, channel_groups, channel_sums, remove_channels
 from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.training import Run, Training, TrainingConfig, TrainingData, train_classifier
@@ -91,10 +91,15 @@ def _with_fewer_channels(
     base: Classifier, choose: ChooseChannels, config: ChannelPruning, generator: torch.Generator
 ) -> tuple[Classifier, Mapping[str, Tensor]]:
     """The base without some channels, not trained, and by group name which of its channels stayed, bool [size]."""
-    groups = channel_groups(base, base.image_shape, verify=False)
+    groups = _groups(base)
     rates = random_keep_rates(len(groups), generator, low=config.keep_low, high=config.keep_high, mean=config.keep_mean)
     kept = choose(base, groups, kept_sizes([group.size for group in groups], rates), generator)
-    return remove_channels(base, groups, kept, base.image_shape), kept
+    return remove_channels(base, groups, kept), kept
+
+
+def _groups(base: Classifier) -> tuple[ChannelGroup, ...]:
+    """Of our own networks it is known that removal is gating; users' are verified."""
+    return channel_groups(base, base.image_shape, verify=isinstance(base, UserNetwork))
 
 
 class ChannelFamily(MemberFamily):
@@ -110,6 +115,10 @@ class ChannelFamily(MemberFamily):
     settings: ChannelPruning
 
     starts_from_base: ClassVar[bool] = True
+
+    def check(self, base: ModelTable, new: Callable[[ModelTable], Classifier]) -> None:
+        """The plain network must have channels that can leave. Arguments and errors as in `MemberFamily.check`."""
+        _groups(new(base))
 
     def shipped(
         self,

@@ -108,6 +108,13 @@ class MemberFamily(BaseModel):
         """
         return new(base)
 
+    def check(self, base: ModelTable, new: Callable[[ModelTable], Classifier]) -> None:
+        """Refuse networks that members cannot be made of, before anything is trained. Arguments as in `shipped`.
+
+        Raises:
+            RecipeError: With the layers or parameters that are in the way, and what to use instead.
+        """
+
     def cheap_enough(self, number: int, new: Callable[[ModelTable], Classifier], *, flops: float) -> str:  # noqa: ARG002
         """What to change so that member `number` costs at most so many FLOPs, for a message. `new` as in `shipped`."""
         return "such members cost what the recipe's model costs; take a structured family, or raise max_cost"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +13,7 @@ from s2ap_defend.manifest import Seeds
 from s2ap_train.ensemble.family import Base, Fitted, MemberFamily
 from s2ap_train.models import Classifier, ModelTable
 from s2ap_train.pruning.magnitude import Scope, check_magnitude, magnitude_masks
+from s2ap_train.pruning.prunable import check_prunable
 from s2ap_train.pruning.scores import prunable_weights, weight_counts
 from s2ap_train.training import Run, Training, TrainingConfig, TrainingData, apply_masks, train_classifier
 
@@ -102,6 +104,11 @@ class LotteryTicketFamily(MemberFamily):
 
     family: Literal["lottery-ticket"]
     settings: LotteryTicket
+
+    def check(self, base: ModelTable, new: Callable[[ModelTable], Classifier]) -> None:
+        """The network must have what is pruned. Arguments and errors as in `MemberFamily.check`."""
+        model = new(base)
+        check_prunable(model, model.image_shape, self.settings)
 
     def epochs(self, number: int) -> int:  # noqa: ARG002
         """Of both trainings."""

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Seeds
@@ -200,8 +201,10 @@ def _hidden_layers(model: Classifier) -> list[_Layer]:
 
 
 def _order(model: Classifier) -> list[str]:
-    """Names of the convolutions and linear layers in the order in which they first run."""
-    names = {model.get_submodule(name.rpartition(".")[0]): name.rpartition(".")[0] for name in prunable_weights(model)}
+    """Names of the convolutions and linear layers with a row a neuron, in the order in which they first run."""
+    paths = [name.removesuffix(".weight") for name in prunable_weights(model) if name.endswith(".weight")]
+    layers = {model.get_submodule(path): path for path in paths}
+    names = {layer: path for layer, path in layers.items() if not isinstance(layer, _ConvTransposeNd)}
     ran: dict[nn.Module, None] = {}
     hooks = [layer.register_forward_pre_hook(lambda layer, _: ran.setdefault(layer)) for layer in names]
     try:

@@ -23,6 +23,7 @@ from s2ap_train.pruning.methods import (
     training_of,
     without_foreign_keys,
 )
+from s2ap_train.pruning.prunable import check_prunable
 from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.training import Run, TrainingConfig, TrainingData, train_classifier
 
@@ -64,6 +65,12 @@ class PrunedFamily(MemberFamily):
     def network(self, number: int) -> ModelTable:
         """The models take turns."""
         return self.models[number % len(self.models)]
+
+    def check(self, base: ModelTable, new: Callable[[ModelTable], Classifier]) -> None:  # noqa: ARG002
+        """Its own networks must have what is pruned. Arguments and errors as in `MemberFamily.check`."""
+        for table in self.networks().values():
+            model = new(table)
+            check_prunable(model, model.image_shape, self.pruning)
 
     def shipped(
         self,

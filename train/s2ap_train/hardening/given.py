@@ -13,7 +13,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.data import Splits
 from s2ap_train.models import Classifier, UserNetwork, create
-from s2ap_train.models.weights import load_weights
+from s2ap_train.models.weight_file import load_given
 from s2ap_train.recipe import EnsembleRecipe
 
 __all__ = ["GivenClassifier", "check_given"]
@@ -54,7 +54,7 @@ def check_given(recipe: EnsembleRecipe, splits: Splits) -> GivenClassifier | Non
     if recipe.given.classifier is None:
         return None
     model = create(recipe.model, splits.image_shape, len(splits.classes), recipe.seed)
-    notes = load_weights(model.network if isinstance(model, UserNetwork) else model, recipe.given.classifier)
+    notes = load_given(model, recipe.given.classifier)
     model.eval()
     images, labels = splits.validation.images, splits.validation.labels
     answers = _answers(model, images)

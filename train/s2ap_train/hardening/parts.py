@@ -15,9 +15,9 @@ from s2ap_train.ensemble import Base, Fitted, fit_pruned
 from s2ap_train.ensemble.pruned import epochs_of
 from s2ap_train.hardening.network import Network, known_network, network_record, network_summary
 from s2ap_train.hardening.score_model import score_model_part
-from s2ap_train.models import Classifier, ModelTable, UserNetwork
+from s2ap_train.models import Classifier, ModelTable
 from s2ap_train.models import build as build_classifier
-from s2ap_train.models.weights import file_digest, load_weights
+from s2ap_train.models.weight_file import file_digest, load_given
 from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.recipe import EnsembleRecipe, Recipe
 from s2ap_train.recipe.key import data_digest, training_key
@@ -111,7 +111,7 @@ class PartList:
 
         def fit(_: Needs, run: Run) -> Fitted:  # noqa: ARG001
             model = self._data.create(network, seed)
-            load_weights(model.network if isinstance(model, UserNetwork) else model, weights)
+            load_given(model, weights)
             return Fitted(
                 model=model.eval(),
                 method=name,

@@ -1,24 +1,48 @@
-"""The dependency graph of a network's channels, by the library torch-pruning, in this project's terms."""
+"""Groups of channels that a network couples, and the channels that have to stay, found in one pass of it."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch_pruning
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.models.channel_rules import Role
+from s2ap_train.models.channel_trace import LOGITS, ChannelTrace
 
 INSTEAD = "use an unstructured or 2:4 mask for this network"
 
 Rows = tuple[int, ...]
-"""For each row of a parameter the channel that it belongs to; -1 = a channel of another group."""
+"""Along a dimension of a parameter the channel of each entry; -1 = of another group, or one that stays."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter or buffer holds channels of a group.
+
+    Attributes:
+        name: Of the parameter or buffer.
+        dim: Its dimension.
+        role: What the dimension is: outputs or inputs of a layer's weight, or elements of any other tensor.
+        rows: The channel of each entry.
+    """
+
+    name: str
+    dim: int
+    role: Role
+    rows: Rows
+
+    @property
+    def count(self) -> int:
+        """Entries that belong to the group."""
+        return sum(channel >= 0 for channel in self.rows)
+
+    @property
+    def share(self) -> float:
+        """The same as a fraction of the dimension."""
+        return self.count / len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -27,154 +51,156 @@ class ChannelGroup:
 
     Attributes:
         name: Of the first weight that produces them, in the order of `named_parameters`.
-        size: Number of channels.
-        gates: Parameters whose dimension 0 is multiplied by the gate [size], so that a closed channel is exactly 0 for
-            whoever reads it: scale and shift of the normalisations, and weight and bias of a producer that something
-            reads without normalisation in between.
-        producers: Weights whose dimension 0 is these channels.
-        consumers: Weights that read these channels, and in how many columns (dimension 1; a linear layer behind a
-            flattened image has one column a pixel).
-        rows: For parameters that hold other rows too (a normalisation after a concatenation): the channel of each row.
+        size: Number of channels. Where a layer ties several of its outputs, as halves that are multiplied, these count
+            as one.
+        gates: Parameters that are multiplied by the gate [size], so that a closed channel is exactly 0 for whoever
+            reads it: scale and shift of the normalisations, and weight and bias of a producer that something reads
+            without normalisation in between.
+        places: Everything that shrinks with the channels.
     """
 
     name: str
     size: int
     gates: tuple[str, ...]
-    producers: tuple[str, ...]
-    consumers: Mapping[str, int] = field(hash=False)
-    rows: Mapping[str, Rows] = field(hash=False, default_factory=dict)
+    places: tuple[Place, ...] = field(hash=False, repr=False)
+
+    @property
+    def producers(self) -> dict[str, Place]:
+        """By weight that writes these channels: its outputs."""
+        return {place.name: place for place in self.places if place.role == "output"}
+
+    @property
+    def consumers(self) -> dict[str, Place]:
+        """By weight that reads these channels: its inputs; a layer behind a flattened image has one a pixel."""
+        return {place.name: place for place in self.places if place.role == "input"}
+
+    @property
+    def gated(self) -> dict[str, Place]:
+        """By gated parameter: the dimension along which it is multiplied."""
+        return {place.name: place for place in self.places if place.name in self.gates and place.role != "input"}
 
 
-class ChannelGraph:
-    """The dependency graph of a copy of a network, in evaluation mode; removals change the copy."""
+@dataclass(frozen=True)
+class ChannelReport:
+    """What of a network can be removed by channel.
 
-    def __init__(self, model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-        self.model: Any = copy.deepcopy(model).eval().requires_grad_(True)  # what autograd records is traced
-        example = next(model.parameters()).new_full((2, *image_shape), 0.5)
-        self._graph = torch_pruning.DependencyGraph()
-        layers = {module: name for name, module in self.model.named_modules() if _is_layer(module)}
-        ran: set[nn.Module] = set()
-        hooks = [layer.register_forward_hook(lambda layer, *_: ran.add(layer)) for layer in layers]
-        try:
-            with torch.enable_grad():
-                self._graph.build_dependency(self.model, example_inputs=example, verbose=False)
-        except Exception as error:  # of the user's module, or of a library that knows fewer layers than torch
-            raise RecipeError(
-                f"the channels of this {type(model).__name__} cannot be followed: {type(error).__name__}: {error}; "
-                f"{INSTEAD}"
-            ) from error
-        for hook in hooks:
-            hook.remove()
-        lost = [name for layer, name in layers.items() if layer in ran and layer not in self._graph.module2node]
-        if lost:
-            raise RecipeError(
-                f"the channels of {', '.join(lost)} cannot be followed, no gradient comes back to them; "
-                f"take detach and no_grad out of the forward method, or {INSTEAD}"
-            )
-        self._names = {module: name for name, module in self.model.named_modules()}
-        self._order = {name: n for n, (name, _) in enumerate(self.model.named_parameters())}
+    Attributes:
+        groups: In the order of the parameters.
+        whole: By weight that none of the groups covers why it keeps all its outputs.
+    """
 
-    def groups(self) -> list[ChannelGroup]:
-        """All groups but that of the logits, in the order of the parameters."""
-        found = [self._group(items) for items in self._graph.get_all_groups()]
-        return sorted((group for group in found if group is not None), key=lambda group: self._order[group.name])
+    groups: tuple[ChannelGroup, ...]
+    whole: Mapping[str, str] = field(hash=False)
 
-    def remove(self, group: ChannelGroup, channels: list[int]) -> None:
-        """Take channels of one group out."""
-        if not channels:
-            return
-        items = self._items(self.model.get_submodule(group.name.rpartition(".")[0]), channels)
-        coupled = sorted(set(items[0].idxs) - set(channels))
-        if coupled:
-            raise RecipeError(
-                f"channels cannot be pruned here: channels of group {group.name} are coupled with one another "
-                f"({channels[0]} with {coupled[0]}), by a split or a layer that is used twice; {INSTEAD}"
-            )
-        items.prune()
 
-    def _items(self, root: nn.Module, channels: list[int]) -> Any:  # noqa: ANN401
-        """Everything that changes with these output channels of a layer."""
-        out = self._graph.get_pruner_of_module(root).prune_out_channels
-        return self._graph.get_pruning_group(root, out, channels)
+def find_channels(model: nn.Module, image_shape: tuple[int, int, int]) -> ChannelReport:
+    """Follow one pass of a network.
 
-    def _group(self, found: Any) -> ChannelGroup | None:  # noqa: ANN401
-        """A group of the library in names, numbered by its first producer; None if the logits are in it."""
-        for item in found:
-            self._refuse_unsuitable(item.dep.target.module)
-        size = len(found[0].idxs)
-        writers = [item.dep.target.module for item in found if self._writes(item.dep) and len(item.idxs) == size]
-        roots = [module for module in writers if module.weight.shape[0] == size]
-        root = min(roots, key=lambda module: self._order[self._parameter(module, "weight")])
-        rows: dict[str, Rows] = {}
-        producers, gates, consumers = [], [], {}
-        for item in self._items(root, list(range(size))):
-            module, node = item.dep.target.module, item.dep.target
-            if module not in self._names:
-                continue
-            weight = self._parameter(module, "weight")
-            if self._writes(item.dep):
-                if not all(after is not node and _is_layer(after.module) for after in _forward(node, past_norms=True)):
-                    return None
-                producers.append(weight)
-                gated = any(not _is_depthwise(after.module) for after in _forward(node, past_norms=False))
-            elif _is_layer(module):
-                consumers[weight] = len(item.idxs)
-                continue
-            elif isinstance(module, _NormBase):
-                gated = True
+    Raises:
+        RecipeError: If the pass fails.
+    """
+    try:
+        trace = ChannelTrace(model, image_shape)
+    except Exception as error:  # whatever the user's module raises
+        raise RecipeError(
+            f"the channels of this {type(model).__name__} cannot be followed: {type(error).__name__}: {error}; "
+            f"{INSTEAD}"
+        ) from error
+    order = {name: n for n, (name, _) in enumerate([*model.named_parameters(), *model.named_buffers()])}
+    return _Found(trace, order, {name for name, _ in model.named_buffers()}).report()
+
+
+class _Found:
+    """The labels of a trace, joined."""
+
+    def __init__(self, trace: ChannelTrace, order: Mapping[str, int], buffers: set[str]) -> None:
+        self._gateable = trace.norms | trace.read
+        self._order = order
+        for name in sorted(buffers & trace.read & trace.elements.keys()):
+            trace.labels.keep(trace.elements[name], f"the buffer {name} is added to them, which no gate closes")
+        self._root, self._reasons = trace.labels.components()
+        axes = [(*key, self._root[labels.long()]) for key, labels in trace.axes.items()]
+        for name, labels in trace.elements.items():
+            found = self._root[labels.long()]
+            axis = _element_axis(name, found)
+            if axis is not None:
+                axes.append(axis)
             else:
-                continue  # an activation with parameters, 0 at 0
-            names = [weight, *([self._parameter(module, "bias")] if module.bias is not None else [])]
-            gates += names if gated else []
-            if not list(item.idxs) == list(item.root_idxs) == list(range(size)) or module.weight.shape[0] != size:
-                channels = dict(zip(item.idxs, item.root_idxs, strict=True))
-                rows |= dict.fromkeys(names, tuple(channels.get(i, -1) for i in range(module.weight.shape[0])))
-        name = self._parameter(root, "weight")
-        return ChannelGroup(name, size, tuple(gates), tuple(producers), consumers, rows)
+                why = f"{name} holds them along no single dimension"
+                self._reasons |= {label: why for label in torch.unique(found).tolist() if label not in self._reasons}
+        self._axes: list[tuple[str, int, Role, Tensor]] = sorted(axes, key=lambda axis: (order[axis[0]], axis[1]))
+        self._channel = torch.full((len(self._root),), -1)  # by component its number in its group
+        self._group = torch.full((len(self._root),), -1)
 
-    def _writes(self, dep: Any) -> bool:  # noqa: ANN401
-        """Whether these are output channels of a layer with weights."""
-        module = dep.target.module
-        return _is_layer(module) and (_is_depthwise(module) or self._graph.is_out_channel_pruning_fn(dep.handler))
+    def report(self) -> ChannelReport:
+        """Groups of the components that something writes, something reads and nothing keeps."""
+        writers = [(name, found) for name, _, role, found in self._axes if role == "output"]
+        usable = self._held([found for _, found in writers])
+        usable &= self._held([found for _, _, role, found in self._axes if role == "input"])
+        usable[list(self._reasons)] = False
+        names: list[str] = []
+        for name, found in writers:
+            inside = found[usable[found]]
+            if len(inside) == 0:
+                continue
+            earlier = torch.unique(self._group[inside])
+            earlier = earlier[earlier >= 0]
+            if len(earlier) == 0:
+                names.append(name)
+            number = len(names) - 1 if len(earlier) == 0 else int(earlier[0])
+            self._join(earlier)
+            new = list(dict.fromkeys(inside[self._group[inside] < 0].tolist()))
+            self._add(torch.tensor(new, dtype=torch.long), number)
+        groups = [group for group in self._made(names) if group.size > 1 or group.producers[group.name].count == 1]
+        covered = {name for group in groups for name in group.producers}
+        whole = {name: why for name, found in writers if name not in covered and (why := self._why_whole(found))}
+        return ChannelReport(tuple(groups), whole)
 
-    def _parameter(self, module: nn.Module, name: str) -> str:
-        return f"{self._names[module]}.{name}"
+    def _join(self, groups: Tensor) -> None:
+        """Make one group of several, which a weight writes together."""
+        for other in groups[1:].tolist():
+            members = (self._group == other).nonzero().flatten()
+            self._add(members[self._channel[members].argsort()], int(groups[0]))
 
-    def _refuse_unsuitable(self, module: nn.Module) -> None:
-        if module not in self._names:
-            return  # an operation without parameters, or a parameter of no layer
-        name, kind = self._names[module], type(module).__name__
-        if isinstance(module, _NormBase):
-            problem = "" if module.affine else "has no scale and shift that could be gated; give it affine=True"
-        elif isinstance(module, _ConvTransposeNd):
-            problem = "is transposed"
-        elif _is_layer(module):
-            grouped = isinstance(module, _ConvNd) and module.groups > 1 and not _is_depthwise(module)
-            own = f"{name}.weight" in self._order  # not of a parametrisation such as weight normalisation
-            problem = "" if own else "has a weight that is computed from others"
-            problem = "is grouped, so that its channels cannot be removed one by one" if grouped else problem
-        else:
-            alone = isinstance(module, nn.PReLU) or not any(True for _ in module.parameters())
-            problem = "" if alone else "mixes channels in a way that cannot be gated"
-        if problem:
-            raise RecipeError(f"channels cannot be pruned here: {kind} {name} {problem}; {INSTEAD}")
+    def _add(self, components: Tensor, group: int) -> None:
+        start = int((self._group == group).sum())
+        self._group[components] = group
+        self._channel[components] = torch.arange(start, start + len(components))
+
+    def _made(self, names: Sequence[str]) -> Iterator[ChannelGroup]:
+        """The groups of these names, by their numbers; what was joined to another is none."""
+        places: dict[int, list[Place]] = {number: [] for number in range(len(names))}
+        for own, dim, role, found in self._axes:
+            groups = self._group[found]
+            for number in torch.unique(groups[groups >= 0]).tolist():
+                rows = torch.where(groups == number, self._channel[found], -1)
+                places[number].append(Place(own, dim, role, tuple(rows.tolist())))
+        sizes = torch.bincount(self._group[self._group >= 0], minlength=len(names)).tolist()
+        for held, size, name in zip(places.values(), sizes, names, strict=True):
+            gates = {place.name for place in held if place.role != "input"} & self._gateable
+            if size:
+                yield ChannelGroup(name, size, tuple(sorted(gates, key=self._order.__getitem__)), tuple(held))
+
+    def _why_whole(self, found: Tensor) -> str | None:
+        """Why a weight keeps all its outputs; None if they are logits, or nothing reads them."""
+        labels = torch.unique(found).tolist()
+        reasons = [self._reasons[label] for label in labels if label in self._reasons]
+        if not reasons and bool((self._group[found] >= 0).any()):
+            return f"its {found.numel()} outputs are one channel to what reads them"
+        return next((why for why in reasons if why != LOGITS), None)
+
+    def _held(self, found: list[Tensor]) -> Tensor:
+        """Whether a component is in any of these, bool by component."""
+        held = torch.zeros(len(self._root), dtype=torch.bool)
+        for components in found:
+            held[components] = True
+        return held
 
 
-def _is_layer(module: object) -> bool:
-    return isinstance(module, (_ConvNd, nn.Linear))
-
-
-def _is_depthwise(module: object) -> bool:
-    return isinstance(module, _ConvNd) and module.groups == module.out_channels == module.in_channels > 1
-
-
-def _forward(node: Any, *, past_norms: bool) -> Iterator[Any]:  # noqa: ANN401
-    """The first layers with weights after a layer, and the end of the network where it is reached without one."""
-    waiting, seen = [node], {node}
-    while waiting:
-        present = waiting.pop()
-        if not present.outputs or (present is not node and _is_layer(present.module)):
-            yield present
-        elif past_norms or not isinstance(present.module, _NormBase):
-            waiting += [after for after in present.outputs if after not in seen]
-            seen.update(present.outputs)
+def _element_axis(name: str, found: Tensor) -> tuple[str, int, Role, Tensor] | None:
+    """The dimension along which a tensor's elements are of different channels."""
+    for dim, size in enumerate(found.shape):
+        moved = found.movedim(dim, 0).reshape(size, -1)
+        if size > 1 and bool((moved == moved[:, :1]).all()):
+            return name, dim, "element", moved[:, 0]
+    return None

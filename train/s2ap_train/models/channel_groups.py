@@ -1,7 +1,7 @@
 """Coupled channels: which layers of a network share them, and taking some out of all of them at once.
 
-Layers are coupled where their outputs are added, concatenated, normalised or read (Fang et al. 2023, arXiv 2301.12900,
-by the library torch-pruning): a channel of a residual stream is one channel of every block that writes or reads it.
+Layers are coupled where their outputs are added, concatenated, normalised or read (as in Fang et al. 2023, arXiv
+2301.12900): a channel of a residual stream is one channel of every block that writes or reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.models.channel_graph import INSTEAD, ChannelGraph, ChannelGroup
+from s2ap_train.models.channel_graph import INSTEAD, ChannelGroup, ChannelReport, find_channels
+from s2ap_train.models.channel_removal import shrink
 from s2ap_train.models.classifier import Classifier
 
 Kept = Mapping[str, Tensor]
@@ -23,11 +24,14 @@ Kept = Mapping[str, Tensor]
 
 __all__ = [
     "ChannelGroup",
+    "ChannelReport",
     "Kept",
     "channel_groups",
+    "channel_report",
     "channel_sums",
     "gate_channels",
     "gate_factors",
+    "removable",
     "remove_channels",
 ]
 
@@ -36,7 +40,6 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 TOLERANCE = 1e-9  # of the logits, in float64
 
 
-@torch.inference_mode(False)  # what runs in inference mode leaves nothing to trace, and makes tensors of no use later
 def channel_groups(
     model: nn.Module, image_shape: tuple[int, int, int], *, verify: bool = True
 ) -> tuple[ChannelGroup, ...]:
@@ -45,15 +48,48 @@ def channel_groups(
     Args:
         model: Images [N, C, H, W] -> logits [N, K]; it is not changed.
         image_shape: (C, H, W).
-        verify: Compare removal with gating on random numbers, in float64; a second for a large network.
+        verify: As in `channel_report`.
 
     Raises:
-        RecipeError: If the network couples channels in a way that cannot be gated or removed; the layer is named.
+        RecipeError: As `channel_report`, or if no channel can be removed: the layers are named.
     """
-    groups = tuple(ChannelGraph(model, image_shape).groups())
-    if verify:
-        _verify(model, groups, image_shape)
-    return groups
+    return removable(channel_report(model, image_shape, verify=verify), model)
+
+
+def removable(report: ChannelReport, model: nn.Module) -> tuple[ChannelGroup, ...]:
+    """The groups of a network's report.
+
+    Raises:
+        RecipeError: If there are none; layers are named, and what to use instead.
+    """
+    if report.groups:
+        return report.groups
+    why = "; ".join(f"{name} stays whole: {reason}" for name, reason in list(report.whole.items())[:3])
+    more = f"; and {len(report.whole) - 3} more" if len(report.whole) > 3 else ""
+    why = why or "it has no hidden layers"
+    raise RecipeError(f"{type(model).__name__} has no channels that can be pruned ({why}{more}); {INSTEAD}")
+
+
+@torch.inference_mode(False)  # what runs in inference mode makes tensors of no use later
+def channel_report(model: nn.Module, image_shape: tuple[int, int, int], *, verify: bool = True) -> ChannelReport:
+    """The channel groups of a network, and why other layers stay whole.
+
+    Args:
+        model: Images [N, C, H, W] -> logits [N, K]; it is not changed.
+        image_shape: (C, H, W).
+        verify: Compare removal with gating on random numbers, in float64, and leave groups whole where they differ; a
+            second for a large network.
+
+    Raises:
+        RecipeError: If the network fails.
+    """
+    report = find_channels(model, image_shape)
+    if not verify or not report.groups:
+        return report
+    wrong = _differing(model, report.groups, image_shape)
+    whole = {weight: wrong[group.name] for group in report.groups if group.name in wrong for weight in group.producers}
+    left = tuple(group for group in report.groups if group.name not in wrong)
+    return ChannelReport(left, {**report.whole, **whole})
 
 
 def gate_channels(model: AnyModule, groups: Sequence[ChannelGroup], kept: Kept) -> AnyModule:
@@ -88,14 +124,14 @@ def gate_factors(
     """
     factors: dict[str, Tensor] = {}
     for group in groups:
-        for name in group.gates if group.name in gates else ():
+        for name, place in group.gated.items() if group.name in gates else ():
             parameter = parameters[name]
             factor = gates[group.name].to(parameter.device)
             factor = factor.to(parameter.dtype) if not factor.is_floating_point() else factor
-            if name in group.rows:
-                channels = torch.tensor(group.rows[name], device=parameter.device)
+            if place.rows != tuple(range(group.size)):
+                channels = torch.tensor(place.rows, device=parameter.device)
                 factor = torch.where(channels >= 0, factor[channels.clamp_min(0)], 1.0)
-            factor = factor.reshape(-1, *[1] * (parameter.dim() - 1))
+            factor = factor.reshape([-1 if dim == place.dim else 1 for dim in range(parameter.dim())])
             factors[name] = factors[name] * factor if name in factors else factor
     return factors
 
@@ -109,19 +145,22 @@ def channel_sums(groups: Sequence[ChannelGroup], values: Mapping[str, Tensor]) -
     """
     sums = {}
     for group in groups:
-        first = values[group.producers[0]]
-        sums[group.name] = first.new_zeros(group.size)
-        for name in group.producers:
-            totals = values[name].flatten(1).sum(dim=1)  # [rows]
-            channels = torch.tensor(group.rows.get(name, range(group.size)), device=totals.device)
-            sums[group.name] = sums[group.name].index_add(0, channels[channels >= 0], totals[channels >= 0])
+        total = None
+        for name, place in group.producers.items():
+            if name not in values:
+                continue  # the weight of no layer
+            by_row = values[name].movedim(place.dim, 0).flatten(1).sum(dim=1)
+            channels = torch.tensor(place.rows, device=by_row.device)
+            ours = channels >= 0
+            total = by_row.new_zeros(group.size) if total is None else total
+            total = total.index_add(0, channels[ours], by_row[ours])
+        if total is not None:
+            sums[group.name] = total
     return sums
 
 
 @torch.inference_mode(False)
-def remove_channels(
-    model: AnyModule, groups: Sequence[ChannelGroup], kept: Kept, image_shape: tuple[int, int, int]
-) -> AnyModule:
+def remove_channels(model: AnyModule, groups: Sequence[ChannelGroup], kept: Kept) -> AnyModule:
     """A smaller copy of the same class, in evaluation mode, without the other channels.
 
     Producers lose rows, readers columns, normalisations scale, shift and running statistics. Its logits equal those of
@@ -131,22 +170,15 @@ def remove_channels(
         model: The network; it is not changed.
         groups: By `channel_groups` of this network.
         kept: By group name; groups that are not named keep everything.
-        image_shape: (C, H, W).
 
     Raises:
         RecipeError: If `kept` does not fit the groups, or would leave one without a channel.
     """
     _check(groups, kept)
-    graph = ChannelGraph(model, image_shape)
-    for group in groups:
-        if group.name in kept:
-            graph.remove(group, (~kept[group.name].cpu()).nonzero().flatten().tolist())
-    smaller: AnyModule = graph.model
+    smaller = copy.deepcopy(model).eval()
+    shrink(smaller, groups, {name: stays.cpu() for name, stays in kept.items()})
     channels_last = any(_is_channels_last(old) for old in model.parameters())
-    for (name, parameter), old in zip(smaller.named_parameters(), model.parameters(), strict=True):
-        if min(parameter.shape, default=1) == 0:
-            raise RecipeError(f"nothing would be left of {name}; keep more channels of its group")
-        parameter.requires_grad_(old.requires_grad)
+    for parameter in smaller.parameters():
         parameter.data = parameter.new_empty(parameter.shape).copy_(parameter.detach())  # the strides of a new network
     if channels_last:
         smaller.to(memory_format=torch.channels_last)
@@ -177,53 +209,48 @@ def _check(groups: Sequence[ChannelGroup], kept: Kept) -> None:
             )
 
 
-def _verify(model: nn.Module, groups: Sequence[ChannelGroup], image_shape: tuple[int, int, int]) -> None:
-    """Compare gating with removal, in float64, at random statistics, scales and shifts; refuse what differs."""
+def _differing(model: nn.Module, groups: Sequence[ChannelGroup], image_shape: tuple[int, int, int]) -> dict[str, str]:
+    """Groups whose removal is not their gating, in float64, at random statistics, scales and shifts: by name, why."""
     generator = torch.Generator().manual_seed(0)
     trial = copy.deepcopy(model).cpu().double().eval()
     for module in trial.modules():
-        if isinstance(module, _NormBase):
-            for tensor, low in ((module.weight, 0.5), (module.running_var, 0.5), (module.bias, -0.5)):
-                if tensor is not None:
+        if isinstance(module, (_NormBase, nn.GroupNorm)):
+            for name, low in (("weight", 0.5), ("bias", -0.5), ("running_mean", -0.5), ("running_var", 0.5)):
+                if (tensor := getattr(module, name, None)) is not None:
                     tensor.data.uniform_(low, low + 1, generator=generator)
-            if module.running_mean is not None:
-                module.running_mean.uniform_(-0.5, 0.5, generator=generator)
     images = torch.rand(2, *image_shape, generator=generator, dtype=torch.float64)
     kept = {}
     for group in groups:
         order = torch.randperm(group.size, generator=generator)
         kept[group.name] = torch.zeros(group.size, dtype=torch.bool).index_fill(0, order[: (group.size + 1) // 2], True)
-    try:
-        _compare(trial, groups, kept, image_shape, images)
-    except RecipeError:
-        for group in groups:  # to name the first that fails
-            _compare(trial, groups, {group.name: kept[group.name]}, image_shape, images)
-        raise
+    wrong: dict[str, str] = {}
+    if _difference(trial, groups, kept, images) is None:
+        return wrong
+    for group in groups:
+        if (why := _difference(trial, groups, {group.name: kept[group.name]}, images)) is not None:
+            wrong[group.name] = why
+    right = {name: mask for name, mask in kept.items() if name not in wrong}
+    if (why := _difference(trial, groups, right, images)) is not None:  # only together: none of them can be trusted
+        wrong |= dict.fromkeys(right, why)
+    return wrong
 
 
-def _compare(
-    trial: nn.Module,
-    groups: Sequence[ChannelGroup],
-    kept: Kept,
-    image_shape: tuple[int, int, int],
-    images: Tensor,
-) -> None:
-    """Refuse a network whose logits differ when channels are gated and when they are removed."""
-    where = f"group {next(iter(kept))}" if len(kept) == 1 else f"the groups {', '.join(kept)}"
-    smaller = remove_channels(trial, groups, kept, image_shape)
+def _difference(trial: nn.Module, groups: Sequence[ChannelGroup], kept: Kept, images: Tensor) -> str | None:
+    """How removing channels differs from gating them; None if it does not."""
     with torch.no_grad():
         gated = gate_channels(trial, groups, kept)(images)
         try:
-            removed = smaller(images)
-        except RuntimeError as error:  # sizes that are written into a forward method
-            raise RecipeError(
-                f"the network does not work with fewer channels in {where}: {error}; take sizes from the tensors in "
-                f"its forward method, or {INSTEAD}"
-            ) from error
+            removed = remove_channels(trial, groups, kept)(images)
+        except (RuntimeError, ValueError, TypeError, AssertionError, RecipeError) as error:
+            # sizes that are written into a forward method
+            return (
+                f"the network does not work with fewer of its channels ({str(error).splitlines()[0]}); take sizes from "
+                "the tensors in the forward method"
+            )
     difference = float((gated - removed).abs().max() / gated.abs().max().clamp_min(1))
-    if not difference < TOLERANCE:
-        raise RecipeError(
-            f"channels cannot be pruned here: removing some of {where} changes the logits by {difference:.2g} of their "
-            "size against gating them; operations between layers must keep channels apart and 0 at 0 (as ReLU, pooling "
-            f"and sums do); {INSTEAD}"
-        )
+    if difference < TOLERANCE:
+        return None
+    return (
+        f"removing some of its channels changes the logits by {difference:.2g} of their size against gating them; "
+        "operations between layers must keep channels apart and 0 at 0 (as ReLU, pooling and sums do)"
+    )

@@ -13,13 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from s2ap_train.models.channel_groups import ChannelGroup
 from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.models.weights import prunable_weights
 
 Share = TypeVar("Share", float, Tensor)
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One convolution or linear layer, all its channels kept.
+    """One layer, all its channels kept.
 
     Attributes:
         weight: Name of its weight.
@@ -77,7 +78,7 @@ def parameter_count(model: nn.Module) -> int:
 def layer_costs(
     model: nn.Module, image_shape: tuple[int, int, int], groups: Sequence[ChannelGroup]
 ) -> tuple[LayerCost, ...]:
-    """The cost of every convolution and linear layer, in the order of the parameters.
+    """The cost of every layer whose weight can be pruned, in the order of the modules.
 
     Args:
         model: Images -> logits.
@@ -85,22 +86,15 @@ def layer_costs(
         groups: Its channel groups.
     """
     counts = _count(model, image_shape).get_flop_counts()
+    layer_flops = _flops_by_weight(model, {name: sum(count.values()) for name, count in counts.items()})
     costs = []
-    for name, module in model.named_modules():
-        if not isinstance(module, (_ConvNd, nn.Linear)):
-            continue
-        weight = f"{name}.weight" if name else "weight"
-        written, read = {}, {}
-        for group in groups:
-            if weight in group.producers:
-                rows = group.rows.get(weight, tuple(range(group.size)))
-                written[group.name] = sum(channel >= 0 for channel in rows) / len(rows)
-            if weight in group.consumers:
-                read[group.name] = group.consumers[weight] / module.weight.shape[1]
+    for weight, parameter in prunable_weights(model).items():
+        written = {group.name: place.share for group in groups if (place := group.producers.get(weight)) is not None}
+        read = {group.name: place.share for group in groups if (place := group.consumers.get(weight)) is not None}
         cost = LayerCost(
             weight=weight,
-            flops=sum(counts.get(".".join(filter(None, (type(model).__name__, name))), {}).values()),
-            parameters=module.weight.numel(),
+            flops=layer_flops[weight],
+            parameters=parameter.numel(),
             outputs=_single(written),
             inputs=_single(read),
             output_shares=written,
@@ -108,6 +102,23 @@ def layer_costs(
         )
         costs.append(cost)
     return tuple(costs)
+
+
+def _flops_by_weight(model: nn.Module, counts: Mapping[str, int]) -> dict[str, int]:
+    """FLOPs of the layers by weight; layers that share one add up, and an attention's projections share all of its."""
+    weights = prunable_weights(model)
+    names = {id(parameter): name for name, parameter in weights.items()}
+    found = dict.fromkeys(weights, 0)
+    for path, module in model.named_modules():
+        spent = counts.get(".".join(filter(None, (type(model).__name__, path))), 0)
+        parts = {name: p for name, p in prunable_weights(module).items() if id(p) in names}
+        if isinstance(module, nn.MultiheadAttention):
+            total = sum(parameter.numel() for parameter in parts.values())
+            for parameter in parts.values():
+                found[names[id(parameter)]] += spent * parameter.numel() // total
+        elif isinstance(module, (_ConvNd, nn.Linear)) and "weight" in parts:
+            found[names[id(parts["weight"])]] += spent
+    return found
 
 
 def _count(model: nn.Module, image_shape: tuple[int, int, int]) -> FlopCounterMode:

@@ -121,7 +121,7 @@ def _cut(model: Classifier, channels: object, seed: int) -> Classifier:
         if not isinstance(count, int) or not 1 <= count <= size:
             raise RecipeError(f"{count!r} channels of group {name} cannot be kept, it has {size}")
         kept[name] = torch.arange(size) < count
-    smaller = remove_channels(model, tuple(groups.values()), kept, model.image_shape).train()
+    smaller = remove_channels(model, tuple(groups.values()), kept).train()
     if not isinstance(smaller, UserNetwork):  # for its own sizes; the weights of users' networks are theirs to draw
         initialise(smaller, seed)
     return smaller

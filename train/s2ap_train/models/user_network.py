@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models.classifier import Classifier, ImageSize
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.models.logits import Reading, logits_of, reading_of
+from s2ap_train.models.modes import device_of, evaluation_mode
 
 NAME = "user"
 
@@ -23,8 +24,10 @@ NAME = "user"
 class UserNetwork(Classifier):
     """A module of the user's, `network`: images [N, C, H, W] in [0, 1] -> logits [N, K].
 
-    The module gets normalised pixels where `mean` and `std` are given, and normalises them itself where not. Rebuilding
-    one imports and calls its factory, which runs the user's code; rebuild only checkpoints whose factory you trust.
+    The module gets normalised pixels where `mean` and `std` are given, and normalises them itself where not. Where it
+    answers with probabilities, or with logits that float32 cannot attack, these are made logits (`models.logits`);
+    labels stay. Rebuilding one imports and calls its factory, which runs the user's code; rebuild only checkpoints whose
+    factory you trust.
     """
 
     _shift: Tensor
@@ -39,6 +42,7 @@ class UserNetwork(Classifier):
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        logits: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         """Call the factory and check what it made.
@@ -53,6 +57,7 @@ class UserNetwork(Classifier):
             image_size: Side of a square image, or (height, width), pixels.
             mean: Subtracted from each channel of the pixels in [0, 1], one number a channel or one for all; None: 0.
             std: What the difference is divided by, in the same way; None: 1.
+            logits: How its outputs become logits, the fields of a `Reading`; None: as found.
             seed: Of torch's global generator while the factory runs; its state is put back afterwards.
 
         Raises:
@@ -72,13 +77,27 @@ class UserNetwork(Classifier):
             self.network = _made(factory, function, sizes, self.image_shape)
         _check_logits(factory, self, self.image_shape, classes)
         _check_parameters(factory, self.network)
+        self._stripped, found = logits_of(self.network, self.image_shape)
+        self.reading = found if logits is None else Reading.of(logits)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] of images [N, C, H, W] in [0, 1]."""
-        if self.mean is not None or self.std is not None:
-            images = (images - self._shift) / self._scale
-        logits: Tensor = self.network(images)
-        return logits
+        return self.reading(self.network(self._normalised(images)))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was found about its outputs, as sentences."""
+        stripped = "the softmax that the network ends with is left out: its input are the logits"
+        return (*([stripped] if self._stripped else []), *self.reading.notes)
+
+    def read_outputs(self) -> None:
+        """See again how outputs become logits: weights that were loaded may have another scale than fresh ones."""
+        images = torch.rand(4, *self.image_shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(), evaluation_mode(self.network):
+            self.reading = reading_of(self.network(self._normalised(images.to(device_of(self.network)))))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return images if self.mean is None and self.std is None else (images - self._shift) / self._scale
 
     def arguments(self) -> dict[str, Any]:
         """Name and arguments that make this network with all its channels, as JSON values."""
@@ -90,6 +109,7 @@ class UserNetwork(Classifier):
             "image_size": self.recorded_size,
             **({} if self.mean is None else {"mean": list(self.mean)}),
             **({} if self.std is None else {"std": list(self.std)}),
+            **({"logits": self.reading.changed} if self.reading.changed else {}),
         }
 
 

@@ -37,7 +37,7 @@ def shipped(pruned: PrunedModel, structure: StructureName, image_shape: tuple[in
     if structure != "channel":
         return copy.deepcopy(pruned.model).requires_grad_(True)
     groups = channel_groups(pruned.model, image_shape, verify=False)
-    return remove_channels(pruned.model, groups, pruned.masks, image_shape).requires_grad_(True)
+    return remove_channels(pruned.model, groups, pruned.masks).requires_grad_(True)
 
 
 def finetune(

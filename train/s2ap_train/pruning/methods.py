@@ -17,6 +17,7 @@ from s2ap_train.pruning.iterative import IterativeMagnitude, prune_iteratively
 from s2ap_train.pruning.magnitude import Magnitude, magnitude_pruned
 from s2ap_train.pruning.mask_search import search_masks
 from s2ap_train.pruning.moving_topology import prune_flying_bird
+from s2ap_train.pruning.prunable import check_achieved
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.score_pruning import ScorePruning
 from s2ap_train.pruning.scratch_ticket import ScratchTicket
@@ -184,6 +185,8 @@ def prune(
         run: The seed is of everything random.
 
     Raises:
-        RecipeError: If the method cannot prune this network so.
+        RecipeError: If the method cannot prune this network so, or removed another share than asked.
     """
-    return METHODS[config.method].prune(model, images, labels, validation, config, run=run)
+    found = METHODS[config.method].prune(model, images, labels, validation, config, run=run)
+    check_achieved(found, model, image_shape(images), config)
+    return found

@@ -7,19 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from s2ap_train.models.weights import prunable_weights
+
+__all__ = ["ScoreStart", "prunable_weights", "scaled_magnitude", "start_scores", "straight_through", "weight_counts"]
+
 ScoreStart = Literal["scaled_magnitude", "kaiming_uniform", "kaiming_normal", "xavier_normal", "snip"]
-
-
-def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of the convolutions and linear layers, first and last included, by parameter name; shared ones once."""
-    layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    weights = {
-        f"{name}.weight" if name else "weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, layers) and isinstance(module.weight, nn.Parameter)  # not one that is computed
-    }
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {name: weight for name, weight in weights.items() if names.get(id(weight)) == name}  # shared ones once
 
 
 def weight_counts(model: nn.Module) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from s2ap_train.models.cost import LayerCost, layer_costs
 from s2ap_train.pruning.masks import Masks, largest_mask, top_k_mask
 from s2ap_train.pruning.pruned_model import pruned_copy
 from s2ap_train.pruning.scores import ScoreStart, prunable_weights, start_scores
-from s2ap_train.pruning.two_four import supports_two_four, two_four_mask
+from s2ap_train.pruning.two_four import two_four_mask, two_four_weights
 
 StructureName = Literal["unstructured", "channel", "2:4"]
 CostTarget = Literal["parameters", "flops"]
@@ -111,10 +111,7 @@ class TwoFour(Unstructured):
         Raises:
             RecipeError: If no layer can.
         """
-        weights = {name: w.detach() for name, w in prunable_weights(model).items() if supports_two_four(w)}
-        if not weights:
-            raise RecipeError("no layer has a multiple of 4 inputs, so none can be pruned 2:4; take another structure")
-        return {name: start_scores(w, start, generator) for name, w in weights.items()}
+        return {name: start_scores(w.detach(), start, generator) for name, w in two_four_weights(model).items()}
 
     def cut(self, scores: Tensor, keep_ratio: float) -> Tensor:
         """The two largest |scores| of every four.
@@ -180,10 +177,7 @@ def structure_of(name: StructureName, model: nn.Module, image_shape: tuple[int, 
     if name == "2:4":
         return TwoFour()
     if name == "channel":
-        groups = channel_groups(model, image_shape)
-        if not groups:
-            raise RecipeError(f"{type(model).__name__} has no hidden channels to remove; prune it unstructured")
-        return Channels(groups)
+        return Channels(channel_groups(model, image_shape))
     raise RecipeError(f"structure is {name!r}; choose from unstructured, channel, 2:4")
 
 

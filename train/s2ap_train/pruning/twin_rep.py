@@ -13,7 +13,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from s2ap_train.pruning.masks import Masks
 from s2ap_train.pruning.pruned_model import PrunedModel
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.structures import StructureName
-from s2ap_train.pruning.two_four import supports_two_four, two_four_masks
+from s2ap_train.pruning.two_four import two_four_masks, two_four_weights
 from s2ap_train.training import Run, TrainingConfig, train_classifier
 
 Product = Literal["elementwise", "channel"]
@@ -191,8 +191,9 @@ def factorised(model: nn.Module, product: Product, start: Start, *, seed: int) -
                 f"{name} and {names[id(weight)]} are one weight, TwinRep gives each layer its own; take another method"
             )
     for name, weight in weights.items():
-        layer = network.get_submodule(name.rpartition(".")[0])
-        parametrize.register_parametrization(layer, "weight", FactorProduct(weight, product, start, generator))
+        path, _, attribute = name.rpartition(".")
+        factors = FactorProduct(weight, product, start, generator)
+        parametrize.register_parametrization(network.get_submodule(path), attribute, factors)
     return network
 
 
@@ -211,9 +212,10 @@ def _masked(network: nn.Module, gates: Masks) -> dict[str, Tensor]:
     """Put the masks of products into the network; those of its plain parameters are handed back."""
     others = {}
     for name, gate in gates.items():
-        layer = network.get_submodule(name.rpartition(".")[0])
-        if name.endswith("weight") and parametrize.is_parametrized(layer, "weight"):
-            for product in layer.parametrizations.weight:  # type: ignore[union-attr]  # a ModuleDict of lists of one
+        path, _, attribute = name.rpartition(".")
+        layer: Any = network.get_submodule(path)
+        if parametrize.is_parametrized(layer, attribute):
+            for product in layer.parametrizations[attribute]:
                 product.mask.copy_(gate)
         else:
             others[name] = gate
@@ -229,9 +231,7 @@ def _cut(
         masks = magnitude_masks(weights, sparsity=config.sparsity, scope=config.scope, minimum_kept=config.minimum_kept)
         return weights, masks, masks
     if config.structure == "2:4":
-        weights = {name: w for name, w in weights.items() if supports_two_four(w)}
-        if not weights:
-            raise RecipeError("no layer has a multiple of 4 inputs, so none can be pruned 2:4; take another structure")
+        weights = {name: weights[name] for name in two_four_weights(model)}
         masks = two_four_masks(weights)
         return weights, masks, masks
     groups = channel_groups(model, (image_shape[0], image_shape[1], image_shape[2]))

@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from s2ap_defend.errors import RecipeError
+from s2ap_train.models.weights import prunable_weights
 
 GROUP = 4
 KEPT_PER_GROUP = 2
@@ -18,6 +22,25 @@ KEPT_PER_GROUP = 2
 def supports_two_four(weight: Tensor) -> bool:
     """Whether the inputs of a weight [O, I, ...] come in whole groups of four; other layers stay dense."""
     return weight.dim() > 1 and weight.shape[1] % GROUP == 0
+
+
+def two_four_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of a network that can have the pattern, by name; those of transposed convolutions have inputs first.
+
+    Raises:
+        RecipeError: If there are none.
+    """
+    found = {
+        name: weight
+        for name, weight in prunable_weights(model).items()
+        if supports_two_four(weight) and not isinstance(model.get_submodule(name.rpartition(".")[0]), _ConvTransposeNd)
+    }
+    if not found:
+        raise RecipeError(
+            f"no layer of this {type(model).__name__} has a multiple of 4 inputs, so none can be pruned 2:4; take "
+            'structure = "unstructured"'
+        )
+    return found
 
 
 def two_four_mask(scores: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from s2ap_train.data import DataSettings, Splits, load_data
 from s2ap_train.ensemble import Family, Pruning, check_cost
 from s2ap_train.models import ModelTable, create
 from s2ap_train.pruning.methods import METHODS, training_of, with_training
+from s2ap_train.pruning.prunable import check_prunable
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining
 from s2ap_train.recipe.purifier_grid import ChoiceSettings
@@ -246,7 +247,7 @@ def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningReci
 def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], classes: int) -> None:
     """Make each network of the recipe once, so that one that cannot be made is refused before anything is trained.
 
-    So is a member that costs more than its family's `max_cost`.
+    So is a network that cannot be pruned as asked, and a member that costs more than its family's `max_cost`.
 
     Args:
         recipe: Its plain network, and those of families that have members.
@@ -271,10 +272,16 @@ def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], cl
         made.append(table)
     for name, family in recipe.members.items():
         try:
+            if family.count:
+                family.check(recipe.model, new)
             check_cost(family, partial(recipe.member_seed, name), recipe.model, new)
         except RecipeError as error:
             raise RecipeError(f"recipe {recipe.name}: members.{name}: {error}") from error
     if isinstance(recipe, Recipe):
+        try:
+            check_prunable(new(recipe.model), image_shape, recipe.pruning)
+        except RecipeError as error:
+            raise RecipeError(f"recipe {recipe.name}: pruning: {error}") from error
         try:
             recipe.score_model.architecture(image_shape)
         except RecipeError as error:

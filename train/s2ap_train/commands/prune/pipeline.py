@@ -20,6 +20,7 @@ from s2ap_train.models import Classifier
 from s2ap_train.models import build as build_classifier
 from s2ap_train.pruning import Tuned, finetune, prune
 from s2ap_train.pruning.methods import epochs_known, needs_training, needs_tuning, structure_name
+from s2ap_train.pruning.prunable import check_prunable
 from s2ap_train.recipe import PruningRecipe
 from s2ap_train.recipe.key import data_digest, training_key
 from s2ap_train.storage.checkpoint import RECORD_FILE, check_replaceable
@@ -60,6 +61,9 @@ def run_pruning(
         reporter.line(f"{output}: reused, it was made with the same recipe and data")
         return _reported(finished, output)
     run = _Run(compute, recipe, splits, work_dir, key, reporter)
+    fresh = run.fresh()
+    for note in (*getattr(fresh, "notes", ()), *check_prunable(fresh, splits.image_shape, recipe.pruning)):
+        reporter.line(note)
     with locked(work_dir / f".run-{key.text[:12]}.lock", wait=False) if compute.is_main else nullcontext():
         return _made(run, output)
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.models.weights import file_digest, load_weights
+from s2ap_train.models.weight_file import file_digest, load_weights
 
 
 def network(classes: int = 3) -> nn.Module:
