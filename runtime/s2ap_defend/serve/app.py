@@ -131,7 +131,8 @@ def _models(service: Service) -> APIRouter:
     @router.get("/v2/models/{model}/versions/{version}/config", summary="Configuration of the model.")
     async def model_config(model: str, version: str | None = None) -> Response:
         service.check_model(model, version)
-        return json_response(metadata.configure_model(served, service.config.max_batch_rows))
+        classes, rows = service.classifier.classes, service.config.max_batch_rows
+        return json_response(metadata.configure_model(served, classes, rows))
 
     @router.get("/v2/models/{model}/stats", summary="Statistics of the model.")
     @router.get("/v2/models/{model}/versions/{version}/stats", summary="Statistics of the model.")
