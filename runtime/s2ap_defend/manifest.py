@@ -8,7 +8,7 @@ import json
 import reprlib
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from s2ap_defend.decision_record import DecisionDescription, DecisionSettings, Frontier, FrontierRow, Role, Sees
 from s2ap_defend.errors import ModelFileError
@@ -23,6 +23,7 @@ from s2ap_defend.purifier_record import (
 )
 from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.sequential_record import CalibrationRecord, SignalTable, TestTables
+from s2ap_defend.types import Resize
 
 __all__ = [
     "FORMAT_VERSION",
@@ -54,16 +55,29 @@ FORMAT_VERSION: Literal[4] = 4
 
 
 class InputDescription(ManifestTable):
-    """The tensor `image`: float32 [N, channels, height, width] in [0, 1]."""
+    """The tensor `image`: float32 [N, channels, height, width] in [0, 1].
+
+    Attributes:
+        channels: C.
+        height: Pixels.
+        width: Pixels.
+        resize: How training images of other sizes were brought to this one; None: they were taken as they are. The
+            key is missing then, as in files that were written before it existed.
+    """
 
     channels: Positive
     height: Positive
     width: Positive
+    resize: Resize | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.channels, self.height, self.width
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {key: value for key, value in serialise(self).items() if value is not None}
 
 
 class Seeds(ManifestTable):

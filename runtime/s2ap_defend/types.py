@@ -11,9 +11,9 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-Resize = Literal["crop", "stretch"]
+Resize = Literal["crop", "stretch", "pad"]
 """How an image of another size is resized: crop cuts the largest central part of the wanted shape out first, stretch
-takes the whole image, whatever its shape."""
+takes the whole image, whatever its shape, pad fits the whole image in and puts black around it."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,20 @@ def test_a_manifest_survives_writing_and_reading_bit_for_bit() -> None:
     assert again.to_json() == manifest.to_json()
 
 
+def test_a_manifest_says_how_images_were_resized_where_they_were() -> None:
+    data = manifest_data()
+    plain = read_manifest(json.dumps(data), source="model.onnx")
+    assert plain.input.resize is None
+    assert '"resize"' not in plain.to_json(), "as files that were written before"
+    data["input"] |= {"height": 20, "width": 12, "resize": "pad"}
+    padded = read_manifest(json.dumps(data), source="model.onnx")
+    assert padded.input.shape[1:] == (20, 12)
+    assert json.loads(padded.to_json())["input"]["resize"] == "pad"
+    data["input"]["resize"] = "squeeze"
+    with pytest.raises(ModelFileError, match=r"input\.resize"):
+        read_manifest(json.dumps(data), source="model.onnx")
+
+
 @pytest.mark.parametrize("truncation", ["clean", "adversarial", "sign", "abstain"])
 @pytest.mark.parametrize("correction", ["correct", "reject"])
 def test_policies_become_the_tables_of_the_reference(truncation: str, correction: str) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2ap_defend.errors import InputError, RecipeError
-from s2ap_defend.images import Picture, open_picture, resize, unit_range
+from s2ap_defend.images import Picture, open_picture
+from s2ap_defend.resizing import resize
 from s2ap_defend.types import Float32
 from s2ap_train.data.containers import Container
-from s2ap_train.data.source import OnRead
+from s2ap_train.data.source import OnRead, unit_range
 
 _TOGETHER = 64  # files of one task
 _THREADS = 4  # Pillow decodes outside Python's lock; small images gain nothing from more
@@ -87,8 +88,8 @@ class Decoder:
             images = [self._pixels(file) for file in files[start : start + _TOGETHER]]
             for shape in {image.shape for image in images}:
                 same = [row for row, image in enumerate(images) if image.shape == shape]
-                pixels = np.stack([images[row] for row in same]).transpose(0, 3, 1, 2)
-                out[np.add(same, start)] = unit_range(pixels) if self.image_size is None else resize(pixels, size)
+                pixels = unit_range(np.stack([images[row] for row in same]).transpose(0, 3, 1, 2))
+                out[np.add(same, start)] = pixels if self.image_size is None else resize(pixels, size)
             return len(images)
 
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode")

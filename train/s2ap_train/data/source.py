@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.images import resize, unit_range
+from s2ap_defend.resizing import resize
 from s2ap_defend.types import Float32, Int64
 
 OnRead = Callable[[int], None]
@@ -64,11 +65,18 @@ def array_subset(
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = images[rows[start : start + _ROWS_AT_ONCE]]
             some = some.transpose(0, 3, 1, 2) if channels_last else some
-            out[start : start + len(some)] = unit_range(some) if image_size is None else resize(some, size)
+            pixels = unit_range(some) if some.dtype == np.uint8 else np.asarray(some, np.float32)
+            out[start : start + len(some)] = pixels if image_size is None else resize(pixels, size)
             on_read(len(some))
         return out
 
     return Subset(labels, read)
+
+
+def unit_range(pixels: NDArray[Any]) -> Float32:
+    """8-bit pixels in [0, 1], divided as the runtime divides them."""
+    scaled: Float32 = np.divide(pixels, np.float32(255.0), dtype=np.float32)
+    return scaled
 
 
 def check_labels(labels: Int64, classes: tuple[str, ...], name: str) -> None:
