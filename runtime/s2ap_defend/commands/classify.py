@@ -89,7 +89,7 @@ def classify(
         other = "" if files.left_out.count == 1 else f" and {files.left_out.count - 1} more"
         messages.print(harmless(f"left out, no images by their endings: {files.left_out.first}{other}"), markup=False)
     if failed:
-        raise InputError(f"{failed} could not be read, {answered} were classified; the reasons are above")
+        raise InputError(f"{failed} could not be read, {answered} classified; the reasons are above")
 
 
 def _batches(entries: Iterable["Entry"], shape: tuple[int, int, int]) -> Iterator[list["Entry"]]:

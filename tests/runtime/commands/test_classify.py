@@ -82,7 +82,7 @@ def test_bad_images_do_not_stop_the_others_and_are_counted_in_the_end(
     assert run(["classify", str(tiny_model_path), str(photos)]) == 2
     captured = capsys.readouterr()
     assert f"not classified: {photos / 'moving.gif'} is GIF, which is not read; convert it to PNG\n" in captured.err
-    assert captured.err.splitlines()[-1] == ("Error: 2 could not be read, 3 were classified; the reasons are above")
+    assert captured.err.splitlines()[-1] == ("Error: 2 could not be read, 3 classified; the reasons are above")
     assert [line.split()[0] for line in captured.out.splitlines()[1:]].count("not") == 2
 
 
