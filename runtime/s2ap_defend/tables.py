@@ -35,9 +35,12 @@ def print_table(table: Table, console: Console) -> None:
     """
     unlimited = console.options.update(max_width=_UNLIMITED)
     natural = Measurement.get(console, unlimited, table).maximum
-    if not console.is_terminal or natural <= console.width:
+    if not console.is_terminal:
         table.width = natural
-        console.print(table, crop=False)
+        with console.capture() as captured:
+            console.print(table, crop=False)
+        lines = "\n".join(map(str.rstrip, captured.get().splitlines()))
+        console.print(lines, markup=False, highlight=False, emoji=False, soft_wrap=True)
     elif natural - _shrinks_by(table, console) <= console.width:
         console.print(table)
     else:

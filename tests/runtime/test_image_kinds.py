@@ -77,3 +77,19 @@ def test_a_path_is_read_and_named(tmp_path) -> None:
     assert np.array_equal(read(str(tmp_path / "a.png")), read(CASES["PNG"].content))
     with pytest.raises(InputError, match=r"none\.png cannot be read: No such file"):
         read(tmp_path / "none.png")
+
+
+def test_a_damaged_file_of_any_kind_is_read_or_refused_in_one_line() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        for case in CASES.values():
+            content = bytearray(case.content)
+            for place in rng.integers(len(content), size=3):
+                content[place] = rng.integers(256)
+            try:
+                image = read(bytes(content[: rng.integers(1, 2 * len(content))]), on_white=True)
+            except InputError as error:
+                assert "\n" not in str(error)  # noqa: PT017
+            else:
+                assert image.dtype == np.float32
+                assert 0.0 <= image.min() <= image.max() <= 1.0

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2ap_defend.images import resize
+from s2ap_defend.resizing import resize
 
 RAMP = np.tile(np.arange(8, dtype=np.float32) / 8, (2, 1, 4, 1))  # [2, 1, 4, 8], darker to the left
 

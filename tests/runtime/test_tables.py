@@ -28,7 +28,9 @@ def printed(table: Table, **options: object) -> str:
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("width", [1, 20, 80])
 def test_in_a_pipe_every_row_is_one_whole_line(width: int, wrapped: bool) -> None:
-    lines = [line.split() for line in printed(wide(wrapped), width=width).splitlines()]
+    text = printed(wide(wrapped), width=width)
+    assert not any(line != line.rstrip() for line in text.splitlines())
+    lines = [line.split() for line in text.splitlines()]
     assert ["/home/somebody/photos/[red]cat.png", "clean", *LONG.split()] in lines
     assert ["/home/somebody/photos/dog.png", "adversarial"] in lines
 

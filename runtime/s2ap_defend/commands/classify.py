@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import click
 import orjson
@@ -49,7 +49,12 @@ class Report(Protocol):
 @resize_option
 @device_option
 def classify(
-    model: Path, images: tuple[Path, ...], as_json: bool, on_white: bool, resize: Resize | None, device: Device
+    model: Path,
+    images: tuple[Path, ...],
+    as_json: bool,
+    on_white: bool,
+    resize: Resize | Literal["trained"] | None,
+    device: Device,
 ) -> None:
     """Purify, test and label images: files, folders, .npy or .npz of float32 [N, C, H, W] in [0, 1].
 
@@ -57,10 +62,11 @@ def classify(
     cannot be read does not stop the others; the exit code is 2 then.
     """
     from s2ap_defend.classifier import DefendedClassifier
-    from s2ap_defend.images import ImageFiles
+    from s2ap_defend.images import ImageFiles, chosen_resize
 
     classifier = DefendedClassifier.load(model, device=device)
-    files = ImageFiles(classifier.input_shape, on_white, resize)
+    how = chosen_resize(resize, classifier.manifest.input.resize)
+    files = ImageFiles(classifier.input_shape, on_white, how)
     entries = chain.from_iterable(map(files.images, images))
     messages = Console(stderr=True, soft_wrap=True, highlight=False)
     report: Report = _Json() if as_json else _Lines(classifier.classes)
@@ -83,7 +89,7 @@ def classify(
         other = "" if files.left_out.count == 1 else f" and {files.left_out.count - 1} more"
         messages.print(harmless(f"left out, no images by their endings: {files.left_out.first}{other}"), markup=False)
     if failed:
-        raise InputError(f"{failed} could not be read, {answered} were classified; the reasons are above")
+        raise InputError(f"{failed} could not be read, {answered} classified; the reasons are above")
 
 
 def _batches(entries: Iterable["Entry"], shape: tuple[int, int, int]) -> Iterator[list["Entry"]]:

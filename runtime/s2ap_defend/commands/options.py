@@ -32,7 +32,8 @@ on_white_option = click.option(
 )
 resize_option = click.option(
     "--resize",
-    type=click.Choice(get_args(Resize)),
-    help="Resize image files of another size as the training data was: 'crop' takes the largest central part of the "
-    "model's shape, 'stretch' the whole image; they are refused without it.",
+    type=click.Choice(["trained", *get_args(Resize)]),
+    help="Resize image files of another size: 'trained' as the file says its training images were, 'crop' the largest "
+    "central part of the model's shape, 'stretch' the whole image, 'pad' the same with black around it; without it "
+    "they are refused.",
 )

@@ -1,6 +1,7 @@
 """`s2ap-defend serve`: the inference server."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -30,7 +31,7 @@ def serve(
     insecure: bool,
     expose_evidence: bool,
     on_white: bool,
-    resize: Resize | None,
+    resize: Resize | Literal["trained"] | None,
     device: Device,
     threads: int | None,
     max_batch_rows: int,

@@ -7,8 +7,8 @@ from s2ap_defend.images.arrays import check_images, load_images
 from s2ap_defend.images.files import Entry, ImageFiles
 from s2ap_defend.images.kinds import MAX_PIXELS, OTHER_SUFFIXES, READ, SUFFIXES
 from s2ap_defend.images.picture import Picture, open_picture
-from s2ap_defend.images.reading import read
-from s2ap_defend.images.resizing import resize, unit_range
+from s2ap_defend.images.reading import chosen_resize, read
+from s2ap_defend.resizing import resize
 
 __all__ = [
     "MAX_PIXELS",
@@ -19,9 +19,9 @@ __all__ = [
     "ImageFiles",
     "Picture",
     "check_images",
+    "chosen_resize",
     "load_images",
     "open_picture",
     "read",
     "resize",
-    "unit_range",
 ]

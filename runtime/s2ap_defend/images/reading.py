@@ -1,11 +1,11 @@
 """Image files and bytes to float32 [C, H, W] in [0, 1]."""
 
 from pathlib import Path
+from typing import Literal, get_args
 
-from s2ap_defend.errors import InputError
+from s2ap_defend.errors import InputError, RecipeError
 from s2ap_defend.images.picture import COLOUR_MODES, open_picture
-from s2ap_defend.images.resizing import resize as resized
-from s2ap_defend.images.resizing import unit_range
+from s2ap_defend.resizing import resize as resized
 from s2ap_defend.types import Float32, Resize
 
 
@@ -26,7 +26,7 @@ def read(
         shape: (C, H, W) that the model takes; C is 1 (grey) or 3 (RGB), to which images are converted. None takes the
             image as it is.
         on_white: Composite what is transparent on white; otherwise it is refused.
-        resize: What becomes of an image of another size, 'crop' or 'stretch', see `resizing`; None refuses it.
+        resize: What becomes of an image of another size, see `Resize`; None refuses it.
         name: What to call it in messages; the path by default.
 
     Returns:
@@ -47,7 +47,25 @@ def read(
             "as the training data was, or let resize (--resize) do it"
         )
     pixels = picture.pixels(channels, white=on_white).transpose(2, 0, 1)
-    return unit_range(pixels) if resize is None else resized(pixels, (height, width), resize)
+    return resized(pixels, (height, width), resize or "crop")
+
+
+def chosen_resize(wanted: Resize | Literal["trained"] | None, trained: Resize | None) -> Resize | None:
+    """How images of another size are resized, where 'trained' stands for what was done to the training images.
+
+    Args:
+        wanted: What the user says.
+        trained: What the model file says of its training images; None: nothing was resized.
+
+    Raises:
+        RecipeError: If the file does not say what the user asks for.
+    """
+    if wanted != "trained":
+        return wanted
+    if trained is None:
+        others = ", ".join(get_args(Resize))
+        raise RecipeError(f"the model file does not say that its training images were resized; choose one of {others}")
+    return trained
 
 
 def content_of(path: Path) -> bytes:

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from s2ap_defend import __version__
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import DefendError
+from s2ap_defend.images import chosen_resize
 from s2ap_defend.serve import metadata, openapi, page, responses
 from s2ap_defend.serve.codecs import ImageFileCodec, ProtocolCodec
 from s2ap_defend.serve.config import ServerConfig
@@ -23,6 +24,7 @@ from s2ap_defend.serve.endpoint import InferenceEndpoint
 from s2ap_defend.serve.errors import UnavailableError
 from s2ap_defend.serve.responses import json_response
 from s2ap_defend.serve.service import Service
+from s2ap_defend.types import Resize
 
 DECODER_THREADS = 2
 
@@ -66,7 +68,8 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
     )
     app.state.service = service
     infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders)
-    files = ImageFileCodec(service.served, classifier.classes, on_white=config.on_white, resize=config.resize)
+    resize = chosen_resize(config.resize, classifier.manifest.input.resize)
+    files = ImageFileCodec(service.served, classifier.classes, on_white=config.on_white, resize=resize)
     classify = InferenceEndpoint(service, files, decoders)
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
         app.router.routes.append(Route(path, infer, methods=["POST"]))
@@ -74,7 +77,7 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
     app.include_router(_health(service))
     app.include_router(_models(service))
     app.include_router(_operations(service))
-    app.include_router(_page(service))
+    app.include_router(_page(service, resize))
     _extend_openapi(app)
     return app
 
@@ -131,7 +134,8 @@ def _models(service: Service) -> APIRouter:
     @router.get("/v2/models/{model}/versions/{version}/config", summary="Configuration of the model.")
     async def model_config(model: str, version: str | None = None) -> Response:
         service.check_model(model, version)
-        return json_response(metadata.configure_model(served, service.config.max_batch_rows))
+        classes, rows = service.classifier.classes, service.config.max_batch_rows
+        return json_response(metadata.configure_model(served, classes, rows))
 
     @router.get("/v2/models/{model}/stats", summary="Statistics of the model.")
     @router.get("/v2/models/{model}/versions/{version}/stats", summary="Statistics of the model.")
@@ -153,7 +157,7 @@ def _operations(service: Service) -> APIRouter:
     return router
 
 
-def _page(service: Service) -> APIRouter:
+def _page(service: Service, resize: Resize | None) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
@@ -170,7 +174,7 @@ def _page(service: Service) -> APIRouter:
 
     @router.get("/page.json")
     async def description() -> Response:
-        return json_response(page.describe_page(service.classifier.manifest, service.served, service.config.resize))
+        return json_response(page.describe_page(service.classifier.manifest, service.served, resize))
 
     return router
 

@@ -3,7 +3,7 @@
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from s2ap_defend.engines import Device
 from s2ap_defend.errors import RecipeError
@@ -24,8 +24,8 @@ class ServerConfig:
         expose_evidence: Answer with all outputs, not only `label` and `adversarial`. Evidence is an oracle for
             adaptive attackers.
         on_white: Composite what is transparent in image files on white; otherwise such files are refused.
-        resize: How image files of another size are resized, 'crop' or 'stretch'; None refuses them. Tensors are never
-            resized.
+        resize: How image files of another size are resized, 'trained' as the model file says its training images
+            were; None refuses them. Tensors are never resized.
         device: Where the model runs.
         threads: CPU threads inside one operator; None leaves the choice to the engine.
         max_batch_rows: Images that run together; larger requests are split.
@@ -43,7 +43,7 @@ class ServerConfig:
     insecure: bool = False
     expose_evidence: bool = False
     on_white: bool = False
-    resize: Resize | None = None
+    resize: Resize | Literal["trained"] | None = None
     device: Device = "auto"
     threads: int | None = None
     max_batch_rows: int = 32
@@ -65,8 +65,9 @@ class ServerConfig:
         for name in ("max_batch_rows", "max_queue_rows", "max_queue_bytes", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.resize not in {None, *get_args(Resize)}:
-            raise RecipeError(f"resize is {self.resize!r}, expected {' or '.join(get_args(Resize))}")
+        known = ("trained", *get_args(Resize))
+        if self.resize is not None and self.resize not in known:
+            raise RecipeError(f"resize is {self.resize!r}, expected one of {', '.join(known)}")
         if self.max_queue_rows < self.max_batch_rows:
             raise RecipeError(
                 f"max_queue_rows {self.max_queue_rows} is less than max_batch_rows {self.max_batch_rows}; "

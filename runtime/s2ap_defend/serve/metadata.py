@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import orjson
+
 from s2ap_defend.serve.protocol import DATATYPES, INPUT, ServedModel
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "parameters", "schedule_policy", "statistics"]
@@ -27,8 +29,8 @@ def describe_model(served: ServedModel) -> dict[str, Any]:
     }
 
 
-def configure_model(served: ServedModel, max_batch_rows: int) -> dict[str, Any]:
-    """Body of GET v2/models/{model}/config; as the format wants it, shapes leave out the batch."""
+def configure_model(served: ServedModel, classes: tuple[str, ...], max_batch_rows: int) -> dict[str, Any]:
+    """Body of GET v2/models/{model}/config; as the format wants it, shapes leave out the batch, parameters are text."""
     return {
         "name": served.model,
         "platform": PLATFORM,
@@ -41,6 +43,7 @@ def configure_model(served: ServedModel, max_batch_rows: int) -> dict[str, Any]:
             for name in served.outputs
         ],
         "dynamic_batching": {"max_queue_delay_microseconds": 0},
+        "parameters": {"classes": {"string_value": orjson.dumps(classes).decode()}},
     }
 
 

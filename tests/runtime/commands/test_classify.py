@@ -82,7 +82,7 @@ def test_bad_images_do_not_stop_the_others_and_are_counted_in_the_end(
     assert run(["classify", str(tiny_model_path), str(photos)]) == 2
     captured = capsys.readouterr()
     assert f"not classified: {photos / 'moving.gif'} is GIF, which is not read; convert it to PNG\n" in captured.err
-    assert captured.err.splitlines()[-1] == ("Error: 2 could not be read, 3 were classified; the reasons are above")
+    assert captured.err.splitlines()[-1] == ("Error: 2 could not be read, 3 classified; the reasons are above")
     assert [line.split()[0] for line in captured.out.splitlines()[1:]].count("not") == 2
 
 
@@ -133,6 +133,20 @@ def test_images_of_another_size_are_resized_on_demand_alone(
     verdicts = classifier(read(path, classifier.input_shape, resize=how)[None])  # type: ignore[arg-type]
     assert row["votes"] == verdicts.votes[0].tolist()
     assert row["log_likelihood_ratio"] == verdicts.log_likelihood_ratio[0]
+
+
+def test_images_are_resized_as_the_training_images_were_where_the_file_says_how(
+    tiny_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, file = tmp_path / "large.png", open_model_file(tiny_model_path)
+    path.write_bytes(encoded(np.repeat(COLOURS, 3, axis=0)))
+    assert run(["classify", str(tiny_model_path), str(path), "--resize", "trained"]) == 2
+    assert "does not say that its training images were resized; choose one of crop, s" in capsys.readouterr().err
+    data = file.manifest.model_dump()
+    data["input"]["resize"] = "stretch"
+    write_model_file(file.proto, Manifest.model_validate(data), tmp_path / "stretched.onnx")
+    found = [rows(capsys, tmp_path / "stretched.onnx", path, "--resize", how) for how in ("trained", "stretch", "pad")]
+    assert found[0] == found[1] != found[2]
 
 
 def test_transparent_images_are_put_on_white_on_demand_alone(

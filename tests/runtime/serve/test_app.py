@@ -164,6 +164,7 @@ def test_health_metadata_and_configuration(client, name, classifier):
     config = client.get(f"/v2/models/{name}/versions/1/config").json()
     assert config["max_batch_size"] == 32
     assert config["input"] == [{"name": "image", "data_type": "TYPE_FP32", "dims": shape}]
+    assert tuple(json.loads(config["parameters"]["classes"]["string_value"])) == classifier.classes
 
 
 def test_metadata_describes_exactly_the_tensors_that_are_answered(open_client, batch, name):

@@ -60,5 +60,5 @@ def test_the_server_composites_on_white_and_resizes_where_it_is_told_to(tiny_mod
 
 
 def test_an_unknown_way_to_resize_is_refused(tiny_model_path):
-    with pytest.raises(RecipeError, match="resize is 'bend', expected crop or stretch"):
+    with pytest.raises(RecipeError, match="resize is 'bend', expected one of trained, crop, stretch, pad"):
         ServerConfig(model=tiny_model_path, resize="bend")

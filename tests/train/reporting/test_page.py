@@ -43,6 +43,14 @@ def test_a_value_that_a_template_lacks_is_an_error():
         html_page("base.html", blocks=())
 
 
+@pytest.mark.parametrize("width", range(10, 60, 3))
+def test_a_table_is_whole_on_a_terminal_of_any_width(width):
+    table = TableText("title", ("attack", "rate"), (("square attack", "12.5%"), ("PGD", "100.0%")))
+    text = printed(table, force_terminal=True, width=width, color_system=None)
+    assert "…" not in text
+    assert {"square", "attack", "12.5%", "PGD", "100.0%"} <= {*text.split()}
+
+
 def test_what_is_empty_is_not_shown():
     assert printed("", (), Picture(b"x", "caption")) == ""
     assert page("", ()) == page()

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2ap_defend.errors import InputError, RecipeError
-from s2ap_defend.images import Picture, open_picture, unit_range
+from s2ap_defend.images import Picture, open_picture
+from s2ap_defend.resizing import unit_range
 from s2ap_defend.types import Float32
 from s2ap_train.data.containers import Container
 from s2ap_train.data.source import OnRead, Resizing

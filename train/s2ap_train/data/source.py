@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.images import resize, unit_range
+from s2ap_defend.resizing import resize, unit_range
 from s2ap_defend.types import Float32, Int64, Resize
 
 OnRead = Callable[[int], None]
@@ -87,6 +87,12 @@ def array_subset(
         return out
 
     return Subset(labels, read)
+
+
+def unit_range(pixels: NDArray[Any]) -> Float32:
+    """8-bit pixels in [0, 1], divided as the runtime divides them."""
+    scaled: Float32 = np.divide(pixels, np.float32(255.0), dtype=np.float32)
+    return scaled
 
 
 def check_labels(labels: Int64, classes: tuple[str, ...], name: str) -> None:

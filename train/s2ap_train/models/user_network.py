@@ -26,8 +26,8 @@ class UserNetwork(Classifier):
 
     The module gets normalised pixels where `mean` and `std` are given, and normalises them itself where not. Where it
     answers with probabilities, or with logits that float32 cannot attack, these are made logits (`models.logits`);
-    labels stay. Rebuilding one imports and calls its factory, which runs the user's code; rebuild only checkpoints whose
-    factory you trust.
+    labels stay. Rebuilding one imports and calls its factory, which runs the user's code; rebuild only checkpoints
+    whose factory you trust.
     """
 
     _shift: Tensor

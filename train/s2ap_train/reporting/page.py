@@ -18,6 +18,7 @@ from rich.text import Text
 
 from s2ap_defend.files import replace_file
 from s2ap_defend.tables import foreign, harmless, plain_table
+from s2ap_defend.tables import print_table as print_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,7 +121,7 @@ def print_table(table: TableText, console: Console) -> None:
         for row in table.rows:
             rich_table.add_row(*map(foreign, row))
         console.print(Text(f"\n{lines[0]}", style="bold"), soft_wrap=True)
-        console.print(rich_table)
+        print_whole(rich_table, console)
     for note in table.notes:
         _print_text(_fill(f"  {note}", console, "    "), console)
 
