@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 from s2ap_defend.errors import DefendError, EngineError, InputError, ModelFileError, RecipeError
 
 if TYPE_CHECKING:
-    from s2ap_defend.asynchronous import AsyncClassifier
     from s2ap_defend.classifier import DefendedClassifier
     from s2ap_defend.drift import DriftMonitor, DriftReport
     from s2ap_defend.types import Verdicts
 
 __all__ = [
-    "AsyncClassifier",
     "DefendError",
     "DefendedClassifier",
     "DriftMonitor",
@@ -29,7 +27,6 @@ __version__ = "0.1.0"
 
 if not TYPE_CHECKING:  # type checkers would take any name for one of this module
     _MODULES = {
-        "AsyncClassifier": "asynchronous",
         "DefendedClassifier": "classifier",
         "DriftMonitor": "drift",
         "DriftReport": "drift",

@@ -34,7 +34,6 @@ def test_every_runtime_module_imports_where_torch_cannot_be_imported() -> None:
 
 def test_the_public_surface_is_what_is_documented() -> None:
     assert s2ap_defend.__all__ == [
-        "AsyncClassifier",
         "DefendError",
         "DefendedClassifier",
         "DriftMonitor",

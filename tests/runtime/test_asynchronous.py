@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2ap_defend import AsyncClassifier, DefendedClassifier, EngineError, InputError, Verdicts
+from s2ap_defend import DefendedClassifier, EngineError, InputError, Verdicts
+from s2ap_defend.asynchronous import AsyncClassifier
 from s2ap_defend.serve.errors import QueueFullError, TooLargeError
 
 
