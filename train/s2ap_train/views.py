@@ -29,8 +29,9 @@ class DefendedModule(nn.Module):
     """Images [N, C, H, W] in [0, 1] -> scores [N, K] of what the file answers, differentiable.
 
     Scores are log-probabilities of the answer that is given where nothing is flagged: of the mix (`mixed`), of the
-    classifier (`accurate`), or the jurors' mean log-probability, which leads the vote (`robust`); all jurors are asked,
-    where the file stops as soon as its test decides. Gradients flow
+    classifier (`accurate`), or the jurors' mean log-probability, which leads the vote (`robust`). `asked` says how many
+    members are asked; the file stops as soon as its test decides, so an attack on one number may miss the answers of
+    another. Gradients flow
     through the purifier as `path` says, through the classifier and through all jurors. They do not flow through sensors
     and the sequential test, which choose no label here: without `flag`, an attack on this module is one by somebody who
     does not know of the detector, and most of what it finds may be flagged.
@@ -48,12 +49,15 @@ class DefendedModule(nn.Module):
         twin: Of the file.
         path: How gradients pass the purifier: 'exact', 'straight_through', 'identity' (BPDA), or 'none', which skips
             it.
+        asked: Members whose jurors answer, in their order; None: all. The evidence of `flag` is that of all.
         flag: Whether the last class is 'flagged'.
     """
 
-    def __init__(self, twin: Twin, *, path: GradientPath = "exact", flag: bool = False) -> None:
+    def __init__(
+        self, twin: Twin, *, path: GradientPath = "exact", asked: int | None = None, flag: bool = False
+    ) -> None:
         super().__init__()
-        self.twin, self.path, self.flag = twin, path, flag
+        self.twin, self.path, self.asked, self.flag = twin, path, asked, flag
         self._answer, self._evidence = surrogates(twin.test, twin.device)
         # libraries ask parameters where a network is
         self.place = nn.Parameter(torch.zeros(0, device=twin.device), requires_grad=False)
@@ -65,6 +69,7 @@ class DefendedModule(nn.Module):
         *,
         device: torch.device | str = "cpu",
         gradient: GradientPath = "exact",
+        asked: int | None = None,
         flag: bool = False,
     ) -> DefendedModule:
         """Open a file, in evaluation mode.
@@ -73,12 +78,13 @@ class DefendedModule(nn.Module):
             path: The model file.
             device: Where to compute.
             gradient: How gradients pass the purifier.
+            asked: Members whose jurors answer; None: all.
             flag: Whether the last class is 'flagged'.
 
         Raises:
             ModelFileError: If the file cannot be used.
         """
-        return cls.of(open_model_file(Path(path)), device=device, gradient=gradient, flag=flag)
+        return cls.of(open_model_file(Path(path)), device=device, gradient=gradient, asked=asked, flag=flag)
 
     @classmethod
     def of(
@@ -87,15 +93,16 @@ class DefendedModule(nn.Module):
         *,
         device: torch.device | str = "cpu",
         gradient: GradientPath = "exact",
+        asked: int | None = None,
         flag: bool = False,
     ) -> DefendedModule:
         """The same of a file that is open already."""
-        return cls(Twin.from_file(file, device=device), path=gradient, flag=flag).eval()
+        return cls(Twin.from_file(file, device=device), path=gradient, asked=asked, flag=flag).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [N, K], or [N, K + 1] with `flag`."""
-        c, m = self.twin.answers(images, self.path)
-        scores = self._answer.scores(c, m)
+        c, m = self.twin.answers(images, self.path, None if self.flag else self.asked)
+        scores = self._answer.scores(c, None if m is None else m[: self.asked])
         if not self.flag or m is None:
             return scores
         first = self._answer.first_answer(c, m)
