@@ -31,10 +31,9 @@ class DefendedModule(nn.Module):
     Scores are log-probabilities of the answer that is given where nothing is flagged: of the mix (`mixed`), of the
     classifier (`accurate`), or the jurors' mean log-probability, which leads the vote (`robust`). `asked` says how many
     members are asked; the file stops as soon as its test decides, so an attack on one number may miss the answers of
-    another. Gradients flow
-    through the purifier as `path` says, through the classifier and through all jurors. They do not flow through sensors
-    and the sequential test, which choose no label here: without `flag`, an attack on this module is one by somebody who
-    does not know of the detector, and most of what it finds may be flagged.
+    another. Gradients flow through the purifier as `path` says, through the classifier and through all jurors asked.
+    They do not flow through sensors and the sequential test, which choose no label here: without `flag`, an attack on
+    this module is one by somebody who does not know of the detector, and much of what it finds may be flagged.
 
     With `flag` there is a class more, the last: its score exceeds that of the answer by the nats by which the evidence
     exceeds its alarm (Carlini and Wagner 2017, arXiv 1705.07263, section 4.2), with the gradients of the test, its
