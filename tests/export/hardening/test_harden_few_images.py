@@ -1,6 +1,5 @@
 """`harden` with few images, few classes and many: it refuses before anything is trained, or makes a file."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -41,4 +40,4 @@ def test_few_images_of_two_and_three_classes_that_are_cut_well_make_a_file(count
     assert harden(tmp_path, counts, sizes, "adversarial.epochs=6", "plain.epochs=8", "detection.bins=4") == 0
     classifier = DefendedClassifier.load(tmp_path / "m.onnx", device="cpu")
     assert len(classifier.classes) == len(counts)
-    assert not re.search("nan", classifier.manifest.model_dump_json())
+    assert "NaN" not in classifier.manifest.model_dump_json()

@@ -1,6 +1,6 @@
 """How much work the attacks that adapt to what they attack may do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 __all__ = ["AdaptiveBudget"]
@@ -14,7 +14,7 @@ class AdaptiveBudget:
         steps: Gradient steps of one descent through the purifier.
         cheap_steps: Gradient steps of one descent that does not differentiate the purifier.
         restarts: How often the whole plan is run, each time from other random starts.
-        targets: Wrong labels that are tried per sample, likeliest first.
+        targets: Wrong labels that are tried per sample, likeliest first; `for_classes` has no more than there are.
         thorough: Run every descent of the plan; otherwise only those that have broken most per second.
         check_every: Steps between checks on the system itself.
         batch: Images differentiated at once; memory grows with it.
@@ -57,3 +57,7 @@ class AdaptiveBudget:
     def named(cls, name: Literal["quick", "standard", "full"]) -> "AdaptiveBudget":
         """The preset of that name."""
         return {"quick": cls.quick, "standard": cls.standard, "full": cls.full}[name]()
+
+    def for_classes(self, classes: int) -> "AdaptiveBudget":
+        """The same budget with no more targets than `classes` have wrong labels: none is aimed at twice."""
+        return replace(self, targets=min(self.targets, classes - 1))

@@ -136,10 +136,10 @@ def bare_plan(budget: AdaptiveBudget) -> list[Descent]:
     return plan + [Descent(targeted_agreement_objective(), "none", "random", rank) for rank in range(budget.targets)]
 
 
-def surrogates(test: SequentialTest) -> tuple[AnswerSurrogate, EvidenceSurrogate]:
-    """(the answer, the evidence) of a decision with slopes, on the CPU."""
-    device = torch.device("cpu")
-    return AnswerSurrogate(test, device), EvidenceSurrogate(test, device)
+def surrogates(test: SequentialTest, device: torch.device | None = None) -> tuple[AnswerSurrogate, EvidenceSurrogate]:
+    """(the answer, the evidence) of a decision with slopes, on a device; None: the CPU."""
+    where = torch.device("cpu") if device is None else device
+    return AnswerSurrogate(test, where), EvidenceSurrogate(test, where)
 
 
 def first_accepting(test: SequentialTest) -> int:

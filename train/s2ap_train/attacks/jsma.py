@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from s2ap_defend.types import Float32, Int64
-from s2ap_train.attacks.right_images import BATCH, Classifier, attack_right_images
+from s2ap_train.attacks.right_images import BATCH, Classifier, attack_right_images, check_images, class_count
 
 
 def jsma(
@@ -47,7 +47,7 @@ def jsma(
     Raises:
         InputError: If images and labels are not as stated.
         ValueError: If theta is 0 or no number in [-1, 1], the fraction is not in [0, 1], tries is below one, or
-            targets are not one class other than the label for each image.
+            targets are not one class of the classifier, other than the label, for each image.
     """
     if not 0 < abs(theta) <= 1 or not 0 <= fraction <= 1 or (tries is not None and tries < 1):
         raise ValueError(
@@ -84,6 +84,9 @@ def _targeted(
 ) -> Float32:
     if targets.shape != labels.shape or (targets == labels).any() or targets.min(initial=0) < 0:
         raise ValueError("jsma needs one target class for each image, other than its label")
+    check_images(images, labels)
+    if len(images) and targets.max() >= (classes := class_count(classifier, images)):
+        raise ValueError(f"jsma was given class {targets.max()} as a target, the classifier has 0 to {classes - 1}")
     attacked = images.copy()
     for target in np.unique(targets):  # one target at a time, so that batches know theirs
         rows = np.flatnonzero(targets == target)

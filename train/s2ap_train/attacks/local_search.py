@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from s2ap_defend.types import Float32, Int64
-from s2ap_train.attacks.right_images import BATCH, Classifier, attack_right_images, in_batches
+from s2ap_train.attacks.right_images import (
+    BATCH,
+    Classifier,
+    attack_right_images,
+    in_batches,
+)
 
 FIRST_SHARE = 0.1
 """Share of all positions that is probed in the first round (the paper's)."""
@@ -54,7 +59,7 @@ def local_search(
         r: Factor of a change, in [0, 2].
         d: Half side of the squares that the next round probes, pixels.
         t: Positions changed in a round.
-        k: Rank from which the label must fall.
+        k: Rank from which the label must fall, below the number of classes.
         rounds: Rounds at most.
         follow_change: Probe towards where a change goes; False = as published.
         probes: Positions probed in a round at most, drawn at random; None = all, as published.
@@ -84,6 +89,8 @@ def local_search(
             chosen = least(probe(classifier, current, probed, label, sample(near, at_once, generator)), t)
             attacked[alive] = torch.where(chosen[:, None], changed, current)
             logits = in_batches(classifier, attacked[alive], _QUERIES_AT_ONCE)
+            if k >= logits.shape[1]:
+                raise ValueError(f"local_search cannot drive a label below rank {k} of {logits.shape[1]} classes")
             among = (logits.topk(k, dim=1).indices == label[:, None]).any(1)
             if not among.any():
                 break

@@ -65,6 +65,12 @@ def classified_right(classifier: Classifier, images: Float32, labels: Int64, *, 
     return right
 
 
+def class_count(classifier: Classifier, images: Float32) -> int:
+    """Number of classes that a classifier tells apart, asked with the first of some images [N, C, H, W], N > 0."""
+    with torch.no_grad(), evaluation_mode(classifier):
+        return int(classifier(torch.from_numpy(images[:1]).to(device_of(classifier))).shape[1])
+
+
 def label_margin(logits: Float64, labels: Int64) -> Float64:
     """Logit, or log-probability, of the label less the largest other [N], of logits [N, K]."""
     rows = np.arange(len(labels))

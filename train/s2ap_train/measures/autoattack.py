@@ -12,13 +12,17 @@ from pyautoattack import AutoAttack
 from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
+from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.attacks.accuracy import Array, on_device
+from s2ap_train.attacks.right_images import class_count
 from s2ap_train.measures.predictions import Model, logits, predictions
 from s2ap_train.models.modes import device_of, evaluation_mode
 
 Loss = Literal["ce", "dlr"]
 
+FEWEST_FOR_DLR = 3
+"""Classes that the difference-of-logits ratio exists for."""
 _FEWEST_CLASSES = 4  # that the targeted DLR loss can tell apart
 _FOR_FEW_CLASSES = ("apgd-ce", "fab-t", "square")
 _TARGETS = 9  # wrong classes that each image is pushed to
@@ -140,9 +144,20 @@ def apgd(
 ) -> Float32:
     """Images [N, C, H, W] after APGD alone, on one loss; those that it never fools come back clean.
 
-    Arguments as of `autoattack`. Restarts go to what is still right; the loss 'dlr' needs three classes.
+    Arguments as of `autoattack`. Restarts go to what is still right.
+
+    Raises:
+        RecipeError: If the loss is 'dlr' and there are fewer than three classes: it divides by the distance of the
+            first logit from the third.
     """
     found = images.copy()
+    if loss == "dlr" and len(images):
+        classes = class_count(model, images)
+        if classes < FEWEST_FOR_DLR:
+            raise RecipeError(
+                f"the difference-of-logits ratio needs {FEWEST_FOR_DLR} classes and this network has {classes}; take "
+                "the loss 'ce'"
+            )
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "there are .* points with zero gradient")  # a check of gradients says so
         for rows in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)) if len(images) else ():

@@ -94,6 +94,7 @@ def evaluate_file(
     check_budgets(plan.eps, plan.l2, plan.pixels, height * width)
     data = ImageSet(check_images(data.images, file.manifest.input.shape), data.labels)
     _check_labels(data, len(file.manifest.classes))
+    plan = replace(plan, budget=plan.budget.for_classes(len(file.manifest.classes)))
     networks = networks or Networks()
     setup = Setup(path, data, plan.eps, plan.l2, plan.pixels, plan.seed, plan.budget, networks.surrogates, server)
     versions = versions_here()

@@ -114,7 +114,7 @@ def choose_decision(
             attack=(
                 "Auto-PGD for a wrong answer of each choice, flagged or not, and of those beside the last choice of an "
                 f"answer for one that is not flagged, too; through the purifier and past it, wrong labels aimed at: "
-                f"{grid.targets}, {grid.steps} steps each; what was found for one choice is tried on all"
+                f"{search.work.budget.targets}, {grid.steps} steps each; what was found for one choice is tried on all"
             ),
             label_cost=recipe.decision.label_cost,
             robust_classifier=search.first_juror(),
@@ -154,7 +154,7 @@ class _Search:
         grid = recipe.decision_choice
         budget = AdaptiveBudget(
             steps=grid.steps, cheap_steps=grid.steps, restarts=1, targets=grid.targets, thorough=False
-        )
+        ).for_classes(len(splits.classes))
         data = splits.fit.subset(slice(0, grid.samples))
         networks = Networks.of(recipe, components)
         key = (ATTACK_VERSION, networks.digest, splits.sha256("fit"), recipe.eps, recipe.seed)

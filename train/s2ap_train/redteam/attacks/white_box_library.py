@@ -8,16 +8,15 @@ from functools import partial
 import torch
 
 from s2ap_train.attacks.budget import project
+from s2ap_train.attacks.right_images import class_count
 from s2ap_train.jobs import Found
-from s2ap_train.measures.autoattack import Loss, apgd, autoattacked
+from s2ap_train.measures.autoattack import FEWEST_FOR_DLR, Loss, apgd, autoattacked
 from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.cross_checks import BehindThePurifier
 from s2ap_train.redteam.attacks.white_box_search import alone
 from s2ap_train.redteam.target import Target
 
 __all__ = ["ATTACKS"]
-
-_FEWEST_LOGITS = 3  # the loss divides by the distance of the first from the third
 
 
 def _apgd(loss: Loss, target: Target, task: Task) -> Found:
@@ -28,9 +27,8 @@ def _apgd(loss: Loss, target: Target, task: Task) -> Found:
     """
     budget = alone(task.budget)
     images, labels = task.data.images, task.data.labels
-    with torch.no_grad():
-        classes = target.view(torch.from_numpy(images[:1]), target.path, 0)[0].shape[1]
-    used: Loss = loss if classes >= _FEWEST_LOGITS else "ce"
+    classes = class_count(lambda x: target.view(x, target.path, 0)[0], images)
+    used: Loss = loss if classes >= FEWEST_FOR_DLR else "ce"
     found = apgd(
         lambda x: target.view(x, target.path, 0)[0],
         images,
