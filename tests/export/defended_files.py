@@ -97,21 +97,32 @@ def abstaining_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache  # the tests of train and of export have these fixtures each
-def stages_of(purification: Purification) -> tuple[ModelProto, ModelProto, list[ModelProto]]:
-    """Untrained networks: this purifier, the classifier and its members."""
+def stages_of(
+    purification: Purification, shape: tuple[int, int, int] = SHAPE, fold: int = 1
+) -> tuple[ModelProto, ModelProto, list[ModelProto]]:
+    """Untrained networks for images (C, H, W): this purifier, the classifier and its members."""
     torch.set_num_threads(1)
-    bank = hadamard_bank(purification.bank_size, SHAPE, purification.bank_seed)
-    purifier = trace_purifier(UNet(1, 8, (1, 2), seed=0), bank, purification, SHAPE, PURIFIER)
+    bank = hadamard_bank(purification.bank_size, shape, purification.bank_seed)
+    purifier = trace_purifier(UNet(shape[0], 8, (1, 2), fold, seed=0), bank, purification, shape, PURIFIER)
     classifier, *members = (
-        trace_classifier(fold_batch_norm(SmallCNN(1, 10, (4, 6, 6, 8), 8, seed=seed).eval()), SHAPE, scope)
+        trace_classifier(
+            fold_batch_norm(SmallCNN(shape[0], 10, (4, 6, 6, 8), shape[1:], seed=seed).eval()), shape, scope
+        )
         for seed, scope in enumerate([CLASSIFIER, *map(member_scope, range(MEMBERS))])
     )
     return purifier, classifier, members
 
 
-def write_untrained(path: Path, tables: TestTables, decision: DecisionDescription, purification: Purification) -> None:
+def write_untrained(
+    path: Path,
+    tables: TestTables,
+    decision: DecisionDescription,
+    purification: Purification,
+    shape: tuple[int, int, int] = SHAPE,
+    fold: int = 1,
+) -> None:
     """Write them with this decision as one defended file."""
-    bank = hadamard_bank(purification.bank_size, SHAPE, purification.bank_seed)
+    bank = hadamard_bank(purification.bank_size, shape, purification.bank_seed)
     members = tuple(
         Member(
             role="juror" if weight else "sensor",
@@ -133,7 +144,7 @@ def write_untrained(path: Path, tables: TestTables, decision: DecisionDescriptio
     )
     manifest = Manifest(
         format_version=4,
-        input=InputDescription(channels=1, height=8, width=8),
+        input=InputDescription(channels=shape[0], height=shape[1], width=shape[2]),
         classes=tuple("0123456789"),
         members=members,
         decision=decision,
@@ -158,5 +169,5 @@ def write_untrained(path: Path, tables: TestTables, decision: DecisionDescriptio
         weights_sha256="0" * 64,
         graph_sha256="0" * 64,
     )
-    model = compose(*stages_of(purification), manifest.to_test(), sees=SEES, purify=decision.purify)
+    model = compose(*stages_of(purification, shape, fold), manifest.to_test(), sees=SEES, purify=decision.purify)
     write_model_file(model, manifest, path)

@@ -15,6 +15,9 @@ async function start() {
   $("model").textContent = `Model ${model.model}: ${model.classes.length} classes`;
   $("size").textContent = `PNG or JPEG, ${width} × ${height} pixels, ${channels === 1 ? "grey" : "colour"}`;
   $("resize").textContent = `Crop and resize to ${width} × ${height} here and try again`;
+  if (channels !== 1 && channels !== 3) {
+    $("size").textContent = `No image file has ${channels} channels: send arrays of ${width} × ${height} pixels instead`;
+  }
 
   $("file").addEventListener("change", () => choose($("file").files[0]));
   $("resize").addEventListener("click", tryResized);
