@@ -97,13 +97,17 @@ def abstaining_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache  # the tests of train and of export have these fixtures each
-def stages_of(purification: Purification, classes: int = 10) -> tuple[ModelProto, ModelProto, list[ModelProto]]:
-    """Untrained networks: this purifier, the classifier and its members."""
+def stages_of(
+    purification: Purification, shape: tuple[int, int, int] = SHAPE, classes: int = 10, fold: int = 1
+) -> tuple[ModelProto, ModelProto, list[ModelProto]]:
+    """Untrained networks for images (C, H, W): this purifier, the classifier and its members."""
     torch.set_num_threads(1)
-    bank = hadamard_bank(purification.bank_size, SHAPE, purification.bank_seed)
-    purifier = trace_purifier(UNet(1, 8, (1, 2), seed=0), bank, purification, SHAPE, PURIFIER)
+    bank = hadamard_bank(purification.bank_size, shape, purification.bank_seed)
+    purifier = trace_purifier(UNet(shape[0], 8, (1, 2), fold, seed=0), bank, purification, shape, PURIFIER)
     classifier, *members = (
-        trace_classifier(fold_batch_norm(SmallCNN(1, classes, (4, 6, 6, 8), 8, seed=seed).eval()), SHAPE, scope)
+        trace_classifier(
+            fold_batch_norm(SmallCNN(shape[0], classes, (4, 6, 6, 8), shape[1:], seed=seed).eval()), shape, scope
+        )
         for seed, scope in enumerate([CLASSIFIER, *map(member_scope, range(MEMBERS))])
     )
     return purifier, classifier, members
@@ -116,9 +120,11 @@ def write_untrained(
     purification: Purification,
     *,
     classes: int = 10,
+    shape: tuple[int, int, int] = SHAPE,
+    fold: int = 1,
 ) -> None:
     """Write them with this decision as one defended file."""
-    bank = hadamard_bank(purification.bank_size, SHAPE, purification.bank_seed)
+    bank = hadamard_bank(purification.bank_size, shape, purification.bank_seed)
     members = tuple(
         Member(
             role="juror" if weight else "sensor",
@@ -140,7 +146,7 @@ def write_untrained(
     )
     manifest = Manifest(
         format_version=4,
-        input=InputDescription(channels=1, height=8, width=8),
+        input=InputDescription(channels=shape[0], height=shape[1], width=shape[2]),
         classes=tuple(map(str, range(classes))),
         members=members,
         decision=decision,
@@ -165,5 +171,6 @@ def write_untrained(
         weights_sha256="0" * 64,
         graph_sha256="0" * 64,
     )
-    model = compose(*stages_of(purification, classes), manifest.to_test(), sees=SEES, purify=decision.purify)
+    stages = stages_of(purification, shape, classes, fold)
+    model = compose(*stages, manifest.to_test(), sees=SEES, purify=decision.purify)
     write_model_file(model, manifest, path)

@@ -16,6 +16,9 @@ async function start() {
   const size = model.resize ? `resized to ${width} × ${height} pixels` : `${width} × ${height} pixels`;
   $("size").textContent = `PNG, JPEG, WebP or BMP, ${size}, ${channels === 1 ? "grey" : "colour"}`;
   $("resize").textContent = `Crop and resize to ${width} × ${height} here and try again`;
+  if (channels !== 1 && channels !== 3) {
+    $("size").textContent = `No image file has ${channels} channels: send arrays of ${width} × ${height} pixels instead`;
+  }
 
   $("file").addEventListener("change", () => choose($("file").files[0]));
   $("resize").addEventListener("click", tryResized);

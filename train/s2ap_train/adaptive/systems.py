@@ -13,6 +13,7 @@ from s2ap_defend.sequential import SequentialTest, StageAnswers, accepted_raw, r
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_defend.types import Float32, Float64, Int64, Verdicts
 from s2ap_train.attacks.right_images import label_margin
+from s2ap_train.compute.memory import images_at_once
 from s2ap_train.statistics.outcome import Outcome
 
 RIGHT = 1e3
@@ -51,7 +52,11 @@ class DefendedSystem:
 
     def __call__(self, images: Float32, labels: Int64) -> Outcome:
         """Outcome of the served verdicts."""
-        count = max(-(-len(images) // _BATCH), min(self._workers, len(images) // _WORTH_A_WORKER), 1)
+        count = max(
+            -(-len(images) // images_at_once(_BATCH, images.shape)),
+            min(self._workers, len(images) // _WORTH_A_WORKER),
+            1,
+        )
         verdicts = list(self._pool.map(self._classifier, np.array_split(images, count)))
         return judge(Verdicts.concatenate(verdicts), labels, self._test)
 

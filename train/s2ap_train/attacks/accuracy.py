@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from s2ap_train.attacks.pgd import pgd
+from s2ap_train.compute.memory import images_at_once
 from s2ap_train.models.modes import device_of, evaluation_mode
 
 Array = Tensor | np.ndarray
@@ -59,10 +60,10 @@ def _fraction_right(
     batch_size: int,
 ) -> float:
     all_images, all_labels = on_device(device_of(model), images, labels)
-    right = 0
+    right, size = 0, images_at_once(batch_size, all_images.shape)
     with evaluation_mode(model):
-        for start in range(0, len(all_images), batch_size):
-            x, y = all_images[start : start + batch_size], all_labels[start : start + batch_size]
+        for start in range(0, len(all_images), size):
+            x, y = all_images[start : start + size], all_labels[start : start + size]
             attacked = attack(x, y)
             with torch.no_grad():
                 right += int((model(attacked).argmax(1) == y).sum())

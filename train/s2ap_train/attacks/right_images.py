@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from s2ap_defend.errors import InputError
 from s2ap_defend.types import Bool, Float32, Float64, Int64
+from s2ap_train.compute.memory import images_at_once
 from s2ap_train.models.modes import device_of, evaluation_mode
 
 Classifier = Callable[[Tensor], Tensor]
@@ -36,7 +37,7 @@ def attack_right_images(
         images: Clean images, float32 [N, C, H, W] in [0, 1].
         labels: True labels, int64 [N].
         attack: Images [B, C, H, W] and labels [B] on the classifier's device -> attacked images.
-        batch_size: Images attacked at once.
+        batch_size: Images attacked at once, fewer of more than 64x64 pixels.
 
     Raises:
         InputError: If the images are no float32 array in [0, 1] or there is not one label for each.
@@ -46,8 +47,9 @@ def attack_right_images(
     rows = np.flatnonzero(classified_right(classifier, images, labels))
     device = device_of(classifier)
     with evaluation_mode(classifier), weights_frozen(classifier):
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
+        size = images_at_once(batch_size, images.shape)
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
             x, y = torch.from_numpy(images[batch]).to(device), torch.from_numpy(labels[batch]).to(device)
             attacked[batch] = attack(x, y).detach().clamp(0, 1).cpu().numpy()
     return attacked
@@ -58,8 +60,9 @@ def classified_right(classifier: Classifier, images: Float32, labels: Int64, *, 
     device = device_of(classifier)
     right = np.zeros(len(labels), dtype=bool)
     with torch.no_grad(), evaluation_mode(classifier):
-        for start in range(0, len(images), batch_size):
-            batch = slice(start, start + batch_size)
+        size = images_at_once(batch_size, images.shape)
+        for start in range(0, len(images), size):
+            batch = slice(start, start + size)
             found = classifier(torch.from_numpy(images[batch]).to(device)).argmax(1)
             right[batch] = found.cpu().numpy() == labels[batch]
     return right
@@ -94,9 +97,9 @@ def weights_frozen(classifier: object) -> Iterator[None]:
 
 
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
-    """A function of images [N, ...] without gradients, asked for `batch_size` images at a time."""
+    """A function of images [N, C, H, W] without gradients, asked for `batch_size` at a time, fewer beyond 64x64."""
     with torch.no_grad():
-        return torch.cat([function(batch) for batch in torch.split(images, batch_size)])
+        return torch.cat([function(batch) for batch in torch.split(images, images_at_once(batch_size, images.shape))])
 
 
 def check_images(images: Float32, labels: Int64) -> None:

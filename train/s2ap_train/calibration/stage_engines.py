@@ -16,6 +16,7 @@ from s2ap_defend.sequential import StageAnswers
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32, Float64, Int64
 from s2ap_train.calibration.answers import Answers
+from s2ap_train.compute.memory import images_at_once
 
 _ROWS = 256
 _TIMED_ROWS = 64
@@ -111,9 +112,8 @@ class StageEngines:
 
     def ask(self, images: Float32) -> StageAnswers:
         """What every stage says of images, float32 [N, C, H, W] in [0, 1], N > 0, of the model's shape."""
-        return StageAnswers.concatenate(
-            [self._ask(images[start : start + _ROWS]) for start in range(0, len(images), _ROWS)]
-        )
+        size = images_at_once(_ROWS, images.shape)
+        return StageAnswers.concatenate([self._ask(images[i : i + size]) for i in range(0, len(images), size)])
 
     def answers(self, images: Float32, labels: Int64 | None, *, image: Int64 | None = None) -> Answers:
         """What classifier and members say of images, measured against the classifier's own label.

@@ -89,12 +89,6 @@ def array_subset(
     return Subset(labels, read)
 
 
-def unit_range(pixels: NDArray[Any]) -> Float32:
-    """8-bit pixels in [0, 1], divided as the runtime divides them."""
-    scaled: Float32 = np.divide(pixels, np.float32(255.0), dtype=np.float32)
-    return scaled
-
-
 def check_labels(labels: Int64, classes: tuple[str, ...], name: str) -> None:
     """Check that the labels of a training part number the classes and that every class has an image.
 

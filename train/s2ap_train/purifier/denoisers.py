@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from s2ap_train.compute.memory import images_at_once
+
 __all__ = [
     "DenoisingError",
     "FullGaussian",
@@ -85,7 +87,7 @@ class StationaryGaussian:
         self.mean = images.double().mean(0)  # [C, H, W]
         channels, height, width = images.shape[1:]
         spectrum = torch.zeros(height, width, channels, channels, dtype=torch.complex128, device=images.device)
-        for part in torch.split(images, _IMAGES_AT_ONCE):
+        for part in torch.split(images, images_at_once(_IMAGES_AT_ONCE, images.shape)):
             waves = torch.fft.fft2(part.double() - self.mean, norm="ortho")
             spectrum += torch.einsum("bchw,bdhw->hwcd", waves, waves.conj())
         self.eigenvalues, self.eigenvectors = torch.linalg.eigh(spectrum / len(images))  # [H, W, C], [H, W, C, C]
@@ -154,12 +156,12 @@ def denoising_error(net: Callable[[Tensor, float], Tensor], images: Tensor, sigm
         sigmas: Noise levels in pixels.
     """
     generator = torch.Generator().manual_seed(_NOISE_SEED)
-    errors = []
+    errors, size = [], images_at_once(_IMAGES_AT_ONCE, images.shape)
     for sigma in sigmas:
         noise = torch.randn(images.shape, generator=generator).to(images.device)
         left = sum(
             (net(x + sigma * e, sigma) - e).square().sum()
-            for x, e in zip(torch.split(images, _IMAGES_AT_ONCE), torch.split(noise, _IMAGES_AT_ONCE), strict=True)
+            for x, e in zip(torch.split(images, size), torch.split(noise, size), strict=True)
         )
         errors.append(float(left / noise.square().sum()))
     return errors

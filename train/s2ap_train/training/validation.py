@@ -9,6 +9,7 @@ from torch import Tensor
 
 from s2ap_train.attacks.accuracy import Array, on_device, robust_accuracy
 from s2ap_train.compute import Compute
+from s2ap_train.compute.memory import images_at_once
 from s2ap_train.models.modes import device_of, evaluation_mode
 from s2ap_train.training.config import TrainingConfig
 
@@ -25,7 +26,9 @@ def validate(
     """
     images, labels = on_device(device_of(model), *validation)
     with evaluation_mode(model), torch.no_grad():
-        predicted = torch.cat([model(part).argmax(1) for part in torch.split(images, _BATCH)])  # [N]
+        predicted = torch.cat(
+            [model(part).argmax(1) for part in torch.split(images, images_at_once(_BATCH, images.shape))]
+        )  # [N]
     record = {
         "validation_accuracy": int((predicted == labels).sum()) / len(labels),
         "largest_class_share": int(predicted.bincount().max()) / len(labels),
