@@ -75,6 +75,7 @@ class UserNetwork(Classifier):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = _made(factory, function, sizes, self.image_shape)
+        self.reading = Reading()
         _check_logits(factory, self, self.image_shape, classes)
         _check_parameters(factory, self.network)
         self._stripped, found = logits_of(self.network, self.image_shape)
