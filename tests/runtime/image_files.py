@@ -70,6 +70,18 @@ def _row(row: np.ndarray, bits: int) -> bytes:
     return np.packbits(np.unpackbits(row[:, 0, None].astype(np.uint8), axis=1)[:, -bits:].ravel()).tobytes()
 
 
+def two_pictures() -> bytes:
+    """A JPEG file of two pictures (MPO, CIPA DC-007), of which `COLOURS` is the first."""
+    first, second = (encoded(image, "JPEG", quality=100, subsampling=0) for image in (COLOURS, 255 - COLOURS))
+    start = 2 + 4 + 4  # SOI, APP2's marker and length, 'MPF' and zero; offsets count from there
+    table = b"MM\0*" + struct.pack(">IH", 8, 3) + struct.pack(">HHI4s", 0xB000, 7, 4, b"0100")
+    table += struct.pack(">HHII", 0xB001, 4, 1, 2) + struct.pack(">HHII", 0xB002, 7, 32, 50) + bytes(4)
+    size = len(first) + 4 + 4 + 82
+    table += struct.pack(">IIIHH", 0x030000, size, 0, 0, 0) + struct.pack(">IIIHH", 0, len(second), size - start, 0, 0)
+    assert len(table) == 82
+    return first[:2] + struct.pack(">HH4s", 0xFFE2, 2 + 4 + 82, b"MPF\0") + table + first[2:] + second
+
+
 def exif(orientation: int, order: str = "<") -> bytes:
     """EXIF with nothing but an orientation."""
     start = b"II*\0" if order == "<" else b"MM\0*"
@@ -173,12 +185,7 @@ def _cases() -> dict[str, Case]:
         "CMYK": Case(cmyk_file, np.asarray(Image.open(io.BytesIO(cmyk_file)).convert("RGB"))),
         "YCCK": Case(bytes(ycck), np.asarray(Image.open(io.BytesIO(ycck)).convert("RGB"))),
         "CMYK unmarked": Case(cmyk_file[:mark] + cmyk_file[mark + 16 :], "CMYK pixels without Adobe's marker"),
-        "two pictures, JPEG": Case(
-            frames("MPO", quality=100, subsampling=0),
-            COLOURS,
-            None,
-            4,
-        ),
+        "two pictures, JPEG": Case(two_pictures(), COLOURS, None, 4),
         "animated PNG": Case(frames(), "is animated (3 frames)"),
         "animated WebP": Case(frames("WEBP"), "is animated"),
         "GIF": Case(frames("GIF"), "is GIF, which is not read"),

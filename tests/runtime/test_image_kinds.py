@@ -71,6 +71,11 @@ def test_grey_is_repeated_for_a_colour_model_and_colour_is_weighed_for_a_grey_on
         read(CASES["PNG"].content, (4, 8, 8))
 
 
+def test_the_file_of_two_pictures_is_one_to_pillow_too() -> None:
+    with Image.open(io.BytesIO(CASES["two pictures, JPEG"].content)) as image:
+        assert (image.format, image.n_frames) == ("MPO", 2)
+
+
 def test_a_path_is_read_and_named(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(CASES["PNG"].content)
     assert np.array_equal(read(tmp_path / "a.png"), read(CASES["PNG"].content))
