@@ -189,7 +189,8 @@ def run_foolbox(
 
 def foolbox_model(classifier: Classifier, device: torch.device | str) -> Any:  # noqa: ANN401 - foolbox has no types
     """A classifier as the model that foolbox attacks: images in [0, 1] on a device."""
-    from foolbox.models.pytorch import PyTorchModel
+    with quiet_import():
+        from foolbox.models.pytorch import PyTorchModel
 
     return PyTorchModel(_Function(classifier).eval(), bounds=(0, 1), device=device)
 

@@ -1,28 +1,20 @@
-"""A defended file as other libraries attack it: a torch module with gradients, foolbox's model, ART's black box.
-
-Whatever a library reports, success is for the file to say (`Verdicts`): a library counts neither flags nor answers that
-are not given, and knows rounding only from the twin.
-"""
+"""A defended file as a torch module with gradients, through its twin."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.model_file import ModelFile, open_model_file
-from s2ap_defend.types import Float32
 from s2ap_train.adaptive.plans import surrogates
 from s2ap_train.attacks.from_foolbox import foolbox_model
 from s2ap_train.purifier.gradient_path import GradientPath
-from s2ap_train.redteam.attacks.cross_checks import library
 from s2ap_train.twin import Twin
 
-__all__ = ["DefendedModule", "art_black_box", "as_foolbox"]
+__all__ = ["DefendedModule", "as_foolbox"]
 
 
 class DefendedModule(nn.Module):
@@ -112,31 +104,3 @@ class DefendedModule(nn.Module):
 def as_foolbox(module: DefendedModule) -> Any:  # noqa: ANN401 - foolbox has no types
     """A module as the `PyTorchModel` that foolbox attacks; bounds are 0 and 1."""
     return foolbox_model(module, module.twin.device)
-
-
-def art_black_box(classifier: DefendedClassifier, *, flag: bool = False) -> Any:  # noqa: ANN401 - ART has no types
-    """A served file as the `BlackBoxClassifier` of the Adversarial Robustness Toolbox: answers alone, no gradient.
-
-    It tells labels, as one-hot rows: the final label, that of flagged images included. An attack by decisions, such as
-    `HopSkipJump`, is what fits it.
-
-    Args:
-        classifier: The file.
-        flag: Whether there is a class more, the last, for what is flagged or not answered. Take it for targeted
-            attacks; an untargeted one would count being flagged as its success.
-
-    Raises:
-        RecipeError: If ART is not installed.
-    """
-    estimators: Any = library("art.estimators.classification", "adversarial-robustness-toolbox")
-    classes = len(classifier.classes) + flag
-
-    def predict(images: Float32) -> Float32:
-        verdicts = classifier(np.ascontiguousarray(images, dtype=np.float32).clip(0.0, 1.0))
-        unanswered = verdicts.adversarial | verdicts.abstained
-        label = np.where(unanswered, classes - 1, verdicts.label) if flag else verdicts.label
-        return np.eye(classes, dtype=np.float32)[label]
-
-    return estimators.BlackBoxClassifier(
-        predict, input_shape=classifier.input_shape, nb_classes=classes, clip_values=(0.0, 1.0)
-    )
