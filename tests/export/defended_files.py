@@ -98,7 +98,7 @@ def abstaining_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache  # the tests of train and of export have these fixtures each
 def stages_of(
-    purification: Purification, shape: tuple[int, int, int] = SHAPE, fold: int = 1
+    purification: Purification, classes: int = 10, shape: tuple[int, int, int] = SHAPE, fold: int = 1
 ) -> tuple[ModelProto, ModelProto, list[ModelProto]]:
     """Untrained networks for images (C, H, W): this purifier, the classifier and its members."""
     torch.set_num_threads(1)
@@ -106,7 +106,7 @@ def stages_of(
     purifier = trace_purifier(UNet(shape[0], 8, (1, 2), fold, seed=0), bank, purification, shape, PURIFIER)
     classifier, *members = (
         trace_classifier(
-            fold_batch_norm(SmallCNN(shape[0], 10, (4, 6, 6, 8), shape[1:], seed=seed).eval()), shape, scope
+            fold_batch_norm(SmallCNN(shape[0], classes, (4, 6, 6, 8), shape[1:], seed=seed).eval()), shape, scope
         )
         for seed, scope in enumerate([CLASSIFIER, *map(member_scope, range(MEMBERS))])
     )
@@ -118,6 +118,8 @@ def write_untrained(
     tables: TestTables,
     decision: DecisionDescription,
     purification: Purification,
+    *,
+    classes: int = 10,
     shape: tuple[int, int, int] = SHAPE,
     fold: int = 1,
 ) -> None:
@@ -145,7 +147,7 @@ def write_untrained(
     manifest = Manifest(
         format_version=4,
         input=InputDescription(channels=shape[0], height=shape[1], width=shape[2]),
-        classes=tuple("0123456789"),
+        classes=tuple(map(str, range(classes))),
         members=members,
         decision=decision,
         test=tables,
@@ -169,5 +171,7 @@ def write_untrained(
         weights_sha256="0" * 64,
         graph_sha256="0" * 64,
     )
-    model = compose(*stages_of(purification, shape, fold), manifest.to_test(), sees=SEES, purify=decision.purify)
+    model = compose(
+        *stages_of(purification, classes, shape, fold), manifest.to_test(), sees=SEES, purify=decision.purify
+    )
     write_model_file(model, manifest, path)

@@ -27,7 +27,7 @@ SLOW = {"cw-l2", "art-pgd", "secml-pgd", "autoattack"}  # by other libraries; cw
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of untrained networks."""
     path = tmp_path_factory.mktemp("rectangle") / "model.onnx"
-    write_untrained(path, TABLES, DECISION, PURIFICATION, request.param, 2)
+    write_untrained(path, TABLES, DECISION, PURIFICATION, shape=request.param, fold=2)
     return path
 
 
