@@ -98,7 +98,7 @@ def abstaining_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache  # the tests of train and of export have these fixtures each
 def stages_of(
-    purification: Purification, shape: tuple[int, int, int] = SHAPE, classes: int = 10, fold: int = 1
+    purification: Purification, classes: int = 10, shape: tuple[int, int, int] = SHAPE, fold: int = 1
 ) -> tuple[ModelProto, ModelProto, list[ModelProto]]:
     """Untrained networks for images (C, H, W): this purifier, the classifier and its members."""
     torch.set_num_threads(1)
@@ -171,6 +171,7 @@ def write_untrained(
         weights_sha256="0" * 64,
         graph_sha256="0" * 64,
     )
-    stages = stages_of(purification, shape, classes, fold)
-    model = compose(*stages, manifest.to_test(), sees=SEES, purify=decision.purify)
+    model = compose(
+        *stages_of(purification, classes, shape, fold), manifest.to_test(), sees=SEES, purify=decision.purify
+    )
     write_model_file(model, manifest, path)
