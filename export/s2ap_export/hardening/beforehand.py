@@ -107,11 +107,11 @@ def _by_architecture(recipe: Recipe, new: Callable[..., Classifier]) -> dict[str
     found: dict[str, Classifier] = {}
     known: set[str] = set()
     for key, table, network in _networks(recipe, new):
-        kind = network.architecture() if network.channels is None else (key, table)
+        kind = network.architecture() if network.channels is None else (key.partition("[")[0], table)
         name = json.dumps(kind, sort_keys=True, default=str)
         if name not in known:
             known.add(name)
-            found[key if key not in found else f"{key} ({len(found)})"] = network  # a family of several
+            found[key] = network
     return found
 
 
@@ -126,14 +126,14 @@ def _networks(recipe: Recipe, new: Callable[..., Classifier]) -> Iterator[tuple[
     if pruned is not None:
         yield "pruning", recipe.robust_model, pruned
     for name, family in recipe.members.items():
+        for key, table in family.networks().items():
+            yield f"members.{name}.{key}", table, new(table)
         for number in range(family.count):
-            table = family.network(number)
-            if table is not None:
-                yield f"members.{name}.models", table, new(table)
-            with _named(f"members.{name}"):
+            member = f"members.{name}[{number}]"
+            with _named(member):
                 shipped = family.shipped(number, recipe.model, new, seed=recipe.member_seed(name, number))
             if shipped is not None:
-                yield f"members.{name}", recipe.model if table is None else table, shipped
+                yield member, family.network(number) or recipe.model, shipped
 
 
 @contextmanager

@@ -5,7 +5,8 @@ records them in a second: the field once for each sigma, the descent around it w
 The records are then written as ONNX by `s2ap_export.tracing.lowering`, which knows few operators and no batch size.
 
 A stage is a model of its own with the input `image` and plain output names. Its nodes, inner values and initialisers
-are named `scope/...`. On one engine an image gets the same bits in every batch.
+are named `scope/...`. On one engine an image gets the same bits in every batch. Classifiers that `lowering` does not
+know are written by torch's exporter (`torch_exporter`), which promises less.
 """
 
 from __future__ import annotations

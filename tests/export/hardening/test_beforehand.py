@@ -106,7 +106,11 @@ def test_every_architecture_of_a_recipe_is_looked_at_once() -> None:
     check_recipe(recipe, recipe.load_data().fit.images[:8], 10, Reporter(console, line_every_s=0))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     keys = [line.split()[2].removesuffix(":") for line in lines[:-1]]
-    assert keys == ["model", "members.l1_norm", "members.random_channel"]  # the robust members' is the model's
+    assert keys == [
+        "model",
+        "members.l1_norm[0]",
+        "members.random_channel[0]",
+    ]  # members.robust takes the model's network
     assert all("MFLOPs" in line and "torch.onnx" not in line for line in lines)
 
 
@@ -120,12 +124,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("nets_of_a_test", None)
 
 
-@pytest.mark.parametrize("key", ["model", "members.robust.models"])
+@pytest.mark.parametrize("key", ["model", "members.robust.models[0]"])
 def test_harden_names_the_key_of_a_network_that_cannot_be_attacked_and_trains_nothing(
     key: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     value = '"nets_of_a_test:spectrum"'
-    change = f"{key}={value}" if key == "model" else f"{key}=[{value}]"
+    change = f"model={value}" if key == "model" else f"members.robust.models=[{value}]"
     command = ["harden", "digits", "-o", "model.onnx", "--work-dir", "work", *OVERRIDES, "--set", change]
     for family in ("random_channel", "l1_norm"):
         command += ["--set", f"members.{family}.count=0"]
