@@ -66,6 +66,14 @@ class Bare(nn.Module):
         return torch.relu(x.flatten(1) @ self.first) @ self.last
 
 
+def residual(block: type[BasicBlock | Bottleneck], **kind: int) -> nn.Module:
+    """The first half of a residual network."""
+    network = ResNet(block, [1, 1, 1, 1], num_classes=CLASSES, **kind)
+    network.layer3 = network.layer4 = nn.Identity()
+    network.fc = nn.Linear(128 * block.expansion, CLASSES)
+    return network
+
+
 def mobilenet() -> nn.Module:
     blocks = [
         InvertedResidualConfig(16, 3, 16, 16, True, "RE", 2, 1, 1.0),
@@ -98,8 +106,8 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "flattened": lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, CLASSES)
     ),
-    "resnet18": lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES, width_per_group=64),
-    "resnext": lambda: ResNet(Bottleneck, [1, 1, 1, 1], num_classes=CLASSES, groups=8, width_per_group=4),
+    "resnet18": lambda: residual(BasicBlock),
+    "resnext": lambda: residual(Bottleneck, groups=8, width_per_group=4),
     "mobilenet_v3": mobilenet,
     "efficientnet": efficientnet,
     "densenet": lambda: torchvision.models.DenseNet(4, (2, 2), 8, num_classes=CLASSES),

@@ -1,6 +1,6 @@
 """Networks of every kind, pruned by weight, in the 2:4 pattern and by channel; and what is refused before training."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from s2ap_train.models.channel_groups import channel_report, gate_channels, remo
 from s2ap_train.models.cost import flops
 from s2ap_train.pruning import Harp, Hydra, Magnitude, TwinRep, finetune, magnitude_pruned, prune
 from s2ap_train.pruning.masks import sparsity
+from s2ap_train.pruning.methods import METHODS
 from s2ap_train.pruning.prunable import check_achieved, check_prunable
 from s2ap_train.pruning.scores import prunable_weights
 from s2ap_train.pruning.two_four import is_two_four
@@ -52,6 +53,37 @@ def test_a_network_of_every_kind_is_pruned_by_every_structure(name, structure):
     weights = prunable_weights(shipped)
     assert all(not weights[weight][~mask].any() for weight, mask in found.masks.items())
     assert structure == "unstructured" or all(is_two_four(mask) for mask in found.masks.values())
+
+
+def keys_of(name):
+    return {each.name for each in fields(METHODS[name].settings)}
+
+
+STRUCTURED = [
+    (name, structure)
+    for name in sorted(METHODS.keys() - {"iterative-magnitude"})
+    for structure in (("unstructured", "2:4", "channel") if "structure" in keys_of(name) else ("unstructured",))
+    if (name, structure) != ("harp", "2:4")
+]
+
+
+@pytest.mark.parametrize(("name", "structure"), STRUCTURED)
+def test_every_method_removes_what_was_asked_of_a_transformer(name, structure):
+    """And fine-tunes what is left; iterative pruning wants a trained network and has the masks of magnitude."""
+    training = replace(TRAINING, epochs=3 if name == "twin-rep" else 1)
+    sparsity = 0.2 if name == "harp" and structure == "channel" else 0.5
+    given = {"sparsity": sparsity, "structure": structure, "training": training}
+    method = METHODS[name].settings(**{key: value for key, value in given.items() if key in keys_of(name)})
+    model, (images, labels) = made("vision transformer"), data()
+    check_prunable(model, IMAGE, method)
+    found = prune(model, images, labels, (images, labels), method, run=Run(0))
+    tuned = finetune(found, images, labels, (images, labels), TRAINING, structure=structure, run=Run(1))
+    assert tuned.model(images).isfinite().all()
+    if structure == "channel":
+        assert flops(tuned.model, IMAGE) < flops(model, IMAGE)
+    else:
+        zeros = [int((prunable_weights(tuned.model)[each] == 0).sum()) for each in found.masks]
+        assert sum(zeros) >= sum(int((~mask).sum()) for mask in found.masks.values()) > 0
 
 
 @pytest.mark.slow

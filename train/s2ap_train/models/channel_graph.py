@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models.channel_rules import Role
 from s2ap_train.models.channel_trace import LOGITS, ChannelTrace
+from s2ap_train.models.modes import device_of
 
 INSTEAD = "use an unstructured or 2:4 mask for this network"
 
@@ -99,8 +101,9 @@ def find_channels(model: nn.Module, image_shape: tuple[int, int, int]) -> Channe
     Raises:
         RecipeError: If the pass fails.
     """
+    here = model if device_of(model).type == "cpu" else copy.deepcopy(model).cpu()  # where labels are
     try:
-        trace = ChannelTrace(model, image_shape)
+        trace = ChannelTrace(here, image_shape)
     except Exception as error:  # whatever the user's module raises
         raise RecipeError(
             f"the channels of this {type(model).__name__} cannot be followed: {type(error).__name__}: {error}; "

@@ -167,7 +167,9 @@ def _whole(reasons: Mapping[str, str]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         by_reason.setdefault(reason, []).append(name)
-    return [f"all channels stay in {_listed(names)}: {reason}" for reason, names in by_reason.items()]
+    said = [f"all channels stay in {_listed(names)}: {reason}" for reason, names in by_reason.items()]
+    further = sum(len(names) for names in list(by_reason.values())[_NAMED:])
+    return said[:_NAMED] + ([f"all channels stay in {further} further layers, for reasons alike"] if further else [])
 
 
 def _listed(names: list[str]) -> str:
