@@ -22,14 +22,14 @@ from s2ap_train.training import TrainingConfig
 
 __all__ = ["Forecast", "Phase", "forecast"]
 
-_TIMED, _PURIFIED = 32, 4
+_TIMED = 32  # images of a timed step
 _S2AP = 2.0  # gradients of one step with the ascent on scores
-_DECISION_DESCENTS = 5.0  # past the purifier, on all networks, of one attack on a decision
-_PURIFIED_DESCENTS = 3.0  # through it
+_DECISION_DESCENTS = 12.0  # past the purifier, on all networks, of one attack on a decision
+_PURIFIED_DESCENTS = 8.0  # through it
 _NEAR_AND_SPARSE = (
     150.0  # gradients of the classifier that DeepFool, JSMA and Local Search are worth, measured on digits
 )
-_ROWS = {"quick": 12.0, "standard": 90.0, "full": 1500.0}
+_ROWS = {"quick": 4.0, "standard": 30.0, "full": 500.0}
 """Attacks on decisions, of 20 steps an image, that an evaluation is worth; measured on digits."""
 
 
@@ -175,13 +175,13 @@ def _gradient_seconds(model: nn.Module, shape: tuple[int, int, int]) -> float:
 def _purifier_seconds(recipe: Recipe, shape: tuple[int, int, int]) -> tuple[float, float, int]:
     """(a training step of the score model, a gradient through the purifier: seconds an image; bytes of its weights)."""
     model = UNet(shape[0], *recipe.score_model.architecture(shape)).eval()
-    images = torch.rand((_PURIFIED, *shape), generator=torch.Generator().manual_seed(0))
+    images = torch.rand((_TIMED, *shape), generator=torch.Generator().manual_seed(0))
     size = 4 * sum(p.numel() for p in model.parameters())
 
     def train() -> None:
         model(images, 0.1).square().mean().backward()
 
-    training = _timed(train) / _PURIFIED
+    training = _timed(train) / _TIMED
     if recipe.purifier.off:
         return training, 0.0, size
     bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
@@ -190,7 +190,7 @@ def _purifier_seconds(recipe: Recipe, shape: tuple[int, int, int]) -> tuple[floa
         x: Tensor = images.clone().requires_grad_()
         purify(model, x, bank, recipe.purifier)[0].sum().backward()  # type: ignore[no-untyped-call]
 
-    return training, _timed(through) / _PURIFIED, size
+    return training, _timed(through) / _TIMED, size
 
 
 def _timed(step: Callable[[], None]) -> float:

@@ -28,6 +28,8 @@ class _Work:
         jurors, sensors: Members.
         juror_width: Channels of a juror's first block at the most.
         score_steps: Gradient steps of the score model.
+        score_width: Channels of its first level, which decide what every attack through the purifier costs; None: as
+            many as images of this size get.
         samples: Images that decisions are attacked on.
         steps: Gradient steps of these attacks.
         evaluated: Test images of the closing table.
@@ -46,6 +48,7 @@ class _Work:
     sensors: int
     juror_width: int
     score_steps: int
+    score_width: int | None
     samples: int
     steps: int
     evaluated: int
@@ -54,9 +57,9 @@ class _Work:
 
 
 EFFORTS: Mapping[Effort, _Work] = {
-    "quick": _Work(2e12, 60, 400, 25, 32, 700, 2, 3, 2, 16, 300, 50, 6, 60, "quick", 10_000),
-    "standard": _Work(4e13, 400, 6000, 40, 64, 2500, 2, 4, 2, 24, 2500, 150, 10, 150, "standard", 50_000),
-    "full": _Work(4e15, 2000, 60_000, 100, 128, 20_000, 7, 6, 4, 48, 20_000, 300, 15, 1000, "full", 1_000_000),
+    "quick": _Work(2e12, 60, 400, 25, 32, 700, 2, 3, 2, 16, 300, 16, 30, 6, 40, "quick", 10_000),
+    "standard": _Work(4e13, 400, 6000, 40, 64, 2500, 2, 4, 2, 24, 2500, None, 150, 10, 150, "standard", 50_000),
+    "full": _Work(4e15, 2000, 60_000, 100, 128, 20_000, 7, 6, 4, 48, 20_000, None, 300, 15, 1000, "full", 1_000_000),
 }
 _BATCH = 64
 _FORWARD_AND_BACKWARD = 3  # passes that a gradient costs, in forward passes
@@ -226,7 +229,8 @@ def _augmented(facts: DataFacts) -> dict[str, Any]:
 
 def _score_epochs(work: _Work, trained: int) -> dict[str, Any]:
     epochs = max(1, min(2 * work.passes, math.ceil(work.score_steps * _BATCH / trained)))
-    return {"epochs": epochs, "batch_size": _BATCH, "lr": 2e-3, "sigma_min": 0.03, "sigma_max": 0.6}
+    width = {} if work.score_width is None else {"width": work.score_width}
+    return {"epochs": epochs, **width, "batch_size": _BATCH, "lr": 2e-3, "sigma_min": 0.03, "sigma_max": 0.6}
 
 
 def _purifier(facts: DataFacts, eps: float) -> dict[str, Any]:
@@ -246,7 +250,7 @@ def _choice(work: _Work, effort: Effort) -> dict[str, Any]:
     """Which decisions are compared: few where it must be quick."""
     table: dict[str, Any] = {"samples": work.samples, "steps": work.steps}
     if effort == "quick":
-        few = {"jury_shares": [0.8, 0.9], "amplifications": [1.0, 3.0], "juror_weights": [0.25]}
+        few = {"jury_shares": [0.8, 0.9], "amplifications": [3.0], "juror_weights": [0.25]}
         none: dict[str, list[str]] = {"opening": [], "jurors_see": [], "sensors_see": [], "purify": [], "signals": []}
         return {**table, "targets": 1, **few, **none}
     if effort == "standard":
