@@ -91,6 +91,12 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done and how long it takes, and stop.")
 @click.option("--overwrite", is_flag=True, help="Train finished parts again whose settings or data changed since.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Fail, and leave the file in the work folder, where it is below a simpler baseline or its evaluation is no "
+    "measure; otherwise the verdict says so.",
+)
 @click.option("--report", type=_FILE, help="Write the evaluation as one HTML page; by default OUTPUT.html.")
 def harden(
     recipe: str | None,
@@ -101,6 +107,7 @@ def harden(
     choose: Literal["recipe", "validation", "unmeasured"] | None,
     dry_run: bool,
     overwrite: bool,
+    strict: bool,
     report: Path | None,
     **own: Any,  # noqa: ANN401  the fields of Own
 ) -> None:
@@ -140,7 +147,17 @@ def harden(
     if dry_run:
         look_before(settings, folder, reporter, workers=workers, choose=by)
         return
-    hardened = run(settings, output, folder, reporter, workers=workers, choose=by, overwrite=overwrite, tables=tables)
+    hardened = run(
+        settings,
+        output,
+        folder,
+        reporter,
+        workers=workers,
+        choose=by,
+        overwrite=overwrite,
+        tables=tables,
+        strict=strict,
+    )
     write_page(hardened.evaluation, page)
     if hardened.manifest.purifier.choice is not None:
         print_choice(hardened.manifest.purifier.choice, console)

@@ -1,4 +1,4 @@
-"""What a hardening says before it begins: the data, the networks, how long it takes, and what it would replace."""
+"""What a hardening says before it begins and what it refuses: replaced parts, and a file that is not worth its cost."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from s2ap_train.hardening.given import check_given
 from s2ap_train.hardening.parts import PartList
 from s2ap_train.jobs import Workers, worker_count
 from s2ap_train.recipe import Recipe
+from s2ap_train.redteam.report.verdict import verdict
+from s2ap_train.redteam.results import Evaluation
 from s2ap_train.storage.parts import PartStore, silent_reporter
 
-__all__ = ["announce", "check_replaced"]
+__all__ = ["announce", "check_replaced", "check_worth"]
 
 _ROUGH = "about {}, measured on a few steps of each network; half or twice as long is possible"
 
@@ -69,6 +71,20 @@ def check_replaced(recipe: Recipe, splits: Splits, work_dir: Path) -> None:
         raise RecipeError(
             f"{work_dir} holds finished parts that were trained otherwise: {listed}{more}; name another --work-dir or "
             "output, or give --overwrite to train them again there"
+        )
+
+
+def check_worth(evaluation: Evaluation, candidate: Path) -> None:
+    """Refuse a file that is not worth its cost.
+
+    Raises:
+        RecipeError: With the verdict, and where the file is.
+    """
+    found = verdict(evaluation)
+    if found.level in {"masked", "doubtful", "below"}:
+        raise RecipeError(
+            f"--strict: {found.title}. {found.text} The file is not written to its place, it lies in {candidate}; give "
+            "more --effort or images, or leave --strict out"
         )
 
 

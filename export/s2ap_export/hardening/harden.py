@@ -11,7 +11,7 @@ from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
-from s2ap_export.hardening.announcement import announce, check_replaced
+from s2ap_export.hardening.announcement import announce, check_replaced, check_worth
 from s2ap_export.hardening.assembly import COMPARED, assemble, traced_networks
 from s2ap_export.hardening.beforehand import check_recipe
 from s2ap_export.hardening.networks import networks_of
@@ -80,6 +80,7 @@ def harden(
     choose: By | None = "recipe",
     overwrite: bool = False,
     tables: Mapping[str, Any] | None = None,
+    strict: bool = False,
 ) -> Hardened:
     """Train, prune, choose the purifier, calibrate, export and measure.
 
@@ -95,6 +96,7 @@ def harden(
             without a sweep.
         overwrite: Whether finished parts of `work_dir` that were trained otherwise may be trained again.
         tables: The recipe as it was read, to be stored in the work folder.
+        strict: Whether a file that is worse than a simpler baseline, or whose evaluation is no measure, is refused.
 
     Raises:
         ModelFileError: If the output cannot be written.
@@ -144,6 +146,8 @@ def harden(
             source=splits.name,
             command=f"harden {recipe.name}",
         )
+        if strict:
+            check_worth(evaluation, candidate)
         measured = manifest.model_copy(update={"measured": measurements(evaluation)})
         write_model_file(model, measured, output)
         return Hardened(output, measured, evaluation)
