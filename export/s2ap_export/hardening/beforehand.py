@@ -27,9 +27,9 @@ from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.models import Classifier, ModelTable, create, fold_batch_norm
 from s2ap_train.models.cost import flops
+from s2ap_train.onnx_graphs import torch_stage
 from s2ap_train.pruning.shape import shape_after
 from s2ap_train.recipe import Recipe, check_networks
-from s2ap_train.twin import torch_stage
 
 __all__ = ["check_network", "check_recipe"]
 

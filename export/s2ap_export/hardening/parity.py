@@ -26,7 +26,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
 from s2ap_export.hardening.precision import CONVOLUTIONS, is_half
 from s2ap_train.compute.threads import one_thread
-from s2ap_train.twin import torch_stage
+from s2ap_train.onnx_graphs import torch_stage
 
 __all__ = ["check_stage"]
 

@@ -23,8 +23,8 @@ from s2ap_export.graph.compose import compose
 from s2ap_export.hardening.precision import to_half
 from s2ap_export.tracing.trace import trace_classifier, trace_images, trace_purifier
 from s2ap_train.models import SmallCNN, fold_batch_norm
+from s2ap_train.onnx_graphs import torch_stage
 from s2ap_train.purifier import Purification, UNet, variants
-from s2ap_train.twin import torch_stage
 
 ROUNDOFF = 2.0**-11  # of float16
 CONFIG = Purification(sigma=0.2, radius=0.3, steps=2, rho=0.2, bank_size=2)

@@ -15,7 +15,7 @@ from s2ap_export.graph.scopes import rename_scope
 from s2ap_export.tracing.torch_exporter import WRITER
 from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.models import fold_batch_norm
-from s2ap_train.twin import torch_stage
+from s2ap_train.onnx_graphs import torch_stage
 
 
 def network_of(make: object, shape: tuple[int, int, int] = SHAPE) -> nn.Module:

@@ -11,8 +11,8 @@ from torch import nn
 
 from s2ap_export.tracing.trace import trace_classifier, trace_images, trace_purifier
 from s2ap_train.models import create, fold_batch_norm
+from s2ap_train.onnx_graphs import torch_stage
 from s2ap_train.purifier import Purification, UNet, purify
-from s2ap_train.twin import torch_stage
 
 SHORT = Purification(steps=2, bank_size=2, sigma=0.2, rho=0.2, radius=0.1)
 NETWORKS: dict[

@@ -17,8 +17,8 @@ from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage
 from s2ap_export.graph.compose import compose
 from s2ap_export.tracing.trace import trace_images, trace_purifier
+from s2ap_train.onnx_graphs import torch_stage
 from s2ap_train.purifier import Purification, UNet, purify, variants
-from s2ap_train.twin import torch_stage
 
 PARITY = 1e-5  # largest difference of a pixel in [0, 1], float32
 SHORT = Purification(sigma=0.2, radius=0.1, steps=2, step_size=0.7, rho=0.2, bank_size=2)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from s2ap_defend.stages import PURIFIER
 from s2ap_export.tracing.trace import trace_purifier
+from s2ap_train.onnx_graphs import torch_stage
 from s2ap_train.purifier import Purification, hadamard_bank
 from s2ap_train.purifier.gradient_path import GradientPath, pass_through, purified
 from s2ap_train.purifier.variants import Variant, purification
-from s2ap_train.twin import Twin, torch_stage
+from s2ap_train.twin import Twin
 
 PATHS = get_args(GradientPath)
 SHAPE = (1, 4, 4)

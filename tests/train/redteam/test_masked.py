@@ -23,13 +23,13 @@ from tests.train.planted_defences import (
 from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_export.graph.compose import compose
 from s2ap_train.data import ImageSet
+from s2ap_train.onnx_graphs.onnx_module import torch_stage
 from s2ap_train.redteam.attacks.attack import Task
 from s2ap_train.redteam.checks.binarisation import binarisation
 from s2ap_train.redteam.checks.checks import Successes, sanity_checks
 from s2ap_train.redteam.checks.plausibility import plausibility_check
 from s2ap_train.redteam.probes import Probe, gradients, judge_probes
 from s2ap_train.redteam.target import open_targets
-from s2ap_train.twin.onnx_module import torch_stage
 
 
 @cache

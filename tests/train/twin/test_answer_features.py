@@ -6,9 +6,10 @@ import torch
 
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import cut_stage, member_scope
-from s2ap_train.twin import Twin, torch_stage
+from s2ap_train.onnx_graphs import torch_stage
+from s2ap_train.onnx_graphs.hidden import hidden_stage
+from s2ap_train.twin import Twin
 from s2ap_train.twin.answer_features import answer_features
-from s2ap_train.twin.hidden import hidden_stage
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from tests.train.twin_ties import TIE, compared, gaps
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.model_file import open_model_file
+from s2ap_train.onnx_graphs.hidden import hidden_stage
 from s2ap_train.twin import Twin
-from s2ap_train.twin.hidden import hidden_stage
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from torch import Tensor
 from s2ap_defend.decision_record import Sees
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.stages import cut_stage, member_scope
+from s2ap_train.onnx_graphs.hidden import hidden_stage
+from s2ap_train.onnx_graphs.onnx_module import TorchStage, torch_stage
 from s2ap_train.purifier.gradient_path import GradientPath
-from s2ap_train.twin.hidden import hidden_stage
-from s2ap_train.twin.onnx_module import TorchStage, torch_stage
 from s2ap_train.twin.pipeline import Twin
 
 __all__ = ["Features", "answer_features"]

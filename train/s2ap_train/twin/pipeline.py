@@ -14,9 +14,9 @@ from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import SequentialOutcome, SequentialTest, StageAnswers, run_sequential_test
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32
+from s2ap_train.onnx_graphs.hidden import hidden_stage
+from s2ap_train.onnx_graphs.onnx_module import TorchStage, torch_stage
 from s2ap_train.purifier.gradient_path import GradientPath, purified
-from s2ap_train.twin.hidden import hidden_stage
-from s2ap_train.twin.onnx_module import TorchStage, torch_stage
 
 __all__ = ["UNCUT_BYTES", "Twin", "kept_bytes"]
 

@@ -22,13 +22,14 @@ from s2ap_train.adaptive.search import bare_plan, defended_plan
 from s2ap_train.adaptive.systems import judge, never_flagged, stage_verdicts
 from s2ap_train.calibration.flops import StageFlops, clean_flops, image_costs
 from s2ap_train.calibration.stage_engines import StageEngines
+from s2ap_train.onnx_graphs import torch_stage
+from s2ap_train.onnx_graphs.hidden import hidden_stage
 from s2ap_train.purifier.gradient_path import GradientPath
 from s2ap_train.redteam.ablation.compute import file_flops
 from s2ap_train.redteam.ablation.names import FULL, JURY, UNFLAGGED, UNPURIFIED
 from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.outcome import Outcome
-from s2ap_train.twin import Twin, torch_stage
-from s2ap_train.twin.hidden import hidden_stage
+from s2ap_train.twin import Twin
 
 __all__ = ["Chain", "ChainSystem", "OpenedFile", "chain_target", "jury_test", "network_target"]
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 from s2ap_train.calibration.flops import StageFlops
-from s2ap_train.twin import torch_stage
+from s2ap_train.onnx_graphs import torch_stage
 
 __all__ = ["file_flops", "stage_flops"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from s2ap_train.twin.rearranging import Function
+from s2ap_train.onnx_graphs.rearranging import Function
 
 __all__ = ["Segment", "Step", "run_steps", "segments_of"]
 

@@ -11,10 +11,10 @@ from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional
 
-from s2ap_train.twin.activations import ACTIVATIONS
-from s2ap_train.twin.rearranging import REARRANGING, Attributes, Builder, Function, ints
-from s2ap_train.twin.resizing import RESIZING
-from s2ap_train.twin.windows import WINDOWS
+from s2ap_train.onnx_graphs.activations import ACTIVATIONS
+from s2ap_train.onnx_graphs.rearranging import REARRANGING, Attributes, Builder, Function, ints
+from s2ap_train.onnx_graphs.resizing import RESIZING
+from s2ap_train.onnx_graphs.windows import WINDOWS
 
 DTYPES = {
     TensorProto.FLOAT: torch.float32,

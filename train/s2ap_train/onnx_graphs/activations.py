@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s2ap_train.twin.rearranging import Attributes, Builder, Function
+from s2ap_train.onnx_graphs.rearranging import Attributes, Builder, Function
 
 __all__ = ["ACTIVATIONS"]
 

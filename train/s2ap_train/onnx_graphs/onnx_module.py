@@ -14,9 +14,9 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helpe
 from torch import Tensor
 
 from s2ap_defend.errors import ModelFileError
-from s2ap_train.twin.operators import INTEGERS, OPERATORS, STRAIGHT_THROUGH_OPERATORS
-from s2ap_train.twin.rearranging import Function
-from s2ap_train.twin.segments import Step, run_steps, segments_of
+from s2ap_train.onnx_graphs.operators import INTEGERS, OPERATORS, STRAIGHT_THROUGH_OPERATORS
+from s2ap_train.onnx_graphs.rearranging import Function
+from s2ap_train.onnx_graphs.segments import Step, run_steps, segments_of
 
 _SINGLE_OR_HALF = {TensorProto.FLOAT, TensorProto.FLOAT16}
 

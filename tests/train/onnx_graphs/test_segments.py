@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from s2ap_defend.model_file import open_model_file
-from s2ap_train.twin import Twin, pipeline, torch_stage
+from s2ap_train.onnx_graphs import torch_stage
+from s2ap_train.twin import Twin, pipeline
 
 RANDOM = np.random.default_rng(0)
 IMAGE = RANDOM.uniform(0.1, 0.9, (3, 2, 4, 4)).astype(np.float32)

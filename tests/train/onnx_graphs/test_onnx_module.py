@@ -5,7 +5,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from s2ap_defend.errors import ModelFileError
-from s2ap_train.twin import torch_stage
+from s2ap_train.onnx_graphs import torch_stage
 
 RANDOM = np.random.default_rng(0)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s2ap_train.twin.rearranging import Attributes, Builder, Function, ints
+from s2ap_train.onnx_graphs.rearranging import Attributes, Builder, Function, ints
 
 __all__ = ["RESIZING"]
 
