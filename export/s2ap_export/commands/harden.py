@@ -50,6 +50,10 @@ _FILE = click.Path(path_type=Path)
 @click.option("--data", type=_FILE, help="Your images: a folder or zip of CLASS/IMAGE, or an .npz file.")
 @click.option("--model", help="Your network as package.module:function that returns a torch module, or a name of ours.")
 @click.option("--weights", type=_FILE, help="Its weights: safetensors, or a state_dict in .pt or .pth. Not retrained.")
+@click.option("--onnx", type=_FILE, help="Your classifier as an ONNX file, instead of --model and --weights.")
+@click.option(
+    "--layout", type=click.Choice(["NCHW", "NHWC"]), help="How its graph takes images; by its input if not given."
+)
 @click.option("--robust-weights", type=_FILE, help="An adversarially trained checkpoint, instead of training one.")
 @click.option("--robust-model", help="The network of --robust-weights, where it is not that of --model.")
 @click.option("--mean", type=_NUMBERS, metavar="R,G,B", help="Mean that the network expects to be subtracted.")

@@ -24,6 +24,8 @@ class Own:
         data: Folder, zip or .npz file of images, or where the data of a recipe lies.
         model: The network: "package.module:function", or a name of ours.
         weights: File of its weights.
+        onnx: An ONNX file in the place of network and weights.
+        layout: How its graph takes images.
         robust_model: The network of `robust_weights`, where it is another.
         robust_weights: File of an adversarially trained network's weights.
         mean: Subtracted from each channel of the pixels in [0, 1].
@@ -41,6 +43,8 @@ class Own:
     data: Path | None
     model: str | None
     weights: Path | None
+    onnx: Path | None
+    layout: Literal["NCHW", "NHWC"] | None
     robust_model: str | None
     robust_weights: Path | None
     mean: tuple[float, ...] | None
@@ -93,9 +97,16 @@ def _check(recipe: str | None, own: Own) -> None:
         raise RecipeError(
             "--normalised-inside says that the network normalises pixels itself; leave --mean and --std out"
         )
-    if (own.mean is not None or own.std is not None) and (own.model is None or ":" not in own.model):
+    if own.onnx is not None and (own.model is not None or own.weights is not None):
+        raise RecipeError("--onnx is the whole classifier; leave --model and --weights out")
+    if own.onnx is not None and recipe is not None:
+        raise RecipeError(f"--onnx fills the recipe of your own data; leave recipe {recipe} out")
+    if own.layout is not None and own.onnx is None:
+        raise RecipeError("--layout is of an ONNX graph; name it with --onnx")
+    is_own = own.onnx is not None or (own.model is not None and ":" in own.model)
+    if (own.mean is not None or own.std is not None) and not is_own:
         raise RecipeError(
-            "--mean and --std are for a network of your own; name it with --model package.module:function"
+            "--mean and --std are for a network of your own; name it with --model package.module:function or --onnx"
         )
     if own.weights is not None and own.model is None and recipe is None:
         raise RecipeError("--weights are of a network; name it with --model package.module:function")
@@ -111,18 +122,26 @@ def _photos(own: Own) -> dict[str, Any]:
 
     data = _data(own)
     facts = data_facts(DataSettings.model_validate(data))
-    model = default_network(facts) if own.model is None else _network(own.model, own)
-    network = create(model, facts.image_shape, len(facts.classes))
+    model = _classifier(own) or default_network(facts)
+    given = _given(own, photos=True)
+    if own.onnx is not None and "robust_model" not in given:
+        given["robust_model"] = default_network(facts)
+
+    def cost(table: str | dict[str, Any]) -> int:
+        network = create(table, facts.image_shape, len(facts.classes))
+        return flops(network, network.image_shape)
+
     tables = photos_tables(
         facts,
         data=data,
         model=model,
-        flops=flops(network, network.image_shape),
+        flops=cost(model),
+        trained_flops=cost(given.get("robust_model", model)),
         effort=own.effort or "standard",
         eps=_DEFAULT_EPS if own.eps is None else own.eps,
         answer=own.answer or "mixed",
         seed=own.seed or 0,
-        given=_given(own, photos=True),
+        given=given,
     )
     if own.accelerator is not None:
         tables["compute"] = {"accelerator": own.accelerator}
@@ -161,15 +180,25 @@ def _names(path: Path) -> list[str]:
     return names
 
 
+def _classifier(own: Own) -> str | dict[str, Any] | None:
+    """The table of the classifier that options name; None: none is named."""
+    if own.onnx is None:
+        return None if own.model is None else _network(own.model, own)
+    table: dict[str, Any] = {"name": "onnx", "file": str(own.onnx.resolve())}
+    if own.layout is not None:
+        table["layout"] = own.layout
+    return table | _normalisation(own)
+
+
+def _normalisation(own: Own) -> dict[str, Any]:
+    given = {"mean": own.mean, "std": own.std}
+    return {name: list(values) for name, values in given.items() if values is not None}
+
+
 def _network(name: str, own: Own) -> str | dict[str, Any]:
     if ":" not in name:
         return {"name": name}
-    table: dict[str, Any] = {"name": "user", "factory": name}
-    if own.mean is not None:
-        table["mean"] = list(own.mean)
-    if own.std is not None:
-        table["std"] = list(own.std)
-    return table
+    return {"name": "user", "factory": name} | _normalisation(own)
 
 
 def _given(own: Own, *, photos: bool) -> dict[str, Any]:

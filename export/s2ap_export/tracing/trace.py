@@ -33,7 +33,9 @@ from s2ap_export.tracing.call import BatchDependenceError, Value, shape_of
 from s2ap_export.tracing.decompositions import decompositions
 from s2ap_export.tracing.in_place import OutOfPlace
 from s2ap_export.tracing.lowering import lower
+from s2ap_export.tracing.onnx_classifier import onnx_stage
 from s2ap_export.tracing.torch_exporter import export_classifier
+from s2ap_train.models.onnx_network import OnnxNetwork
 from s2ap_train.purifier.purify import Purification, Score, descend, field
 
 __all__ = ["frozen", "trace_classifier", "trace_images", "trace_purifier"]
@@ -129,10 +131,13 @@ def trace_classifier(module: nn.Module, input_shape: tuple[int, int, int], scope
         RecipeError: If neither this trace nor torch's exporter can write the module, or it reads other images of
             the batch.
 
-    Where the trace meets an operator that it does not know, torch's exporter writes the stage (`torch_exporter`, what
-    it does not promise included). `producer_name` tells the two apart.
+    A classifier that is an ONNX file keeps its graph (`onnx_classifier`). Where the trace meets an operator that it does
+    not know, torch's exporter writes the stage (`torch_exporter`, what it does not promise included). `producer_name`
+    tells the two apart.
     """
     classifier = frozen(module)
+    if isinstance(classifier, OnnxNetwork):
+        return onnx_stage(classifier, input_shape, scope)
     with _plain_attention():
         try:
             return _traced_classifier(classifier, input_shape, scope)

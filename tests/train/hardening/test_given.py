@@ -49,7 +49,8 @@ def check(tmp_path, monkeypatch, splits):
         tables = photos_tables(
             facts, data={"source": "npz", "root": "x.npz"},
             model={"name": "user", "factory": "my_colours:build", **more},
-            flops=1000, effort="quick", eps=0.1, answer="mixed", seed=0,
+            flops=1000,
+            trained_flops=1000, effort="quick", eps=0.1, answer="mixed", seed=0,
             given={"classifier": str(tmp_path / "best.pt"), "start": "plain"},
         )  # fmt: skip
         return check_given(hardening_recipe(tables, "photos"), splits)

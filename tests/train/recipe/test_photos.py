@@ -18,7 +18,7 @@ def filled(of, effort="quick", model=None, **more):
     model = default_network(of) if model is None else model
     cost = flops(create(model, of.image_shape, len(of.classes)), of.image_shape)
     base = {"data": {"source": "npz", "root": "own.npz"}, "eps": 8 / 255, "answer": "mixed", "seed": 3, "given": {}}
-    return photos_tables(of, model=model, flops=cost, effort=effort, **{**base, **more}), cost
+    return photos_tables(of, model=model, flops=cost, trained_flops=cost, effort=effort, **{**base, **more}), cost
 
 
 @pytest.mark.parametrize("effort", EFFORTS)

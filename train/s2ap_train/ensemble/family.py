@@ -52,8 +52,8 @@ class Fitted:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the dense network's weights that are 0 or gone."""
-        return 1.0 - weight_counts(self.model)[0] / self.dense_weights
+        """Fraction of the dense network's weights that are 0 or gone; 0 of a network whose weights cannot be pruned."""
+        return 0.0 if not self.dense_weights else 1.0 - weight_counts(self.model)[0] / self.dense_weights
 
 
 class MemberFamily(BaseModel):

@@ -101,8 +101,9 @@ def _forecast(recipe: Recipe, splits: Splits) -> Forecast:
     closing = (1 + VALIDATION_ATTACK_STEPS) * validated
     parts: dict[str, tuple[float, ModelTable]] = {}
     given = recipe.given
-    plain = 0.0 if given.classifier is not None else training(recipe.plain, recipe.model)
-    adversarial = 0.0 if given.robust is not None else training(recipe.adversarial, recipe.model)
+    known_already = given.classifier is not None or recipe.from_onnx
+    plain = 0.0 if known_already else training(recipe.plain, recipe.model)
+    adversarial = 0.0 if given.robust is not None else training(recipe.adversarial, recipe.robust_model)
     parts[PLAIN] = plain, recipe.model
     parts[ADVERSARIAL] = adversarial, recipe.robust_model
     parts[PRUNED] = _within((recipe.pruning, recipe.finetune), training, recipe.robust_model), recipe.robust_model
@@ -164,6 +165,8 @@ def _gradient_seconds(model: nn.Module, shape: tuple[int, int, int]) -> float:
     """Seconds of a forward and backward pass for one image in a batch, the better of two after a warm-up."""
     images = torch.rand((_TIMED, *shape), generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(_TIMED, dtype=torch.int64)
+
+    images.requires_grad_()
 
     def step() -> None:
         model.zero_grad()

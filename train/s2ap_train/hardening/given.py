@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.data import Splits
 from s2ap_train.models import Classifier, UserNetwork, create
+from s2ap_train.models.onnx_network import OnnxNetwork
+from s2ap_train.models.table import as_table
 from s2ap_train.models.weight_file import load_given
 from s2ap_train.recipe import EnsembleRecipe
 
@@ -51,10 +53,12 @@ def check_given(recipe: EnsembleRecipe, splits: Splits) -> GivenClassifier | Non
     Raises:
         RecipeError: If the weights are not the network's, or it is no better than guessing: with the likely cause.
     """
-    if recipe.given.classifier is None:
+    if recipe.given.classifier is None and not recipe.from_onnx:
         return None
     model = create(recipe.model, splits.image_shape, len(splits.classes), recipe.seed)
-    notes = load_given(model, recipe.given.classifier)
+    notes = (
+        getattr(model, "notes", ()) if recipe.given.classifier is None else load_given(model, recipe.given.classifier)
+    )
     model.eval()
     images, labels = splits.validation.images, splits.validation.labels
     answers = _answers(model, images)
@@ -74,8 +78,9 @@ def check_given(recipe: EnsembleRecipe, splits: Splits) -> GivenClassifier | Non
             "no other normalisation, order of channels or order of classes that was tried helps; are these the "
             "weights of this network, trained on images like these?"
         ]
+    file = recipe.given.classifier or as_table(recipe.model).get("file")
     raise RecipeError(
-        f"the classifier of {recipe.given.classifier} gets {accuracy:.1%} of {len(labels)} validation images right, no "
+        f"the classifier of {file} gets {accuracy:.1%} of {len(labels)} validation images right, no "
         f"more than guessing ({commonest:.1%}); {'; '.join(causes)}"
     )
 
@@ -96,18 +101,19 @@ def _answers(network: Callable[[Tensor], Tensor], images: Float32) -> Int64:
 
 def _other_feeds(model: Classifier, images: Float32, labels: Int64) -> dict[str, float]:
     """Accuracy by what is changed: the normalisation, or the order of the channels."""
-    inner: nn.Module = model.network if isinstance(model, UserNetwork) else model
     feeds: dict[str, Callable[[Tensor], Tensor]] = {}
-    if isinstance(model, UserNetwork):
+    if isinstance(model, (UserNetwork, OnnxNetwork)):
         for name, (mean, std) in _NORMALISATIONS.items():
             if len(mean) in {1, model.in_channels}:
-                feeds[name] = _normalised(inner, mean, std)
+                feeds[name] = _normalised(model.unnormalised, mean, std)
     if model.in_channels == 3:
         feeds["channels in the order blue, green, red"] = lambda x: model(x.flip(1))
     return {name: float((_answers(feed, images) == labels).mean()) for name, feed in feeds.items()}
 
 
-def _normalised(network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+def _normalised(
+    network: Callable[[Tensor], Tensor], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable[[Tensor], Tensor]:
     shift, scale = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (mean, std))
     return lambda x: network((x - shift) / scale)
 

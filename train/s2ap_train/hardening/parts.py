@@ -73,8 +73,10 @@ class PartList:
 
     def plain(self) -> Part[Classifier]:
         """The classifier: as it was given, or naturally trained."""
-        given = self._recipe.given.classifier
-        return self.dense(PLAIN, self._recipe.plain) if given is None else self._given(PLAIN, self._recipe.model, given)
+        recipe = self._recipe
+        if recipe.given.classifier is None and not recipe.from_onnx:
+            return self.dense(PLAIN, recipe.plain)
+        return self._given(PLAIN, recipe.model, recipe.given.classifier)
 
     def adversarial(self) -> Part[Classifier]:
         """The robust classifier: as it was given, or trained against attacks."""
@@ -82,14 +84,21 @@ class PartList:
         if recipe.given.robust is not None:
             return self._given(ADVERSARIAL, recipe.robust_model, recipe.given.robust, robust=True)
         start = self.plain() if recipe.given.start == PLAIN else None
-        return self.dense(ADVERSARIAL, recipe.adversarial, start=start)
+        return self.dense(ADVERSARIAL, recipe.adversarial, network=recipe.robust_model, start=start)
 
-    def dense(self, name: str, config: TrainingConfig, *, start: Part[Classifier] | None = None) -> Part[Classifier]:
-        """The recipe's network with the recipe's seed, trained in any way, from another part's weights if given."""
-        seed = self._recipe.seed
+    def dense(
+        self,
+        name: str,
+        config: TrainingConfig,
+        *,
+        network: ModelTable | None = None,
+        start: Part[Classifier] | None = None,
+    ) -> Part[Classifier]:
+        """The recipe's network or another with the recipe's seed, trained in any way, or on from a part's weights."""
+        seed, table = self._recipe.seed, self._recipe.model if network is None else network
 
         def fit(needs: Needs, run: Run) -> Fitted:
-            model = self._data.create(self._recipe.model, seed)
+            model = self._data.create(table, seed)
             if start is not None:
                 model.load_state_dict(needs[start.name].model.state_dict())
             training = train_classifier(model, *self._data.arrays, config, run=run)
@@ -103,15 +112,16 @@ class PartList:
             )
 
         needs = () if start is None else (start,)
-        return self._part(name, config, seed, fit, epochs=config.epochs, needs=needs)
+        return self._part(name, config, seed, fit, epochs=config.epochs, network=table, needs=needs)
 
-    def _given(self, name: str, network: ModelTable, weights: Path, *, robust: bool = False) -> Part[Classifier]:
-        """A network with the weights of a file, as they are."""
+    def _given(self, name: str, network: ModelTable, weights: Path | None, *, robust: bool = False) -> Part[Classifier]:
+        """A network with the weights of a file, or its own, as they are."""
         seed = self._recipe.seed
 
         def fit(_: Needs, run: Run) -> Fitted:  # noqa: ARG001
             model = self._data.create(network, seed)
-            load_given(model, weights)
+            if weights is not None:
+                load_given(model, weights)
             return Fitted(
                 model=model.eval(),
                 method=name,
@@ -120,7 +130,8 @@ class PartList:
                 dense_weights=weight_counts(model)[1],
             )
 
-        return self._part(name, file_digest(weights), seed, fit, epochs=1, network=network)
+        digest = None if weights is None else file_digest(weights)
+        return self._part(name, digest, seed, fit, epochs=1, network=network)
 
     def pruned(self) -> Part[Classifier]:
         """The pruned network that comes from the adversarially trained one."""

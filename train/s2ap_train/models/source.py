@@ -17,7 +17,7 @@ __all__ = ["source_digest"]
 
 
 def source_digest(network: str | Mapping[str, Any]) -> str:
-    """SHA-256 over the source of a user's network; empty for a network of ours, or where there is no source.
+    """SHA-256 over the source or the file of a user's network; empty for one of ours, or where there is no source.
 
     It covers the module of the factory and every module that import statements reach from there, wherever it lies; of
     installed packages only the factory's own. What is imported by a name that is computed is not seen. A module is
@@ -26,6 +26,8 @@ def source_digest(network: str | Mapping[str, Any]) -> str:
     Args:
         network: "package.module:function", a table with `factory`, or a network of ours by name or table.
     """
+    if not isinstance(network, str) and "file" in network:
+        return hashlib.sha256(_read(Path(str(network["file"])))).hexdigest()
     factory = network if isinstance(network, str) else str(network.get("factory", ""))
     module, colon, _ = factory.partition(":")
     sources = _reached(module) if colon else {}

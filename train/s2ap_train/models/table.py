@@ -10,9 +10,10 @@ import torch
 from pydantic import AfterValidator
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.models import resnet, small_cnn, user_network, vgg, wide_resnet
+from s2ap_train.models import onnx_network, resnet, small_cnn, user_network, vgg, wide_resnet
 from s2ap_train.models.channel_groups import channel_groups, remove_channels
 from s2ap_train.models.classifier import Classifier, initialise
+from s2ap_train.models.onnx_network import OnnxNetwork
 from s2ap_train.models.resnet import ResNet18
 from s2ap_train.models.small_cnn import SmallCNN
 from s2ap_train.models.user_network import UserNetwork
@@ -25,6 +26,7 @@ ARCHITECTURES: Mapping[str, Callable[..., Classifier]] = {
     vgg.NAME: VGG16,
     wide_resnet.NAME: WideResNet,
     user_network.NAME: UserNetwork,
+    onnx_network.NAME: OnnxNetwork,
 }
 N = TypeVar("N", bound="str | Mapping[str, Any]")
 _OF_THE_DATA = ("in_channels", "classes", "image_size")

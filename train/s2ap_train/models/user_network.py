@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_train.models.classifier import Classifier, ImageSize
 from s2ap_train.models.logits import Reading, logits_of, reading_of
 from s2ap_train.models.modes import device_of, evaluation_mode
+from s2ap_train.models.normalisation import Normalisation
 
 NAME = "user"
 
@@ -29,9 +29,6 @@ class UserNetwork(Classifier):
     labels stay. Rebuilding one imports and calls its factory, which runs the user's code; rebuild only checkpoints
     whose factory you trust.
     """
-
-    _shift: Tensor
-    _scale: Tensor
 
     def __init__(
         self,
@@ -67,9 +64,7 @@ class UserNetwork(Classifier):
         """
         super().__init__(in_channels, classes, image_size)
         self.factory = factory
-        self.mean, self.std = _per_channel("mean", mean, in_channels), _per_channel("std", std, in_channels)
-        self.register_buffer("_shift", _buffer(self.mean, 0.0), persistent=False)
-        self.register_buffer("_scale", _buffer(self.std, 1.0), persistent=False)
+        self.normalisation = Normalisation(in_channels, mean, std)
         sizes = {"in_channels": in_channels, "classes": classes, "image_size": self.image_size}
         function = _factory(factory)
         with torch.random.fork_rng(devices=[]):
@@ -83,7 +78,12 @@ class UserNetwork(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] of images [N, C, H, W] in [0, 1]."""
-        return self.reading(self.network(self._normalised(images)))
+        return self.reading(self.unnormalised(self.normalisation(images)))
+
+    def unnormalised(self, images: Tensor) -> Tensor:
+        """What the network itself answers [N, K] to images that were normalised already, or not at all."""
+        outputs: Tensor = self.network(images)
+        return outputs
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -95,10 +95,7 @@ class UserNetwork(Classifier):
         """See again how outputs become logits: weights that were loaded may have another scale than fresh ones."""
         images = torch.rand(4, *self.image_shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), evaluation_mode(self.network):
-            self.reading = reading_of(self.network(self._normalised(images.to(device_of(self.network)))))
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        return images if self.mean is None and self.std is None else (images - self._shift) / self._scale
+            self.reading = reading_of(self.network(self.normalisation(images.to(device_of(self.network)))))
 
     def arguments(self) -> dict[str, Any]:
         """Name and arguments that make this network with all its channels, as JSON values."""
@@ -108,25 +105,9 @@ class UserNetwork(Classifier):
             "in_channels": self.in_channels,
             "classes": self.classes,
             "image_size": self.recorded_size,
-            **({} if self.mean is None else {"mean": list(self.mean)}),
-            **({} if self.std is None else {"std": list(self.std)}),
+            **self.normalisation.arguments(),
             **({"logits": self.reading.changed} if self.reading.changed else {}),
         }
-
-
-def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> tuple[float, ...] | None:
-    if values is None:
-        return None
-    numbers = tuple(float(value) for value in values)
-    if len(numbers) not in {1, channels} or not all(map(math.isfinite, numbers)):
-        raise RecipeError(f"{name} is {list(numbers)}; give one finite number for each of {channels} channels, or one")
-    if name == "std" and min(numbers) <= 0:
-        raise RecipeError(f"std is {list(numbers)}; pixels are divided by it, so every number must be above 0")
-    return numbers
-
-
-def _buffer(values: tuple[float, ...] | None, default: float) -> Tensor:
-    return torch.tensor((default,) if values is None else values).reshape(1, -1, 1, 1)
 
 
 def _factory(name: str) -> Callable[..., object]:

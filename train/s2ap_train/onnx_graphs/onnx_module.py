@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import torch
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2ap_defend.errors import ModelFileError
 from s2ap_train.onnx_graphs.operators import INTEGERS, OPERATORS, STRAIGHT_THROUGH_OPERATORS
@@ -50,6 +50,15 @@ class TorchStage:
             run_steps(self._steps, values)
         results = tuple(values[slot] for slot in self._outputs)
         return tuple(_attached(result, images) for result in results) if differentiated else results
+
+    def as_parameters(self) -> list[nn.Parameter]:
+        """The floating constants, from now on as parameters without gradients: to change one is to change the stage."""
+        found = []
+        for place, value in enumerate(self._slots):
+            if value is not None and value.is_floating_point():
+                self._slots[place] = parameter = nn.Parameter(value, requires_grad=False)
+                found.append(parameter)
+        return found
 
 
 def torch_stage(

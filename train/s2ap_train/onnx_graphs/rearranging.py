@@ -3,6 +3,7 @@
 Integer tensors (shapes, axes, indices) live on the CPU, whatever the device of the images.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ def _expand(x: Tensor, shape: Tensor) -> Tensor:
 
 def _flatten(attributes: Attributes) -> Function:
     axis = attributes.get("axis", 1)
-    return lambda x: x.reshape(x.shape[:axis].numel(), -1)
+    return lambda x: x.reshape(math.prod(x.shape[:axis]), -1)
 
 
 def _squeeze(attributes: Attributes) -> Function:

@@ -84,6 +84,7 @@ def photos_tables(
     data: Mapping[str, Any],
     model: str | Mapping[str, Any],
     flops: int,
+    trained_flops: int,
     effort: Effort,
     eps: float,
     answer: str,
@@ -97,6 +98,7 @@ def photos_tables(
         data: The table `data`, without the sizes of the held-out parts.
         model: The table `model`.
         flops: Of one image in that network.
+        trained_flops: Of one image in the network that is trained adversarially.
         effort: How long it may take.
         eps: Attack budget, l_inf in [0, 1] pixels.
         answer: Who answers.
@@ -107,7 +109,7 @@ def photos_tables(
     held_out = {name: max(1, min(most, facts.training // share)) for name, (share, most) in _HELD_OUT.items()}
     trained = min(work.images, max(facts.training - sum(held_out.values()), 1))
     attack = {"eps": eps, "attack_steps": work.attack_steps, "validation_steps": 5}
-    dense_steps = _dense_steps(work, flops)
+    dense_steps = _dense_steps(work, trained_flops)
     widths, pools = _juror_blocks(facts, flops, work)
     small = {"batch_size": work.small_batch, "weight_decay": 5e-4, "average_decay": 0.99, **_augmented(facts)}
     own = {"batch_size": _BATCH, "weight_decay": 5e-4, "average_decay": 0.99, **_augmented(facts)}

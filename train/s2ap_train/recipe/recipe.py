@@ -13,7 +13,8 @@ from s2ap_train.calibration import Detection
 from s2ap_train.compute import ComputeSettings
 from s2ap_train.data import DataSettings, Splits, load_data
 from s2ap_train.ensemble import Family, Pruning, check_cost
-from s2ap_train.models import ModelTable, create
+from s2ap_train.models import ModelTable, create, onnx_network
+from s2ap_train.models.table import as_table
 from s2ap_train.pruning.methods import METHODS, training_of, with_training
 from s2ap_train.pruning.prunable import check_prunable
 from s2ap_train.purifier.purify import Purification
@@ -117,6 +118,24 @@ class EnsembleRecipe(PruningRecipe):
     members: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Family]
     detection: Detection
     given: GivenNetworks = GivenNetworks()
+
+    @model_validator(mode="after")
+    def _trains_what_can_be(self) -> Self:
+        """The graph of an ONNX file is served and attacked as it is, and nothing else."""
+        if self.from_onnx:
+            if self.given.robust_model is None:
+                raise RecipeError(
+                    "model is an ONNX file, which is not trained; given.robust_model names the network that is"
+                )
+            based = [name for name, family in self.members.items() if family.count and family.starts_from_base]
+            if based:
+                raise RecipeError(f"members.{based[0]} start from the model, an ONNX file; take another family")
+        return self
+
+    @property
+    def from_onnx(self) -> bool:
+        """Whether the model is an ONNX file."""
+        return as_table(self.model).get("name") == onnx_network.NAME
 
     @property
     def robust_model(self) -> ModelTable:
@@ -279,7 +298,7 @@ def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], cl
             raise RecipeError(f"recipe {recipe.name}: members.{name}: {error}") from error
     if isinstance(recipe, Recipe):
         try:
-            check_prunable(new(recipe.model), image_shape, recipe.pruning)
+            check_prunable(new(recipe.robust_model), image_shape, recipe.pruning)
         except RecipeError as error:
             raise RecipeError(f"recipe {recipe.name}: pruning: {error}") from error
         try:

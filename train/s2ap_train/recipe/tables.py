@@ -32,8 +32,8 @@ class GivenNetworks(Table):
     Attributes:
         classifier: File of the plain network's weights, of the recipe's `model`.
         robust: File of an adversarially trained network's weights.
-        robust_model: The network that `robust` belongs to; None: the recipe's `model`. It is pruned as that one would
-            be.
+        robust_model: The network that is trained adversarially, or that `robust` belongs to, and pruned; None: the
+            recipe's `model`.
         start: What the adversarial training begins with: 'fresh' weights, or those of the 'plain' network.
         fresh: How other networks are trained adversarially from fresh weights: the wider baseline, the attacker's own.
             None: as the recipe's `adversarial`.
@@ -47,8 +47,8 @@ class GivenNetworks(Table):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
-        if self.robust_model is not None and self.robust is None:
-            raise RecipeError("given.robust_model names a network without given.robust, the file of its weights")
+        if self.robust_model is not None and self.start == "plain":
+            raise RecipeError("given.robust_model is another network, which cannot start from the plain one's weights")
         return self
 
 

@@ -54,9 +54,10 @@ def train_surrogates(
         return train_dense(recipe.model_copy(update=other), splits, name, config, store)
 
     with one_thread():
-        base = trained(0, widened(recipe.model, BASE_WIDTH), "surrogate-base", recipe.plain)
+        own = recipe.robust_model if recipe.from_onnx else recipe.model
+        base = trained(0, widened(own, BASE_WIDTH), "surrogate-base", recipe.plain)
         robust = [
-            trained(1 + number, recipe.model, f"surrogate-robust-{number}", recipe.from_fresh_weights)
+            trained(1 + number, own, f"surrogate-robust-{number}", recipe.from_fresh_weights)
             for number in range(members)
         ]
     return base, *robust

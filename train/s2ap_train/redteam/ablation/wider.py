@@ -16,7 +16,7 @@ from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network
 from s2ap_train.hardening.parts import train_dense
-from s2ap_train.models import create, user_network
+from s2ap_train.models import create, onnx_network, user_network
 from s2ap_train.models.cost import flops
 from s2ap_train.models.table import as_table
 from s2ap_train.recipe import Recipe
@@ -105,6 +105,6 @@ def wider_classifier(recipe: Recipe, splits: Splits, store: PartStore, wanted: f
 def _table(recipe: Recipe, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """The recipe's network, or one of ours in the place of a user's, whose channels nobody here can scale."""
     table = dict(as_table(recipe.model))
-    if table["name"] != user_network.NAME:
+    if table["name"] not in {user_network.NAME, onnx_network.NAME}:
         return table
     return {"name": "resnet18", "width": 0.25} if min(image_shape[1:]) >= _RESNET_SIDE else {"name": "small_cnn"}

@@ -1,0 +1,84 @@
+"""`harden` on other networks and images, as little as it can do: a mobile network, an ONNX file of wide images."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.export.commands.test_tutorial import TINY
+from torch import nn
+
+from s2ap_defend import DefendedClassifier
+from s2ap_defend.commands.main import run
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.stages import CLASSIFIER, cut_stage
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def photos(shape: tuple[int, int, int], classes: int, n: int = 260) -> np.ndarray:
+    """own.npz: images whose brightness says the class."""
+    labels = np.arange(n) % classes
+    noise = np.random.default_rng(0).random((n, *shape), dtype=np.float32)
+    images = np.clip(0.3 * noise + 0.7 * (labels / max(classes - 1, 1))[:, None, None, None], 0, 1).astype(np.float32)
+    np.savez("own.npz", images=images, labels=labels)
+    return images
+
+
+def harden(*options: str) -> None:
+    tiny = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    common = ["--data", "own.npz", "--effort", "quick", "-o", "model.onnx", "--workers", "1"]
+    assert run(["harden", *common, *tiny, *options]) == 0
+    evaluated = ["--attacks", "fgsm", "--samples", "10", "--workers", "1"]
+    assert run(["evaluate", "model.onnx", *evaluated]) == 0
+    assert run(["inspect", "model.onnx"]) == 0
+
+
+def test_torchvisions_mobile_network_on_images_that_are_no_squares() -> None:
+    images = photos((3, 64, 48), 3)
+    Path("mobile.py").write_text(
+        "from torchvision.models import mobilenet_v3_small\n"
+        "def build(classes):\n    return mobilenet_v3_small(num_classes=classes)\n"
+    )
+    harden(
+        "--model",
+        "mobile:build",
+        "--set",
+        "plain.epochs=15",
+        "--set",
+        "plain.lr=0.03",
+        "--set",
+        "plain.average_decay=0",
+    )
+    assert DefendedClassifier.load("model.onnx")(images[:3]).label.shape == (3,)
+
+
+def test_an_onnx_file_of_two_classes_and_wide_images() -> None:
+    images = photos((3, 48, 192), 2)
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2), nn.Softmax(1)
+    )
+    x, y = torch.from_numpy(images), torch.arange(len(images)) % 2
+    optimiser = torch.optim.Adam(network.parameters(), 0.05)
+    for _ in range(60):
+        loss = nn.functional.nll_loss(network(x).clamp_min(1e-9).log(), y)
+        optimiser.zero_grad(), loss.backward(), optimiser.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (x[:1],), "own.onnx", input_names=["pixels"], dynamo=False)  # one image at a time
+    harden("--onnx", "own.onnx")
+    stage = cut_stage(open_model_file(Path("model.onnx")).proto, CLASSIFIER).SerializeToString()
+    (found,) = OnnxRuntimeEngine(stage, device="cpu", threads=1).run({"image": images[:5]}, ["log_probabilities"])
+    np.testing.assert_allclose(found, network(x[:5]).detach().log().numpy(), atol=1e-5)
