@@ -90,7 +90,7 @@ def write_model_file(model: ModelProto, manifest: Manifest, path: Path, *, exter
         external_data: Whether weights go to `NAME.data` beside the file; None decides by size.
 
     Raises:
-        ModelFileError: If the folder cannot be written, or the graph has other outputs than its version has.
+        ModelFileError: If the folder cannot be written, or the outputs are not those of version and manifest.
     """
     _check_outputs(model, manifest, path)
     hashes = {"weights_sha256": weights_sha256(model), "graph_sha256": graph_sha256(model)}
@@ -235,6 +235,16 @@ def _check_outputs(proto: ModelProto, manifest: Manifest, path: Path) -> None:
             f"{path}: a file of version {manifest.format_version} has the outputs {', '.join(expected)}; found "
             f"{', '.join(found) or 'none'}; export the model again"
         )
+    a_class = (len(manifest.classes),)
+    shapes = {"probabilities": a_class, "votes": a_class, "purified": manifest.input.shape}
+    for output in proto.graph.output:
+        dims = tuple(dim.dim_value for dim in output.type.tensor_type.shape.dim[1:])
+        said = shapes.get(output.name, dims)
+        if all(dims) and dims != said:  # 0: the graph leaves it open
+            raise ModelFileError(
+                f"{path}: the graph gives {output.name} [N, {', '.join(map(str, dims))}], by the manifest it is "
+                f"[N, {', '.join(map(str, said))}]; export the model again"
+            )
 
 
 def _check_tables(proto: ModelProto, manifest: Manifest, path: Path) -> None:

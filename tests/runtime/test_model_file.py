@@ -112,6 +112,28 @@ def test_outputs_other_than_those_of_the_version_are_refused(tiny_model_path: Pa
         open_model_file(tmp_path / "changed.onnx")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("classes", ["cat", "dog"], "the graph gives probabilities [N, 10], by the manifest it is [N, 2]"),
+        ("classes", [*map(str, range(1000))], "the graph gives probabilities [N, 10], by the manifest it is [N, 1000]"),
+        (
+            "input",
+            {"channels": 3, "height": 8, "width": 8},
+            "the graph gives purified [N, 1, 8, 8], by the manifest it is [N, 3, 8, 8]",
+        ),
+    ],
+)
+def test_classes_and_images_other_than_those_of_the_graph_are_refused(
+    key: str, value: object, message: str, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(tiny_model_path)
+    proto.metadata_props[0].value = json.dumps({**json.loads(proto.metadata_props[0].value), key: value})
+    onnx.save_model(proto, tmp_path / "changed.onnx")
+    with pytest.raises(ModelFileError, match=re.escape(message)):
+        open_model_file(tmp_path / "changed.onnx")
+
+
 def test_a_plain_onnx_model_is_refused_with_the_command_that_hardens_it(tmp_path: Path) -> None:
     value = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1])
     answer = helper.make_tensor_value_info("label", onnx.TensorProto.FLOAT, [1])
