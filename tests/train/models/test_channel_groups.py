@@ -424,6 +424,17 @@ def test_what_cannot_be_pruned_by_channels_is_refused_by_name(name):
     assert "use an unstructured or 2:4 mask" in str(caught.value)
 
 
+def test_sizes_in_an_unflatten_keep_a_wide_layer_whole_and_the_others_are_pruned():
+    model = nn.Sequential(
+        *(nn.Flatten(), nn.Linear(192, 1024), nn.ReLU(), nn.Unflatten(1, (16, 8, 8)), nn.Conv2d(16, 8, 3), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(288, 1024), nn.ReLU(), nn.Linear(1024, 5)),
+    )
+    report = channel_report(model, IMAGE)
+    assert {group.name: group.size for group in report.groups} == {"4.weight": 8, "7.weight": 1024}
+    assert report.whole.keys() == {"1.weight"}
+    assert "the network does not work with fewer of its channels (unflatten" in report.whole["1.weight"]
+
+
 def test_what_stays_whole_does_not_keep_other_channels_from_being_pruned():
     model = Branches(nn.Sequential(nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 8, 1), nn.ReLU()))
     report = channel_report(model, IMAGE)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.models.channel_rules import Role
+from s2ap_train.models.channel_state import Role
 from s2ap_train.models.channel_trace import LOGITS, ChannelTrace
 from s2ap_train.models.modes import device_of
 

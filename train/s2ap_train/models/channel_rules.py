@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from s2ap_train.models.channel_labels import NOTHING, Labels, varies
+from s2ap_train.models.channel_labels import NOTHING, varies
+from s2ap_train.models.channel_state import ChannelState, Seen, along
 
 Operator = Any  # torch's operators have no useful type
-Role = Literal["output", "input", "element"]
-"""What a dimension of a parameter is to a layer; elements of a parameter that is no layer's weight have neither."""
 
 _SAME = {"_to_copy", "clone", "detach", "detach_", "alias", "contiguous", "lift_fresh"}
 _REARRANGING = {
@@ -34,54 +33,8 @@ _MATRIX = {"mm": 0, "addmm": 1, "bmm": 0, "baddbmm": 1, "mv": 0, "addmv": 1}  # 
 _COMPUTED = "has a weight that is computed from others"
 
 
-@dataclass
-class Seen:
-    """What is known of a tensor.
-
-    Attributes:
-        make: Its labels, of its shape; made when they are asked for.
-        raw: Parameters that must be gated for its channels to be 0; none behind a normalisation, which is gated itself.
-        constant: Whether it is computed from parameters and buffers only.
-        weight: Name of the parameter that it is, and the parameter's dimension of each of its own.
-    """
-
-    make: Callable[[], Tensor]
-    raw: frozenset[str] = frozenset()
-    constant: bool = False
-    weight: tuple[str, tuple[int, ...]] | None = None
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """Channel of each number; 0 = of none."""
-        return self.make()
-
-
-class ChannelRules:
-    """The rules, and what they find out.
-
-    Attributes:
-        labels: Which channels are coupled, and which must stay.
-        axes: By parameter or buffer, dimension and role: labels along it.
-        elements: By parameter or buffer that is no layer's weight: labels of its shape.
-        norms: Scales and shifts of normalisations.
-        read: Parameters whose output a layer reads as it is, without normalisation in between.
-        running: Paths of the modules that run, innermost last, and the modules.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        """Begin with nothing known but the names of the model's parameters and buffers."""
-        self.labels = Labels()
-        self.axes: dict[tuple[str, int, Role], Tensor] = {}
-        self.elements: dict[str, Tensor] = {}
-        self.norms: set[str] = set()
-        self.read: set[str] = set()
-        self.running: list[tuple[str, nn.Module]] = []
-        tensors = [*model.named_parameters(), *model.named_buffers()]
-        self._names = {id(tensor): name for name, tensor in tensors}
-
-    def known(self, value: Tensor) -> Seen | None:
-        """What is known of a tensor that is no parameter and no buffer."""
-        raise NotImplementedError
+class ChannelRules(ChannelState):
+    """The rules, by operator."""
 
     def follow(
         self, func: Operator, args: tuple[Any, ...], inputs: list[Seen], outputs: Sequence[Any]
@@ -107,23 +60,6 @@ class ChannelRules:
         return [
             self._stopped(inputs, value.shape, f"computes {name}") for value in outputs if isinstance(value, Tensor)
         ]
-
-    def of(self, value: object) -> Seen | None:
-        """What is known of an operator's argument."""
-        if not isinstance(value, Tensor):
-            return None
-        name = self._names.get(id(value))
-        if name is None:
-            return self.known(value)
-        if not value.is_floating_point():
-            return None
-
-        def element_labels() -> Tensor:
-            if name not in self.elements:
-                self.elements[name] = self.labels.fresh(*value.shape)
-            return self.elements[name]
-
-        return Seen(element_labels, frozenset({name}), constant=True, weight=(name, tuple(range(value.dim()))))
 
     def _within(self, name: str, args: tuple[Any, ...], features: Seen) -> Seen:
         """Operators of one tensor."""
@@ -183,7 +119,7 @@ class ChannelRules:
             rows = self._axis(name, 0, weight, "output")
             first = rows.reshape(groups, -1)[:, :1]
             self.labels.unify(rows.reshape(groups, -1), first)
-            self.labels.unify(_split(read, groups), _along(first, 1, read.dim() + 1))
+            self.labels.unify(_split(read, groups), along(first, 1, read.dim() + 1))
             written = first.expand(groups, per_group[0]).reshape(-1)
         else:
             columns = self._axis(name, 0 if transposed else 1, weight, "input")
@@ -191,11 +127,11 @@ class ChannelRules:
             split = _split(read, groups)
             inner = columns.reshape(-1, per_group[1])  # of a transposed weight [groups, I / groups], else [1, ...]
             self.labels.unify(inner, inner[:1])
-            self.labels.unify(split, _along(inner[:1], 1, split.dim()))
+            self.labels.unify(split, along(inner[:1], 1, split.dim()))
             written = rows.repeat(groups) if transposed else rows
             self.labels.unify(written.reshape(groups, -1), written.reshape(groups, -1)[:1])
             self._note_read(features)
-        out = Seen(lambda: _along(written, 1, len(shape)).expand(shape), frozenset({name}))
+        out = Seen(lambda: along(written, 1, len(shape)).expand(shape), frozenset({name}))
         return out if shift is None else self._with_bias(out, shift, written)
 
     def _with_bias(self, out: Seen, bias: Seen, written: Tensor) -> Seen:
@@ -216,9 +152,9 @@ class ChannelRules:
         inner, outer = (0, 1) if weight is right else (1, 0)
         columns = self._axis(name, dims[inner], parameter, "input", at=inner)
         rows = self._axis(name, dims[outer], parameter, "output", at=outer)
-        self.labels.unify(features.labels, _along(columns, 1 - inner, features.labels.dim()))
+        self.labels.unify(features.labels, along(columns, 1 - inner, features.labels.dim()))
         self._note_read(features)
-        out = Seen(lambda: _along(rows, outer, len(shape)).expand(shape), frozenset({name}))
+        out = Seen(lambda: along(rows, outer, len(shape)).expand(shape), frozenset({name}))
         bias = self.of(args[0]) if start else None
         return out if bias is None else self._joined([out, bias], shape)
 
@@ -239,7 +175,7 @@ class ChannelRules:
                 features, "has no scale and shift that could be gated (give it affine=True), or they are computed"
             )
         for seen in own:
-            self.labels.unify(features.labels, _along(seen.labels, 1, features.labels.dim()))
+            self.labels.unify(features.labels, along(seen.labels, 1, features.labels.dim()))
         if groups == 1:
             self._keep(features, "normalises over all channels")
         elif groups is not None:
@@ -273,64 +209,6 @@ class ChannelRules:
         left = torch.where(mixed, NOTHING, labels.amax(dims, keepdim=True))
         return replace(features, make=lambda: left.reshape(shape), weight=None)
 
-    def _joined(self, inputs: list[Seen], shape: torch.Size, *, multiplies: bool = False) -> Seen:
-        """An operator on each number: what meets is one channel, but what is spread over several is none of them."""
-        sides = [_padded(seen.labels, len(shape)) for seen in inputs]
-        result = torch.zeros((), dtype=torch.float64)
-        for place, seen in enumerate(inputs):
-            side = self._alone(seen, sides[place], sides[:place] + sides[place + 1 :], shape)
-            self.labels.unify(result, side)
-            result = torch.where(result == NOTHING, side, result)
-        changing = [seen for seen in inputs if not seen.constant] if multiplies else []
-        raw = frozenset[str]().union(*(seen.raw for seen in changing or inputs))
-        return Seen(lambda: result.expand(shape), raw, all(seen.constant for seen in inputs))
-
-    def _alone(self, seen: Seen, side: Tensor, others: list[Tensor], shape: torch.Size) -> Tensor:
-        """Labels without those that a broadcast spreads over several channels."""
-        dims = tuple(dim for dim, size in enumerate(shape) if side.shape[dim] == 1 < size)
-        for other in others if dims else []:
-            spread = varies(other, dims) & (side != NOTHING)
-            if bool(spread.any()):
-                if not seen.constant:
-                    self.labels.keep(torch.where(spread, side, NOTHING), self._said("spreads them over others"))
-                side = torch.where(spread, NOTHING, side)
-        return side
-
-    def _stopped(self, inputs: list[Seen], shape: torch.Size, problem: str) -> Seen:
-        """Channels end here: what went in stays, and what comes out."""
-        for seen in inputs:
-            if not seen.constant:
-                self._keep(seen, problem)
-        label = self.labels.fresh(1)
-        self.labels.keep(label, self._said(problem))
-        return Seen(lambda: label.expand(shape), constant=all(seen.constant for seen in inputs))
-
-    def _keep(self, seen: Seen, problem: str) -> None:
-        self.labels.keep(seen.labels, self._said(problem))
-
-    def _said(self, problem: str) -> str:
-        path, module = self.running[-1]
-        return f"{type(module).__name__} {path} {problem}" if path else f"{type(module).__name__} {problem}"
-
-    def _note_read(self, seen: Seen | None) -> None:
-        self.read |= seen.raw if seen is not None else set()
-
-    def _axis(self, name: str, dim: int, parameter: Tensor, role: Role, at: int | None = None) -> Tensor:
-        """Labels along a dimension of a weight; `at` is that dimension where the weight is used transposed."""
-        for other in ("output", "input"):
-            if (name, dim, other) in self.axes:
-                self.axes[name, dim, role] = self.axes[name, dim, other]
-        if (name, dim, role) not in self.axes:
-            self.axes[name, dim, role] = self.labels.fresh(parameter.shape[dim if at is None else at])
-        return self.axes[name, dim, role]
-
-    def _labels_of(self, value: Any) -> Any:  # noqa: ANN401
-        """The labels in place of a tensor of numbers."""
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        seen = self.of(value)
-        return torch.zeros(value.shape, dtype=torch.float64) if seen is None else seen.labels
-
 
 @cache
 def _is_pointwise(name: str) -> bool:
@@ -349,15 +227,6 @@ def groupwise(groups: int, inputs_per_group: int) -> bool:
 def _split(labels: Tensor, groups: int) -> Tensor:
     """[N, C, ...] -> [N, groups, C / groups, ...]."""
     return labels.reshape(labels.shape[0], groups, -1, *labels.shape[2:])
-
-
-def _along(labels: Tensor, dim: int, dims: int) -> Tensor:
-    """Labels [..., n] as a view of so many dimensions, the given one the first of theirs."""
-    return labels.reshape([1] * dim + list(labels.shape) + [1] * (dims - dim - labels.dim()))
-
-
-def _padded(labels: Tensor, dims: int) -> Tensor:
-    return labels.reshape([1] * (dims - labels.dim()) + list(labels.shape))
 
 
 def _split_dimension(before: torch.Size, after: torch.Size) -> int | None:

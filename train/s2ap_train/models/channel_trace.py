@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from s2ap_train.models.channel_rules import ChannelRules, Operator, Seen
+from s2ap_train.models.channel_rules import ChannelRules, Operator
+from s2ap_train.models.channel_state import Seen
 from s2ap_train.models.modes import evaluation_mode
 
 LOGITS = "the logits"
