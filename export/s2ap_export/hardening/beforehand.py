@@ -56,13 +56,20 @@ def check_recipe(recipe: Recipe, images: Float32, classes: int, reporter: Report
     """
     channels, height, width = images.shape[1:]
     check_networks(recipe, (channels, height, width), classes)
-    new = partial(create, image_shape=(channels, height, width), classes=classes)
-    with _named(f"recipe {recipe.name}"):
-        networks = _by_architecture(recipe, new)
-    with one_thread(), reporter.step("networks", len(networks)) as step:
-        for key, network in networks.items():
+    entries = _entries(recipe, partial(create, image_shape=(channels, height, width), classes=classes))
+    known: dict[str, str] = {}  # architecture -> key
+    with one_thread(), reporter.step("networks", len(entries)) as step:
+        for key, make in entries.items():
             with _named(f"recipe {recipe.name}: {key}"):
-                note = check_network(network, images)
+                network = make()
+                architecture = "" if network is None else json.dumps(network.architecture(), sort_keys=True)
+                if network is None:
+                    note = "its training decides the shape"
+                elif architecture in known:
+                    note = f"the network of {known[architecture]}"
+                else:
+                    note = check_network(network, images)
+                    known[architecture] = key
             step.advance(f"{key}: {note}")
 
 
@@ -99,39 +106,24 @@ def check_network(network: Classifier, images: Float32) -> str:
     return cost + by + ("" if same else ", answers in other batches differ by rounding")
 
 
-def _by_architecture(recipe: Recipe, new: Callable[..., Classifier]) -> dict[str, Classifier]:
-    """One network of each architecture by the key of the recipe that names it first.
+def _entries(recipe: Recipe, new: Callable[..., Classifier]) -> dict[str, Callable[[], Classifier | None]]:
+    """By the keys of the recipe, whole networks first: what makes the network there, None where training decides it.
 
-    Of networks that lost channels one a family is enough: operators are those of the whole one.
+    Of the members of a family that are made of one network, the first stands for all: where they lose other channels,
+    their operators are the same.
     """
-    found: dict[str, Classifier] = {}
-    known: set[str] = set()
-    for key, table, network in _networks(recipe, new):
-        kind = network.architecture() if network.channels is None else (key.partition("[")[0], table)
-        name = json.dumps(kind, sort_keys=True, default=str)
-        if name not in known:
-            known.add(name)
-            found[key] = network
-    return found
-
-
-def _networks(recipe: Recipe, new: Callable[..., Classifier]) -> Iterator[tuple[str, ModelTable, Classifier]]:
-    """Keys of the recipe, what the network there is made of, and the network as it will be shipped."""
-    whole = new(recipe.model)
-    yield "model", recipe.model, whole
-    with _named("pruning"):
-        pruned = shape_after(whole, recipe.pruning)
-    if pruned is not None:
-        yield "pruning", recipe.model, pruned
+    entries: dict[str, Callable[[], Classifier | None]] = {"model": partial(new, recipe.model)}
     for name, family in recipe.members.items():
-        for key, table in family.networks().items():
-            yield f"members.{name}.{key}", table, new(table)
+        entries |= {f"members.{name}.{key}": partial(new, table) for key, table in family.networks().items()}
+    entries["pruning"] = lambda: shape_after(new(recipe.model), recipe.pruning)
+    for name, family in recipe.members.items():
+        tables: list[ModelTable | None] = []
         for number in range(family.count):
-            member = f"members.{name}[{number}]"
-            with _named(member):
-                shipped = family.shipped(number, recipe.model, new, seed=recipe.member_seed(name, number))
-            if shipped is not None:
-                yield member, family.network(number) or recipe.model, shipped
+            if family.network(number) not in tables:
+                tables.append(family.network(number))
+                seed = recipe.member_seed(name, number)
+                entries[f"members.{name}[{number}]"] = partial(family.shipped, number, recipe.model, new, seed=seed)
+    return entries
 
 
 @contextmanager
