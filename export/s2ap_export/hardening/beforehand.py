@@ -89,12 +89,7 @@ def check_network(network: Classifier, images: Float32) -> str:
     alive = _alive(network, torch.from_numpy(np.ascontiguousarray(images)))
     module = frozen(alive)
     x = torch.from_numpy(np.ascontiguousarray(images))
-    with torch.no_grad():
-        if not torch.equal(module(x.clone()), module(x.clone())):
-            raise RecipeError(
-                "the network answers the same images differently the second time: it takes random numbers or keeps a "
-                "state in evaluation mode; an answer must be the same every time"
-            )
+    _check_repeatable(module, x)
     stage = trace_classifier(fold_batch_norm(module), alive.image_shape, "network")
     precise, exact = _most_precise(module, x)
     expected = _log_probabilities(precise, exact)
@@ -181,6 +176,22 @@ def _most_precise(module: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 @torch.no_grad()
 def _log_probabilities(module: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return module(images.clone()).log_softmax(dim=1)  # it may write over what it is given
+
+
+@torch.no_grad()
+def _check_repeatable(module: nn.Module, x: Tensor) -> None:
+    """Refuse a network that answers no finite numbers, or others when it is asked again."""
+    first, second = module(x.clone()), module(x.clone())
+    if not bool(first.isfinite().all()):
+        raise RecipeError(
+            f"the network answers numbers that are not finite on {len(x)} images before it is trained, expected "
+            "logits; look for a division by zero or a logarithm in its forward method"
+        )
+    if not torch.equal(first, second):
+        raise RecipeError(
+            "the network answers the same images differently the second time: it takes random numbers or keeps a state "
+            "in evaluation mode; an answer must be the same every time"
+        )
 
 
 def _check_alone(name: str, function: Callable[[Tensor], Tensor], x: Tensor, expected: Tensor) -> None:
