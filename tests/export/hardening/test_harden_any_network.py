@@ -47,7 +47,7 @@ def test_a_network_that_torch_writes_becomes_a_file_that_is_attacked_and_answers
     assert file.manifest.measured
     tensors, record = load_checkpoint(tmp_path / "work" / PLAIN)
     network = build(record["architecture"])
-    network.load_state_dict(tensors)
+    network.load_state_dict({name.removeprefix("weight."): tensor for name, tensor in tensors.items()})
     x = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
     found = ort.InferenceSession(stage.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"image": x})
     with torch.no_grad():
