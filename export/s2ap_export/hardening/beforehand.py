@@ -56,13 +56,20 @@ def check_recipe(recipe: Recipe, images: Float32, classes: int, reporter: Report
     """
     channels, height, width = images.shape[1:]
     check_networks(recipe, (channels, height, width), classes)
-    new = partial(create, image_shape=(channels, height, width), classes=classes)
-    with _named(f"recipe {recipe.name}"):
-        networks = _by_architecture(recipe, new)
-    with one_thread(), reporter.step("networks", len(networks)) as step:
-        for key, network in networks.items():
+    entries = _entries(recipe, partial(create, image_shape=(channels, height, width), classes=classes))
+    known: dict[str, str] = {}  # architecture -> key
+    with one_thread(), reporter.step("networks", len(entries)) as step:
+        for key, make in entries.items():
             with _named(f"recipe {recipe.name}: {key}"):
-                note = check_network(network, images)
+                network = make()
+                architecture = "" if network is None else json.dumps(network.architecture(), sort_keys=True)
+                if network is None:
+                    note = "its training decides the shape"
+                elif architecture in known:
+                    note = f"the network of {known[architecture]}"
+                else:
+                    note = check_network(network, images)
+                    known[architecture] = key
             step.advance(f"{key}: {note}")
 
 
@@ -82,12 +89,7 @@ def check_network(network: Classifier, images: Float32) -> str:
     alive = _alive(network, torch.from_numpy(np.ascontiguousarray(images)))
     module = frozen(alive)
     x = torch.from_numpy(np.ascontiguousarray(images))
-    with torch.no_grad():
-        if not torch.equal(module(x.clone()), module(x.clone())):
-            raise RecipeError(
-                "the network answers the same images differently the second time: it takes random numbers or keeps a "
-                "state in evaluation mode; an answer must be the same every time"
-            )
+    _check_repeatable(module, x)
     stage = trace_classifier(fold_batch_norm(module), alive.image_shape, "network")
     precise, exact = _most_precise(module, x)
     expected = _log_probabilities(precise, exact)
@@ -99,41 +101,27 @@ def check_network(network: Classifier, images: Float32) -> str:
     return cost + by + ("" if same else ", answers in other batches differ by rounding")
 
 
-def _by_architecture(recipe: Recipe, new: Callable[..., Classifier]) -> dict[str, Classifier]:
-    """One network of each architecture by the key of the recipe that names it first.
+def _entries(recipe: Recipe, new: Callable[..., Classifier]) -> dict[str, Callable[[], Classifier | None]]:
+    """By the keys of the recipe, whole networks first: what makes the network there, None where training decides it.
 
-    Of networks that lost channels one a family is enough: operators are those of the whole one.
+    Of the members of a family that are made of one network, the first stands for all: where they lose other channels,
+    their operators are the same.
     """
-    found: dict[str, Classifier] = {}
-    known: set[str] = set()
-    for key, table, network in _networks(recipe, new):
-        kind = network.architecture() if network.channels is None else (key.partition("[")[0], table)
-        name = json.dumps(kind, sort_keys=True, default=str)
-        if name not in known:
-            known.add(name)
-            found[key] = network
-    return found
-
-
-def _networks(recipe: Recipe, new: Callable[..., Classifier]) -> Iterator[tuple[str, ModelTable, Classifier]]:
-    """Keys of the recipe, what the network there is made of, and the network as it will be shipped."""
-    whole = new(recipe.model)
-    yield "model", recipe.model, whole
-    robust = new(recipe.robust_model)
-    yield "given.robust_model", recipe.robust_model, robust
-    with _named("pruning"):
-        pruned = shape_after(robust, recipe.pruning)
-    if pruned is not None:
-        yield "pruning", recipe.robust_model, pruned
+    entries: dict[str, Callable[[], Classifier | None]] = {
+        "model": partial(new, recipe.model),
+        "given.robust_model": partial(new, recipe.robust_model),
+    }
     for name, family in recipe.members.items():
-        for key, table in family.networks().items():
-            yield f"members.{name}.{key}", table, new(table)
+        entries |= {f"members.{name}.{key}": partial(new, table) for key, table in family.networks().items()}
+    entries["pruning"] = lambda: shape_after(new(recipe.robust_model), recipe.pruning)
+    for name, family in recipe.members.items():
+        tables: list[ModelTable | None] = []
         for number in range(family.count):
-            member = f"members.{name}[{number}]"
-            with _named(member):
-                shipped = family.shipped(number, recipe.model, new, seed=recipe.member_seed(name, number))
-            if shipped is not None:
-                yield member, family.network(number) or recipe.model, shipped
+            if family.network(number) not in tables:
+                tables.append(family.network(number))
+                seed = recipe.member_seed(name, number)
+                entries[f"members.{name}[{number}]"] = partial(family.shipped, number, recipe.model, new, seed=seed)
+    return entries
 
 
 @contextmanager
@@ -191,6 +179,22 @@ def _most_precise(module: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 @torch.no_grad()
 def _log_probabilities(module: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return module(images.clone()).log_softmax(dim=1)  # it may write over what it is given
+
+
+@torch.no_grad()
+def _check_repeatable(module: nn.Module, x: Tensor) -> None:
+    """Refuse a network that answers no finite numbers, or others when it is asked again."""
+    first, second = module(x.clone()), module(x.clone())
+    if not bool(first.isfinite().all()):
+        raise RecipeError(
+            f"the network answers numbers that are not finite on {len(x)} images before it is trained, expected "
+            "logits; look for a division by zero or a logarithm in its forward method"
+        )
+    if not torch.equal(first, second):
+        raise RecipeError(
+            "the network answers the same images differently the second time: it takes random numbers or keeps a state "
+            "in evaluation mode; an answer must be the same every time"
+        )
 
 
 def _check_alone(name: str, function: Callable[[Tensor], Tensor], x: Tensor, expected: Tensor) -> None:

@@ -125,9 +125,9 @@ def _batch_norm(
         )
     if training:
         raise BatchDependenceError(
-            "cannot export a batch normalisation without running statistics (BatchNorm2d(track_running_stats=False)): "
-            "it reads the other images of the batch, a verdict may depend on one image only; train it with "
-            "track_running_stats=True, or use GroupNorm"
+            "cannot export a batch normalisation without running statistics (BatchNorm2d(track_running_stats=False), "
+            "or one that stays in training mode): it reads the other images of the batch, a verdict may depend on one "
+            "image only; train it with track_running_stats=True and let eval() reach it, or use GroupNorm"
         )
     per_channel = [1, -1] + [1] * (images.dim() - 2)
     scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)

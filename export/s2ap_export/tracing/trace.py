@@ -131,8 +131,8 @@ def trace_classifier(module: nn.Module, input_shape: tuple[int, int, int], scope
         RecipeError: If neither this trace nor torch's exporter can write the module, or it reads other images of
             the batch.
 
-    A classifier that is an ONNX file keeps its graph (`onnx_classifier`). Where the trace meets an operator that it does
-    not know, torch's exporter writes the stage (`torch_exporter`, what it does not promise included). `producer_name`
+    A classifier that is an ONNX file keeps its graph (`onnx_classifier`). Where the trace meets an operator it does not
+    know, torch's exporter writes the stage (`torch_exporter`, what it does not promise included). `producer_name`
     tells the two apart.
     """
     classifier = frozen(module)

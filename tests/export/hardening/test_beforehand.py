@@ -74,14 +74,39 @@ def of_all(_: nn.Module, logits: Tensor) -> Tensor:
         (two_heads, "answers a tuple in training mode, expected logits of shape .* switch its other heads off"),
         (counted, "answers the same images differently the second time"),
         (of_all, "the network answers an image differently in another batch, by .* leave out what reads the batch"),
+        (lambda _, x: x / (x - x), "answers numbers that are not finite on 8 images before it is trained"),
         (lambda _, x: (x - x.detach()).sqrt() + x, "the gradient of the network .* is not finite"),
         (lambda _, x: torch.fft.rfft(x, n=6).abs(), "cannot be differentiated: operator ai.onnx.DFT is not supported"),
     ],
-    ids=["two heads", "a state", "the batch", "no gradient", "no twin"],
+    ids=["two heads", "a state", "the batch", "no number", "no gradient", "no twin"],
 )
 def test_what_no_file_may_hold_is_refused_with_the_true_reason(function: object, message: str) -> None:
     with pytest.raises(DefendError, match=message):
         check_network(Given(function), images(8, SHAPE))  # type: ignore[arg-type]
+
+
+class AlwaysTraining(nn.BatchNorm2d):
+    """Normalises by the batch, whatever mode it is told."""
+
+    def train(self, mode: bool = True) -> nn.BatchNorm2d:  # noqa: ARG002
+        return super().train()
+
+
+class Normalised(Given):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__(lambda _, x: x)
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.convolution(x)).relu().mean((2, 3))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("norm", [AlwaysTraining(4), nn.BatchNorm2d(4, track_running_stats=False)], ids=str)
+def test_a_normalisation_by_the_batch_is_refused_by_name(norm: nn.Module) -> None:
+    with pytest.raises(
+        DefendError, match=r"\(BatchNorm2d\(track_running_stats=False\), or one that stays in training mode\)"
+    ):
+        check_network(Normalised(norm), images(8, SHAPE))
 
 
 class Attending(Given):
@@ -104,14 +129,14 @@ def test_every_architecture_of_a_recipe_is_looked_at_once() -> None:
     recipe = load_recipe("digits", OVERRIDES[1::2])
     console = Console(file=io.StringIO(), width=200)
     check_recipe(recipe, recipe.load_data().fit.images[:8], 10, Reporter(console, line_every_s=0))
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    keys = [line.split()[2].removesuffix(":") for line in lines[:-1]]
-    assert keys == [
+    lines = [line.split(maxsplit=2)[2].split(": ") for line in console.file.getvalue().splitlines()[:-1]]  # type: ignore[attr-defined]
+    assert [key for key, note in lines if "MFLOPs" in note] == [
         "model",
         "members.l1_norm[0]",
         "members.random_channel[0]",
-    ]  # members.robust takes the model's network
-    assert all("MFLOPs" in line and "torch.onnx" not in line for line in lines)
+    ]
+    same = {key for key, note in lines if note == "the network of model"}
+    assert same == {"members.robust.models[0]", "pruning", "members.robust[0]"}
 
 
 @pytest.fixture
