@@ -10,7 +10,7 @@ from PIL import Image
 from tests.export.commands.calibrate_runs import figures, refused
 
 from s2ap_defend.commands.main import run
-from s2ap_defend.model_file import open_model_file
+from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.sequential import first_answers, run_sequential_test
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, load_digits
@@ -79,6 +79,26 @@ def test_class_folders_count_by_name(
 def test_a_limit_takes_a_sample(model: Path, npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = figures(capsys, model, "--data", npz, "--calibrate-on", "all", "--alpha", "0.1", "--limit", "50")
     assert said["inputs"] == 50
+
+
+def test_images_of_other_sizes_are_resized_as_the_file_says_its_training_images_were(
+    model: Path, digits: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = open_model_file(model)
+    cropped = model.with_name("cropped.onnx")
+    described = file.manifest.input.model_copy(update={"resize": "crop"})
+    write_model_file(file.proto, file.manifest.model_copy(update={"input": described}), cropped)
+    plain, wide, archive = tmp_path / "plain", tmp_path / "wide", tmp_path / "wide.npz"
+    names = [f"{i:02d}.png" for i in range(60)]
+    save_images(plain, digits.images[:60], names)
+    around = np.pad(digits.images[:60], ((0, 0), (0, 0), (0, 0), (3, 3)), constant_values=1.0)
+    save_images(wide, around, names)
+    np.savez(archive, images=np.rint(255 * around).astype(np.uint8), labels=digits.labels[:60])
+    options = ("--calibrate-on", "all", "--alpha", "0.1", "--data")
+    expected = figures(capsys, model, *options, plain)
+    assert "the model takes [1, 8, 8]" in refused(capsys, model, *options, wide)
+    for source in (wide, archive):
+        assert figures(capsys, cropped, *options, source)["new"] == expected["new"]
 
 
 @pytest.mark.parametrize(
