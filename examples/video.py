@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from s2ap_defend import DefendedClassifier
+from s2ap_defend.images import resize
 
 IN_A_ROW = 3
 """Flagged frames, one after another, that are an alarm."""
@@ -30,14 +31,10 @@ def frames(source: Path) -> Iterator[NDArray[np.uint8]]:
 
 
 def fitted(frame: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """A frame as the model takes it, float32 [C, H, W]: the central square, resized as by `image_size` in training."""
+    """A frame as the model takes it, float32 [C, H, W]: cut to its proportions and resized, as by `image_size`."""
     channels, height, width = shape
-    image = Image.fromarray(frame).convert("L" if channels == 1 else "RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side)).resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(square, dtype=np.float32).reshape(height, width, channels) / np.float32(255)
-    return pixels.transpose(2, 0, 1)
+    pixels = np.asarray(Image.fromarray(frame).convert("L" if channels == 1 else "RGB"))
+    return resize(pixels.reshape(*pixels.shape[:2], channels).transpose(2, 0, 1), (height, width), "crop")
 
 
 def watch(model: str, source: str) -> Iterator[str]:

@@ -11,6 +11,8 @@ from s2ap_train.hardening.forecast import Forecast, forecast
 from s2ap_train.hardening.given import check_given
 from s2ap_train.hardening.parts import PartList
 from s2ap_train.jobs import Workers, worker_count
+from s2ap_train.models import create
+from s2ap_train.pruning.prunable import check_prunable
 from s2ap_train.recipe import Recipe
 from s2ap_train.redteam.report.verdict import verdict
 from s2ap_train.redteam.results import Evaluation
@@ -40,8 +42,8 @@ def announce(recipe: Recipe, splits: Splits, work_dir: Path, reporter: Reporter,
     given = check_given(recipe, splits)
     if given is not None:
         reporter.line(f"classifier: as given, {given.accuracy:.1%} of the validation images right")
-        for note in given.notes:
-            reporter.line(f"  note: {note}")
+    for note in (*(given.notes if given is not None else ()), *_pruning_notes(recipe, splits)):
+        reporter.line(f"  note: {note}")
     expected = forecast(recipe, splits)
     store, parts = PartStore(work_dir, silent_reporter()), PartList(recipe, splits).all()
     stored = {part.name for part in parts if (work_dir / part.name).exists() and not store.differs(part)}
@@ -55,6 +57,13 @@ def announce(recipe: Recipe, splits: Splits, work_dir: Path, reporter: Reporter,
         f"{len(parts)} parts, {processes} processes, {expected.disk / 1e6:.0f} MB of checkpoints: "
         + _ROUGH.format(_duration(left.seconds(processes)))
     )
+
+
+def _pruning_notes(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
+    """What is made of a network's outputs, and what pruning leaves of it as it is."""
+    robust = create(recipe.robust_model, splits.image_shape, len(splits.classes))
+    own = () if recipe.given.classifier is not None else getattr(robust, "notes", ())
+    return (*own, *check_prunable(robust, splits.image_shape, recipe.pruning))
 
 
 def check_replaced(recipe: Recipe, splits: Splits, work_dir: Path) -> None:

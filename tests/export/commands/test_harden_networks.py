@@ -38,6 +38,9 @@ def photos(shape: tuple[int, int, int], classes: int, n: int = 260) -> np.ndarra
 
 def harden(*options: str) -> None:
     tiny = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    learning = {"members.jurors.pretraining.epochs": 6, "adversarial.epochs": 6}  # enough to tell dark from bright
+    tiny += [part for key, value in learning.items() for part in ("--set", f"{key}={value}")]
+    tiny += ["--set", "adversarial.average_decay=0", "--set", "members.jurors.pretraining.average_decay=0"]
     common = ["--data", "own.npz", "--effort", "quick", "-o", "model.onnx", "--workers", "1"]
     assert run(["harden", *common, *tiny, *options]) == 0
     evaluated = ["--attacks", "fgsm", "--samples", "10", "--workers", "1"]
@@ -48,8 +51,9 @@ def harden(*options: str) -> None:
 def test_torchvisions_mobile_network_on_images_that_are_no_squares() -> None:
     images = photos((3, 64, 48), 3)
     Path("mobile.py").write_text(
-        "from torchvision.models import mobilenet_v3_small\n"
-        "def build(classes):\n    return mobilenet_v3_small(num_classes=classes)\n"
+        "from functools import partial\nfrom torch import nn\nfrom torchvision.models import mobilenet_v3_small\n"
+        "def build(classes):\n"
+        "    return mobilenet_v3_small(num_classes=classes, norm_layer=partial(nn.BatchNorm2d, momentum=0.3))\n"
     )
     harden(
         "--model",
@@ -78,7 +82,8 @@ def test_an_onnx_file_of_two_classes_and_wide_images() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(network, (x[:1],), "own.onnx", input_names=["pixels"], dynamo=False)  # one image at a time
-    harden("--onnx", "own.onnx")
+    small = '{name = "small_cnn", widths = [8, 8], pool_after = [0, 1]}'
+    harden("--onnx", "own.onnx", "--set", f"given.robust_model={small}", "--set", "adversarial.lr=0.05")
     stage = cut_stage(open_model_file(Path("model.onnx")).proto, CLASSIFIER).SerializeToString()
     (found,) = OnnxRuntimeEngine(stage, device="cpu", threads=1).run({"image": images[:5]}, ["log_probabilities"])
     np.testing.assert_allclose(found, network(x[:5]).detach().log().numpy(), atol=1e-5)
