@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from s2ap_defend.errors import RecipeError
 
 if TYPE_CHECKING:
-    from s2ap_train.recipe.photos import Effort
+    from s2ap_train.recipe.efforts import Effort
 
 __all__ = ["Own", "numbers", "pixels", "tables_of"]
 

@@ -6,7 +6,8 @@ from s2ap_train.data import DataFacts
 from s2ap_train.models import create
 from s2ap_train.models.cost import flops
 from s2ap_train.recipe import check_networks, hardening_recipe
-from s2ap_train.recipe.photos import EFFORTS, default_network, photos_tables
+from s2ap_train.recipe.efforts import EFFORTS
+from s2ap_train.recipe.photos import default_network, photos_tables
 
 
 def facts(shape=(3, 32, 32), classes=5, training=1600):

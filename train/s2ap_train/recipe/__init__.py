@@ -1,12 +1,12 @@
 """Recipes: everything that a command does, as one TOML file."""
 
+from s2ap_train.recipe.networks import check_networks
 from s2ap_train.recipe.recipe import (
     EnsembleRecipe,
     EvaluationRecipe,
     PruningRecipe,
     Recipe,
     ScoreRecipe,
-    check_networks,
     hardening_recipe,
     load_ensemble_recipe,
     load_pruning_recipe,

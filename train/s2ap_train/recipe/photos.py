@@ -4,63 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from s2ap_train.data import DataFacts
+from s2ap_train.recipe.efforts import EFFORTS, Effort, Work
 
-__all__ = ["EFFORTS", "Effort", "default_network", "photos_tables"]
+__all__ = ["default_network", "photos_tables"]
 
-Effort = Literal["quick", "standard", "full"]
-
-
-@dataclass(frozen=True)
-class _Work:
-    """How much an effort does.
-
-    Attributes:
-        flops: That the adversarial training of the classifier may take; its steps follow from what the network costs.
-        least, most: Gradient steps of that training.
-        passes: The most that it goes over the training images.
-        small_batch: Images a step of jurors and sensors; few images need small batches, or nothing is learnt.
-        small_steps: Gradient steps of a juror's first training.
-        attack_steps: Of every adversarial training.
-        jurors, sensors: Members.
-        juror_width: Channels of a juror's first block at the most.
-        score_steps: Gradient steps of the score model.
-        score_width: Channels of its first level, which decide what every attack through the purifier costs; None: as
-            many as images of this size get.
-        samples: Images that decisions are attacked on.
-        steps: Gradient steps of these attacks.
-        evaluated: Test images of the closing table.
-        budget: Of the attacks on them.
-        images: The most that are trained on.
-    """
-
-    flops: float
-    least: int
-    most: int
-    passes: int
-    small_batch: int
-    small_steps: int
-    attack_steps: int
-    jurors: int
-    sensors: int
-    juror_width: int
-    score_steps: int
-    score_width: int | None
-    samples: int
-    steps: int
-    evaluated: int
-    budget: str
-    images: int
-
-
-EFFORTS: Mapping[Effort, _Work] = {
-    "quick": _Work(2e12, 60, 400, 25, 32, 700, 2, 3, 2, 16, 300, 16, 30, 6, 40, "quick", 10_000),
-    "standard": _Work(4e13, 400, 6000, 40, 64, 2500, 2, 4, 2, 24, 2500, None, 150, 10, 150, "standard", 50_000),
-    "full": _Work(4e15, 2000, 60_000, 100, 128, 20_000, 7, 6, 4, 48, 20_000, None, 300, 15, 1000, "full", 1_000_000),
-}
 _BATCH = 64
 _FORWARD_AND_BACKWARD = 3  # passes that a gradient costs, in forward passes
 _LAST_SIDE = 8  # a juror's last blocks see about so many pixels a side
@@ -193,13 +143,13 @@ def photos_tables(
 _MASKS = {"weight_decay": 0.0, "average_decay": 0.0}  # the scores of a mask are no weights
 
 
-def _dense_steps(work: _Work, flops: int) -> int:
+def _dense_steps(work: Work, flops: int) -> int:
     """Gradient steps of the classifier's adversarial training that the effort's operations allow."""
     step = _FORWARD_AND_BACKWARD * (work.attack_steps + 1) * _BATCH * max(flops, 1)
     return max(work.least, min(work.most, round(work.flops / step)))
 
 
-def _juror_blocks(facts: DataFacts, flops: int, work: _Work) -> tuple[list[int], list[int]]:
+def _juror_blocks(facts: DataFacts, flops: int, work: Work) -> tuple[list[int], list[int]]:
     """Channels of a juror's blocks and the blocks that pool: at most a quarter of the classifier's cost."""
     from s2ap_train.models import create
     from s2ap_train.models.cost import flops as cost
@@ -229,7 +179,7 @@ def _augmented(facts: DataFacts) -> dict[str, Any]:
     return {"flip": True, "shift": max(1, min(facts.image_shape[1:]) // 16)} if _photos(facts) else {}
 
 
-def _score_epochs(work: _Work, trained: int) -> dict[str, Any]:
+def _score_epochs(work: Work, trained: int) -> dict[str, Any]:
     epochs = max(1, min(2 * work.passes, math.ceil(work.score_steps * _BATCH / trained)))
     width = {} if work.score_width is None else {"width": work.score_width}
     return {"epochs": epochs, **width, "batch_size": _BATCH, "lr": 2e-3, "sigma_min": 0.03, "sigma_max": 0.6}
@@ -248,7 +198,7 @@ def _purifier(facts: DataFacts, eps: float) -> dict[str, Any]:
     }
 
 
-def _choice(work: _Work, effort: Effort) -> dict[str, Any]:
+def _choice(work: Work, effort: Effort) -> dict[str, Any]:
     """Which decisions are compared: few where it must be quick."""
     table: dict[str, Any] = {"samples": work.samples, "steps": work.steps}
     if effort == "quick":

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 from zlib import crc32
 
@@ -12,11 +11,10 @@ from s2ap_defend.errors import RecipeError
 from s2ap_train.calibration import Detection
 from s2ap_train.compute import ComputeSettings
 from s2ap_train.data import DataSettings, Splits, load_data
-from s2ap_train.ensemble import Family, Pruning, check_cost
-from s2ap_train.models import ModelTable, create, onnx_network
+from s2ap_train.ensemble import Family, Pruning
+from s2ap_train.models import ModelTable, onnx_network
 from s2ap_train.models.table import as_table
 from s2ap_train.pruning.methods import METHODS, training_of, with_training
-from s2ap_train.pruning.prunable import check_prunable
 from s2ap_train.purifier.purify import Purification
 from s2ap_train.purifier.score import ScoreTraining
 from s2ap_train.recipe.purifier_grid import ChoiceSettings
@@ -261,50 +259,6 @@ def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningReci
     """Load a recipe for `prune`, without what it holds for others. Arguments and errors as in `load_recipe`."""
     data = _without(_ALL_FOR_HARDENING, Recipe, name, read_recipe(name, overrides))
     return _validated(PruningRecipe, name, _without(_ALL_FOR_ENSEMBLES, EnsembleRecipe, name, data))
-
-
-def check_networks(recipe: EnsembleRecipe, image_shape: tuple[int, int, int], classes: int) -> None:
-    """Make each network of the recipe once, so that one that cannot be made is refused before anything is trained.
-
-    So is a network that cannot be pruned as asked, and a member that costs more than its family's `max_cost`.
-
-    Args:
-        recipe: Its plain network, and those of families that have members.
-        image_shape: (C, H, W) of the data.
-        classes: Number of classes.
-
-    Raises:
-        RecipeError: With the key of the first network that cannot be made, or of the family that is too dear.
-    """
-    new = partial(create, image_shape=image_shape, classes=classes)
-    tables = {"model": recipe.model, "given.robust_model": recipe.robust_model}
-    for name, family in recipe.members.items():
-        tables |= {f"members.{name}.{key}": table for key, table in family.networks().items()}
-    made: list[ModelTable] = []
-    for key, table in tables.items():
-        if table in made:
-            continue
-        try:
-            new(table)
-        except RecipeError as error:
-            raise RecipeError(f"recipe {recipe.name}: {key}: {error}") from error
-        made.append(table)
-    for name, family in recipe.members.items():
-        try:
-            if family.count:
-                family.check(recipe.model, new)
-            check_cost(family, partial(recipe.member_seed, name), recipe.model, new)
-        except RecipeError as error:
-            raise RecipeError(f"recipe {recipe.name}: members.{name}: {error}") from error
-    if isinstance(recipe, Recipe):
-        try:
-            check_prunable(new(recipe.robust_model), image_shape, recipe.pruning)
-        except RecipeError as error:
-            raise RecipeError(f"recipe {recipe.name}: pruning: {error}") from error
-        try:
-            recipe.score_model.architecture(image_shape)
-        except RecipeError as error:
-            raise RecipeError(f"recipe {recipe.name}: score_model: {error}") from error
 
 
 def _without(keys: tuple[str, ...], kind: type[BaseModel], name: str, data: dict[str, Any]) -> dict[str, Any]:
