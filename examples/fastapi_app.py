@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from s2ap_defend import DefendedClassifier, InputError
 from s2ap_defend.asynchronous import AsyncClassifier
-from s2ap_defend.images import decode_image
+from s2ap_defend.images import read
 from s2ap_defend.serve.errors import QueueFullError
 
 MOST_BYTES = 10_000_000
@@ -35,7 +35,7 @@ app = FastAPI(lifespan=opened)
 
 @app.post("/classify")
 async def classify(request: Request) -> dict[str, str | bool | None]:
-    """The class of one PNG or JPEG image; none where the defence gives no answer."""
+    """The class of one image; none where the defence gives no answer."""
     ask: AsyncClassifier = request.app.state.ask
     data = bytearray()
     async for chunk in request.stream():
@@ -43,7 +43,7 @@ async def classify(request: Request) -> dict[str, str | bool | None]:
         if len(data) > MOST_BYTES:
             raise HTTPException(413, f"the image is larger than {MOST_BYTES} bytes")
     try:
-        image = await run_in_threadpool(decode_image, bytes(data), ask.classifier.input_shape)
+        image = await run_in_threadpool(read, bytes(data), ask.classifier.input_shape)
         verdicts = await ask(image[None])
     except InputError as error:
         raise HTTPException(400, str(error)) from error

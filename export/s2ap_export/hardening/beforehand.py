@@ -107,10 +107,9 @@ def _entries(recipe: Recipe, new: Callable[..., Classifier]) -> dict[str, Callab
     Of the members of a family that are made of one network, the first stands for all: where they lose other channels,
     their operators are the same.
     """
-    entries: dict[str, Callable[[], Classifier | None]] = {
-        "model": partial(new, recipe.model),
-        "given.robust_model": partial(new, recipe.robust_model),
-    }
+    entries: dict[str, Callable[[], Classifier | None]] = {"model": partial(new, recipe.model)}
+    if recipe.given.robust_model is not None:
+        entries["given.robust_model"] = partial(new, recipe.given.robust_model)
     for name, family in recipe.members.items():
         entries |= {f"members.{name}.{key}": partial(new, table) for key, table in family.networks().items()}
     entries["pruning"] = lambda: shape_after(new(recipe.robust_model), recipe.pruning)

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.export.defended_files import DECISION, PURIFICATION, TABLES, write_untrained
 
 from s2ap_defend.commands.main import run
-from s2ap_defend.model_file import open_model_file, write_model_file
 
 
 def evaluate(model: Path, *more: object, recipe: object = "digits") -> int:
@@ -81,8 +81,7 @@ def test_images_of_another_shape_or_other_classes_are_refused(model: Path, capsy
     larger = ["--set", 'data={source="digits",image_size=16}']
     error = refusal(capsys, model, *larger)
     assert "recipe digits has images of shape [1, 16, 16], model.onnx takes [1, 8, 8]; name the recipe" in error
-    file = open_model_file(model)
-    write_model_file(file.proto, file.manifest.model_copy(update={"classes": tuple("012345678")}), model)
+    write_untrained(model, TABLES, DECISION, PURIFICATION, classes=9)
     assert "recipe digits has a number of classes of 10, model.onnx takes 9" in refusal(capsys, model)
 
 

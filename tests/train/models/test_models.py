@@ -54,7 +54,7 @@ def test_architecture_rebuilds_the_same_network():
     [
         (
             {"name": "big_cnn"},
-            "unknown architecture 'big_cnn'; choose one of resnet18, small_cnn, user, vgg16_bn, wide",
+            "unknown architecture 'big_cnn'; choose one of onnx, resnet18, small_cnn, user, vgg16_bn, wide",
         ),
         ({}, "unknown architecture None"),
         ({"name": "small_cnn", "depth": 3}, "'small_cnn' cannot be built from .*depth"),

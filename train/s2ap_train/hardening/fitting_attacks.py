@@ -5,6 +5,7 @@ on one oblivious attack would trust members that are fooled together with the cl
 changes of every pixel would distrust the members that notice a large change of few.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -30,6 +31,9 @@ NEAR_AND_SPARSE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"deepfool": {}, "jsma": {"tries": 1}, "local-search": {"rounds": 20}}
 )
 """Attacks that end just behind the boundary, or change few pixels, and what is cut of their cost."""
+_PROBES = {"local-search": {"probes": 32}}
+"""What else is cut where images have more than `_SMALL` positions: every probe is an answer of the classifier."""
+_SMALL = 28 * 28
 
 COPIES = 3 * len(EPS_FACTORS) + len(NEAR_AND_SPARSE)
 """Attacked versions of every fitting image."""
@@ -103,7 +107,8 @@ def attacked_jury(jurors: Sequence[Classifier], data: ImageSet, *, eps: float, s
 
 
 def _near_or_sparse(name: str, classifier: Classifier, data: ImageSet, *, seed: int) -> list[Float32]:
-    return [ATTACKS[name](classifier, data.images, data.labels, seed=seed, **NEAR_AND_SPARSE[name])]
+    cut = _PROBES.get(name, {}) if math.prod(data.images.shape[2:]) > _SMALL else {}
+    return [ATTACKS[name](classifier, data.images, data.labels, seed=seed, **NEAR_AND_SPARSE[name], **cut)]
 
 
 def _pgd(network: Classifier, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
