@@ -26,9 +26,7 @@ _TIMED = 32  # images of a timed step
 _S2AP = 2.0  # gradients of one step with the ascent on scores
 _DECISION_DESCENTS = 12.0  # past the purifier, on all networks, of one attack on a decision
 _PURIFIED_DESCENTS = 8.0  # through it
-_NEAR_AND_SPARSE = (
-    150.0  # gradients of the classifier that DeepFool, JSMA and Local Search are worth, measured on digits
-)
+_NEAR_AND_SPARSE = 300.0  # gradients of the classifier that DeepFool, JSMA and Local Search are worth at the most
 _ROWS = {"quick": 4.0, "standard": 30.0, "full": 500.0}
 """Attacks on decisions, of 20 steps an image, that an evaluation is worth; measured on digits."""
 
