@@ -33,15 +33,17 @@ def demo(output: Path) -> None:
     from s2ap_export.hardening.harden import harden
     from s2ap_train.adaptive.systems import BareSystem
     from s2ap_train.attacks.oblivious import pgd
-    from s2ap_train.recipe import load_recipe
+    from s2ap_train.recipe import hardening_recipe
+    from s2ap_train.recipe.text import read_recipe
     from s2ap_train.redteam.report.console import print_summary
     from s2ap_train.redteam.report.page import write_page
     from s2ap_train.twin import Twin
 
     console = Console()
-    recipe = load_recipe("digits")
+    tables = read_recipe("digits", ())
+    recipe = hardening_recipe(tables, "digits")
     folder = output.with_name(f"{output.name}.training")
-    hardened = harden(recipe, output, folder, Reporter(console), overwrite=True)
+    hardened = harden(recipe, output, folder, Reporter(console), overwrite=True, tables=tables)
     print_summary(hardened.evaluation, console)
     report = output.with_name("report.html")
     write_page(hardened.evaluation, report)
@@ -66,7 +68,7 @@ def demo(output: Path) -> None:
         f"\nThe defended model is {output}. Serve it and drop the images of {folder} on its page:\n"
         f"    .venv/bin/s2ap-defend serve {output} --expose-evidence      then open http://127.0.0.1:8000\n"
         f"What the attacks found, with pictures, is in {report}. Attack it with everything that is known:\n"
-        f"    .venv/bin/s2ap-defend evaluate {output} --recipe digits --attacks standard --report standard.html",
+        f"    .venv/bin/s2ap-defend evaluate {output} --attacks standard --report standard.html",
         markup=False,
         highlight=False,
         soft_wrap=True,
