@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Iterator[Path]:
     """The current folder: model files, images and benchmarks where the documents have them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "build/demo").mkdir(parents=True)
@@ -55,7 +56,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path
         Image.fromarray(np.roll(pixels, i)).convert("RGB").save(photo)
     (tmp_path / "mynets.py").write_text(next(block for block in blocks(text_of("tutorial.md")) if "def build" in block))
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("mynets", None)  # other tests have a package of that name
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +78,11 @@ torch.save({{"state_dict": {{f"module.{{k}}": v for k, v in net.state_dict().ite
 
 
 @pytest.fixture(autouse=True)
-def here(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(own: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(own)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("mynets", None)  # other tests have a package of that name
 
 
 def typed(program: str, *more: str) -> list[str]:
