@@ -156,6 +156,12 @@ def _data(own: Own) -> dict[str, Any]:
         "source": "npz" if path.suffix.lower() == ".npz" else "folder",
         "root": str(path.resolve()),
     }
+    return table | _changes_of_data(own)
+
+
+def _changes_of_data(own: Own) -> dict[str, Any]:
+    """What options say of the data besides where they lie."""
+    table: dict[str, Any] = {}
     if own.size is not None:
         height, width = own.size
         table["image_size"] = height if height == width else [height, width]
@@ -219,11 +225,8 @@ def _change(tables: dict[str, Any], own: Own) -> None:
     if own.data is not None:
         table = tables.get("data", {})
         tables["data"] = {**({"source": table} if isinstance(table, str) else table), "root": str(own.data)}
-    if own.classes is not None:
-        tables["data"] = {**tables["data"], "classes": _names(own.classes)}
-    if own.size is not None:
-        height, width = own.size
-        tables["data"] = {**tables["data"], "image_size": height if height == width else [height, width]}
+    if changes := _changes_of_data(own):
+        tables["data"] = {**tables["data"], **changes}
     if own.model is not None:
         tables["model"] = _network(own.model, own)
     given = _given(own, photos=False)

@@ -62,7 +62,7 @@ def announce(recipe: Recipe, splits: Splits, work_dir: Path, reporter: Reporter,
 def _pruning_notes(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
     """What is made of a network's outputs, and what pruning leaves of it as it is."""
     robust = create(recipe.robust_model, splits.image_shape, len(splits.classes))
-    own = () if recipe.given.classifier is not None else getattr(robust, "notes", ())
+    own = () if recipe.given.classifier is not None else robust.notes
     return (*own, *check_prunable(robust, splits.image_shape, recipe.pruning))
 
 

@@ -32,9 +32,6 @@ Pruning = Annotated[PruningMethod, Field(discriminator="method"), BeforeValidato
 _PERCENT = range(1, 100)
 
 
-_PERCENT = range(1, 100)
-
-
 class PrunedFamily(MemberFamily):
     """Each member is trained, pruned and fine-tuned with a seed of its own; it shares nothing with the plain network.
 

@@ -56,9 +56,7 @@ def check_given(recipe: EnsembleRecipe, splits: Splits) -> GivenClassifier | Non
     if recipe.given.classifier is None and not recipe.from_onnx:
         return None
     model = create(recipe.model, splits.image_shape, len(splits.classes), recipe.seed)
-    notes = (
-        getattr(model, "notes", ()) if recipe.given.classifier is None else load_given(model, recipe.given.classifier)
-    )
+    notes = model.notes if recipe.given.classifier is None else load_given(model, recipe.given.classifier)
     model.eval()
     images, labels = splits.validation.images, splits.validation.labels
     answers = _answers(model, images)

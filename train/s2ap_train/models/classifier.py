@@ -48,6 +48,11 @@ class Classifier(nn.Module):
         """Logits [N, K] of images [N, C, H, W] in [0, 1]."""
         raise NotImplementedError  # an abstract method; nn.Module and ABC do not mix
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was found about it that whoever starts a run should know, as sentences."""
+        return ()
+
     def arguments(self) -> dict[str, Any]:
         """Name and arguments that make this network with all its channels, as JSON values."""
         raise NotImplementedError

@@ -62,7 +62,7 @@ def run_pruning(
         return _reported(finished, output)
     run = _Run(compute, recipe, splits, work_dir, key, reporter)
     fresh = run.fresh()
-    for note in (*getattr(fresh, "notes", ()), *check_prunable(fresh, splits.image_shape, recipe.pruning)):
+    for note in (*fresh.notes, *check_prunable(fresh, splits.image_shape, recipe.pruning)):
         reporter.line(note)
     with locked(work_dir / f".run-{key.text[:12]}.lock", wait=False) if compute.is_main else nullcontext():
         return _made(run, output)
