@@ -1,5 +1,6 @@
 """The classifier that a user brings: known ones go on, strange ones are told apart before anything is trained."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from s2ap_defend.errors import RecipeError
 from s2ap_train.data import DataFacts, ImageSet, Splits
 from s2ap_train.hardening.given import check_given
+from s2ap_train.hardening.parts import PartList
 from s2ap_train.recipe import hardening_recipe
 from s2ap_train.recipe.photos import photos_tables
+from s2ap_train.storage.parts import PartStore, silent_reporter
 
 CLASSES = ("ape", "bee", "cat", "dog")
 NETWORK = """
@@ -37,12 +40,12 @@ def splits() -> Splits:
 
 
 @pytest.fixture
-def check(tmp_path, monkeypatch, splits):
+def made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "my_colours.py").write_text(NETWORK)
 
-    def run(weights: torch.Tensor, bias: torch.Tensor, **more: object):
+    def recipe_of(weights: torch.Tensor, bias: torch.Tensor, **more: object):
         state = {"1.weight": weights.repeat_interleave(16, dim=1), "1.bias": bias}
         torch.save(state, tmp_path / "best.pt")
         facts = DataFacts((3, 4, 4), CLASSES, 188, 24, 40)
@@ -53,10 +56,15 @@ def check(tmp_path, monkeypatch, splits):
             trained_flops=1000, effort="quick", eps=0.1, answer="mixed", seed=0,
             given={"classifier": str(tmp_path / "best.pt"), "start": "plain"},
         )  # fmt: skip
-        return check_given(hardening_recipe(tables, "photos"), splits)
+        return hardening_recipe(tables, "photos")
 
-    yield run
+    yield recipe_of
     sys.modules.pop("my_colours", None)
+
+
+@pytest.fixture
+def check(made, splits):
+    return lambda *weights, **more: check_given(made(*weights, **more), splits)
 
 
 KNOWS = torch.cat([torch.eye(3), torch.zeros(1, 3)]), torch.tensor([0.0, 0.0, 0.0, 8.0])
@@ -98,3 +106,16 @@ def test_a_network_that_knows_nothing_is_refused(check):
 def test_the_right_normalisation_is_used_where_it_is_given(check):
     weights, bias = KNOWS
     assert check(weights, 255 * bias, mean=[0.0], std=[1 / 255]).accuracy == 1.0
+
+
+def test_robust_training_starts_from_the_given_network_with_its_reading_of_the_logits(made, splits, tmp_path):
+    weights, bias = KNOWS
+    recipe = made(1e4 * weights, 1e4 * bias)
+    short = dataclasses.replace(recipe.adversarial, epochs=1, lr=1e-9, weight_decay=0.0, average_decay=0.0)
+    parts = PartList(recipe.model_copy(update={"adversarial": short}), splits)
+    ready = PartStore(tmp_path / "work", silent_reporter()).prepare([parts.plain(), parts.adversarial()])
+    plain, adversarial = (ready[name].model for name in ("plain", "adversarial"))
+    assert plain.reading.divide > 1000
+    assert adversarial.reading == plain.reading
+    images = torch.from_numpy(splits.test.images)
+    torch.testing.assert_close(adversarial(images), plain(images))

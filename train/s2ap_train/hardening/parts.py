@@ -98,9 +98,7 @@ class PartList:
         seed, table = self._recipe.seed, self._recipe.model if network is None else network
 
         def fit(needs: Needs, run: Run) -> Fitted:
-            model = self._data.create(table, seed)
-            if start is not None:
-                model.load_state_dict(needs[start.name].model.state_dict())
+            model = self._data.create(table, seed) if start is None else copy.deepcopy(needs[start.name].model)
             training = train_classifier(model, *self._data.arrays, config, run=run)
             return Fitted(
                 model=model,
