@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -13,26 +13,27 @@ from s2ap_defend.sequential import StageAnswers
 __all__ = ["EveryAnswer"]
 
 
-@dataclass(frozen=True)
 class EveryAnswer:
     """What classifier and members say of the same images as they came, and behind the purifier.
 
-    Attributes:
-        raw: Of the images as they came.
-        purified: Of the images behind the purifier, with its reconstruction error.
+    Each is asked when it is first read: where nothing is purified the purifier, which costs most, is not run.
+
+    Args:
+        ask: Asks the classifier and every member about the image that all members see, (what, purify) -> answers.
     """
 
-    raw: StageAnswers
-    purified: StageAnswers
+    def __init__(self, ask: Callable[[Sees, Purify], StageAnswers]) -> None:
+        self._ask = ask
 
-    @classmethod
-    def asked(cls, ask: Callable[[Sees, Purify], StageAnswers]) -> EveryAnswer:
-        """Ask every stage twice.
+    @cached_property
+    def raw(self) -> StageAnswers:
+        """Of the images as they came."""
+        return self._ask("raw", "off")
 
-        Args:
-            ask: Asks the classifier and every member about the image that all members see, (what, purify) -> answers.
-        """
-        return cls(ask("raw", "off"), ask("purified", "always"))
+    @cached_property
+    def purified(self) -> StageAnswers:
+        """Of the images behind the purifier, with its reconstruction error."""
+        return self._ask("purified", "always")
 
     def wired(self, sees: Sequence[Sees], purify: Purify) -> StageAnswers:
         """The answers where members see this, and these images are purified."""

@@ -33,7 +33,7 @@ NEAR_AND_SPARSE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Attacks that end just behind the boundary, or change few pixels, and what is cut of their cost."""
 _PROBES = {"local-search": {"probes": 32}}
 """What else is cut where images have more than `_SMALL` positions: every probe is an answer of the classifier."""
-_SMALL = 28 * 28
+_SMALL = 16 * 16
 
 COPIES = 3 * len(EPS_FACTORS) + len(NEAR_AND_SPARSE)
 """Attacked versions of every fitting image."""

@@ -87,6 +87,11 @@ def test_a_variant_is_taken_only_if_it_loses_nothing(other: Measured, expected: 
     assert better(other, measured(8, 6, safe=9)) is expected
 
 
+@pytest.mark.parametrize(("more", "expected"), [(4, False), (5, True)])  # p .063 and .031
+def test_a_dearer_variant_must_gain_beyond_noise(more: int, expected: bool) -> None:
+    assert better(measured(8, 1 + more, safe=9, cost=4.0), measured(8, 1, safe=9)) is expected
+
+
 def test_the_reason_names_what_changed_and_its_figures() -> None:
     new, old = measured(8, 6, signals=("jury margin",), cost=1.5), measured(8, 6, safe=9)
     assert said_of("signals", new, old) == (

@@ -39,7 +39,7 @@ FOLDER = "decision-choice"
 FITTING = "fitting-attacks"
 """Where the attacked images are stored that evidence is fitted on."""
 _GOALS: tuple[Goal, ...] = ("wrong label", "mislead")
-ATTACK_VERSION = 2
+ATTACK_VERSION = 3
 """Raise it with every change of what an attack does."""
 
 
@@ -163,9 +163,7 @@ class _Search:
         jobs = [ResumableJob(name, _fitted, partial(_only, one), name) for name, one in attacks.items()]
         done = run(jobs, Store(work_dir / FITTING, key), title="fitting attacks")
         fitting = as_copies([done[name].images for name in attacks], splits.fit)
-        with one_thread():  # two threads in such small operators are many times slower where others compute, too
-            fits = tuple((networks.ask(one.images), one) for one in (splits.fit, fitting, splits.calibration))
-            clean = networks.ask(data.images)
+        fits = tuple((networks.ask(one.images), one) for one in (splits.fit, fitting, splits.calibration))
         return cls(
             recipe=recipe,
             components=components,
@@ -178,7 +176,7 @@ class _Search:
                 store=Store(work_dir / FOLDER, (*key, len(data), budget)),
                 title="decisions under attack",
             ),
-            clean=clean,
+            clean=networks.ask(data.images),
         )
 
     def attack(self, wanted: Sequence[tuple[DecisionRecipe, Goal]], *, first_juror: bool = False) -> None:
@@ -197,8 +195,7 @@ class _Search:
         ]
         if jobs:
             done = self.jobs(jobs)
-            with one_thread():
-                self.said += [self.networks.ask(done[job.name].images) for job in jobs]
+            self.said += [self.networks.ask(done[job.name].images) for job in jobs]
 
     def decided(self, decision: DecisionRecipe) -> Decided:
         """A decision, calibrated on what the networks say."""

@@ -98,7 +98,12 @@ class Networks:
 
     def ask(self, images: Float32) -> EveryAnswer:
         """What every stage says of images [N, C, H, W], members as they were trained."""
-        return EveryAnswer.asked(lambda one, which: self.said(images, (one,) * len(self.members), which))
+
+        def asked(seen: Sees, which: Purify) -> StageAnswers:
+            with one_thread():  # two threads in such small operators are many times slower where others compute, too
+                return self.said(images, (seen,) * len(self.members), which)
+
+        return EveryAnswer(asked)
 
     def said(self, images: Float32, sees: Sequence[Sees], purify_which: Purify) -> StageAnswers:
         """What the stages of one wiring say of images [N, C, H, W], members as they were trained."""

@@ -7,11 +7,14 @@ from typing import Any
 
 from s2ap_train.hardening.decision_choice.frontier import Measured
 from s2ap_train.recipe.tables import DecisionGrid, DecisionRecipe
+from s2ap_train.statistics.paired import mcnemar
 
 __all__ = ["STEPS", "answers", "better", "chosen_answer", "said_of", "variants"]
 
 STEPS = ("opening", "jurors_see", "sensors_see", "purify", "signals")
 """What is chosen after the answer, in this order."""
+_DEARER = 1.1  # a decision that costs more than this many times the other's must gain beyond noise
+_NOISE = 0.05  # p-value below which it does
 
 
 def answers(decision: DecisionRecipe, grid: DecisionGrid) -> tuple[DecisionRecipe, ...]:
@@ -87,13 +90,17 @@ def better(one: Measured, other: Measured) -> bool:
     """Whether a decision is better than another on the same images.
 
     It keeps no fewer labels under attack, no fewer right or flagged, and is no less accurate without attack; and it
-    gains in one of the three, or equals all and costs less.
+    gains in one of the three, or equals all and costs less. What it gains for a cost more than a tenth higher must be
+    beyond noise in one of the three: McNemar's exact test, one-sided.
     """
-    gains = [
-        int(getattr(one, name).sum()) - int(getattr(other, name).sum())
-        for name in ("label_right", "robust_right", "clean_right")
-    ]
-    return min(gains) >= 0 and (max(gains) > 0 or one.cost < other.cost)
+    pairs = [(getattr(one, name), getattr(other, name)) for name in ("label_right", "robust_right", "clean_right")]
+    gained, lost = ([int((a & ~b).sum()) for a, b in found] for found in (pairs, [(b, a) for a, b in pairs]))
+    gains = [up - down for up, down in zip(gained, lost, strict=True)]
+    if min(gains) < 0:
+        return False
+    if one.cost > _DEARER * other.cost:
+        return any(mcnemar(up, down, alternative="greater") < _NOISE for up, down in zip(gained, lost, strict=True))
+    return max(gains) > 0 or one.cost < other.cost
 
 
 def said_of(step: str, one: Measured, other: Measured) -> str:
