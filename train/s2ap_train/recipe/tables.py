@@ -70,6 +70,8 @@ class DecisionRecipe(Table):
         await_vote: Whether, under 'robust', 'clean' waits until no vote that is left can change the label.
         signals: Evidence that costs no member: 'jury margin', 'classifier surprise', 'reconstruction error'.
         label_cost: Label accuracy that a mix may lose against the jury, both attacked.
+        max_cost: The most that a clean image may cost, in floating-point operations, a multiple of the classifier's;
+            what is dearer is taken only where all are. With it the search begins without a purifier. None: any.
     """
 
     answer: Answer = "mixed"
@@ -83,6 +85,7 @@ class DecisionRecipe(Table):
     await_vote: bool = True
     signals: tuple[SignalName, ...] = ()
     label_cost: Annotated[float, Field(ge=0, le=1)] = 0.01
+    max_cost: Annotated[float, Field(gt=1)] | None = None
 
 
 class DecisionGrid(Table):

@@ -3,7 +3,15 @@ import pytest
 from tests.runtime.sequential_cases import sequential_test
 
 from s2ap_train.hardening.decision_choice.frontier import Measured
-from s2ap_train.hardening.decision_choice.rules import answers, better, chosen_answer, said_of, variants
+from s2ap_train.hardening.decision_choice.rules import (
+    answers,
+    begin_cheaply,
+    better,
+    chosen_answer,
+    said_of,
+    said_of_cost,
+    variants,
+)
 from s2ap_train.recipe.tables import DecisionGrid, DecisionRecipe
 
 
@@ -98,3 +106,36 @@ def test_the_reason_names_what_changed_and_its_figures() -> None:
         "signals jury margin instead of none: label right 60.0% -> 60.0%, right or flagged 90.0% -> 100.0%, "
         "clean 80.0% -> 80.0%, cost 2 -> 1.5."
     )
+
+
+def test_of_what_costs_too_much_none_is_taken() -> None:
+    wanted = MIXED.model_copy(update={"max_cost": 3.0})
+    dear, cheap = measured(10, 6, cost=4.0), measured(8, 5, cost=3.0)
+    assert chosen_answer(wanted, [JURY, dear, cheap])[0] == 2
+    assert chosen_answer(MIXED, [JURY, dear, cheap])[0] == 1
+    assert chosen_answer(wanted, [JURY, dear, measured(10, 6, cost=3.5)])[0] == 2  # none is cheap enough
+
+
+def test_what_is_affordable_is_better_than_what_is_not() -> None:
+    dear, cheap = measured(9, 9, cost=4.0, max_cost=3.0), measured(5, 5, safe=5, cost=2.0, max_cost=3.0)
+    assert better(cheap, dear)
+    assert not better(dear, cheap)
+
+
+def test_a_limit_of_cost_begins_without_a_purifier_and_tries_the_recipes_own_policy() -> None:
+    wanted = DecisionRecipe(purify="always", max_cost=3.0)
+    first, grid = begin_cheaply(wanted, DecisionGrid(purify=("suspicious", "off")))
+    assert (first.purify, grid.purify) == ("off", ("suspicious", "always"))
+    assert begin_cheaply(DecisionRecipe(purify="always"), grid) == (DecisionRecipe(purify="always"), grid)
+
+
+def test_what_more_cost_would_buy_is_said() -> None:
+    taken, dear = measured(8, 5, cost=2.5, max_cost=3.0), measured(9, 7, cost=20.0, max_cost=3.0)
+    assert said_of_cost(taken, [taken, dear]) == (
+        "It costs 2.5 times the classifier, at most 3 were allowed. 20 would buy +20.0 points label right, +0.0 right "
+        "or flagged and +10.0 clean."
+    )
+    assert said_of_cost(dear, [dear]) == (
+        "No decision costs at most 3 times the classifier; this one, the cheapest, 20."
+    )
+    assert said_of_cost(measured(8, 5), []) == ""

@@ -21,7 +21,16 @@ from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.defence import Attacked, Decided, Networks, attack_decision
 from s2ap_train.hardening.decision_choice.frontier import Measured, frontier_row, measure
-from s2ap_train.hardening.decision_choice.rules import STEPS, answers, better, chosen_answer, said_of, variants
+from s2ap_train.hardening.decision_choice.rules import (
+    STEPS,
+    answers,
+    begin_cheaply,
+    better,
+    chosen_answer,
+    said_of,
+    said_of_cost,
+    variants,
+)
 from s2ap_train.hardening.decision_choice.wiring import wiring
 from s2ap_train.hardening.fitting_attacks import Attack, as_copies, copied_image, fitting_attacks
 from s2ap_train.hardening.train import Components
@@ -81,8 +90,9 @@ def choose_decision(
         RecipeError: If the test cannot be calibrated, or a process was killed.
     """
     wanted = recipe.decision.model_copy(update={"purify": "off"}) if recipe.purifier.off else recipe.decision
+    wanted, grid = begin_cheaply(wanted, recipe.decision_choice)
     search = _Search.of(recipe, components, splits, work_dir, reporter, workers)
-    compared = answers(wanted, recipe.decision_choice)
+    compared = answers(wanted, grid)
     search.attack([(one, "wrong label") for one in compared], first_juror=True)
     index, reason = chosen_answer(wanted, [search.measured(one) for one in compared])
     taken, reasons = compared[index], [reason]
@@ -90,7 +100,7 @@ def choose_decision(
     for step in STEPS:
         if step == "purify" and recipe.purifier.off:
             continue
-        others = variants(taken, recipe.decision_choice, step, jurors=components.roles.count("juror"))
+        others = variants(taken, grid, step, jurors=components.roles.count("juror"))
         if not others:
             continue
         search.attack([*due, *((one, goal) for one in others for goal in _GOALS)])
@@ -102,8 +112,8 @@ def choose_decision(
                 taken = one
                 reasons.append(said_of(step, new, old))
     search.attack(due)
+    reasons.append(said_of_cost(search.measured(taken), [search.measured(one) for one in compared]))
     rows = tuple(frontier_row(search.measured(one)) for one in compared)
-    grid = recipe.decision_choice
     return ChosenDecision(
         decision=taken,
         frontier=Frontier(
@@ -119,7 +129,7 @@ def choose_decision(
             label_cost=recipe.decision.label_cost,
             robust_classifier=search.first_juror(),
             chosen=compared.index(taken),
-            reason=" ".join(reasons),
+            reason=" ".join(one for one in reasons if one),
             rows=rows,
         ),
         fitting=search.fitting,

@@ -9,7 +9,7 @@ from s2ap_train.hardening.decision_choice.frontier import Measured
 from s2ap_train.recipe.tables import DecisionGrid, DecisionRecipe
 from s2ap_train.statistics.paired import mcnemar
 
-__all__ = ["STEPS", "answers", "better", "chosen_answer", "said_of", "variants"]
+__all__ = ["STEPS", "answers", "begin_cheaply", "better", "chosen_answer", "said_of", "said_of_cost", "variants"]
 
 STEPS = ("opening", "jurors_see", "sensors_see", "purify", "signals")
 """What is chosen after the answer, in this order."""
@@ -27,6 +27,17 @@ def answers(decision: DecisionRecipe, grid: DecisionGrid) -> tuple[DecisionRecip
     tried = [one | {"juror_weight": weight} for weight in grid.juror_weights for one in ({"answer": "robust"}, *mixes)]
     tried += [{}, {"answer": "accurate"}]
     return tuple(dict.fromkeys(decision.model_copy(update=one) for one in tried))
+
+
+def begin_cheaply(decision: DecisionRecipe, grid: DecisionGrid) -> tuple[DecisionRecipe, DecisionGrid]:
+    """(a decision that purifies nothing, a grid that also tries what it purified) where `max_cost` is given.
+
+    So the recipe's own policy is taken only where it is affordable and gains beyond noise.
+    """
+    if decision.max_cost is None or decision.purify == "off":
+        return decision, grid
+    tried = tuple(dict.fromkeys((*(one for one in grid.purify if one != "off"), decision.purify)))
+    return decision.model_copy(update={"purify": "off"}), grid.model_copy(update={"purify": tried})
 
 
 def variants(decision: DecisionRecipe, grid: DecisionGrid, step: str, *, jurors: int) -> tuple[DecisionRecipe, ...]:
@@ -48,13 +59,13 @@ def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple
 
     Of juries the one that keeps most labels; of mixes the one with the largest clean accuracy among those whose label
     accuracy under attack is within `label_cost` of that jury's. Ties go to the larger label accuracy, then to the
-    larger share of the jury.
+    larger share of the jury. Of what costs more than `max_cost` none is taken, unless all do: then the cheapest.
 
     Args:
         wanted: The recipe's.
         measured: What `answers` gave, each attacked for a wrong label.
     """
-    juries = [i for i, one in enumerate(measured) if one.decision.answer == "robust"]
+    juries = _affordable([i for i, one in enumerate(measured) if one.decision.answer == "robust"], measured, wanted)
     jury = max(juries, key=lambda i: (measured[i].label_right.mean(), measured[i].clean_right.mean()))
     kept, clean = float(measured[jury].label_right.mean()), float(measured[jury].clean_right.mean())
     if wanted.answer == "robust":
@@ -66,7 +77,8 @@ def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple
         return [one.decision for one in measured].index(wanted), (
             "The recipe says so: the classifier answers what is not flagged."
         )
-    cost, mixes = 100 * wanted.label_cost, [i for i, one in enumerate(measured) if one.decision.answer == "mixed"]
+    cost = 100 * wanted.label_cost
+    mixes = _affordable([i for i, one in enumerate(measured) if one.decision.answer == "mixed"], measured, wanted)
     able = [i for i in mixes if float(measured[i].label_right.mean()) >= kept - wanted.label_cost - 1e-12]
     if not able:
         return jury, (
@@ -89,10 +101,14 @@ def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple
 def better(one: Measured, other: Measured) -> bool:
     """Whether a decision is better than another on the same images.
 
-    It keeps no fewer labels under attack, no fewer right or flagged, and is no less accurate without attack; and it
-    gains in one of the three, or equals all and costs less. What it gains for a cost more than a tenth higher must be
-    beyond noise in one of the three: McNemar's exact test, one-sided.
+    It is within `max_cost` and the other is not. Or both are, or neither is, and it keeps no fewer labels under attack,
+    no fewer right or flagged, and is no less accurate without attack; and it gains in one of the three, or equals all
+    and costs less. What it gains for a cost more than a tenth higher must be beyond noise in one of the three:
+    McNemar's exact test, one-sided.
     """
+    too_dear = [_too_dear(each, each.decision.max_cost) for each in (one, other)]
+    if too_dear[0] != too_dear[1]:
+        return too_dear[1]
     pairs = [(getattr(one, name), getattr(other, name)) for name in ("label_right", "robust_right", "clean_right")]
     gained, lost = ([int((a & ~b).sum()) for a, b in found] for found in (pairs, [(b, a) for a, b in pairs]))
     gains = [up - down for up, down in zip(gained, lost, strict=True)]
@@ -115,6 +131,38 @@ def said_of(step: str, one: Measured, other: Measured) -> str:
         )
     )
     return f"{step} {value} instead of {before}: {figures}, cost {other.cost:.3g} -> {one.cost:.3g}."
+
+
+def said_of_cost(taken: Measured, compared: Sequence[Measured]) -> str:
+    """What the limit of cost means for the decision that is taken, and what more would buy; empty without a limit."""
+    limit = taken.decision.max_cost
+    if limit is None:
+        return ""
+    if _too_dear(taken, limit):
+        return f"No decision costs at most {limit:g} times the classifier; this one, the cheapest, {taken.cost:.3g}."
+    dearer = [one for one in compared if _too_dear(one, limit)]
+    within = f"It costs {taken.cost:.3g} times the classifier, at most {limit:g} were allowed."
+    if not dearer:
+        return within
+    best = max(dearer, key=lambda one: (one.label_right.mean(), one.robust_right.mean(), -one.cost))
+    points = [
+        100 * float(getattr(best, name).mean() - getattr(taken, name).mean())
+        for name in ("label_right", "robust_right", "clean_right")
+    ]
+    return (
+        f"{within} {best.cost:.3g} would buy {points[0]:+.1f} points label right, {points[1]:+.1f} right or flagged "
+        f"and {points[2]:+.1f} clean."
+    )
+
+
+def _affordable(rows: Sequence[int], measured: Sequence[Measured], wanted: DecisionRecipe) -> list[int]:
+    """Those of some decisions that cost at most what is wanted; where none does, the cheapest alone."""
+    found = [i for i in rows if not _too_dear(measured[i], wanted.max_cost)]
+    return found or sorted(rows, key=lambda i: measured[i].cost)[:1]
+
+
+def _too_dear(one: Measured, limit: float | None) -> bool:
+    return limit is not None and one.cost > limit
 
 
 def _in_words(value: object) -> str:
