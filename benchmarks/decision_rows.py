@@ -1,7 +1,7 @@
 """Systems of the decision benchmark: files of every decision, single networks beside them, and what attacks leave."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from s2ap_train.hardening.fitting_attacks import attacked_for
 from s2ap_train.hardening.train import Components, train_components
 from s2ap_train.jobs import Store, Workers
 from s2ap_train.recipe import Recipe
+from s2ap_train.recipe.purifier_grid import OFF
 from s2ap_train.recipe.tables import DecisionRecipe
 from s2ap_train.redteam.ablation.ablation import Effort, measure_ablation
 from s2ap_train.redteam.ablation.ablation_rows import Row, first_juror, open_row, served_row
@@ -156,7 +157,7 @@ def _others(decisions: dict[Answer, DecisionRecipe], mixes: Sequence[tuple[float
 
 def decided(recipe: Recipe, decision: DecisionRecipe, policy: Purify) -> Recipe:
     """The recipe with a decision; where nothing is purified, the purifier has no steps."""
-    purifier = replace(recipe.purifier, steps=0) if policy == "off" else recipe.purifier
+    purifier = OFF if policy == "off" else recipe.purifier
     return recipe.model_copy(update={"purifier": purifier, "decision": decision.model_copy(update={"purify": policy})})
 
 

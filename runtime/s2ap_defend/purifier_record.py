@@ -143,7 +143,8 @@ class ChoiceRecord(ManifestTable):
     """How the purifier was chosen.
 
     Attributes:
-        by: 'recipe': it is the recipe's and the table was measured beside it; 'validation': the table decided.
+        by: 'recipe': it is the recipe's and the table was measured beside it; 'validation': the table decided;
+            'decision': the decision, chosen afterwards, purifies nothing, so it is the row that is off.
         chosen: Index of the purifier in `rows`.
         reason: In plain words: which one, why, and whether a part of it lowers the adaptive figure.
         split: The images that it was measured on.
@@ -156,7 +157,7 @@ class ChoiceRecord(ManifestTable):
         rows: Every purifier that was tried; one of them is off.
     """
 
-    by: Literal["recipe", "validation"]
+    by: Literal["recipe", "validation", "decision"]
     chosen: Count
     reason: Annotated[str, Field(min_length=1)]
     split: str
@@ -182,6 +183,8 @@ class ChoiceRecord(ManifestTable):
         for i, row in enumerate(self.rows):
             for key, wrong in _wrong_in(row, self.samples):
                 raise ValueError(f"rows.{i}.{key} {wrong}")
+        if self.by == "decision" and not self.rows[self.chosen].off:
+            raise ValueError(f"chosen is {self.chosen} by a decision that purifies nothing, but that row is not off")
         highest = max(row.adaptive_accuracy for row in self.rows)
         chosen, passes = self.rows[self.chosen], [r.passes for r in self.rows if r.adaptive_accuracy == highest]
         if self.by == "validation" and (chosen.adaptive_accuracy, chosen.passes) != (highest, min(passes)):

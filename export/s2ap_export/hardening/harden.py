@@ -11,6 +11,7 @@ from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
+from s2ap_defend.purifier_record import ChoiceRecord
 from s2ap_export.hardening.announcement import announce, check_replaced, check_worth
 from s2ap_export.hardening.assembly import COMPARED, assemble, traced_networks
 from s2ap_export.hardening.beforehand import check_recipe
@@ -22,7 +23,8 @@ from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
 from s2ap_train.hardening.train import train_components
 from s2ap_train.jobs import Workers
 from s2ap_train.recipe import Recipe
-from s2ap_train.recipe.purifier_grid import check_banks
+from s2ap_train.recipe.purifier_grid import OFF, check_banks
+from s2ap_train.recipe.tables import DecisionRecipe
 from s2ap_train.recipe.text import RECIPE_FILE
 from s2ap_train.redteam.evaluation import FOLDER, evaluate_file
 from s2ap_train.redteam.plan import Plan, check_budgets, plan_of
@@ -120,7 +122,7 @@ def harden(
         recipe = recipe.model_copy(update={"purifier": purifier})
         networks = traced_networks(recipe, components, splits)
         decided = choose_decision(recipe, components, splits, work_dir, reporter, workers=processes)
-        recipe = recipe.model_copy(update={"decision": decided.decision})
+        recipe, choice = _decided(recipe, decided.decision, choice)
         with reporter.step("export", 3) as step:
             model, manifest = assemble(
                 recipe,
@@ -151,3 +153,25 @@ def harden(
         measured = manifest.model_copy(update={"measured": measurements(evaluation)})
         write_model_file(model, measured, output)
         return Hardened(output, measured, evaluation)
+
+
+def _decided(
+    recipe: Recipe, decision: DecisionRecipe, choice: ChoiceRecord | None
+) -> tuple[Recipe, ChoiceRecord | None]:
+    """The recipe with its decision, and how its purifier was chosen: one that purifies nothing has the last word.
+
+    Args:
+        recipe: Its purifier is the one that was chosen before.
+        decision: The one that was chosen.
+        choice: How that purifier was chosen; None: it was not measured.
+    """
+    recipe = recipe.model_copy(update={"decision": decision})
+    if decision.purify != "off" or recipe.purifier.off:
+        return recipe, choice
+    if choice is not None:
+        reason = (
+            f"The decision, chosen afterwards, purifies nothing, so the purifier is off. Before it: {choice.reason}"
+        )
+        off = next(place for place, row in enumerate(choice.rows) if row.off)
+        choice = choice.model_copy(update={"by": "decision", "chosen": off, "reason": reason})
+    return recipe.model_copy(update={"purifier": OFF}), choice

@@ -15,6 +15,7 @@ from s2ap_train.purifier.bank import largest_bank
 from s2ap_train.purifier.purify import Mode, Purification
 
 __all__ = [
+    "OFF",
     "ChoiceSettings",
     "PurifierValues",
     "canonical",
@@ -25,6 +26,10 @@ __all__ = [
     "settings_of",
     "without_ascent",
 ]
+
+
+OFF = Purification(radius=0.0, steps=0, rho=0.0, bank_size=2)
+"""No purifier, in the one way in which it is written."""
 
 
 class PurifierValues(BaseModel):
@@ -97,7 +102,7 @@ def grid(own: Purification, tables: Sequence[PurifierValues]) -> tuple[Purificat
     Raises:
         RecipeError: If a combination is no purifier.
     """
-    tried = [canonical(replace(own, steps=0, sigma=_first(own))), canonical(own), without_ascent(own)]
+    tried = [OFF, canonical(own), without_ascent(own)]
     for place, table in enumerate(tables):
         for values in table.combinations():
             try:
@@ -172,7 +177,7 @@ def canonical(config: Purification) -> Purification:
     if isinstance(sigma, tuple) and len({*sigma}) == 1:
         sigma = sigma[0]
     if config.off:
-        return Purification(radius=0.0, steps=0, rho=0.0, bank_size=2)
+        return OFF
     return replace(config, sigma=sigma, reuse_ascent=config.reuse_ascent and config.rho > 0 and config.steps > 1)
 
 
