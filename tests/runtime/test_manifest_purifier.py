@@ -47,7 +47,11 @@ from tests.runtime.manifest_data import manifest_data, row_data
         (("purifier", "choice", "rows", 2, "p_against_rho_0"), 0.5, r"rows\.2\.p_against_rho_0 must be null"),
         (("purifier", "choice", "rows", 2, "rho"), 0.2, "two rows have the same settings"),
         (("purifier", "choice", "by"), "validation", r"chosen is 1 by validation, with adaptive_accuracy 0\.5 and 16"),
-        (("purifier", "choice", "by"), "decision", r"chosen is 1 by a decision that purifies nothing, but that row is not"),
+        (
+            ("purifier", "choice", "by"),
+            "decision",
+            r"chosen is 1 by a decision that purifies nothing, but that row is not",
+        ),
         (("purifier", "choice", "reference", "clean_accuracy"), 0.965, r"reference\.clean_accuracy is no share of 100"),
         (
             ("purifier", "choice", "reference", "clean_accuracy"),

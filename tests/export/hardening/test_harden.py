@@ -165,6 +165,18 @@ def test_validation_exports_the_row_that_keeps_most_images_right(
     assert " ".join(choice.reason.split()) in " ".join(output.split())
 
 
+def test_a_decision_that_purifies_nothing_switches_the_purifier_off(hardened: Path, tmp_path: Path) -> None:
+    path = again(hardened, tmp_path, "--set", 'decision.purify="off"')
+    manifest = open_model_file(path).manifest
+    choice = manifest.purifier.choice
+    assert choice is not None
+    assert (manifest.decision.purify, manifest.purifier.off, choice.by) == ("off", True, "decision")
+    assert choice.rows[choice.chosen].off
+    assert choice.reason.startswith("The decision, chosen afterwards, purifies nothing, so the purifier is off.")
+    images = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
+    np.testing.assert_array_equal(DefendedClassifier.load(path, device="cpu")(images).purified, images)
+
+
 def test_the_sweep_alone_goes_on_from_the_work_folder_and_writes_its_table(
     hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
