@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 from rich.console import Console
 
 from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.progress import Reporter
+from s2ap_defend.types import Resize
 from s2ap_export.commands.options import workers_option
 from s2ap_export.commands.own_recipe import Own, numbers, pixels, tables_of
 
@@ -61,6 +62,12 @@ _FILE = click.Path(path_type=Path)
 @click.option("--normalised-inside", "inside", is_flag=True, help="The network takes pixels in [0, 1] as they are.")
 @click.option("--classes", type=_FILE, help="Class names, one a line, in the order of the network's outputs.")
 @click.option("--image-size", "size", type=_SIZE, metavar="N|HxW", help="Resize the images to this.")
+@click.option(
+    "--resize",
+    type=click.Choice(get_args(Resize)),
+    help="How images of other sizes are brought to --image-size: 'crop' the largest central part of that shape "
+    "(default), 'stretch' the whole image, 'pad' the same with black around it.",
+)
 @click.option("--eps", type=_EPS, help="l_inf budget of attacks in [0, 1] pixels, 8/255 by default.")
 @click.option(
     "--effort",
