@@ -9,6 +9,7 @@ from rich.console import Console
 
 from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.progress import Reporter
+from s2ap_defend.tables import harmless
 from s2ap_defend.types import Resize
 from s2ap_export.commands.options import workers_option
 from s2ap_export.commands.own_recipe import Own, numbers, pixels, tables_of
@@ -105,8 +106,8 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--strict",
     is_flag=True,
-    help="Fail, and leave the file in the work folder, where it is below a simpler baseline or its evaluation is no "
-    "measure; otherwise the verdict says so.",
+    help="Fail where the file is not what the recipe asks for, is below a simpler baseline, or its evaluation is no "
+    "measure; otherwise the verdict and a list of what is weak say so.",
 )
 @click.option("--report", type=_FILE, help="Write the evaluation as one HTML page; by default OUTPUT.html.")
 def harden(
@@ -181,11 +182,12 @@ def harden(
 
 
 def _closing(output: Path, page: Path, hardened: "Hardened") -> list[str]:
-    """What the answer buys and costs, the files that were written, and what to do next."""
+    """What the answer buys and costs, what is weak, the files that were written, and what to do next."""
     frontier = hardened.manifest.decision.frontier
     lines = [] if frontier is None else [frontier.reason]
     return [
         *lines,
+        *(f"weak: {harmless(one.text)}" for one in hardened.manifest.weaknesses),
         f"wrote {output}",
         f"wrote {page}",
         "Next:",

@@ -14,6 +14,7 @@ from s2ap_defend.files import replace_file
 from s2ap_defend.manifest import ChoiceRecord, Manifest
 from s2ap_defend.model_file import weights_sha256
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
+from s2ap_defend.types import Float32
 from s2ap_export.graph.compose import compose
 from s2ap_export.hardening.description import describe
 from s2ap_export.hardening.parity import check_stage
@@ -27,7 +28,7 @@ from s2ap_train.hardening.decision_choice.wiring import wiring
 from s2ap_train.hardening.fitting_attacks import attacked_for, copied_image
 from s2ap_train.hardening.train import Components
 from s2ap_train.models import fold_batch_norm
-from s2ap_train.purifier import hadamard_bank, purify
+from s2ap_train.purifier import UNet, hadamard_bank, purify
 from s2ap_train.recipe import Recipe
 
 COMPARED = 8  # images on which exported stages are compared with their networks
@@ -100,7 +101,7 @@ def assemble(
     ready = traced_networks(recipe, components, splits) if networks is None else networks
     if fitting is None:
         fitting = attacked_for(recipe, components, splits) if decision is None else decision.fitting
-    purifier = _purifier(recipe, components, splits, weak)
+    purifier = exported_purifier(recipe, components.score_model, splits.fit.images[:COMPARED], weak)
     tell("traced")
     sees, jury = wiring(recipe.decision, components.roles)
     engines = StageEngines(purifier, ready.classifier, ready.members, sees=sees, purify=recipe.decision.purify)
@@ -130,15 +131,25 @@ def assemble(
     )
 
 
-def _purifier(recipe: Recipe, components: Components, splits: Splits, weak: OnWeakness) -> ModelProto:
-    """Export the purifier and compare it with what it was made from; in float32 where float16 is too coarse."""
-    shape, some = splits.image_shape, splits.fit.images[:COMPARED]
+def exported_purifier(recipe: Recipe, score_model: UNet, images: Float32, weak: OnWeakness = refuse) -> ModelProto:
+    """Export the purifier and compare it with what it was made from.
+
+    Args:
+        recipe: Its purifier, and the precision that it is exported in.
+        score_model: Its score model.
+        images: Those that it is compared on, float32 [N, C, H, W].
+        weak: Told if float16 is too coarse; then it is in float32.
+
+    Raises:
+        RecipeError: If it differs from its network, or `weak` does.
+    """
+    channels, height, width = images.shape[1:]
+    shape, network = (channels, height, width), frozen(score_model)
     bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
-    score_model = frozen(components.score_model)
-    single = trace_purifier(score_model, bank, recipe.purifier, shape, scope=PURIFIER)
+    single = trace_purifier(network, bank, recipe.purifier, shape, scope=PURIFIER)
 
     def checked(stage: ModelProto) -> ModelProto:
-        check_stage(PURIFIER, stage, lambda x: purify(score_model, x, bank, recipe.purifier), some)
+        check_stage(PURIFIER, stage, lambda x: purify(network, x, bank, recipe.purifier), images)
         return stage
 
     if recipe.export.precision == "float16":

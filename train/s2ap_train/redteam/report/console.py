@@ -71,7 +71,7 @@ def sections(evaluation: Evaluation) -> dict[str, list[Block]]:
 def weaknesses(evaluation: Evaluation) -> list[Block]:
     """What of the file is weaker than it was meant to be; empty where nothing is."""
     found = evaluation.configuration.weaknesses
-    return ["The file is not all that its recipe asked for:", list(found)] if found else []
+    return ["What is weak in the file, beside what its recipe asked for:", list(found)] if found else []
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
