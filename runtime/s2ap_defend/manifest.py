@@ -19,7 +19,16 @@ from pydantic import (
 
 from s2ap_defend.decision_record import DecisionDescription, DecisionSettings, Frontier, FrontierRow, Role, Sees
 from s2ap_defend.errors import ModelFileError
-from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate, Sha256, check_accuracies
+from s2ap_defend.manifest_fields import (
+    Amount,
+    Count,
+    ManifestTable,
+    Positive,
+    Rate,
+    Sha256,
+    WeaknessRecord,
+    check_accuracies,
+)
 from s2ap_defend.purifier_record import (
     ChoiceRecord,
     ChoiceRow,
@@ -55,6 +64,7 @@ __all__ = [
     "SignalTable",
     "TestTables",
     "Ungraded",
+    "WeaknessRecord",
     "read_manifest",
 ]
 
@@ -202,7 +212,7 @@ class Provenance(ManifestTable):
 
 
 class Manifest(ManifestTable):
-    """The whole manifest of a defended model file."""
+    """The whole manifest of a defended model file; without weaknesses their key is missing, as in older files."""
 
     format_version: Literal[4]
     input: InputDescription
@@ -215,6 +225,11 @@ class Manifest(ManifestTable):
     provenance: Provenance
     weights_sha256: Sha256
     graph_sha256: Sha256
+    weaknesses: tuple[WeaknessRecord, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_no_weaknesses(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {key: value for key, value in serialise(self).items() if key != "weaknesses" or value}
 
     @model_validator(mode="after")
     def _counts_agree(self) -> "Manifest":

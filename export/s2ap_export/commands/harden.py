@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 from rich.console import Console
 
 from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.progress import Reporter
+from s2ap_defend.tables import harmless
+from s2ap_defend.types import Resize
 from s2ap_export.commands.options import workers_option
 from s2ap_export.commands.own_recipe import Own, numbers, pixels, tables_of
 
@@ -61,6 +63,12 @@ _FILE = click.Path(path_type=Path)
 @click.option("--normalised-inside", "inside", is_flag=True, help="The network takes pixels in [0, 1] as they are.")
 @click.option("--classes", type=_FILE, help="Class names, one a line, in the order of the network's outputs.")
 @click.option("--image-size", "size", type=_SIZE, metavar="N|HxW", help="Resize the images to this.")
+@click.option(
+    "--resize",
+    type=click.Choice(get_args(Resize)),
+    help="How images of other sizes are brought to --image-size: 'crop' the largest central part of that shape "
+    "(default), 'stretch' the whole image, 'pad' the same with black around it.",
+)
 @click.option("--eps", type=_EPS, help="l_inf budget of attacks in [0, 1] pixels, 8/255 by default.")
 @click.option(
     "--effort",
@@ -98,8 +106,8 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--strict",
     is_flag=True,
-    help="Fail, and leave the file in the work folder, where it is below a simpler baseline or its evaluation is no "
-    "measure; otherwise the verdict says so.",
+    help="Fail where the file is not what the recipe asks for, is below a simpler baseline, or its evaluation is no "
+    "measure; otherwise the verdict and a list of what is weak say so.",
 )
 @click.option("--report", type=_FILE, help="Write the evaluation as one HTML page; by default OUTPUT.html.")
 def harden(
@@ -174,11 +182,12 @@ def harden(
 
 
 def _closing(output: Path, page: Path, hardened: "Hardened") -> list[str]:
-    """What the answer buys and costs, the files that were written, and what to do next."""
+    """What the answer buys and costs, what is weak, the files that were written, and what to do next."""
     frontier = hardened.manifest.decision.frontier
     lines = [] if frontier is None else [frontier.reason]
     return [
         *lines,
+        *(f"weak: {harmless(one.text)}" for one in hardened.manifest.weaknesses),
         f"wrote {output}",
         f"wrote {page}",
         "Next:",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.types import Resize
 
 if TYPE_CHECKING:
     from s2ap_train.recipe.efforts import Effort
@@ -33,6 +34,7 @@ class Own:
         inside: Whether the network is said to normalise by itself.
         classes: File of class names, one a line, in the order of the network's outputs.
         size: (height, width) that images are resized to.
+        resize: How they are.
         eps: Attack budget, l_inf in [0, 1] pixels.
         effort: How long it may take.
         answer: Who answers.
@@ -52,6 +54,7 @@ class Own:
     inside: bool
     classes: Path | None
     size: tuple[int, int] | None
+    resize: Resize | None
     eps: float | None
     effort: Effort | None
     answer: Literal["robust", "mixed", "accurate"] | None
@@ -165,6 +168,8 @@ def _changes_of_data(own: Own) -> dict[str, Any]:
     if own.size is not None:
         height, width = own.size
         table["image_size"] = height if height == width else [height, width]
+    if own.resize is not None:
+        table["resize"] = own.resize
     if own.classes is not None:
         table["classes"] = _names(own.classes)
     return table

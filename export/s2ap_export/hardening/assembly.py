@@ -14,12 +14,13 @@ from s2ap_defend.files import replace_file
 from s2ap_defend.manifest import ChoiceRecord, Manifest
 from s2ap_defend.model_file import weights_sha256
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
+from s2ap_defend.types import Float32
 from s2ap_export.graph.compose import compose
 from s2ap_export.hardening.description import describe
 from s2ap_export.hardening.parity import check_stage
-from s2ap_export.hardening.precision import to_half
+from s2ap_export.hardening.precision import is_half, to_half
 from s2ap_export.tracing.trace import frozen, trace_classifier, trace_purifier
-from s2ap_train.calibration import Calibration, Detection, Jury, calibrate
+from s2ap_train.calibration import Calibration, Detection, Jury, OnWeakness, Weakness, calibrate, refuse
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.choice import ChosenDecision
@@ -27,7 +28,7 @@ from s2ap_train.hardening.decision_choice.wiring import wiring
 from s2ap_train.hardening.fitting_attacks import attacked_for, copied_image
 from s2ap_train.hardening.train import Components
 from s2ap_train.models import fold_batch_norm
-from s2ap_train.purifier import hadamard_bank, purify
+from s2ap_train.purifier import UNet, hadamard_bank, purify
 from s2ap_train.recipe import Recipe
 
 COMPARED = 8  # images on which exported stages are compared with their networks
@@ -75,6 +76,7 @@ def assemble(
     choice: ChoiceRecord | None = None,
     decision: ChosenDecision | None = None,
     on_stage: Callable[[str], None] | None = None,
+    strict: bool = True,
 ) -> tuple[ModelProto, Manifest]:
     """The graph of a defended model and its manifest, in which no accuracy was measured yet.
 
@@ -88,21 +90,23 @@ def assemble(
         choice: How the purifier was chosen, for the manifest.
         decision: How the recipe's decision was chosen, for the manifest; None: it was not compared with others.
         on_stage: Called with what is done.
+        strict: Whether what cannot be as the recipe says is refused; otherwise the manifest says what is weak.
 
     Raises:
-        RecipeError: If the test cannot be calibrated.
-        ModelFileError: If an exported stage differs from its network.
+        RecipeError: If something is refused, or an exported stage differs from its network.
     """
+    weaknesses = [] if decision is None else [*decision.weaknesses]
+    weak = refuse if strict else weaknesses.append
     tell = on_stage or (lambda _: None)
     ready = traced_networks(recipe, components, splits) if networks is None else networks
     if fitting is None:
         fitting = attacked_for(recipe, components, splits) if decision is None else decision.fitting
-    purifier = _purifier(recipe, components, splits)
+    purifier = exported_purifier(recipe, components.score_model, splits.fit.images[:COMPARED], weak)
     tell("traced")
     sees, jury = wiring(recipe.decision, components.roles)
     engines = StageEngines(purifier, ready.classifier, ready.members, sees=sees, purify=recipe.decision.purify)
     milliseconds = _milliseconds(engines, ready, splits.fit, work_dir)
-    calibration = _calibrated(recipe, components, engines, milliseconds, splits, fitting, jury)
+    calibration = _calibrated(recipe, components, engines, milliseconds, splits, fitting, jury, weak)
     tell("calibrated")
     order = calibration.order.tolist()
     model = compose(
@@ -120,20 +124,40 @@ def assemble(
         sees,
         milliseconds,
         splits,
+        precision="float16" if is_half(purifier) else "float32",
+        weaknesses=weaknesses,
         choice=choice,
         frontier=None if decision is None else decision.frontier,
     )
 
 
-def _purifier(recipe: Recipe, components: Components, splits: Splits) -> ModelProto:
-    """Export the purifier and compare it with what it was made from."""
-    shape, some = splits.image_shape, splits.fit.images[:COMPARED]
+def exported_purifier(recipe: Recipe, score_model: UNet, images: Float32, weak: OnWeakness = refuse) -> ModelProto:
+    """Export the purifier and compare it with what it was made from.
+
+    Args:
+        recipe: Its purifier, and the precision that it is exported in.
+        score_model: Its score model.
+        images: Those that it is compared on, float32 [N, C, H, W].
+        weak: Told if float16 is too coarse; then it is in float32.
+
+    Raises:
+        RecipeError: If it differs from its network, or `weak` does.
+    """
+    channels, height, width = images.shape[1:]
+    shape, network = (channels, height, width), frozen(score_model)
     bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
-    score_model = frozen(components.score_model)
-    purifier = trace_purifier(score_model, bank, recipe.purifier, shape, scope=PURIFIER)
-    purifier = to_half(purifier) if recipe.export.precision == "float16" else purifier
-    check_stage(PURIFIER, purifier, lambda x: purify(score_model, x, bank, recipe.purifier), some)
-    return purifier
+    single = trace_purifier(network, bank, recipe.purifier, shape, scope=PURIFIER)
+
+    def checked(stage: ModelProto) -> ModelProto:
+        check_stage(PURIFIER, stage, lambda x: purify(network, x, bank, recipe.purifier), images)
+        return stage
+
+    if recipe.export.precision == "float16":
+        try:
+            return checked(to_half(single))
+        except RecipeError as error:
+            weak(Weakness.of(error, "purifier", "the purifier is in float32"))
+    return checked(single)
 
 
 _MILLISECONDS = TypeAdapter(dict[str, float])
@@ -161,6 +185,7 @@ def _calibrated(
     splits: Splits,
     attacked: ImageSet,
     jury: Jury,
+    weak: OnWeakness,
 ) -> Calibration:
     """The test behind a jury, calibrated on the answers of the exported stages, by the engine that serves them."""
     fit, held_out = splits.fit, splits.calibration
@@ -172,6 +197,7 @@ def _calibrated(
             recipe.detection,
             jury,
             costs=_costs(recipe.detection, components, milliseconds),
+            weak=weak,
         )
     except RecipeError as error:
         raise RecipeError(f"recipe {recipe.name}: {error}") from error

@@ -19,8 +19,9 @@ from s2ap_defend.manifest import (
     Protocol,
     Provenance,
     PurifierDescription,
+    WeaknessRecord,
 )
-from s2ap_train.calibration import Calibration
+from s2ap_train.calibration import Calibration, Weakness
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network
 from s2ap_train.hardening.train import Components
@@ -42,6 +43,8 @@ def describe(
     milliseconds: tuple[float, ...],
     splits: Splits,
     *,
+    precision: Literal["float32", "float16"],
+    weaknesses: Sequence[Weakness] = (),
     choice: ChoiceRecord | None = None,
     frontier: Frontier | None = None,
 ) -> Manifest:
@@ -54,6 +57,8 @@ def describe(
         sees: What each member sees, in the order in which they were trained.
         milliseconds: Time of one image in each member, in the order in which they were trained.
         splits: The data.
+        precision: Of the purifier.
+        weaknesses: Of the file.
         choice: How the recipe's purifier was chosen; None: it was not measured.
         frontier: What other decisions keep and cost; None: they were not compared.
     """
@@ -74,7 +79,7 @@ def describe(
             frontier=frontier,
         ),
         test=calibration.tables,
-        purifier=_purifier(recipe.purifier, splits.image_shape, recipe.export.precision, choice),
+        purifier=_purifier(recipe.purifier, splits.image_shape, precision, choice),
         measured=(),
         provenance=Provenance(
             recipe=recipe.name,
@@ -87,6 +92,7 @@ def describe(
         ),
         weights_sha256=UNSEALED,
         graph_sha256=UNSEALED,
+        weaknesses=tuple(WeaknessRecord(part=one.part, text=one.in_words) for one in weaknesses),
     )
 
 
@@ -134,7 +140,7 @@ def _purifier(
     return PurifierDescription(
         **settings_of(config).model_dump(),
         bank_sha256=hashlib.sha256(bank.tobytes()).hexdigest(),
-        precision="float32" if config.off else precision,
+        precision=precision,
         choice=choice,
     )
 

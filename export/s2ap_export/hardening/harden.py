@@ -17,8 +17,9 @@ from s2ap_export.hardening.assembly import COMPARED, assemble, traced_networks
 from s2ap_export.hardening.beforehand import check_recipe
 from s2ap_export.hardening.networks import networks_of
 from s2ap_train.data import Splits
+from s2ap_train.hardening.answered import answered_by, check_answered, few_answers
 from s2ap_train.hardening.decision_choice.choice import choose_decision
-from s2ap_train.hardening.feasibility import answered_by, check_answered, check_feasible, weaknesses
+from s2ap_train.hardening.feasibility import check_feasible, weaknesses
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
 from s2ap_train.hardening.train import train_components
 from s2ap_train.jobs import Workers
@@ -98,12 +99,13 @@ def harden(
             without a sweep.
         overwrite: Whether finished parts of `work_dir` that were trained otherwise may be trained again.
         tables: The recipe as it was read, to be stored in the work folder.
-        strict: Whether a file that is worse than a simpler baseline, or whose evaluation is no measure, is refused.
+        strict: Whether a file is refused that is worse than a simpler baseline, whose evaluation is no measure, or that
+            is not what the recipe asked for; otherwise its manifest says what is weak.
 
     Raises:
         ModelFileError: If the output cannot be written.
         RecipeError: If the recipe cannot work with its data or machine, which is told before anything is trained as far
-            as it can be known, or another run works in `work_dir`.
+            as it can be known, another run works in `work_dir`, or something is refused.
     """
     check_writable(output)
     candidate = work_dir / "unmeasured" / output.name
@@ -116,12 +118,16 @@ def harden(
             replace_file(work_dir / RECIPE_FILE, orjson.dumps(tables, option=orjson.OPT_INDENT_2))
         components = train_components(recipe, splits, work_dir, reporter, workers=workers)
         named = (components.classifier(recipe.classifier), *components.members)
-        check_answered(recipe, splits, answered_by([one.model for one in named], splits))
+        answered = answered_by([one.model for one in named], splits)
+        if strict:
+            check_answered(recipe, splits, answered)
+        for problem in few_answers(recipe, splits, answered):
+            reporter.line(f"weak: {problem}")
         processes = None if workers == "ray" else workers
         purifier, choice = choose_purifier(recipe, components, splits, work_dir, reporter, by=choose, workers=processes)
         recipe = recipe.model_copy(update={"purifier": purifier})
         networks = traced_networks(recipe, components, splits)
-        decided = choose_decision(recipe, components, splits, work_dir, reporter, workers=processes)
+        decided = choose_decision(recipe, components, splits, work_dir, reporter, workers=processes, strict=strict)
         recipe, choice = _decided(recipe, decided.decision, choice)
         with reporter.step("export", 3) as step:
             model, manifest = assemble(
@@ -133,6 +139,7 @@ def harden(
                 choice=choice,
                 decision=decided,
                 on_stage=step.advance,
+                strict=strict,
             )
             write_model_file(model, manifest, candidate)
             step.advance(f"{len(manifest.members)} members, {candidate.stat().st_size / 1e6:.1f} MB")

@@ -38,6 +38,8 @@ def inspect(model: Path, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for weakness in manifest.weaknesses:
+        console.print(f"weak    {harmless(weakness.text)}", markup=False, highlight=False, soft_wrap=True)
     for table in (_stage_table(stages), _member_table(manifest), decision_table(manifest)):
         print_table(table, console)
     if manifest.decision.frontier is not None:

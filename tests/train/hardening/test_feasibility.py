@@ -8,16 +8,9 @@ from s2ap_train.calibration import Detection
 from s2ap_train.calibration.boundaries import conformal_rank
 from s2ap_train.calibration.evidence import fit_tables
 from s2ap_train.data import Splits
-from s2ap_train.hardening.feasibility import (
-    Answered,
-    batch_sizes,
-    check_answered,
-    check_feasible,
-    largest_evidence,
-    problems,
-    undecidable,
-    weaknesses,
-)
+from s2ap_train.hardening.answered import Answered, check_answered
+from s2ap_train.hardening.designs import largest_evidence, undecidable
+from s2ap_train.hardening.feasibility import batch_sizes, check_feasible, problems, weaknesses
 from s2ap_train.recipe import Recipe, load_recipe
 
 ENOUGH = {"validation": 10, "fit": 40, "calibration": 40, "test": 20}
@@ -79,6 +72,16 @@ def test_the_packaged_recipe_can_work_with_its_own_data():
             {},
             "detection.n_max=3",
             "detection.min_accept is 4 and detection.n_max keeps 3 of 13 members",
+        ),
+        (
+            {},
+            'decision={purify="suspicious", jurors_see="purified"}',
+            "decision.purify 'suspicious' asks the opening before anything is purified; set decision.jurors_see to",
+        ),
+        (
+            {},
+            'decision={purify="suspicious", signals=["reconstruction error"]}',
+            "leaves images without the signal 'reconstruction error'",
         ),
         (
             {},

@@ -20,6 +20,7 @@ from s2ap_train.calibration.evidence import MemberTables, cross_fitted_evidence,
 from s2ap_train.calibration.jury import Jury, jury_label
 from s2ap_train.calibration.ordering import auroc, greedy_order
 from s2ap_train.calibration.settings import Detection
+from s2ap_train.calibration.weakness import OnWeakness, Weakness, refuse
 
 __all__ = [
     "Answers",
@@ -29,6 +30,8 @@ __all__ = [
     "FalseAlarms",
     "Jury",
     "MemberTables",
+    "OnWeakness",
+    "Weakness",
     "alarm_statistic",
     "auroc",
     "calibrate",
@@ -39,5 +42,6 @@ __all__ = [
     "greedy_order",
     "jury_label",
     "member_correlation",
+    "refuse",
     "samples_needed",
 ]

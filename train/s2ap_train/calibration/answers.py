@@ -63,5 +63,5 @@ class Answers:
 
     @property
     def disagreement_rates(self) -> Float64:
-        """Share of inputs on which each member's label differs from the first answer [n]."""
-        return np.asarray(self.disagreements.mean(axis=1), dtype=np.float64)
+        """Share of inputs on which each member's label differs from the first answer [n]; 0 without inputs."""
+        return np.asarray(self.disagreements.sum(axis=1) / max(len(self), 1), dtype=np.float64)

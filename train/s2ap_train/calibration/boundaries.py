@@ -13,6 +13,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import SequentialTest, accepted_raw, log_likelihood_path
 from s2ap_defend.types import Float64
 from s2ap_train.calibration.answers import Answers
+from s2ap_train.calibration.weakness import OnWeakness, Weakness, refuse
 
 CONFIDENCE = 0.95
 
@@ -50,6 +51,11 @@ def conformal_rank(samples: int, alpha: float) -> int:
 def samples_needed(alpha: float) -> int:
     """Calibration inputs without which no boundary keeps alpha: ceil(1 / alpha) - 1."""
     return math.ceil(1 / Fraction(str(alpha))) - 1
+
+
+def least_alpha(samples: int) -> float:
+    """The smallest false-alarm rate that so many inputs allow, 1 / (n + 1) rounded up to four decimals."""
+    return math.ceil(1e4 / (samples + 1)) / 1e4
 
 
 def conformal_boundary(statistics: Float64, alpha: float) -> float:
@@ -126,39 +132,54 @@ def without_closing(test: SequentialTest) -> Float64:
     return np.where(test.closed, -math.inf, test.lower)
 
 
-def check_alarm_possible(test: SequentialTest, alpha: float) -> None:
+def check_alarm_possible(test: SequentialTest, statistics: Float64, alpha: float, weak: OnWeakness = refuse) -> None:
     """Check that some input can be flagged by a boundary.
 
-    Raises:
-        RecipeError: If the alarm boundary is above everything that the members can say.
+    Args:
+        test: With the boundary.
+        statistics: Alarm statistics of the calibration inputs [n].
+        alpha: False-alarm rate that the boundary keeps.
+        weak: Told if the alarm boundary is above everything that the members can say.
     """
-    reachable = np.cumsum(test.increments.max(axis=1))
-    if not (reachable >= test.upper).any():
-        raise RecipeError(
-            f"{test.members} members can say at most {reachable.max():.2f} nats, which more than {alpha:g} of the "
-            "clean calibration inputs reach: no boundary at that false-alarm rate flags anything; give a larger "
-            "alpha, more evidence bins or better members"
+    reachable = sum(one.increments.max() for one in test.signals) + np.cumsum(test.increments.max(axis=1))
+    if (reachable >= test.upper).any():
+        return
+    most = float(reachable.max())
+    share = float((statistics >= most).mean())
+    weak(
+        Weakness(
+            part="boundary",
+            found=f"{test.members} members can say at most {most:.2f} nats, which more than {alpha:g} of the clean "
+            f"calibration inputs reach ({share:.1%}): no boundary at that false-alarm rate flags anything",
+            instead="nothing is flagged",
+            cure="give a larger alpha, more evidence bins or better members",
         )
+    )
 
 
-def check_decidable(test: SequentialTest) -> None:
+def check_decidable(test: SequentialTest, weak: OnWeakness = refuse) -> None:
     """Check that both decisions can be reached before truncation.
 
-    Raises:
-        RecipeError: If one cannot; it says how many members like these could.
+    Args:
+        test: The test.
+        weak: Told of each that cannot, and how many members like these could.
     """
-    for name, steps, boundary in (
-        ("clean", -test.increments.min(axis=1), -test.lower),
-        ("adversarial", test.increments.max(axis=1), test.upper),
+    for name, instead, sign, boundary in (
+        ("clean", "an input that is not flagged is asked of all members", -1, -test.lower),
+        ("adversarial", "its truncation alone flags, after all members", 1, test.upper),
     ):
-        reached = np.cumsum(steps)
+        steps = (sign * test.increments).max(axis=1)
+        reached = sum((sign * one.increments).max() for one in test.signals) + np.cumsum(steps)
         if (reached >= boundary).any():
             continue
         level, step = float(boundary.min()), float(steps.mean())
         if step <= 0 or not math.isfinite(level):
-            raise RecipeError(f"this test can never decide {name!r}: no answer of any member speaks for it")
-        raise RecipeError(
-            f"this test can never decide {name!r}: {test.members} members say {reached[-1]:.2f} nats for it at most, "
-            f"its boundary is {level:.2f}; it takes {math.ceil(level / step - 1e-9)} members like these, or a larger "
-            "alpha and beta"
-        )
+            found = f"this test can never decide {name!r}: no answer of any member speaks for it"
+            cure = "give other members, more data.fit, or kind 'conformal'"
+        else:
+            found = (
+                f"this test can never decide {name!r}: {test.members} members say {reached[-1]:.2f} nats for it at "
+                f"most, its boundary is {level:.2f}"
+            )
+            cure = f"it takes {math.ceil(level / step - 1e-9)} members like these, or a larger alpha and beta"
+        weak(Weakness("boundary", found, instead, cure))

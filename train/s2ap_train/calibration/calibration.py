@@ -22,11 +22,19 @@ from s2ap_train.calibration.boundaries import (
 from s2ap_train.calibration.correlation import member_correlation
 from s2ap_train.calibration.evidence import cross_fitted_evidence, fit_signals
 from s2ap_train.calibration.jury import Jury
-from s2ap_train.calibration.kinds import evidence_bins, kind_name, member_tables, rules, sequential_test
+from s2ap_train.calibration.kinds import (
+    NO_EVIDENCE,
+    evidence_bins,
+    kind_name,
+    member_tables,
+    rules,
+    sequential_test,
+    silent_tables,
+)
 from s2ap_train.calibration.ordering import gaining_members, greedy_order
+from s2ap_train.calibration.possible import able, affordable_alpha, has_evidence, without_kind
 from s2ap_train.calibration.settings import CalibrateOn, Detection
-
-FEWEST = 20
+from s2ap_train.calibration.weakness import OnWeakness, refuse
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ def calibrate(
     jury: Jury,
     *,
     costs: Sequence[float] | None = None,
+    weak: OnWeakness = refuse,
 ) -> Calibration:
     """Fit order, bins and increments on `clean` and `attacked`, and the alarm boundary on `held_out`.
 
@@ -64,6 +73,10 @@ def calibrate(
     false-alarm rate on inputs exchangeable with it is at most alpha, however the members are correlated. It says
     nothing about the detection of attacks that were not measured.
 
+    Where `weak` does not raise, what these answers do not allow is left out: without evidence nothing is flagged,
+    shared rates that are none become graded evidence, an alpha that so few images cannot keep is raised as far as
+    `MOST_RAISED`, and a boundary that nothing reaches stays. Answers are always given.
+
     Args:
         clean: Clean inputs of the fitting split, members as they were trained; those whose first answer is right count.
         attacked: Attacked inputs; those whose first answer is wrong count.
@@ -71,51 +84,50 @@ def calibrate(
         config: Settings.
         jury: Who answers, and who is asked first.
         costs: Cost of every member in any one unit, such as milliseconds; None counts each as one.
+        weak: Told if too few inputs are left to fit or to reach alpha, or the test could never decide.
 
     Raises:
-        RecipeError: If too few inputs are left to fit or to reach alpha, or the test could never decide.
+        RecipeError: If `weak` does.
     """
     clean, attacked, held_out = (jury.measured(part) for part in (clean, attacked, held_out))
     right, fooled = clean.keep(clean.right), attacked.keep(~attacked.right)
-    if len(right) < FEWEST or len(fooled) < FEWEST:
-        raise RecipeError(
-            f"calibration needs {FEWEST} clean inputs that are answered right and {FEWEST} attacked ones that are "
-            f"answered wrong, got {len(right)} and {len(fooled)}; give more fitting images or a stronger attack"
-        )
     if len(jury.vote_weights) != clean.members:
         raise RecipeError(f"the jury has {len(jury.vote_weights)} vote weights for {clean.members} members")
+    counted = counted_inputs(held_out, config.calibrate_on)
+    evident = has_evidence(right, fooled, weak)
+    config = able(config, right, fooled, weak) if evident else without_kind(config)
+    alpha = affordable_alpha(config, len(counted), weak) if evident else None
+    config = config if alpha is None else replace(config, alpha=alpha)
     fixed = rules(config, clean.members)
     order, witnesses = jury.order(range(clean.members)), clean.members
-    if config.order == "greedy" and config.kind != "paper":
+    if evident and config.order == "greedy" and config.kind != "paper":
         evidence = cross_fitted_evidence(right, fooled, evidence_bins(config))
         order = jury.order(greedy_order(*evidence, costs).tolist())
         if config.chooses_witnesses:
             gaining = gaining_members(evidence[0][order], evidence[1][order])
             witnesses = max(gaining, config.min_accept, len(jury.opening))
     order = order[: fixed.members]
-    held_out, right, fooled = (part.reorder(order) for part in (held_out, right, fooled))
-    tables = member_tables(config, right, fooled).only_of(witnesses)
-    test = sequential_test(config, fixed, tables, jury, jury.weights_in(order))
-    test = fit_signals(test, jury.signals, right, fooled)
-    counted = counted_inputs(held_out, config.calibrate_on)
+    held_out, counted, right, fooled = (part.reorder(order) for part in (held_out, counted, right, fooled))
+    tables = member_tables(config, right, fooled) if evident else silent_tables(config, len(order))
+    test = sequential_test(config, fixed, tables.only_of(witnesses), jury, jury.weights_in(order))
+    test = fit_signals(test, jury.signals if evident else (), right, fooled)
     if config.kind == "conformal":
-        test = with_conformal_boundary(test, alarm_statistic(test, counted), config.alpha)
+        if alpha is not None:
+            test = with_conformal_boundary(test, alarm_statistic(test, counted), alpha, weak)
         test = closed_when_nothing_follows(test, max(fixed.min_accept, test.opening))
     elif config.kind != "paper":
-        check_decidable(test)
-    record = calibration_record(
-        test, held_out, config.calibrate_on, alpha=config.alpha if config.kind == "conformal" else None
-    )
+        check_decidable(test, weak)
+    promised = alpha if config.kind == "conformal" else None
     return Calibration(
         order=order,
         test=test,
         tables=to_tables(
             test,
-            kind=kind_name(config),
+            kind=kind_name(config) if evident else NO_EVIDENCE,
             truncation=config.final_rule,
             alpha=fixed.alpha,
             beta=fixed.beta,
-            record=record,
+            record=calibration_record(test, held_out, config.calibrate_on, alpha=promised),
         ),
         clean_disagreement_rates=right.disagreement_rates,
         adversarial_disagreement_rates=fooled.disagreement_rates,
@@ -127,7 +139,9 @@ def counted_inputs(held_out: Answers, on: CalibrateOn) -> Answers:
     return held_out.keep(held_out.right) if on == "correct" else held_out
 
 
-def with_conformal_boundary(test: SequentialTest, statistics: Float64, alpha: float) -> SequentialTest:
+def with_conformal_boundary(
+    test: SequentialTest, statistics: Float64, alpha: float, weak: OnWeakness = refuse
+) -> SequentialTest:
     """The test with the conformal alarm boundary of its own lower boundary and members.
 
     A boundary that would lie below the clean boundary, where more evidence would be asked for than decided on, is
@@ -137,9 +151,10 @@ def with_conformal_boundary(test: SequentialTest, statistics: Float64, alpha: fl
         test: Without an alarm boundary.
         statistics: Its alarm statistics of the calibration inputs that count [n].
         alpha: False-alarm rate.
+        weak: Told if no boundary that keeps alpha flags anything.
 
     Raises:
-        RecipeError: If there are too few inputs for alpha, or no boundary that keeps alpha flags anything.
+        RecipeError: If there are too few inputs for alpha, or `weak` does.
     """
     boundary = conformal_boundary(statistics, alpha)
     finite = test.lower[np.isfinite(test.lower)]
@@ -147,7 +162,7 @@ def with_conformal_boundary(test: SequentialTest, statistics: Float64, alpha: fl
         boundary = max(boundary, float(np.nextafter(np.nextafter(finite.max(), math.inf), math.inf)))
     decides = np.arange(1, test.members + 1) >= test.opening
     bounded = replace(test, upper=np.where(decides, boundary, math.inf))
-    check_alarm_possible(bounded, alpha)
+    check_alarm_possible(bounded, statistics, alpha, weak)
     return bounded
 
 

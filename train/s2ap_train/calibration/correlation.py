@@ -29,12 +29,11 @@ def member_correlation(disagreements: Bool) -> Correlation:
     Args:
         disagreements: Whether each member disagrees on each input [n, N].
     """
-    rates = disagreements.mean(axis=1)
-    varying = disagreements[(rates > 0) & (rates < 1)].astype(np.float64)
+    varying = disagreements[disagreements.any(axis=1) & ~disagreements.all(axis=1)].astype(np.float64)
     n, left_out = len(varying), len(disagreements) - len(varying)
     if n < 2:
         return Correlation(None, None, left_out)
-    phi = float(np.corrcoef(varying)[~np.eye(n, dtype=bool)].mean())
+    phi = float(np.atleast_2d(np.corrcoef(varying))[~np.eye(n, dtype=bool)].mean())
     phi = min(max(phi, -1.0), 1.0)
     return Correlation(phi, effective_members(n, phi), left_out)
 

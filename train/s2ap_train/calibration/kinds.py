@@ -26,6 +26,8 @@ NAMES = {
     "ville": "ville: votes with shared rates, Ville alarm boundary, Wald clean boundary",
     "paper": "paper: votes with the levels of Wang et al. 2021, Wald boundaries, sign truncation",
 }
+NO_EVIDENCE = "none: no evidence could be fitted, nothing is flagged"
+"""What the manifest calls a test without evidence."""
 
 
 @dataclass(frozen=True)
@@ -73,24 +75,41 @@ def evidence_bins(config: Detection) -> int:
     return config.bins if config.kind in {"conformal", "graded"} else 2
 
 
+def shared_rates(config: Detection, clean: Answers, fooled: Answers) -> tuple[float, float] | None:
+    """Disagreement rates (q0, q1) that all members share under this kind; None: each has its own.
+
+    Raises:
+        RecipeError: If the members' answers give none.
+    """
+    if config.kind == "paper":
+        return paper_levels(clean.disagreements.mean(axis=0))
+    if config.kind not in {"wald", "ville"}:
+        return None
+    q0, q1 = (float(rates.mean()) for rates in binary_rates(clean, fooled))
+    if q0 >= q1:
+        raise RecipeError(
+            f"members disagree with {q0:.3f} of the clean and {q1:.3f} of the fooled inputs; a test with shared "
+            "rates needs them to disagree more with fooled ones; choose other members or kind 'conformal'"
+        )
+    return q0, q1
+
+
 def member_tables(config: Detection, clean: Answers, fooled: Answers) -> MemberTables:
     """Edges and increments of the chosen members under this kind.
 
     Raises:
-        RecipeError: If the members disagree no more on fooled inputs than on clean ones, where the kind needs that.
+        RecipeError: If the kind takes shared rates and there are none.
     """
-    if config.kind == "paper":
-        q0, q1 = paper_levels(clean.disagreements.mean(axis=0))
-    elif config.kind in {"wald", "ville"}:
-        q0, q1 = (float(rates.mean()) for rates in binary_rates(clean, fooled))
-        if q0 >= q1:
-            raise RecipeError(
-                f"members disagree with {q0:.3f} of the clean and {q1:.3f} of the fooled inputs; a test with shared "
-                "rates needs them to disagree more with fooled ones: choose other members or kind 'conformal'"
-            )
-    else:
+    shared = shared_rates(config, clean, fooled)
+    if shared is None:
         return fit_tables(clean, fooled, evidence_bins(config))
-    return MemberTables("margin", *binary_tables(q0, q1, members=clean.members))
+    return MemberTables("margin", *binary_tables(*shared, members=clean.members))
+
+
+def silent_tables(config: Detection, members: int) -> MemberTables:
+    """Tables of members that say nothing."""
+    bins = evidence_bins(config)
+    return MemberTables("surprise", np.zeros((members, bins - 1), dtype=np.float32), np.zeros((members, bins)))
 
 
 def sequential_test(

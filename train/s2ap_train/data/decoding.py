@@ -112,7 +112,7 @@ class Decoder:
         if self.resizing is None and (found.height, found.width) != (self.height, self.width):
             raise RecipeError(
                 f"{file.label} is {found.width}x{found.height} pixels, {self.like} {self.width}x{self.height}; set "
-                "data.image_size to resize them"
+                "data.image_size (--image-size) to resize them"
             )
         try:
             return found.pixels(self.channels, white=self.on_white)

@@ -83,7 +83,9 @@ class DataSettings(BaseModel):
         if self.source != "folder" and self.on_white:
             raise RecipeError(f"data.on_white is for image files, data.source is {self.source!r}; remove it")
         if self.resize is not None and self.image_size is None:
-            raise RecipeError(f"data.resize is {self.resize!r}, but no size is given; set data.image_size, too")
+            raise RecipeError(
+                f"data.resize is {self.resize!r}, but no size is given; set data.image_size (--image-size), too"
+            )
         return self
 
     @property

@@ -8,25 +8,23 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 
 import numpy as np
 from pydantic import BaseModel
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.attacks.right_images import Classifier, classified_right
-from s2ap_train.calibration.boundaries import samples_needed
-from s2ap_train.calibration.calibration import FEWEST
-from s2ap_train.calibration.evidence import SMOOTHING
-from s2ap_train.calibration.kinds import evidence_bins, rules
-from s2ap_train.calibration.settings import Detection
-from s2ap_train.data import ImageSet, Splits
+from s2ap_train.calibration.boundaries import least_alpha, samples_needed
+from s2ap_train.calibration.kinds import evidence_bins
+from s2ap_train.calibration.possible import FEWEST
+from s2ap_train.data import Splits
 from s2ap_train.ensemble import MemberFamily
+from s2ap_train.hardening.designs import undecided, unwritable
 from s2ap_train.hardening.fitting_attacks import COPIES
 from s2ap_train.recipe import EnsembleRecipe, Recipe
 from s2ap_train.training import TrainingConfig
 
-__all__ = ["Answered", "answered_by", "check_answered", "check_feasible", "problems", "weaknesses"]
+__all__ = ["FEWEST_ATTACKED", "batch_sizes", "check_feasible", "problems", "together", "weaknesses"]
 
 FEWEST_IN_A_BIN = 5
 """Fitting images for each bin of evidence (Cochran 1952)."""
@@ -34,19 +32,6 @@ FEWEST_ATTACKED = 10
 """Images that purifiers and the file are attacked on, as `choice.samples` and `evaluation.samples` start."""
 _COPIED = 3
 """Times that what all networks say of all images lies in memory while a test is calibrated."""
-
-
-@dataclass(frozen=True)
-class Answered:
-    """Held-out images that the best of some networks gets right.
-
-    Attributes:
-        fit: Of the fitting part.
-        calibration: Of the calibration part.
-    """
-
-    fit: int
-    calibration: int
 
 
 def check_feasible(recipe: Recipe, splits: Splits, *, by_validation: bool = True) -> None:
@@ -62,39 +47,7 @@ def check_feasible(recipe: Recipe, splits: Splits, *, by_validation: bool = True
     """
     found = problems(recipe, splits, by_validation=by_validation)
     if found:
-        raise RecipeError(_together(recipe, splits, found))
-
-
-def check_answered(recipe: Recipe, splits: Splits, answered: Answered) -> None:
-    """Refuse networks that answer too few held-out images to calibrate on, before anything is attacked.
-
-    Args:
-        recipe: What is to be done.
-        splits: Its data.
-        answered: What the best of its networks gets right.
-
-    Raises:
-        RecipeError: With every problem.
-    """
-    found: list[str] = []
-    if answered.fit < FEWEST:
-        found.append(_more("fit", len(splits.fit), answered.fit, FEWEST, "evidence is fitted"))
-    counted = answered.calibration if recipe.detection.calibrate_on == "correct" else len(splits.calibration)
-    if recipe.detection.kind == "conformal" and counted < samples_needed(recipe.detection.alpha):
-        needed = samples_needed(recipe.detection.alpha)
-        what = f"detection.alpha {recipe.detection.alpha:g} is kept"
-        found.append(_more("calibration", len(splits.calibration), counted, needed, what))
-    if found:
-        raise RecipeError(_together(recipe, splits, found))
-
-
-def answered_by(networks: Sequence[Classifier], splits: Splits) -> Answered:
-    """Held-out images that the best of these networks gets right."""
-
-    def best(part: ImageSet) -> int:
-        return max(int(classified_right(one, part.images, part.labels).sum()) for one in networks)
-
-    return Answered(best(splits.fit), best(splits.calibration))
+        raise RecipeError(together(recipe, splits, found))
 
 
 def problems(
@@ -113,7 +66,8 @@ def problems(
         *_of_classes(splits),
         *_of_batches(recipe, len(splits.train)),
         *_of_parts(recipe, splits, by_validation=by_validation),
-        *_of_design(recipe, splits),
+        *undecided(recipe, len(splits.fit)),
+        *unwritable(recipe),
         *_of_memory(recipe, splits, memory),
     ]
 
@@ -134,7 +88,8 @@ def weaknesses(splits: Splits) -> list[str]:
 _USED_FOR = {"validation": "chosen", "fit": "fitted", "calibration": "calibrated", "test": "measured"}
 
 
-def _together(recipe: Recipe, splits: Splits, found: Sequence[str]) -> str:
+def together(recipe: Recipe, splits: Splits, found: Sequence[str]) -> str:
+    """All problems in one line."""
     images = sum(map(len, splits.by_name.values()))
     head = f"recipe {recipe.name} cannot work with {images} images of {len(splits.classes)} classes"
     if len(found) == 1:
@@ -199,7 +154,7 @@ def _of_parts(recipe: Recipe, splits: Splits, *, by_validation: bool) -> Iterato
         counted = " that are answered right" if detection.calibrate_on == "correct" else ""
         yield (
             f"data.calibration is {held_out} images and detection.alpha {detection.alpha:g} needs {needed}{counted}; "
-            f"set data.calibration to {needed} or more, or detection.alpha to {_least_alpha(held_out):g} or more"
+            f"set data.calibration to {needed} or more, or detection.alpha to {least_alpha(held_out):g} or more"
         )
     if by_validation and len(splits.validation) < FEWEST_ATTACKED:
         yield (
@@ -211,70 +166,6 @@ def _of_parts(recipe: Recipe, splits: Splits, *, by_validation: bool) -> Iterato
             f"the test part has {len(splits.test)} images and the file is measured on {FEWEST_ATTACKED} or more; give "
             f"more, or set data.test_limit to {FEWEST_ATTACKED} where the test part is cut off"
         )
-
-
-def _of_design(recipe: Recipe, splits: Splits) -> Iterator[str]:
-    """Sequential tests that could not decide, whatever members say."""
-    families = recipe.members.values()
-    trained = 1 + sum(family.count for family in families)
-    if trained == 1:
-        return  # refused where members are trained: the recipe has none
-    fixed = rules(recipe.detection, trained)
-    limited = fixed.members < trained
-    there = f"detection.n_max keeps {fixed.members} of {trained} members" if limited else f"there are {trained} members"
-    if fixed.min_accept > fixed.members:
-        more = "detection.n_max" if limited else "members"
-        yield (
-            f"detection.min_accept is {fixed.min_accept} and {there}: nothing could be decided as clean before all "
-            f"were asked; set detection.min_accept to {fixed.members} or less, or give more {more}"
-        )
-    jurors = 1 + sum(family.count for family in families if family.role == "juror")
-    openings = {"decision.opening": recipe.decision.opening} | {
-        f"decision_choice.opening[{place}]": one
-        for place, one in enumerate(recipe.decision_choice.opening)
-        if one <= jurors
-    }
-    for key, value in openings.items():
-        opening = min(value, jurors)
-        if opening > fixed.members:
-            yield f"{key} asks {opening} jurors first and {there}; set {key} to {fixed.members} or less"
-    yield from undecidable(recipe.detection, fixed.members, len(splits.fit))
-
-
-def undecidable(detection: Detection, members: int, fit: int) -> Iterator[str]:
-    """Decisions that no answers could reach: the evidence that so few images can give a member bounds what it says.
-
-    Args:
-        detection: The test; kinds whose boundaries are calibrated, and 'paper', which truncates, always decide.
-        members: Of the test.
-        fit: Fitting images.
-    """
-    if detection.kind in {"conformal", "paper"} or fit < 1:
-        return
-    fixed = rules(detection, members)
-    for name, step, level, key in (
-        ("adversarial", largest_evidence(COPIES * fit, fit, evidence_bins(detection)), fixed.upper, "alpha"),
-        ("clean", largest_evidence(fit, COPIES * fit, evidence_bins(detection)), -fixed.lower, "beta"),
-    ):
-        if members * step < level:
-            yield (
-                f"detection.{key} {getattr(detection, key):g} puts the boundary of {name!r} at {level:.2f} nats, and "
-                f"{members} members fitted on {fit} images say {members * step:.2f} at most; it takes "
-                f"{math.ceil(level / step)} members, more data.fit, or a larger detection.{key}"
-            )
-
-
-def largest_evidence(of: int, against: int, bins: int) -> float:
-    """The largest log-likelihood ratio, nats, that one answer can have after so many inputs of either kind.
-
-    All inputs of the one kind lie in a bin and none of the other does.
-
-    Args:
-        of: Inputs that the ratio speaks for.
-        against: Inputs that it speaks against.
-        bins: Bins of the member.
-    """
-    return math.log((of + SMOOTHING) / (of + SMOOTHING * bins) * (against + SMOOTHING * bins) / SMOOTHING)
 
 
 def _of_memory(recipe: Recipe, splits: Splits, memory_bytes: float) -> Iterator[str]:
@@ -298,19 +189,5 @@ def _memory_bytes() -> float:
         return math.inf
 
 
-def _least_alpha(samples: int) -> float:
-    """The smallest false-alarm rate that so many inputs allow, 1 / (n + 1) rounded up to four decimals."""
-    return math.ceil(1e4 / (samples + 1)) / 1e4
-
-
 def _key(part: str) -> str:
     return "data.test_limit" if part == "test" else f"data.{part}"
-
-
-def _more(part: str, images: int, found: int, needed: int, what: str) -> str:
-    share = found / images if images else 0.0
-    ask = f"{math.ceil(needed / share)} or more" if share > 0 else "more"
-    return (
-        f"no network gets more than {found} of the {images} images of data.{part} right, and {what} with {needed}; set "
-        f"data.{part} to {ask}, train longer, or choose a better classifier"
-    )

@@ -87,6 +87,23 @@ class DecisionRecipe(Table):
     label_cost: Annotated[float, Field(ge=0, le=1)] = 0.01
     max_cost: Annotated[float, Field(gt=1)] | None = None
 
+    @property
+    def contradiction(self) -> str | None:
+        """Why no file can be wired so, while images are purified at all; None: one can."""
+        if self.purify != "suspicious":
+            return None
+        if self.jurors_see == "purified":
+            return (
+                "decision.purify 'suspicious' asks the opening before anything is purified; set decision.jurors_see to "
+                "'raw', or decision.purify to 'always'"
+            )
+        if "reconstruction error" in self.signals:
+            return (
+                "decision.purify 'suspicious' leaves images without the signal 'reconstruction error'; take it out of "
+                "decision.signals, or set decision.purify to 'always'"
+            )
+        return None
+
 
 class DecisionGrid(Table):
     """Which decisions are compared under attack before one is exported, and how hard they are attacked.

@@ -47,6 +47,7 @@ def configuration_of(
         weights_sha256=file.manifest.weights_sha256,
         answer=file.manifest.decision.answer,
         decision=file.manifest.decision.in_words,
+        weaknesses=tuple(one.text for one in file.manifest.weaknesses),
         recipe=recipe or file.manifest.provenance.recipe,
         data=source or file.manifest.provenance.data,
         preset=plan.name,

@@ -175,6 +175,7 @@ class Configuration:
         weights_sha256: Which file it was.
         answer: Who gives the label of an input that is not flagged.
         decision: The file's decision in words.
+        weaknesses: What of the file is weaker than it was meant to be, a sentence each.
         recipe: Recipe of the data.
         data: The data in words.
         preset: 'quick', 'standard', 'full', or the attacks by name.
@@ -204,6 +205,7 @@ class Configuration:
     seed: int
     versions: Mapping[str, str]
     machine: str
+    weaknesses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

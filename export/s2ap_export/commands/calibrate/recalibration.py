@@ -187,8 +187,10 @@ def recalibrated_model(proto: ModelProto, test: SequentialTest) -> ModelProto:
 
 
 def recalibrated_manifest(manifest: Manifest, tables: TestTables, decision: DecisionDescription) -> Manifest:
-    """The manifest with new tables and decision, without figures that were measured with the old ones."""
-    return manifest.model_copy(update={"test": tables, "decision": decision, "measured": ()})
+    """The manifest with new tables and decision, without figures and weaknesses of the old ones."""
+    gone = {"boundary"} if decision.answer == manifest.decision.answer else {"boundary", "answer"}
+    weaknesses = tuple(one for one in manifest.weaknesses if one.part not in gone)
+    return manifest.model_copy(update={"test": tables, "decision": decision, "measured": (), "weaknesses": weaknesses})
 
 
 def _first_acceptance(test: SequentialTest) -> int:

@@ -14,7 +14,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.adaptive.goals import Goal
-from s2ap_train.calibration import Answers, Calibration, Jury, calibrate
+from s2ap_train.calibration import Answers, Calibration, Jury, OnWeakness, Weakness, calibrate, refuse
 from s2ap_train.calibration.every_answer import EveryAnswer
 from s2ap_train.calibration.flops import StageFlops
 from s2ap_train.compute.threads import one_thread
@@ -60,11 +60,13 @@ class ChosenDecision:
         decision: Its settings.
         frontier: Every decision that was compared, for the manifest.
         fitting: Attacked images that evidence is fitted on, of `fitting_attacks`.
+        weaknesses: What the recipe asked for and the attacks did not leave.
     """
 
     decision: DecisionRecipe
     frontier: Frontier
     fitting: ImageSet
+    weaknesses: tuple[Weakness, ...] = ()
 
 
 def choose_decision(
@@ -75,6 +77,7 @@ def choose_decision(
     reporter: Reporter,
     *,
     workers: Workers = None,
+    strict: bool = True,
 ) -> ChosenDecision:
     """Attack every candidate, and the first juror alone, and take one: who answers first, then the rest step by step.
 
@@ -85,17 +88,22 @@ def choose_decision(
         work_dir: Finished attacks are stored in it.
         reporter: Shows every attack.
         workers: Processes; None takes one a core.
+        strict: Whether a candidate that cannot be calibrated as the recipe says, and a mix that keeps too few labels,
+            are refused; otherwise candidates are as good as they can be, and the jury answers.
 
     Raises:
-        RecipeError: If the test cannot be calibrated, or a process was killed.
+        RecipeError: If something is refused, or a process was killed.
     """
     wanted = recipe.decision.model_copy(update={"purify": "off"}) if recipe.purifier.off else recipe.decision
     wanted, grid = begin_cheaply(wanted, recipe.decision_choice)
-    search = _Search.of(recipe, components, splits, work_dir, reporter, workers)
+    search = _Search.of(recipe, components, splits, work_dir, reporter, workers, refuse if strict else _tolerated)
     compared = answers(wanted, grid)
     search.attack([(one, "wrong label") for one in compared], first_juror=True)
     index, reason = chosen_answer(wanted, [search.measured(one) for one in compared])
     taken, reasons = compared[index], [reason]
+    weaknesses = _other_answer(wanted, taken, reason)
+    if strict and weaknesses:
+        refuse(weaknesses[0])
     due: list[tuple[DecisionRecipe, Goal]] = [(taken, "mislead")]
     for step in STEPS:
         if step == "purify" and recipe.purifier.off:
@@ -133,6 +141,25 @@ def choose_decision(
             rows=rows,
         ),
         fitting=search.fitting,
+        weaknesses=weaknesses,
+    )
+
+
+def _tolerated(weakness: Weakness) -> None:
+    """Nothing: of the candidates, the one that is exported says what it lacks."""
+
+
+def _other_answer(wanted: DecisionRecipe, taken: DecisionRecipe, reason: str) -> tuple[Weakness, ...]:
+    """That somebody else answers than the recipe says."""
+    if taken.answer == wanted.answer:
+        return ()
+    return (
+        Weakness(
+            part="answer",
+            found=f"the answer {wanted.answer!r} was asked for and is not worth it: {reason.rstrip('.')}",
+            instead=f"the answer is {taken.answer!r}",
+            cure="give a larger decision.label_cost or more --effort, or ask for it afterwards with calibrate --answer",
+        ),
     )
 
 
@@ -148,6 +175,7 @@ class _Search:
     fits: tuple[tuple[EveryAnswer, ImageSet], ...]  # clean, attacked and held out, for calibration
     jobs: partial[dict[str, Found]]
     clean: EveryAnswer
+    weak: OnWeakness
     said: list[EveryAnswer] = field(default_factory=list)
     calibrated: dict[DecisionRecipe, Decided] = field(default_factory=dict)
 
@@ -160,6 +188,7 @@ class _Search:
         work_dir: Path,
         reporter: Reporter,
         workers: Workers,
+        weak: OnWeakness,
     ) -> _Search:
         grid = recipe.decision_choice
         budget = AdaptiveBudget(
@@ -187,6 +216,7 @@ class _Search:
                 title="decisions under attack",
             ),
             clean=networks.ask(data.images),
+            weak=weak,
         )
 
     def attack(self, wanted: Sequence[tuple[DecisionRecipe, Goal]], *, first_juror: bool = False) -> None:
@@ -252,6 +282,7 @@ class _Search:
                 detection,
                 jury,
                 costs=None if detection.cost == "members" else [float(one.flops) for one in self.components.members],
+                weak=self.weak,
             )
         except RecipeError as error:
             raise RecipeError(f"recipe {self.recipe.name}: {error}") from error

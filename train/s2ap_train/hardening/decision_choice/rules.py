@@ -41,7 +41,7 @@ def begin_cheaply(decision: DecisionRecipe, grid: DecisionGrid) -> tuple[Decisio
 
 
 def variants(decision: DecisionRecipe, grid: DecisionGrid, step: str, *, jurors: int) -> tuple[DecisionRecipe, ...]:
-    """The decision with every other value that the grid lists for one step.
+    """The decision with every other value that the grid lists for one step, where a file can be wired so.
 
     Args:
         decision: What was taken so far.
@@ -51,7 +51,7 @@ def variants(decision: DecisionRecipe, grid: DecisionGrid, step: str, *, jurors:
     """
     values = [one for one in getattr(grid, step) if step != "opening" or one <= jurors]
     other = (decision.model_copy(update={step: one}) for one in values)
-    return tuple(one for one in dict.fromkeys(other) if one != decision)
+    return tuple(one for one in dict.fromkeys(other) if one != decision and one.contradiction is None)
 
 
 def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple[int, str]:

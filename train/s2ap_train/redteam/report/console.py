@@ -34,8 +34,8 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 
 
 def print_summary(evaluation: Evaluation, console: Console) -> None:
-    """Print the verdict, what limits it, the baselines, what must hold and the ablation; `print_evaluation` all."""
-    shown = [*baseline_tables(evaluation), *requirements(evaluation.must_hold)]
+    """Print the verdict, what is weak, the baselines, what must hold and the ablation; `print_evaluation` all."""
+    shown = [*weaknesses(evaluation), *baseline_tables(evaluation), *requirements(evaluation.must_hold)]
     print_blocks([*_head(evaluation), *shown, *_parts(evaluation, short=True)], console)
 
 
@@ -45,6 +45,7 @@ def sections(evaluation: Evaluation) -> dict[str, list[Block]]:
     results = [_RESULTS[check.passed] for check in evaluation.checks]
     counts = ", ".join(f"{results.count(result)} {result}" for result in _RESULTS.values())
     return {
+        "weak": weaknesses(evaluation),
         "baselines": baseline_tables(evaluation),
         "must-hold": requirements(evaluation.must_hold),
         "attacks": [
@@ -65,6 +66,12 @@ def sections(evaluation: Evaluation) -> dict[str, list[Block]]:
         "detector": [detection_table(detection) if detection is not None else ""],
         "parts": _parts(evaluation),
     }
+
+
+def weaknesses(evaluation: Evaluation) -> list[Block]:
+    """What of the file is weaker than it was meant to be; empty where nothing is."""
+    found = evaluation.configuration.weaknesses
+    return ["What is weak in the file, beside what its recipe asked for:", list(found)] if found else []
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
