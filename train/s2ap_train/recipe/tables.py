@@ -69,7 +69,7 @@ class DecisionRecipe(Table):
             more can accept an image as it came.
         await_vote: Whether, under 'robust', 'clean' waits until no vote that is left can change the label.
         signals: Evidence that costs no member: 'jury margin', 'classifier surprise', 'reconstruction error'.
-        label_cost: Label accuracy that a mix may lose against the jury, both attacked.
+        label_cost: What a mix may lose against the jury, both attacked: labels, and images right or flagged.
         max_cost: The most that a clean image may cost, in floating-point operations, a multiple of the classifier's;
             what is dearer is taken only where all are. With it the search begins without a purifier. None: any.
     """

@@ -8,6 +8,7 @@ from s2ap_train.hardening.decision_choice.rules import (
     begin_cheaply,
     better,
     chosen_answer,
+    hopeful,
     said_of,
     said_of_cost,
     variants,
@@ -44,12 +45,18 @@ def test_every_answer_is_compared_with_every_weight_of_the_jurors() -> None:
 
 def test_the_most_accurate_mix_within_the_label_cost_is_taken() -> None:
     compared = [JURY, measured(8, 6, jury_share=0.7), measured(9, 5, jury_share=0.8), measured(10, 4, jury_share=0.9)]
+    assert hopeful(MIXED, compared) == [0, 1, 2]
     index, why = chosen_answer(MIXED, compared)
     assert index == 2
     assert why == (
-        "2 of 3 mixes keep their labels under attack within 10 points of the jury's 60.0%; the one with the largest "
-        "clean accuracy is taken, 90.0% with the jury's 70.0%; it keeps 50.0%."
+        "2 mixes stay within 10 points of the jury under attack (60.0% right and 100.0% right or flagged); the one "
+        "with the largest clean accuracy is taken, 90.0% with the jury's 70.0%: 50.0% right and 100.0% right or flagged."
     )
+
+
+def test_a_mix_that_is_flagged_too_seldom_is_not_taken() -> None:
+    blind = measured(10, 6, safe=7)
+    assert chosen_answer(MIXED, [JURY, blind, measured(8, 6, safe=9)])[0] == 2
 
 
 def test_ties_go_to_the_labels_then_to_the_jury() -> None:
@@ -58,14 +65,25 @@ def test_ties_go_to_the_labels_then_to_the_jury() -> None:
 
 
 def test_a_natural_classifier_that_the_attacker_owns_is_not_mixed_in() -> None:
-    index, why = chosen_answer(MIXED, [measured(10, 1, jury_share=0.5), JURY])
-    assert index == 1
-    assert why.startswith("No mix keeps its labels within 10 points of the jury's 60.0%")
+    natural = measured(10, 1, jury_share=0.5)
+    assert hopeful(MIXED, [natural, JURY]) == [1]
+    index, why = chosen_answer(MIXED, [JURY, natural])
+    assert index == 0
+    assert why.startswith("No mix stays within 10 points of the jury under attack (60.0% right and ")
 
 
 def test_where_the_jury_is_to_answer_the_one_that_keeps_most_labels_does() -> None:
     compared = [JURY, measured(6, 7, answer="robust", juror_weight=0.25), measured(10, 9)]
-    assert chosen_answer(DecisionRecipe(answer="robust"), compared)[0] == 1
+    wanted = DecisionRecipe(answer="robust")
+    assert hopeful(wanted, compared) == [1]
+    assert chosen_answer(wanted, [compared[1]])[0] == 0
+
+
+def test_the_classifier_answers_where_the_recipe_says_so() -> None:
+    wanted = DecisionRecipe(answer="accurate")
+    own = measured(10, 2, answer="accurate")
+    assert hopeful(wanted, [JURY, measured(8, 6), own]) == [0, 2]
+    assert chosen_answer(wanted, [JURY, own])[0] == 1
 
 
 def test_an_opening_of_more_jurors_than_there_are_is_not_tried() -> None:
@@ -111,9 +129,9 @@ def test_the_reason_names_what_changed_and_its_figures() -> None:
 def test_of_what_costs_too_much_none_is_taken() -> None:
     wanted = MIXED.model_copy(update={"max_cost": 3.0})
     dear, cheap = measured(10, 6, cost=4.0), measured(8, 5, cost=3.0)
-    assert chosen_answer(wanted, [JURY, dear, cheap])[0] == 2
-    assert chosen_answer(MIXED, [JURY, dear, cheap])[0] == 1
-    assert chosen_answer(wanted, [JURY, dear, measured(10, 6, cost=3.5)])[0] == 2  # none is cheap enough
+    assert hopeful(MIXED, [JURY, dear, cheap]) == [0, 1, 2]
+    assert hopeful(wanted, [JURY, dear, cheap]) == [0, 2]
+    assert hopeful(wanted, [JURY, dear, measured(10, 6, cost=3.5)]) == [0, 2]  # none is cheap enough
 
 
 def test_what_is_affordable_is_better_than_what_is_not() -> None:

@@ -27,6 +27,7 @@ from s2ap_train.hardening.decision_choice.rules import (
     begin_cheaply,
     better,
     chosen_answer,
+    hopeful,
     said_of,
     said_of_cost,
     variants,
@@ -99,27 +100,26 @@ def choose_decision(
     search = _Search.of(recipe, components, splits, work_dir, reporter, workers, refuse if strict else _tolerated)
     compared = answers(wanted, grid)
     search.attack([(one, "wrong label") for one in compared], first_juror=True)
-    index, reason = chosen_answer(wanted, [search.measured(one) for one in compared])
-    taken, reasons = compared[index], [reason]
+    hope = [compared[i] for i in hopeful(wanted, [search.measured(one) for one in compared])]
+    search.attack([(one, "mislead") for one in hope])
+    index, reason = chosen_answer(wanted, [search.measured(one) for one in hope])
+    taken, reasons = hope[index], [reason]
     weaknesses = _other_answer(wanted, taken, reason)
     if strict and weaknesses:
         refuse(weaknesses[0])
-    due: list[tuple[DecisionRecipe, Goal]] = [(taken, "mislead")]
     for step in STEPS:
         if step == "purify" and recipe.purifier.off:
             continue
         others = variants(taken, grid, step, jurors=components.roles.count("juror"))
         if not others:
             continue
-        search.attack([*due, *((one, goal) for one in others for goal in _GOALS)])
-        due = []
+        search.attack([(one, goal) for one in others for goal in _GOALS])
         compared = (*compared, *others)
         for one in others:
             new, old = search.measured(one), search.measured(taken)
             if better(new, old):
                 taken = one
                 reasons.append(said_of(step, new, old))
-    search.attack(due)
     reasons.append(said_of_cost(search.measured(taken), [search.measured(one) for one in compared]))
     rows = tuple(frontier_row(search.measured(one)) for one in compared)
     return ChosenDecision(
@@ -130,8 +130,8 @@ def choose_decision(
             eps=recipe.eps,
             seed=recipe.seed,
             attack=(
-                "Auto-PGD for a wrong answer of each choice, flagged or not, and of those beside the last choice of an "
-                f"answer for one that is not flagged, too; through the purifier and past it, wrong labels aimed at: "
+                "Auto-PGD for a wrong answer of each choice, flagged or not, and of those that kept most labels for an "
+                f"unflagged one, too; through the purifier and past it, wrong labels aimed at: "
                 f"{search.work.budget.targets}, {grid.steps} steps each; what was found for one choice is tried on all"
             ),
             label_cost=recipe.decision.label_cost,

@@ -9,7 +9,17 @@ from s2ap_train.hardening.decision_choice.frontier import Measured
 from s2ap_train.recipe.tables import DecisionGrid, DecisionRecipe
 from s2ap_train.statistics.paired import mcnemar
 
-__all__ = ["STEPS", "answers", "begin_cheaply", "better", "chosen_answer", "said_of", "said_of_cost", "variants"]
+__all__ = [
+    "STEPS",
+    "answers",
+    "begin_cheaply",
+    "better",
+    "chosen_answer",
+    "hopeful",
+    "said_of",
+    "said_of_cost",
+    "variants",
+]
 
 STEPS = ("opening", "jurors_see", "sensors_see", "purify", "signals")
 """What is chosen after the answer, in this order."""
@@ -54,47 +64,59 @@ def variants(decision: DecisionRecipe, grid: DecisionGrid, step: str, *, jurors:
     return tuple(one for one in dict.fromkeys(other) if one != decision and one.contradiction is None)
 
 
-def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple[int, str]:
-    """(which decision answers, why): the recipe says who, the attack with which numbers.
+def hopeful(wanted: DecisionRecipe, measured: Sequence[Measured]) -> list[int]:
+    """Which decisions may still answer, once each was attacked for a wrong label; the best jury is the first.
 
-    Of juries the one that keeps most labels; of mixes the one with the largest clean accuracy among those whose label
-    accuracy under attack is within `label_cost` of that jury's. Ties go to the larger label accuracy, then to the
-    larger share of the jury. Of what costs more than `max_cost` none is taken, unless all do: then the cheapest.
+    These are attacked for an unflagged wrong answer as well before one is chosen.
 
     Args:
         wanted: The recipe's.
-        measured: What `answers` gave, each attacked for a wrong label.
+        measured: What `answers` gave.
     """
-    juries = _affordable([i for i, one in enumerate(measured) if one.decision.answer == "robust"], measured, wanted)
-    jury = max(juries, key=lambda i: (measured[i].label_right.mean(), measured[i].clean_right.mean()))
-    kept, clean = float(measured[jury].label_right.mean()), float(measured[jury].clean_right.mean())
+    jury = _best_jury(wanted, measured)
     if wanted.answer == "robust":
-        return jury, (
-            f"The jury, of {len(juries)}, that keeps the most labels under attack, {kept:.1%}, with {clean:.1%} right "
+        return [jury]
+    if wanted.answer == "accurate":
+        return [jury, [one.decision for one in measured].index(wanted)]
+    mixes = _affordable([i for i, one in enumerate(measured) if one.decision.answer == "mixed"], measured, wanted)
+    return [jury, *(i for i in mixes if _as_good(measured[i], measured[jury], wanted.label_cost))]
+
+
+def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple[int, str]:
+    """(which decision answers, why): the recipe says who, the attack with which numbers.
+
+    Of mixes the one with the largest clean accuracy among those that, under attack, are right as often as the jury, and
+    right or flagged as often, within `label_cost`. Ties go to the larger label accuracy, then to the larger share of
+    the jury.
+
+    Args:
+        wanted: The recipe's.
+        measured: The `hopeful` decisions, attacked for both goals; the jury is the first.
+    """
+    jury, *others = measured
+    figures = f"{jury.label_right.mean():.1%} right and {jury.robust_right.mean():.1%} right or flagged"
+    if wanted.answer == "robust":
+        return 0, (
+            f"The jury that keeps the most labels under attack: {figures}, with {jury.clean_right.mean():.1%} right "
             "without attack."
         )
     if wanted.answer == "accurate":
-        return [one.decision for one in measured].index(wanted), (
-            "The recipe says so: the classifier answers what is not flagged."
-        )
+        return 1, "The recipe says so: the classifier answers what is not flagged."
     cost = 100 * wanted.label_cost
-    mixes = _affordable([i for i, one in enumerate(measured) if one.decision.answer == "mixed"], measured, wanted)
-    able = [i for i in mixes if float(measured[i].label_right.mean()) >= kept - wanted.label_cost - 1e-12]
+    able = [i for i, one in enumerate(others, start=1) if _as_good(one, jury, wanted.label_cost)]
     if not able:
-        return jury, (
-            f"No mix keeps its labels within {cost:g} points of the jury's {kept:.1%} under attack, so the "
-            "jury answers."
-        )
+        return 0, f"No mix stays within {cost:g} points of the jury under attack ({figures}), so the jury answers."
 
     def worth(i: int) -> tuple[float, float, float]:
         one = measured[i]
         return float(one.clean_right.mean()), float(one.label_right.mean()), one.decision.jury_share
 
     best = max(able, key=worth)
+    taken = measured[best]
     return best, (
-        f"{len(able)} of {len(mixes)} mixes keep their labels under attack within {cost:g} points of the jury's "
-        f"{kept:.1%}; the one with the largest clean accuracy is taken, {worth(best)[0]:.1%} with the jury's "
-        f"{clean:.1%}; it keeps {worth(best)[1]:.1%}."
+        f"{len(able)} mixes stay within {cost:g} points of the jury under attack ({figures}); the one with the largest "
+        f"clean accuracy is taken, {taken.clean_right.mean():.1%} with the jury's {jury.clean_right.mean():.1%}: "
+        f"{taken.label_right.mean():.1%} right and {taken.robust_right.mean():.1%} right or flagged."
     )
 
 
@@ -153,6 +175,18 @@ def said_of_cost(taken: Measured, compared: Sequence[Measured]) -> str:
         f"{within} {best.cost:.3g} would buy {points[0]:+.1f} points label right, {points[1]:+.1f} right or flagged "
         f"and {points[2]:+.1f} clean."
     )
+
+
+def _best_jury(wanted: DecisionRecipe, measured: Sequence[Measured]) -> int:
+    """The jury that keeps most labels under attack; of what costs more than `max_cost` none, unless all do."""
+    juries = _affordable([i for i, one in enumerate(measured) if one.decision.answer == "robust"], measured, wanted)
+    return max(juries, key=lambda i: (measured[i].label_right.mean(), measured[i].clean_right.mean()))
+
+
+def _as_good(mix: Measured, jury: Measured, cost: float) -> bool:
+    """Whether a mix is, under attack, right and right or flagged nearly as often as the jury."""
+    pairs = ((mix.label_right, jury.label_right), (mix.robust_right, jury.robust_right))
+    return all(float(one.mean()) >= float(other.mean()) - cost - 1e-12 for one, other in pairs)
 
 
 def _affordable(rows: Sequence[int], measured: Sequence[Measured], wanted: DecisionRecipe) -> list[int]:
