@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from pathlib import Path
@@ -50,24 +51,47 @@ def harden(*options: str) -> None:
     assert run(["inspect", "model.onnx"]) == 0
 
 
-def test_torchvisions_mobile_network_on_images_that_are_no_squares() -> None:
-    images, _ = photos((3, 64, 48), 3)
+def learn(network: nn.Module, images: np.ndarray, labels: np.ndarray, *, epochs: int, lr: float) -> None:
+    """Adam on the cross-entropy of what the network gives, logits or probabilities; it is left in eval mode."""
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    optimiser = torch.optim.Adam(network.parameters(), lr)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(32):
+            loss = nn.functional.nll_loss(log_probabilities(network, x[rows]), y[rows])
+            optimiser.zero_grad(), loss.backward(), optimiser.step()
+    network.eval()
+
+
+def log_probabilities(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    found = network(x)
+    return found.clamp_min(1e-9).log() if isinstance(network[-1], nn.Softmax) else found.log_softmax(1)
+
+
+def assert_classifier_is(network: nn.Module, images: np.ndarray) -> None:
+    """The file's classifier gives the network's log-probabilities within 1e-5."""
+    stage = cut_stage(open_model_file(Path("model.onnx")).proto, CLASSIFIER).SerializeToString()
+    (found,) = OnnxRuntimeEngine(stage, device="cpu", threads=1).run({"image": images}, ["log_probabilities"])
+    with torch.no_grad():
+        wanted = log_probabilities(network, torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_torchvisions_mobile_network_on_images_that_are_no_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = photos((3, 64, 48), 3)
     Path("mobile.py").write_text(
         "from functools import partial\nfrom torch import nn\nfrom torchvision.models import mobilenet_v3_small\n"
         "def build(classes):\n"
-        "    return mobilenet_v3_small(num_classes=classes, norm_layer=partial(nn.BatchNorm2d, momentum=0.3))\n"
+        "    small = mobilenet_v3_small(num_classes=classes, norm_layer=partial(nn.BatchNorm2d, momentum=0.3))\n"
+        "    return nn.Sequential(small)\n"
     )
-    harden(
-        "--model",
-        "mobile:build",
-        "--set",
-        "plain.epochs=15",
-        "--set",
-        "plain.lr=0.03",
-        "--set",
-        "plain.average_decay=0",
-    )
+    monkeypatch.syspath_prepend(".")
+    torch.manual_seed(0)
+    network = importlib.import_module("mobile").build(3)
+    learn(network, images, labels, epochs=5, lr=0.003)
+    torch.save(network.state_dict(), "best.pt")
+    harden("--model", "mobile:build", "--weights", "best.pt", "--normalised-inside", "--set", "adversarial.lr=0.02")
     assert DefendedClassifier.load("model.onnx")(images[:3]).label.shape == (3,)
+    assert_classifier_is(network, images[:5])
 
 
 def test_an_onnx_file_of_two_classes_and_wide_images() -> None:
@@ -76,16 +100,10 @@ def test_an_onnx_file_of_two_classes_and_wide_images() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2), nn.Softmax(1)
     )
-    x, y = torch.from_numpy(images), torch.from_numpy(labels)
-    optimiser = torch.optim.Adam(network.parameters(), 0.05)
-    for _ in range(150):
-        loss = nn.functional.nll_loss(network(x).clamp_min(1e-9).log(), y)
-        optimiser.zero_grad(), loss.backward(), optimiser.step()
+    learn(network, images, labels, epochs=20, lr=0.05)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(network, (x[:1],), "own.onnx", input_names=["pixels"], dynamo=False)  # one image at a time
+        torch.onnx.export(network, (torch.from_numpy(images[:1]),), "own.onnx", input_names=["pixels"], dynamo=False)
     small = '{name = "small_cnn", widths = [8, 8], pool_after = [0, 1]}'
     harden("--onnx", "own.onnx", "--set", f"given.robust_model={small}", "--set", "adversarial.lr=0.05")
-    stage = cut_stage(open_model_file(Path("model.onnx")).proto, CLASSIFIER).SerializeToString()
-    (found,) = OnnxRuntimeEngine(stage, device="cpu", threads=1).run({"image": images[:5]}, ["log_probabilities"])
-    np.testing.assert_allclose(found, network(x[:5]).detach().log().numpy(), atol=1e-5)
+    assert_classifier_is(network, images[:5])

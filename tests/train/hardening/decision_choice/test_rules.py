@@ -50,7 +50,8 @@ def test_the_most_accurate_mix_within_the_label_cost_is_taken() -> None:
     assert index == 2
     assert why == (
         "2 mixes stay within 10 points of the jury under attack (60.0% right and 100.0% right or flagged); the one "
-        "with the largest clean accuracy is taken, 90.0% with the jury's 70.0%: 50.0% right and 100.0% right or flagged."
+        "with the largest clean accuracy is taken, 90.0% with the jury's 70.0%: 50.0% right and 100.0% right or "
+        "flagged."
     )
 
 
