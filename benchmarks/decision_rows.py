@@ -136,7 +136,8 @@ def chosen_decisions(
     found: dict[Answer, DecisionRecipe] = {}
     for answer in ("robust", "mixed"):
         asked = recipe.model_copy(update={"decision": recipe.decision.model_copy(update={"answer": answer})})
-        found[answer] = choose_decision(asked, components, splits, folder, reporter, workers=workers).decision
+        chosen = choose_decision(asked, components, splits, folder, reporter, workers=workers, strict=False)
+        found[answer] = chosen.decision
     if found["mixed"].answer != "mixed":  # no mix keeps enough labels: the recipe's own then
         found["mixed"] = recipe.decision.model_copy(
             update={"answer": "mixed", "juror_weight": found["robust"].juror_weight}
