@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ __all__ = ["NEAR_TIE", "Path", "member_scores"]
 NEAR_TIE = np.float32(1e-4)
 """A member whose top log-probability exceeds that of a label by less than this agrees with the label."""
 
+_Scores = TypeVar("_Scores", Float32, Float64)
 _ROWS = (
     "classifier", "first_answer", "used", "changed", "ratio", "decided", "adversarial", "settled", "jury", "_own",
 )  # fmt: skip
@@ -260,9 +261,9 @@ class Path:
         return ballots
 
 
-def _of_label(scores: Float32 | Float64, label: Int64) -> Float32 | Float64:
+def _of_label(scores: _Scores, label: Int64) -> _Scores:
     """The number of each input's label [..., N] among those of its classes [..., N, K]."""
-    return scores[..., np.arange(len(label)), label]
+    return np.asarray(scores[..., np.arange(len(label)), label], dtype=scores.dtype)
 
 
 def _bins(scores: Float32, edges: Float32) -> Int64:
