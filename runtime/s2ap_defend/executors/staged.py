@@ -15,14 +15,14 @@ from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.engines import Array, Device, Engine
 from s2ap_defend.engines.cores import usable_cores
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
-from s2ap_defend.executors import ExecutorName
+from s2ap_defend.executors import ExecutorName, Landed
 from s2ap_defend.executors.rows import Rows, joined_rows, sanitise
 from s2ap_defend.executors.stages import Stages, StageTime
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import Path, SequentialTest
-from s2ap_defend.types import Bool, Float32, Int64, Verdicts
+from s2ap_defend.types import Bool, Float32, Verdicts
 
-__all__ = ["Flight", "Landed", "StagedExecutor"]
+__all__ = ["Flight", "StagedExecutor"]
 
 PURIFY = 1
 """Step in which suspicious images are purified, where only these are; waves are numbered around it."""
@@ -48,21 +48,6 @@ class Flight:
     def empty(self) -> bool:
         """Whether nothing is left to do."""
         return not self.fresh and not self.waiting
-
-
-@dataclass(frozen=True)
-class Landed:
-    """What a step did.
-
-    Attributes:
-        ran: Numbers of the images that it ran.
-        number: Numbers of those that are finished [n].
-        verdicts: Of these.
-    """
-
-    ran: Int64
-    number: Int64
-    verdicts: Verdicts
 
 
 class StagedExecutor:
