@@ -69,6 +69,7 @@ class SequentialOutcome:
 
     Attributes:
         first_answer: The label that the evidence is measured against [N].
+        asked: Who was asked [N, n], for the vote alone included.
     """
 
     label: Int64
@@ -80,6 +81,7 @@ class SequentialOutcome:
     votes: Float64
     abstained: Bool
     first_answer: Int64
+    asked: Bool
 
 
 def member_scores(evidence: Evidence, log_probabilities: Float32, label: Int64) -> Float32:
@@ -191,16 +193,18 @@ def _run(test: SequentialTest, said: StageAnswers, classifier: Float32) -> Seque
     if said.finite is not None:
         abstained |= ~said.finite
     corrected = voted_label(path.votes, path.summed) if test.correct else path.label()
+    used = path.asked.sum(axis=1)
     return SequentialOutcome(
         label=np.where(adversarial, corrected, path.label()),
         adversarial=adversarial,
         base_label=np.asarray(classifier.argmax(axis=1), dtype=np.int64),
-        label_change_rate=(path.changed / path.used).astype(np.float32),
+        label_change_rate=(path.changed / used).astype(np.float32),
         log_likelihood_ratio=path.ratio,
-        members_used=path.used,
+        members_used=used,
         votes=path.votes,
         abstained=abstained,
         first_answer=path.first_answer,
+        asked=path.asked,
     )
 
 
@@ -210,7 +214,8 @@ class _Path:
     def __init__(self, test: SequentialTest, said: StageAnswers, classifier: Float32) -> None:
         self._test, self._said, self._classifier = test, said.members, classifier
         count, classes = classifier.shape
-        self.used, self.changed = (np.zeros(count, dtype=np.int64) for _ in range(2))
+        self.changed = np.zeros(count, dtype=np.int64)
+        self.asked = np.zeros((count, test.members), dtype=bool)
         self.votes, self.summed, self._probabilities = (np.zeros((count, classes)) for _ in range(3))
         self._weight = np.zeros(count)
         everyone = np.ones(count, dtype=bool)
@@ -227,7 +232,7 @@ class _Path:
 
     def ask(self, member: int, rows: Bool) -> None:
         """Ask a member about some inputs; the votes of the opening are counted already."""
-        self.used += rows
+        self.asked[:, member] = rows
         self.changed += rows & self._changes[member]
         if member >= self._test.opening:
             self._vote(member, rows)

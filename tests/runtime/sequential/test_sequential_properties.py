@@ -50,7 +50,7 @@ class Specified:
         for signal in test.signals:
             score = self.signal(signal.name, said, row)
             self.evidence += signal.increments[sum(edge <= score for edge in signal.edges)]
-        self.asked = self.changed = 0
+        self.changed, self.asked = 0, [False] * test.members
         self.alarm = not said.valid[row]  # type: ignore[index]
         self.clean = self.voted = False
 
@@ -96,7 +96,7 @@ class Specified:
     def ask(self, i: int) -> None:
         test, logs = self.test, self.logs[i]
         margin = logs.max() - logs[self.first]
-        self.asked += 1
+        self.asked[i] = True
         self.changed += bool(margin >= NEAR_TIE)
         if i >= test.opening:
             self.vote(i)
@@ -122,12 +122,13 @@ class Specified:
             "label": self.ranked() if adversarial and test.correct else self.answer(),
             "adversarial": adversarial,
             "base_label": int(self.base.argmax()),
-            "label_change_rate": np.float32(self.changed / self.asked),
+            "label_change_rate": np.float32(self.changed / sum(self.asked)),
             "log_likelihood_ratio": self.evidence,
-            "members_used": self.asked,
+            "members_used": sum(self.asked),
             "votes": self.votes,
             "abstained": (adversarial and not test.correct) or (undecided and test.undecided_abstains),
             "first_answer": self.first,
+            "asked": self.asked,
         }
 
 
