@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from s2ap_defend.engines import Device, Engine
-from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.engines import Device
 from s2ap_defend.errors import InputError
+from s2ap_defend.executors import Executor, ExecutorName
+from s2ap_defend.executors.start import start_executor
 from s2ap_defend.images import check_images
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import open_model_file
@@ -31,30 +32,38 @@ class DefendedClassifier:
     Args:
         path: Where the model file was read.
         manifest: Its manifest.
-        engine: An engine over the whole file.
+        executor: What runs it.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, engine: Engine) -> None:
+    def __init__(self, path: Path, manifest: Manifest, executor: Executor) -> None:
         self.path = path
         self.manifest = manifest
-        self._engine = engine
+        self.executor = executor
 
     @classmethod
-    def load(cls, path: str | Path, *, device: Device = "auto", threads: int | None = None) -> "DefendedClassifier":
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        executor: ExecutorName | None = None,
+    ) -> "DefendedClassifier":
         """Open, verify and start a defended model file.
 
         Args:
             path: The file; weights in external data lie beside it.
             device: 'auto', 'cpu', 'cuda' or 'tensorrt'.
-            threads: CPU threads inside one operator; None leaves the choice to the engine.
+            threads: CPU threads: inside one operator of the whole file, or stages and parts of a batch at a time; None:
+                as many as this process has cores.
+            executor: 'whole' or 'staged', which give the same verdicts; None takes the faster one (docs/embedding.md).
 
         Raises:
             ModelFileError: If the file is missing, broken, changed, undefended or of another version.
-            EngineError: If the device cannot be used.
+            EngineError: If the device cannot be used, or there is no such executor.
         """
         model = open_model_file(Path(path))
-        engine = OnnxRuntimeEngine(model.path, device=device, threads=threads)
-        return cls(model.path, model.manifest, engine)
+        return cls(model.path, model.manifest, start_executor(model, executor, device=device, threads=threads))
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -69,7 +78,7 @@ class DefendedClassifier:
     @property
     def provider(self) -> str:
         """Name of the execution provider that runs the model."""
-        return self._engine.provider
+        return self.executor.provider
 
     def validate(self, images: object) -> Float32:
         """Return `images` contiguous if the model takes them: float32 [N, C, H, W] in [0, 1], N > 0.
@@ -89,7 +98,7 @@ class DefendedClassifier:
             InputError: If the images do not fit the model.
             EngineError: If the engine fails.
         """
-        return Verdicts(*self._engine.run({"image": self.validate(images)}, Verdicts.FIELDS))
+        return self.executor.run(self.validate(images))
 
     @property
     def classes_(self) -> Int64:

@@ -52,11 +52,13 @@ def cut_stage(proto: ModelProto, scope: str) -> ModelProto:
 
     The stage is the nodes named `scope/...`, in whatever graph they are, with the initialisers that they read. Its
     input is called `image`, [batch, C, H, W]; outputs are `purified` and `reconstruction_error` of the purifier and
-    `log_probabilities` of any other stage. Weights are copied, the defended model stays as it is.
+    `log_probabilities` of any other stage. Weights are copied, the defended model stays as it is. Those that a branch
+    reads from the graph around it become inputs with a default: engines do not rearrange them there either, and round
+    as they do in the file.
 
     Args:
         proto: A defended model, weights in memory.
-        scope: 'purifier', 'classifier' or 'member_000', 'member_001', ...
+        scope: 'purifier', 'classifier', 'member_000', 'member_001', ..., or the second run of the classifier.
 
     Raises:
         ModelFileError: If the model has no such stage, or it cannot run alone.
@@ -65,6 +67,7 @@ def cut_stage(proto: ModelProto, scope: str) -> ModelProto:
     nodes = [_copy(node) for node in graph.node if _scope(node) == scope]
     produced = {name for node in nodes for name in node.output}
     initializers = {tensor.name: tensor for outer in enclosing for tensor in outer.initializer}
+    own = {tensor.name for tensor in graph.initializer}
     constants = {node.output[0]: node for outer in enclosing for node in outer.node if node.op_type == "Constant"}
     read = list(dict.fromkeys(name for node in nodes for name in _reads(node) if name and name not in produced))
     inputs = [name for name in read if name not in initializers and name not in constants]
@@ -79,11 +82,12 @@ def cut_stage(proto: ModelProto, scope: str) -> ModelProto:
     if missing:
         raise ModelFileError(f"stage {scope} has no value {scope}/{missing[0]}; export the model again")
     _rename(nodes, {inputs[0]: "image"} | {f"{scope}/{name}": name for name in wanted})
+    shared = [initializers[name] for name in read if name in initializers and name not in own]
     stage = helper.make_model(
         helper.make_graph(
             nodes=[_copy(constants[name]) for name in read if name in constants] + nodes,
             name=scope,
-            inputs=[_value(proto, "image", "image")],
+            inputs=[_value(proto, "image", "image"), *map(_with_default, shared)],
             outputs=[_value(proto, name, _SHAPED_LIKE.get(name, name)) for name in wanted],
             initializer=[initializers[name] for name in read if name in initializers],
             value_info=[value for outer in enclosing for value in outer.value_info if value.name in inner],
@@ -177,6 +181,11 @@ def _value(proto: ModelProto, name: str, like: str) -> ValueInfoProto:
             dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in declared.type.tensor_type.shape.dim]
             return helper.make_tensor_value_info(name, declared.type.tensor_type.elem_type, ["batch", *dims[1:]])
     raise ModelFileError(f"the model declares no {like}; it is no defended model, export it again")
+
+
+def _with_default(tensor: TensorProto) -> ValueInfoProto:
+    """Declaration of an initialiser as an input."""
+    return helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
 
 def _copy(node: NodeProto) -> NodeProto:

@@ -1,16 +1,17 @@
-"""Which images each stage is asked about: the file's decision, made by the numpy reference from its own stages."""
+"""Which images each stage is asked about: the file's decision, made from the answers of its stages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import ModelProto
 
 from s2ap_defend.decision_record import Sees
 from s2ap_defend.engines import Device, Engine
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import StageAnswers, accepted_raw, run_sequential_test
+from s2ap_defend.sequential import Path
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, cut_stage, member_scope, wave_sizes
 from s2ap_defend.types import Bool, Float32
 
@@ -24,7 +25,7 @@ class Run:
     """One stage and what it is asked about.
 
     Attributes:
-        scope: Its name in the file; that of the classifier's second run is CLASSIFIER_AGAIN.
+        scope: Its name in the file.
         engine: Its engine, alone.
         outputs: What it answers.
         images: What it sees of every image of the traffic [N, C, H, W].
@@ -40,31 +41,28 @@ class Run:
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of a file, cut and started.
+    """The stages of a file, each on an engine of its own.
 
     Attributes:
         manifest: Of the file.
-        engines: By scope, in the order in which they run; no purifier where it is off.
+        engines: By scope.
     """
 
     manifest: Manifest
     engines: Mapping[str, Engine]
 
     @classmethod
-    def start(cls, file: ModelFile, device: Device, threads: int | None) -> "Stages":
-        """Cut all stages and start an engine of each.
+    def start(cls, file: ModelFile, cut: Mapping[str, ModelProto], device: Device, threads: int | None) -> "Stages":
+        """Start an engine of each stage of `cut_stages`.
 
         Raises:
             EngineError: If the device cannot be used.
         """
-        scopes = [CLASSIFIER, *map(member_scope, range(len(file.manifest.members)))]
-        if not file.manifest.purifier.off:
-            scopes.insert(0, PURIFIER)
-        cut = {scope: cut_stage(file.proto, scope).SerializeToString() for scope in scopes}
-        return cls(
-            file.manifest,
-            {scope: OnnxRuntimeEngine(stage, device=device, threads=threads) for scope, stage in cut.items()},
-        )
+        engines = {
+            scope: OnnxRuntimeEngine(stage.SerializeToString(), device=device, threads=threads)
+            for scope, stage in cut.items()
+        }
+        return cls(file.manifest, engines)
 
     def runs(self, images: Float32) -> list[Run]:
         """Every stage with the images that it is asked about, in the order of the graph.
@@ -73,40 +71,54 @@ class Stages:
         through all. What is purified only where it is suspicious is what the opening does not accept.
         """
         manifest, test = self.manifest, self.manifest.to_test()
-        everyone, purify = np.ones(len(images), dtype=np.bool_), manifest.decision.purify
+        everyone, suspicious = np.ones((2, len(images)), dtype=np.bool_)
         seen: dict[Sees, Float32] = {"raw": images, "purified": images}
         error = None
         if PURIFIER in self.engines:
             seen["purified"], error = _in_parts(self.engines[PURIFIER], images, _PURIFIED)
         sees = [member.sees for member in manifest.members]
-        said = StageAnswers(
-            classifier=self._says(CLASSIFIER, seen["purified"]),
-            members=np.stack([self._says(member_scope(i), seen[eye]) for i, eye in enumerate(sees)]),
-            on_raw=self._says(CLASSIFIER, images) if purify == "suspicious" else None,
-            reconstruction_error=error,
-        )
-        asked = run_sequential_test(test, said).asked
-        suspicious = everyone if purify == "always" else ~accepted_raw(test, said)
+        logs = np.stack([self._says(member_scope(i), seen[eye]) for i, eye in enumerate(sees)])
+        opening = logs[: test.opening]
+        first = self._run(CLASSIFIER, seen["purified"], everyone)
+        between: list[Run] = []
+        if CLASSIFIER_AGAIN in self.engines:
+            first = self._run(CLASSIFIER, images, everyone)
+            path = Path(test, self._says(CLASSIFIER, images), opening)
+            path.scan(0, opening)
+            suspicious = ~path.decided | path.adversarial
+            again = self._run(CLASSIFIER_AGAIN, seen["purified"], suspicious)
+            between = [self._run(PURIFIER, images, suspicious), again]
+        path = Path(test, self._says(CLASSIFIER, seen["purified"]), opening, reconstruction_error=error)
+        members = []
+        for wave in _waves(wave_sizes(test, manifest.decision.purify)):
+            rows = suspicious & path.waits(wave.start, len(wave)) if wave.start else everyone
+            path.scan(wave.start, logs[wave.start : wave.stop])
+            members += [self._run(member_scope(i), seen[sees[i]], rows) for i in wave]
+        if between:
+            return [first, *members[: test.opening], *between, *members[test.opening :]]
+        purifier = [self._run(PURIFIER, images, everyone)] if PURIFIER in self.engines else []
+        return [*purifier, first, *members]
 
-        def run(scope: str, eye: Sees, rows: Bool, engine: str = "") -> Run:
-            outputs = _PURIFIED if scope == PURIFIER else SAID
-            return Run(scope, self.engines[engine or scope], outputs, seen[eye], rows)
-
-        waves = np.split(np.arange(test.members), np.cumsum(wave_sizes(test, purify))[:-1])
-        members = [
-            run(member_scope(i), sees[i], np.asarray(asked[:, wave].any(axis=1)))
-            for wave in waves
-            for i in wave.tolist()
-        ]
-        if purify == "suspicious":
-            again = run(CLASSIFIER_AGAIN, "purified", suspicious, CLASSIFIER)
-            opening, later = members[: test.opening], members[test.opening :]
-            return [run(CLASSIFIER, "raw", everyone), *opening, run(PURIFIER, "raw", suspicious), again, *later]
-        purifier = [run(PURIFIER, "raw", everyone)] if PURIFIER in self.engines else []
-        return [*purifier, run(CLASSIFIER, "purified", everyone), *members]
+    def _run(self, scope: str, images: Float32, rows: Bool) -> Run:
+        return Run(scope, self.engines[scope], _PURIFIED if scope == PURIFIER else SAID, images, rows)
 
     def _says(self, scope: str, images: Float32) -> Float32:
         return np.asarray(_in_parts(self.engines[scope], images, SAID)[0])
+
+
+def cut_stages(file: ModelFile) -> dict[str, ModelProto]:
+    """The stages of a file by scope; no purifier where it is off."""
+    purify = file.manifest.decision.purify
+    scopes = [CLASSIFIER, *map(member_scope, range(len(file.manifest.members)))]
+    scopes += {"always": [PURIFIER], "suspicious": [PURIFIER, CLASSIFIER_AGAIN], "off": []}[purify]
+    return {scope: cut_stage(file.proto, scope) for scope in scopes}
+
+
+def _waves(sizes: Sequence[int]) -> Iterator[range]:
+    start = 0
+    for size in sizes:
+        yield range(start, start + size)
+        start += size
 
 
 def _in_parts(engine: Engine, images: Float32, outputs: Sequence[str]) -> list[np.ndarray]:

@@ -6,5 +6,3 @@ TrafficKind = Literal["clean", "attacked", "mixed"]
 """Images as they come; mixed are clean and attacked ones in turn."""
 Clock = Literal["wall", "processor"]
 """`processor` counts what this process computes: on one thread of a CPU other processes hardly lengthen it."""
-Executor = Literal["whole"]
-"""How a file is run: `whole` is one session over the file."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from s2ap_defend.bench.measured import Measured
 from s2ap_defend.bench.traffic import Traffic
 from s2ap_defend.decision_record import Purify
+from s2ap_defend.executors import ExecutorName
 from s2ap_defend.stages import CLASSIFIER
 
 TIMES_BARE: dict[Purify, float] = {"always": 6.0, "suspicious": 3.0, "off": 3.0}
@@ -28,6 +29,7 @@ class Goal:
     """One thing that should hold.
 
     Attributes:
+        executor: Whose time it is.
         what: In words.
         most: What is wanted at most.
         found: What was measured.
@@ -35,6 +37,7 @@ class Goal:
         batch: At which; None: over all.
     """
 
+    executor: ExecutorName
     what: str
     most: float
     found: float
@@ -78,14 +81,12 @@ def _goals(measured: Measured, traffic: Traffic, purify: Purify) -> Iterator[Goa
         if _cost_counts(measured, traffic):
             for batch, limit in ((1, None if small else MORE_AT_ONE * most), (64, most)):
                 if batch in by_size and limit is not None:
-                    what = f"{name}, batch {batch}: cost with purification '{purify}'"
-                    yield Goal(what, limit, by_size[batch].executors[name].times_bare, "x", batch)
+                    what = f"batch {batch}: cost with purification '{purify}'"
+                    yield Goal(name, what, limit, by_size[batch].executors[name].times_bare, "x", batch)
         if 1 in by_size:
-            yield Goal(f"{name}, batch 1: beyond the stages", OUTSIDE_MS, by_size[1].outside_ms[name], " ms", 1)
+            yield Goal(name, "batch 1: beyond the stages", OUTSIDE_MS, by_size[1].outside_ms[name], " ms", 1)
         if 64 in by_size:
-            yield Goal(
-                f"{name}, batch 64: beyond the stages", OUTSIDE_SHARE, by_size[64].outside_share[name], "share", 64
-            )
+            yield Goal(name, "batch 64: beyond the stages", OUTSIDE_SHARE, by_size[64].outside_share[name], "share", 64)
         slope = measured.exponents[name]
         if slope is not None:
-            yield Goal(f"{name}: exponent of time in batch", EXPONENT, slope, "", None)
+            yield Goal(name, "exponent of time in batch", EXPONENT, slope, "", None)

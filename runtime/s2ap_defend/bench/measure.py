@@ -1,6 +1,7 @@
 """Time a defended file beside its bare classifier, its stages and the machine's ceilings, all in one run."""
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from onnx import ModelProto
 
-from s2ap_defend.bench.asked import SAID, Run, Stages
+from s2ap_defend.bench.asked import SAID, Run, Stages, cut_stages
 from s2ap_defend.bench.ceilings import Ceilings, ceiling_variants, ceilings
-from s2ap_defend.bench.choices import Clock, Executor
+from s2ap_defend.bench.choices import Clock
 from s2ap_defend.bench.measured import BARE, BatchTimes, Measured, StageTime
 from s2ap_defend.bench.memory import Memory, measure_memory
 from s2ap_defend.bench.rounds import CLOCKS, Variant, alternate, exponent, latency, typical_round
@@ -21,24 +23,33 @@ from s2ap_defend.bench.work import Work, count_work
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.engines import Device, Engine
 from s2ap_defend.errors import EngineError
+from s2ap_defend.executors import ExecutorName
+from s2ap_defend.executors.staged import StagedExecutor
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.progress import Reporter
-from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, cut_stage
+from s2ap_defend.stages import CLASSIFIER, PURIFIER
 from s2ap_defend.types import Float32, Float64, Verdicts
 
 WINDOW = 64
 """Images of a round, or those of one batch where that is larger, so that small batches see the same traffic."""
 
+REPEATS = 5
+"""Rounds in which an executor's own clocks are read."""
+
 
 @dataclass(frozen=True)
 class _Timed:
-    """One batch size: seconds of every variant [rounds, calls], the stages' runs, where batches begin and end."""
+    """One batch size: seconds of every variant [rounds, calls], the stages' runs, where batches begin and end.
+
+    `outside` is the share of time beyond the engines of executors that count the time inside them.
+    """
 
     batch: int
     cuts: list[int]
     verdicts: Verdicts
     runs: list[Run]
     seconds: dict[str, Float64]
+    outside: dict[ExecutorName, float]
 
 
 def measure(
@@ -46,7 +57,7 @@ def measure(
     traffic: Traffic,
     *,
     batches: Sequence[int],
-    executors: Sequence[Executor] = get_args(Executor),
+    executors: Sequence[ExecutorName] = get_args(ExecutorName),
     device: Device = "auto",
     threads: int | None = None,
     clock: Clock = "wall",
@@ -69,7 +80,8 @@ def measure(
     Raises:
         EngineError: If the device cannot be used, an engine fails, or the clock does not fit.
     """
-    stages = Stages.start(file, device, threads)
+    cut = cut_stages(file)
+    stages = Stages.start(file, cut, device, threads)
     provider = stages.engines[CLASSIFIER].provider
     alone = threads == 1 and provider == "CPUExecutionProvider"
     if clock == "processor" and not alone:
@@ -77,14 +89,16 @@ def measure(
             f"the processor's time was asked for on {provider} with {threads or 'any number of'} threads; it means "
             "something for one thread of a CPU: use --device cpu --threads 1, or --clock wall"
         )
-    work = {scope: count_work(cut_stage(file.proto, scope)) for scope in stages.engines}
-    started = {name: DefendedClassifier.load(file.path, device=device, threads=threads) for name in executors}
+    work = {scope: count_work(stage) for scope, stage in cut.items()}
+    started = {
+        name: DefendedClassifier.load(file.path, device=device, threads=threads, executor=name) for name in executors
+    }
     limits = ceiling_variants(device, threads)
     sizes = sorted(set(batches))
     with reporter.step("Timing", len(sizes) * (rounds + 1)) as step:
         began = [now() for now in CLOCKS.values()]
         run = partial(alternate, rounds=rounds, clock=clock, after_round=step.advance)
-        timed = [_timed(batch, traffic, stages, started, limits, run) for batch in sizes]
+        timed = [_timed(batch, traffic, stages, started, limits, threads, run) for batch in sizes]
         wall, processor = (now() - start for now, start in zip(CLOCKS.values(), began, strict=True))
     reached = ceilings({name: np.concatenate([one.seconds[name] for one in timed]) for name in limits})
     found = tuple(_batch_times(one, executors, work, reached) for one in timed)
@@ -100,7 +114,7 @@ def measure(
         work=work,
         ceilings=reached,
         exponents={name: exponent(sizes, np.divide(sizes, values).tolist()) for name, values in rates.items()},
-        memory=_memory(file, traffic.first(sizes[-1]), executors, device, threads),
+        memory=_memory(file, cut[CLASSIFIER], traffic.first(sizes[-1]), executors, device, threads),
     )
 
 
@@ -108,8 +122,9 @@ def _timed(
     batch: int,
     traffic: Traffic,
     stages: Stages,
-    started: Mapping[Executor, DefendedClassifier],
+    started: Mapping[ExecutorName, DefendedClassifier],
     limits: Mapping[str, Variant],
+    threads: int | None,
     run_rounds: Callable[[Mapping[str, Variant]], dict[str, Float64]],
 ) -> _Timed:
     """Time one batch size."""
@@ -122,7 +137,22 @@ def _timed(
     variants: dict[str, Variant] = {BARE: [partial(_ask, bare, part, SAID) for part in parts]}
     variants |= {name: [partial(run, part) for part in parts] for name, run in started.items()}
     variants |= {run.scope: _calls(run, cuts) for run in runs}
-    return _Timed(batch, cuts, verdicts, runs, run_rounds({**variants, **limits}))
+    counting = {name: one.executor for name, one in started.items() if isinstance(one.executor, StagedExecutor)}
+    outside = {name: _outside(executor, parts) for name, executor in counting.items() if threads == 1}
+    return _Timed(batch, cuts, verdicts, runs, run_rounds({**variants, **limits}), outside)
+
+
+def _outside(executor: StagedExecutor, parts: Sequence[Float32]) -> float:
+    """Share of the time beyond the engines, by the executor's own clocks."""
+    shares = []
+    for _ in range(REPEATS):
+        before = sum(stage.seconds for stage in executor.times().values())
+        began = time.perf_counter()
+        for part in parts:
+            executor.run(part)
+        whole = time.perf_counter() - began
+        shares.append(1 - (sum(stage.seconds for stage in executor.times().values()) - before) / whole)
+    return float(np.median(shares))
 
 
 def _calls(run: Run, cuts: Sequence[int]) -> Variant:
@@ -136,7 +166,7 @@ def _ask(engine: Engine, images: Float32, outputs: Sequence[str]) -> object:
 
 
 def _batch_times(
-    timed: _Timed, executors: Sequence[Executor], work: Mapping[str, Work | None], reached: Ceilings
+    timed: _Timed, executors: Sequence[ExecutorName], work: Mapping[str, Work | None], reached: Ceilings
 ) -> BatchTimes:
     calls, seconds, verdicts = len(timed.cuts) - 1, timed.seconds, timed.verdicts
     images = calls * timed.batch
@@ -147,7 +177,8 @@ def _batch_times(
     alone = work[CLASSIFIER]
     bare_floor_s = None if alone is None else reached.floor_s(alone, timed.batch)
     inside = sum(typical_round(seconds[run.scope]) for run in timed.runs)
-    whole = {name: typical_round(seconds[name]) for name in executors}
+    typical = {name: typical_round(seconds[name]) for name in executors}
+    shares = {name: 1 - inside / typical[name] for name in executors} | timed.outside
     return BatchTimes(
         batch=timed.batch,
         calls=bare.size,
@@ -159,8 +190,8 @@ def _batch_times(
         stages=tuple(_stage_time(run, seconds[run.scope], bare, calls, floors[run.scope]) for run in timed.runs),
         floor_ms=None if floor_s is None else 1e3 * floor_s,
         floor_times_bare=None if floor_s is None or not bare_floor_s else floor_s / bare_floor_s,
-        outside_ms={name: 1e3 * (value - inside) / calls for name, value in whole.items()},
-        outside_share={name: 1 - inside / value for name, value in whole.items()},
+        outside_ms={name: 1e3 * share * typical[name] / calls for name, share in shares.items()},
+        outside_share=shares,
     )
 
 
@@ -176,19 +207,22 @@ def _stage_time(run: Run, seconds: Float64, bare: Float64, calls: int, floor_s: 
 
 def _floor_s(run: Run, cuts: Sequence[int], work: Mapping[str, Work | None], reached: Ceilings) -> float | None:
     """Seconds that a stage needs at least, of a call, mean."""
-    one = work[CLASSIFIER if run.scope == CLASSIFIER_AGAIN else run.scope]
+    one = work[run.scope]
     if one is None:
         return None
     return float(np.mean([reached.floor_s(one, int(run.rows[low:high].sum())) for low, high in pairwise(cuts)]))
 
 
 def _memory(
-    file: ModelFile, images: Float32, executors: Sequence[Executor], device: Device, threads: int | None
+    file: ModelFile,
+    classifier: ModelProto,
+    images: Float32,
+    executors: Sequence[ExecutorName],
+    device: Device,
+    threads: int | None,
 ) -> dict[str, Memory | None]:
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder, "classifier.onnx")
-        stage.write_bytes(cut_stage(file.proto, CLASSIFIER).SerializeToString())
-        found = {BARE: measure_memory(stage, images, defended=False, device=device, threads=threads)}
-    return found | {
-        name: measure_memory(file.path, images, defended=True, device=device, threads=threads) for name in executors
-    }
+        stage.write_bytes(classifier.SerializeToString())
+        found = {BARE: measure_memory(stage, None, images, device, threads)}
+    return found | {name: measure_memory(file.path, name, images, device, threads) for name in executors}

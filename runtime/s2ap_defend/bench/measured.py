@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from s2ap_defend.bench.ceilings import Ceilings
-from s2ap_defend.bench.choices import Clock, Executor
+from s2ap_defend.bench.choices import Clock
 from s2ap_defend.bench.memory import Memory
 from s2ap_defend.bench.rounds import Latency
 from s2ap_defend.bench.work import Work
+from s2ap_defend.executors import ExecutorName
 
 BARE = "bare classifier"
 """Name of the classifier alone among the variants."""
@@ -46,7 +47,8 @@ class BatchTimes:
         stages: Its stages, alone.
         floor_ms: Of a call of the defended file: the least that its stages take by operations and bytes.
         floor_times_bare: The same as a multiple of the bare classifier's floor: what the defence costs in operations.
-        outside_ms: By executor, what a call takes beyond its stages; below 0 where it runs them faster than alone.
+        outside_ms: By executor, what a call takes beyond its stages: by the executor's own clocks where it has them and
+            uses one thread, else beyond the stages alone, and below 0 where it runs them faster than that.
         outside_share: By executor, the same as a share of the call.
     """
 
@@ -56,12 +58,12 @@ class BatchTimes:
     flagged: float
     purified: float
     bare: Latency
-    executors: dict[Executor, Latency]
+    executors: dict[ExecutorName, Latency]
     stages: tuple[StageTime, ...]
     floor_ms: float | None
     floor_times_bare: float | None
-    outside_ms: dict[Executor, float]
-    outside_share: dict[Executor, float]
+    outside_ms: dict[ExecutorName, float]
+    outside_share: dict[ExecutorName, float]
 
 
 @dataclass(frozen=True)

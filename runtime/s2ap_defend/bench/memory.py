@@ -12,6 +12,7 @@ from pathlib import Path
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.engines import Device, Engine
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.executors import ExecutorName
 from s2ap_defend.types import Float32
 
 _STATUS = Path("/proc/self/status")
@@ -32,29 +33,32 @@ class Memory:
 
 
 def measure_memory(
-    model: Path, images: Float32, *, defended: bool, device: Device, threads: int | None
+    model: Path, executor: ExecutorName | None, images: Float32, device: Device, threads: int | None
 ) -> Memory | None:
     """Open a model in a new process and run it; None where the system does not tell how much memory a process has.
 
     Args:
-        model: A defended file, or one stage of it.
+        model: A defended file, or with no executor one stage of it.
+        executor: How the file is run.
         images: The batch that it runs [N, C, H, W].
-        defended: Whether it is a defended file.
         device: As of the engines.
         threads: As of the engines.
     """
     if not _STATUS.exists():
         return None
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_measure, model, images, defended, device, threads).result()
+        return process.submit(_measure, model, executor, images, device, threads).result()
 
 
-def _measure(model: Path, images: Float32, defended: bool, device: Device, threads: int | None) -> Memory:
+def _measure(
+    model: Path, executor: ExecutorName | None, images: Float32, device: Device, threads: int | None
+) -> Memory:
     before = _kilobytes("VmRSS")
-    if defended:
-        run: Callable[[Float32], object] = DefendedClassifier.load(model, device=device, threads=threads)
-    else:
+    run: Callable[[Float32], object]
+    if executor is None:
         run = partial(_run_stage, OnnxRuntimeEngine(model, device=device, threads=threads))
+    else:
+        run = DefendedClassifier.load(model, device=device, threads=threads, executor=executor)
     for _ in range(_RUNS):
         run(images)
     gc.collect()

@@ -138,7 +138,7 @@ def _goal_lines(measured: Measured, traffic: Traffic, manifest: Manifest) -> Ite
     for goal in goals(measured, traffic, manifest.decision.purify):
         found, most = (_amount(goal, value) for value in (goal.found, goal.most))
         where = f"; {_dearest(measured, goal, manifest)}" if goal.unit == "x" and not goal.holds else ""
-        yield f"{'holds ' if goal.holds else 'MISSED'}  {goal.what}: {found}, at most {most}{where}"
+        yield f"{'holds ' if goal.holds else 'MISSED'}  {goal.executor}, {goal.what}: {found}, at most {most}{where}"
     for reason in not_judged(measured, traffic):
         yield f"not judged: {reason}"
 
@@ -146,10 +146,8 @@ def _goal_lines(measured: Measured, traffic: Traffic, manifest: Manifest) -> Ite
 def _dearest(measured: Measured, goal: Goal, manifest: Manifest) -> str:
     """The parts that cost most where a cost is too large."""
     (one,) = (one for one in measured.batches if one.batch == goal.batch)
-    parts = {name: cost for name, cost, _ in _parts(one, manifest)} | {
-        f"{name}, beyond the stages": share * one.executors[name].times_bare
-        for name, share in one.outside_share.items()
-    }
+    parts = {name: cost for name, cost, _ in _parts(one, manifest)}
+    parts["beyond the stages"] = one.outside_share[goal.executor] * one.executors[goal.executor].times_bare
     dearest = sorted(parts, key=lambda name: -parts[name])[:3]
     return ", ".join(f"{name} {parts[name]:.3g}x" for name in dearest)
 

@@ -34,7 +34,8 @@ def count_work(stage: ModelProto) -> Work | None:
     single = ModelProto()
     single.CopyFrom(inline_local_functions(stage) if stage.functions else stage)
     del single.graph.value_info[:]
-    for value in (*single.graph.input, *single.graph.output):
+    image = single.graph.input[0]  # others are initialisers
+    for value in (image, *single.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 1
     graph = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
     shapes = dict(_shapes(graph))
@@ -43,7 +44,7 @@ def count_work(stage: ModelProto) -> Work | None:
     except KeyError:
         return None
     weights = sum(_bytes(tensor.data_type, tensor.dims) for inner in _graphs(graph) for tensor in inner.initializer)
-    values = (*graph.input, *graph.output)
+    values = (image, *graph.output)
     return Work(flops, weights, sum(_bytes(one.type.tensor_type.elem_type, shapes[one.name]) for one in values))
 
 

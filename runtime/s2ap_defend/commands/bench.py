@@ -8,10 +8,11 @@ import click
 import orjson
 from rich.console import Console
 
-from s2ap_defend.bench.choices import Clock, Executor, TrafficKind
+from s2ap_defend.bench.choices import Clock, TrafficKind
 from s2ap_defend.commands.options import device_option, on_white_option, resize_option
 from s2ap_defend.engines import Device
 from s2ap_defend.errors import ModelFileError
+from s2ap_defend.executors import ExecutorName
 from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.types import Resize
 
@@ -56,7 +57,7 @@ def batch_sizes(ctx: click.Context, param: click.Parameter, text: str) -> tuple[
     help="Attacked images, in the same ways; by default those of the folder 'demo' beside MODEL.",
 )
 @click.option(
-    "--executor", "executors", multiple=True, type=click.Choice(get_args(Executor)), help="By default all of them."
+    "--executor", "executors", multiple=True, type=click.Choice(get_args(ExecutorName)), help="By default all of them."
 )
 @device_option
 @click.option("--threads", type=click.IntRange(1), help="CPU threads inside one operator.")
@@ -77,7 +78,7 @@ def bench(
     traffic: TrafficKind,
     data: tuple[Path, ...],
     attacked: tuple[Path, ...],
-    executors: tuple[Executor, ...],
+    executors: tuple[ExecutorName, ...],
     device: Device,
     threads: int | None,
     clock: Clock,
@@ -112,7 +113,7 @@ def bench(
         opened,
         found,
         batches=batch,
-        executors=executors or get_args(Executor),
+        executors=executors or get_args(ExecutorName),
         device=device,
         threads=threads,
         clock=clock,

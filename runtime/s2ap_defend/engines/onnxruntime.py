@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 
 from s2ap_defend.engines import Array, Device
+from s2ap_defend.engines.cores import usable_cores
 from s2ap_defend.errors import EngineError, ModelFileError
 
 _PROVIDERS: dict[str, tuple[str, ...]] = {
@@ -26,7 +27,7 @@ class OnnxRuntimeEngine:
     Args:
         model: Path of a model file (its external data lies beside it) or serialised bytes.
         device: 'auto' takes CUDA where it works and the CPU elsewhere; a named device is used or refused.
-        threads: Threads inside one operator; None leaves the choice to ONNX Runtime.
+        threads: Threads inside one operator; None: as many as this process has cores.
 
     Raises:
         EngineError: If the device is not there.
@@ -34,16 +35,13 @@ class OnnxRuntimeEngine:
     """
 
     def __init__(self, model: Path | bytes, *, device: Device = "auto", threads: int | None = None) -> None:
-        if device != "auto" and device not in _PROVIDERS:
-            raise EngineError(f"device {device!r} is not known; choose auto, {', '.join(_PROVIDERS)}")
-        chosen = ("cuda" if _cuda_is_usable() else "cpu") if device == "auto" else device
+        chosen = chosen_device(device)
         wanted = _PROVIDERS[chosen]
         if wanted[0] not in onnxruntime.get_available_providers():
             raise EngineError(f"this ONNX Runtime has no {wanted[0]}; {_INSTALL[chosen]}; or use --device cpu")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY if chosen == "cpu" else _ERRORS_ONLY + 1
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = usable_cores() if threads is None else threads
         source: Any = str(model) if isinstance(model, Path) else model
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=list(wanted))
@@ -62,6 +60,19 @@ class OnnxRuntimeEngine:
             return list(self._session.run(list(outputs), dict(feeds)))
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on {self.provider}: {_first_line(error)}") from error
+
+
+def chosen_device(device: Device) -> Literal["cpu", "cuda", "tensorrt"]:
+    """The device that is meant: 'auto' is CUDA where it works and the CPU elsewhere.
+
+    Raises:
+        EngineError: If there is no such name.
+    """
+    if device == "auto":
+        return "cuda" if _cuda_is_usable() else "cpu"
+    if device not in _PROVIDERS:
+        raise EngineError(f"device {device!r} is not known; choose auto, {', '.join(_PROVIDERS)}")
+    return device
 
 
 def _cuda_is_usable() -> bool:

@@ -1,14 +1,13 @@
 """The decision as tables, its numpy reference, and Wald's design of the sequential test."""
 
 from s2ap_defend.sequential.jury import mixed_label, settled, voted_label
+from s2ap_defend.sequential.path import NEAR_TIE, Path, member_scores
 from s2ap_defend.sequential.reference import (
-    NEAR_TIE,
     SequentialOutcome,
     StageAnswers,
     accepted_raw,
     first_answers,
     log_likelihood_path,
-    member_scores,
     run_sequential_test,
     signal_scores,
 )
@@ -40,6 +39,7 @@ __all__ = [
     "NEAR_TIE",
     "Answer",
     "Evidence",
+    "Path",
     "SequentialOutcome",
     "SequentialTest",
     "Signal",

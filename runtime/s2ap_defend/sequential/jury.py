@@ -11,7 +11,7 @@ import numpy as np
 
 from s2ap_defend.types import Bool, Float32, Float64, Int64
 
-__all__ = ["LOWEST_LOG", "SQUARINGS", "TAYLOR", "exponential", "mixed_label", "power", "settled", "voted_label"]
+__all__ = ["LOWEST_LOG", "SQUARINGS", "TAYLOR", "exponential", "mix", "mixed_label", "power", "settled", "voted_label"]
 
 LOWEST_LOG = -40.0
 """Log-probabilities below count as this one, so that no power of a probability is subnormal."""
@@ -38,9 +38,15 @@ def exponential(logs: Float64) -> Float64:
     Args:
         logs: At most 0; those below LOWEST_LOG count as that.
     """
-    part = np.maximum(logs, LOWEST_LOG) * 2.0**-SQUARINGS
-    value = reduce(lambda value, coefficient: value * part + coefficient, TAYLOR[1:], np.full_like(part, TAYLOR[0]))
-    return reduce(lambda value, _: value * value, range(SQUARINGS), value)
+    part = np.maximum(logs, LOWEST_LOG)
+    part *= 2.0**-SQUARINGS
+    value = np.full_like(part, TAYLOR[0])
+    for coefficient in TAYLOR[1:]:
+        value *= part
+        value += coefficient
+    for _ in range(SQUARINGS):
+        value *= value
+    return value
 
 
 def power(base: Float64, exponent: float) -> Float64:
@@ -64,10 +70,16 @@ def mixed_label(
         jury_share: In [0, 1].
         amplification: A multiple of 1/2 above 0.
     """
+    own = exponential(classifier.astype(np.float64))
+    return mix(own, probabilities, weight, jury_share=jury_share, amplification=amplification)
+
+
+def mix(own: Float64, probabilities: Float64, weight: Float64, *, jury_share: float, amplification: float) -> Int64:
+    """`mixed_label` of the classifier's own probabilities [N, K], as `exponential` gives them."""
     amplified = power(probabilities / weight[:, None], amplification)
     total = np.cumsum(amplified, axis=1)[:, -1:]
-    mix = (1.0 - jury_share) * exponential(classifier.astype(np.float64)) + jury_share * (amplified / total)
-    return np.asarray(mix.argmax(axis=1), dtype=np.int64)
+    mixed = (1.0 - jury_share) * own + jury_share * (amplified / total)
+    return np.asarray(mixed.argmax(axis=1), dtype=np.int64)
 
 
 def settled(votes: Float64, left: float) -> Bool:

@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from s2ap_defend.sequential.jury import exponential, mixed_label, settled, voted_label
-from s2ap_defend.sequential.tables import WEIGHT_UNIT, Evidence, SequentialTest, SignalName
+from s2ap_defend.sequential.path import Path
+from s2ap_defend.sequential.tables import SequentialTest, SignalName
 from s2ap_defend.types import Bool, Float32, Float64, Int64
-
-NEAR_TIE = np.float32(1e-4)
-"""A member whose top log-probability exceeds that of a label by less than this agrees with the label."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,6 @@ class SequentialOutcome:
 
     Attributes:
         first_answer: The label that the evidence is measured against [N].
-        asked: Who was asked [N, n], for the vote alone included.
     """
 
     label: Int64
@@ -81,22 +77,6 @@ class SequentialOutcome:
     votes: Float64
     abstained: Bool
     first_answer: Int64
-    asked: Bool
-
-
-def member_scores(evidence: Evidence, log_probabilities: Float32, label: Int64) -> Float32:
-    """Scores of members against labels, in nats, shape [..., N].
-
-    Args:
-        evidence: 'margin' or 'surprise', as in SequentialTest.
-        log_probabilities: Member log-probabilities [..., N, K].
-        label: Labels [N].
-    """
-    index = np.broadcast_to(label[..., None], (*log_probabilities.shape[:-1], 1))
-    of_label = np.take_along_axis(log_probabilities, index, axis=-1)[..., 0]
-    if evidence == "surprise":
-        return np.asarray(-of_label, dtype=np.float32)
-    return np.asarray(log_probabilities.max(axis=-1) - of_label, dtype=np.float32)
 
 
 def run_sequential_test(test: SequentialTest, said: StageAnswers) -> SequentialOutcome:
@@ -128,11 +108,9 @@ def accepted_raw(test: SequentialTest, said: StageAnswers) -> Bool:
     """Inputs that are accepted in the opening on their raw images [N]; none where all are purified, or none."""
     if said.on_raw is None:
         return np.zeros(len(said), dtype=bool)
-    path = _Path(test, said, said.on_raw)
-    for i in range(test.opening):
-        path.ask(i, np.ones(len(said), dtype=bool))
-        path.add(i)
-    return np.asarray(path.stops_clean(test.opening - 1) & ~path.crosses(test.opening - 1) & _valid(said))
+    path = _path(test, said, said.on_raw)
+    path.scan(0, said.members[: test.opening])
+    return path.decided & ~path.adversarial
 
 
 def log_likelihood_path(test: SequentialTest, said: StageAnswers) -> tuple[Float64, Bool]:
@@ -145,18 +123,18 @@ def log_likelihood_path(test: SequentialTest, said: StageAnswers) -> tuple[Float
         test: The tables; its alarm boundary is not used.
         said: The answers of the stages.
     """
-    path = _Path(test, said, said.classifier)
+    never = np.full(test.members, np.inf)
+    path = _path(replace(test, lower=-never, upper=never), replace(said, valid=None), said.classifier)
     ratios, clean = np.zeros((test.members, len(said))), np.zeros((test.members, len(said)), dtype=bool)
     for i in range(test.members):
-        path.ask(i, np.ones(len(said), dtype=bool))
-        path.add(i)
-        ratios[i], clean[i] = path.ratio, path.stops_clean(i)
+        path.scan(i, said.members[i : i + 1])
+        ratios[i], clean[i] = path.ratio, path.stops_clean(i, test.lower[i])
     return ratios, clean
 
 
 def first_answers(test: SequentialTest, said: StageAnswers) -> Int64:
     """The label that the evidence is measured against [N]: of the classifier and the opening's jurors."""
-    return _Path(test, said, said.classifier).first_answer
+    return _path(replace(test, signals=()), said, said.classifier).first_answer
 
 
 def signal_scores(test: SequentialTest, said: StageAnswers, name: SignalName) -> Float32:
@@ -170,136 +148,28 @@ def signal_scores(test: SequentialTest, said: StageAnswers, name: SignalName) ->
     Raises:
         ValueError: If it is the reconstruction error, and that is not given.
     """
-    return _Path(replace(test, signals=()), said, said.classifier).signal(name, said)
+    path = _path(replace(test, signals=()), said, said.classifier)
+    return path.signal(name, said.reconstruction_error)
 
 
 def _run(test: SequentialTest, said: StageAnswers, classifier: Float32) -> SequentialOutcome:
-    path = _Path(test, said, classifier)
-    decided = ~_valid(said)
-    adversarial, voted = decided.copy(), np.zeros(len(said), dtype=bool)
-    for i in range(test.members):
-        undecided = ~decided
-        voting = adversarial & ~voted & (test.correct and test.vote_weights[i] > 0.0)
-        path.ask(i, undecided | voting | (i < test.opening))
-        path.add(i, undecided)
-        crossed = undecided & path.crosses(i)
-        adversarial |= crossed
-        decided |= crossed | (undecided & path.stops_clean(i))
-        if test.curtail:
-            voted |= adversarial & path.settled(i)
-    undecided = ~decided
-    adversarial |= undecided & (path.ratio > test.final_threshold)
-    abstained = (adversarial & (not test.correct)) | (undecided & test.undecided_abstains)
-    if said.finite is not None:
-        abstained |= ~said.finite
-    corrected = voted_label(path.votes, path.summed) if test.correct else path.label()
-    used = path.asked.sum(axis=1)
+    path = _path(test, said, classifier)
+    path.scan(0, said.members)
+    label, adversarial, abstained = path.verdict()
     return SequentialOutcome(
-        label=np.where(adversarial, corrected, path.label()),
+        label=label,
         adversarial=adversarial,
         base_label=np.asarray(classifier.argmax(axis=1), dtype=np.int64),
-        label_change_rate=(path.changed / used).astype(np.float32),
+        label_change_rate=path.label_change_rate(),
         log_likelihood_ratio=path.ratio,
-        members_used=used,
+        members_used=path.used,
         votes=path.votes,
-        abstained=abstained,
+        abstained=abstained if said.finite is None else abstained | ~said.finite,
         first_answer=path.first_answer,
-        asked=path.asked,
     )
 
 
-class _Path:
-    """Evidence and votes of N inputs as members are asked one after the other."""
-
-    def __init__(self, test: SequentialTest, said: StageAnswers, classifier: Float32) -> None:
-        self._test, self._said, self._classifier = test, said.members, classifier
-        count, classes = classifier.shape
-        self.changed = np.zeros(count, dtype=np.int64)
-        self.asked = np.zeros((count, test.members), dtype=bool)
-        self.votes, self.summed, self._probabilities = (np.zeros((count, classes)) for _ in range(3))
-        self._weight = np.zeros(count)
-        everyone = np.ones(count, dtype=bool)
-        for i in range(test.opening):
-            self._vote(i, everyone)
-        self.first_answer = self.label()
-        self.ratio = np.zeros(count)
-        for signal in test.signals:
-            score = self.signal(signal.name, said)
-            bins = (score[:, None] >= signal.edges[None, :]).sum(axis=1)
-            self.ratio = self.ratio + signal.increments[bins]
-        self._scores = member_scores(test.evidence, said.members, self.first_answer)  # [n, N]
-        self._changes = member_scores("margin", said.members, self.first_answer) >= NEAR_TIE
-
-    def ask(self, member: int, rows: Bool) -> None:
-        """Ask a member about some inputs; the votes of the opening are counted already."""
-        self.asked[:, member] = rows
-        self.changed += rows & self._changes[member]
-        if member >= self._test.opening:
-            self._vote(member, rows)
-
-    def add(self, member: int, rows: Bool | None = None) -> None:
-        """Add a member's evidence to some inputs, or to all."""
-        test = self._test
-        bins = (self._scores[member][:, None] >= test.edges[member][None, :]).sum(axis=1)
-        added = self.ratio + test.increments[member, bins]
-        self.ratio = added if rows is None else np.where(rows, added, self.ratio)
-
-    def crosses(self, member: int) -> Bool:
-        """Where the alarm boundary is reached [N]."""
-        return np.asarray(self.ratio >= self._test.upper[member])
-
-    def stops_clean(self, member: int) -> Bool:
-        """Where 'clean' can be decided, if no alarm is [N]."""
-        clean = np.asarray(self.ratio <= self._test.lower[member])
-        return clean & self.settled(member) if self._test.await_vote else clean
-
-    def settled(self, member: int) -> Bool:
-        """Where no vote behind this member's can change or tie the winner [N]."""
-        return settled(self.votes, float(self._test.votes_left[member]))
-
-    def label(self) -> Int64:
-        """The answer of the classifier and the jurors asked so far, were nothing flagged [N]."""
-        match self._test.answer:
-            case "robust":
-                return voted_label(self.votes, self.summed)
-            case "mixed":
-                return mixed_label(
-                    self._classifier,
-                    self._probabilities,
-                    self._weight,
-                    jury_share=self._test.jury_share,
-                    amplification=self._test.amplification,
-                )
-            case "accurate":
-                return np.asarray(self._classifier.argmax(axis=1), dtype=np.int64)
-
-    def _vote(self, member: int, rows: Bool) -> None:
-        weight = float(self._test.vote_weights[member])
-        if weight == 0.0:
-            return
-        logs = self._said[member][rows].astype(np.float64)
-        self.votes[rows, logs.argmax(axis=-1)] += weight
-        self.summed[rows] += weight * logs
-        self._probabilities[rows] += weight * exponential(logs)
-        self._weight[rows] += weight
-
-    def signal(self, name: SignalName, said: StageAnswers) -> Float32:
-        """Scores of a signal [N]."""
-        label = self.first_answer[:, None]
-        match name:
-            case "jury margin":
-                mean = self.summed / np.maximum(self._weight, WEIGHT_UNIT)[:, None]
-                of_label = np.take_along_axis(mean, label, axis=1)[:, 0]
-                others = mean.copy()
-                np.put_along_axis(others, label, -np.inf, axis=1)
-                return np.asarray(others.max(axis=1) - of_label, dtype=np.float32)
-            case "classifier surprise":
-                return np.asarray(-np.take_along_axis(self._classifier, label, axis=1)[:, 0], dtype=np.float32)
-            case _:
-                if said.reconstruction_error is None:
-                    raise ValueError("the test counts the reconstruction error, which is not given")
-                return said.reconstruction_error
-
-
-def _valid(said: StageAnswers) -> Bool:
-    return np.ones(len(said), dtype=bool) if said.valid is None else said.valid
+def _path(test: SequentialTest, said: StageAnswers, classifier: Float32) -> Path:
+    """The inputs at the beginning, with these answers of the classifier."""
+    opening = said.members[: test.opening]
+    return Path(test, classifier, opening, reconstruction_error=said.reconstruction_error, valid=said.valid)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.sequential.reference import NEAR_TIE
+from s2ap_defend.sequential.path import NEAR_TIE
 from s2ap_defend.types import Float32, Float64
 
 PAPER_QUANTILE = 2.58

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from s2ap_defend import DefendedClassifier
-from s2ap_defend.bench.asked import Stages
+from s2ap_defend.bench.asked import Stages, cut_stages
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, wave_sizes
 
@@ -12,9 +12,14 @@ def path(request, golden):
     return golden / f"{request.param}.onnx"
 
 
+def started(path):
+    file = open_model_file(path)
+    return Stages.start(file, cut_stages(file), "cpu", 1)
+
+
 @pytest.fixture(scope="module")
 def runs(path, random_images):
-    return Stages.start(open_model_file(path), "cpu", 1).runs(random_images)
+    return started(path).runs(random_images)
 
 
 @pytest.fixture(scope="module")

@@ -43,26 +43,26 @@ def judged(found, traffic=CLEAN, purify="always"):
 @pytest.mark.parametrize(("purify", "most"), [("always", 6.0), ("suspicious", 3.0), ("off", 3.0)])
 def test_cost_is_judged_by_when_images_are_purified_and_may_be_more_for_one_image(purify, most):
     found = judged(measured(times(1, 1.3 * most), times(64, 1.01 * most)), purify=purify)
-    assert found[f"whole, batch 1: cost with purification '{purify}'"] == (pytest.approx(1.3 * most), True)
-    assert found[f"whole, batch 64: cost with purification '{purify}'"] == (most, False)
+    assert found[f"batch 1: cost with purification '{purify}'"] == (pytest.approx(1.3 * most), True)
+    assert found[f"batch 64: cost with purification '{purify}'"] == (most, False)
 
 
 def test_a_small_classifier_may_cost_more_at_64_and_is_not_judged_alone():
     found = judged(measured(times(1, 80.0), times(64, 15.0), flops=1_000_000))
-    assert [name for name in found if "cost" in name] == ["whole, batch 64: cost with purification 'always'"]
-    assert found["whole, batch 64: cost with purification 'always'"] == (15.0, True)
+    assert [name for name in found if "cost" in name] == ["batch 64: cost with purification 'always'"]
+    assert found["batch 64: cost with purification 'always'"] == (15.0, True)
 
 
 def test_time_beyond_the_stages_is_judged_in_milliseconds_for_one_image_and_in_shares_for_64():
     found = judged(measured(times(1, 1.0, outside_ms=0.151), times(64, 1.0, outside_share=0.05)))
-    assert found["whole, batch 1: beyond the stages"] == (0.150, False)
-    assert found["whole, batch 64: beyond the stages"] == (0.05, True)
+    assert found["batch 1: beyond the stages"] == (0.150, False)
+    assert found["batch 64: beyond the stages"] == (0.05, True)
 
 
 def test_growth_with_the_batch_is_judged_of_the_defended_file_alone():
     found = judged(measured(times(1, 1.0), slope=1.06))
-    assert found["whole: exponent of time in batch"] == (1.05, False)
-    assert not any(BARE in name for name in found)
+    assert found["exponent of time in batch"] == (1.05, False)
+    assert {goal.executor for goal in goals(measured(times(1, 1.0)), CLEAN, "off")} == {"whole"}
 
 
 @pytest.mark.parametrize(

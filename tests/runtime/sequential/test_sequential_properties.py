@@ -50,7 +50,7 @@ class Specified:
         for signal in test.signals:
             score = self.signal(signal.name, said, row)
             self.evidence += signal.increments[sum(edge <= score for edge in signal.edges)]
-        self.changed, self.asked = 0, [False] * test.members
+        self.asked = self.changed = 0
         self.alarm = not said.valid[row]  # type: ignore[index]
         self.clean = self.voted = False
 
@@ -96,7 +96,7 @@ class Specified:
     def ask(self, i: int) -> None:
         test, logs = self.test, self.logs[i]
         margin = logs.max() - logs[self.first]
-        self.asked[i] = True
+        self.asked += 1
         self.changed += bool(margin >= NEAR_TIE)
         if i >= test.opening:
             self.vote(i)
@@ -122,13 +122,12 @@ class Specified:
             "label": self.ranked() if adversarial and test.correct else self.answer(),
             "adversarial": adversarial,
             "base_label": int(self.base.argmax()),
-            "label_change_rate": np.float32(self.changed / sum(self.asked)),
+            "label_change_rate": np.float32(self.changed / self.asked),
             "log_likelihood_ratio": self.evidence,
-            "members_used": sum(self.asked),
+            "members_used": self.asked,
             "votes": self.votes,
             "abstained": (adversarial and not test.correct) or (undecided and test.undecided_abstains),
             "first_answer": self.first,
-            "asked": self.asked,
         }
 
 

@@ -24,7 +24,7 @@ def watched(tiny_model_path) -> DefendedClassifier:
     )
     test = classifier.manifest.test.model_copy(update={"calibration": record})
     manifest = classifier.manifest.model_copy(update={"test": test})
-    return DefendedClassifier(classifier.path, manifest, classifier._engine)
+    return DefendedClassifier(classifier.path, manifest, classifier.executor)
 
 
 def ask(classifier, batches, **options) -> tuple[dict[str, float], dict]:

@@ -1,0 +1,33 @@
+"""Executors: how the engines of a model file are run. All of them give the same verdicts."""
+
+from typing import Literal, Protocol
+
+from s2ap_defend.types import Float32, Verdicts
+
+__all__ = ["Executor", "ExecutorName"]
+
+ExecutorName = Literal["whole", "staged"]
+"""'whole' is one engine over the whole file; 'staged' one for each stage, what is left to ask decided on the host."""
+
+
+class Executor(Protocol):
+    """Runs one model file on one device. It may be called from several threads."""
+
+    @property
+    def name(self) -> ExecutorName:
+        """Which it is."""
+
+    @property
+    def provider(self) -> str:
+        """Name of the execution provider that runs the engines."""
+
+    def run(self, images: Float32) -> Verdicts:
+        """Purify, detect and correct.
+
+        Args:
+            images: float32 [N, C, H, W], N > 0, of the model's shape. Pixels may be any numbers: what is not in [0, 1]
+                is flagged, what is not finite abstains.
+
+        Raises:
+            EngineError: If an engine fails.
+        """

@@ -1,0 +1,177 @@
+"""The stages of a file on engines of their own, asked many rows at a time."""
+
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+
+import numpy as np
+import onnx
+from onnx import ModelProto, helper
+
+from s2ap_defend.engines import Array, Engine
+from s2ap_defend.executors.workers import Workers
+from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, cut_stage, member_scope
+from s2ap_defend.types import Float32
+
+__all__ = ["Stage", "StageTime", "Stages"]
+
+CACHE_BYTES = 1 << 20
+"""The rows of a run are so many that its largest value fits: those of the second-level caches of today's cores."""
+WORTH_SHARING_S = 3e-4
+"""Work of less than this runs on the calling thread: waking another one takes about a tenth of it."""
+
+_BATCH = re.compile(r".+?(?:_x(\d+))?")  # a dynamic size: the images, or so many rows of each
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What a stage has done since it was loaded: engine runs, images, seconds inside the engine."""
+
+    runs: int
+    rows: int
+    seconds: float
+
+
+class Stage:
+    """One stage on its engine.
+
+    Args:
+        engine: Of the stage.
+        outputs: Names of what is asked of it.
+        rows_at_once: Images in one run of the engine at most.
+    """
+
+    def __init__(self, engine: Engine, outputs: Sequence[str], rows_at_once: int) -> None:
+        self.engine, self.outputs, self.rows_at_once = engine, tuple(outputs), rows_at_once
+        self.time = StageTime(0, 0, 0.0)
+        self.seconds_a_row = 0.0
+        self._lock = Lock()
+
+    def run(self, images: Float32) -> list[Array]:
+        """The outputs for images [n, C, H, W], n at most `rows_at_once`.
+
+        Raises:
+            EngineError: If the engine fails.
+        """
+        began = time.perf_counter()
+        answers = self.engine.run({"image": images}, self.outputs)
+        seconds = time.perf_counter() - began
+        with self._lock:
+            before, rows = self.time, len(images)
+            self.time = StageTime(before.runs + 1, before.rows + rows, before.seconds + seconds)
+            best = self.seconds_a_row or seconds
+            self.seconds_a_row = min(best, seconds / rows)
+        return answers
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The engines of a file.
+
+    Attributes:
+        purifier: Gives `purified` and `reconstruction_error`.
+        classifier: Also gives `probabilities`, and so does its second run.
+        again: The second run; the classifier itself where the file has none.
+        members: In the order in which they are asked.
+        workers: The threads that they run on.
+    """
+
+    purifier: Stage
+    classifier: Stage
+    again: Stage
+    members: tuple[Stage, ...]
+    workers: Workers
+
+    @classmethod
+    def of(
+        cls, model: ModelProto, members: int, start: Callable[[ModelProto], Engine], *, again: bool, threads: int
+    ) -> "Stages":
+        """Cut the stages out of a defended model and start them.
+
+        Args:
+            model: Weights in memory.
+            members: How many it has.
+            start: Makes the engine of a stage.
+            again: Whether the classifier has a second run.
+            threads: Stages, or parts of a batch, that run at a time.
+        """
+
+        def stage(scope: str) -> Stage:
+            proto = cut_stage(model, scope)
+            if scope in {CLASSIFIER, CLASSIFIER_AGAIN}:
+                _give_probabilities(proto)
+            return Stage(start(proto), [output.name for output in proto.graph.output], _rows_at_once(proto))
+
+        asked = tuple(stage(member_scope(i)) for i in range(members))
+        classifier = stage(CLASSIFIER)
+        second = stage(CLASSIFIER_AGAIN) if again else classifier
+        return cls(stage(PURIFIER), classifier, second, asked, Workers(threads))
+
+    def times(self) -> dict[str, StageTime]:
+        """What every stage has done since it was loaded, by scope."""
+        found = {PURIFIER: self.purifier, CLASSIFIER: self.classifier}
+        if self.again is not self.classifier:
+            found[CLASSIFIER_AGAIN] = self.again
+        found |= {member_scope(i): member for i, member in enumerate(self.members)}
+        return {scope: stage.time for scope, stage in found.items()}
+
+    def ask(self, questions: Sequence[tuple[Stage, Float32]]) -> list[list[Array]]:
+        """The outputs of stages for images [n, C, H, W] each, in the same order; they run beside each other.
+
+        Raises:
+            EngineError: If an engine fails.
+        """
+        work = sum(stage.seconds_a_row * len(images) for stage, images in questions)
+        threads = self.workers.threads if work > WORTH_SHARING_S else 1
+        parts: list[list[list[Array]]] = []
+        tasks = []
+        for stage, images in questions:
+            rows = min(stage.rows_at_once, math.ceil(len(images) / threads))
+            if rows >= len(images) and threads == 1:
+                parts.append([stage.run(images)])
+                continue
+            starts = range(0, len(images), rows)
+            answers: list[list[Array]] = [[] for _ in starts]
+            tasks += [partial(_answer, answers, i, stage, images[at : at + rows]) for i, at in enumerate(starts)]
+            parts.append(answers)
+        if threads > 1:
+            self.workers.run(tasks)
+        else:
+            for task in tasks:
+                task()
+        return [answers[0] if len(answers) == 1 else _joined(answers) for answers in parts]
+
+
+def _answer(answers: list[list[Array]], index: int, stage: Stage, images: Float32) -> None:
+    answers[index] = stage.run(images)
+
+
+def _joined(answers: list[list[Array]]) -> list[Array]:
+    return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+
+
+def _give_probabilities(classifier: ModelProto) -> None:
+    """Add the output `probabilities`, computed as in the whole file: numpy rounds an exponential in its own way."""
+    graph = classifier.graph
+    graph.node.append(helper.make_node("Exp", ["log_probabilities"], ["probabilities"], name="probabilities"))
+    probabilities = graph.output.add()
+    probabilities.CopyFrom(graph.output[0])
+    probabilities.name = "probabilities"
+
+
+def _rows_at_once(stage: ModelProto) -> int:
+    """Images whose largest value fits into the cache; at least 1."""
+    largest, graph = 1, onnx.shape_inference.infer_shapes(stage).graph
+    for declared in (*graph.value_info, *graph.input):
+        tensor = declared.type.tensor_type
+        times = _BATCH.fullmatch(tensor.shape.dim[0].dim_param) if tensor.shape.dim else None
+        if times is None:
+            continue
+        width = helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+        row = math.prod(size.dim_value or 1 for size in tensor.shape.dim[1:])
+        largest = max(largest, int(times[1] or 1) * width * row)
+    return max(1, CACHE_BYTES // largest)

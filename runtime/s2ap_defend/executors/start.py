@@ -1,0 +1,37 @@
+"""Starting the executor of a file."""
+
+from typing import get_args
+
+from s2ap_defend.engines import Device
+from s2ap_defend.engines.onnxruntime import chosen_device
+from s2ap_defend.errors import EngineError
+from s2ap_defend.executors import Executor, ExecutorName
+from s2ap_defend.executors.staged import StagedExecutor
+from s2ap_defend.executors.whole import WholeExecutor
+from s2ap_defend.model_file import ModelFile
+
+__all__ = ["start_executor"]
+
+
+def start_executor(
+    model: ModelFile, name: ExecutorName | None = None, *, device: Device = "auto", threads: int | None = None
+) -> Executor:
+    """Start an executor.
+
+    Args:
+        model: A verified file.
+        name: None takes what was measured to be faster: 'staged' on the CPU, 'whole' elsewhere.
+        device: 'auto', 'cpu', 'cuda' or 'tensorrt'.
+        threads: As for `DefendedClassifier.load`.
+
+    Raises:
+        ModelFileError: If the file cannot be run.
+        EngineError: If the device cannot be used, or there is no such executor.
+    """
+    if name is not None and name not in get_args(ExecutorName):
+        raise EngineError(f"executor {name!r} is not known; choose {' or '.join(get_args(ExecutorName))}")
+    if name is None:
+        name = "staged" if chosen_device(device) == "cpu" else "whole"
+    if name == "staged":
+        return StagedExecutor.of(model, device=device, threads=threads)
+    return WholeExecutor(model, device=device, threads=threads)

@@ -1,0 +1,255 @@
+"""Evidence and votes as members are asked: the loop that the numpy reference and the staged executor share."""
+
+from collections.abc import Sequence
+from copy import copy
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from s2ap_defend.sequential.jury import exponential, mix, settled, voted_label
+from s2ap_defend.sequential.tables import WEIGHT_UNIT, Evidence, SequentialTest, SignalName
+from s2ap_defend.types import Bool, Float32, Float64, Int64
+
+__all__ = ["NEAR_TIE", "Path", "member_scores"]
+
+NEAR_TIE = np.float32(1e-4)
+"""A member whose top log-probability exceeds that of a label by less than this agrees with the label."""
+
+_ROWS = (
+    "classifier", "first_answer", "used", "changed", "ratio", "decided", "adversarial", "settled", "jury", "_own",
+)  # fmt: skip
+
+
+def member_scores(evidence: Evidence, log_probabilities: Float32, label: Int64) -> Float32:
+    """Scores of members against labels, in nats, shape [..., N].
+
+    Args:
+        evidence: 'margin' or 'surprise', as in SequentialTest.
+        log_probabilities: Member log-probabilities [..., N, K].
+        label: Labels [N].
+    """
+    of_label = _of_label(log_probabilities, label)
+    if evidence == "surprise":
+        return np.asarray(-of_label, dtype=np.float32)
+    return np.asarray(log_probabilities.max(axis=-1) - of_label, dtype=np.float32)
+
+
+class Path:
+    """N inputs on their way through the test: evidence, votes and what is decided.
+
+    Args:
+        test: The tables.
+        classifier: Log-probabilities of the classifier on what it sees [N, K].
+        opening: Those of the members of the opening [o, N, K]; their votes are counted at once, their evidence by
+            `scan`.
+        reconstruction_error: What the purifier left [N]; None: no signal asks for it.
+        valid: Images whose pixels are all in [0, 1] [N]; others are flagged. None: all are.
+
+    Attributes:
+        first_answer: The label that the evidence is measured against [N].
+        used: Members asked [N].
+        changed: Those of them that do not agree with the first answer [N].
+        ratio: Log-likelihood ratio [N], nats.
+        decided: Whether a boundary was reached [N].
+        adversarial: Whether it was the alarm boundary [N].
+        settled: Whether the vote on a flagged input is over [N].
+        jury: What jurors said [N, J]: weights of their votes for each class, sums of their log-probabilities, and of
+            their probabilities where the answer is mixed.
+
+    Raises:
+        ValueError: If a signal is the reconstruction error, and that is not given.
+    """
+
+    def __init__(
+        self,
+        test: SequentialTest,
+        classifier: Float32,
+        opening: Float32,
+        *,
+        reconstruction_error: Float32 | None = None,
+        valid: Bool | None = None,
+    ) -> None:
+        self.test, self.classifier = test, classifier
+        count, self._classes = classifier.shape
+        self.used, self.changed = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        self.decided = np.zeros(count, dtype=bool) if valid is None else ~valid
+        self.adversarial, self.settled = self.decided.copy(), np.zeros(count, dtype=bool)
+        self.jury = np.zeros((count, (3 if test.answer == "mixed" else 2) * self._classes))
+        self._own = exponential(classifier.astype(np.float64)) if test.answer == "mixed" else self.jury[:, :0]
+        for weight, ballot in zip(test.vote_weights, self._ballots(0, opening), strict=False):
+            if weight:
+                self.jury += ballot
+        self.first_answer = self.label()
+        self.ratio = np.zeros(count)
+        for signal in test.signals:
+            bins = _bins(self.signal(signal.name, reconstruction_error), signal.edges)
+            self.ratio = self.ratio + signal.increments[bins]
+
+    def __len__(self) -> int:
+        return len(self.classifier)
+
+    @property
+    def votes(self) -> Float64:
+        """Weight of the jurors' votes for each class [N, K]."""
+        return self.jury[:, : self._classes]
+
+    @property
+    def summed(self) -> Float64:
+        """Weighted sum of the jurors' log-probabilities [N, K]."""
+        return self.jury[:, self._classes : 2 * self._classes]
+
+    def rows(self, index: Bool | Int64 | slice) -> Self:
+        """The chosen inputs, as they are now."""
+        chosen = copy(self)
+        for name in _ROWS:
+            setattr(chosen, name, getattr(self, name)[index])
+        return chosen
+
+    def join(self, others: Sequence[Self]) -> Self:
+        """These inputs and others of the same test."""
+        joined = copy(self)
+        for name in _ROWS:
+            setattr(joined, name, np.concatenate([getattr(one, name) for one in (self, *others)]))
+        return joined
+
+    def scan(self, first: int, logs: Float32) -> None:
+        """Ask members one after the other; inputs that are decided are not asked, but for votes.
+
+        Args:
+            first: Index of the first of them.
+            logs: Their log-probabilities [w, N, K]; numbers of members that do not ask an input may be any.
+        """
+        test, members = self.test, range(first, first + len(logs))
+        scores = member_scores(test.evidence, logs, self.first_answer)  # [w, N]
+        margins = scores if test.evidence == "margin" else member_scores("margin", logs, self.first_answer)
+        changes = margins >= NEAR_TIE
+        bins = _bins(scores, test.edges[first : members.stop, None])
+        increments = np.take_along_axis(test.increments[first : members.stop], bins, axis=1)
+        vote = test.vote_weights[max(first, test.opening) : members.stop].any()
+        ballots = self._ballots(first, logs if vote else logs[:0])
+        for j, i in enumerate(members):
+            undecided, votes = ~self.decided, test.vote_weights[i] > 0.0
+            asked = undecided | (i < test.opening)
+            if votes and test.correct:
+                asked |= self.adversarial & ~self.settled
+            self.used += asked
+            self.changed += asked & changes[j]
+            if votes and i >= test.opening:
+                np.add(self.jury, ballots[j], out=self.jury, where=asked[:, None])
+            self.ratio = np.where(undecided, self.ratio + increments[j], self.ratio)
+            self._decide(i, undecided)
+
+    def waits(self, first: int, size: int) -> Bool:
+        """Inputs that one of some members asks [N]: undecided ones, and flagged ones whose vote goes on among them."""
+        test, waiting = self.test, ~self.decided
+        if test.correct and test.vote_weights[max(first, test.opening) : first + size].any():
+            waiting |= self.adversarial & ~self.settled
+        return np.asarray(waiting)
+
+    def stops_clean(self, member: int, lower: float) -> Bool:
+        """Where 'clean' can be decided by a boundary after this member, if no alarm is [N]."""
+        clean = self.ratio <= lower
+        if self.test.await_vote:
+            clean &= self.vote_is_settled(member)
+        return np.asarray(clean)
+
+    def vote_is_settled(self, member: int) -> Bool:
+        """Where no vote behind this member's can change or tie the winner [N]."""
+        return settled(self.votes, float(self._left[member]))
+
+    def label(self) -> Int64:
+        """The answer of the classifier and the jurors asked so far, were nothing flagged [N]."""
+        match self.test.answer:
+            case "robust":
+                return voted_label(self.votes, self.summed)
+            case "mixed":
+                probabilities = self.jury[:, 2 * self._classes :]
+                test, weight = self.test, self.votes.sum(axis=1)
+                return mix(
+                    self._own,
+                    probabilities,
+                    weight,
+                    jury_share=test.jury_share,
+                    amplification=test.amplification,
+                )
+            case "accurate":
+                return np.asarray(self.classifier.argmax(axis=1), dtype=np.int64)
+
+    def verdict(self) -> tuple[Int64, Bool, Bool]:
+        """(label, adversarial, abstained) by the final rule, once nobody asks any more [N]."""
+        test, undecided = self.test, ~self.decided
+        adversarial = self.adversarial | (undecided & (self.ratio > test.final_threshold))
+        abstained = np.zeros(len(self), dtype=bool)
+        if not test.correct:
+            abstained |= adversarial
+        if test.undecided_abstains:
+            abstained |= undecided
+        label = self.first_answer
+        if test.answer != "accurate" and test.vote_weights[test.opening :].any():
+            later = self.used > test.opening  # others are as after the opening
+            if later.any():
+                label = label.copy()
+                label[later] = self.rows(later).label()
+        if test.correct and adversarial.any():
+            label = np.where(adversarial, voted_label(self.votes, self.summed), label)
+        return label, adversarial, abstained
+
+    def label_change_rate(self) -> Float32:
+        """Share of the asked members that do not agree with the first answer [N]."""
+        return np.asarray(self.changed / self.used, dtype=np.float32)
+
+    def signal(self, name: SignalName, reconstruction_error: Float32 | None) -> Float32:
+        """Scores of a signal [N], as in Signal; the jurors are those of the opening.
+
+        Raises:
+            ValueError: If it is the reconstruction error, and that is not given.
+        """
+        match name:
+            case "jury margin":
+                weight = max(float(self.test.vote_weights[: self.test.opening].sum()), WEIGHT_UNIT)
+                mean = self.summed / weight
+                of_label = _of_label(mean, self.first_answer)
+                mean[np.arange(len(self)), self.first_answer] = -np.inf
+                return np.asarray(mean.max(axis=1) - of_label, dtype=np.float32)
+            case "classifier surprise":
+                return np.asarray(-_of_label(self.classifier, self.first_answer), dtype=np.float32)
+            case _:
+                if reconstruction_error is None:
+                    raise ValueError("the test counts the reconstruction error, which is not given")
+                return reconstruction_error
+
+    @cached_property
+    def _left(self) -> Float64:
+        return self.test.votes_left
+
+    def _decide(self, member: int, undecided: Bool) -> None:
+        test = self.test
+        if test.upper[member] < np.inf:
+            crossed = undecided & (self.ratio >= test.upper[member])
+            self.adversarial |= crossed
+            self.decided |= crossed
+        if test.lower[member] > -np.inf:
+            self.decided |= undecided & self.stops_clean(member, test.lower[member])
+        if test.curtail and self.adversarial.any():
+            self.settled |= self.adversarial & self.vote_is_settled(member)
+
+    def _ballots(self, first: int, logs: Float32) -> Float64:
+        """What members add to the jury [w, N, J]."""
+        weights = self.test.vote_weights[first : first + len(logs), None, None]
+        exact = logs.astype(np.float64)
+        voted = logs.argmax(axis=-1)[..., None] == np.arange(self._classes)
+        blocks = [voted * weights, exact * weights]
+        if self.test.answer == "mixed":
+            blocks.append(exponential(exact) * weights)
+        return np.concatenate(blocks, axis=-1)
+
+
+def _of_label(scores: Float32 | Float64, label: Int64) -> Float32 | Float64:
+    """The number of each input's label [..., N] among those of its classes [..., N, K]."""
+    return scores[..., np.arange(len(label)), label]
+
+
+def _bins(scores: Float32, edges: Float32) -> Int64:
+    """The number of edges [..., K - 1] that are at most each score [..., N]."""
+    return np.asarray((scores[..., None] >= edges).sum(axis=-1))

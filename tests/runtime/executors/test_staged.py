@@ -1,0 +1,126 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from s2ap_defend import DefendedClassifier, EngineError, Verdicts
+from s2ap_defend.executors.staged import StagedExecutor
+from s2ap_defend.executors.whole import WholeExecutor
+from s2ap_defend.model_file import ModelFile
+
+SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=6)
+A_FILE_EACH = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def whole(file: ModelFile, unsure_images: np.ndarray) -> Verdicts:
+    """What the whole file says of all images."""
+    return WholeExecutor(file, device="cpu", threads=1).run(unsure_images)
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def staged(file: ModelFile, request: pytest.FixtureRequest) -> StagedExecutor:
+    return StagedExecutor.of(file, device="cpu", threads=request.param)
+
+
+def assert_same(found: Verdicts, expected: Verdicts) -> None:
+    """Every output is the same to the last bit, of the same type and shape."""
+    for name in Verdicts.FIELDS:
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one.dtype, one.shape) == (other.dtype, other.shape), name
+        np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def test_the_images_are_accepted_flagged_purified_and_left_undecided(whole: Verdicts) -> None:
+    assert 0 < whole.adversarial.mean() < 1
+    assert whole.abstained.any()
+    assert len(np.unique(whole.members_used)) >= 3
+
+
+@A_FILE_EACH
+@given(sizes=SIZES, seed=st.integers(0, 2**32 - 1))
+def test_the_stages_give_every_output_of_the_whole_file_to_the_last_bit(
+    staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray, sizes: list[int], seed: int
+) -> None:
+    order = np.random.default_rng(seed).permutation(len(unsure_images))
+    for index in np.split(order, np.cumsum(sizes))[: len(sizes)]:
+        assert_same(staged.run(unsure_images[index]), whole.rows(index))
+
+
+@A_FILE_EACH
+@given(sizes=SIZES, steps=st.lists(st.integers(0, 3), min_size=6, max_size=6))
+def test_images_that_join_between_waves_get_the_same_verdicts(
+    staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray, sizes: list[int], steps: list[int]
+) -> None:
+    parts = np.split(unsure_images, np.cumsum(sizes))[: len(sizes)]
+    flight, landed = staged.start(parts[0]), []
+    for part, count in zip(parts[1:], steps, strict=False):
+        landed += [staged.step(flight) for _ in range(count) if not flight.empty]
+        staged.join(flight, part)
+    while not flight.empty:
+        landed.append(staged.step(flight))
+    numbers = np.concatenate([one.number for one in landed])
+    assert sorted(numbers.tolist()) == list(range(sum(sizes)))
+    for one in landed:
+        assert set(one.number.tolist()) <= set(one.ran.tolist())
+        assert_same(one.verdicts, whole.rows(one.number))
+
+
+def test_eight_threads_that_share_an_executor_get_the_bits_that_one_gets(
+    staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray
+) -> None:
+    parts = [np.arange(i, min(i + 1 + i % 7, 120)) for i in range(0, 120, 2)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda index: staged.run(unsure_images[index]), parts))
+    for verdicts, index in zip(found, parts, strict=True):
+        assert_same(verdicts, whole.rows(index))
+
+
+def test_images_that_are_decided_leave_before_others_need_more_members(
+    staged: StagedExecutor, unsure_images: np.ndarray
+) -> None:
+    flight = staged.start(unsure_images)
+    first = staged.step(flight)
+    assert 0 < len(first.number) < len(unsure_images)
+    assert not flight.empty
+    last = first
+    while not flight.empty:
+        last = staged.step(flight)
+    assert last.verdicts.members_used.min() > first.verdicts.members_used.min()
+
+
+def test_nobody_waits_for_ever_while_more_images_join(staged: StagedExecutor, unsure_images: np.ndarray) -> None:
+    flight, finished = staged.start(unsure_images[:20]), set()
+    for _ in range(20):
+        finished |= set(staged.step(flight).number.tolist())
+        staged.join(flight, unsure_images[20:40])
+    assert finished >= set(range(20))
+
+
+def test_verdicts_share_no_memory_with_the_images(staged: StagedExecutor, random_images: np.ndarray) -> None:
+    images = random_images[:30].copy()
+    verdicts = staged.run(images)
+    assert not np.shares_memory(verdicts.purified, images)
+
+
+def test_stages_that_no_image_asks_do_not_run(file: ModelFile, unsure_images: np.ndarray) -> None:
+    executor = StagedExecutor.of(file, device="cpu", threads=1)
+    used = [int(executor.run(unsure_images[i : i + 1]).members_used[0]) for i in range(20)]
+    times = executor.times()
+    assert times["member_000"].rows == times["classifier"].rows == 20
+    assert times["member_005"].rows < 20
+    assert sum(time.rows for scope, time in times.items() if scope.startswith("member")) >= sum(used)
+    assert all(time.runs <= time.rows and time.seconds >= 0 for time in times.values())
+    if file.manifest.decision.purify == "suspicious":
+        assert 0 < times["purifier"].rows == times["classifier_again"].rows < 20
+
+
+def test_the_executor_is_chosen_by_name_and_an_unknown_one_is_refused(tiny_model_path: Path) -> None:
+    for name in ("whole", "staged"):
+        assert DefendedClassifier.load(tiny_model_path, device="cpu", executor=name).executor.name == name
+    assert DefendedClassifier.load(tiny_model_path, device="cpu").executor.name == "staged"
+    with pytest.raises(EngineError, match="executor 'fast' is not known; choose whole or staged"):
+        DefendedClassifier.load(tiny_model_path, executor="fast")
