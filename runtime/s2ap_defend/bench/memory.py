@@ -50,6 +50,11 @@ def measure_memory(
         return process.submit(_measure, model, executor, images, device, threads).result()
 
 
+def resident_bytes() -> int | None:
+    """Memory of this process that is resident; None where the system does not tell."""
+    return 1024 * _kilobytes("VmRSS") if _STATUS.exists() else None
+
+
 def _measure(
     model: Path, executor: ExecutorName | None, images: Float32, device: Device, threads: int | None
 ) -> Memory:
