@@ -1,9 +1,6 @@
 """What every benchmark prints: tables in Markdown, and the machine that it ran on."""
 
 import json
-import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from s2ap_defend.bench.machine import describe_machine
 
 DECIMALS = 5
 """Of the numbers in files."""
@@ -38,11 +37,8 @@ def points(effect: Mapping[str, Any] | None) -> str:
 
 def machine() -> dict[str, object]:
     """What the figures were measured on."""
-    cpu = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.+)", cpu.read_text()) if cpu.exists() else None
-    name = model[1] if model else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": name, "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__}
+    return {**describe_machine(), "gpu": gpu, "torch": torch.__version__}
 
 
 def medians(

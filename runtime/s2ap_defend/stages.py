@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from s2ap_defend.decision_record import Purify
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.model_file import subgraphs
+from s2ap_defend.sequential import SequentialTest
 
 PURIFIER = "purifier"
 CLASSIFIER = "classifier"
@@ -37,6 +39,12 @@ class StageSize:
 def member_scope(index: int) -> str:
     """Scope of the member that is asked at position `index`, from 0."""
     return f"member_{index:03d}"
+
+
+def wave_sizes(test: SequentialTest, purify: Purify) -> tuple[int, ...]:
+    """Sizes of the waves in a file's graph: the opening is one of its own where images are purified after it."""
+    rest = test.waves[0] - test.opening
+    return (test.opening, rest, *test.waves[1:]) if purify == "suspicious" and rest else test.waves
 
 
 def cut_stage(proto: ModelProto, scope: str) -> ModelProto:

@@ -27,7 +27,7 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import SequentialTest
-from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
+from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope, wave_sizes
 from s2ap_export.graph.answers import add_tables, wave_tables
 from s2ap_export.graph.branches import Images, conditional_wave, purify_suspicious
 from s2ap_export.graph.builder import BATCH, IR_VERSION, OPSET, PRODUCER, GraphBuilder
@@ -68,7 +68,7 @@ def compose(
     image_shape, classes = _check(purifier, classifier, members, test)
     _check_sees(purifier, test, sees, purify)
     layout = JuryLayout.of(test, classes)
-    sizes = _wave_sizes(test, purify)
+    sizes = wave_sizes(test, purify)
     graph = GraphProto(name="defended")
 
     build = GraphBuilder("test")
@@ -125,14 +125,6 @@ def compose(
     model.producer_name = PRODUCER
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def _wave_sizes(test: SequentialTest, purify: Purify) -> tuple[int, ...]:
-    """Sizes of the waves, the opening a wave of its own where images are purified after it."""
-    rest = test.waves[0] - test.opening
-    if purify != "suspicious" or not rest:
-        return test.waves
-    return test.opening, rest, *test.waves[1:]
 
 
 def _check(

@@ -68,13 +68,21 @@ class ImageFiles:
 
     def images(self, path: Path) -> Iterator[Entry]:
         """Images of a file, or of a folder and all folders in it, sorted by name; links to folders are not followed."""
+        for file in self.names(path):
+            if isinstance(file, Entry):
+                yield file
+            else:
+                yield from self._of_file(file)
+
+    def names(self, path: Path) -> Iterator[Path | Entry]:
+        """The files that `images` reads, in its order, and what stands there for folders that hold none."""
         if not path.is_dir():
-            yield from self._of_file(path)
+            yield path
             return
         empty = True
         for file in self._in_folder(path):
             empty = False
-            yield file if isinstance(file, Entry) else next(self._of_file(file))
+            yield file
         if empty:
             yield Entry(path, error=f"{path} holds no images; expected files that end in {', '.join(SUFFIXES)}")
 

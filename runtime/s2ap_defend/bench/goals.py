@@ -1,0 +1,92 @@
+"""What a defended file should cost at most, and whether it does."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from s2ap_defend.bench.measured import Measured
+from s2ap_defend.bench.traffic import Traffic
+from s2ap_defend.decision_record import Purify
+from s2ap_defend.executors import ExecutorName
+from s2ap_defend.stages import CLASSIFIER
+
+TIMES_BARE: dict[Purify, float] = {"always": 6.0, "suspicious": 3.0, "off": 3.0}
+"""Cost of clean traffic at a batch of 64, by when images are purified."""
+TIMES_BARE_SMALL = 15.0
+"""The same of a classifier so small that what is there for every call counts."""
+SMALL_FLOPS = 5_000_000
+"""Of one image: classifiers below are small. Those of 8x8 digits have about a million, of 32x32 images 25."""
+MORE_AT_ONE = 1.3
+"""At a batch of 1 the cost may be so many times that at 64."""
+OUTSIDE_SHARE, OUTSIDE_MS = 0.05, 0.150
+"""Beyond the stages: share of a call at a batch of 64, milliseconds at 1."""
+EXPONENT = 1.05
+ROUNDS = 20
+"""Medians of fewer decide nothing."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One thing that should hold.
+
+    Attributes:
+        executor: Whose time it is.
+        what: In words.
+        most: What is wanted at most.
+        found: What was measured.
+        unit: Of both, such as 'x' or ' ms'.
+        batch: At which; None: over all.
+    """
+
+    executor: ExecutorName
+    what: str
+    most: float
+    found: float
+    unit: str
+    batch: int | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it does."""
+        return self.found <= self.most
+
+
+def goals(measured: Measured, traffic: Traffic, purify: Purify) -> list[Goal]:
+    """What these times can judge of a file; its cost on clean images and the CPU alone."""
+    return list(_goals(measured, traffic, purify))
+
+
+def not_judged(measured: Measured, traffic: Traffic) -> list[str]:
+    """What these times cannot say, and why."""
+    sizes = {one.batch for one in measured.batches}
+    reasons = [f"a batch of {size} was not measured" for size in (1, 64) if size not in sizes]
+    if not _cost_counts(measured, traffic):
+        on = "uniform noise" if not traffic.typical else f"{traffic.kind} traffic"
+        where = on if measured.provider == "CPUExecutionProvider" else f"{on} on {measured.provider}"
+        reasons.append(f"multiples of the bare classifier are for clean images on the CPU, this was {where}")
+    if measured.rounds < ROUNDS:
+        reasons.append(f"medians are of {measured.rounds} rounds; they count from {ROUNDS} on")
+    return reasons
+
+
+def _cost_counts(measured: Measured, traffic: Traffic) -> bool:
+    return traffic.kind == "clean" and traffic.typical and measured.provider == "CPUExecutionProvider"
+
+
+def _goals(measured: Measured, traffic: Traffic, purify: Purify) -> Iterator[Goal]:
+    work = measured.work[CLASSIFIER]
+    small = work is not None and work.flops < SMALL_FLOPS
+    most = TIMES_BARE_SMALL if small else TIMES_BARE[purify]
+    by_size = {one.batch: one for one in measured.batches}
+    for name in measured.batches[0].executors:
+        if _cost_counts(measured, traffic):
+            for batch, limit in ((1, None if small else MORE_AT_ONE * most), (64, most)):
+                if batch in by_size and limit is not None:
+                    what = f"batch {batch}: cost with purification '{purify}'"
+                    yield Goal(name, what, limit, by_size[batch].executors[name].times_bare, "x", batch)
+        if 1 in by_size:
+            yield Goal(name, "batch 1: beyond the stages", OUTSIDE_MS, by_size[1].outside_ms[name], " ms", 1)
+        if 64 in by_size:
+            yield Goal(name, "batch 64: beyond the stages", OUTSIDE_SHARE, by_size[64].outside_share[name], "share", 64)
+        slope = measured.exponents[name]
+        if slope is not None:
+            yield Goal(name, "exponent of time in batch", EXPONENT, slope, "", None)

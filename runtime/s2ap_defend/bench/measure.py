@@ -1,0 +1,228 @@
+"""Time a defended file beside its bare classifier, its stages and the machine's ceilings, all in one run."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from onnx import ModelProto
+
+from s2ap_defend.bench.asked import SAID, Run, Stages, cut_stages
+from s2ap_defend.bench.ceilings import Ceilings, ceiling_variants, ceilings
+from s2ap_defend.bench.choices import Clock
+from s2ap_defend.bench.measured import BARE, BatchTimes, Measured, StageTime
+from s2ap_defend.bench.memory import Memory, measure_memory
+from s2ap_defend.bench.rounds import CLOCKS, Variant, alternate, exponent, latency, typical_round
+from s2ap_defend.bench.traffic import Traffic
+from s2ap_defend.bench.work import Work, count_work
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.engines import Device, Engine
+from s2ap_defend.errors import EngineError
+from s2ap_defend.executors import ExecutorName
+from s2ap_defend.executors.staged import StagedExecutor
+from s2ap_defend.model_file import ModelFile
+from s2ap_defend.progress import Reporter
+from s2ap_defend.stages import CLASSIFIER, PURIFIER
+from s2ap_defend.types import Float32, Float64, Verdicts
+
+WINDOW = 64
+"""Images of a round, or those of one batch where that is larger, so that small batches see the same traffic."""
+
+REPEATS = 5
+"""Rounds in which an executor's own clocks are read."""
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """One batch size: seconds of every variant [rounds, calls], the stages' runs, where batches begin and end.
+
+    `outside` is the share of time beyond the engines of executors that count the time inside them.
+    """
+
+    batch: int
+    cuts: list[int]
+    verdicts: Verdicts
+    runs: list[Run]
+    seconds: dict[str, Float64]
+    outside: dict[ExecutorName, float]
+
+
+def measure(
+    file: ModelFile,
+    traffic: Traffic,
+    *,
+    batches: Sequence[int],
+    executors: Sequence[ExecutorName] = get_args(ExecutorName),
+    device: Device = "auto",
+    threads: int | None = None,
+    clock: Clock = "wall",
+    rounds: int = 20,
+    reporter: Reporter,
+) -> Measured:
+    """Time a file.
+
+    Args:
+        file: The file.
+        traffic: Its images.
+        batches: Images of a call.
+        executors: How the file is run.
+        device: As of the engines.
+        threads: As of the engines.
+        clock: What is counted; the processor's time only where one thread of a CPU does the work.
+        rounds: Rounds in which all variants take turns.
+        reporter: Says what is going on.
+
+    Raises:
+        EngineError: If the device cannot be used, an engine fails, or the clock does not fit.
+    """
+    cut = cut_stages(file)
+    stages = Stages.start(file, cut, device, threads)
+    provider = stages.engines[CLASSIFIER].provider
+    alone = threads == 1 and provider == "CPUExecutionProvider"
+    if clock == "processor" and not alone:
+        raise EngineError(
+            f"the processor's time was asked for on {provider} with {threads or 'any number of'} threads; it means "
+            "something for one thread of a CPU: use --device cpu --threads 1, or --clock wall"
+        )
+    work = {scope: count_work(stage) for scope, stage in cut.items()}
+    started = {
+        name: DefendedClassifier.load(file.path, device=device, threads=threads, executor=name) for name in executors
+    }
+    limits = ceiling_variants(device, threads)
+    sizes = sorted(set(batches))
+    with reporter.step("Timing", len(sizes) * (rounds + 1)) as step:
+        began = [now() for now in CLOCKS.values()]
+        run = partial(alternate, rounds=rounds, clock=clock, after_round=step.advance)
+        timed = [_timed(batch, traffic, stages, started, limits, threads, run) for batch in sizes]
+        wall, processor = (now() - start for now, start in zip(CLOCKS.values(), began, strict=True))
+    reached = ceilings({name: np.concatenate([one.seconds[name] for one in timed]) for name in limits})
+    found = tuple(_batch_times(one, executors, work, reached) for one in timed)
+    reporter.line("Measuring memory, in a process for each ...")
+    rates = {BARE: [one.bare.images_per_s for one in found]}
+    rates |= {name: [one.executors[name].images_per_s for one in found] for name in executors}
+    return Measured(
+        provider=provider,
+        clock=clock,
+        rounds=rounds,
+        waited=max(0.0, 1 - processor / wall) if alone else None,
+        batches=found,
+        work=work,
+        ceilings=reached,
+        exponents={name: exponent(sizes, np.divide(sizes, values).tolist()) for name, values in rates.items()},
+        memory=_memory(file, cut[CLASSIFIER], traffic.first(sizes[-1]), executors, device, threads),
+    )
+
+
+def _timed(
+    batch: int,
+    traffic: Traffic,
+    stages: Stages,
+    started: Mapping[ExecutorName, DefendedClassifier],
+    limits: Mapping[str, Variant],
+    threads: int | None,
+    run_rounds: Callable[[Mapping[str, Variant]], dict[str, Float64]],
+) -> _Timed:
+    """Time one batch size."""
+    images = traffic.first(max(batch, WINDOW) // batch * batch)
+    cuts = list(range(0, len(images) + 1, batch))
+    parts = [images[low:high] for low, high in pairwise(cuts)]
+    runs = stages.runs(images)
+    verdicts = Verdicts.concatenate([next(iter(started.values()))(part) for part in parts])
+    bare = stages.engines[CLASSIFIER]
+    variants: dict[str, Variant] = {BARE: [partial(_ask, bare, part, SAID) for part in parts]}
+    variants |= {name: [partial(run, part) for part in parts] for name, run in started.items()}
+    variants |= {run.scope: _calls(run, cuts) for run in runs}
+    counting = {name: one.executor for name, one in started.items() if isinstance(one.executor, StagedExecutor)}
+    outside = {name: _outside(executor, parts) for name, executor in counting.items() if threads == 1}
+    return _Timed(batch, cuts, verdicts, runs, run_rounds({**variants, **limits}), outside)
+
+
+def _outside(executor: StagedExecutor, parts: Sequence[Float32]) -> float:
+    """Share of the time beyond the engines, by the executor's own clocks."""
+    shares = []
+    for _ in range(REPEATS):
+        before = sum(stage.seconds for stage in executor.times().values())
+        began = time.perf_counter()
+        for part in parts:
+            executor.run(part)
+        whole = time.perf_counter() - began
+        shares.append(1 - (sum(stage.seconds for stage in executor.times().values()) - before) / whole)
+    return float(np.median(shares))
+
+
+def _calls(run: Run, cuts: Sequence[int]) -> Variant:
+    """A stage's calls of a round: of each batch, the rows that it is asked about, if any."""
+    chosen = [np.flatnonzero(run.rows[low:high]) + low for low, high in pairwise(cuts)]
+    return [partial(_ask, run.engine, run.images[rows], run.outputs) for rows in chosen if len(rows)]
+
+
+def _ask(engine: Engine, images: Float32, outputs: Sequence[str]) -> object:
+    return engine.run({"image": images}, outputs)
+
+
+def _batch_times(
+    timed: _Timed, executors: Sequence[ExecutorName], work: Mapping[str, Work | None], reached: Ceilings
+) -> BatchTimes:
+    calls, seconds, verdicts = len(timed.cuts) - 1, timed.seconds, timed.verdicts
+    images = calls * timed.batch
+    bare = seconds[BARE]
+    floors = {run.scope: _floor_s(run, timed.cuts, work, reached) for run in timed.runs}
+    counted = [value for value in floors.values() if value is not None]
+    floor_s = sum(counted) if len(counted) == len(floors) else None
+    alone = work[CLASSIFIER]
+    bare_floor_s = None if alone is None else reached.floor_s(alone, timed.batch)
+    inside = sum(typical_round(seconds[run.scope]) for run in timed.runs)
+    typical = {name: typical_round(seconds[name]) for name in executors}
+    shares = {name: 1 - inside / typical[name] for name in executors} | timed.outside
+    return BatchTimes(
+        batch=timed.batch,
+        calls=bare.size,
+        members_asked=float(verdicts.members_used.mean()),
+        flagged=float(verdicts.adversarial.mean()),
+        purified=sum(float(run.rows.mean()) for run in timed.runs if run.scope == PURIFIER),
+        bare=latency(bare, bare, images, bare_floor_s),
+        executors={name: latency(seconds[name], bare, images, floor_s) for name in executors},
+        stages=tuple(_stage_time(run, seconds[run.scope], bare, calls, floors[run.scope]) for run in timed.runs),
+        floor_ms=None if floor_s is None else 1e3 * floor_s,
+        floor_times_bare=None if floor_s is None or not bare_floor_s else floor_s / bare_floor_s,
+        outside_ms={name: 1e3 * share * typical[name] / calls for name, share in shares.items()},
+        outside_share=shares,
+    )
+
+
+def _stage_time(run: Run, seconds: Float64, bare: Float64, calls: int, floor_s: float | None) -> StageTime:
+    return StageTime(
+        scope=run.scope,
+        rows=float(run.rows.sum() / calls),
+        ms=1e3 * typical_round(seconds) / calls,
+        times_bare=typical_round(seconds) / typical_round(bare),
+        times_floor=typical_round(seconds) / calls / floor_s if floor_s else None,
+    )
+
+
+def _floor_s(run: Run, cuts: Sequence[int], work: Mapping[str, Work | None], reached: Ceilings) -> float | None:
+    """Seconds that a stage needs at least, of a call, mean."""
+    one = work[run.scope]
+    if one is None:
+        return None
+    return float(np.mean([reached.floor_s(one, int(run.rows[low:high].sum())) for low, high in pairwise(cuts)]))
+
+
+def _memory(
+    file: ModelFile,
+    classifier: ModelProto,
+    images: Float32,
+    executors: Sequence[ExecutorName],
+    device: Device,
+    threads: int | None,
+) -> dict[str, Memory | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Path(folder, "classifier.onnx")
+        stage.write_bytes(classifier.SerializeToString())
+        found = {BARE: measure_memory(stage, None, images, device, threads)}
+    return found | {name: measure_memory(file.path, name, images, device, threads) for name in executors}

@@ -1,0 +1,94 @@
+"""What was measured of a file."""
+
+from dataclasses import dataclass
+
+from s2ap_defend.bench.ceilings import Ceilings
+from s2ap_defend.bench.choices import Clock
+from s2ap_defend.bench.memory import Memory
+from s2ap_defend.bench.rounds import Latency
+from s2ap_defend.bench.work import Work
+from s2ap_defend.executors import ExecutorName
+
+BARE = "bare classifier"
+"""Name of the classifier alone among the variants."""
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What one stage takes when it runs alone on the rows that it is asked about.
+
+    Attributes:
+        scope: Its name in the file.
+        rows: Images that it is asked about, of a batch, mean.
+        ms: Of a batch, in the typical round.
+        times_bare: As a multiple of the bare classifier's time.
+        times_floor: As a multiple of its own floor; None where its operations could not be counted.
+    """
+
+    scope: str
+    rows: float
+    ms: float
+    times_bare: float
+    times_floor: float | None
+
+
+@dataclass(frozen=True)
+class BatchTimes:
+    """What one batch size takes.
+
+    Attributes:
+        batch: Images of a call.
+        calls: Calls of each variant that were timed.
+        members_asked: Of an image, mean.
+        flagged: Share of the images.
+        purified: Share of the images.
+        bare: The classifier alone.
+        executors: The defended file, by executor.
+        stages: Its stages, alone.
+        floor_ms: Of a call of the defended file: the least that its stages take by operations and bytes.
+        floor_times_bare: The same as a multiple of the bare classifier's floor: what the defence costs in operations.
+        outside_ms: By executor, what a call takes beyond its stages: by the executor's own clocks where it has them and
+            uses one thread, else beyond the stages alone, and below 0 where it runs them faster than that.
+        outside_share: By executor, the same as a share of the call.
+    """
+
+    batch: int
+    calls: int
+    members_asked: float
+    flagged: float
+    purified: float
+    bare: Latency
+    executors: dict[ExecutorName, Latency]
+    stages: tuple[StageTime, ...]
+    floor_ms: float | None
+    floor_times_bare: float | None
+    outside_ms: dict[ExecutorName, float]
+    outside_share: dict[ExecutorName, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was measured of a file.
+
+    Attributes:
+        provider: The execution provider that ran.
+        clock: What was counted.
+        rounds: Rounds of every batch size.
+        waited: Share of the time in which this process had no processor, where one thread says it; other work of the
+            machine lengthens long calls more than short ones then.
+        batches: By size, ascending.
+        work: By stage, None where it could not be counted.
+        ceilings: The best of all rounds.
+        exponents: By variant, the slope of log time over log batch; None of one batch size.
+        memory: By variant, None where the system does not tell.
+    """
+
+    provider: str
+    clock: Clock
+    rounds: int
+    waited: float | None
+    batches: tuple[BatchTimes, ...]
+    work: dict[str, Work | None]
+    ceilings: Ceilings
+    exponents: dict[str, float | None]
+    memory: dict[str, Memory | None]

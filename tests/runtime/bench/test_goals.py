@@ -1,0 +1,86 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from s2ap_defend.bench.ceilings import Ceilings
+from s2ap_defend.bench.goals import goals, not_judged
+from s2ap_defend.bench.measured import BARE, BatchTimes, Measured
+from s2ap_defend.bench.rounds import Latency
+from s2ap_defend.bench.traffic import Traffic
+from s2ap_defend.bench.work import Work
+from s2ap_defend.stages import CLASSIFIER
+
+CLEAN = Traffic(np.zeros((1, 1, 8, 8), np.float32), "clean", "a test")
+
+
+def times(batch, cost, outside_ms=0.1, outside_share=0.01):
+    found = Latency(1.0, 1.0, None, 1.0, cost, 2.0)
+    return BatchTimes(
+        batch, 20, 3.0, 0.0, 1.0, found, {"whole": found}, (), 0.5, 2.0, {"whole": outside_ms}, {"whole": outside_share}
+    )
+
+
+def measured(*batches, flops=25_000_000, slope=1.0, **changes):
+    found = Measured(
+        provider="CPUExecutionProvider",
+        clock="wall",
+        rounds=20,
+        waited=None,
+        batches=batches,
+        work={CLASSIFIER: Work(flops, 0, 0)},
+        ceilings=Ceilings(1.0, 1.0),
+        exponents={BARE: 2.0, "whole": slope},
+        memory={},
+    )
+    return replace(found, **changes)
+
+
+def judged(found, traffic=CLEAN, purify="always"):
+    return {goal.what: (goal.most, goal.holds) for goal in goals(found, traffic, purify)}
+
+
+@pytest.mark.parametrize(("purify", "most"), [("always", 6.0), ("suspicious", 3.0), ("off", 3.0)])
+def test_cost_is_judged_by_when_images_are_purified_and_may_be_more_for_one_image(purify, most):
+    found = judged(measured(times(1, 1.3 * most), times(64, 1.01 * most)), purify=purify)
+    assert found[f"batch 1: cost with purification '{purify}'"] == (pytest.approx(1.3 * most), True)
+    assert found[f"batch 64: cost with purification '{purify}'"] == (most, False)
+
+
+def test_a_small_classifier_may_cost_more_at_64_and_is_not_judged_alone():
+    found = judged(measured(times(1, 80.0), times(64, 15.0), flops=1_000_000))
+    assert [name for name in found if "cost" in name] == ["batch 64: cost with purification 'always'"]
+    assert found["batch 64: cost with purification 'always'"] == (15.0, True)
+
+
+def test_time_beyond_the_stages_is_judged_in_milliseconds_for_one_image_and_in_shares_for_64():
+    found = judged(measured(times(1, 1.0, outside_ms=0.151), times(64, 1.0, outside_share=0.05)))
+    assert found["batch 1: beyond the stages"] == (0.150, False)
+    assert found["batch 64: beyond the stages"] == (0.05, True)
+
+
+def test_growth_with_the_batch_is_judged_of_the_defended_file_alone():
+    found = judged(measured(times(1, 1.0), slope=1.06))
+    assert found["exponent of time in batch"] == (1.05, False)
+    assert {goal.executor for goal in goals(measured(times(1, 1.0)), CLEAN, "off")} == {"whole"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "traffic", "reason"),
+    [
+        ({}, replace(CLEAN, kind="attacked"), "this was attacked traffic"),
+        ({}, replace(CLEAN, typical=False), "this was uniform noise"),
+        ({"provider": "CUDAExecutionProvider"}, CLEAN, "this was clean traffic on CUDAExecutionProvider"),
+        ({"rounds": 5}, CLEAN, "medians are of 5 rounds; they count from 20 on"),
+        ({"batches": (times(1, 1.0),)}, CLEAN, "a batch of 64 was not measured"),
+    ],
+)
+def test_what_cannot_be_judged_is_said_with_the_reason(changes, traffic, reason):
+    found = measured(times(1, 1.0), times(64, 1.0), **changes)
+    assert any(reason in one for one in not_judged(found, traffic))
+    costs = [name for name in judged(found, traffic) if "cost" in name]
+    assert bool(costs) == (traffic is CLEAN and "provider" not in changes)
+
+
+def test_all_is_judged_where_all_was_measured():
+    assert not_judged(measured(times(1, 1.0), times(64, 1.0)), CLEAN) == []
