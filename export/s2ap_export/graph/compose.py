@@ -19,7 +19,7 @@ elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
@@ -29,16 +29,18 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope, wave_sizes
 from s2ap_export.graph.answers import add_tables, wave_tables
-from s2ap_export.graph.branches import Images, conditional_wave, purify_suspicious
+from s2ap_export.graph.branches import Images, Open, conditional_wave, purify_suspicious
 from s2ap_export.graph.builder import BATCH, IR_VERSION, OPSET, PRODUCER, GraphBuilder
 from s2ap_export.graph.decision import decide
 from s2ap_export.graph.jury import JuryLayout
-from s2ap_export.graph.opening import open_test
+from s2ap_export.graph.opening import judge, read_opening
 from s2ap_export.graph.sanitise import sanitise
 from s2ap_export.graph.scopes import embed, move, rename_scope
-from s2ap_export.graph.waves import Wave
+from s2ap_export.graph.waves import Wave, pack, waits
 
-__all__ = ["compose"]
+__all__ = ["MOST_IN_BRANCHES", "compose"]
+
+MOST_IN_BRANCHES = 64 * 2**20
 
 
 def compose(
@@ -49,6 +51,7 @@ def compose(
     *,
     sees: Sequence[Sees],
     purify: Purify,
+    most_in_branches: int = MOST_IN_BRANCHES,
 ) -> ModelProto:
     """The defended model: input `image`, outputs as in `s2ap_defend.types.Verdicts`, no manifest yet.
 
@@ -61,6 +64,7 @@ def compose(
             of its own.
         sees: The image that each member sees.
         purify: Which images are purified; 'off' takes a purifier of 0 steps.
+        most_in_branches: Bytes that members in branches may have together before their weights lie in the main graph.
 
     Raises:
         RecipeError: If the stages, what they see and when to purify do not fit together.
@@ -73,14 +77,13 @@ def compose(
 
     build = GraphBuilder("test")
     add_tables(build, test)
-    tables = wave_tables(build, sizes)
+    tables = wave_tables(build, test, sizes)
     clean = sanitise(build)
     move(build, graph)
-    images: Images = {"raw": clean.image, "purified": f"{PURIFIER}/purified"}
-    if purify == "suspicious":
-        images["purified"] = clean.image
-    else:
+    images: Images = {"raw": clean.image, "purified": clean.image}
+    if purify != "suspicious":
         embed(graph, rename_scope(purifier, PURIFIER), clean.image)
+        images["purified"] = f"{PURIFIER}/purified"
     embed(graph, rename_scope(classifier, CLASSIFIER), images["purified"])
     said, error = f"{CLASSIFIER}/log_probabilities", f"{PURIFIER}/reconstruction_error"
 
@@ -88,43 +91,71 @@ def compose(
     waves = [Wave(test, layout, part, sum(sizes[:i]), sizes[i]) for i, part in enumerate(tables)]
     for stage, eye in zip(stages[: sizes[0]], sees, strict=False):
         embed(graph, stage, images[eye])
+    behind = [*waves[1:], None]
     build = GraphBuilder("test/wave_000")
-    opened = open_test(build, waves[0], clean.valid, said, error)
+    spoken, own = read_opening(build, waves[0], clean.valid, said)
+    state = judge(build, waves[0], spoken, said, own, error)
     if purify == "suspicious":
-        again = purify_suspicious(build, graph, purifier, classifier, opened.state, said, image_shape, classes)
-        images["purified"], said, error = again.image, again.classifier, again.reconstruction_error
-        opened = open_test(build, waves[0], clean.valid, said, error)
-    move(build, graph)
-
-    state = opened.state
+        packed = pack(build, state)
+        move(build, graph)
+        asked, opened = purify_suspicious(
+            graph, waves[0], purifier, classifier, spoken, own, packed, state.verdict, image_shape, behind[0]
+        )
+        images["purified"], error, said, own = asked.image, asked.reconstruction_error, asked.classifier, asked.own
+    else:
+        opened = Open(pack(build, state), waits(build, behind[0], state.verdict) if behind[0] else "")
+        move(build, graph)
+    later = stages[sizes[0] :]
+    if sum(stage.ByteSize() for stage in later) > most_in_branches:
+        for stage in later:
+            graph.initializer.extend(stage.graph.initializer)
+            del stage.graph.initializer[:]
     for i, wave in enumerate(waves[1:], start=1):
         pairs = list(zip(stages[wave.members], sees[wave.members], strict=True))
-        state = conditional_wave(graph, wave, f"test/wave_{i:03d}", pairs, images, image_shape, opened.answer, state)
+        opened = conditional_wave(graph, wave, f"test/wave_{i:03d}", pairs, images, image_shape, opened, behind[i])
 
     build = GraphBuilder("test/decision")
-    decision = decide(build, test, layout, said, opened.base_label, clean.finite, state)
-    outputs: dict[str, tuple[str, int, list[int]]] = {
-        "label": (decision.label, TensorProto.INT64, []),
-        "adversarial": (decision.adversarial, TensorProto.BOOL, []),
-        "base_label": (opened.base_label, TensorProto.INT64, []),
-        "probabilities": (build.op("Exp", said), TensorProto.FLOAT, [classes]),
-        "label_change_rate": (decision.label_change_rate, TensorProto.FLOAT, []),
-        "log_likelihood_ratio": (decision.log_likelihood_ratio, TensorProto.DOUBLE, []),
-        "members_used": (decision.members_used, TensorProto.INT64, []),
-        "votes": (decision.votes, TensorProto.DOUBLE, [classes]),
-        "purified": (images["purified"], TensorProto.FLOAT, list(image_shape)),
-        "reconstruction_error": (error, TensorProto.FLOAT, []),
-        "abstained": (decision.abstained, TensorProto.BOOL, []),
-    }
-    move(build, graph)
-    for name, (value, element, row) in outputs.items():
-        graph.node.append(helper.make_node("Identity", [value], [name], name=f"test/output/{name}"))
-        graph.output.append(helper.make_tensor_value_info(name, element, [BATCH, *row]))
-    graph.input.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, [BATCH, *image_shape]))
+    found = decide(build, test, layout, said, own, clean.finite, opened.state)
+    found |= {"purified": images["purified"], "reconstruction_error": error}
+    _declare(build, graph, found, image_shape, classes)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     model.producer_name = PRODUCER
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _declare(
+    build: GraphBuilder, graph: GraphProto, found: Mapping[str, str], image_shape: tuple[int, ...], classes: int
+) -> None:
+    """Move the last nodes into the graph, and declare its input and outputs.
+
+    A value of these nodes gets the name of its output; one that has a name of its own, or two outputs, is copied.
+    """
+    kinds: dict[str, tuple[int, list[int]]] = {
+        "label": (TensorProto.INT64, []),
+        "adversarial": (TensorProto.BOOL, []),
+        "base_label": (TensorProto.INT64, []),
+        "probabilities": (TensorProto.FLOAT, [classes]),
+        "label_change_rate": (TensorProto.FLOAT, []),
+        "log_likelihood_ratio": (TensorProto.DOUBLE, []),
+        "members_used": (TensorProto.INT64, []),
+        "votes": (TensorProto.DOUBLE, [classes]),
+        "purified": (TensorProto.FLOAT, list(image_shape)),
+        "reconstruction_error": (TensorProto.FLOAT, []),
+        "abstained": (TensorProto.BOOL, []),
+    }
+    made = {value for node in build.nodes for value in node.output}
+    renamed = {found[name]: name for name in kinds if found[name] in made}
+    for node in build.nodes:
+        node.input[:] = [renamed.get(value, value) for value in node.input]
+        node.output[:] = [renamed.get(value, value) for value in node.output]
+    move(build, graph)
+    for name, (element, row) in kinds.items():
+        value = renamed.get(found[name], found[name])
+        if value != name:
+            graph.node.append(helper.make_node("Identity", [value], [name], name=f"test/output/{name}"))
+        graph.output.append(helper.make_tensor_value_info(name, element, [BATCH, *row]))
+    graph.input.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, [BATCH, *image_shape]))
 
 
 def _check(

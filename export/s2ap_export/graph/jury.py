@@ -14,15 +14,15 @@ from s2ap_defend.sequential.jury import LOWEST_LOG, SQUARINGS, TAYLOR
 from s2ap_defend.types import Bool, Float64
 from s2ap_export.graph.builder import GraphBuilder
 
-__all__ = ["CLASS_AXIS", "Ballots", "JuryLayout", "mixed_label", "read_ballots", "settled", "voted_label"]
+__all__ = ["Ballots", "JuryLayout", "mixed_label", "read_ballots", "settled", "voted_label"]
 
-CLASS_AXIS = 2  # of [rows, members of the wave, classes]
 Part = Literal["votes", "summed", "probabilities"]
+COUNTS = 2  # columns before the jury's blocks: members that do not agree with the first answer, and members asked
 
 
 @dataclass(frozen=True)
 class JuryLayout:
-    """The numbers of the jury that a row carries: one block of K columns each.
+    """The sums over asked members that a row carries: two counts, then blocks of the jury of K columns each.
 
     Attributes:
         parts: The blocks: weight of votes, weighted sums of log-probabilities and of probabilities.
@@ -34,7 +34,7 @@ class JuryLayout:
 
     @classmethod
     def of(cls, test: SequentialTest, classes: int) -> JuryLayout:
-        """What the answer and the vote of a test need; nothing where nobody votes."""
+        """What the answer and the vote of a test need; no blocks where nobody votes."""
         if not test.vote_weights.any():
             return cls((), classes)
         votes = test.answer == "robust" or test.correct
@@ -44,15 +44,24 @@ class JuryLayout:
 
     @property
     def columns(self) -> int:
-        """Numbers of a row."""
-        return len(self.parts) * self.classes
+        """Numbers of a row, the counts included."""
+        return COUNTS + len(self.parts) * self.classes
 
-    def split(self, build: GraphBuilder, jury: str) -> dict[str, str]:
-        """The blocks by name."""
+    def blocks(self, build: GraphBuilder, jury: str) -> dict[str, str]:
+        """The blocks [..., K] by name, of rows without the counts [..., S - 2]."""
         if len(self.parts) < 2:
             return dict.fromkeys(self.parts, jury)
-        sizes = build.constant(np.full(len(self.parts), self.classes, dtype=np.int64))
-        return dict(zip(self.parts, build.node("Split", [jury, sizes], len(self.parts), {"axis": 1}), strict=True))
+        return dict(zip(self.parts, self._split(build, jury, []), strict=True))
+
+    def sums(self, build: GraphBuilder, sums: str) -> dict[str, str]:
+        """The counts [..., 2] and the blocks [..., K] by name, of rows [..., S]."""
+        return dict(
+            zip(("counts", *self.parts), self._split(build, sums, [COUNTS]) if self.parts else [sums], strict=True)
+        )
+
+    def _split(self, build: GraphBuilder, rows: str, before: list[int]) -> tuple[str, ...]:
+        sizes = [*before, *[self.classes] * len(self.parts)]
+        return build.node("Split", [rows, build.constant(np.array(sizes, dtype=np.int64))], len(sizes), {"axis": -1})
 
 
 @dataclass(frozen=True)
@@ -61,38 +70,38 @@ class Ballots:
 
     Attributes:
         votes: float64 [n, w, K], their weighted votes.
-        rows: float64 [n, w, J], all blocks of the layout.
+        rows: float64 [n, w, S - 2], all blocks of the layout.
+        probabilities: float64 [n, w, K], not weighted; empty where the layout has none.
     """
 
     votes: str
     rows: str
+    probabilities: str
 
 
-def read_ballots(build: GraphBuilder, layout: JuryLayout, weights: str, logs: str, voting: Bool) -> Ballots:
+def read_ballots(build: GraphBuilder, layout: JuryLayout, weights: str, logs: str, jurors: Bool) -> Ballots:
     """The ballots of members.
 
     Args:
         build: The graph that they are in.
-        layout: What the jury keeps.
-        weights: float64 [w], of their votes.
+        layout: What the jury keeps; it has blocks.
+        weights: float64 [w, 1], of their votes; 0 of others.
         logs: float32 [n, w, K].
-        voting: Who votes [w]; others add nothing, whatever they say.
+        jurors: Who has a vote [w]; others add nothing, whatever they say.
     """
-    nothing = build.constant(np.float64(0))
-    weights = build.op("Unsqueeze", weights, build.constant(np.array([1], dtype=np.int64)))  # [w, 1]
-    if not voting.all():
-        weights = build.op("Where", build.constant(voting[:, None]), weights, nothing)
-        logs = build.op("Where", build.constant(voting[:, None]), logs, build.constant(np.float32(0)))
-    best = build.op("ArgMax", logs, axis=CLASS_AXIS, keepdims=1)
+    best = build.op("ArgMax", logs, axis=-1, keepdims=1)
     voted = build.op("Equal", best, build.constant(np.arange(layout.classes, dtype=np.int64)))
+    nothing = build.constant(np.float64(0))
     votes = build.op("Where", voted, weights, nothing)
-    blocks = [votes]
+    blocks, probabilities = [votes], ""
     exact = build.op("Cast", logs, to=TensorProto.DOUBLE) if len(layout.parts) > 1 else ""
     if "summed" in layout.parts:
-        blocks.append(build.op("Mul", exact, weights))
+        counted = exact if jurors.all() else build.op("Where", build.constant(jurors[:, None]), exact, nothing)
+        blocks.append(build.op("Mul", counted, weights))
     if "probabilities" in layout.parts:
-        blocks.append(build.op("Mul", exponential(build, exact), weights))
-    return Ballots(votes, build.op("Concat", *blocks, axis=CLASS_AXIS) if len(blocks) > 1 else votes)
+        probabilities = exponential(build, exact)
+        blocks.append(build.op("Mul", probabilities, weights))
+    return Ballots(votes, build.op("Concat", *blocks, axis=-1) if len(blocks) > 1 else votes, probabilities)
 
 
 def exponential(build: GraphBuilder, logs: str) -> str:
@@ -116,49 +125,48 @@ def power(build: GraphBuilder, base: str, exponent: float) -> str:
 
 
 def voted_label(build: GraphBuilder, votes: str, summed: str) -> str:
-    """The label with the most votes [N]; ties go to the higher sum, then to the lower class index."""
-    highest = build.op("ReduceMax", votes, build.constant(np.array([1], dtype=np.int64)), keepdims=1)
+    """The label with the most votes [..., 1]; ties go to the higher sum, then to the lower class index."""
+    highest = build.op("ReduceMax", votes, build.constant(np.array([-1], dtype=np.int64)), keepdims=1)
     best = build.op("Where", build.op("Equal", votes, highest), summed, build.constant(np.float64(-np.inf)))
-    return build.op("ArgMax", best, axis=1, keepdims=0)
+    return build.op("ArgMax", best, axis=-1, keepdims=1)
 
 
 def mixed_label(
-    build: GraphBuilder, classifier: str, votes: str, probabilities: str, classes: int, amplification: float
+    build: GraphBuilder, own: str, votes: str, probabilities: str, classes: int, amplification: float
 ) -> str:
-    """The label of the mix [N].
+    """The label of the mix [..., 1].
 
     Args:
         build: The graph.
-        classifier: float32 [N, K], log-probabilities.
-        votes: float64 [N, K]; their sum is the weight of the jurors.
-        probabilities: float64 [N, K], weighted sum of the jurors' probabilities.
+        own: float64 [..., K], the classifier's probabilities by `exponential`.
+        votes: float64 [..., K]; their sum is the weight of the jurors.
+        probabilities: float64 [..., K], weighted sum of the jurors' probabilities.
         classes: K.
         amplification: A multiple of 1/2 above 0.
     """
-    one = build.constant(np.array([1], dtype=np.int64))
-    mean = build.op("Div", probabilities, build.op("ReduceSum", votes, one, keepdims=1))
+    last = build.constant(np.array([-1], dtype=np.int64))
+    mean = build.op("Div", probabilities, build.op("ReduceSum", votes, last, keepdims=1))
     amplified = power(build, mean, amplification)
-    total = build.op("CumSum", amplified, build.constant(np.int64(1)))
-    total = build.op("Gather", total, build.constant(np.array([classes - 1], dtype=np.int64)), axis=1)
+    total = build.op("CumSum", amplified, build.constant(np.int64(-1)))
+    total = build.op("Gather", total, build.constant(np.array([classes - 1], dtype=np.int64)), axis=-1)
     jury = build.op("Mul", build.op("Div", amplified, total), "test/jury_share")
-    own = exponential(build, build.op("Cast", classifier, to=TensorProto.DOUBLE))
-    own = build.op("Mul", own, build.op("Sub", build.constant(np.float64(1)), "test/jury_share"))
-    return build.op("ArgMax", build.op("Add", own, jury), axis=1, keepdims=0)
+    rest = build.op("Mul", own, build.op("Sub", build.constant(np.float64(1)), "test/jury_share"))
+    return build.op("ArgMax", build.op("Add", rest, jury), axis=-1, keepdims=1)
 
 
 def settled(build: GraphBuilder, votes: str, ballots: str, left: Float64) -> str:
-    """Where no votes that are left can change or tie the leader, after each member of a wave [n, w].
+    """Where no votes that are left can change or tie the leader, before a wave and after each member [n, w + 1, 1].
 
     Args:
         build: The graph that the wave is in.
-        votes: float64 [n, K] before the wave.
+        votes: float64 [n, 1, K] before the wave.
         ballots: float64 [n, w, K], weighted votes of its members; empty where none votes.
-        left: Weight of the votes that can follow each member's [w].
+        left: Weight of the votes that can follow [w + 1].
     """
-    one, two = (build.constant(np.array([i], dtype=np.int64)) for i in (1, 2))
-    totals = build.op("Unsqueeze", votes, one)
+    totals = votes
     if ballots:
-        totals = build.op("Add", totals, build.op("CumSum", ballots, build.constant(np.int64(1))))
-    highest, _ = build.node("TopK", [totals, two], 2, {"axis": CLASS_AXIS})
-    leader, runner_up = (build.op("Gather", highest, build.constant(np.int64(i)), axis=CLASS_AXIS) for i in (0, 1))
-    return build.op("Greater", build.op("Sub", leader, runner_up), build.constant(left))
+        totals = build.op("CumSum", build.op("Concat", votes, ballots, axis=1), build.constant(np.int64(1)))
+    two, halves = (build.constant(np.array(sizes, dtype=np.int64)) for sizes in ([2], [1, 1]))
+    highest, _ = build.node("TopK", [totals, two], 2, {"axis": -1})
+    leader, runner_up = build.node("Split", [highest, halves], 2, {"axis": -1})
+    return build.op("Greater", build.op("Sub", leader, runner_up), build.constant(left[:, None]))

@@ -9,7 +9,7 @@ from onnx import helper
 
 from s2ap_export.graph.builder import GraphBuilder
 
-__all__ = ["Sanitised", "sanitise"]
+__all__ = ["IMAGE", "Sanitised", "sanitise"]
 
 IMAGE = "test/image"
 
@@ -20,7 +20,7 @@ class Sanitised:
 
     Attributes:
         image: float32 [N, C, H, W]: NaN is 0.5, then clamped to [0, 1]; the bits of valid images are kept.
-        valid: bool [N, 1], whether all pixels are in [0, 1].
+        valid: bool [N, 1, 1], whether all pixels are in [0, 1].
         finite: bool [N], whether all pixels are finite.
     """
 
@@ -34,10 +34,11 @@ def sanitise(build: GraphBuilder) -> Sanitised:
     number = build.op("Where", build.op("IsNaN", "image"), build.constant(np.float32(0.5)), "image")
     bounds = (build.constant(np.float32(value)) for value in (0, 1))
     build.nodes.append(helper.make_node("Clip", [number, *bounds], [IMAGE], name=IMAGE))
-    change = build.op("Sub", "image", IMAGE)  # 0 where it is valid; not finite where the pixel is not
-    pixels = build.constant(np.array([1, 2, 3], dtype=np.int64))
+    row = build.constant(np.array([0, 1, -1], dtype=np.int64))
+    last = build.constant(np.array([2], dtype=np.int64))
+    kept = build.op("Reshape", build.op("Equal", "image", IMAGE), row)
+    valid = build.op("ReduceMin", kept, last, keepdims=1)
     zero = build.constant(np.float32(0))
-    size = build.op("ReduceL1", change, pixels, keepdims=0)
-    spoilt = build.op("ReduceSum", build.op("Mul", change, zero), pixels, keepdims=0)  # 0 or NaN
-    valid = build.op("Unsqueeze", build.op("Equal", size, zero), build.constant(np.array([1], dtype=np.int64)))
+    pixels = build.constant(np.array([1, 2, 3], dtype=np.int64))
+    spoilt = build.op("ReduceSum", build.op("Mul", "image", zero), pixels, keepdims=0)  # 0 or NaN
     return Sanitised(IMAGE, valid, build.op("Equal", spoilt, zero))

@@ -1,13 +1,15 @@
-"""The sequential test as graph: the opening, one wave of members, and the decision at the end.
+"""A wave of members as graph: where each row stops, and what the members that it asks add to its sums.
 
 `s2ap_defend.sequential.run_sequential_test` is the reference; these nodes equal it exactly. It loops over members; here
-a wave is computed at once. Prefix sums of the increments, from the log-likelihood ratio before the wave, are the ratios
-after every member: CumSum adds in the order of the loop, so they agree to the last bit. A member counts as long as no
-boundary was crossed before it. Curtailment likewise: prefix sums of the votes as if the vote went on are right up to
-the member that settles it, and members after that one do not count. Between waves a row carries one row of float64
-numbers, the flags 0 or 1:
+a wave is computed at once, on values [rows, members of the wave, numbers]. Prefix sums of the increments, from the
+log-likelihood ratio before the wave, are the ratios before it and after every member: CumSum adds in the order of the
+loop, so they agree to the last bit. A row stops at the first of these places where a boundary is crossed; what it is
+there, it stays. A vote ends at the first place from there on at which it is settled. So place and end are two numbers
+a row, and it asks the members whose index lies below. Between waves a row carries one row of float64 numbers:
 
-    ratio | decided | adversarial | settled | asked that agree | asked that do not | what the jury keeps
+    ratio | verdict | first answer | members that do not agree | members asked | what the jury keeps
+
+with the verdict as a number that says what is left to do: the higher, the more members the row asks.
 """
 
 from __future__ import annotations
@@ -15,15 +17,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 
 from s2ap_defend.sequential import SequentialTest
-from s2ap_defend.types import Bool
+from s2ap_defend.types import Bool, Float64
 from s2ap_export.graph.answers import Evidence, Tables
 from s2ap_export.graph.builder import GraphBuilder
-from s2ap_export.graph.jury import Ballots, JuryLayout, settled
+from s2ap_export.graph.jury import COUNTS, Ballots, JuryLayout, settled
 
-__all__ = ["State", "Wave", "initial_state", "pack", "scan_wave", "state_size", "unpack", "waiting_rows"]
+__all__ = [
+    "State",
+    "Stops",
+    "Wave",
+    "added_rows",
+    "counts_of",
+    "pack",
+    "state_size",
+    "stops_of",
+    "sums_of",
+    "unpack",
+    "waits",
+]
+
+UNDECIDED, FLAGGED_IN_VOTE, CLEAN, FLAGGED = 2.0, 1.0, 0.0, -1.0
+"""Verdicts: every member is asked; jurors are; nobody is; nobody is, the vote is over or there is none."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +47,31 @@ class State:
     """Names of what n rows carry.
 
     Attributes:
-        ratio: float64 [n, 1], the log-likelihood ratio.
-        decided: bool [n, 1].
-        adversarial: bool [n, 1].
-        settled: bool [n, 1], whether the vote on a flagged row is over; empty where no vote ends early.
-        counts: float64 [n, 2], members asked that agree with the first answer, and that do not.
-        jury: float64 [n, J]; empty where nobody votes.
+        ratio: float64 [n, 1, 1], the log-likelihood ratio.
+        verdict: float64 [n, 1, 1], one of the four above.
+        first: float64 [n, 1, 1], the first answer.
+        sums: float64 [n, 1, S], of the members asked.
     """
 
     ratio: str
-    decided: str
-    adversarial: str
-    settled: str
-    counts: str
-    jury: str
+    verdict: str
+    first: str
+    sums: str
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Where n rows stop in a wave.
+
+    Attributes:
+        ratio: float64 [n, 1, 1], after it.
+        verdict: float64 [n, 1, 1], after it.
+        limit: int64 [n, 1, 1] or [n, w, 1]: the row asks the members whose index in the wave is lower, and the opening.
+    """
+
+    ratio: str
+    verdict: str
+    limit: str
 
 
 @dataclass(frozen=True)
@@ -71,142 +98,137 @@ class Wave:
         return slice(self.first, self.first + self.size)
 
     @property
-    def voting(self) -> Bool:
-        """Jurors among its members whose votes are not counted in the opening [w]."""
-        return np.asarray((self.test.vote_weights > 0)[self.members] & ~self.opening)
+    def jurors(self) -> Bool:
+        """Its members that have a vote [w]."""
+        return np.asarray((self.test.vote_weights > 0)[self.members])
 
     @property
     def opening(self) -> Bool:
         """Its members that belong to the opening [w]."""
         return np.arange(self.test.members)[self.members] < self.test.opening
 
+    @property
+    def voting(self) -> Bool:
+        """Jurors among its members that are asked for the vote on flagged rows [w]; the opening has voted before."""
+        return self.jurors & ~self.opening & self.test.correct
 
-def ends_votes(test: SequentialTest) -> bool:
-    """Whether the vote on a flagged row can end before its last juror."""
-    return test.correct and test.curtail and bool(test.vote_weights[test.opening :].any())
+    @property
+    def ends_votes(self) -> bool:
+        """Whether the vote on a flagged row can end in it, before its last juror."""
+        behind = self.test.vote_weights[max(self.first + 1, self.test.opening) :]
+        return self.test.correct and self.test.curtail and bool(behind.any())
+
+    @property
+    def left(self) -> Float64:
+        """Weight of the votes that can follow, before it (no vote ends there) and after each member [w + 1]."""
+        return np.concatenate([[np.inf], self.test.votes_left[self.members]])
+
+    @property
+    def asks_above(self) -> float:
+        """Rows ask a member of it whose verdict exceeds this."""
+        return CLEAN if self.voting.any() else FLAGGED_IN_VOTE
 
 
-def state_size(test: SequentialTest, layout: JuryLayout) -> int:
+def state_size(layout: JuryLayout) -> int:
     """Numbers that a row carries from wave to wave."""
-    return sum(_sizes(test, layout))
+    return 3 + layout.columns
 
 
-def initial_state(build: GraphBuilder, test: SequentialTest, valid: str, ratio: str, jury: str) -> State:
-    """The state before the first member.
-
-    Args:
-        build: The main graph.
-        test: The test.
-        valid: bool [N, 1]; rows that are not are flagged.
-        ratio: float64 [N, 1], that of the signals; empty: zero.
-        jury: float64 [N, J], after the votes of the opening.
-    """
-    flagged = build.op("Not", valid)
-    zero = build.op("Where", flagged, build.constant(np.zeros(1)), build.constant(np.zeros(1)))
-    never = build.op("And", flagged, valid) if ends_votes(test) else ""
-    none = build.op("Where", flagged, build.constant(np.zeros(2)), build.constant(np.zeros(2)))
-    return State(ratio or zero, flagged, flagged, never, none, jury)
-
-
-def scan_wave(build: GraphBuilder, wave: Wave, evidence: Evidence, ballots: Ballots | None, state: State) -> State:
-    """The state after a wave.
+def stops_of(
+    build: GraphBuilder, wave: Wave, evidence: Evidence, votes: str, ballots: str, ratio: str, verdict: str
+) -> Stops:
+    """Where rows stop in a wave.
 
     Args:
         build: The graph that the wave is in.
         wave: The wave.
         evidence: Of its members.
-        ballots: Of its jurors behind the opening; None: there are none.
-        state: Before the wave; every row is one that a member of it asks.
+        votes: float64 [n, 1, K], weight of the votes before it; may be empty where no vote can be settled.
+        ballots: float64 [n, w, K], votes of its members behind the opening; empty where there are none.
+        ratio: float64 [n, 1, 1], before it.
+        verdict: float64 [n, 1, 1], before it.
     """
     test, size = wave.test, wave.size
-    one, two = (build.constant(np.array([i], dtype=np.int64)) for i in (1, 2))
-    track = build.op("Concat", state.ratio, evidence.increments, axis=1)
-    track = build.op("CumSum", track, build.constant(np.int64(1)))  # [n, w + 1]
-    after = build.op("Slice", track, one, build.constant(np.array([size + 1], dtype=np.int64)), one)  # [n, w]
-    upper = build.op("GreaterOrEqual", after, wave.tables.upper)
-    clean = build.op("LessOrEqual", after, wave.tables.lower)
-
-    curtails = test.correct and test.curtail and bool(test.vote_weights[max(wave.first + 1, test.opening) :].any())
+    members, everyone = build.constant(np.array([1], dtype=np.int64)), build.constant(np.int64(size))
+    order = build.constant(np.arange(size + 1, dtype=np.int64)[:, None])
+    clean_code, undecided, in_vote, over = (
+        build.constant(np.float64(code)) for code in (CLEAN, UNDECIDED, FLAGGED_IN_VOTE, FLAGGED)
+    )
+    track = build.op("Concat", ratio, evidence.increments, axis=1)
+    track = build.op("CumSum", track, build.constant(np.int64(1)))  # [n, w + 1, 1]
+    clean = build.op("LessOrEqual", track, wave.tables.lower)
     enough = ""
-    if test.await_vote or curtails:
-        votes = wave.layout.split(build, state.jury)["votes"]
-        enough = settled(build, votes, ballots.votes if ballots else "", test.votes_left[wave.members])
+    if test.await_vote or wave.ends_votes:
+        enough = settled(build, votes, ballots, wave.left)
     if test.await_vote:
         clean = build.op("And", clean, enough)
-    stops = build.op("Or", upper, clean)
-    open_ = build.op("And", _none_before(build, stops), build.op("Not", state.decided))  # undecided when asked
+    code = build.op("Where", clean, clean_code, verdict)
+    flagged = in_vote if test.correct else over
+    code = build.op("Where", build.op("GreaterOrEqual", track, wave.tables.upper), flagged, code)
+    place = build.op("Where", build.op("Equal", code, undecided), everyone, order)
+    place = build.op("ReduceMin", place, members, keepdims=1)  # the members asked until it was decided
+    ratio, verdict = (build.op("GatherElements", values, place, axis=1) for values in (track, code))
 
-    steps = build.op("ReduceSum", build.op("Cast", open_, to=TensorProto.INT64), one, keepdims=1)
-    ratio = build.op("GatherElements", track, steps, axis=1)
-    adversarial = build.op("Or", state.adversarial, _any(build, build.op("And", open_, upper)))
-    decided = build.op("Or", state.decided, _any(build, build.op("And", open_, stops)))
+    limit = place
+    if wave.voting.any() or wave.ends_votes:
+        votes_on, end = build.op("Equal", verdict, in_vote), everyone
+        if wave.ends_votes:
+            ends = build.op("And", enough, build.op("GreaterOrEqual", order, place))
+            end = build.op("Where", ends, order, build.constant(np.int64(size + 1)))
+            end = build.op("ReduceMin", end, members, keepdims=1)
+            ended = build.op("And", votes_on, build.op("LessOrEqual", end, everyone))
+            verdict = build.op("Where", ended, over, verdict)
+        if wave.voting.any():
+            limit = build.op("Where", votes_on, end, place)
+            if not wave.voting.all():
+                limit = build.op("Where", build.constant(wave.voting[:, None]), limit, place)
+    return Stops(ratio, verdict, limit)
 
-    asked, over = open_, state.settled
-    if test.correct and wave.voting.any():
-        asked = build.op("Or", asked, build.op("And", adversarial, build.constant(wave.voting)))
-    if curtails:
-        voted_on = build.op("Or", build.op("Not", open_), upper)  # or clean, and then nobody is asked for a vote
-        ends = build.op("And", voted_on, enough)
-        asked = build.op("And", asked, _none_before(build, ends))
-        over = _any(build, ends)  # it was not, or nobody would ask
-    if wave.opening.any():
-        asked = build.op("Or", asked, build.constant(wave.opening))
 
-    columns = build.constant(np.array([0.0, 1.0])), build.constant(np.array([1.0, 0.0]))
-    added = build.op("Where", evidence.changes, *columns)  # [n, w, 2]
+def counts_of(build: GraphBuilder, evidence: Evidence, more: int = 0) -> str:
+    """Of each member of a wave: whether it does not agree, and 1 for that it is asked, and zeros [n, w, 2 + more]."""
+    columns = (build.constant(np.array([*counts, *[0.0] * more])) for counts in ([1.0, 1.0], [0.0, 1.0]))
+    return build.op("Where", evidence.changes, *columns)
+
+
+def added_rows(build: GraphBuilder, wave: Wave, evidence: Evidence, ballots: Ballots | None) -> str:
+    """What each member of a wave adds to the sums of the rows that ask it, float64 [n, w, S]."""
     if ballots:
-        added = build.op("Concat", added, ballots.rows, axis=2)
-    before = build.op("Concat", state.counts, state.jury, axis=1) if ballots else state.counts
-    added = build.op("Where", build.op("Unsqueeze", asked, two), added, build.constant(np.float64(0)))
-    sums = build.op("Concat", build.op("Unsqueeze", before, one), added, axis=1)
-    sums = build.op("CumSum", sums, build.constant(np.int64(1)))  # in the order of the loop, which a sum need not keep
-    sums = build.op("Gather", sums, build.constant(np.int64(size)), axis=1)
-    counts, jury = sums, state.jury
-    if ballots:
-        parts = build.constant(np.array([2, wave.layout.columns], dtype=np.int64))
-        counts, jury = build.node("Split", [sums, parts], 2, {"axis": 1})
-    return State(ratio, decided, adversarial, over, counts, jury)
+        return build.op("Concat", counts_of(build, evidence), ballots.rows, axis=-1)
+    return counts_of(build, evidence, wave.layout.columns - COUNTS)
 
 
-def waiting_rows(build: GraphBuilder, wave: Wave, state: State) -> str:
-    """Rows [n, 1] that a member of a wave asks: undecided ones, and flagged ones whose vote goes on in it."""
-    waiting = build.op("Not", state.decided)
-    if not wave.test.correct or not wave.voting.any():
-        return waiting
-    votes = state.adversarial
-    if state.settled:
-        votes = build.op("And", votes, build.op("Not", state.settled))
-    return build.op("Or", waiting, votes)
+def sums_of(build: GraphBuilder, wave: Wave, limit: str, added: str, before: str) -> str:
+    """The sums of rows after a wave [n, 1, S], added in the order of the loop, which a sum need not keep.
+
+    Args:
+        build: The graph that the wave is in.
+        wave: The wave.
+        limit: As in `Stops`.
+        added: float64 [n, w, S].
+        before: float64 [n, 1, S]; empty before the first wave.
+    """
+    index = np.where(wave.opening, -1, np.arange(wave.size))  # every row asks the opening
+    asked = build.op("Less", build.constant(index[:, None]), limit)
+    added = build.op("Where", asked, added, build.constant(np.float64(0)))
+    last = wave.size - 1
+    if before:
+        added, last = build.op("Concat", before, added, axis=1), wave.size
+    added = build.op("CumSum", added, build.constant(np.int64(1)))
+    return build.op("Gather", added, build.constant(np.array([last], dtype=np.int64)), axis=1)
+
+
+def waits(build: GraphBuilder, wave: Wave, verdict: str) -> str:
+    """Whether any row asks a member of a wave, one bool, by verdicts [n, 1, 1] before it."""
+    return build.op("Greater", build.op("ReduceMax", verdict, keepdims=0), build.constant(np.float64(wave.asks_above)))
 
 
 def pack(build: GraphBuilder, state: State) -> str:
-    """The state as one value [n, S]."""
-    flags = [flag for flag in (state.decided, state.adversarial, state.settled) if flag]
-    numbers = [build.op("Cast", flag, to=TensorProto.DOUBLE) for flag in flags]
-    return build.op("Concat", state.ratio, *numbers, state.counts, *([state.jury] if state.jury else []), axis=1)
+    """The state as one value [n, 1, 3 + S]."""
+    return build.op("Concat", state.ratio, state.verdict, state.first, state.sums, axis=-1)
 
 
-def unpack(build: GraphBuilder, test: SequentialTest, layout: JuryLayout, packed: str) -> State:
-    """What `pack` joined."""
-    sizes = _sizes(test, layout)
-    parts = build.node("Split", [packed, build.constant(np.array(sizes, dtype=np.int64))], len(sizes), {"axis": 1})
-    count = 3 if ends_votes(test) else 2
-    flags = [build.op("Cast", part, to=TensorProto.BOOL) for part in parts[1 : 1 + count]]
-    ends, (counts, *jury) = flags[2] if count == 3 else "", parts[1 + count :]
-    return State(parts[0], flags[0], flags[1], ends, counts, jury[0] if jury else "")
-
-
-def _sizes(test: SequentialTest, layout: JuryLayout) -> list[int]:
-    return [1] * (4 if ends_votes(test) else 3) + [2] + ([layout.columns] if layout.columns else [])
-
-
-def _none_before(build: GraphBuilder, flags: str) -> str:
-    """Whether no earlier member's flag [n, w] is set [n, w]."""
-    counts = build.op("Cast", flags, to=TensorProto.INT64)
-    before = build.op("CumSum", counts, build.constant(np.int64(1)), exclusive=1)
-    return build.op("Equal", before, build.constant(np.int64(0)))
-
-
-def _any(build: GraphBuilder, flags: str) -> str:
-    """Whether any member's flag [n, w] is set [n, 1]."""
-    return build.op("ReduceMax", flags, build.constant(np.array([1], dtype=np.int64)), keepdims=1)
+def unpack(build: GraphBuilder, layout: JuryLayout, packed: str) -> State:
+    """What `pack` joined; of a value [n, 3 + S] parts of two dimensions."""
+    sizes = build.constant(np.array([1, 1, 1, layout.columns], dtype=np.int64))
+    return State(*build.node("Split", [packed, sizes], 4, {"axis": -1}))

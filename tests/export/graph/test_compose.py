@@ -151,6 +151,23 @@ def test_stages_that_torch_wrote_are_composed_and_cut_out_again_like_our_own(
     assert np.isfinite(Verdicts(*run(model, x)).probabilities).all()
 
 
+@pytest.mark.parametrize("purify", POLICIES)
+def test_large_weights_of_later_members_lie_in_the_main_graph_and_change_no_bit(
+    classifier: ModelProto, members: list[ModelProto], purify: Purify
+) -> None:
+    inside, x = defended(classifier, members, decision(), purify), images(9)
+    stage, sees = purifier(0 if purify == "off" else 1), ["raw", "raw", "purified", "raw"]
+    model = compose(stage, classifier, members, decision(), sees=sees, purify=purify, most_in_branches=0)
+    names = {tensor.name.partition("/")[0] for tensor in model.graph.initializer}
+    assert names >= {*MEMBERS}
+    assert not {tensor.name.partition("/")[0] for tensor in inside.graph.initializer} & {*MEMBERS[2:]}
+    for one, other in zip(run(model, x), run(inside, x), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert stage_sizes(model) == stage_sizes(inside)
+    for name, member in zip(MEMBERS, members, strict=True):
+        np.testing.assert_array_equal(run(cut_stage(model, name), x)[0], run(member, x)[0])
+
+
 def test_base_label_and_probabilities_are_the_classifiers_on_the_purified_image(
     classifier: ModelProto, members: list[ModelProto]
 ) -> None:
