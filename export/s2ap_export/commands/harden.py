@@ -80,6 +80,12 @@ _FILE = click.Path(path_type=Path)
     type=click.Choice(["robust", "mixed", "accurate"]),
     help="Who gives the label of what is not flagged: the jury, classifier and jury mixed, or the classifier.",
 )
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(1, min_open=True),
+    metavar="TIMES",
+    help="The most that a clean image may cost, in operations, as a multiple of the classifier alone.",
+)
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Where networks are trained.")
 @click.option("--seed", type=int, help="Seed of split and training, instead of the recipe's.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")

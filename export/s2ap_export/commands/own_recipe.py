@@ -38,6 +38,7 @@ class Own:
         eps: Attack budget, l_inf in [0, 1] pixels.
         effort: How long it may take.
         answer: Who answers.
+        max_cost: What a clean image may cost, as a multiple of the classifier.
         accelerator: Where networks are trained.
         seed: Of split and training.
     """
@@ -58,6 +59,7 @@ class Own:
     eps: float | None
     effort: Effort | None
     answer: Literal["robust", "mixed", "accurate"] | None
+    max_cost: float | None
     accelerator: str | None
     seed: int | None
 
@@ -148,6 +150,8 @@ def _photos(own: Own) -> dict[str, Any]:
     )
     if own.accelerator is not None:
         tables["compute"] = {"accelerator": own.accelerator}
+    if own.max_cost is not None:
+        tables["decision"]["max_cost"] = own.max_cost
     return tables
 
 
@@ -238,8 +242,9 @@ def _change(tables: dict[str, Any], own: Own) -> None:
     if given:
         tables["given"] = {**tables.get("given", {}), **given}
         tables.setdefault("classifier", "plain")
-    if own.answer is not None:
-        tables["decision"] = {**tables.get("decision", {}), "answer": own.answer}
+    for key, value in (("answer", own.answer), ("max_cost", own.max_cost)):
+        if value is not None:
+            tables["decision"] = {**tables.get("decision", {}), key: value}
     if own.accelerator is not None:
         tables["compute"] = {**tables.get("compute", {}), "accelerator": own.accelerator}
     for key, value in (("eps", own.eps), ("seed", own.seed)):
