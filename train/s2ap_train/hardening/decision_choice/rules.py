@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from s2ap_train.adaptive.goals import Goal
 from s2ap_train.hardening.decision_choice.frontier import Measured
 from s2ap_train.recipe.tables import DecisionGrid, DecisionRecipe
 
-__all__ = ["STEPS", "answers", "better", "chosen_answer", "said_of", "variants"]
+__all__ = ["GOALS", "STEPS", "answers", "better", "chosen_answer", "expected", "said_of", "variants"]
+
+GOALS: tuple[Goal, ...] = ("wrong label", "mislead")
+"""What a decision is attacked for that is compared with the one that was taken."""
 
 STEPS = ("opening", "jurors_see", "sensors_see", "purify", "signals")
 """What is chosen after the answer, in this order."""
@@ -38,6 +42,16 @@ def variants(decision: DecisionRecipe, grid: DecisionGrid, step: str, *, jurors:
     values = [one for one in getattr(grid, step) if step != "opening" or one <= jurors]
     other = (decision.model_copy(update={step: one}) for one in values)
     return tuple(one for one in dict.fromkeys(other) if one != decision and one.contradiction is None)
+
+
+def expected(decision: DecisionRecipe, grid: DecisionGrid, *, jurors: int) -> list[tuple[DecisionRecipe, Goal]]:
+    """What is attacked for what, if the recipe's own decision is never beaten: about what a search will attack.
+
+    Arguments as for `variants`; the first juror alone, which is attacked as well, is not among them.
+    """
+    others = [one for step in STEPS for one in variants(decision, grid, step, jurors=jurors)]
+    compared: list[tuple[DecisionRecipe, Goal]] = [(one, "wrong label") for one in answers(decision, grid)]
+    return [*compared, (decision, "mislead"), *((one, goal) for one in others for goal in GOALS)]
 
 
 def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple[int, str]:
