@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
 from s2ap_train.data import Splits
+from s2ap_train.hardening.attack_forecast import StoredAttacks, stored_attacks
 from s2ap_train.hardening.forecast import Forecast, forecast
 from s2ap_train.hardening.given import check_given
 from s2ap_train.hardening.parts import PartList
@@ -18,18 +21,56 @@ from s2ap_train.redteam.report.verdict import verdict
 from s2ap_train.redteam.results import Evaluation
 from s2ap_train.storage.parts import PartStore, silent_reporter
 
-__all__ = ["announce", "check_replaced", "check_worth"]
+__all__ = ["KeptParts", "announce", "check_replaced", "check_worth", "kept_parts"]
 
-_ROUGH = "about {}, measured on a few steps of each network; half or twice as long is possible"
+_ROUGH = (
+    "about {}, measured on a few steps of each network; half or twice as long is possible,"
+    " and more where other programs share the cores"
+)
 
 
-def announce(recipe: Recipe, splits: Splits, work_dir: Path, reporter: Reporter, *, workers: Workers = None) -> None:
+@dataclass(frozen=True)
+class KeptParts:
+    """What a work folder holds of a recipe's parts.
+
+    Attributes:
+        names: Every part of the recipe.
+        stored: Those that lie there as they would be trained.
+        stale: What those were made with, in words, that would be trained again.
+    """
+
+    names: tuple[str, ...]
+    stored: tuple[str, ...]
+    stale: Mapping[str, str]
+
+    @property
+    def replaced(self) -> str:
+        """The parts that would be trained again, in words; empty: none."""
+        listed = ", ".join(f"{name} (other {other})" for name, other in list(self.stale.items())[:4])
+        return listed + (f" and {len(self.stale) - 4} more" if len(self.stale) > 4 else "")
+
+
+def kept_parts(recipe: Recipe, splits: Splits, work_dir: Path) -> KeptParts:
+    """Look which parts of a recipe a work folder holds."""
+    store, parts = PartStore(work_dir, silent_reporter()), PartList(recipe, splits).all()
+    there = {part.name: store.differs(part) for part in parts if (work_dir / part.name).exists()}
+    return KeptParts(
+        names=tuple(part.name for part in parts),
+        stored=tuple(name for name, other in there.items() if not other),
+        stale={name: other for name, other in there.items() if other},
+    )
+
+
+def announce(
+    recipe: Recipe, splits: Splits, work_dir: Path, kept: KeptParts, reporter: Reporter, *, workers: Workers = None
+) -> None:
     """Check what was given and say what will be done. Nothing is written.
 
     Args:
         recipe: What is to be done.
         splits: Its data.
-        work_dir: Where parts may lie that are reused.
+        work_dir: Where parts and attacks may lie that are reused.
+        kept: What it holds of the parts.
         reporter: Shows it.
         workers: Processes.
 
@@ -44,19 +85,27 @@ def announce(recipe: Recipe, splits: Splits, work_dir: Path, reporter: Reporter,
         reporter.line(f"classifier: as given, {given.accuracy:.1%} of the validation images right")
     for note in (*(given.notes if given is not None else ()), *_pruning_notes(recipe, splits)):
         reporter.line(f"  note: {note}")
-    expected = forecast(recipe, splits)
-    store, parts = PartStore(work_dir, silent_reporter()), PartList(recipe, splits).all()
-    stored = {part.name for part in parts if (work_dir / part.name).exists() and not store.differs(part)}
-    left = Forecast(tuple(one for one in expected.phases if one.name not in stored), expected.disk)
-    processes = 1 if workers == "ray" else worker_count(workers, len(parts))
+    whole = len(kept.stored) == len(kept.names)
+    attacked = stored_attacks(recipe, splits, work_dir) if whole else StoredAttacks()
+    expected = forecast(recipe, splits, attacked)
+    phases = tuple(one for one in expected.phases if one.name not in kept.stored and one.seconds > 0)
+    left = Forecast(phases, expected.disk)
+    processes = 1 if workers == "ray" else worker_count(workers, len(kept.names))
     for phase in left.phases:
         reporter.line(f"  {phase.name}: {_duration(phase.seconds)} of one core")
-    if stored:
-        reporter.line(f"  stored already: {', '.join(one.name for one in parts if one.name in stored)}")
+    if kept.stored:
+        reporter.line(f"  stored already: {', '.join([*kept.stored, *_in_words(attacked)])}")
+    if kept.stale:
+        reporter.line(f"  trained otherwise: {kept.replaced}; --overwrite trains them again")
     reporter.line(
-        f"{len(parts)} parts, {processes} processes, {expected.disk / 1e6:.0f} MB of checkpoints: "
+        f"{len(kept.names)} parts, {processes} processes, {expected.disk / 1e6:.0f} MB of checkpoints: "
         + _ROUGH.format(_duration(left.seconds(processes)))
     )
+
+
+def _in_words(attacked: StoredAttacks) -> list[str]:
+    counts = {"attacks on fitting images": attacked.fitting, "attacks on decisions": attacked.decisions}
+    return [f"{count} {name}" for name, count in counts.items() if count]
 
 
 def _pruning_notes(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
@@ -66,19 +115,15 @@ def _pruning_notes(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
     return (*own, *check_prunable(robust, splits.image_shape, recipe.pruning))
 
 
-def check_replaced(recipe: Recipe, splits: Splits, work_dir: Path) -> None:
+def check_replaced(kept: KeptParts, work_dir: Path) -> None:
     """Refuse a work folder whose finished parts would be trained again, because settings, data or source changed.
 
     Raises:
         RecipeError: With the parts, and what changed.
     """
-    store = PartStore(work_dir, silent_reporter())
-    stale = {part.name: other for part in PartList(recipe, splits).all() if (other := store.differs(part))}
-    if stale:
-        listed = ", ".join(f"{name} (other {other})" for name, other in list(stale.items())[:4])
-        more = f" and {len(stale) - 4} more" if len(stale) > 4 else ""
+    if kept.stale:
         raise RecipeError(
-            f"{work_dir} holds finished parts that were trained otherwise: {listed}{more}; name another --work-dir or "
+            f"{work_dir} holds finished parts that were trained otherwise: {kept.replaced}; name another --work-dir or "
             "output, or give --overwrite to train them again there"
         )
 

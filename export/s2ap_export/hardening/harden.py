@@ -12,7 +12,7 @@ from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.purifier_record import ChoiceRecord
-from s2ap_export.hardening.announcement import announce, check_replaced, check_worth
+from s2ap_export.hardening.announcement import KeptParts, announce, check_replaced, check_worth, kept_parts
 from s2ap_export.hardening.assembly import COMPARED, assemble, traced_networks
 from s2ap_export.hardening.beforehand import check_recipe
 from s2ap_export.hardening.networks import networks_of
@@ -51,11 +51,11 @@ class Hardened:
 
 def look_before(
     recipe: Recipe, work_dir: Path, reporter: Reporter, *, workers: Workers = None, choose: By | None = "recipe"
-) -> tuple[Splits, Plan]:
+) -> tuple[Splits, Plan, KeptParts]:
     """All that can be known before anything is trained, and a forecast; nothing is written. Arguments as for `harden`.
 
     Returns:
-        The data, and the plan of the attacks on the file.
+        The data, the plan of the attacks on the file, and what the work folder holds of the parts.
 
     Raises:
         RecipeError: If the recipe cannot work with its data or machine.
@@ -69,8 +69,9 @@ def look_before(
     plan = plan_of(recipe, splits.test.images[0].size)
     check_budgets(plan.eps, plan.l2, plan.pixels, splits.test.images[0, 0].size)
     check_recipe(recipe, splits.fit.images[:COMPARED], len(splits.classes), reporter)
-    announce(recipe, splits, work_dir, reporter, workers=workers)
-    return splits, plan
+    kept = kept_parts(recipe, splits, work_dir)
+    announce(recipe, splits, work_dir, kept, reporter, workers=workers)
+    return splits, plan, kept
 
 
 def harden(
@@ -110,10 +111,10 @@ def harden(
     check_writable(output)
     candidate = work_dir / "unmeasured" / output.name
     check_writable(candidate)
-    splits, plan = look_before(recipe, work_dir, reporter, workers=workers, choose=choose)
+    splits, plan, kept = look_before(recipe, work_dir, reporter, workers=workers, choose=choose)
     with locked_folder(work_dir):
         if not overwrite:
-            check_replaced(recipe, splits, work_dir)
+            check_replaced(kept, work_dir)
         if tables is not None:
             replace_file(work_dir / RECIPE_FILE, orjson.dumps(tables, option=orjson.OPT_INDENT_2))
         components = train_components(recipe, splits, work_dir, reporter, workers=workers)

@@ -97,3 +97,14 @@ def test_a_store_that_cannot_be_written_is_said_in_one_line_and_leaves_nothing(t
     with pytest.raises(RecipeError, match="cannot be written"):
         store.save("job", Found(np.zeros((1, 1, 2, 2), np.float32)))
     assert [path.name for path in folder.iterdir()] == [entry.name]
+
+
+def test_entries_of_a_store_are_counted_by_their_number_of_images(store, tmp_path):
+    assert Store(tmp_path / "nowhere", "key").count(3) == Store(None, "key").count(3) == 0
+    for name in "ab":
+        store.save(name, FOUND)
+    Store(tmp_path, ("networks", 2)).save("c", FOUND)
+    (tmp_path / "damaged.safetensors").write_bytes(b"no header")
+    save_file({"images": IMAGES}, tmp_path / "unmarked.safetensors", {"notes": "{}"})  # of an older version
+    assert store.count(3) == 3
+    assert store.count(4) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
+from s2ap_train.hardening.attack_forecast import Gradients, Phase, StoredAttacks, attack_phases
 from s2ap_train.hardening.network import VALIDATION_ATTACK_STEPS
 from s2ap_train.hardening.parts import ADVERSARIAL, PLAIN, PRUNED, member_name
 from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
@@ -20,28 +21,10 @@ from s2ap_train.purifier import UNet, hadamard_bank, purify
 from s2ap_train.recipe import Recipe
 from s2ap_train.training import TrainingConfig
 
-__all__ = ["Forecast", "Phase", "forecast"]
+__all__ = ["Forecast", "forecast"]
 
 _TIMED = 32  # images of a timed step
 _S2AP = 2.0  # gradients of one step with the ascent on scores
-_DECISION_DESCENTS = 12.0  # past the purifier, on all networks, of one attack on a decision
-_PURIFIED_DESCENTS = 8.0  # through it
-_NEAR_AND_SPARSE = 300.0  # gradients of the classifier that DeepFool, JSMA and Local Search are worth at the most
-_ROWS = {"quick": 4.0, "standard": 30.0, "full": 500.0}
-"""Attacks on decisions, of 20 steps an image, that an evaluation is worth; measured on digits."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part that is trained, or a phase that attacks.
-
-    Attributes:
-        name: Of the part or phase.
-        seconds: On one core.
-    """
-
-    name: str
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -64,21 +47,22 @@ class Forecast:
         return max(total / max(workers, 1), chain)
 
 
-def forecast(recipe: Recipe, splits: Splits) -> Forecast:
+def forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks | None = None) -> Forecast:
     """Time a gradient step of every network of a recipe, untrained, and add up how often each is computed.
 
-    A rough figure: it knows nothing of early stops, of other programs on the machine, or of how many images an attack
-    gives up early.
+    A rough figure: it knows nothing of early stops of a training or of what an evaluation finds. Times are those of
+    the processor, so other programs on the machine do not change them.
 
     Args:
         recipe: What is to be done.
         splits: Its data.
+        stored: Attacks that are done already; None: none is.
     """
     with one_thread():
-        return _forecast(recipe, splits)
+        return _forecast(recipe, splits, stored or StoredAttacks())
 
 
-def _forecast(recipe: Recipe, splits: Splits) -> Forecast:
+def _forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks) -> Forecast:
     shape, classes = splits.image_shape, len(splits.classes)
     trained, validated = len(splits.train), len(splits.validation)
     known: dict[str, tuple[float, int]] = {}
@@ -115,7 +99,10 @@ def _forecast(recipe: Recipe, splits: Splits) -> Forecast:
     score_seconds, purified_seconds, size = _purifier_seconds(recipe, shape)
     score = recipe.score_model.epochs * trained * score_seconds
     phases.insert(0, Phase(SCORE_MODEL, score))
-    return Forecast((*phases, *_attacks(recipe, splits, parts, cost, purified_seconds)), disk + size)
+    classifier = cost(recipe.model)[0]
+    members = sum(cost(table)[0] for name, (_, table) in parts.items() if name not in (PLAIN, ADVERSARIAL))
+    attacks = attack_phases(recipe, splits, Gradients(classifier, members, purified_seconds), stored)
+    return Forecast((*phases, *attacks), disk + size)
 
 
 def _within(settings: object, training: Callable[..., float], table: ModelTable) -> float:
@@ -129,34 +116,6 @@ def _within(settings: object, training: Callable[..., float], table: ModelTable)
     factor = _S2AP if getattr(settings, "s2ap", None) is not None else 1.0
     values = (getattr(settings, one.name) for one in fields(settings))
     return sum(training(value, table, factor) for value in values if isinstance(value, TrainingConfig))
-
-
-def _attacks(
-    recipe: Recipe,
-    splits: Splits,
-    parts: Mapping[str, tuple[float, ModelTable]],
-    cost: Callable[[ModelTable], tuple[float, int]],
-    purified: float,
-) -> tuple[Phase, ...]:
-    """The phases that attack: fitting images, the decisions that are compared, and the file."""
-    members = sum(cost(table)[0] for name, (_, table) in parts.items() if name not in (PLAIN, ADVERSARIAL))
-    classifier, all_of_them = cost(recipe.model)[0], cost(recipe.model)[0] + members
-    fitting = len(splits.fit) * ((30 + _NEAR_AND_SPARSE) * classifier + 30 * all_of_them + 30 * members)
-    grid = recipe.decision_choice
-    purified = 0.0 if recipe.purifier.off else purified
-    descent = _DECISION_DESCENTS * all_of_them + _PURIFIED_DESCENTS * (purified + all_of_them)
-    compared = 2 + len(grid.juror_weights) * (1 + len(grid.jury_shares) * len(grid.amplifications))
-    compared += 2 * sum(
-        len(getattr(grid, key)) for key in ("opening", "jurors_see", "sensors_see", "purify", "signals")
-    )
-    decisions = compared * min(grid.samples, len(splits.fit)) * grid.steps * descent
-    tested = min(recipe.evaluation.samples, len(splits.test))
-    evaluation = tested * 20 * descent * _ROWS[recipe.evaluation.budget]
-    return (
-        Phase("fitting attacks", fitting),
-        Phase("decisions under attack", decisions),
-        Phase("evaluation", evaluation),
-    )
 
 
 def _gradient_seconds(model: nn.Module, shape: tuple[int, int, int]) -> float:
@@ -197,7 +156,7 @@ def _purifier_seconds(recipe: Recipe, shape: tuple[int, int, int]) -> tuple[floa
 def _timed(step: Callable[[], None]) -> float:
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times[1:])

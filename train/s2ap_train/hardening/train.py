@@ -84,6 +84,19 @@ def train_components(
     ready = _trained(recipe, splits, work_dir, reporter, workers)
     with one_thread():
         report_score_model(ready[SCORE_MODEL], recipe, splits, work_dir / SCORE_REPORT)
+    return _components(recipe, ready)
+
+
+def stored_components(recipe: Recipe, splits: Splits, work_dir: Path) -> Components | None:
+    """Everything that a defended model is composed of, as far as it lies in the work folder; None: not all does."""
+    store = PartStore(work_dir, silent_reporter())
+    with one_thread():
+        read = {part.name: store.read(part) for part in PartList(recipe, splits).all()}
+    ready = {name: stored for name, stored in read.items() if stored is not None}
+    return _components(recipe, ready) if len(ready) == len(read) else None
+
+
+def _components(recipe: Recipe, ready: Mapping[str, Stored[Any]]) -> Components:
     plain, adversarial, pruned = (_network(ready[name]) for name in (PLAIN, ADVERSARIAL, PRUNED))
     families = _members(recipe, ready)
     roles = [recipe.members[name].role for name, family in families.items() for _ in family]

@@ -20,7 +20,7 @@ from s2ap_train.storage.fingerprint import fingerprint
 
 __all__ = ["Found", "Store"]
 
-_IMAGES = "images"
+_IMAGES, _STORE = "images", "store"
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,16 @@ class Store:
         except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError):
             return None
 
+    def count(self, images: int) -> int:
+        """Entries under the store's key that hold so many images; what they found is not read.
+
+        An entry of an older version, which does not say whose it is, counts as well.
+        """
+        if self._folder is None or not self._folder.is_dir():
+            return 0
+        mine = fingerprint(self._key)
+        return sum(_header(path) in ((mine, images), (None, images)) for path in self._folder.glob("*.safetensors"))
+
     def save(self, decides: object, found: Found) -> None:
         """Store what was found.
 
@@ -88,7 +98,7 @@ class Store:
             return
         notes = json.dumps(dict(found.notes))
         arrays = {name: np.asarray(one, order="C") for name, one in {_IMAGES: found.images, **found.arrays}.items()}
-        metadata = {"notes": notes, "sha256": _digest(key, notes, found)}
+        metadata = {"notes": notes, "sha256": _digest(key, notes, found), _STORE: fingerprint(self._key)}
         path = _path(self._folder, key)
         try:
             replace_file(path, save_safetensors(arrays, metadata))
@@ -96,6 +106,15 @@ class Store:
             raise RecipeError(
                 f"{path} cannot be written ({error.strerror or error}); make room, or name another folder"
             ) from error
+
+
+def _header(path: Path) -> tuple[str | None, int] | None:
+    """(the store's key, number of images) of an entry; None: it is damaged."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return file.metadata().get(_STORE), int(file.get_slice(_IMAGES).get_shape()[0])
+    except (OSError, SafetensorError, AttributeError, ValueError):
+        return None
 
 
 def _path(folder: Path, key: str) -> Path:

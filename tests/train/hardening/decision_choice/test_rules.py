@@ -8,6 +8,7 @@ from s2ap_train.hardening.decision_choice.rules import (
     begin_cheaply,
     better,
     chosen_answer,
+    expected,
     hopeful,
     said_of,
     said_of_cost,
@@ -95,6 +96,31 @@ def test_an_opening_of_more_jurors_than_there_are_is_not_tried() -> None:
 def test_the_recipes_own_value_is_not_tried_again() -> None:
     grid = DecisionGrid(signals=((), ("jury margin",)))
     assert [one.signals for one in variants(DecisionRecipe(), grid, "signals", jurors=3)] == [("jury margin",)]
+
+
+def test_variants_that_no_file_can_have_are_not_tried() -> None:
+    grid = DecisionGrid(jurors_see=("purified",), signals=(("reconstruction error",), ("jury margin",)))
+    suspicious = DecisionRecipe(purify="suspicious")
+    assert variants(suspicious, grid, "jurors_see", jurors=3) == ()
+    assert [one.signals for one in variants(suspicious, grid, "signals", jurors=3)] == [("jury margin",)]
+    (seeing,) = variants(DecisionRecipe(purify="always"), grid, "jurors_see", jurors=3)
+    assert variants(seeing, DecisionGrid(purify=("suspicious",)), "purify", jurors=3) == ()
+
+
+def test_what_a_search_attacks_if_nothing_is_better_is_known_before_it() -> None:
+    grid = DecisionGrid(
+        juror_weights=(1.0,), jury_shares=(0.9,), amplifications=(3.0,), opening=(1,), jurors_see=(), sensors_see=(),
+        purify=(), signals=(),
+    )  # fmt: skip
+    tried = [(one.answer, one.opening, goal) for one, goal in expected(DecisionRecipe(answer="robust"), grid, jurors=3)]
+    assert tried == [
+        ("robust", 2, "wrong label"),
+        ("mixed", 2, "wrong label"),
+        ("accurate", 2, "wrong label"),
+        ("robust", 2, "mislead"),
+        ("robust", 1, "wrong label"),
+        ("robust", 1, "mislead"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.defence import Attacked, Decided, Networks, attack_decision
 from s2ap_train.hardening.decision_choice.frontier import Measured, frontier_row, measure
 from s2ap_train.hardening.decision_choice.rules import (
+    GOALS,
     STEPS,
     answers,
     begin_cheaply,
@@ -42,13 +43,12 @@ from s2ap_train.recipe.purifier_grid import settings_of
 from s2ap_train.recipe.tables import DecisionRecipe
 from s2ap_train.storage.fingerprint import fingerprint
 
-__all__ = ["FOLDER", "ChosenDecision", "choose_decision"]
+__all__ = ["FOLDER", "ChosenDecision", "attack_budget", "attack_stores", "choose_decision"]
 
 FOLDER = "decision-choice"
 """Where, in the work folder, finished attacks on decisions are stored."""
 FITTING = "fitting-attacks"
 """Where the attacked images are stored that evidence is fitted on."""
-_GOALS: tuple[Goal, ...] = ("wrong label", "mislead")
 ATTACK_VERSION = 3
 """Raise it with every change of what an attack does."""
 
@@ -113,7 +113,7 @@ def choose_decision(
         others = variants(taken, grid, step, jurors=components.roles.count("juror"))
         if not others:
             continue
-        search.attack([(one, goal) for one in others for goal in _GOALS])
+        search.attack([(one, goal) for one in others for goal in GOALS])
         compared = (*compared, *others)
         for one in others:
             new, old = search.measured(one), search.measured(taken)
@@ -143,6 +143,21 @@ def choose_decision(
         fitting=search.fitting,
         weaknesses=weaknesses,
     )
+
+
+def attack_budget(recipe: Recipe, classes: int) -> AdaptiveBudget:
+    """Work of the attack on each decision."""
+    grid = recipe.decision_choice
+    budget = AdaptiveBudget(steps=grid.steps, cheap_steps=grid.steps, restarts=1, targets=grid.targets, thorough=False)
+    return budget.for_classes(classes)
+
+
+def attack_stores(recipe: Recipe, networks: Networks, splits: Splits, work_dir: Path) -> tuple[Store, Store]:
+    """Where the attacked fitting images lie, and what was found for each decision."""
+    key = (ATTACK_VERSION, networks.digest, splits.sha256("fit"), recipe.eps, recipe.seed)
+    attacked = min(recipe.decision_choice.samples, len(splits.fit))
+    decided = (*key, attacked, attack_budget(recipe, len(splits.classes)))
+    return Store(work_dir / FITTING, key), Store(work_dir / FOLDER, decided)
 
 
 def _tolerated(weakness: Weakness) -> None:
@@ -190,31 +205,23 @@ class _Search:
         workers: Workers,
         weak: OnWeakness,
     ) -> _Search:
-        grid = recipe.decision_choice
-        budget = AdaptiveBudget(
-            steps=grid.steps, cheap_steps=grid.steps, restarts=1, targets=grid.targets, thorough=False
-        ).for_classes(len(splits.classes))
-        data = splits.fit.subset(slice(0, grid.samples))
+        data = splits.fit.subset(slice(0, recipe.decision_choice.samples))
         networks = Networks.of(recipe, components)
-        key = (ATTACK_VERSION, networks.digest, splits.sha256("fit"), recipe.eps, recipe.seed)
+        on_fitting, on_decisions = attack_stores(recipe, networks, splits, work_dir)
         run = partial(run_resumable, reporter=reporter, workers=workers)
         attacks = fitting_attacks(recipe, components, splits)
         jobs = [ResumableJob(name, _fitted, partial(_only, one), name) for name, one in attacks.items()]
-        done = run(jobs, Store(work_dir / FITTING, key), title="fitting attacks")
+        done = run(jobs, on_fitting, title="fitting attacks")
         fitting = as_copies([done[name].images for name in attacks], splits.fit)
         fits = tuple((networks.ask(one.images), one) for one in (splits.fit, fitting, splits.calibration))
         return cls(
             recipe=recipe,
             components=components,
             networks=networks,
-            work=Attacked(data, recipe.eps, budget, recipe.seed),
+            work=Attacked(data, recipe.eps, attack_budget(recipe, len(splits.classes)), recipe.seed),
             fitting=fitting,
             fits=fits,
-            jobs=partial(
-                run,
-                store=Store(work_dir / FOLDER, (*key, len(data), budget)),
-                title="decisions under attack",
-            ),
+            jobs=partial(run, store=on_decisions, title="decisions under attack"),
             clean=networks.ask(data.images),
             weak=weak,
         )

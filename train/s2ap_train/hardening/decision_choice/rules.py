@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from s2ap_train.adaptive.goals import Goal
 from s2ap_train.hardening.decision_choice.frontier import Measured
 from s2ap_train.recipe.tables import DecisionGrid, DecisionRecipe
 from s2ap_train.statistics.paired import mcnemar
 
 __all__ = [
+    "GOALS",
     "STEPS",
     "answers",
     "begin_cheaply",
     "better",
     "chosen_answer",
+    "expected",
     "hopeful",
     "said_of",
     "said_of_cost",
     "variants",
 ]
+
+GOALS: tuple[Goal, ...] = ("wrong label", "mislead")
+"""What a decision is attacked for that is compared with the one that was taken."""
 
 STEPS = ("opening", "jurors_see", "sensors_see", "purify", "signals")
 """What is chosen after the answer, in this order."""
@@ -62,6 +68,23 @@ def variants(decision: DecisionRecipe, grid: DecisionGrid, step: str, *, jurors:
     values = [one for one in getattr(grid, step) if step != "opening" or one <= jurors]
     other = (decision.model_copy(update={step: one}) for one in values)
     return tuple(one for one in dict.fromkeys(other) if one != decision and one.contradiction is None)
+
+
+def expected(decision: DecisionRecipe, grid: DecisionGrid, *, jurors: int) -> list[tuple[DecisionRecipe, Goal]]:
+    """What is attacked for what, if every mix is as good as the jury and the recipe's own decision is never beaten.
+
+    A search attacks at most about that. Arguments as for `variants`; the first juror alone, which is attacked as well,
+    is not among them.
+    """
+    others = [one for step in STEPS for one in variants(decision, grid, step, jurors=jurors)]
+    compared = answers(decision, grid)
+    jury = next(one for one in compared if one.answer == "robust")
+    second = {"robust": [], "mixed": [one for one in compared if one.answer == "mixed"], "accurate": [decision]}
+    return [
+        *((one, GOALS[0]) for one in compared),
+        *((one, GOALS[1]) for one in (jury, *second[decision.answer])),
+        *((one, goal) for one in others for goal in GOALS),
+    ]
 
 
 def hopeful(wanted: DecisionRecipe, measured: Sequence[Measured]) -> list[int]:
