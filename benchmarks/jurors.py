@@ -31,8 +31,8 @@ from s2ap_defend.types import Bool
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.calibration import Jury
 from s2ap_train.compute.threads import one_thread
-from s2ap_train.hardening.decision_choice.choice import ATTACK_VERSION
 from s2ap_train.hardening.decision_choice.defence import Attacked, Decided, Networks, attack_decision
+from s2ap_train.hardening.decision_choice.search import ATTACK_VERSION
 from s2ap_train.hardening.parts import PRUNED, PartList
 from s2ap_train.jobs import Job, ResumableJob, Store, Workers, run_jobs, run_resumable
 from s2ap_train.models import Classifier, fold_batch_norm

@@ -11,9 +11,9 @@ from s2ap_defend.sequential import Answer
 from s2ap_train.adaptive.goals import Goal
 from s2ap_train.adaptive.plans import defended_plan
 from s2ap_train.data import Splits
-from s2ap_train.hardening.decision_choice.choice import attack_budget, attack_stores
 from s2ap_train.hardening.decision_choice.defence import Networks
 from s2ap_train.hardening.decision_choice.rules import begin_cheaply, expected
+from s2ap_train.hardening.decision_choice.search import attack_budget, attack_stores
 from s2ap_train.hardening.decision_choice.wiring import wiring
 from s2ap_train.hardening.fitting_attacks import fitting_attacks
 from s2ap_train.hardening.train import stored_components
