@@ -29,6 +29,8 @@ class Own:
         layout: How its graph takes images.
         robust_model: The network of `robust_weights`, where it is another.
         robust_weights: File of an adversarially trained network's weights.
+        robust_mean: As `mean`, of that network.
+        robust_std: As `std`, of that network.
         mean: Subtracted from each channel of the pixels in [0, 1].
         std: What the difference is divided by.
         inside: Whether the network is said to normalise by itself.
@@ -50,6 +52,8 @@ class Own:
     layout: Literal["NCHW", "NHWC"] | None
     robust_model: str | None
     robust_weights: Path | None
+    robust_mean: tuple[float, ...] | None
+    robust_std: tuple[float, ...] | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     inside: bool
@@ -115,8 +119,25 @@ def _check(recipe: str | None, own: Own) -> None:
         )
     if own.weights is not None and own.model is None and recipe is None:
         raise RecipeError("--weights are of a network; name it with --model package.module:function")
-    if own.robust_model is not None and own.robust_weights is None:
-        raise RecipeError("--robust-model names the network of --robust-weights, which is missing")
+    _check_robust(recipe, own)
+
+
+def _check_robust(recipe: str | None, own: Own) -> None:
+    """The same of what is said about an adversarially trained network."""
+    feed = own.robust_mean is not None or own.robust_std is not None
+    if own.robust_weights is None:
+        if own.robust_model is not None or feed:
+            name = "--robust-model" if own.robust_model is not None else "--robust-mean"
+            raise RecipeError(f"{name} belongs to the network of --robust-weights, which is missing")
+        return
+    network = own.robust_model or own.model
+    if network is None and (recipe is None or own.onnx is not None):
+        raise RecipeError("--robust-weights are of a network; name it with --robust-model package.module:function")
+    if feed and (network is None or ":" not in network):
+        raise RecipeError(
+            "--robust-mean and --robust-std are for a network of your own; name it with --robust-model "
+            "package.module:function"
+        )
 
 
 def _photos(own: Own) -> dict[str, Any]:
@@ -206,26 +227,32 @@ def _classifier(own: Own) -> str | dict[str, Any] | None:
 
 
 def _normalisation(own: Own) -> dict[str, Any]:
-    given = {"mean": own.mean, "std": own.std}
+    return _listed(mean=own.mean, std=own.std)
+
+
+def _listed(**given: tuple[float, ...] | None) -> dict[str, Any]:
     return {name: list(values) for name, values in given.items() if values is not None}
 
 
-def _network(name: str, own: Own) -> str | dict[str, Any]:
-    if ":" not in name:
-        return {"name": name}
-    return {"name": "user", "factory": name} | _normalisation(own)
+def _network(name: str, own: Own) -> dict[str, Any]:
+    return _table(name, _normalisation(own))
+
+
+def _table(name: str, normalisation: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "user", "factory": name} | normalisation if ":" in name else {"name": name}
 
 
 def _given(own: Own, *, photos: bool) -> dict[str, Any]:
     given: dict[str, Any] = {}
     if own.weights is not None:
         given["classifier"] = str(own.weights.resolve())
-        if photos:
+        if photos and own.robust_weights is None:
             given["start"] = "plain"
     if own.robust_weights is not None:
         given["robust"] = str(own.robust_weights.resolve())
-        if own.robust_model is not None:
-            given["robust_model"] = _network(own.robust_model, own)
+        feed = _listed(mean=own.robust_mean, std=own.robust_std)
+        if (network := own.robust_model or (own.model if feed else None)) is not None:
+            given["robust_model"] = _table(network, feed)
     return given
 
 

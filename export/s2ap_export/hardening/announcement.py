@@ -11,7 +11,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_train.data import Splits
 from s2ap_train.hardening.attack_forecast import StoredAttacks, stored_attacks
 from s2ap_train.hardening.forecast import Forecast, forecast
-from s2ap_train.hardening.given import check_given
+from s2ap_train.hardening.given import check_given, check_given_robust
 from s2ap_train.hardening.parts import PartList
 from s2ap_train.jobs import Workers, worker_count
 from s2ap_train.models import create
@@ -75,7 +75,7 @@ def announce(
         workers: Processes.
 
     Raises:
-        RecipeError: If the classifier that was given does not know these images.
+        RecipeError: If a classifier that was given does not know these images.
     """
     counts = ", ".join(f"{len(part)} {name}" for name, part in splits.by_name.items())
     channels, height, width = splits.image_shape
@@ -83,7 +83,15 @@ def announce(
     given = check_given(recipe, splits)
     if given is not None:
         reporter.line(f"classifier: as given, {given.accuracy:.1%} of the validation images right")
-    for note in (*(given.notes if given is not None else ()), *_pruning_notes(recipe, splits)):
+    for note in given.notes if given is not None else ():
+        reporter.line(f"  note: {note}")
+    robust = check_given_robust(recipe, splits)
+    if robust is not None:
+        reporter.line(
+            f"robust classifier: as given, {robust[0].accuracy:.1%} of the validation images right, {robust[1]:.1%} "
+            "under attack"
+        )
+    for note in (*(robust[0].notes if robust is not None else ()), *_pruning_notes(recipe, splits)):
         reporter.line(f"  note: {note}")
     whole = len(kept.stored) == len(kept.names)
     attacked = stored_attacks(recipe, splits, work_dir) if whole else StoredAttacks()
@@ -111,7 +119,7 @@ def _in_words(attacked: StoredAttacks) -> list[str]:
 def _pruning_notes(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
     """What is made of a network's outputs, and what pruning leaves of it as it is."""
     robust = create(recipe.robust_model, splits.image_shape, len(splits.classes))
-    own = () if recipe.given.classifier is not None else robust.notes
+    own = () if recipe.given.classifier is not None or recipe.given.robust is not None else robust.notes
     return (*own, *check_prunable(robust, splits.image_shape, recipe.pruning))
 
 

@@ -1,9 +1,10 @@
-"""The classifier that a user brings, looked at before anything is trained: is it the one, and is it fed as it was?"""
+"""Networks that a user brings, looked at before anything is trained: does each know the images, fed as it is?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,20 +12,23 @@ from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32, Int64
+from s2ap_train.attacks.accuracy import robust_accuracy
 from s2ap_train.data import Splits
-from s2ap_train.models import Classifier, UserNetwork, create
+from s2ap_train.hardening.network import VALIDATION_ATTACK_STEPS
+from s2ap_train.models import Classifier, ModelTable, UserNetwork, create
 from s2ap_train.models.onnx_network import OnnxNetwork
 from s2ap_train.models.table import as_table
 from s2ap_train.models.weight_file import load_given
 from s2ap_train.recipe import EnsembleRecipe
 
-__all__ = ["GivenClassifier", "check_given"]
+__all__ = ["GivenClassifier", "check_given", "check_given_robust"]
 
 _LEVEL = 1e-3  # an accuracy is above chance where guessing reaches it as rarely as this
 _CLEARLY = 0.1  # by how much another way of feeding the network must be more accurate to be named
 _BATCH = 256
+_ATTACKED = 100  # validation images of the look at a robust network
 _NORMALISATIONS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "--normalised-inside (no mean and std)": ((0.0,), (1.0,)),
+    "--mean 0 --std 1 (pixels as they are)": ((0.0,), (1.0,)),
     "--mean .485,.456,.406 --std .229,.224,.225 (ImageNet)": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "--mean .4914,.4822,.4465 --std .2470,.2435,.2616 (CIFAR-10)": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
     "--mean .5 --std .5 (pixels in [-1, 1])": ((0.5,), (0.5,)),
@@ -37,10 +41,12 @@ class GivenClassifier:
     """A classifier of the user's with its weights.
 
     Attributes:
+        model: It, in evaluation mode.
         accuracy: On the validation images.
         notes: What the user should know, one sentence each.
     """
 
+    model: Classifier
     accuracy: float
     notes: tuple[str, ...]
 
@@ -55,20 +61,51 @@ def check_given(recipe: EnsembleRecipe, splits: Splits) -> GivenClassifier | Non
     """
     if recipe.given.classifier is None and not recipe.from_onnx:
         return None
-    model = create(recipe.model, splits.image_shape, len(splits.classes), recipe.seed)
-    notes = model.notes if recipe.given.classifier is None else load_given(model, recipe.given.classifier)
+    return _known(recipe.model, recipe.given.classifier, recipe, splits)
+
+
+def check_given_robust(recipe: EnsembleRecipe, splits: Splits) -> tuple[GivenClassifier, float] | None:
+    """The same of the robust network that was given, and its accuracy under PGD on a few images; None: none was given.
+
+    Raises:
+        RecipeError: As `check_given`.
+    """
+    if recipe.given.robust is None:
+        return None
+    found = _known(recipe.robust_model, recipe.given.robust, recipe, splits, prefix="robust-")
+    images, labels = splits.validation.images[:_ATTACKED], splits.validation.labels[:_ATTACKED]
+    robust = robust_accuracy(found.model, images, labels, eps=recipe.eps, steps=VALIDATION_ATTACK_STEPS)
+    notes = found.notes
+    if robust <= _commonest(splits):
+        notes += (
+            f"the robust classifier keeps only {robust:.1%} of its labels under attack at eps {recipe.eps:.4g}: were "
+            "these weights trained adversarially, at an eps as large?",
+        )
+    return GivenClassifier(found.model, found.accuracy, notes), robust
+
+
+def _known(
+    table: ModelTable, weights: Path | None, recipe: EnsembleRecipe, splits: Splits, *, prefix: str = ""
+) -> GivenClassifier:
+    """A network with weights that knows the validation images; `prefix` is that of the options which say how it is fed.
+
+    Raises:
+        RecipeError: If the weights are not the network's, or it is no better than guessing: with the likely cause.
+    """
+    model = create(table, splits.image_shape, len(splits.classes), recipe.seed)
+    notes = model.notes if weights is None else load_given(model, weights)
     model.eval()
     images, labels = splits.validation.images, splits.validation.labels
     answers = _answers(model, images)
     accuracy = float((answers == labels).mean())
-    commonest = float(np.bincount(splits.train.labels).max() / len(splits.train.labels))
+    commonest = _commonest(splits)
     knows = _above(int((answers == labels).sum()), len(labels), commonest)
-    others = _other_feeds(model, images, labels)
+    others = {name.replace("--", f"--{prefix}"): right for name, right in _other_feeds(model, images, labels).items()}
     best = max(others, key=lambda name: others[name], default=None)
     better = None if best is None or others[best] < accuracy + _CLEARLY else f"{best} ({others[best]:.1%})"
     if knows:
         said = () if better is None else (f"with {better} it would be more accurate than its {accuracy:.1%}",)
-        return GivenClassifier(accuracy, (*notes, *said))
+        return GivenClassifier(model, accuracy, (*notes, *said))
     causes = [] if better is None else [f"with {better} it knows more of them: change how it is fed"]
     causes += _order_of_classes(answers, labels, splits.classes)
     if not causes:
@@ -76,11 +113,16 @@ def check_given(recipe: EnsembleRecipe, splits: Splits) -> GivenClassifier | Non
             "no other normalisation, order of channels or order of classes that was tried helps; are these the "
             "weights of this network, trained on images like these?"
         ]
-    file = recipe.given.classifier or as_table(recipe.model).get("file")
+    file = weights or as_table(table).get("file")
     raise RecipeError(
         f"the classifier of {file} gets {accuracy:.1%} of {len(labels)} validation images right, no "
         f"more than guessing ({commonest:.1%}); {'; '.join(causes)}"
     )
+
+
+def _commonest(splits: Splits) -> float:
+    """The share of the commonest class: what guessing reaches."""
+    return float(np.bincount(splits.train.labels).max() / len(splits.train.labels))
 
 
 def _above(right: int, images: int, chance: float) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -16,30 +19,38 @@ from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models.classifier import Classifier
+from s2ap_train.models.normalisation import Normalisation
 from s2ap_train.models.user_network import UserNetwork
+from s2ap_train.models.weight_names import Pixels, matched
 
 __all__ = ["file_digest", "load_given", "load_weights"]
 
 _NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
 """Keys under which training scripts store the weights beside other things."""
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
-"""What wrappers put in front of every name: DataParallel, torch.compile, and a module's own attribute."""
+_SCALAR = np.float64().__reduce__()[0]  # how numpy's numbers are read back
+_HARMLESS: tuple[Any, ...] = (
+    *(argparse.Namespace, np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
+)
+"""What training scripts store beside the weights: settings and numbers, none of which runs code."""
 _SHOWN = 3
 _OPTIONAL = "num_batches_tracked"
 
 
 def load_given(model: Classifier, path: Path) -> tuple[str, ...]:
-    """Put the weights of a file into a classifier, and see how its outputs become logits with them.
+    """Put the weights of a file into a classifier, and see how it is fed and how its outputs become logits with them.
 
     Returns:
-        What was done to the names and is done with the outputs, one sentence each.
+        What was done to the names and is done with pixels and outputs, one sentence each.
 
     Raises:
-        RecipeError: As `load_weights`.
+        RecipeError: As `load_weights`, or if the file holds another normalisation than the one that was named.
     """
     if not isinstance(model, UserNetwork):
         return load_weights(model, path)
-    notes = load_weights(model.network, path)
+    notes, pixels = _load(model.network, path)
+    if pixels is not None:
+        notes = (*notes, _feed(model, pixels, path))
     model.read_outputs()
     return (*notes, *model.notes)
 
@@ -48,23 +59,56 @@ def load_weights(network: nn.Module, path: Path) -> tuple[str, ...]:
     """Put the weights of a file into a network.
 
     Args:
-        network: The user's module; its parameters and buffers are replaced.
+        network: A module; its parameters and buffers are replaced.
         path: A safetensors file, or what `torch.save` wrote of a state_dict, also under a key such as 'model' or
-            'state_dict'. A name that begins with what a wrapper adds, such as 'module.', is taken without it.
+            'state_dict', beside numbers and settings. `weight_names.matched` says which names fit.
 
     Returns:
         What was done to the names, one sentence each.
 
     Raises:
-        RecipeError: If the file cannot be read without running its code, holds no weights, or they are not the
-            network's.
+        RecipeError: If the file cannot be read without running its code, holds no weights, they are not the network's,
+            or they hold a normalisation besides.
     """
-    tensors, notes = _read(path)
-    expected = network.state_dict()
-    tensors, stripped = _without_prefixes(tensors, expected)
-    _check(tensors, expected, path, network)
-    network.load_state_dict({name: tensors.get(name, value) for name, value in expected.items()})
-    return (*notes, *stripped)
+    notes, pixels = _load(network, path)
+    if pixels is not None:
+        raise RecipeError(
+            f"weights {path} hold a normalisation, mean {list(pixels[0])} and std {list(pixels[1])}, which a "
+            f"{type(network).__name__} has not; name their network as package.module:function"
+        )
+    return notes
+
+
+def _load(network: nn.Module, path: Path) -> tuple[tuple[str, ...], Pixels | None]:
+    """Put the weights of a file into a network: (what was done to the names, the normalisation beside them)."""
+    tensors, nests = _read(path)
+    found, expected = matched(tensors, network), network.state_dict()
+    _check(found.tensors, expected, path, network)
+    network.load_state_dict({name: found.tensors.get(name, value) for name, value in expected.items()})
+    return (*nests, *found.notes), found.pixels
+
+
+def _feed(model: UserNetwork, pixels: Pixels, path: Path) -> str:
+    """Normalise as the weights' file says, and say so.
+
+    Raises:
+        RecipeError: If something else was named.
+    """
+    normalisation, named = Normalisation(model.in_channels, *pixels), model.normalisation
+    if named.arguments() and not (
+        torch.allclose(named.shift, normalisation.shift, atol=1e-3)
+        and torch.allclose(named.scale, normalisation.scale, atol=1e-3)
+    ):
+        raise RecipeError(
+            f"weights {path} hold a normalisation, mean {_short(pixels[0])} and std {_short(pixels[1])}, but "
+            f"{named.arguments()} was named; leave mean and std out"
+        )
+    model.normalisation = normalisation
+    return f"pixels are normalised as the file of the weights says: mean {_short(pixels[0])}, std {_short(pixels[1])}"
+
+
+def _short(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{number:.4g}" for number in numbers)
 
 
 def file_digest(path: Path) -> str:
@@ -97,7 +141,8 @@ def _unpickled(path: Path) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of TorchScript archives, which end in the message below
-            loaded: object = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([*_HARMLESS]):
+                loaded: object = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(
@@ -127,20 +172,6 @@ def _state_dict(loaded: object, path: Path) -> tuple[dict[str, Tensor], tuple[st
 
 def _is_state_dict(loaded: Mapping[object, object]) -> bool:
     return bool(loaded) and all(isinstance(value, Tensor) for value in loaded.values())
-
-
-def _without_prefixes(
-    tensors: dict[str, Tensor], expected: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors, less what stands before all of their names where the network has it not."""
-    notes = []
-    while tensors and not tensors.keys() & expected.keys():
-        prefix = next((one for one in _PREFIXES if all(name.startswith(one) for name in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-        notes.append(f"the prefix {prefix!r} was taken off all names")
-    return tensors, tuple(notes)
 
 
 def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, network: nn.Module) -> None:
