@@ -7,6 +7,7 @@ from typing import Self
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import EngineError
 from s2ap_defend.serve.batcher import Batcher
+from s2ap_defend.serve.stepping import asked
 from s2ap_defend.types import Float32, Verdicts
 
 
@@ -16,9 +17,10 @@ class AsyncClassifier:
         async with AsyncClassifier(classifier) as ask:
             verdicts = await ask(images)        # from as many tasks as there are
 
-    Calls are batched: what arrives while the classifier is busy is one batch, split again for its callers, who get the
-    bits they would have got alone. A task that is cancelled leaves the queue; what runs already runs to its end and is
-    dropped. It belongs to the event loop on which it was opened.
+    Calls are batched: what arrives while the classifier is busy runs together, split again for its callers, who get the
+    bits they would have got alone; with the staged executor they join between two waves. A task that is cancelled
+    leaves the queue; what runs already runs to its end and is dropped. It belongs to the event loop on which it was
+    opened.
 
     Args:
         classifier: What is asked; only by one thread.
@@ -30,7 +32,7 @@ class AsyncClassifier:
         self.classifier = classifier
         channels, height, width = classifier.input_shape
         self._batcher = Batcher(
-            classifier,
+            asked(classifier),
             max_batch_rows=max_batch,
             max_queue_rows=max_waiting,
             max_queue_bytes=max_waiting * channels * height * width * 4,

@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from s2ap_defend.engines import Device
+from s2ap_defend.executors import ExecutorName
 from s2ap_defend.types import Resize
 
 
@@ -26,6 +27,11 @@ device_option = click.option(
     default="auto",
     show_default=True,
     help="Where to run; 'auto' takes a CUDA device when there is one.",
+)
+executor_option = click.option(
+    "--executor",
+    type=click.Choice(get_args(ExecutorName)),
+    help="Run the whole file at once, or its stages one by one; the verdicts are the same. Without it: the faster one.",
 )
 on_white_option = click.option(
     "--on-white", is_flag=True, help="Composite what is transparent in image files on white instead of refusing it."

@@ -5,8 +5,9 @@ from typing import Literal
 
 import click
 
-from s2ap_defend.commands.options import device_option, on_white_option, resize_option
+from s2ap_defend.commands.options import device_option, executor_option, on_white_option, resize_option
 from s2ap_defend.engines import Device
+from s2ap_defend.executors import ExecutorName
 from s2ap_defend.types import Resize
 
 
@@ -19,8 +20,9 @@ from s2ap_defend.types import Resize
 @on_white_option
 @resize_option
 @device_option
-@click.option("--threads", type=click.IntRange(1), help="CPU threads inside one operator.")
-@click.option("--max-batch-rows", default=32, show_default=True, help="Images that run together.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; as many as there are cores without it.")
+@executor_option
+@click.option("--max-batch-rows", default=32, show_default=True, help="Images that run at a time.")
 @click.option("--max-queue-rows", default=1024, show_default=True, help="Images that may wait; more get 429.")
 @click.option("--drain-delay", default=5.0, show_default=True, help="Seconds between SIGTERM and the last accept.")
 @click.option("--grace", default=20.0, show_default=True, help="Seconds that accepted requests have to finish.")
@@ -34,6 +36,7 @@ def serve(
     resize: Resize | Literal["trained"] | None,
     device: Device,
     threads: int | None,
+    executor: ExecutorName | None,
     max_batch_rows: int,
     max_queue_rows: int,
     drain_delay: float,
@@ -54,6 +57,7 @@ def serve(
             resize=resize,
             device=device,
             threads=threads,
+            executor=executor,
             max_batch_rows=max_batch_rows,
             max_queue_rows=max_queue_rows,
             drain_delay_s=drain_delay,

@@ -1,10 +1,11 @@
 """Executors: how the engines of a model file are run. All of them give the same verdicts."""
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from s2ap_defend.types import Float32, Verdicts
+from s2ap_defend.types import Float32, Int64, Verdicts
 
-__all__ = ["Executor", "ExecutorName"]
+__all__ = ["Executor", "ExecutorName", "Landed"]
 
 ExecutorName = Literal["whole", "staged"]
 """'whole' is one engine over the whole file; 'staged' one for each stage, what is left to ask decided on the host."""
@@ -31,3 +32,18 @@ class Executor(Protocol):
         Raises:
             EngineError: If an engine fails.
         """
+
+
+@dataclass(frozen=True)
+class Landed:
+    """What a step did.
+
+    Attributes:
+        ran: Numbers of the images that it ran.
+        number: Numbers of those that are finished [n].
+        verdicts: Of these.
+    """
+
+    ran: Int64
+    number: Int64
+    verdicts: Verdicts

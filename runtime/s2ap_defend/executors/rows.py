@@ -9,7 +9,7 @@ import numpy as np
 from s2ap_defend.sequential import Path
 from s2ap_defend.types import Bool, Float32, Int64, Verdicts
 
-__all__ = ["Rows", "Sane", "in_order", "joined_rows", "sanitise"]
+__all__ = ["Rows", "Sane", "joined_rows", "sanitise"]
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,3 @@ _ARRAYS = tuple(one.name for one in fields(Rows) if one.name not in {"purified",
 def joined_rows(parts: Sequence[Rows]) -> Rows:
     """Rows that wait for the same wave as one."""
     return parts[0].join(parts[1:])
-
-
-def in_order(numbers: Sequence[Int64], parts: Sequence[Verdicts]) -> Verdicts:
-    """Verdicts by ascending number of their images."""
-    joined, number = Verdicts.concatenate(list(parts)), np.concatenate(numbers)
-    return joined if (np.diff(number) > 0).all() else joined.rows(np.argsort(number))

@@ -15,14 +15,14 @@ from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.engines import Array, Device, Engine
 from s2ap_defend.engines.cores import usable_cores
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
-from s2ap_defend.executors import ExecutorName
-from s2ap_defend.executors.rows import Rows, in_order, joined_rows, sanitise
+from s2ap_defend.executors import ExecutorName, Landed
+from s2ap_defend.executors.rows import Rows, joined_rows, sanitise
 from s2ap_defend.executors.stages import Stages, StageTime
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import Path, SequentialTest
-from s2ap_defend.types import Bool, Float32, Int64, Verdicts
+from s2ap_defend.types import Bool, Float32, Verdicts
 
-__all__ = ["Flight", "Landed", "StagedExecutor"]
+__all__ = ["Flight", "StagedExecutor"]
 
 PURIFY = 1
 """Step in which suspicious images are purified, where only these are; waves are numbered around it."""
@@ -48,21 +48,6 @@ class Flight:
     def empty(self) -> bool:
         """Whether nothing is left to do."""
         return not self.fresh and not self.waiting
-
-
-@dataclass(frozen=True)
-class Landed:
-    """What a step did.
-
-    Attributes:
-        ran: Numbers of the images that it ran.
-        number: Numbers of those that are finished [n].
-        verdicts: Of these.
-    """
-
-    ran: Int64
-    number: Int64
-    verdicts: Verdicts
 
 
 class StagedExecutor:
@@ -126,13 +111,11 @@ class StagedExecutor:
 
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""
-        flight, numbers, parts = self.start(images), [], []
+        flight = self.start(images)
+        landed = [self.step(flight)]
         while not flight.empty:
-            landed = self.step(flight)
-            if len(landed.number):
-                numbers.append(landed.number)
-                parts.append(landed.verdicts)
-        return in_order(numbers, parts)
+            landed.append(self.step(flight))
+        return landed[0].verdicts if len(landed) == 1 else in_order(landed)
 
     def start(self, images: Float32) -> Flight:
         """Take images in, without running anything.
@@ -181,14 +164,14 @@ class StagedExecutor:
             error, more = np.zeros(count, dtype=np.float32), []
             (classified, probabilities), *said = stages.ask([(stages.classifier, image), *asked])
         answers = dict(zip([*raw, *behind], [*said, *more], strict=True))
-        logs = np.stack([answers[i][0] for i in wave])
+        logs = np.concatenate([answers[i][0] for i in wave]).reshape(len(wave), *classified.shape)
         opening = logs[: self._test.opening]
         path = Path(self._test, classified, opening, reconstruction_error=error, valid=sane.valid)
         path.scan(0, logs)
         everyone = np.ones(count, dtype=bool)
         return Rows(
-            number=np.concatenate([np.arange(first, first + len(part)) for first, part in fresh]),
-            born=np.concatenate([np.full(len(part), first) for first, part in fresh]),
+            number=np.arange(fresh[0][0], fresh[0][0] + count),
+            born=np.full(count, fresh[0][0]),
             image=image,
             purified=purified,
             probabilities=probabilities,
@@ -222,9 +205,11 @@ class StagedExecutor:
 
     def _sort(self, flight: Flight, step: int, rows: Rows) -> Landed:
         """Let rows wait for the next step that asks them; those that none does are finished."""
-        left, path = np.ones(len(rows), dtype=bool), rows.path
-        asking = not path.decided.all() or path.adversarial.any()
-        for later in range(step + 1, len(self._waves) if asking else 0):
+        path = rows.path
+        if path.decided.all() and not path.adversarial.any():
+            return Landed(rows.number, rows.number, rows.verdicts())
+        left = np.ones(len(rows), dtype=bool)
+        for later in range(step + 1, len(self._waves)):
             waits = left & self._waits(step, later, rows)
             if waits.any():
                 flight.waiting.setdefault(later, []).append(rows.take(waits))
@@ -239,6 +224,12 @@ class StagedExecutor:
         if later == PURIFY:
             return np.asarray(~path.decided | path.adversarial)
         return np.zeros(len(rows), dtype=bool)
+
+
+def in_order(landed: Sequence[Landed]) -> Verdicts:
+    """All verdicts by ascending number of their images."""
+    number = np.concatenate([one.number for one in landed])
+    return Verdicts.concatenate([one.verdicts for one in landed]).rows(np.argsort(number))
 
 
 def _turn(flight: Flight) -> int:

@@ -13,7 +13,7 @@ import onnx
 from onnx import ModelProto, helper
 
 from s2ap_defend.engines import Array, Engine
-from s2ap_defend.executors.workers import Workers
+from s2ap_defend.executors.workers import Task, Workers
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32
 
@@ -47,9 +47,18 @@ class Stage:
 
     def __init__(self, engine: Engine, outputs: Sequence[str], rows_at_once: int) -> None:
         self.engine, self.outputs, self.rows_at_once = engine, tuple(outputs), rows_at_once
-        self.time = StageTime(0, 0, 0.0)
-        self.seconds_a_row = 0.0
+        self._runs, self._rows, self._seconds = 0, 0, 0.0
+        self._fastest = 0.0
         self._lock = Lock()
+
+    @property
+    def time(self) -> StageTime:
+        """What it has done so far."""
+        return StageTime(self._runs, self._rows, self._seconds)
+
+    def estimate(self, rows: int) -> float:
+        """Seconds that so many images take, by the fastest run so far; 0 before the first."""
+        return rows * self._fastest
 
     def run(self, images: Float32) -> list[Array]:
         """The outputs for images [n, C, H, W], n at most `rows_at_once`.
@@ -57,14 +66,15 @@ class Stage:
         Raises:
             EngineError: If the engine fails.
         """
-        began = time.perf_counter()
+        began, rows = time.perf_counter(), len(images)
         answers = self.engine.run({"image": images}, self.outputs)
         seconds = time.perf_counter() - began
         with self._lock:
-            before, rows = self.time, len(images)
-            self.time = StageTime(before.runs + 1, before.rows + rows, before.seconds + seconds)
-            best = self.seconds_a_row or seconds
-            self.seconds_a_row = min(best, seconds / rows)
+            self._runs += 1
+            self._rows += rows
+            self._seconds += seconds
+            if not 0.0 < self._fastest <= seconds / rows:
+                self._fastest = seconds / rows
         return answers
 
 
@@ -125,24 +135,20 @@ class Stages:
         Raises:
             EngineError: If an engine fails.
         """
-        work = sum(stage.seconds_a_row * len(images) for stage, images in questions)
-        threads = self.workers.threads if work > WORTH_SHARING_S else 1
+        threads = self.workers.threads
+        if threads > 1 and sum(stage.estimate(len(images)) for stage, images in questions) < WORTH_SHARING_S:
+            threads = 1
+        if threads == 1 and all(len(images) <= stage.rows_at_once for stage, images in questions):
+            return [stage.run(images) for stage, images in questions]
         parts: list[list[list[Array]]] = []
-        tasks = []
+        tasks: list[Task] = []
         for stage, images in questions:
             rows = min(stage.rows_at_once, math.ceil(len(images) / threads))
-            if rows >= len(images) and threads == 1:
-                parts.append([stage.run(images)])
-                continue
             starts = range(0, len(images), rows)
             answers: list[list[Array]] = [[] for _ in starts]
             tasks += [partial(_answer, answers, i, stage, images[at : at + rows]) for i, at in enumerate(starts)]
             parts.append(answers)
-        if threads > 1:
-            self.workers.run(tasks)
-        else:
-            for task in tasks:
-                task()
+        self.workers.run(tasks)
         return [answers[0] if len(answers) == 1 else _joined(answers) for answers in parts]
 
 

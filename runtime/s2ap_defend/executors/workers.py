@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-__all__ = ["Workers"]
+__all__ = ["Task", "Workers"]
 
 Task = Callable[[], None]
 

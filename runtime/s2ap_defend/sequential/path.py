@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ __all__ = ["NEAR_TIE", "Path", "member_scores"]
 NEAR_TIE = np.float32(1e-4)
 """A member whose top log-probability exceeds that of a label by less than this agrees with the label."""
 
+_Scores = TypeVar("_Scores", Float32, Float64)
 _ROWS = (
     "classifier", "first_answer", "used", "changed", "ratio", "decided", "adversarial", "settled", "jury", "_own",
 )  # fmt: skip
@@ -76,8 +77,12 @@ class Path:
         self.decided = np.zeros(count, dtype=bool) if valid is None else ~valid
         self.adversarial, self.settled = self.decided.copy(), np.zeros(count, dtype=bool)
         self.jury = np.zeros((count, (3 if test.answer == "mixed" else 2) * self._classes))
-        self._own = exponential(classifier.astype(np.float64)) if test.answer == "mixed" else self.jury[:, :0]
-        for weight, ballot in zip(test.vote_weights, self._ballots(0, opening), strict=False):
+        exact = np.concatenate([opening, classifier[None]]).astype(np.float64)
+        probabilities = (
+            exponential(exact) if test.answer == "mixed" else exact
+        )  # those of logs are asked for in the mix
+        self._own = probabilities[-1]
+        for weight, ballot in zip(test.vote_weights, self._ballots(0, exact[:-1], probabilities[:-1]), strict=False):
             if weight:
                 self.jury += ballot
         self.first_answer = self.label()
@@ -120,24 +125,35 @@ class Path:
             first: Index of the first of them.
             logs: Their log-probabilities [w, N, K]; numbers of members that do not ask an input may be any.
         """
-        test, members = self.test, range(first, first + len(logs))
-        scores = member_scores(test.evidence, logs, self.first_answer)  # [w, N]
-        margins = scores if test.evidence == "margin" else member_scores("margin", logs, self.first_answer)
+        test, end = self.test, first + len(logs)
+        of_answer = _of_label(logs, self.first_answer)  # [w, N]
+        margins = logs.max(axis=-1) - of_answer
         changes = margins >= NEAR_TIE
-        bins = _bins(scores, test.edges[first : members.stop, None])
-        increments = np.take_along_axis(test.increments[first : members.stop], bins, axis=1)
-        vote = test.vote_weights[max(first, test.opening) : members.stop].any()
-        ballots = self._ballots(first, logs if vote else logs[:0])
-        for j, i in enumerate(members):
-            undecided, votes = ~self.decided, test.vote_weights[i] > 0.0
-            asked = undecided | (i < test.opening)
-            if votes and test.correct:
-                asked |= self.adversarial & ~self.settled
+        bins = _bins(margins if test.evidence == "margin" else -of_answer, test.edges[first:end, None])
+        increments = test.increments[np.arange(first, end)[:, None], bins]
+        opening, undecided = max(0, min(end, test.opening) - first), ~self.decided
+        if opening:  # asked whatever was decided, and there is no boundary before the last of it
+            self.used += opening
+            self.changed += changes[:opening].sum(axis=0)
+            for added in increments[:opening]:
+                np.add(self.ratio, added, out=self.ratio, where=undecided)
+            self._decide(first + opening - 1, undecided)
+        if opening == len(logs):
+            return
+        ballots = None
+        if test.vote_weights[first + opening : end].any():
+            exact = logs.astype(np.float64)
+            ballots = self._ballots(first, exact, exponential(exact) if test.answer == "mixed" else exact)
+        for j, i in enumerate(range(first + opening, end), start=opening):
+            undecided = ~self.decided
+            asked = undecided
+            if ballots is not None and test.vote_weights[i]:
+                if test.correct:
+                    asked = undecided | (self.adversarial & ~self.settled)
+                np.add(self.jury, ballots[j], out=self.jury, where=asked[:, None])
             self.used += asked
             self.changed += asked & changes[j]
-            if votes and i >= test.opening:
-                np.add(self.jury, ballots[j], out=self.jury, where=asked[:, None])
-            self.ratio = np.where(undecided, self.ratio + increments[j], self.ratio)
+            np.add(self.ratio, increments[j], out=self.ratio, where=undecided)
             self._decide(i, undecided)
 
     def waits(self, first: int, size: int) -> Bool:
@@ -234,20 +250,20 @@ class Path:
         if test.curtail and self.adversarial.any():
             self.settled |= self.adversarial & self.vote_is_settled(member)
 
-    def _ballots(self, first: int, logs: Float32) -> Float64:
+    def _ballots(self, first: int, logs: Float64, probabilities: Float64) -> Float64:
         """What members add to the jury [w, N, J]."""
         weights = self.test.vote_weights[first : first + len(logs), None, None]
-        exact = logs.astype(np.float64)
-        voted = logs.argmax(axis=-1)[..., None] == np.arange(self._classes)
-        blocks = [voted * weights, exact * weights]
-        if self.test.answer == "mixed":
-            blocks.append(exponential(exact) * weights)
-        return np.concatenate(blocks, axis=-1)
+        ballots, classes = np.empty((len(logs), *self.jury.shape)), self._classes
+        voted = logs.argmax(axis=-1)[..., None] == np.arange(classes)
+        blocks = (voted, logs, probabilities)
+        for i in range(ballots.shape[-1] // classes):
+            np.multiply(blocks[i], weights, out=ballots[..., i * classes : (i + 1) * classes])
+        return ballots
 
 
-def _of_label(scores: Float32 | Float64, label: Int64) -> Float32 | Float64:
+def _of_label(scores: _Scores, label: Int64) -> _Scores:
     """The number of each input's label [..., N] among those of its classes [..., N, K]."""
-    return scores[..., np.arange(len(label)), label]
+    return np.asarray(scores[..., np.arange(len(label)), label], dtype=scores.dtype)
 
 
 def _bins(scores: Float32, edges: Float32) -> Int64:

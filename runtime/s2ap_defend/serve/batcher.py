@@ -2,19 +2,22 @@
 
 Everything but the model itself happens on the event loop, so there are no locks. It is work-conserving: a free device
 takes what is queued at once, and what arrives while it is busy forms the next batch. Order is by priority, deadline
-and arrival; a second of waiting counts as much as one level of priority, so that nobody starves.
+and arrival; a second of waiting counts as much as one level of priority, so that nobody starves. Where the device takes
+more while it runs, it gets what fits beside that.
 """
 
 import asyncio
 import bisect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from s2ap_defend.errors import DefendError
-from s2ap_defend.serve.device import BatchResult, Classify, Device
+from s2ap_defend.executors.staged import StagedExecutor
+from s2ap_defend.serve.device import BatchResult, Classify, Device, Outcome
 from s2ap_defend.serve.errors import DeadlineError, QueueFullError, TooLargeError, UnavailableError
+from s2ap_defend.serve.stepping import SteppingDevice
 from s2ap_defend.types import Float32, Verdicts
 
 
@@ -27,6 +30,7 @@ class _Piece:
     ticket: "Ticket"
     queued: bool = True
     verdicts: Verdicts | None = None
+    answered: bool = False
 
 
 @dataclass(eq=False)
@@ -51,8 +55,9 @@ class Batcher:
     """Collects requests and runs them on one device.
 
     Args:
-        classify: The model: checked images [N, C, H, W] to N verdicts. Called by one thread only.
-        max_batch_rows: Images in a batch. A larger request is split and its verdicts are joined again.
+        classify: The model: checked images [N, C, H, W] to N verdicts, or an executor that goes wave by wave. Called by
+            one thread only.
+        max_batch_rows: Images that run at a time. A larger request is split and its verdicts are joined again.
         max_queue_rows: Images that may wait; more are refused.
         max_queue_bytes: Bytes that they may have.
         ageing_s: Seconds of waiting that weigh as much as one level of priority.
@@ -61,7 +66,7 @@ class Batcher:
 
     def __init__(
         self,
-        classify: Classify,
+        classify: Classify | StagedExecutor,
         *,
         max_batch_rows: int,
         max_queue_rows: int,
@@ -95,7 +100,8 @@ class Batcher:
 
     def start(self) -> None:
         """Start the device's thread; call it on the event loop that will make the requests."""
-        self._device = Device(self._classify, asyncio.get_running_loop())
+        loop, model = asyncio.get_running_loop(), self._classify
+        self._device = SteppingDevice(model, loop) if isinstance(model, StagedExecutor) else Device(model, loop)
 
     async def warm_up(self, images: Float32) -> None:
         """Run the model once outside the queue, so that the first request does not pay for it.
@@ -104,7 +110,7 @@ class Batcher:
             EngineError: If the model fails.
         """
         done: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
-        self._started_device().run([images], lambda _: True, done.set_result)
+        self._started_device().run([images], lambda _: True, lambda *_: None, done.set_result)
         outcome = (await done).outcomes[0]
         if isinstance(outcome, DefendError):
             raise outcome
@@ -122,7 +128,7 @@ class Batcher:
             QueueFullError: If they do not fit now.
             UnavailableError: If the batcher is not running.
         """
-        self._started_device()
+        device = self._started_device()
         self._admit(len(images), images.nbytes)
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -138,7 +144,7 @@ class Batcher:
         self.queued_bytes += images.nbytes
         if deadline_s < math.inf:
             ticket.timer = loop.call_at(deadline_s, self._expire, ticket)
-        if not self._running and self._wake_up is None:
+        if (device.takes_more or not self._running) and self._wake_up is None:
             self._wake_up = loop.call_soon(self._dispatch)  # requests of the same tick join the batch
         return ticket
 
@@ -210,31 +216,43 @@ class Batcher:
 
     def _dispatch(self) -> None:
         self._wake_up = None
-        if self._running or not self._queue or self._device is None:
+        if not self._queue or self._device is None or (self._running and not self._device.takes_more):
             return
-        rows = count = 0
+        rows, count = sum(len(piece.images) for piece in self._running), 0
         for piece in self._queue:
             rows += len(piece.images)
             if rows > self._max_batch_rows:
                 break
             count += 1
-        pieces = self._running = self._take(slice(count))
+        if not count:
+            return
+        pieces = self._take(slice(count))
+        self._running += pieces
         self._device.run(
             [piece.images for piece in pieces],
             lambda index: not pieces[index].ticket.future.done(),
+            lambda index, outcome: self._leave([pieces[index]], [outcome]),
             lambda result: self._finish(pieces, result),
         )
 
-    def _finish(self, pieces: list[_Piece], result: BatchResult) -> None:
-        self._running = []
+    def _leave(self, pieces: list[_Piece], outcomes: Sequence[Outcome]) -> None:
+        """Answer pieces that are done; those that were before stay as they are."""
+        gone = set(map(id, pieces))
+        self._running = [piece for piece in self._running if id(piece) not in gone]
         self._dispatch()  # the device first
-        for piece, outcome in zip(pieces, result.outcomes, strict=True):
+        for piece, outcome in zip(pieces, outcomes, strict=True):
+            if piece.answered:
+                continue
+            piece.answered = True
             if isinstance(outcome, Verdicts):
                 piece.verdicts = outcome
                 _join(piece.ticket)
             elif outcome is not None:
                 _fail(piece.ticket, outcome)
                 self._drop_queued(piece.ticket)
+
+    def _finish(self, pieces: list[_Piece], result: BatchResult) -> None:
+        self._leave(pieces, result.outcomes)
         if self._on_batch is not None:
             waited = tuple(result.started_ns - piece.ticket.arrived_ns for piece in pieces)
             self._on_batch(BatchReport(result, waited))

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from s2ap_defend.engines import Device
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.executors import ExecutorName
 from s2ap_defend.types import Resize
 
 MIB = 1024 * 1024
@@ -27,8 +28,9 @@ class ServerConfig:
         resize: How image files of another size are resized, 'trained' as the model file says its training images
             were; None refuses them. Tensors are never resized.
         device: Where the model runs.
-        threads: CPU threads inside one operator; None leaves the choice to the engine.
-        max_batch_rows: Images that run together; larger requests are split.
+        threads: CPU threads, as for `DefendedClassifier.load`.
+        executor: What runs the model, as there; None takes the faster one.
+        max_batch_rows: Images that run at a time; larger requests are split.
         max_queue_rows: Images that may wait.
         max_queue_bytes: Bytes of images that may wait, and, counted apart, of bodies being received.
         max_body_bytes: Largest request body, both as sent and inflated.
@@ -46,6 +48,7 @@ class ServerConfig:
     resize: Resize | Literal["trained"] | None = None
     device: Device = "auto"
     threads: int | None = None
+    executor: ExecutorName | None = None
     max_batch_rows: int = 32
     max_queue_rows: int = 1024
     max_queue_bytes: int = 512 * MIB

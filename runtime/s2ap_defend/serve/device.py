@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 Classify = Callable[[Float32], Verdicts]
 Outcome = Verdicts | DefendError | None
+OnPart = Callable[[int, Outcome], None]
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,12 @@ class BatchResult:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
+    """Parts that were handed over together; see `Device.run`."""
+
     parts: Sequence[Float32]
     is_wanted: Callable[[int], bool]
+    on_part: OnPart
     on_done: Callable[[BatchResult], None]
 
 
@@ -53,27 +57,37 @@ class Device:
     Args:
         classify: The model: images [N, C, H, W] to N verdicts. Called by one thread only.
         loop: The event loop on which callers are told.
+
+    Attributes:
+        takes_more: Whether parts may be handed over while it runs others.
     """
+
+    takes_more = False
 
     def __init__(self, classify: Classify, loop: asyncio.AbstractEventLoop) -> None:
         self._classify = classify
         self._loop = loop
-        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._work, name="s2ap-device", daemon=True)
         self._thread.start()
 
     def run(
-        self, parts: Sequence[Float32], is_wanted: Callable[[int], bool], on_done: Callable[[BatchResult], None]
+        self,
+        parts: Sequence[Float32],
+        is_wanted: Callable[[int], bool],
+        on_part: OnPart,
+        on_done: Callable[[BatchResult], None],
     ) -> None:
         """Run parts [Ni, C, H, W] as one batch.
 
         Args:
             parts: The images of each request.
             is_wanted: Whether somebody still waits for the part of this index; asked before retries, on the thread.
-            on_done: Called on the event loop.
+            on_part: Called on the event loop with a part's index and outcome, where it is known before the others'.
+            on_done: Called on the event loop, once, with all outcomes.
         """
-        self._batches.put(_Batch(parts, is_wanted, on_done))
+        self._batches.put(Batch(parts, is_wanted, on_part, on_done))
 
     async def close(self, timeout_s: float) -> bool:
         """Stop after the batches at hand; whether the thread ended in time."""
@@ -92,7 +106,7 @@ class Device:
             del batch  # its images must not live on while this thread waits
         self._tell(self._stopped.set)
 
-    def _run(self, batch: _Batch) -> BatchResult:
+    def _run(self, batch: Batch) -> BatchResult:
         started = time.perf_counter_ns()
         parts = batch.parts
         images = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -112,7 +126,7 @@ class Device:
         finished = time.perf_counter_ns()
         return BatchResult(outcomes, len(images), started, prepared - started, computed - prepared, finished - computed)
 
-    def _row_by_row(self, batch: _Batch, index: int) -> Outcome:
+    def _row_by_row(self, batch: Batch, index: int) -> Outcome:
         images = batch.parts[index]
         rows: list[Verdicts] = []
         for i in range(len(images)):
@@ -129,14 +143,8 @@ class Device:
             verdicts = self._classify(images)
             if len(verdicts) != len(images):
                 raise EngineError(f"the model gave {len(verdicts)} verdicts for {len(images)} images")
-        except DefendError as error:
-            logger.warning("a batch of %d images failed: %s", len(images), error)
-            return error
         except Exception as error:
-            logger.exception("a batch of %d images failed", len(images))
-            failure = EngineError(f"the model failed: {type(error).__name__}")
-            failure.__cause__ = error
-            return failure
+            return failure_of(error, len(images))
         return verdicts
 
     def _tell(self, callback: Callable[..., object], *arguments: object) -> None:
@@ -144,3 +152,14 @@ class Device:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
             logger.warning("a batch ended after its event loop had closed")
+
+
+def failure_of(error: Exception, rows: int) -> DefendError:
+    """What callers are told of a batch that failed; the log has the whole error."""
+    if isinstance(error, DefendError):
+        logger.warning("a batch of %d images failed: %s", rows, error)
+        return error
+    logger.error("a batch of %d images failed", rows, exc_info=error)
+    failure = EngineError(f"the model failed: {type(error).__name__}")
+    failure.__cause__ = error
+    return failure

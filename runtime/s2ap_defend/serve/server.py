@@ -38,10 +38,12 @@ def serve(config: ServerConfig) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with listen(config.host, config.port) as listener:
-        classifier = DefendedClassifier.load(config.model, device=config.device, threads=config.threads)
+        classifier = DefendedClassifier.load(
+            config.model, device=config.device, threads=config.threads, executor=config.executor
+        )
         app = create_app(classifier, config)
         service: Service = app.state.service
-        logger.info("listening on %s (%s)", _url(listener), classifier.provider)
+        logger.info("listening on %s (%s, %s)", _url(listener), classifier.provider, classifier.executor.name)
         if not is_loopback(config.host):
             logger.warning("other machines can reach this server and it has no authentication")
         if config.expose_evidence:

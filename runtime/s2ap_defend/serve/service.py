@@ -19,6 +19,7 @@ from s2ap_defend.serve.errors import UnavailableError, UnknownModelError
 from s2ap_defend.serve.metrics import Metrics
 from s2ap_defend.serve.protocol import PUBLIC_OUTPUTS, InferRequest, ServedModel
 from s2ap_defend.serve.statistics import Statistics
+from s2ap_defend.serve.stepping import asked
 from s2ap_defend.types import Verdicts
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Service:
             outputs=Verdicts.FIELDS if config.expose_evidence else PUBLIC_OUTPUTS,
         )
         self.batcher = Batcher(
-            classifier,
+            asked(classifier),
             max_batch_rows=config.max_batch_rows,
             max_queue_rows=config.max_queue_rows,
             max_queue_bytes=config.max_queue_bytes,

@@ -28,7 +28,7 @@ class HeldClassifier(DefendedClassifier):
 
 @pytest.fixture
 def held(tiny_model_path):
-    classifier = HeldClassifier.load(tiny_model_path, device="cpu", threads=1)
+    classifier = HeldClassifier.load(tiny_model_path, device="cpu", threads=1, executor="whole")
     classifier.gate = threading.Event()
     yield classifier
     classifier.gate.set()
@@ -217,7 +217,7 @@ class BrokenClassifier(DefendedClassifier):
 
 
 def test_a_model_that_fails_answers_500_without_its_internals_and_serves_on(tiny_model_path, batch):
-    broken = BrokenClassifier.load(tiny_model_path, device="cpu", threads=1)
+    broken = BrokenClassifier.load(tiny_model_path, device="cpu", threads=1, executor="whole")
     with serving(broken) as client:
         assert_error(infer(client, np.ones_like(batch)), 500, "the model failed on this request")
         assert "secret" not in infer(client, np.ones_like(batch[:1])).text

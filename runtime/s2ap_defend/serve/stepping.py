@@ -1,0 +1,174 @@
+"""The device of an executor that goes wave by wave: parts join between two waves and leave when they are decided."""
+
+import asyncio
+import queue
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.executors import Landed
+from s2ap_defend.executors.staged import Flight, StagedExecutor
+from s2ap_defend.serve.device import Batch, BatchResult, Classify, Device, Outcome, failure_of
+from s2ap_defend.types import Int64, Verdicts
+
+__all__ = ["SteppingDevice", "asked"]
+
+
+def asked(classifier: DefendedClassifier) -> Classify | StagedExecutor:
+    """What a batcher asks of a classifier: its executor where that goes wave by wave, otherwise itself."""
+    return classifier.executor if isinstance(classifier.executor, StagedExecutor) else classifier
+
+
+@dataclass
+class _Part:
+    """A part in flight: where its images begin, and what of them is finished."""
+
+    first: int
+    rows: int
+    numbers: list[Int64] = field(default_factory=list)
+    verdicts: list[Verdicts] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return sum(map(len, self.numbers)) == self.rows
+
+    def outcome(self) -> Verdicts:
+        """Its verdicts in order."""
+        return Verdicts.concatenate(self.verdicts).rows(np.argsort(np.concatenate(self.numbers)))
+
+
+@dataclass
+class _Riding:
+    """A batch in flight: its parts by index, what is known of them, and what it has cost."""
+
+    batch: Batch
+    started_ns: int
+    parts: dict[int, _Part] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    input_ns: int = 0
+    compute_ns: float = 0.0
+    output_ns: int = 0
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts.values())
+
+    @property
+    def done(self) -> bool:
+        return len(self.outcomes) == len(self.batch.parts)
+
+    def share(self, ran: Int64) -> float:
+        """Its images among those that ran."""
+        inside = [((ran >= part.first) & (ran < part.first + part.rows)).sum() for part in self.parts.values()]
+        return float(sum(inside)) / len(ran)
+
+    def result(self) -> BatchResult:
+        outcomes = [self.outcomes[i] for i in range(len(self.batch.parts))]
+        return BatchResult(outcomes, self.rows, self.started_ns, self.input_ns, int(self.compute_ns), self.output_ns)
+
+
+class SteppingDevice(Device):
+    """Runs the waves of several batches at a time.
+
+    A part is answered as soon as all of its images are decided, and images that are handed over meanwhile begin before
+    the next wave. When a wave fails, all that is in flight runs row by row once.
+
+    Args:
+        executor: What runs; by one thread only.
+        loop: The event loop on which callers are told.
+    """
+
+    takes_more = True
+
+    def __init__(self, executor: StagedExecutor, loop: asyncio.AbstractEventLoop) -> None:
+        self._executor = executor
+        self._flight = Flight()
+        self._riding: list[_Riding] = []
+        super().__init__(executor.run, loop)
+
+    def _work(self) -> None:
+        stopping = False
+        while not stopping or self._riding:
+            for batch in self._handed_over():
+                if batch is None:
+                    stopping = True
+                else:
+                    self._board(batch)
+            self._settle()
+            if not self._flight.empty:
+                self._step()
+        self._tell(self._stopped.set)
+
+    def _handed_over(self) -> Iterator[Batch | None]:
+        """What was handed over; waits for it where nothing is in flight."""
+        if not self._riding:
+            yield self._batches.get()
+        while True:
+            try:
+                yield self._batches.get_nowait()
+            except queue.Empty:
+                return
+
+    def _board(self, batch: Batch) -> None:
+        riding = _Riding(batch, time.perf_counter_ns())
+        for index, images in enumerate(batch.parts):
+            if batch.is_wanted(index):
+                riding.parts[index] = _Part(self._flight.number, len(images))
+                self._executor.join(self._flight, images)
+            else:
+                riding.outcomes[index] = None
+        riding.input_ns = time.perf_counter_ns() - riding.started_ns
+        self._riding.append(riding)
+
+    def _step(self) -> None:
+        began = time.perf_counter_ns()
+        try:
+            landed = self._executor.step(self._flight)
+        except Exception as error:
+            self._fail(error)
+            return
+        computed = time.perf_counter_ns()
+        for riding in self._riding:
+            riding.compute_ns += (computed - began) * riding.share(landed.ran)
+            self._land(riding, landed)
+        self._settle()
+
+    def _land(self, riding: _Riding, landed: Landed) -> None:
+        """Take in what a wave finished of a batch; the last parts of it are answered together with its report."""
+        began, complete = time.perf_counter_ns(), []
+        for index, part in riding.parts.items():
+            here = (landed.number >= part.first) & (landed.number < part.first + part.rows)
+            if not here.any():
+                continue
+            part.numbers.append(landed.number[here])
+            part.verdicts.append(landed.verdicts.rows(np.flatnonzero(here)))
+            if part.complete:
+                riding.outcomes[index] = part.outcome()
+                complete.append(index)
+        riding.output_ns += time.perf_counter_ns() - began
+        if not riding.done:
+            for index in complete:
+                self._tell(riding.batch.on_part, index, riding.outcomes[index])
+
+    def _settle(self) -> None:
+        """Tell of batches that are done; a flight without any begins anew."""
+        for riding in self._riding:
+            if riding.done:
+                self._tell(riding.batch.on_done, riding.result())
+        self._riding = [riding for riding in self._riding if not riding.done]
+        if not self._riding:
+            self._flight = Flight()
+
+    def _fail(self, error: Exception) -> None:
+        """Run what is in flight row by row, but for an image that was alone."""
+        rows = sum(riding.rows for riding in self._riding)
+        failure, self._flight = failure_of(error, rows), Flight()
+        for riding in self._riding:
+            began = time.perf_counter_ns()
+            for index in riding.parts.keys() - riding.outcomes.keys():
+                riding.outcomes[index] = failure if rows == 1 else self._row_by_row(riding.batch, index)
+            riding.compute_ns += time.perf_counter_ns() - began
+        self._settle()
