@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 import torch
-from latency import medians
+from report import medians
 from torch import Tensor, nn
 
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine

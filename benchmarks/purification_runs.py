@@ -81,10 +81,10 @@ class Parts:
         self.splits: Splits = recipe.load_data()
         with one_thread():
             parts = PartList(recipe, self.splits)
-            classifiers, score_model = parts.classifiers(), parts.score_model()
-            ready = PartStore(setting.folder, reporter).prepare([*classifiers.values(), score_model])
+            classifiers, score_models = parts.classifiers(), parts.score_models()
+            ready = PartStore(setting.folder, reporter).prepare([*classifiers.values(), *score_models])
         networks = [known_network(ready[name].model, ready[name].record) for name in classifiers]
-        self.score_model: purifier.UNet = ready[score_model.name].model
+        self.score_model: purifier.UNet = ready[score_models[-1].name].model
         self.networks = dict(zip(CLASSIFIERS, networks, strict=True))
         self.classifiers: dict[str, Classify] = {
             name: fold_batch_norm(network.model) for name, network in self.networks.items()

@@ -118,7 +118,7 @@ class Frontier(ManifestTable):
         eps: l_inf budget, pixels in [0, 1].
         seed: Of the attacks.
         attack: The attacks in words.
-        label_cost: Label accuracy that a mix may lose against the jury.
+        label_cost: What a mix may lose against the jury under attack: of its labels, and of what is right or flagged.
         robust_classifier: The first juror alone on the same images: clean accuracy, and label accuracy under an attack
             of the same work on it and under all that was found for the choices.
         chosen: Index of the row that the file is.

@@ -68,7 +68,7 @@ def log_probabilities(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def assert_classifier_is(network: nn.Module, images: np.ndarray) -> None:
-    """The file's classifier gives the network's log-probabilities within 1e-5, of what they are where they are large."""
+    """The file's classifier gives the network's log-probabilities within 1e-5, relatively where they are large."""
     stage = cut_stage(open_model_file(Path("model.onnx")).proto, CLASSIFIER).SerializeToString()
     (found,) = OnnxRuntimeEngine(stage, device="cpu", threads=1).run({"image": images}, ["log_probabilities"])
     with torch.no_grad():

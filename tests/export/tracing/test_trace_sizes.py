@@ -13,14 +13,16 @@ from s2ap_export.tracing.trace import trace_classifier, trace_images, trace_puri
 from s2ap_train.models import create, fold_batch_norm
 from s2ap_train.onnx_graphs import torch_stage
 from s2ap_train.purifier import Purification, UNet, purify
+from s2ap_train.purifier.blocks import Blocks
 
 SHORT = Purification(steps=2, bank_size=2, sigma=0.2, rho=0.2, radius=0.1)
 NETWORKS: dict[
-    str, tuple[tuple[int, int, int], tuple[int, ...], int]
-] = {  # shape, multipliers, fold: sides with and without padding, folded and not
-    "rectangular": ((3, 20, 12), (1, 2, 2), 1),
-    "folded and odd": ((3, 13, 19), (1, 2), 2),
-    "folded by four": ((4, 17, 12), (1, 1), 4),
+    str, tuple[tuple[int, int, int], tuple[int, ...], int, Blocks]
+] = {  # shape, multipliers, fold, blocks: sides with and without padding, folded and not
+    "rectangular": ((3, 20, 12), (1, 2, 2), 1, "full"),
+    "folded and odd": ((3, 13, 19), (1, 2), 2, "full"),
+    "folded by four": ((4, 17, 12), (1, 1), 4, "full"),
+    "separable": ((1, 10, 8), (1, 2), 2, "separable"),
 }
 
 
@@ -32,12 +34,14 @@ def randomised(net: nn.Module) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize(("name", "mode"), [*((name, "full") for name in NETWORKS), ("folded and odd", "j_free")])
+@pytest.mark.parametrize(
+    ("name", "mode"), [*((name, "full") for name in NETWORKS), ("folded and odd", "j_free"), ("separable", "j_free")]
+)
 def test_images_of_any_size_are_purified_as_torch_does_and_to_the_same_bits_in_every_batch(
     name: str, mode: Literal["full", "j_free"]
 ) -> None:
-    shape, multipliers, fold = NETWORKS[name]
-    net = randomised(UNet(shape[0], 8, multipliers, fold))
+    shape, multipliers, fold, blocks = NETWORKS[name]
+    net = randomised(UNet(shape[0], 8, multipliers, fold, blocks=blocks))
     config = replace(SHORT, mode=mode)
     stage = trace_purifier(net, bank(config, shape), config, shape)
     x = images(9, shape)

@@ -84,14 +84,14 @@ def test_harden_reuses_it_where_the_settings_agree(trained: Path, capsys: pytest
     recipe = load_recipe("digits", SET)
     splits = recipe.load_data()
     store = PartStore(trained, Reporter())
-    stored = store.read(PartList(recipe, splits).score_model())
+    stored = store.read(PartList(recipe, splits).score_models()[-1])
     assert stored is not None
     net = stored.model
     kept, _ = load_checkpoint(trained / "score-model")
     assert same({f"weight.{name}": value for name, value in net.state_dict().items()}, kept)
     assert not any(parameter.requires_grad for parameter in net.parameters())
     other = load_recipe("digits", (*SET, "score_model.sigma_max=0.5"))
-    assert store.read(PartList(other, splits).score_model()) is None
+    assert store.read(PartList(other, splits).score_models()[-1]) is None
 
 
 def test_a_killed_command_goes_on_and_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:

@@ -101,7 +101,9 @@ def test_an_architecture_that_cannot_be_built_is_refused(architecture: dict[str,
         ({"epochs": 0}, "counts start at 1"),
         ({"sigma_min": 0.7}, "sigma_min <= sigma_max"),
         ({"lr": 0.0}, "lr is above 0"),
-        ({"size": "huge"}, "size 'huge' is not known; choose from standard, fast"),
+        ({"size": "huge"}, "size 'huge' is not known; choose from standard, fast, tiny"),
+        ({"blocks": "thin"}, "blocks 'thin' is not known; choose from full, separable"),
+        ({"teacher": "huge"}, "teacher 'huge' is not known; choose from standard, fast, tiny"),
         ({"width": 12}, "width is 12; give a multiple of 8"),
         ({"fold": 0}, "fold is 0; give the side of the squares"),
         ({"multipliers": ()}, r"multipliers are \(\); give one number from 1 for each level"),
@@ -146,6 +148,11 @@ def test_images_that_would_be_padding_for_the_most_part_are_refused(changes: dic
         ((4, 48, 192), "fast", (64, (1, 2, 2, 2), 2)),  # as many pixels as 96x96
         ((3, 96, 96), "standard", (128, (1, 2, 2, 2), 2)),
         ((3, 224, 224), "fast", (128, (1, 2, 2, 2), 4)),
+        ((1, 8, 8), "tiny", (8, (1, 2), 2)),
+        ((1, 28, 28), "tiny", (16, (1, 2), 2)),
+        ((3, 32, 32), "tiny", (32, (1, 2), 2)),
+        ((3, 96, 96), "tiny", (64, (1, 2, 2), 4)),
+        ((1, 3, 3), "tiny", (8, (1,), 1)),  # folded, it would be 16 pixels instead of 9
     ],
 )
 def test_the_images_decide_the_size(
@@ -207,10 +214,12 @@ def test_a_folded_network_is_rebuilt_from_its_record_and_a_record_without_a_fold
     assert build(plain.architecture()).fold == 1
 
 
-def test_a_fold_that_is_not_given_is_no_part_of_the_key_of_a_stored_model() -> None:
+def test_keys_that_came_later_are_no_part_of_the_key_of_a_stored_model_where_they_are_not_given() -> None:
     assert "fold" not in ScoreTraining().settings()
     assert ScoreTraining(fold=2).settings()["fold"] == 2
-    assert ScoreTraining().settings().keys() == {one.name for one in fields(ScoreTraining)} - {"fold"}
+    later = {"fold", "blocks", "teacher"}
+    assert ScoreTraining().settings().keys() == {one.name for one in fields(ScoreTraining)} - later
+    assert later < ScoreTraining(fold=2, blocks="separable", teacher="fast").settings().keys()
 
 
 @pytest.mark.parametrize("shape", [(3, 10, 7), (4, 9, 12)])

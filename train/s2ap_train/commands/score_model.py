@@ -30,7 +30,9 @@ _KEYS = {
 @click.command("score-model")
 @click.argument("recipe", shell_complete=complete_recipe)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
-@click.option("--size", type=click.Choice(["standard", "fast"]), help="Size of the network, instead of the recipe's.")
+@click.option(
+    "--size", type=click.Choice(["standard", "fast", "tiny"]), help="Size of the network, instead of the recipe's."
+)
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training images, instead of the recipe's.")
 @click.option("--seed", type=int, help="Seed of split and training, instead of the recipe's.")
 @click.option("--data", "data_root", type=click.Path(path_type=Path), help="Where the recipe's data set lies.")
@@ -81,7 +83,7 @@ def _run(compute: "Compute", settings: "ScoreRecipe", output: Path, samples: int
     from s2ap_train.compute.threads import one_thread
     from s2ap_train.hardening.score_model import (
         report_score_model,
-        score_model_part,
+        score_model_parts,
     )
     from s2ap_train.storage.lock import locked_folder
     from s2ap_train.storage.parts import PartStore
@@ -91,17 +93,17 @@ def _run(compute: "Compute", settings: "ScoreRecipe", output: Path, samples: int
         splits = settings.load_data(lambda done, total: loading.advance(f"{done}/{total} images", done=0))
         loading.note = f"{len(splits.train)} training, {len(splits.validation)} validation"
     store = PartStore(output, reporter, writes=compute.is_main)
-    part = score_model_part(settings, splits, compute)
+    parts = score_model_parts(settings, splits, compute)
     with (
         locked_folder(output) if compute.is_main else nullcontext(),
         one_thread() if settings.data.source == "digits" else nullcontext(),
     ):
-        if not overwrite and (other := store.differs(part)):
+        if not overwrite and (other := store.differs(parts[-1])):
             raise RecipeError(
                 f"{output} holds a score model that was trained with other {other}; name another folder with -o, or "
                 "give --overwrite to train it again there"
             )
-        stored = store.prepare([part])[part.name]
+        stored = store.prepare(parts)[parts[-1].name]
         if not compute.is_main:
             return {}
         return report_score_model(stored, settings, splits, output, samples=samples)

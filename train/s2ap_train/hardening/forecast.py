@@ -16,6 +16,7 @@ from s2ap_train.hardening.attack_forecast import Gradients, Phase, StoredAttacks
 from s2ap_train.hardening.network import VALIDATION_ATTACK_STEPS
 from s2ap_train.hardening.parts import ADVERSARIAL, PLAIN, PRUNED, member_name
 from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
+from s2ap_train.hardening.score_model import TEACHER
 from s2ap_train.models import ModelTable, create
 from s2ap_train.purifier import UNet, hadamard_bank, purify
 from s2ap_train.recipe import Recipe
@@ -99,6 +100,9 @@ def _forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks) -> Forecast
     score_seconds, purified_seconds, size = _purifier_seconds(recipe, shape)
     score = recipe.score_model.epochs * trained * score_seconds
     phases.insert(0, Phase(SCORE_MODEL, score))
+    if teacher := recipe.score_model.of_teacher():
+        model = UNet(shape[0], *teacher.architecture(shape))
+        phases.insert(0, Phase(TEACHER, teacher.epochs * trained * _training_seconds(model, shape)))
     classifier = cost(recipe.model)[0]
     members = sum(cost(table)[0] for name, (_, table) in parts.items() if name not in (PLAIN, ADVERSARIAL))
     attacks = attack_phases(recipe, splits, Gradients(classifier, members, purified_seconds), stored)
@@ -132,16 +136,22 @@ def _gradient_seconds(model: nn.Module, shape: tuple[int, int, int]) -> float:
     return _timed(step) / _TIMED
 
 
-def _purifier_seconds(recipe: Recipe, shape: tuple[int, int, int]) -> tuple[float, float, int]:
-    """(a training step of the score model, a gradient through the purifier: seconds an image; bytes of its weights)."""
-    model = UNet(shape[0], *recipe.score_model.architecture(shape)).eval()
+def _training_seconds(model: UNet, shape: tuple[int, int, int]) -> float:
+    """A training step of a score model, seconds an image."""
     images = torch.rand((_TIMED, *shape), generator=torch.Generator().manual_seed(0))
-    size = 4 * sum(p.numel() for p in model.parameters())
 
     def train() -> None:
         model(images, 0.1).square().mean().backward()
 
-    training = _timed(train) / _TIMED
+    return _timed(train) / _TIMED
+
+
+def _purifier_seconds(recipe: Recipe, shape: tuple[int, int, int]) -> tuple[float, float, int]:
+    """(a training step of the score model, a gradient through the purifier: seconds an image; bytes of its weights)."""
+    model = UNet(shape[0], *recipe.score_model.architecture(shape), blocks=recipe.score_model.blocks).eval()
+    images = torch.rand((_TIMED, *shape), generator=torch.Generator().manual_seed(0))
+    size = 4 * sum(p.numel() for p in model.parameters())
+    training = _training_seconds(model, shape)
     if recipe.purifier.off:
         return training, 0.0, size
     bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)

@@ -14,7 +14,7 @@ from s2ap_train.data import Splits
 from s2ap_train.ensemble import Base, Fitted, fit_pruned
 from s2ap_train.ensemble.pruned import epochs_of
 from s2ap_train.hardening.network import Network, known_network, network_record, network_summary
-from s2ap_train.hardening.score_model import score_model_part
+from s2ap_train.hardening.score_model import score_model_parts
 from s2ap_train.models import Classifier, ModelTable
 from s2ap_train.models import build as build_classifier
 from s2ap_train.models.weight_file import file_digest, load_given
@@ -65,7 +65,7 @@ class PartList:
             return classifiers[PLAIN], *alone, *dependent
         if PLAIN not in classifiers[ADVERSARIAL].needs:  # it is short: at the end it fills the gaps
             alone.append(classifiers.pop(PLAIN))
-        return self.score_model(), *classifiers.values(), *alone, *dependent
+        return *self.score_models(), *classifiers.values(), *alone, *dependent
 
     def classifiers(self) -> dict[str, Part[Classifier]]:
         """The plain, the adversarially trained and the pruned network, by name."""
@@ -171,8 +171,8 @@ class PartList:
             needs=(self.plain(),) if table.starts_from_base else (),
         )
 
-    def score_model(self) -> Part[Any]:
-        """The score model of the purifier.
+    def score_models(self) -> tuple[Part[Any], ...]:
+        """The score model of the purifier, behind its teacher where it has one.
 
         Raises:
             TypeError: If the recipe is not for hardening.
@@ -180,7 +180,7 @@ class PartList:
         """
         if not isinstance(self._recipe, Recipe):
             raise TypeError(f"a {type(self._recipe).__name__} has no score model")
-        return score_model_part(self._recipe, self._splits, self._compute)
+        return score_model_parts(self._recipe, self._splits, self._compute)
 
     def _part(
         self,

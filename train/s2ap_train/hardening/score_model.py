@@ -14,7 +14,7 @@ from s2ap_defend.files import replace_file
 from s2ap_train.compute import Compute
 from s2ap_train.data import Splits
 from s2ap_train.models.cost import parameter_count
-from s2ap_train.purifier import UNet, build, train_score_model
+from s2ap_train.purifier import ScoreTraining, UNet, build, train_score_model
 from s2ap_train.purifier.denoisers import fit_gaussian
 from s2ap_train.purifier.sizes import pass_flops
 from s2ap_train.recipe import Recipe, ScoreRecipe
@@ -25,13 +25,14 @@ from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, Run
 
 NAME = "score-model"
+TEACHER = "score-model-teacher"
 METRICS_FILE = "metrics.json"
 METRICS_VERSION = 1
 SAMPLES = 8
 
 
-def score_model_part(recipe: Recipe | ScoreRecipe, splits: Splits, compute: Compute) -> Part[UNet]:
-    """The score model of a recipe, as a part.
+def score_model_parts(recipe: Recipe | ScoreRecipe, splits: Splits, compute: Compute) -> tuple[Part[UNet], ...]:
+    """The score model of a recipe, as a part, behind its teacher where it has one.
 
     Labels are not in its key, nor is the number of devices: it changes the order of sums, and no statistics.
 
@@ -44,17 +45,34 @@ def score_model_part(recipe: Recipe | ScoreRecipe, splits: Splits, compute: Comp
         RecipeError: If the recipe's score model does not fit the images.
     """
     config = recipe.score_model
+    teacher = config.of_teacher()
     try:
         config.architecture(splits.image_shape)
+        if teacher is not None:
+            teacher.architecture(splits.image_shape)
     except RecipeError as error:
         raise RecipeError(f"recipe {recipe.name}: score_model: {error}") from error
+    teachers = () if teacher is None else (_part(TEACHER, teacher, recipe, splits, compute),)
+    return *teachers, _part(NAME, config, recipe, splits, compute, *teachers)
 
-    def train(_: Needs, hook: OnEpoch, snapshots: Snapshots) -> Trained[UNet]:
+
+def _part(
+    name: str,
+    config: ScoreTraining,
+    recipe: Recipe | ScoreRecipe,
+    splits: Splits,
+    compute: Compute,
+    *teachers: Part[UNet],
+) -> Part[UNet]:
+    """A score model with settings of its own; it learns from the one that it needs, if any."""
+
+    def train(needs: Needs, hook: OnEpoch, snapshots: Snapshots) -> Trained[UNet]:
         trained = train_score_model(
             splits.train.images,
             config,
             run=Run(recipe.seed, compute, snapshots, hook),
             validation=splits.validation.images,
+            teacher=needs[TEACHER].model if teachers else None,
         )
         record = {
             "architecture": trained.net.architecture(),
@@ -70,11 +88,18 @@ def score_model_part(recipe: Recipe | ScoreRecipe, splits: Splits, compute: Comp
         return Trained(trained.net, record)
 
     return Part(
-        name=NAME,
-        key=training_key(data_digest(splits, labels=False), config.settings(), recipe.seed, compute.precision),
+        name=name,
+        key=training_key(
+            data_digest(splits, labels=False),
+            config.settings(),
+            recipe.seed,
+            compute.precision,
+            needs=[part.key for part in teachers],
+        ),
         epochs=config.epochs,
         train=train,
         rebuild=_rebuilt,
+        needs=tuple(part.name for part in teachers),
         note=_denoising,
         summary=_denoising,
     )

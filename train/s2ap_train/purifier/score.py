@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
+from s2ap_train.purifier.blocks import CHANNELS_PER_GROUP, Blocks
 from s2ap_train.purifier.denoisers import DenoisingError, denoising_error, denoising_errors, fit_gaussian, log_spaced
 from s2ap_train.purifier.score_state import ScoreState
 from s2ap_train.purifier.sizes import NetworkSize, Size, fold_for, multipliers_for, width_for
-from s2ap_train.purifier.unet import CHANNELS_PER_GROUP, UNet, padded_sides
+from s2ap_train.purifier.unet import UNet, padded_sides
 from s2ap_train.training import Run, batches, run_epochs
 from s2ap_train.training.batches import check_shareable, flipped
 
@@ -26,6 +28,7 @@ _LEAST_SIGMA = 1e-4
 _NARROW = 1.05  # ratio of largest and smallest sigma below which one stands for all
 _MOST_REPORTED_IMAGES = 256
 _MOST_PADDED = 2  # pixels with padding, as a multiple of those without
+_LATER_KEYS = (("fold", None), ("blocks", "full"), ("teacher", None))  # left out, models from before them stay known
 _HELD_OUT = 10  # one image of so many validates, where no validation images are given
 
 
@@ -34,10 +37,14 @@ class ScoreTraining:
     """Hyper-parameters of `train_score_model`; sigma in [0, 1] pixels.
 
     Attributes:
-        size: 'standard' or 'fast', which decides `width`, `multipliers` and `fold` by the images: see `architecture`.
+        size: 'standard', 'fast' or 'tiny', which decides `width`, `multipliers` and `fold` by the images: see
+            `architecture`.
         width: Channels of the first level, a multiple of 8, instead of the size's.
         multipliers: Channels of each level in units of `width`, instead of the size's.
         fold: Side of the squares of pixels that become channels before the first level, instead of the size's.
+        blocks: 'separable' computes the convolutions of residual blocks channel by channel, then over each pixel.
+        teacher: Size of a network of full blocks that is trained first, as this one would be, and whose predictions are
+            learnt in place of the noise; none: the noise is.
         epochs: Passes over the training images.
         batch_size: Images a step, of all processes together.
         lr: Adam's learning rate at first; it falls on a cosine to zero.
@@ -51,6 +58,8 @@ class ScoreTraining:
     width: int | None = None
     multipliers: tuple[int, ...] | None = None
     fold: int | None = None
+    blocks: Blocks = "full"
+    teacher: Size | None = None
     epochs: int = 25
     batch_size: int = 50
     lr: float = 4e-3
@@ -74,8 +83,10 @@ class ScoreTraining:
                 f"need {_LEAST_SIGMA:g} <= sigma_min <= sigma_max, found {self.sigma_min:g} and {self.sigma_max:g}; "
                 "they are lengths in [0, 1] pixels, and float32 cannot tell less noise from none"
             )
-        if self.size not in get_args(Size):
-            raise RecipeError(f"size {self.size!r} is not known; choose from {', '.join(get_args(Size))}")
+        for name, kinds in (("size", Size), ("blocks", Blocks), ("teacher", Size)):
+            value = getattr(self, name)
+            if value not in get_args(kinds) and (name, value) != ("teacher", None):
+                raise RecipeError(f"{name} {value!r} is not known; choose from {', '.join(get_args(kinds))}")
         if self.width is not None and (self.width < 1 or self.width % CHANNELS_PER_GROUP):
             raise RecipeError(f"width is {self.width}; give a multiple of {CHANNELS_PER_GROUP}")
         if self.multipliers is not None and min(self.multipliers, default=0) < 1:
@@ -89,7 +100,7 @@ class ScoreTraining:
         Raises:
             RecipeError: If `multipliers` and `fold` would halve the images so often that most of them were padding.
         """
-        fold = fold_for(image_shape) if self.fold is None else self.fold
+        fold = fold_for(image_shape, self.size) if self.fold is None else self.fold
         width = width_for(image_shape, self.size, fold) if self.width is None else self.width
         multipliers = multipliers_for(image_shape, fold) if self.multipliers is None else self.multipliers
         _, height, image_width = image_shape
@@ -105,9 +116,15 @@ class ScoreTraining:
         return NetworkSize(width, multipliers, fold)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the weights, by name; `fold` is there where it is given."""
+        """What decides the weights, by name; `fold`, `blocks` and `teacher` are there where they are given."""
         named = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: value for name, value in named.items() if (name, value) != ("fold", None)}
+        return {name: value for name, value in named.items() if (name, value) not in _LATER_KEYS}
+
+    def of_teacher(self) -> ScoreTraining | None:
+        """How the teacher is trained; None: there is none."""
+        if self.teacher is None:
+            return None
+        return replace(self, size=self.teacher, width=None, multipliers=None, fold=None, blocks="full", teacher=None)
 
     def validation_sigmas(self) -> list[float]:
         """Noise levels of every epoch's error: the middles of equal parts of [sigma_min, sigma_max] in logarithm.
@@ -153,6 +170,7 @@ def train_score_model(
     *,
     run: Run,
     validation: Float32 | None = None,
+    teacher: UNet | None = None,
 ) -> TrainedScore:
     """Train a U-Net to predict the noise e in x + sigma e.
 
@@ -166,6 +184,8 @@ def train_score_model(
         config: Hyper-parameters.
         run: The seed is of the initial weights, the order and the noise; without a compute it trains on the CPU.
         validation: Images for the validation error; by default every tenth training image is held out for it.
+        teacher: A trained network whose predictions are learnt in place of the noise. Their mean is the same, and they
+            vary less, as they do not depend on what no network can know.
 
     Raises:
         RecipeError: If the images do not fit the U-Net, a batch is too small for the number of processes, or the loss
@@ -179,6 +199,8 @@ def train_score_model(
     compute = run.compute_for(net)
     net = net.to(compute.device).to(memory_format=torch.channels_last)  # a fifth faster on a CPU
     train, held_out = train.to(compute.device), held_out.to(compute.device)
+    if teacher is not None:
+        teacher = copy.deepcopy(teacher).to(compute.device).to(memory_format=torch.channels_last)
     state = ScoreState(
         net,
         epochs=config.epochs,
@@ -187,7 +209,7 @@ def train_score_model(
         average_decay=config.average_decay,
         run=run,
     )
-    run_epochs(state, run, lambda: _epoch(state, train, held_out, config))
+    run_epochs(state, run, lambda: _epoch(state, train, held_out, config, teacher))
     net.load_state_dict(state.average.model.state_dict())
     net.eval().requires_grad_(False)
     sigmas = config.reported_sigmas()
@@ -195,7 +217,9 @@ def train_score_model(
     return TrainedScore(net.cpu().to(memory_format=torch.contiguous_format), tuple(state.history), compared)
 
 
-def _epoch(state: ScoreState, train: Tensor, held_out: Tensor, config: ScoreTraining) -> None:
+def _epoch(
+    state: ScoreState, train: Tensor, held_out: Tensor, config: ScoreTraining, teacher: UNet | None = None
+) -> None:
     """One epoch; the record has its mean loss."""
     total, compute = 0.0, state.compute
     for rows in batches(len(train), config.batch_size, state.generator):
@@ -206,6 +230,9 @@ def _epoch(state: ScoreState, train: Tensor, held_out: Tensor, config: ScoreTrai
         noisy = x + sigma[:, None, None, None] * drawn
         y, noise, levels = (compute.share(whole) for whole in (noisy, drawn, sigma))
         with compute.autocast():
+            if teacher is not None:
+                with torch.no_grad():
+                    noise = teacher(y, levels).float()
             predicted = state.model(y, levels)
         loss = (predicted.float() - noise).square().mean() * (len(y) * compute.world_size / len(rows))
         state.step(loss)
@@ -229,7 +256,14 @@ def _fresh(train: Tensor, config: ScoreTraining, seed: int) -> UNet:
     channels, height, image_width = train.shape[1:]
     size = config.architecture((channels, height, image_width))
     try:
-        return UNet(channels, *size, data_mean=float(train.mean()), data_std=float(train.std()), seed=seed)
+        return UNet(
+            channels,
+            *size,
+            blocks=config.blocks,
+            data_mean=float(train.mean()),
+            data_std=float(train.std()),
+            seed=seed,
+        )
     except ValueError as error:
         raise RecipeError(str(error)) from error
 

@@ -12,53 +12,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import group_norm, silu
+from torch.nn.functional import silu
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.purifier.blocks import CHANNELS_PER_GROUP, Blocks, ModulatedNorm, ResidualBlock
 
 __all__ = ["NAME", "UNet", "build", "padded_sides"]
 
 NAME = "unet"
-CHANNELS_PER_GROUP = 8
-NORM_EPS = 1e-5
-
-
-class ModulatedNorm(nn.Module):
-    """Group normalisation whose scale and shift depend on the embedding of sigma.
-
-    With a constant sigma both are constants, so an exported graph multiplies and adds once.
-    """
-
-    def __init__(self, channels: int, embedding: int) -> None:
-        super().__init__()
-        self.groups = channels // CHANNELS_PER_GROUP
-        self.modulation = nn.Linear(embedding, 2 * channels)
-
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """Normalise features [B, C, H, W] and modulate them by the embedding [1 or B, E]."""
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        modulated: Tensor = group_norm(features, self.groups, eps=NORM_EPS) * (1 + scale) + shift
-        return modulated
-
-
-class ResidualBlock(nn.Module):
-    """Convolution 3x3, norm, SiLU, convolution 3x3, added to the input: [B, C, H, W] -> the same."""
-
-    def __init__(self, channels: int, embedding: int) -> None:
-        super().__init__()
-        self.convolution1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm = ModulatedNorm(channels, embedding)
-        self.convolution2 = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """Apply the block."""
-        hidden = silu(self.norm(self.convolution1(features), embedding))
-        result: Tensor = features + self.convolution2(hidden)
-        return result
 
 
 class UNet(nn.Module):
@@ -76,6 +41,7 @@ class UNet(nn.Module):
         multipliers: Sequence[int] = (1, 2),
         fold: int = 1,
         *,
+        blocks: Blocks = "full",
         data_mean: float = 0.5,
         data_std: float = 0.5,
         seed: int = 0,
@@ -88,12 +54,14 @@ class UNet(nn.Module):
             multipliers: Channels of each level in units of `width`; every level after the first halves the resolution.
             fold: Squares of fold x fold pixels become channels (pixel-unshuffle) before the first level, and pixels
                 again behind the last; 1 folds nothing.
+            blocks: The convolutions of the residual blocks: 'full' or 'separable'.
             data_mean: Mean of the pixels of the data.
             data_std: Their standard deviation.
             seed: Seed of the initial weights.
 
         Raises:
-            ValueError: If a size is below one, `width` is no multiple of 8, or `data_std` is not positive.
+            ValueError: If a size is below one, `width` is no multiple of 8, `blocks` is unknown, or `data_std` is not
+                positive.
         """
         super().__init__()
         multipliers = tuple(multipliers)
@@ -102,9 +70,12 @@ class UNet(nn.Module):
                 f"a UNet needs channels, a width that is a multiple of {CHANNELS_PER_GROUP}, multipliers and a fold of "
                 f"1 or more; found {in_channels} channels, width {width}, multipliers {multipliers}, fold {fold}"
             )
+        if blocks not in get_args(Blocks):
+            raise ValueError(f"blocks {blocks!r} are not known; choose from {', '.join(get_args(Blocks))}")
         if not data_std > 0:
             raise ValueError(f"data_std must be positive, found {data_std}; the images may all be constant")
         self.in_channels, self.width, self.multipliers, self.fold = in_channels, width, multipliers, fold
+        self.blocks = blocks
         self.data_mean, self.data_std = data_mean, data_std
         embedding, folded = 4 * width, in_channels * fold**2
         widths = [width * multiplier for multiplier in multipliers]
@@ -115,11 +86,11 @@ class UNet(nn.Module):
                 nn.Linear(2 * width, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
             )
             self.head = nn.Conv2d(folded, width, 3, padding=1)
-            self.down_blocks = nn.ModuleList(ResidualBlock(c, embedding) for c in widths)
+            self.down_blocks = nn.ModuleList(ResidualBlock(c, embedding, blocks) for c in widths)
             self.downs = nn.ModuleList(nn.Conv2d(i, o, 2, stride=2) for i, o in steps)
-            self.middle = ResidualBlock(widths[-1], embedding)
+            self.middle = ResidualBlock(widths[-1], embedding, blocks)
             self.ups = nn.ModuleList(nn.ConvTranspose2d(o, i, 2, stride=2) for i, o in steps)
-            self.up_blocks = nn.ModuleList(ResidualBlock(c, embedding) for c in widths)
+            self.up_blocks = nn.ModuleList(ResidualBlock(c, embedding, blocks) for c in widths)
             self.tail_norm = ModulatedNorm(width, embedding)
             self.tail = nn.Conv2d(width, folded, 3, padding=1)
         self._damp()
@@ -131,7 +102,7 @@ class UNet(nn.Module):
                 module.modulation.weight.data.mul_(0.1)
                 nn.init.zeros_(module.modulation.bias)
             elif isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.convolution2.weight)
+                module.silence()
         nn.init.zeros_(self.tail.weight)
         if self.tail.bias is not None:
             nn.init.zeros_(self.tail.bias)
@@ -181,16 +152,21 @@ class UNet(nn.Module):
     def architecture(self) -> dict[str, Any]:
         """What `build` needs to rebuild this network, as JSON values; weights are not part of it.
 
-        `fold` is there where it is not 1.
+        `fold` is there where it is not 1, `blocks` where they are not full.
         """
-        return {
+        known = {
             "name": NAME,
             "in_channels": self.in_channels,
             "width": self.width,
             "multipliers": list(self.multipliers),
             "data_mean": self.data_mean,
             "data_std": self.data_std,
-        } | ({} if self.fold == 1 else {"fold": self.fold})
+        }
+        return (
+            known
+            | ({} if self.fold == 1 else {"fold": self.fold})
+            | ({} if self.blocks == "full" else {"blocks": self.blocks})
+        )
 
 
 def padded_sides(sides: Sequence[int], multiple: int) -> tuple[int, ...]:
