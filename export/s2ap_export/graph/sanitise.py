@@ -34,11 +34,10 @@ def sanitise(build: GraphBuilder) -> Sanitised:
     number = build.op("Where", build.op("IsNaN", "image"), build.constant(np.float32(0.5)), "image")
     bounds = (build.constant(np.float32(value)) for value in (0, 1))
     build.nodes.append(helper.make_node("Clip", [number, *bounds], [IMAGE], name=IMAGE))
-    row = build.constant(np.array([0, 1, -1], dtype=np.int64))
-    last = build.constant(np.array([2], dtype=np.int64))
-    kept = build.op("Reshape", build.op("Equal", "image", IMAGE), row)
-    valid = build.op("ReduceMin", kept, last, keepdims=1)
+    change = build.op("Sub", "image", IMAGE)  # 0 where it is valid; not finite where the pixel is not
+    row = build.op("Reshape", change, build.constant(np.array([0, 1, -1], dtype=np.int64)))  # [N, 1, C H W]
     zero = build.constant(np.float32(0))
-    pixels = build.constant(np.array([1, 2, 3], dtype=np.int64))
-    spoilt = build.op("ReduceSum", build.op("Mul", "image", zero), pixels, keepdims=0)  # 0 or NaN
-    return Sanitised(IMAGE, valid, build.op("Equal", spoilt, zero))
+    last, but_first = (build.constant(np.array(axes, dtype=np.int64)) for axes in ([2], [1, 2]))
+    size = build.op("ReduceSum", build.op("Abs", row), last, keepdims=1)
+    spoilt = build.op("ReduceSum", build.op("Mul", row, zero), but_first, keepdims=0)  # 0 or NaN
+    return Sanitised(IMAGE, build.op("Equal", size, zero), build.op("Equal", spoilt, zero))

@@ -60,8 +60,8 @@ def test_a_network_that_starts_where_its_teacher_is_has_nothing_to_learn() -> No
 
 def test_a_teacher_leaves_less_noise_in_the_loss_and_no_more_in_the_images() -> None:
     digits = load_digits(0)
-    images, validation = digits.train.images[:500], digits.validation.images
-    large = ScoreTraining(epochs=6, width=16)
+    images, validation = digits.train.images[:300], digits.validation.images[:50]
+    large = ScoreTraining(epochs=5, width=16)
     small = replace(large, size="tiny", width=None, epochs=4)
     teacher = train_score_model(images, large, run=Run(0), validation=validation)
     alone = train_score_model(images, small, run=Run(0), validation=validation)
