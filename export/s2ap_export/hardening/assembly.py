@@ -13,14 +13,14 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.files import replace_file
 from s2ap_defend.manifest import ChoiceRecord, Manifest
 from s2ap_defend.model_file import weights_sha256
-from s2ap_defend.stages import CLASSIFIER, PURIFIER, member_scope
-from s2ap_defend.types import Float32
+from s2ap_defend.stages import CLASSIFIER, member_scope
 from s2ap_export.graph.compose import compose
 from s2ap_export.hardening.description import describe
 from s2ap_export.hardening.parity import check_stage
-from s2ap_export.hardening.precision import is_half, to_half
-from s2ap_export.tracing.trace import frozen, trace_classifier, trace_purifier
-from s2ap_train.calibration import Calibration, Detection, Jury, OnWeakness, Weakness, calibrate, refuse
+from s2ap_export.hardening.precision import is_half
+from s2ap_export.hardening.purifier_stage import exported_purifier
+from s2ap_export.tracing.trace import frozen, trace_classifier
+from s2ap_train.calibration import Calibration, Detection, Jury, OnWeakness, calibrate, refuse
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.choice import ChosenDecision
@@ -28,7 +28,6 @@ from s2ap_train.hardening.decision_choice.wiring import wiring
 from s2ap_train.hardening.fitting_attacks import attacked_for, copied_image
 from s2ap_train.hardening.train import Components
 from s2ap_train.models import fold_batch_norm
-from s2ap_train.purifier import UNet, hadamard_bank, purify
 from s2ap_train.recipe import Recipe
 
 COMPARED = 8  # images on which exported stages are compared with their networks
@@ -129,35 +128,6 @@ def assemble(
         choice=choice,
         frontier=None if decision is None else decision.frontier,
     )
-
-
-def exported_purifier(recipe: Recipe, score_model: UNet, images: Float32, weak: OnWeakness = refuse) -> ModelProto:
-    """Export the purifier and compare it with what it was made from.
-
-    Args:
-        recipe: Its purifier, and the precision that it is exported in.
-        score_model: Its score model.
-        images: Those that it is compared on, float32 [N, C, H, W].
-        weak: Told if float16 is too coarse; then it is in float32.
-
-    Raises:
-        RecipeError: If it differs from its network, or `weak` does.
-    """
-    channels, height, width = images.shape[1:]
-    shape, network = (channels, height, width), frozen(score_model)
-    bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
-    single = trace_purifier(network, bank, recipe.purifier, shape, scope=PURIFIER)
-
-    def checked(stage: ModelProto) -> ModelProto:
-        check_stage(PURIFIER, stage, lambda x: purify(network, x, bank, recipe.purifier), images)
-        return stage
-
-    if recipe.export.precision == "float16":
-        try:
-            return checked(to_half(single))
-        except RecipeError as error:
-            weak(Weakness.of(error, "purifier", "the purifier is in float32"))
-    return checked(single)
 
 
 _MILLISECONDS = TypeAdapter(dict[str, float])

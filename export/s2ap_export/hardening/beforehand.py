@@ -22,6 +22,7 @@ from s2ap_defend.errors import DefendError, RecipeError
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Float32
 from s2ap_export.hardening.parity import BATCHES, check_stage
+from s2ap_export.hardening.purifier_stage import check_purifier
 from s2ap_export.tracing.torch_exporter import WRITER
 from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.compute.threads import one_thread
@@ -46,7 +47,8 @@ def check_recipe(recipe: Recipe, images: Float32, classes: int, reporter: Report
     """Refuse a recipe one of whose networks cannot be shipped or attacked; each architecture is looked at once.
 
     Args:
-        recipe: Its classifiers, and the members of families that have some, without the channels that these lose.
+        recipe: Its purifier, its classifiers, and the members of families that have some, without the channels that
+            these lose.
         images: A few images of its data, float32 [N, C, H, W].
         classes: Number of classes.
         reporter: Shows each network with its floating point operations.
@@ -58,7 +60,9 @@ def check_recipe(recipe: Recipe, images: Float32, classes: int, reporter: Report
     check_networks(recipe, (channels, height, width), classes)
     entries = _entries(recipe, partial(create, image_shape=(channels, height, width), classes=classes))
     known: dict[str, str] = {}  # architecture -> key
-    with one_thread(), reporter.step("networks", len(entries)) as step:
+    with one_thread(), reporter.step("networks", len(entries) + 1) as step:
+        with _named(f"recipe {recipe.name}: score_model"):
+            step.advance(f"score_model: {check_purifier(recipe, images)}")
         for key, make in entries.items():
             with _named(f"recipe {recipe.name}: {key}"):
                 network = make()

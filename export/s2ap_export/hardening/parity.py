@@ -68,7 +68,8 @@ def check_stage(name: str, stage: ModelProto, network: Callable[[Tensor], tuple[
         if not np.isfinite(wanted).all():
             raise RecipeError(
                 f"stage {name}: the network itself gives {output} that is not finite on {len(x)} fitting images; its "
-                "training diverged: lower the learning rate and train it again"
+                "training diverged, or a setting is too large: lower the learning rate, or purifier.rho and "
+                "purifier.step_size, and run it again"
             )
     if rounded is not None:
         _compare(name, stage, outputs, rounded, expected, images)

@@ -26,6 +26,7 @@ def test_what_cannot_work_is_told_by_harden_and_the_sweep_alone_before_anything_
         "purifier.bank_size=130": "bank_size 130, but images of 1x8x8 allow at most 128 directions",
         "choice.settings=[{bank_size=[256]}]": "bank_size 256, but images of 1x8x8",
         "purifier.bank_seed=-1": "bank_seed must be at least 0, found -1",
+        "data.fit=10": "data.fit is 10 images and evidence needs 20 that are answered right",
         "purifier.sigma=0.7": "sigma 0.7, which is trained from sigma_min 0.05 to sigma_max 0.6 alone",
     }.items():
         for arguments, *command in both:

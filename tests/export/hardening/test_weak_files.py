@@ -20,8 +20,8 @@ from s2ap_defend.commands.main import run
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import WeaknessRecord
 from s2ap_defend.model_file import open_model_file, write_model_file
-from s2ap_export.hardening.assembly import exported_purifier
 from s2ap_export.hardening.precision import is_half
+from s2ap_export.hardening.purifier_stage import check_purifier, exported_purifier
 from s2ap_train.calibration import Weakness
 from s2ap_train.purifier import UNet
 from s2ap_train.recipe import load_recipe
@@ -94,6 +94,13 @@ def test_terminal_page_and_json_say_what_is_weak() -> None:
     assert "an &lt;odd&gt; weakness" in page
     assert to_json(evaluation)["configuration"]["weaknesses"] == list(said)
     assert "What is weak" not in evaluation_page(made_evaluation())
+
+
+def test_a_purifier_that_cannot_be_is_refused_before_its_score_model_is_trained(random_images: np.ndarray) -> None:
+    assert check_purifier(load_recipe("digits"), random_images[:8]).startswith("24 passes of 3.17 MFLOPs")
+    assert check_purifier(load_recipe("digits", ["purifier.steps=0"]), random_images[:8]) == "nothing is purified"
+    with pytest.raises(RecipeError, match="gives purified that is not finite"):
+        check_purifier(load_recipe("digits", ["purifier.rho=1e30"]), random_images[:8])
 
 
 def test_a_purifier_that_float16_cannot_hold_is_written_in_float32(random_images: np.ndarray) -> None:

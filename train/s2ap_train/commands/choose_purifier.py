@@ -27,6 +27,7 @@ def choose_purifier(
     from s2ap_defend.errors import RecipeError
     from s2ap_defend.files import check_writable, replace_file
     from s2ap_train.hardening import purifier_choice
+    from s2ap_train.hardening.feasibility import check_feasible
     from s2ap_train.hardening.train import train_components
     from s2ap_train.recipe import load_recipe
     from s2ap_train.recipe.purifier_grid import check_banks
@@ -40,6 +41,7 @@ def choose_purifier(
     tried = purifier_choice.check_grid(loaded)
     splits = loaded.load_data()
     check_banks(tried, splits.image_shape)
+    check_feasible(loaded, splits)
     with locked_folder(work_dir):
         components = train_components(loaded, splits, work_dir, reporter, workers=workers)
         _, record = purifier_choice.choose_purifier(
