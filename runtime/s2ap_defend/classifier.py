@@ -48,6 +48,7 @@ class DefendedClassifier:
         device: Device = "auto",
         threads: int | None = None,
         executor: ExecutorName | None = None,
+        cache: bool = False,
     ) -> "DefendedClassifier":
         """Open, verify and start a defended model file.
 
@@ -58,12 +59,17 @@ class DefendedClassifier:
                 as many as this process has cores.
             executor: 'whole' or 'staged', which give the same verdicts; None takes the faster one (docs/embedding.md).
 
+            cache: Whether the staged executor keeps the graphs of its stages, as optimised for this machine, in the
+                folder NAME.stages beside the model, and starts from them the next time. A folder that cannot be
+                written is no error.
+
         Raises:
             ModelFileError: If the file is missing, broken, changed, undefended or of another version.
             EngineError: If the device cannot be used, or there is no such executor.
         """
         model = open_model_file(Path(path))
-        return cls(model.path, model.manifest, start_executor(model, executor, device=device, threads=threads))
+        started = start_executor(model, executor, device=device, threads=threads, cache=cache)
+        return cls(model.path, model.manifest, started)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -22,6 +22,7 @@ from s2ap_defend.types import Resize
 @device_option
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; as many as there are cores without it.")
 @executor_option
+@click.option("--cache", is_flag=True, help="Keep optimised graphs of the stages beside the model: it starts faster.")
 @click.option("--max-batch-rows", default=32, show_default=True, help="Images that run at a time.")
 @click.option("--max-queue-rows", default=1024, show_default=True, help="Images that may wait; more get 429.")
 @click.option("--drain-delay", default=5.0, show_default=True, help="Seconds between SIGTERM and the last accept.")
@@ -37,6 +38,7 @@ def serve(
     device: Device,
     threads: int | None,
     executor: ExecutorName | None,
+    cache: bool,
     max_batch_rows: int,
     max_queue_rows: int,
     drain_delay: float,
@@ -58,6 +60,7 @@ def serve(
             device=device,
             threads=threads,
             executor=executor,
+            cache=cache,
             max_batch_rows=max_batch_rows,
             max_queue_rows=max_queue_rows,
             drain_delay_s=drain_delay,

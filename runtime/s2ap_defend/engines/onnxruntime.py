@@ -28,13 +28,23 @@ class OnnxRuntimeEngine:
         model: Path of a model file (its external data lies beside it) or serialised bytes.
         device: 'auto' takes CUDA where it works and the CPU elsewhere; a named device is used or refused.
         threads: Threads inside one operator; None: as many as this process has cores.
+        optimised: Whether the model is one that was saved for this machine by `save_to`, and is run as it is.
+        save_to: Where to save the optimised model; it fits this machine and this ONNX Runtime only.
 
     Raises:
         EngineError: If the device is not there.
         ModelFileError: If ONNX Runtime refuses the model.
     """
 
-    def __init__(self, model: Path | bytes, *, device: Device = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        optimised: bool = False,
+        save_to: Path | None = None,
+    ) -> None:
         chosen = chosen_device(device)
         wanted = _PROVIDERS[chosen]
         if wanted[0] not in onnxruntime.get_available_providers():
@@ -42,6 +52,10 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY if chosen == "cpu" else _ERRORS_ONLY + 1
         options.intra_op_num_threads = usable_cores() if threads is None else threads
+        if optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if save_to is not None:
+            options.optimized_model_filepath = str(save_to)
         source: Any = str(model) if isinstance(model, Path) else model
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=list(wanted))
@@ -60,6 +74,11 @@ class OnnxRuntimeEngine:
             return list(self._session.run(list(outputs), dict(feeds)))
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on {self.provider}: {_first_line(error)}") from error
+
+
+def version() -> str:
+    """Of ONNX Runtime."""
+    return str(onnxruntime.__version__)
 
 
 def chosen_device(device: Device) -> Literal["cpu", "cuda", "tensorrt"]:

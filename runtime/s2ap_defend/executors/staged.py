@@ -5,6 +5,7 @@ decision is that of the numpy reference, which equals the graph of the whole fil
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -12,12 +13,13 @@ import numpy as np
 from onnx import ModelProto
 
 from s2ap_defend.decision_record import Purify, Sees
-from s2ap_defend.engines import Array, Device, Engine
+from s2ap_defend.engines import Device, Engine
 from s2ap_defend.engines.cores import usable_cores
-from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine, chosen_device
 from s2ap_defend.executors import ExecutorName, Landed
+from s2ap_defend.executors.cache import StageCache
 from s2ap_defend.executors.rows import Rows, joined_rows, sanitise
-from s2ap_defend.executors.stages import Stages, StageTime
+from s2ap_defend.executors.stages import StageGraph, Stages, StageTime, stage_graphs
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import Path, SequentialTest
 from s2ap_defend.types import Bool, Float32, Verdicts
@@ -70,6 +72,7 @@ class StagedExecutor:
         purify: Which images are purified.
         device: As for OnnxRuntimeEngine.
         threads: Engine runs at a time; None: as many as this process has cores. Every run has one thread.
+        cache: Where optimised graphs of its stages are kept; None: nowhere.
     """
 
     name: ClassVar[ExecutorName] = "staged"
@@ -83,12 +86,18 @@ class StagedExecutor:
         *,
         device: Device = "auto",
         threads: int | None = None,
+        cache: StageCache | None = None,
     ) -> None:
-        def start(stage: ModelProto) -> Engine:
-            return OnnxRuntimeEngine(stage.SerializeToString(), device=device, threads=1)
+        graphs, optimised = (cache.read() if cache else {}), bool(cache)
+        if not graphs:
+            graphs, optimised = stage_graphs(model, test.members, again=purify == "suspicious"), False
+        with cache.writing(graphs) if cache and not optimised else nullcontext() as folder:
 
-        again = purify == "suspicious"
-        self._stages = Stages.of(model, test.members, start, again=again, threads=threads or usable_cores())
+            def start(scope: str, graph: StageGraph) -> Engine:
+                save_to = folder / f"{scope}.onnx" if folder else None
+                return OnnxRuntimeEngine(graph.model, device=device, threads=1, optimised=optimised, save_to=save_to)
+
+            self._stages = Stages.of(graphs, start, threads=threads or usable_cores())
         self.provider: str = self._stages.classifier.engine.provider
         self._test, self._purifies = test, purify
         self._sees = tuple("raw" if purify == "off" else eye for eye in sees)
@@ -99,11 +108,15 @@ class StagedExecutor:
         self._waves = [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
 
     @classmethod
-    def of(cls, model: ModelFile, *, device: Device = "auto", threads: int | None = None) -> "StagedExecutor":
-        """The executor of a verified file."""
+    def of(
+        cls, model: ModelFile, *, device: Device = "auto", threads: int | None = None, cache: bool = False
+    ) -> "StagedExecutor":
+        """The executor of a verified file; `cache` as in `DefendedClassifier.load`."""
         manifest = model.manifest
         sees = [member.sees for member in manifest.members]
-        return cls(model.proto, manifest.to_test(), sees, manifest.decision.purify, device=device, threads=threads)
+        kept = StageCache(model) if cache and chosen_device(device) == "cpu" else None
+        purify = manifest.decision.purify
+        return cls(model.proto, manifest.to_test(), sees, purify, device=device, threads=threads, cache=kept)
 
     def times(self) -> dict[str, StageTime]:
         """What every stage has done since it was loaded, by scope."""
@@ -192,14 +205,19 @@ class StagedExecutor:
         return replace(rows, purified=purified, probabilities=probabilities, reconstruction_error=error, path=path)
 
     def _ask(self, step: int, rows: Rows) -> Rows:
-        """A later wave; members that no row asks do not run."""
+        """A later wave; every member runs for the rows that may ask it, sensors for undecided ones alone."""
         wave, path = self._waves[step], rows.path
-        asked = [i for i in wave if path.waits(i, 1).any()]
-        questions = [(self._stages.members[i], rows.image if self._sees[i] == "raw" else rows.purified) for i in asked]
-        said: dict[int, list[Array]] = dict(zip(asked, self._stages.ask(questions), strict=True))
+        asking = {True: path.waits(wave.start, len(wave)), False: ~path.decided}  # by whether the member votes
+        views = {i: (self._sees[i], bool(self._test.vote_weights[i])) for i in wave}
+        asked = [i for i in wave if asking[views[i][1]].any()]
+        seen = {
+            (eye, votes): _chosen(rows.image if eye == "raw" else rows.purified, asking[votes])
+            for eye, votes in {views[i] for i in asked}
+        }
+        questions = [(self._stages.members[i], seen[views[i]]) for i in asked]
         logs = np.zeros((len(wave), *path.classifier.shape), dtype=np.float32)
-        for i, (answer,) in said.items():
-            logs[i - wave.start] = answer
+        for i, (answer,) in zip(asked, self._stages.ask(questions), strict=True):
+            logs[i - wave.start, asking[views[i][1]]] = answer
         path.scan(wave.start, logs)
         return rows
 
@@ -230,6 +248,10 @@ def in_order(landed: Sequence[Landed]) -> Verdicts:
     """All verdicts by ascending number of their images."""
     number = np.concatenate([one.number for one in landed])
     return Verdicts.concatenate([one.verdicts for one in landed]).rows(np.argsort(number))
+
+
+def _chosen(images: Float32, index: Bool) -> Float32:
+    return images if index.all() else images[index]
 
 
 def _turn(flight: Flight) -> int:

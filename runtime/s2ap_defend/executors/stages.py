@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -17,7 +17,7 @@ from s2ap_defend.executors.workers import Task, Workers
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32
 
-__all__ = ["Stage", "StageTime", "Stages"]
+__all__ = ["Stage", "StageGraph", "StageTime", "Stages", "stage_graphs"]
 
 CACHE_BYTES = 1 << 20
 """The rows of a run are so many that its largest value fits: those of the second-level caches of today's cores."""
@@ -34,6 +34,21 @@ class StageTime:
     runs: int
     rows: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class StageGraph:
+    """A stage before it is started.
+
+    Attributes:
+        model: The serialised graph.
+        outputs: Names of what is asked of it.
+        rows_at_once: Images in one run of the engine at most.
+    """
+
+    model: bytes
+    outputs: tuple[str, ...]
+    rows_at_once: int
 
 
 class Stage:
@@ -78,6 +93,25 @@ class Stage:
         return answers
 
 
+def stage_graphs(model: ModelProto, members: int, *, again: bool) -> dict[str, StageGraph]:
+    """Cut the stages out of a defended model, by scope, members in the order in which they are asked.
+
+    Args:
+        model: Weights in memory.
+        members: How many it has.
+        again: Whether the classifier has a second run.
+    """
+    scopes = [PURIFIER, CLASSIFIER, *([CLASSIFIER_AGAIN] if again else []), *map(member_scope, range(members))]
+    found = {}
+    for scope in scopes:
+        stage = cut_stage(model, scope)
+        if scope in {CLASSIFIER, CLASSIFIER_AGAIN}:
+            _give_probabilities(stage)
+        outputs = tuple(output.name for output in stage.graph.output)
+        found[scope] = StageGraph(stage.SerializeToString(), outputs, _rows_at_once(stage))
+    return found
+
+
 @dataclass(frozen=True)
 class Stages:
     """The engines of a file.
@@ -98,28 +132,21 @@ class Stages:
 
     @classmethod
     def of(
-        cls, model: ModelProto, members: int, start: Callable[[ModelProto], Engine], *, again: bool, threads: int
+        cls, graphs: Mapping[str, StageGraph], start: Callable[[str, StageGraph], Engine], *, threads: int
     ) -> "Stages":
-        """Cut the stages out of a defended model and start them.
+        """Start the stages of a file.
 
         Args:
-            model: Weights in memory.
-            members: How many it has.
+            graphs: By scope, members in the order in which they are asked.
             start: Makes the engine of a stage.
-            again: Whether the classifier has a second run.
             threads: Stages, or parts of a batch, that run at a time.
         """
-
-        def stage(scope: str) -> Stage:
-            proto = cut_stage(model, scope)
-            if scope in {CLASSIFIER, CLASSIFIER_AGAIN}:
-                _give_probabilities(proto)
-            return Stage(start(proto), [output.name for output in proto.graph.output], _rows_at_once(proto))
-
-        asked = tuple(stage(member_scope(i)) for i in range(members))
-        classifier = stage(CLASSIFIER)
-        second = stage(CLASSIFIER_AGAIN) if again else classifier
-        return cls(stage(PURIFIER), classifier, second, asked, Workers(threads))
+        found = {
+            scope: Stage(start(scope, graph), graph.outputs, graph.rows_at_once) for scope, graph in graphs.items()
+        }
+        purifier, classifier = found.pop(PURIFIER), found.pop(CLASSIFIER)
+        again = found.pop(CLASSIFIER_AGAIN, classifier)
+        return cls(purifier, classifier, again, tuple(found.values()), Workers(threads))
 
     def times(self) -> dict[str, StageTime]:
         """What every stage has done since it was loaded, by scope."""

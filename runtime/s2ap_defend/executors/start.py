@@ -3,6 +3,7 @@
 from typing import get_args
 
 from s2ap_defend.engines import Device
+from s2ap_defend.engines.cores import usable_cores
 from s2ap_defend.engines.onnxruntime import chosen_device
 from s2ap_defend.errors import EngineError
 from s2ap_defend.executors import Executor, ExecutorName
@@ -14,15 +15,21 @@ __all__ = ["start_executor"]
 
 
 def start_executor(
-    model: ModelFile, name: ExecutorName | None = None, *, device: Device = "auto", threads: int | None = None
+    model: ModelFile,
+    name: ExecutorName | None = None,
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    cache: bool = False,
 ) -> Executor:
     """Start an executor.
 
     Args:
         model: A verified file.
-        name: None takes what was measured to be faster: 'staged' on the CPU, 'whole' elsewhere.
+        name: None takes what was measured to be faster: 'staged' on the CPU with more than one thread, else 'whole'.
         device: 'auto', 'cpu', 'cuda' or 'tensorrt'.
         threads: As for `DefendedClassifier.load`.
+        cache: As there.
 
     Raises:
         ModelFileError: If the file cannot be run.
@@ -31,7 +38,8 @@ def start_executor(
     if name is not None and name not in get_args(ExecutorName):
         raise EngineError(f"executor {name!r} is not known; choose {' or '.join(get_args(ExecutorName))}")
     if name is None:
-        name = "staged" if chosen_device(device) == "cpu" else "whole"
+        several = (threads or usable_cores()) > 1
+        name = "staged" if several and chosen_device(device) == "cpu" else "whole"
     if name == "staged":
-        return StagedExecutor.of(model, device=device, threads=threads)
+        return StagedExecutor.of(model, device=device, threads=threads, cache=cache)
     return WholeExecutor(model, device=device, threads=threads)

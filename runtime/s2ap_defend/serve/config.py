@@ -30,6 +30,7 @@ class ServerConfig:
         device: Where the model runs.
         threads: CPU threads, as for `DefendedClassifier.load`.
         executor: What runs the model, as there; None takes the faster one.
+        cache: Whether the staged executor keeps the optimised graphs of its stages beside the model, as there.
         max_batch_rows: Images that run at a time; larger requests are split.
         max_queue_rows: Images that may wait.
         max_queue_bytes: Bytes of images that may wait, and, counted apart, of bodies being received.
@@ -49,6 +50,7 @@ class ServerConfig:
     device: Device = "auto"
     threads: int | None = None
     executor: ExecutorName | None = None
+    cache: bool = False
     max_batch_rows: int = 32
     max_queue_rows: int = 1024
     max_queue_bytes: int = 512 * MIB

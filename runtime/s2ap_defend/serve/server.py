@@ -39,7 +39,11 @@ def serve(config: ServerConfig) -> None:
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with listen(config.host, config.port) as listener:
         classifier = DefendedClassifier.load(
-            config.model, device=config.device, threads=config.threads, executor=config.executor
+            config.model,
+            device=config.device,
+            threads=config.threads,
+            executor=config.executor,
+            cache=config.cache,
         )
         app = create_app(classifier, config)
         service: Service = app.state.service

@@ -121,6 +121,7 @@ def test_stages_that_no_image_asks_do_not_run(file: ModelFile, unsure_images: np
 def test_the_executor_is_chosen_by_name_and_an_unknown_one_is_refused(tiny_model_path: Path) -> None:
     for name in ("whole", "staged"):
         assert DefendedClassifier.load(tiny_model_path, device="cpu", executor=name).executor.name == name
-    assert DefendedClassifier.load(tiny_model_path, device="cpu").executor.name == "staged"
+    assert DefendedClassifier.load(tiny_model_path, device="cpu", threads=2).executor.name == "staged"
+    assert DefendedClassifier.load(tiny_model_path, device="cpu", threads=1).executor.name == "whole"
     with pytest.raises(EngineError, match="executor 'fast' is not known; choose whole or staged"):
         DefendedClassifier.load(tiny_model_path, executor="fast")
