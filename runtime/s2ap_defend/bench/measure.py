@@ -94,11 +94,12 @@ def measure(
         name: DefendedClassifier.load(file.path, device=device, threads=threads, executor=name) for name in executors
     }
     limits = ceiling_variants(device, threads)
+    own_clocks = alone and clock == "wall"  # theirs are on the wall
     sizes = sorted(set(batches))
     with reporter.step("Timing", len(sizes) * (rounds + 1)) as step:
         began = [now() for now in CLOCKS.values()]
         run = partial(alternate, rounds=rounds, clock=clock, after_round=step.advance)
-        timed = [_timed(batch, traffic, stages, started, limits, threads, run) for batch in sizes]
+        timed = [_timed(batch, traffic, stages, started, limits, own_clocks, run) for batch in sizes]
         wall, processor = (now() - start for now, start in zip(CLOCKS.values(), began, strict=True))
     reached = ceilings({name: np.concatenate([one.seconds[name] for one in timed]) for name in limits})
     found = tuple(_batch_times(one, executors, work, reached) for one in timed)
@@ -124,7 +125,7 @@ def _timed(
     stages: Stages,
     started: Mapping[ExecutorName, DefendedClassifier],
     limits: Mapping[str, Variant],
-    threads: int | None,
+    own_clocks: bool,
     run_rounds: Callable[[Mapping[str, Variant]], dict[str, Float64]],
 ) -> _Timed:
     """Time one batch size."""
@@ -138,7 +139,7 @@ def _timed(
     variants |= {name: [partial(run, part) for part in parts] for name, run in started.items()}
     variants |= {run.scope: _calls(run, cuts) for run in runs}
     counting = {name: one.executor for name, one in started.items() if isinstance(one.executor, StagedExecutor)}
-    outside = {name: _outside(executor, parts) for name, executor in counting.items() if threads == 1}
+    outside = {name: _outside(executor, parts) for name, executor in counting.items() if own_clocks}
     return _Timed(batch, cuts, verdicts, runs, run_rounds({**variants, **limits}), outside)
 
 

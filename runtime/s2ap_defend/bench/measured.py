@@ -47,8 +47,8 @@ class BatchTimes:
         stages: Its stages, alone.
         floor_ms: Of a call of the defended file: the least that its stages take by operations and bytes.
         floor_times_bare: The same as a multiple of the bare classifier's floor: what the defence costs in operations.
-        outside_ms: By executor, what a call takes beyond its stages: by the executor's own clocks where it has them and
-            uses one thread, else beyond the stages alone, and below 0 where it runs them faster than that.
+        outside_ms: By executor, what a call takes beyond its stages: by the executor's own clocks where it has them,
+            one thread runs and the wall clock counts; else beyond the stages alone, below 0 where it beats those.
         outside_share: By executor, the same as a share of the call.
     """
 
