@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 from tests.docs.documents import blocks, commands, text_of
+from tests.runtime.running_server import running
 
 from s2ap_defend.commands.main import run
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_train.data import load_data
+from s2ap_train.recipe import load_recipe
 
 TUTORIAL = text_of("tutorial.md")
 NAMES = ("one", "two", "zero")
@@ -47,6 +50,14 @@ TINY = {
 }
 
 
+def save(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Images [N, 1, H, W] as CLASS/NUMBER.png."""
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / NAMES[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(np.rint(image[0] * 255))).save(path)
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tutorial's network, its weights and photos."""
@@ -56,10 +67,9 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chosen = splits.train.labels < 3
     images, digits = splits.train.images[chosen][:300], splits.train.labels[chosen][:300]
     labels = np.array([2, 0, 1])[digits]  # folders are sorted by name
-    for name in NAMES:
-        (home / "photos" / name).mkdir(parents=True)
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        Image.fromarray(np.uint8(np.rint(image[0] * 255))).save(home / "photos" / NAMES[label] / f"{i}.png")
+    rest = splits.test.labels < 3
+    save(home / "photos", images, labels)
+    save(home / "new", splits.test.images[rest][:120], np.array([2, 0, 1])[splits.test.labels[rest][:120]])
     code = f"""
 import torch, numpy as np
 from mynets import build
@@ -136,13 +146,32 @@ def test_the_file_answers_with_the_users_names_and_has_a_page_beside_it(hardened
 
 
 def test_every_other_command_of_the_tutorial_works(hardened: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    del hardened
     assert run(typed("inspect")) == 0
     assert run(typed("classify")) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in NAMES)
     assert run(typed("evaluate", "--attacks", "fgsm", "--samples", "10", "--workers", "1")) == 0
     assert run(typed("calibrate")) == 0
+    said = capsys.readouterr().out
+    assert "120 images of new" in said.replace("\n", " ")
+    own = ["calibrate", str(hardened), "--data", "photos", "--alpha", ".2", "--calibrate-on", "all", "-o", "own.onnx"]
+    assert run(own) == 0
+    part = load_recipe(f"{hardened}.training/recipe.json").load_data().calibration
+    assert f"{len(part)} images of the calibration part of photos" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_the_server_answers_with_the_users_names(hardened: Path) -> None:
+    (photo, *_) = sorted(Path("photos/two").iterdir())
+    with running(hardened) as server:
+        request = urllib.request.Request(  # noqa: S310
+            f"{server.address}/classify-image", photo.read_bytes(), {"Content-Type": "image/png"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+            answer = json.load(response)
+        with urllib.request.urlopen(f"{server.address}/v2/models/model/config", timeout=30) as response:  # noqa: S310
+            told = json.load(response)["parameters"]["classes"]["string_value"]  # what the page reads
+    assert answer["class"] == NAMES[answer["label"]]
+    assert json.loads(told) == list(NAMES)
 
 
 def test_evaluate_knows_how_the_file_was_made(hardened: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def made(tmp_path, monkeypatch):
     def recipe_of(weights: torch.Tensor, bias: torch.Tensor, **more: object):
         state = {"1.weight": weights.repeat_interleave(16, dim=1), "1.bias": bias}
         torch.save(state, tmp_path / "best.pt")
-        facts = DataFacts((3, 4, 4), CLASSES, 188, 24, 40)
+        facts = DataFacts((3, 4, 4), CLASSES, 188, 24)
         tables = photos_tables(
             facts, data={"source": "npz", "root": "x.npz"},
             model={"name": "user", "factory": "my_colours:build", **more},

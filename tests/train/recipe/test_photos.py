@@ -12,7 +12,7 @@ from s2ap_train.recipe.photos import default_network, photos_tables
 
 def facts(shape=(3, 32, 32), classes=5, training=1600):
     names = tuple(map(str, range(classes)))
-    return DataFacts(shape, names, training, training // 4, training // classes)
+    return DataFacts(shape, names, training, training // 4)
 
 
 def filled(of, effort="quick", model=None, **more):

@@ -23,14 +23,12 @@ class DataFacts:
         classes: Class names by label.
         training: Images that train, validation, fit and calibration are cut from.
         test: Images of the test part.
-        least: Training images of the smallest class.
     """
 
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     training: int
     test: int
-    least: int
 
 
 def data_facts(settings: DataSettings) -> DataFacts:
@@ -42,7 +40,7 @@ def data_facts(settings: DataSettings) -> DataFacts:
     if settings.source == "digits":
         splits = load_data(settings, 0)
         labels = np.concatenate([part.labels for name, part in splits.by_name.items() if name != "test"])
-        return DataFacts(splits.image_shape, splits.classes, len(labels), len(splits.test), _least(labels))
+        return DataFacts(splits.image_shape, splits.classes, len(labels), len(splits.test))
     with ExitStack() as opened:
         source = open_source(settings, opened)
         labels = source.training.labels
@@ -50,8 +48,4 @@ def data_facts(settings: DataSettings) -> DataFacts:
         first = source.training.read(np.zeros(1, dtype=np.int64), lambda _: None)
         left = len(labels) - (test if source.test is None else 0)
         channels, height, width = first.shape[1:]
-        return DataFacts((channels, height, width), source.classes, left, test, _least(labels))
-
-
-def _least(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> int:
-    return int(np.bincount(labels).min())
+        return DataFacts((channels, height, width), source.classes, left, test)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from s2ap_defend.errors import InputError, RecipeError
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.types import Float32, Int64
-from s2ap_train.data import DataSettings, load_data
+from s2ap_train.data import DataSettings, Splits, load_data
 from s2ap_train.data.arrays import open_npz
 from s2ap_train.data.containers import open_container
 from s2ap_train.data.decoding import Decoder
@@ -44,8 +45,9 @@ def load_clean_data(
     """Read the clean images of a source.
 
     A recipe gives its calibration part, cut with the file's seed: the images that the file was calibrated on, or would
-    have been. A data set with a test part of its own gives that part, any other all its images. Class names are those
-    of the file, in any order.
+    have been. So do the very data that the file was made with, as the others trained, chose or fitted something, or are
+    for the evaluation. Another data set with a test part of its own gives that part, any other all its images. Class
+    names are those of the file, in any order.
 
     Args:
         source: Name of a packaged recipe, path of a .toml recipe, of a folder or zip of images, or of an .npz file.
@@ -69,7 +71,11 @@ def load_clean_data(
             f"file, a .toml recipe, or one of {', '.join(packaged_recipes())}"
         )
     else:
-        data = _of_path(Path(source), manifest, limit, labelled)
+        own = _own_splits(Path(source), manifest)
+        if own is None:
+            data = _of_path(Path(source), manifest, limit, labelled)
+        else:
+            data = _calibration_part(own, manifest, limit, labelled)
     if data.images.shape[1:] != manifest.input.shape:
         raise InputError(
             f"{data.description} are {list(data.images.shape[1:])}, the model takes {list(manifest.input.shape)}; "
@@ -97,14 +103,30 @@ def _of_recipe(source: str, manifest: Manifest, root: Path | None, limit: int | 
             f"the file was made with recipe {made.recipe!r}, not {tables.get('name')!r}: if the two cut the data "
             "differently, some of these images trained the file and the false-alarm rate does not hold"
         )
-    labels = _file_labels(splits.calibration.labels, splits.classes, manifest, source) if labelled else None
-    rows = _sample(len(splits.calibration), limit)
-    return CleanData(
-        splits.calibration.images[rows],
-        None if labels is None else labels[rows],
-        f"{len(rows)} images of the calibration part of {splits.name} (seed {made.seed})",
-        tuple(warnings),
-    )
+    return _calibration_part(splits, manifest, limit, labelled, tuple(warnings))
+
+
+def _own_splits(path: Path, manifest: Manifest) -> Splits | None:
+    """The images that the file was made with, cut as they were then; None: these are others."""
+    made, protocol = manifest.provenance, manifest.provenance.protocol
+    kind = "npz" if path.suffix.lower() == ".npz" else "folder"
+    if protocol is None or protocol.split.get("source") != kind:
+        return None
+    try:
+        splits = load_data(DataSettings.model_validate({**protocol.split, "root": path}), made.seed)
+    except (RecipeError, ValidationError):  # they cannot be cut so
+        return None
+    return splits if splits.sha256("test") == protocol.test_sha256 else None
+
+
+def _calibration_part(
+    splits: Splits, manifest: Manifest, limit: int | None, labelled: bool, warnings: tuple[str, ...] = ()
+) -> CleanData:
+    part = splits.calibration
+    labels = _file_labels(part.labels, splits.classes, manifest, splits.name) if labelled else None
+    rows = _sample(len(part), limit)
+    said = f"{len(rows)} images of the calibration part of {splits.name} (seed {manifest.provenance.seed})"
+    return CleanData(part.images[rows], None if labels is None else labels[rows], said, warnings)
 
 
 def _of_path(path: Path, manifest: Manifest, limit: int | None, labelled: bool) -> CleanData:
