@@ -74,7 +74,7 @@ class FrontierRow(DecisionSettings):
         juror_weight: Vote weight of every juror but the first.
         opening: Jurors that every input is asked.
         jurors_see: The image that jurors see.
-        sensors_see: The image that sensors see.
+        sensors_see: The image that sensors see; 'nothing': they were left out.
         signals: Evidence that costs no member.
         min_accept: Members that are asked at least before an input is called clean.
         clean_accuracy: Answered and right, without attack.
@@ -88,7 +88,7 @@ class FrontierRow(DecisionSettings):
     juror_weight: Rate
     opening: Positive
     jurors_see: Sees
-    sensors_see: Sees
+    sensors_see: Sees | Literal["nothing"]
     signals: tuple[SignalName, ...]
     min_accept: Positive
     clean_accuracy: Rate

@@ -165,13 +165,14 @@ def test_validation_exports_the_row_that_keeps_most_images_right(
     assert " ".join(choice.reason.split()) in " ".join(output.split())
 
 
-def test_a_decision_that_purifies_nothing_switches_the_purifier_off(hardened: Path, tmp_path: Path) -> None:
-    path = again(hardened, tmp_path, "--set", 'decision.purify="off"')
+def test_a_decision_can_switch_the_purifier_off_and_leave_sensors_out(hardened: Path, tmp_path: Path) -> None:
+    path = again(hardened, tmp_path, "--set", 'decision.purify="off"', "--set", 'decision.sensors_see="nothing"')
     manifest = open_model_file(path).manifest
     choice = manifest.purifier.choice
     assert choice is not None
     assert (manifest.decision.purify, manifest.purifier.off, choice.by) == ("off", True, "decision")
     assert choice.rows[choice.chosen].off
+    assert {member.role for member in manifest.members} == {"juror"}
     assert choice.reason.startswith("The decision, chosen afterwards, purifies nothing, so the purifier is off.")
     images = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
     np.testing.assert_array_equal(DefendedClassifier.load(path, device="cpu")(images).purified, images)

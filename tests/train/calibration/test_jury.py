@@ -6,7 +6,7 @@ from tests.train.correlated_members import correlated_answers
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import run_sequential_test
-from s2ap_train.calibration import Detection, Jury, calibrate
+from s2ap_train.calibration import Calibration, Detection, Jury, calibrate
 
 CLEAN = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1]
 FOOLED = [0.7, 0.6, 0.8, 0.7, 0.5, 0.7]
@@ -57,3 +57,28 @@ def test_signals_are_fitted_as_members_are_and_the_boundary_counts_them(kind: st
 def test_an_opening_that_cannot_be_is_refused(opening: tuple[int, ...], answer: str, message: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)):
         Jury((1.0, 1.0), opening, answer)  # type: ignore[arg-type]
+
+
+def test_members_that_are_left_out_change_nothing() -> None:
+    config = Detection(min_accept=2)
+
+    def made(kept: list[int], jury: Jury) -> Calibration:
+        rng = np.random.default_rng(0)
+        clean, fooled, held_out = (
+            correlated_answers(rng, 200, [0.05, 0.1, 0.15, 0.2], wrong=0.05),
+            correlated_answers(rng, 300, [0.7, 0.6, 0.8, 0.7], fooled=True),
+            correlated_answers(rng, 300, [0.05, 0.1, 0.15, 0.2], wrong=0.05),
+        )
+        parts = (one.reorder(np.array(kept)) for one in (clean, fooled, held_out))
+        return calibrate(*parts, config, jury, costs=[1.0, 2.0, 3.0, 4.0][: len(kept)])
+
+    without = made([0, 1, 2, 3], Jury((1.0, 1.0, 1.0, 0.0), (0, 1), left_out=(3,)))
+    never = made([0, 1, 2], Jury((1.0, 1.0, 1.0), (0, 1)))
+    assert 3 not in without.order
+    assert without.order.tolist() == never.order.tolist()
+    assert without.tables == never.tables
+
+
+def test_a_member_of_the_opening_cannot_be_left_out() -> None:
+    with pytest.raises(RecipeError, match=r"of which \(1,\) are left out"):
+        Jury((1.0, 1.0), (0, 1), left_out=(1,))

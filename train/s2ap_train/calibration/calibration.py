@@ -98,11 +98,14 @@ def calibrate(
     config = able(config, right, fooled, weak) if evident else without_kind(config)
     alpha = affordable_alpha(config, len(counted), weak) if evident else None
     config = config if alpha is None else replace(config, alpha=alpha)
-    fixed = rules(config, clean.members)
-    order, witnesses = jury.order(range(clean.members)), clean.members
+    asked = jury.asked
+    fixed = rules(config, len(asked))
+    order, witnesses = jury.order(asked), len(asked)
     if evident and config.order == "greedy" and config.kind != "paper":
         evidence = cross_fitted_evidence(right, fooled, evidence_bins(config))
-        order = jury.order(greedy_order(*evidence, costs).tolist())
+        paid = None if costs is None else [costs[i] for i in asked]
+        ranked = greedy_order(evidence[0][asked], evidence[1][asked], paid)
+        order = jury.order([asked[i] for i in ranked.tolist()])
         if config.chooses_witnesses:
             gaining = gaining_members(evidence[0][order], evidence[1][order])
             witnesses = max(gaining, config.min_accept, len(jury.opening))

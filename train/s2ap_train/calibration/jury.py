@@ -28,6 +28,7 @@ class Jury:
         amplification: Of the mix.
         await_vote: Whether 'clean' waits for a settled vote; only for the answer 'robust'.
         signals: Evidence that costs no member, counted with the opening.
+        left_out: Members that are not asked, and no part of the file.
 
     Raises:
         RecipeError: If the opening repeats a member, names one that is not there, or is empty where jurors answer.
@@ -40,6 +41,7 @@ class Jury:
     amplification: float = 1.0
     await_vote: bool = False
     signals: tuple[SignalName, ...] = ()
+    left_out: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         members = len(self.vote_weights)
@@ -47,6 +49,10 @@ class Jury:
             return
         if not self.opening or len({*self.opening}) < len(self.opening) or not {*self.opening} <= {*range(members)}:
             raise RecipeError(f"the opening is {self.opening}; expected different members from 0 to {members - 1}")
+        if {*self.left_out} & {*self.opening}:
+            raise RecipeError(
+                f"the opening is {self.opening}, of which {self.left_out} are left out; ask one or the other"
+            )
 
     @classmethod
     def behind_classifier(cls, members: int) -> Jury:
@@ -83,6 +89,11 @@ class Jury:
             opening=n,
             correct=False,
         )
+
+    @property
+    def asked(self) -> list[int]:
+        """Members that may be asked, as they were trained."""
+        return [i for i in range(len(self.vote_weights)) if i not in self.left_out]
 
     def order(self, rest: Sequence[int]) -> Int64:
         """The opening, then the others as they come in `rest`."""

@@ -202,9 +202,9 @@ def _choice(work: Work, effort: Effort) -> dict[str, Any]:
     """Which decisions are compared: few where it must be quick."""
     table: dict[str, Any] = {"samples": work.samples, "steps": work.steps}
     if effort == "quick":
-        few = {"jury_shares": [0.8, 0.9], "amplifications": [3.0], "juror_weights": [0.25]}
-        none: dict[str, list[str]] = {"opening": [], "jurors_see": [], "sensors_see": [], "signals": []}
-        return {**table, "targets": 1, **few, **none, "purify": ["suspicious"]}
+        few = {"jury_shares": [0.8, 1.0], "amplifications": [3.0], "juror_weights": [0.25]}
+        none: dict[str, list[str]] = {"opening": [], "jurors_see": [], "signals": []}
+        return {**table, "targets": 1, **few, **none, "sensors_see": ["nothing"], "purify": ["suspicious"]}
     if effort == "standard":
         return {**table, "targets": 1, "opening": [2], "jurors_see": [], "purify": ["suspicious"]}
     return {**table, "targets": 2}

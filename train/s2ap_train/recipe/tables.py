@@ -62,7 +62,7 @@ class DecisionRecipe(Table):
         amplification: Power of the jury's mean probability in the mix, a multiple of 1/2, at most 16.
         juror_weight: Vote weight of every juror but the first, the pruned classifier, whose vote weighs 1.
         jurors_see: The image that jurors see.
-        sensors_see: The image that sensors see.
+        sensors_see: The image that sensors see; 'nothing' leaves them out of the file.
         purify: Which images are purified.
         opening: Jurors that every input is asked before anything is decided, the pruned classifier first; all where
             there are not as many. Where only what is suspicious is purified, an opening of `detection.min_accept` or
@@ -79,7 +79,7 @@ class DecisionRecipe(Table):
     amplification: Amplification = 3.0
     juror_weight: Weight = 1.0
     jurors_see: Sees = "raw"
-    sensors_see: Sees = "purified"
+    sensors_see: Sees | Literal["nothing"] = "purified"
     purify: Purify = "always"
     opening: Annotated[int, Field(ge=1)] = 2
     await_vote: bool = True
@@ -120,7 +120,7 @@ class DecisionGrid(Table):
         amplifications: Of the mixes; every pair is one.
         opening: Jurors that every input is asked.
         jurors_see: The image that jurors see.
-        sensors_see: The image that sensors see.
+        sensors_see: The image that sensors see, or 'nothing'.
         purify: Which images are purified.
         signals: Evidence that costs no member.
     """
@@ -133,7 +133,7 @@ class DecisionGrid(Table):
     amplifications: Annotated[tuple[Amplification, ...], Field(min_length=1)] = (1.0, 3.0)
     opening: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4)
     jurors_see: tuple[Sees, ...] = ("raw", "purified")
-    sensors_see: tuple[Sees, ...] = ("purified", "raw")
+    sensors_see: tuple[Sees | Literal["nothing"], ...] = ("purified", "raw", "nothing")
     purify: tuple[Purify, ...] = ("always", "suspicious", "off")
     signals: tuple[tuple[SignalName, ...], ...] = ((), ("jury margin",), ("jury margin", "classifier surprise"))
 

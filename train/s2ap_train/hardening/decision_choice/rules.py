@@ -146,22 +146,22 @@ def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple
 def better(one: Measured, other: Measured) -> bool:
     """Whether a decision is better than another on the same images.
 
-    It is within `max_cost` and the other is not. Or both are, or neither is, and it keeps no fewer labels under attack,
-    no fewer right or flagged, and is no less accurate without attack; and it gains in one of the three, or equals all
-    and costs less. What it gains for a cost more than a tenth higher must be beyond noise in one of the three:
-    McNemar's exact test, one-sided.
+    It is within `max_cost` and the other is not. Or both are, or neither is, and of labels right under attack, images
+    right or flagged under attack, and images right without attack it has more in all, or as many and costs less, and
+    fewer of none beyond noise; where it costs more than a tenth more it must have more of one beyond noise. Noise is
+    McNemar's exact test, one-sided, at .05.
     """
     too_dear = [_too_dear(each, each.decision.max_cost) for each in (one, other)]
     if too_dear[0] != too_dear[1]:
         return too_dear[1]
     pairs = [(getattr(one, name), getattr(other, name)) for name in ("label_right", "robust_right", "clean_right")]
-    gained, lost = ([int((a & ~b).sum()) for a, b in found] for found in (pairs, [(b, a) for a, b in pairs]))
-    gains = [up - down for up, down in zip(gained, lost, strict=True)]
-    if min(gains) < 0:
+    changes = [(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in pairs]
+    gain = sum(gained - lost for gained, lost in changes)
+    if any(mcnemar(lost, gained, alternative="greater") < _NOISE for gained, lost in changes):
         return False
     if one.cost > _DEARER * other.cost:
-        return any(mcnemar(up, down, alternative="greater") < _NOISE for up, down in zip(gained, lost, strict=True))
-    return max(gains) > 0 or one.cost < other.cost
+        return gain > 0 and any(mcnemar(gained, lost, alternative="greater") < _NOISE for gained, lost in changes)
+    return gain > 0 or (gain == 0 and one.cost < other.cost)
 
 
 def said_of(step: str, one: Measured, other: Measured) -> str:

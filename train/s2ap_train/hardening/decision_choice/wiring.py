@@ -14,6 +14,8 @@ __all__ = ["wiring"]
 def wiring(decision: DecisionRecipe, roles: Sequence[Role]) -> tuple[tuple[Sees, ...], Jury]:
     """What each member sees, and the jury; members as they were trained, the pruned classifier first.
 
+    Sensors that are left out count as seeing the raw image.
+
     Args:
         decision: The recipe's.
         roles: Of the members.
@@ -28,5 +30,7 @@ def wiring(decision: DecisionRecipe, roles: Sequence[Role]) -> tuple[tuple[Sees,
         amplification=decision.amplification,
         await_vote=decision.await_vote and decision.answer == "robust",
         signals=decision.signals,
+        left_out=tuple(i for i, role in enumerate(roles) if role == "sensor" and decision.sensors_see == "nothing"),
     )
-    return tuple(decision.jurors_see if role == "juror" else decision.sensors_see for role in roles), jury
+    sensors: Sees = "raw" if decision.sensors_see == "nothing" else decision.sensors_see
+    return tuple(decision.jurors_see if role == "juror" else sensors for role in roles), jury
