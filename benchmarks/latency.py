@@ -33,7 +33,7 @@ def main(model: Path, rounds: int) -> None:
     """Print milliseconds per image and ratios to the whole file on one thread."""
     file = open_model_file(model)
     images = load_recipe("digits").load_data().test.images
-    one, two = (DefendedClassifier.load(model, device="cpu", threads=threads) for threads in (1, 2))
+    one, two = (DefendedClassifier.load(model, device="cpu", threads=threads, executor="whole") for threads in (1, 2))
     stages = {
         scope: OnnxRuntimeEngine(cut_stage(file.proto, scope).SerializeToString(), device="cpu", threads=1)
         for scope in (PURIFIER, CLASSIFIER)
