@@ -1,5 +1,6 @@
 """What a reader has at hand, and stand-ins for what takes long: they leave behind what the command would."""
 
+import itertools
 import shutil
 import sys
 from collections.abc import Iterator
@@ -50,8 +51,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Iter
         Image.fromarray(pixels).save(name)
     Image.fromarray(np.kron(pixels, np.ones((2, 3), np.uint8))).save("photo.jpg")
     np.save("images.npy", np.float32(pixels[None, None] / 255))
-    for i in range(100):
-        photo = tmp_path / f"photos/{3 + i % 2}/{i}.png"
+    for folder, i in itertools.product(("photos", "new"), range(100)):
+        photo = tmp_path / f"{folder}/{3 + i % 2}/{i}.png"
         photo.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.roll(pixels, i)).convert("RGB").save(photo)
     (tmp_path / "mynets.py").write_text(next(block for block in blocks(text_of("tutorial.md")) if "def build" in block))
