@@ -21,6 +21,7 @@ SMALL = {
     "score_model.width": 8,
     "evaluation.samples": 12,
     "evaluation.attacks": '"fgsm,pgd,apgd-ce,unrolled-pgd"',
+    "decision_choice.sensors_see": "[]",
     "choice.samples": 12,
     "choice.steps": 2,
     "choice.settings": "[]",
