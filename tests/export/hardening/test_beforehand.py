@@ -131,6 +131,7 @@ def test_every_architecture_of_a_recipe_is_looked_at_once() -> None:
     check_recipe(recipe, recipe.load_data().fit.images[:8], 10, Reporter(console, line_every_s=0))
     lines = [line.split(maxsplit=2)[2].split(": ") for line in console.file.getvalue().splitlines()[:-1]]  # type: ignore[attr-defined]
     assert [key for key, note in lines if "MFLOPs" in note] == [
+        "score_model",
         "model",
         "members.l1_norm[0]",
         "members.random_channel[0]",
