@@ -97,7 +97,9 @@ def test_a_network_of_ours_has_no_place_for_a_normalisation(tmp_path):
     network = SmallCNN(3, 5, (4,), 8)
     state = {f"net.{name}": value for name, value in network.state_dict().items()}
     torch.save({**state, "mean": torch.tensor(MEAN), "std": torch.tensor(STD)}, tmp_path / "robust.pt")
-    with pytest.raises(RecipeError, match=r"hold a normalisation, mean \[0.25, 0.5, 0.75\] .* which a SmallCNN has not"):
+    with pytest.raises(
+        RecipeError, match=r"hold a normalisation, mean \[0.25, 0.5, 0.75\] .* which a SmallCNN has not"
+    ):
         load_given(network, tmp_path / "robust.pt")
 
 
