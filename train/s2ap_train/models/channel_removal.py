@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.models.attention import fewer_heads
 from s2ap_train.models.channel_graph import ChannelGroup
 from s2ap_train.models.channel_rules import groupwise
 
@@ -42,6 +43,9 @@ def shrink(model: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, 
         smaller[id(old)] = present.detach().index_select(dim, stays.nonzero().flatten().to(present.device))
     for module in model.modules():
         before = {name: tensor.shape for name, tensor in module.named_parameters(recurse=False)}
+        packed = getattr(module, "in_proj_weight", getattr(getattr(module, "qkv", None), "weight", None))
+        if isinstance(packed, Tensor) and id(packed) in smaller:
+            fewer_heads(module, smaller[id(packed)].shape[0] / packed.shape[0])
         holders: tuple[Any, ...] = (module._parameters, module._buffers)
         for holder in holders:
             for name, tensor in holder.items():

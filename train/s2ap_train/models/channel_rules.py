@@ -53,7 +53,7 @@ class ChannelRules(ChannelState):
             return [self._normalised(name, args, inputs)]
         if "pool" in name or "upsample" in name:
             return [self._resampled(inputs[0], outputs[0])]
-        if name in _SAME or name in {"_softmax", "_log_softmax", "glu"}:
+        if name in _SAME or name in {"_softmax", "_safe_softmax", "_log_softmax", "glu"}:
             return [self._within(name, args, inputs[0])]
         if _is_pointwise(name):
             return [self._joined(inputs, shape, multiplies=name in _MULTIPLYING)]
@@ -143,8 +143,11 @@ class ChannelRules(ChannelState):
         left, right = self.of(args[start]), self.of(args[start + 1])
         weight = right if right is not None and right.weight is not None else left
         if weight is None or weight.weight is None or len(weight.weight[1]) != 2 or (left and right) is None:
-            problem = _COMPUTED if any(seen.constant for seen in inputs) else "multiplies activations with one another"
-            return self._stopped(inputs, shape, problem)
+            if left is None or right is None or left.constant or right.constant:
+                return self._stopped(inputs, shape, _COMPUTED)
+            attended = self._attended(left, right, shape)
+            added = self.of(args[0]) if start else None
+            return attended if added is None else self._joined([attended, added], shape)
         name, dims = weight.weight
         parameter = args[start + 1] if weight is right else args[start]
         features = left if weight is right else right
@@ -157,6 +160,17 @@ class ChannelRules(ChannelState):
         out = Seen(lambda: along(rows, outer, len(shape)).expand(shape), frozenset({name}))
         bias = self.of(args[0]) if start else None
         return out if bias is None else self._joined([out, bias], shape)
+
+    def _attended(self, left: Seen, right: Seen, shape: torch.Size) -> Seen:
+        """A product of activations, as in attention: what it sums over is one channel, as the numbers of a head are.
+
+        It is 0 where one of both is: a head whose queries, keys and values are 0 gives nothing to what reads it.
+        """
+        rows, columns = left.labels.narrow(-1, 0, 1), right.labels.narrow(-2, 0, 1)
+        self.labels.unify(left.labels, rows)
+        self.labels.unify(right.labels, columns)
+        self.labels.unify(rows, columns)
+        return Seen(lambda: torch.where(rows == NOTHING, columns, rows).expand(shape), left.raw | right.raw)
 
     def _normalised(self, name: str, args: tuple[Any, ...], inputs: list[Seen]) -> Seen:
         """Batch normalisation, or group normalisation, whose groups go as a whole; others keep what they mix."""

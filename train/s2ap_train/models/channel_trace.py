@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from s2ap_train.models.channel_rules import ChannelRules, Operator
 from s2ap_train.models.channel_state import Seen
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.models.modes import attention_in_steps, evaluation_mode
 
 LOGITS = "the logits"
 
@@ -32,14 +31,8 @@ class ChannelTrace(ChannelRules):
         pixels = self.labels.fresh(image_shape[0])
         self.labels.keep(pixels, "they meet the channels of the image")
         self._seen[images] = Seen(lambda: pixels.reshape(1, -1, 1, 1).expand(images.shape))
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer
-        attention = sdpa_kernel(SDPBackend.MATH)  # its matrix products one by one
-        try:
-            with torch.no_grad(), evaluation_mode(model), self._paths(model), attention, _Dispatch(self):
-                logits = model(images)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        with torch.no_grad(), evaluation_mode(model), self._paths(model), attention_in_steps(), _Dispatch(self):
+            logits = model(images)
         if (answer := self.known(logits)) is not None:
             self.labels.keep(answer.labels, LOGITS)
 

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2ap_train.models.channel_groups import ChannelGroup
-from s2ap_train.models.modes import evaluation_mode
+from s2ap_train.models.modes import attention_in_steps, evaluation_mode
 from s2ap_train.models.weights import prunable_weights
 
 Share = TypeVar("Share", float, Tensor)
@@ -124,7 +124,7 @@ def _flops_by_weight(model: nn.Module, counts: Mapping[str, int]) -> dict[str, i
 def _count(model: nn.Module, image_shape: tuple[int, int, int]) -> FlopCounterMode:
     counter = FlopCounterMode(display=False)
     image = next(model.parameters()).new_full((1, *image_shape), 0.5)
-    with torch.no_grad(), evaluation_mode(model), counter:
+    with torch.no_grad(), evaluation_mode(model), attention_in_steps(), counter:
         model(image)
     return counter
 
