@@ -230,7 +230,7 @@ def test_a_dry_run_on_a_finished_work_folder_says_what_is_stored_and_what_would_
     assert harden("--dry-run") == 0
     said = capsys.readouterr().out
     assert "score-model, " in said
-    assert ", 6 attacks on fitting images, 5 attacks on decisions" in said
+    assert ", 6 attacks on fitting images, 10 attacks on decisions" in said
     assert "decisions under attack:" not in said
     assert harden("--dry-run", "--set", "finetune.lr=0.03") == 0
     assert "trained otherwise: pruned (other settings); --overwrite trains them again" in capsys.readouterr().out
