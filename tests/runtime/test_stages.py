@@ -199,3 +199,16 @@ def test_members_that_see_raw_images_are_cut_out_of_the_main_graph_and_of_branch
         stage = cut_stage(model, member_scope(i))
         onnx.checker.check_model(stage, full_check=True)
         assert [value.name for value in stage.graph.input] == ["image"]
+
+
+def test_the_second_run_of_the_classifier_keeps_its_weights_where_an_engine_does_not_rearrange_them(golden):
+    model = onnx.load(golden / "version-4-abstaining.onnx")
+    again = cut_stage(model, "classifier_again")
+    onnx.checker.check_model(again, full_check=True)
+    image, *weights = (value.name for value in again.graph.input)
+    assert image == "image"
+    assert weights == [tensor.name for tensor in again.graph.initializer]
+    assert all(name.startswith("classifier/") for name in weights)
+    images = np.random.default_rng(0).random((2, 1, 8, 8), dtype=np.float32)
+    first, second = (run(stage, images, "log_probabilities")[0] for stage in (cut_stage(model, "classifier"), again))
+    np.testing.assert_allclose(first, second, atol=1e-5)

@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 __all__ = ["Task", "Workers"]
 
@@ -28,7 +29,9 @@ class Workers:
         if self._others is None or len(left) < 2:
             _drain(left)
             return
-        helping = [self._others.submit(_drain, left) for _ in range(min(self.threads, len(left)) - 1)]
+        helping: list[Future[None]] = []
+        with suppress(RuntimeError):  # the interpreter is ending, and starts no more threads
+            helping += [self._others.submit(_drain, left) for _ in range(min(self.threads, len(left)) - 1)]
         try:
             _drain(left)
         finally:
