@@ -94,6 +94,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     monkeypatch.setattr("s2ap_export.hardening.networks.compared_networks", lambda *_, **__: None)
     monkeypatch.setattr("s2ap_train.redteam.evaluation.evaluate_file", stop)
     monkeypatch.setattr("s2ap_train.hardening.train.train_components", stop)
+    monkeypatch.setattr("s2ap_defend.bench.measure.measure", stop)
 
 
 @pytest.fixture
