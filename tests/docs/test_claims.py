@@ -5,6 +5,7 @@ import json
 import re
 import tomllib
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -22,7 +23,12 @@ from s2ap_train.ensemble import FAMILIES
 from s2ap_train.models import ARCHITECTURES
 from s2ap_train.pruning.methods import METHODS
 from s2ap_train.purifier import ScoreTraining, UNet
+<<<<<<< HEAD
 from s2ap_train.purifier.sizes import pass_flops
+=======
+from s2ap_train.purifier.blocks import Blocks
+from s2ap_train.purifier.sizes import Size, pass_flops
+>>>>>>> h-graph
 from s2ap_train.recipe import load_pruning_recipe, packaged_recipes
 from s2ap_train.redteam.attacks.catalogue import ATTACKS
 from s2ap_train.redteam.report.console import to_json
@@ -106,7 +112,12 @@ def test_score_models_gives_the_sizes() -> None:
     for images, *cells in rows(text_of("score-models.md", "| images | fold", "\n\n"))[2:]:
         channels, height, width = map(int, images.split("x"))
         shape = (channels, height, width)
+<<<<<<< HEAD
         for size, (shown, parameters, work) in zip(("standard", "fast"), (cells[1:4], cells[4:]), strict=True):
+=======
+        sizes: tuple[Size, Size] = ("standard", "fast")
+        for size, (shown, parameters, work) in zip(sizes, (cells[1:4], cells[4:]), strict=True):
+>>>>>>> h-graph
             width, multipliers, fold = ScoreTraining(size=size).architecture(shape)
             with FakeTensorMode():  # its sizes, without its weights
                 net = UNet(channels, width, multipliers, fold)
@@ -114,6 +125,17 @@ def test_score_models_gives_the_sizes() -> None:
             assert (cells[0], shown) == (f"{fold}", f"{width} {multipliers}")
             assert parameters == f"{sum(each.numel() for each in net.parameters()):,}"
             assert work == f"{millions:,.{0 if millions > 10 else 1}f} M"
+
+
+def test_score_models_gives_the_work_of_cheaper_networks() -> None:
+    for images, *cells in rows(text_of("score-models.md", "| images, MFLOPs a pass", "\n\n"))[2:]:
+        channels, height, width = map(int, images.split("x"))
+        for shown, (size, kind) in zip(cells, product(get_args(Size), get_args(Blocks)), strict=True):
+            with FakeTensorMode():
+                sides = ScoreTraining(size=size).architecture((channels, height, width))
+                net = UNet(channels, *sides, blocks=kind)
+                millions = pass_flops(net, (channels, height, width)) / 1e6
+            assert shown == f"{millions:,.{len(shown.partition('.')[2])}f}", (images, size, kind)
 
 
 def test_model_file_names_every_key_of_a_manifest() -> None:
