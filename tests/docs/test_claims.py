@@ -23,12 +23,8 @@ from s2ap_train.ensemble import FAMILIES
 from s2ap_train.models import ARCHITECTURES
 from s2ap_train.pruning.methods import METHODS
 from s2ap_train.purifier import ScoreTraining, UNet
-<<<<<<< HEAD
-from s2ap_train.purifier.sizes import pass_flops
-=======
 from s2ap_train.purifier.blocks import Blocks
 from s2ap_train.purifier.sizes import Size, pass_flops
->>>>>>> h-graph
 from s2ap_train.recipe import load_pruning_recipe, packaged_recipes
 from s2ap_train.redteam.attacks.catalogue import ATTACKS
 from s2ap_train.redteam.report.console import to_json
@@ -112,12 +108,8 @@ def test_score_models_gives_the_sizes() -> None:
     for images, *cells in rows(text_of("score-models.md", "| images | fold", "\n\n"))[2:]:
         channels, height, width = map(int, images.split("x"))
         shape = (channels, height, width)
-<<<<<<< HEAD
-        for size, (shown, parameters, work) in zip(("standard", "fast"), (cells[1:4], cells[4:]), strict=True):
-=======
         sizes: tuple[Size, Size] = ("standard", "fast")
         for size, (shown, parameters, work) in zip(sizes, (cells[1:4], cells[4:]), strict=True):
->>>>>>> h-graph
             width, multipliers, fold = ScoreTraining(size=size).architecture(shape)
             with FakeTensorMode():  # its sizes, without its weights
                 net = UNet(channels, width, multipliers, fold)
