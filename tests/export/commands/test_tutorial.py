@@ -163,12 +163,12 @@ def test_every_other_command_of_the_tutorial_works(hardened: Path, capsys: pytes
 def test_the_server_answers_with_the_users_names(hardened: Path) -> None:
     (photo, *_) = sorted(Path("photos/two").iterdir())
     with running(hardened) as server:
-        request = urllib.request.Request(  # noqa: S310
-            f"{server.address}/classify-image", photo.read_bytes(), {"Content-Type": "image/png"}
+        request = urllib.request.Request(
+            f"http://{server.address}/classify-image", photo.read_bytes(), {"Content-Type": "image/png"}
         )
         with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
             answer = json.load(response)
-        with urllib.request.urlopen(f"{server.address}/v2/models/model/config", timeout=30) as response:  # noqa: S310
+        with urllib.request.urlopen(f"http://{server.address}/v2/models/model/config", timeout=30) as response:
             told = json.load(response)["parameters"]["classes"]["string_value"]  # what the page reads
     assert answer["class"] == NAMES[answer["label"]]
     assert json.loads(told) == list(NAMES)
