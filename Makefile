@@ -10,8 +10,9 @@ RUNTIME := .venv-runtime
 demo: $(READY)
 	$(BIN)/python -m s2ap_export.commands.demo --output build/model.onnx
 
-# A file a process, one thread each: small networks gain nothing from more.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# A file a process, one thread each: small networks gain nothing from more. In the order of the folders, whose last
+# files are short: by the number of their tests, a long file of one test would come last.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST) -m "not slow"

@@ -41,8 +41,9 @@ def photos(shape: tuple[int, int, int], classes: int, n: int = 260) -> tuple[np.
 
 def harden(*options: str) -> None:
     tiny = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
-    learning = {"members.jurors.pretraining.epochs": 6, "adversarial.epochs": 6}  # enough to tell dark from bright
-    tiny += [part for key, value in learning.items() for part in ("--set", f"{key}={value}")]
+    changed = {"members.jurors.pretraining.epochs": 6, "adversarial.epochs": 6}  # enough to tell dark from bright
+    changed |= {"evaluation.attacks": '"fgsm,unrolled-pgd"'}
+    tiny += [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
     tiny += ["--set", "adversarial.average_decay=0", "--set", "members.jurors.pretraining.average_decay=0"]
     common = ["--data", "own.npz", "--effort", "quick", "--eps", "0.1", "-o", "model.onnx", "--workers", "1"]
     assert run(["harden", *common, *tiny, *options]) == 0

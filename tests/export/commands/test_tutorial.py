@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -46,7 +45,7 @@ TINY = {
     "detection.min_accept": 2,
     "decision.opening": 2,
     "evaluation.samples": 10,
-    "evaluation.attacks": '"fgsm,unrolled-pgd"',
+    "evaluation.attacks": '"fgsm"',
 }
 
 
@@ -62,7 +61,8 @@ def save(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tutorial's network, its weights and photos."""
     home = tmp_path_factory.mktemp("own")
-    (home / "mynets.py").write_text(next(block for block in blocks(TUTORIAL) if "def build" in block))
+    source = next(block for block in blocks(TUTORIAL) if "def build" in block)
+    (home / "mynets.py").write_text(source)
     splits = load_data("digits", 0)
     chosen = splits.train.labels < 3
     images, digits = splits.train.images[chosen][:300], splits.train.labels[chosen][:300]
@@ -70,20 +70,18 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rest = splits.test.labels < 3
     save(home / "photos", images, labels)
     save(home / "new", splits.test.images[rest][:120], np.array([2, 0, 1])[splits.test.labels[rest][:120]])
-    code = f"""
-import torch, numpy as np
-from mynets import build
-torch.manual_seed(0)
-x, y = (torch.from_numpy(np.load(n)) for n in ("x.npy", "y.npy"))
-net = build(1, 3)
-optimiser = torch.optim.Adam(net.parameters(), 0.02)
-for _ in range(40):
-    loss = torch.nn.functional.cross_entropy(net((x - {MEAN}) / {STD}), y)
-    optimiser.zero_grad(), loss.backward(), optimiser.step()
-torch.save({{"state_dict": {{f"module.{{k}}": v for k, v in net.state_dict().items()}}}}, "best.pt")
-"""
-    np.save(home / "x.npy", images), np.save(home / "y.npy", labels)
-    subprocess.run([sys.executable, "-c", code], cwd=home, check=True, timeout=120)
+    exec(source, made := {})  # noqa: S102  the tutorial's own
+    x, y = torch.from_numpy(images), torch.from_numpy(labels)
+    torch.manual_seed(0)
+    network = made["build"](1, len(NAMES))
+    optimiser = torch.optim.Adam(network.parameters(), 0.02)
+    for _ in range(40):
+        loss = torch.nn.functional.cross_entropy(network((x - MEAN) / STD), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    state = {f"module.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": state}, home / "best.pt")
     return home
 
 
