@@ -19,7 +19,7 @@ FEW = {
     "score_model.epochs": 2,
     "score_model.width": 8,
     "score_model.multipliers": "[1, 2]",
-    "purifier.steps": 2,
+    "purifier.steps": 1,
     "model": '{name = "small_cnn", widths = [8, 8, 16]}',
 }
 
