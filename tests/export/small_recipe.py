@@ -23,7 +23,6 @@ SMALL = {
     "decision_choice.steps": 1,
     "evaluation.samples": 10,
     "evaluation.attacks": '"fgsm,pgd,apgd-ce,unrolled-pgd"',
-    "decision_choice.sensors_see": "[]",
     "choice.samples": 12,
     "choice.steps": 2,
     "choice.settings": "[]",

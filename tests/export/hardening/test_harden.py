@@ -234,14 +234,14 @@ def test_evaluate_writes_the_documented_json(hardened: Path, tmp_path: Path) -> 
     target = tmp_path / "figures.json"
     report, badge = tmp_path / "report.html", tmp_path / "badge.json"
     written = ["--json", target, "--report", report, "--badge", badge]
-    names = "fgsm,pgd,square"
+    names = "fgsm,pgd,square,unrolled-pgd"
     arguments = ["evaluate", hardened, "--recipe", "digits", "--samples", "10", "--attacks", names, *written]
     assert run([str(argument) for argument in (*arguments, "--work-dir", tmp_path / "kept", "--workers", "1")]) == 0
     figures = json.loads(target.read_bytes())
     for system in (figures, figures["bare"]):
         assert set(system["clean"]) >= {"accuracy", "flagged", "members_used"}
         assert 0.0 <= system["worst_case"]["robust_accuracy"] <= 1.0
-        assert set(system["attacks"]) == {"fgsm", "pgd", "square"}
+        assert set(system["attacks"]) == {"fgsm", "pgd", "unrolled-pgd", "square"}
         for attack in system["attacks"].values():
             assert set(attack) >= {"attack_success", "flagged", "corrected", "members_used"}
         union = 1.0 - system["worst_case"]["robust_accuracy"]
@@ -249,7 +249,7 @@ def test_evaluate_writes_the_documented_json(hardened: Path, tmp_path: Path) -> 
     assert report.read_text().startswith("<!doctype html>")
     rows = json.loads(badge.read_bytes())["measured"]
     assert rows[-1]["robust_accuracy"] == figures["worst_case"]["robust_accuracy"]
-    assert [row["attack"] for row in rows] == ["clean", "fgsm", "pgd", "square", "worst case"]
+    assert [row["attack"] for row in rows] == ["clean", "fgsm", "pgd", "square", "unrolled-pgd", "worst case"]
 
 
 @pytest.mark.parametrize(
