@@ -38,7 +38,7 @@ def recipe_of(
     Raises:
         RecipeError: If there is no recipe and the data are not named, or the recipe cannot work.
     """
-    from s2ap_train.recipe import EvaluationRecipe, load_recipe
+    from s2ap_train.recipe import evaluation_recipe, load_recipe
     from s2ap_train.recipe.text import RECIPE_FILE
 
     stored = checkpoints / RECIPE_FILE
@@ -57,7 +57,7 @@ def recipe_of(
             "they lie with --data"
         )
     budgets = {"samples": protocol.samples, "budget": protocol.budget, "l2": protocol.l2, "pixels": protocol.pixels}
-    return EvaluationRecipe.model_validate(
+    return evaluation_recipe(
         {
             "name": made.recipe,
             "data": protocol.split if data is None else {**protocol.split, "root": data.resolve()},

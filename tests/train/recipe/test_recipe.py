@@ -8,6 +8,7 @@ from s2ap_train.pruning import S2AP, Harp, Hydra, Magnitude
 from s2ap_train.purifier import ScoreTraining
 from s2ap_train.recipe import (
     check_networks,
+    evaluation_recipe,
     load_ensemble_recipe,
     load_pruning_recipe,
     load_recipe,
@@ -198,3 +199,11 @@ def test_the_splits_are_disjoint_and_the_same_for_the_same_seed() -> None:
     assert (splits.test.images == again.test.images).all()
     other = load_recipe("digits", ("seed=1",)).load_data()
     assert (splits.test.images != other.test.images).any()
+
+
+def test_what_a_manifest_says_of_its_data_is_refused_like_a_recipe() -> None:
+    tables = {"name": "digits", "data": {"source": "digits", "root": "photos"}, "seed": 0, "eps": 0.1}
+    with pytest.raises(
+        RecipeError, match=r"^recipe digits: data\.root is given for the digits, which come with scikit-learn"
+    ):
+        evaluation_recipe({**tables, "evaluation": {"samples": 10, "budget": "quick"}})

@@ -261,6 +261,15 @@ def load_pruning_recipe(name: str, overrides: Sequence[str] = ()) -> PruningReci
     return _validated(PruningRecipe, name, _without(_ALL_FOR_ENSEMBLES, EnsembleRecipe, name, data))
 
 
+def evaluation_recipe(tables: dict[str, Any]) -> EvaluationRecipe:
+    """The recipe of an evaluation from its tables, such as those of a manifest.
+
+    Raises:
+        RecipeError: If a value cannot work.
+    """
+    return _validated(EvaluationRecipe, tables["name"], tables)
+
+
 def _without(keys: tuple[str, ...], kind: type[BaseModel], name: str, data: dict[str, Any]) -> dict[str, Any]:
     """The tables without these keys; where one is there, all is validated: a misspelt key is refused for everybody."""
     if not any(key in data for key in keys):
