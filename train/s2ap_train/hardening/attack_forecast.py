@@ -12,7 +12,7 @@ from s2ap_train.adaptive.goals import Goal
 from s2ap_train.adaptive.plans import defended_plan
 from s2ap_train.data import Splits
 from s2ap_train.hardening.decision_choice.defence import Networks
-from s2ap_train.hardening.decision_choice.rules import begin_cheaply, expected
+from s2ap_train.hardening.decision_choice.rules import beginning, expected
 from s2ap_train.hardening.decision_choice.search import attack_budget, attack_stores
 from s2ap_train.hardening.decision_choice.wiring import wiring
 from s2ap_train.hardening.fitting_attacks import fitting_attacks
@@ -119,8 +119,7 @@ def _decisions(recipe: Recipe, splits: Splits, one: Gradients) -> Iterator[float
     roles = ("juror", *(family.role for family in recipe.members.values() for _ in range(family.count)))
     budget = attack_budget(recipe, len(splits.classes))
     images = min(recipe.decision_choice.samples, len(splits.fit))
-    wanted = recipe.decision.model_copy(update={"purify": "off"}) if recipe.purifier.off else recipe.decision
-    wanted, grid = begin_cheaply(wanted, recipe.decision_choice)
+    wanted, grid = beginning(recipe.decision, recipe.decision_choice, purifier=not recipe.purifier.off)
 
     def seconds(decision: DecisionRecipe, goal: Goal) -> float:
         _, jury = wiring(decision, roles)

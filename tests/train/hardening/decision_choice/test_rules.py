@@ -5,7 +5,7 @@ from tests.runtime.sequential_cases import sequential_test
 from s2ap_train.hardening.decision_choice.frontier import Measured
 from s2ap_train.hardening.decision_choice.rules import (
     answers,
-    begin_cheaply,
+    beginning,
     better,
     chosen_answer,
     expected,
@@ -172,9 +172,9 @@ def test_what_is_affordable_is_better_than_what_is_not() -> None:
 
 def test_a_limit_of_cost_begins_without_a_purifier_and_tries_the_recipes_own_policy() -> None:
     wanted = DecisionRecipe(purify="always", max_cost=3.0)
-    first, grid = begin_cheaply(wanted, DecisionGrid(purify=("suspicious", "off")))
+    first, grid = beginning(wanted, DecisionGrid(purify=("suspicious", "off")), purifier=True)
     assert (first.purify, grid.purify) == ("off", ("suspicious", "always"))
-    assert begin_cheaply(DecisionRecipe(purify="always"), grid) == (DecisionRecipe(purify="always"), grid)
+    assert beginning(DecisionRecipe(purify="always"), grid, purifier=True) == (DecisionRecipe(purify="always"), grid)
 
 
 def test_what_more_cost_would_buy_is_said() -> None:
@@ -187,3 +187,8 @@ def test_what_more_cost_would_buy_is_said() -> None:
         "No decision costs at most 3 times the classifier; this one, the cheapest, 20."
     )
     assert said_of_cost(measured(8, 5), []) == ""
+
+
+def test_without_a_purifier_nothing_is_purified_and_no_policy_is_tried() -> None:
+    first, grid = beginning(DecisionRecipe(purify="always", max_cost=3.0), DecisionGrid(), purifier=False)
+    assert (first.purify, grid.purify) == ("off", ())

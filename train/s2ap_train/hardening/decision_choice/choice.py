@@ -14,7 +14,7 @@ from s2ap_train.hardening.decision_choice.rules import (
     GOALS,
     STEPS,
     answers,
-    begin_cheaply,
+    beginning,
     better,
     chosen_answer,
     hopeful,
@@ -73,8 +73,7 @@ def choose_decision(
     Raises:
         RecipeError: If something is refused, or a process was killed.
     """
-    wanted = recipe.decision.model_copy(update={"purify": "off"}) if recipe.purifier.off else recipe.decision
-    wanted, grid = begin_cheaply(wanted, recipe.decision_choice)
+    wanted, grid = beginning(recipe.decision, recipe.decision_choice, purifier=not recipe.purifier.off)
     search = Search.of(recipe, components, splits, work_dir, reporter, workers, refuse if strict else _tolerated)
     compared = answers(wanted, grid)
     search.attack([(one, "wrong label") for one in compared], first_juror=True)
@@ -86,8 +85,6 @@ def choose_decision(
     if strict and weaknesses:
         refuse(weaknesses[0])
     for step in STEPS:
-        if step == "purify" and recipe.purifier.off:
-            continue
         others = variants(taken, grid, step, jurors=components.roles.count("juror"))
         if not others:
             continue

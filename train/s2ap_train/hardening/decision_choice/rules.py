@@ -14,7 +14,7 @@ __all__ = [
     "GOALS",
     "STEPS",
     "answers",
-    "begin_cheaply",
+    "beginning",
     "better",
     "chosen_answer",
     "expected",
@@ -45,11 +45,19 @@ def answers(decision: DecisionRecipe, grid: DecisionGrid) -> tuple[DecisionRecip
     return tuple(dict.fromkeys(decision.model_copy(update=one) for one in tried))
 
 
-def begin_cheaply(decision: DecisionRecipe, grid: DecisionGrid) -> tuple[DecisionRecipe, DecisionGrid]:
-    """(a decision that purifies nothing, a grid that also tries what it purified) where `max_cost` is given.
+def beginning(decision: DecisionRecipe, grid: DecisionGrid, *, purifier: bool) -> tuple[DecisionRecipe, DecisionGrid]:
+    """(the decision that the search begins with, what it tries).
 
-    So the recipe's own policy is taken only where it is affordable and gains beyond noise.
+    Where there is no purifier nothing is purified. Where `max_cost` is given nothing is at first, and the recipe's own
+    policy is tried: it is taken only where it is affordable and gains beyond noise.
+
+    Args:
+        decision: The recipe's.
+        grid: The recipe's.
+        purifier: Whether the recipe has one.
     """
+    if not purifier:
+        return decision.model_copy(update={"purify": "off"}), grid.model_copy(update={"purify": ()})
     if decision.max_cost is None or decision.purify == "off":
         return decision, grid
     tried = tuple(dict.fromkeys((*(one for one in grid.purify if one != "off"), decision.purify)))
