@@ -22,7 +22,7 @@ Amount = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-WeakPart = Literal["evidence", "boundary", "answer", "purifier"]
+WeakPart = Literal["members", "evidence", "boundary", "answer", "purifier"]
 """What of a file can be weaker than it was meant to be."""
 
 ROUNDING = 1e-9

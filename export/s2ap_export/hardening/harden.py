@@ -1,7 +1,7 @@
 """The one-call pipeline: data to a defended model file, measured under attack before it is handed over."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from s2ap_export.hardening.announcement import KeptParts, announce, check_replac
 from s2ap_export.hardening.assembly import COMPARED, assemble, traced_networks
 from s2ap_export.hardening.beforehand import check_recipe
 from s2ap_export.hardening.networks import networks_of
+from s2ap_train.calibration import refuse
 from s2ap_train.data import Splits
 from s2ap_train.hardening.answered import answered_by, check_answered, few_answers
 from s2ap_train.hardening.decision_choice.choice import choose_decision
 from s2ap_train.hardening.feasibility import check_feasible, weaknesses
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
 from s2ap_train.hardening.train import train_components
+from s2ap_train.hardening.unlearned import unlearned
 from s2ap_train.jobs import Workers
 from s2ap_train.recipe import Recipe
 from s2ap_train.recipe.purifier_grid import OFF, check_banks
@@ -118,6 +120,11 @@ def harden(
         if tables is not None:
             replace_file(work_dir / RECIPE_FILE, orjson.dumps(tables, option=orjson.OPT_INDENT_2))
         components = train_components(recipe, splits, work_dir, reporter, workers=workers)
+        weak = tuple(unlearned(recipe, [one.clean_accuracy for one in components.members], splits))
+        for weakness in weak:
+            if strict:
+                refuse(weakness)
+            reporter.line(f"weak: {weakness.in_words}")
         named = (components.classifier(recipe.classifier), *components.members)
         answered = answered_by([one.model for one in named], splits)
         if strict:
@@ -138,7 +145,7 @@ def harden(
                 work_dir,
                 networks=networks,
                 choice=choice,
-                decision=decided,
+                decision=replace(decided, weaknesses=(*weak, *decided.weaknesses)),
                 on_stage=step.advance,
                 strict=strict,
             )

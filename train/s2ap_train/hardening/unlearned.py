@@ -1,0 +1,41 @@
+"""Members that training left at chance: pruned too far, or with too large steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from s2ap_train.calibration import Weakness
+from s2ap_train.data import Splits
+from s2ap_train.hardening.parts import PRUNED, member_name
+from s2ap_train.recipe import Recipe
+
+__all__ = ["unlearned"]
+
+_STANDARD_ERRORS = 3.0
+
+
+def unlearned(recipe: Recipe, accuracies: Sequence[float], splits: Splits) -> Iterator[Weakness]:
+    """Members whose validation accuracy is at chance: at most 1/K and 3 standard errors, of K classes.
+
+    Args:
+        recipe: What they were trained by.
+        accuracies: Of the pruned classifier, then of the members in the order of the recipe, on validation images.
+        splits: The data.
+    """
+    one, images = 1 / len(splits.classes), len(splits.validation)
+    chance = one + _STANDARD_ERRORS * math.sqrt(one * (1 - one) / images)
+    families = [(name, i) for name, family in recipe.members.items() for i in range(family.count)]
+    tables = ["pruning", *(f"members.{name}" for name, _ in families)]
+    names = [PRUNED, *(member_name(*one) for one in families)]
+    for name, table, accuracy in zip(names, tables, accuracies, strict=True):
+        if accuracy <= chance:
+            yield Weakness(
+                part="members",
+                found=(
+                    f"{name} is right on {accuracy:.1%} of {images} validation images, which is chance "
+                    f"for {len(splits.classes)} classes"
+                ),
+                instead="its answers are worth nothing and are counted all the same",
+                cure=f"remove less or take smaller steps ({table}), or train longer",
+            )
