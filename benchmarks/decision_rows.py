@@ -249,7 +249,7 @@ def _parts(rows: dict[str, MeasuredRow], policies: Sequence[Purify]) -> list[dic
     ]
     for before, answer in ((VOTE, "robust"), (MIX, "mixed"), (NATURAL, "accurate")):
         for measure in ("label right", "right or flagged"):
-            pairs.append((f"flags and their correction, {answer}", measure, before, f"{answer}, {last}"))
+            pairs.append((f"flags, {answer}", measure, before, f"{answer}, {last}"))
             pairs += [
                 (f"purified: {policy} instead of {last}, {answer}", measure, f"{answer}, {last}", f"{answer}, {policy}")
                 for policy in policies[:-1]

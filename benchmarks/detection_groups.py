@@ -85,7 +85,7 @@ class CalibratedGroup:
         self.config = config
         self.calibration: Calibration = calibrate(*fit, held_out, config, jury)
         self.test: SequentialTest = self.calibration.test
-        self._decision_only = replace(self.test, correct=False)
+        self._decision_only = replace(self.test, correction="reject")
 
     def judge(self, answers: Answers, chosen: Bool) -> Judged:
         """What the test decides, as the file would; `chosen` says which inputs count."""

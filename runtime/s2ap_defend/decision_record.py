@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate, check_accuracies
-from s2ap_defend.sequential import AMPLIFICATION_UNIT, LARGEST_AMPLIFICATION, Answer, SignalName
+from s2ap_defend.sequential import AMPLIFICATION_UNIT, LARGEST_AMPLIFICATION, Answer, Correction, SignalName
 
 __all__ = [
     "Amplification",
@@ -32,7 +32,7 @@ class DecisionSettings(ManifestTable):
 
     Attributes:
         answer: Who gives the label of an input that is not flagged: 'robust' the vote of the jurors asked, 'mixed'
-            classifier and jury together, 'accurate' the classifier. A flagged input gets the vote of the whole jury.
+            classifier and jury together, 'accurate' the classifier.
         jury_share: Weight of the jury's amplified mean probability in the mix; the classifier's is the rest.
         amplification: Power that the jury's mean probability is raised to in the mix, then normalised; a multiple of
             1/2, at most 16.
@@ -76,6 +76,7 @@ class FrontierRow(DecisionSettings):
         jurors_see: The image that jurors see.
         sensors_see: The image that sensors see; 'nothing': they were left out.
         signals: Evidence that costs no member.
+        correction: What flagged images get; missing where it is 'correct'.
         min_accept: Members that are asked at least before an input is called clean.
         clean_accuracy: Answered and right, without attack.
         clean_flagged: Flagged without attack.
@@ -90,6 +91,7 @@ class FrontierRow(DecisionSettings):
     jurors_see: Sees
     sensors_see: Sees | Literal["nothing"]
     signals: tuple[SignalName, ...]
+    correction: Correction = "correct"
     min_accept: Positive
     clean_accuracy: Rate
     clean_flagged: Rate
@@ -97,6 +99,10 @@ class FrontierRow(DecisionSettings):
     robust_accuracy: Rate
     members_used: Amount
     cost: Amount
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {key: value for key, value in serialise(self).items() if (key, value) != ("correction", "correct")}
 
     @model_validator(mode="after")
     def _right_is_right_or_flagged(self) -> "FrontierRow":

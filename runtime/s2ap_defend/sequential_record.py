@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from s2ap_defend.manifest_fields import Amount, Count, ManifestTable, Positive, Rate
-from s2ap_defend.sequential import FINAL_THRESHOLDS, Answer, SequentialTest, Signal, SignalName, Truncation
+from s2ap_defend.sequential import FINAL_THRESHOLDS, Answer, Correction, SequentialTest, Signal, SignalName, Truncation
 
 __all__ = ["CalibrationRecord", "SignalTable", "TestTables"]
 
@@ -63,7 +63,7 @@ class TestTables(ManifestTable):
     lower: tuple[float | None, ...]
     upper: tuple[float | None, ...]
     truncation: Truncation
-    correction: Literal["correct", "reject"]
+    correction: Correction
     curtailed: bool
     opening: Positive
     await_vote: bool
@@ -105,7 +105,7 @@ class TestTables(ManifestTable):
                 Signal(one.name, np.array(one.edges, dtype=np.float32), np.array(one.increments, dtype=np.float64))
                 for one in self.signals
             ),
-            correct=self.correction == "correct",
+            correction=self.correction,
             curtail=self.curtailed,
             undecided_abstains=self.truncation == "abstain",
         )

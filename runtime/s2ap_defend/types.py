@@ -21,7 +21,7 @@ class Verdicts:
     """The outputs of a defended model for N images of K classes, in the order of the model file.
 
     Attributes:
-        label: Final label [N]: the answer of those who were asked, or the vote of the whole jury where it was flagged.
+        label: Final label [N]: the answer of those who were asked, or what the input gets where it was flagged.
         adversarial: Whether the input was flagged [N]: by the sequential test, or because a pixel is outside [0, 1].
         base_label: The classifier's own label on what it sees [N].
         probabilities: The classifier's softmax on what it sees [N, K].

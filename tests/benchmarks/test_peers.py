@@ -44,7 +44,7 @@ def test_the_serial_protocol_decides_as_walds_test_with_the_papers_levels(member
         waves=(members,),
         vote_weights=np.zeros(members),
         answer="accurate",
-        correct=False,
+        correction="reject",
     )
     expected = run_sequential_test(test, answers)
     said = found(IMAGES)

@@ -12,7 +12,7 @@ from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 from s2ap_defend.types import Verdicts
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = ["version-4", "version-4-abstaining"]
+FILES = ["version-4", "version-4-keeping", "version-4-abstaining"]
 
 
 @pytest.mark.parametrize("name", FILES)

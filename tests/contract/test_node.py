@@ -13,7 +13,7 @@ NODE = Path(__file__).parent / "node"
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 @pytest.mark.skipif(not (NODE / "node_modules").exists(), reason="onnxruntime-node is not installed: make test-node")
-@pytest.mark.parametrize("name", ["version-4", "version-4-abstaining"])
+@pytest.mark.parametrize("name", ["version-4", "version-4-keeping", "version-4-abstaining"])
 def test_the_file_gives_the_same_verdicts_in_node(name: str, golden: Path, tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((256, 1, 8, 8), dtype=np.float32)
     answered = in_node(golden / f"{name}.onnx", images, tmp_path)

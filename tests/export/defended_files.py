@@ -66,6 +66,7 @@ ABSTAINING_TABLES = TABLES.model_copy(
         "edges": ((1.6, 1.75), *TABLES.edges[1:]),  # the first juror's own answer surprises it less
     }
 )
+KEEPING_TABLES = TABLES.model_copy(update={"correction": "keep"})
 VOTE_WEIGHTS = (1.0, 0.5, 0.0, 0.75, 0.0, 0.0)
 SEES: tuple[Sees, ...] = ("raw", "raw", "purified", "raw", "purified", "purified")
 DECISION = DecisionDescription(answer="mixed", jury_share=0.75, amplification=2.0, purify="always", frontier=None)

@@ -78,7 +78,7 @@ def cases(draw: st.DrawFn, *, signals: bool = True, raw: bool = True) -> tuple[S
             Signal(name, np.sort(rng.choice(COARSE, bins - 1)), rng.integers(-2, 3, bins) / 2)
             for name in (of if signals else [])
         ),
-        correct=draw(st.sampled_from([True, True, True, False])),
+        correction=draw(st.sampled_from(["correct", "correct", "keep", "reject"])),
         curtail=draw(st.sampled_from([True, True, False])),
         undecided_abstains=truncation == "abstain",
     )

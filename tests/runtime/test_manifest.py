@@ -31,7 +31,7 @@ def test_a_manifest_says_how_images_were_resized_where_they_were() -> None:
 
 
 @pytest.mark.parametrize("truncation", ["clean", "adversarial", "sign", "abstain"])
-@pytest.mark.parametrize("correction", ["correct", "reject"])
+@pytest.mark.parametrize("correction", ["correct", "keep", "reject"])
 def test_policies_become_the_tables_of_the_reference(truncation: str, correction: str) -> None:
     data = manifest_data()
     data["test"] |= {"truncation": truncation, "correction": correction}
@@ -39,7 +39,7 @@ def test_policies_become_the_tables_of_the_reference(truncation: str, correction
     threshold = {"clean": math.inf, "adversarial": -math.inf, "sign": 0.0, "abstain": math.inf}[truncation]
     assert test.final_threshold == threshold
     assert test.undecided_abstains == (truncation == "abstain")
-    assert test.correct == (correction == "correct")
+    assert test.correction == correction
     assert test.curtail
     assert test.vote_weights.tolist() == [1.0]
     assert (test.answer, test.jury_share, test.amplification) == ("mixed", 0.75, 2.0)

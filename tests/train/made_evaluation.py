@@ -184,8 +184,8 @@ def made_evaluation(**changes: Any) -> Evaluation:
             ablation(BARE, 3, label=3, flagged=0.0),
             ablation(PRUNED, 98, label=98, flagged=0.0),
             ablation(CONFIDENCE, 101, label=98),
-            ablation(FULL[False], 110, label=66, note="timed as the stages times the mean number of members"),
-            ablation(FULL[True], 110, label=106),
+            ablation(FULL["reject"], 110, label=66, note="timed as the stages times the mean number of members"),
+            ablation(FULL["correct"], 110, label=106),
             ablation(WIDER, 99, label=99, flagged=0.0),
         ),
         comparisons=(

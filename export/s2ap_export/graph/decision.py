@@ -62,12 +62,12 @@ def decide(
         if own:
             own = build.op("Reshape", own, build.constant(np.array([-1, layout.classes], dtype=np.int64)))
         label = answer_label(build, test, layout, own, jury)
-    if test.correct and test.answer != "robust":
+    if test.correction == "correct" and test.answer != "robust":
         label = build.op("Where", adversarial, voted_label(build, jury["votes"], jury["summed"]), label)
     changed, used = (build.op("Gather", jury["counts"], build.constant(np.int64(i)), axis=-1) for i in (0, 1))
     flagged = build.op("Reshape", adversarial, flat)
     abstained = build.op("Not", finite)
-    if not test.correct:
+    if test.correction == "reject":
         abstained = build.op("Or", abstained, flagged)
     if test.undecided_abstains:
         abstained = build.op("Or", abstained, build.op("Reshape", undecided, flat))

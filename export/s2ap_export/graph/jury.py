@@ -37,7 +37,7 @@ class JuryLayout:
         """What the answer and the vote of a test need; no blocks where nobody votes."""
         if not test.vote_weights.any():
             return cls((), classes)
-        votes = test.answer == "robust" or test.correct
+        votes = test.answer == "robust" or test.correction == "correct"
         summed = votes or any(signal.name == "jury margin" for signal in test.signals)
         parts: dict[Part, bool] = {"votes": True, "summed": summed, "probabilities": test.answer == "mixed"}
         return cls(tuple(name for name, needed in parts.items() if needed), classes)

@@ -58,7 +58,7 @@ def read_opening(build: GraphBuilder, wave: Wave, valid: str, classifier: str) -
         classifier: float32 [N, K], log-probabilities.
     """
     test, layout = wave.test, wave.layout
-    codes = (build.constant(np.float64(code)) for code in (UNDECIDED, FLAGGED_IN_VOTE if test.correct else FLAGGED))
+    codes = (build.constant(np.float64(code)) for code in (UNDECIDED, FLAGGED_IN_VOTE if test.polls else FLAGGED))
     verdict = build.op("Where", valid, *codes)
     front = [classifier] if test.answer == "mixed" else []
     stack = _stack(build, wave, *front)

@@ -110,13 +110,13 @@ class Wave:
     @property
     def voting(self) -> Bool:
         """Jurors among its members that are asked for the vote on flagged rows [w]; the opening has voted before."""
-        return self.jurors & ~self.opening & self.test.correct
+        return self.jurors & ~self.opening & self.test.polls
 
     @property
     def ends_votes(self) -> bool:
         """Whether the vote on a flagged row can end in it, before its last juror."""
         behind = self.test.vote_weights[max(self.first + 1, self.test.opening) :]
-        return self.test.correct and self.test.curtail and bool(behind.any())
+        return self.test.curtails and bool(behind.any())
 
     @property
     def left(self) -> Float64:
@@ -163,7 +163,7 @@ def stops_of(
     if test.await_vote:
         clean = build.op("And", clean, enough)
     code = build.op("Where", clean, clean_code, verdict)
-    flagged = in_vote if test.correct else over
+    flagged = in_vote if test.polls else over
     code = build.op("Where", build.op("GreaterOrEqual", track, wave.tables.upper), flagged, code)
     place = build.op("Where", build.op("Equal", code, undecided), everyone, order)
     place = build.op("ReduceMin", place, members, keepdims=1)  # the members asked until it was decided

@@ -122,6 +122,8 @@ def _clean(manifest: Manifest) -> str:
 def _flagged(manifest: Manifest) -> str:
     if manifest.test.correction == "reject":
         return "not answered (rejected)"
+    if manifest.test.correction == "keep":
+        return "the answer stays" + ("" if manifest.decision.answer == "accurate" else ", of the whole jury")
     ends = ", which ends as soon as its winner is certain" if manifest.test.curtailed else ""
     return f"the vote of the whole jury{ends}"
 

@@ -109,7 +109,7 @@ class Design:
             waves=(self.n_max,),
             vote_weights=np.zeros(self.n_max),
             answer="accurate",
-            correct=False,
+            correction="reject",
             undecided_abstains=self.truncation == "abstain",
         )
 

@@ -148,7 +148,7 @@ class Path:
             undecided = ~self.decided
             asked = undecided
             if ballots is not None and test.vote_weights[i]:
-                if test.correct:
+                if test.polls:
                     asked = undecided | (self.adversarial & ~self.settled)
                 np.add(self.jury, ballots[j], out=self.jury, where=asked[:, None])
             self.used += asked
@@ -159,7 +159,7 @@ class Path:
     def waits(self, first: int, size: int) -> Bool:
         """Inputs that one of some members asks [N]: undecided ones, and flagged ones whose vote goes on among them."""
         test, waiting = self.test, ~self.decided
-        if test.correct and test.vote_weights[max(first, test.opening) : first + size].any():
+        if test.polls and test.vote_weights[max(first, test.opening) : first + size].any():
             waiting |= self.adversarial & ~self.settled
         return np.asarray(waiting)
 
@@ -197,7 +197,7 @@ class Path:
         test, undecided = self.test, ~self.decided
         adversarial = self.adversarial | (undecided & (self.ratio > test.final_threshold))
         abstained = np.zeros(len(self), dtype=bool)
-        if not test.correct:
+        if test.correction == "reject":
             abstained |= adversarial
         if test.undecided_abstains:
             abstained |= undecided
@@ -207,7 +207,7 @@ class Path:
             if later.any():
                 label = label.copy()
                 label[later] = self.rows(later).label()
-        if test.correct and adversarial.any():
+        if test.correction == "correct" and adversarial.any():
             label = np.where(adversarial, voted_label(self.votes, self.summed), label)
         return label, adversarial, abstained
 
@@ -247,7 +247,7 @@ class Path:
             self.decided |= crossed
         if test.lower[member] > -np.inf:
             self.decided |= undecided & self.stops_clean(member, test.lower[member])
-        if test.curtail and self.adversarial.any():
+        if test.curtails and self.adversarial.any():
             self.settled |= self.adversarial & self.vote_is_settled(member)
 
     def _ballots(self, first: int, logs: Float64, probabilities: Float64) -> Float64:

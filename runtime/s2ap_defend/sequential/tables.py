@@ -22,6 +22,8 @@ Truncation = Literal["sign", "clean", "adversarial", "abstain"]
 """Verdict on inputs that no boundary has decided after all members: 'sign' is 'adversarial' when L > 0."""
 Answer = Literal["robust", "mixed", "accurate"]
 """Who gives the label of an input that is not flagged: the jury, classifier and jury mixed, or the classifier."""
+Correction = Literal["correct", "keep", "reject"]
+"""What a flagged input gets: the vote of the whole jury, the answer of the whole jury, or no label."""
 SignalName = Literal["jury margin", "classifier surprise", "reconstruction error"]
 """Evidence that no member has to be asked for."""
 
@@ -77,10 +79,10 @@ class SequentialTest:
         await_vote: Whether 'clean' also waits until no vote that is left can change or tie the label. Only 'robust'
             may: then the label is that of the whole jury, however few were asked.
         signals: Evidence beside that of members.
-        correct: Whether a flagged input gets the vote of the whole jury; otherwise it is rejected: nobody is asked for
-            a vote, and the input abstains.
+        correction: What a flagged input gets: 'correct' the vote of the whole jury, 'keep' the answer of the whole
+            jury; 'reject' no label: it abstains, and nobody else is asked.
         curtail: Whether the vote on a flagged input ends as soon as no remaining vote can change or tie its winner.
-            That saves members and never changes a label.
+            That saves members and never changes a label; a mix that is kept has no such end.
         undecided_abstains: Whether an input undecided after all members abstains, neither clean nor adversarial;
             final_threshold must be +inf then.
 
@@ -102,7 +104,7 @@ class SequentialTest:
     opening: int = 1
     await_vote: bool = False
     signals: tuple[Signal, ...] = ()
-    correct: bool = True
+    correction: Correction = "correct"
     curtail: bool = True
     undecided_abstains: bool = False
 
@@ -120,6 +122,16 @@ class SequentialTest:
     def closed(self) -> Bool:
         """Members after which nothing is left undecided [n]: the clean boundary is the float below the alarm one."""
         return np.asarray(self.lower == np.nextafter(self.upper, -math.inf))
+
+    @property
+    def polls(self) -> bool:
+        """Whether the jurors that are left are asked about a flagged input."""
+        return self.correction == "correct" or (self.correction == "keep" and self.answer != "accurate")
+
+    @property
+    def curtails(self) -> bool:
+        """Whether asking them can end before the last."""
+        return self.curtail and self.polls and (self.correction == "correct" or self.answer == "robust")
 
     @property
     def votes_left(self) -> Float64:
@@ -175,7 +187,7 @@ class SequentialTest:
             raise ValueError(f"vote_weights must be multiples of 1/256 in [0, 1], got {weights}")
         if self.answer != "accurate" and not weights[: self.opening].any():
             raise ValueError(f"answer {self.answer!r} needs a juror among the {self.opening} members of the opening")
-        if self.correct and not weights.any():
+        if self.correction == "correct" and not weights.any():
             raise ValueError("flagged inputs are corrected by a vote, but no member has a vote weight above 0")
         if not 0.0 <= self.jury_share <= 1.0:
             raise ValueError(f"jury_share is {self.jury_share}; expected 0 to 1")

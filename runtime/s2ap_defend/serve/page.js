@@ -103,7 +103,7 @@ function showEvidence(answer, evidence) {
     ["adversarial", bound(model.evidence.upper, "≥")], ["clean", bound(model.evidence.lower, "≤")],
   ].filter(([, limit]) => limit).map(([word, limit]) => `${word} ${limit}`).join(", ");
   const numbers = [
-    ["answered by", answer.abstained ? "nobody" : answer.adversarial ? "the whole jury" : model.evidence.answers],
+    ["answered by", answer.abstained ? "nobody" : model.evidence[answer.adversarial ? "answers_flagged" : "answers"]],
     ["classifier alone", evidence.base_class + (corrected ? " (corrected)" : "")],
     ["label change rate", `${percent(evidence.label_change_rate)} of the members asked disagree (expected: clean ` +
       `${percent(model.evidence.clean_rate)}, adversarial ${percent(model.evidence.adversarial_rate)})`],

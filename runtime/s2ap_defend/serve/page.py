@@ -46,6 +46,7 @@ def describe_page(manifest: Manifest, served: ServedModel, resize: Resize | None
             "jurors": sum(member.vote_weight > 0.0 for member in manifest.members),
             "jury_weight": sum(member.vote_weight for member in manifest.members),
             "answers": decision.who_answers,
+            "answers_flagged": "the whole jury" if test.correction == "correct" else decision.who_answers,
             "purify": decision.purify,
             "clean_rate": float(np.mean([member.clean_disagreement_rate for member in manifest.members])),
             "adversarial_rate": float(np.mean([member.adversarial_disagreement_rate for member in manifest.members])),

@@ -31,6 +31,29 @@ def test_an_answer_that_was_not_compared_leaves_no_frontier() -> None:
     assert (found.decision.answer, found.decision.frontier, found.test.await_vote) == ("accurate", None, False)
 
 
+@pytest.mark.parametrize(
+    ("before", "answer", "after"),
+    [
+        ("keep", "accurate", "correct"),
+        ("keep", "robust", "correct"),
+        ("correct", "accurate", "correct"),
+        ("reject", "robust", "reject"),
+    ],
+)
+def test_only_a_mix_keeps_its_answer_where_it_is_flagged(before: str, answer: str, after: str) -> None:
+    data = manifest_data()
+    data["test"]["correction"] = before
+    made = Manifest.model_validate_json(json.dumps(data))
+    assert answered_by(made, answer).test.correction == after  # type: ignore[arg-type]
+
+
+def test_a_mix_that_is_asked_for_keeps_its_answer_unless_its_row_says_otherwise() -> None:
+    data = manifest_data()
+    data["decision"] = decision_data(answer="robust", frontier=None)
+    made = Manifest.model_validate_json(json.dumps(data))
+    assert answered_by(made, "mixed").test.correction == "keep"
+
+
 def test_a_file_without_jurors_cannot_be_answered_by_a_jury() -> None:
     data = manifest_data()
     data["members"][0] |= {"role": "sensor", "vote_weight": 0.0}

@@ -97,7 +97,7 @@ def test_a_bad_image_abstains_where_flagged_ones_are_rejected(
 ) -> None:
     x = images(3)
     x[1, 0, 0, 0] = 1.5
-    found = Verdicts(*run(defended(classifier, members, decision(correct=False), purify), x))
+    found = Verdicts(*run(defended(classifier, members, decision(correction="reject"), purify), x))
     assert found.adversarial[1]
     assert found.abstained[1]
 
@@ -128,7 +128,7 @@ def test_a_file_taken_apart_is_composed_again_under_another_decision(
     cut = [cut_stage(model, name) for name in MEMBERS]
     for found, stage in zip(cut, members, strict=True):
         np.testing.assert_array_equal(run(found, x)[0], run(stage, x)[0])
-    after = decision(answer="mixed", jury_share=0.5, correct=False, waves=(4,))
+    after = decision(answer="mixed", jury_share=0.5, correction="reject", waves=(4,))
     stages = cut_stage(model, "purifier"), cut_stage(model, "classifier"), cut
     again = compose(*stages, after, sees=["raw"] * 4, purify=purify)
     expected = compose(

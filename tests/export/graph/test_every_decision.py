@@ -23,7 +23,8 @@ MEMBERS, CLASSES, ROWS = 4, 3, 40
 ENDS: list[dict[str, Any]] = [
     {},
     {"curtail": False},
-    {"correct": False},
+    {"correction": "reject"},
+    {"correction": "keep"},
     {"final_threshold": 0.0},
     {"undecided_abstains": True, "curtail": False},
 ]
@@ -56,7 +57,7 @@ def case(answer: Answer, purify: Purify, i: int) -> Case:
     boundaries = rng.choice([0.5, 1.0, 2.0, math.inf], (2, MEMBERS))
     boundaries[:, : opening - 1] = math.inf
     names = ["jury margin", "classifier surprise"][: i % 3]
-    ends = ENDS[i % 5] if weights.any() else {"correct": False}
+    ends = ENDS[(i + i // 6) % 6] if weights.any() else {"correction": "reject"}
     test = sequential_test(
         MEMBERS,
         **{

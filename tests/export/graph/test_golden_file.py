@@ -9,6 +9,7 @@ from tests.export.defended_files import (
     ABSTAINING_DECISION,
     ABSTAINING_TABLES,
     DECISION,
+    KEEPING_TABLES,
     PURIFICATION,
     TABLES,
     write_untrained,
@@ -20,7 +21,11 @@ from s2ap_defend.manifest import DecisionDescription, TestTables
 
 @pytest.mark.parametrize(
     ("name", "tables", "decision"),
-    [("version-4", TABLES, DECISION), ("version-4-abstaining", ABSTAINING_TABLES, ABSTAINING_DECISION)],
+    [
+        ("version-4", TABLES, DECISION),
+        ("version-4-keeping", KEEPING_TABLES, DECISION),
+        ("version-4-abstaining", ABSTAINING_TABLES, ABSTAINING_DECISION),
+    ],
 )
 def test_a_file_that_is_exported_today_gives_the_verdicts_of_the_golden_one(
     name: str, tables: TestTables, decision: DecisionDescription, tmp_path: Path, golden: Path

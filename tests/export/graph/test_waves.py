@@ -103,7 +103,7 @@ def test_a_wave_is_skipped_when_only_settled_votes_are_left(tmp_path: Path) -> N
     assert asked_in_vote(tmp_path, [1, 1, 1, 1, 0, 0]) == LABELS[:5]  # 4 : 0 with two left, in the second wave
     assert asked_in_vote(tmp_path, [1, 1, 1, 2, 0, 1]) == LABELS[:5]  # 3 : 1 with one left
     assert asked_in_vote(tmp_path, [1, 1, 1, 2, 2, 1]) == LABELS  # 3 : 2 with one left could be tied
-    assert asked_in_vote(tmp_path, [1, 1, 1, 1, 1, 1], correct=False) == LABELS[:3]
+    assert asked_in_vote(tmp_path, [1, 1, 1, 1, 1, 1], correction="reject") == LABELS[:3]
 
 
 def test_sensors_are_not_asked_for_the_vote_on_flagged_images(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_members_with_levels_of_their_own_are_exact_too() -> None:
         waves=(4, 7),
         vote_weights=np.zeros(11),
         answer="accurate",
-        correct=False,
+        correction="reject",
     )
     found = operating_point(test, np.stack([1.0 - rates, rates], axis=1))
     assert_same(found, enumerate_votes(test, rates))
@@ -143,7 +143,7 @@ def test_more_than_two_bins_are_exact_too() -> None:
         waves=(2,),
         vote_weights=np.zeros(2),
         answer="accurate",
-        correct=False,
+        correction="reject",
     )
     found = operating_point(test, np.array([[0.5, 0.3, 0.2]] * 2))
     # Stopped by member 1: .2. Sums after two: -2 (.25, clean), 1 (.1), -1 (.3), 0 (.09), 2 (.06, adversarial).
@@ -166,7 +166,7 @@ def test_too_many_unlike_members_are_refused_with_one_line() -> None:
         waves=(24,),
         vote_weights=np.zeros(24),
         answer="accurate",
-        correct=False,
+        correction="reject",
     )
     with pytest.raises(RecipeError, match="undecided after 19 of 24 members"):
         operating_point(test, np.full((24, 2), 0.5))

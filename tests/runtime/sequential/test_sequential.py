@@ -58,7 +58,7 @@ def test_levels_out_of_order_are_refused(clean: float, adversarial: float) -> No
 
 def test_four_agreeing_members_accept_and_two_disagreeing_members_flag() -> None:
     # ln 12 = 2.48 a disagreement, ln(.4/.95) = -.865 an agreement, boundaries +-2.94, worked by hand.
-    outcome = run_sequential_test(wald_test(correct=False), said([[0, 1]] * 24, [0, 0]))
+    outcome = run_sequential_test(wald_test(correction="reject"), said([[0, 1]] * 24, [0, 0]))
     assert outcome.adversarial.tolist() == [False, True]
     assert outcome.members_used.tolist() == [4, 2]
     assert outcome.log_likelihood_ratio == pytest.approx([4 * math.log(0.4 / 0.95), 2 * math.log(12.0)])
@@ -73,7 +73,7 @@ def test_operating_characteristic_agrees_with_exact_dynamic_programming_within_t
         labels = (rng.random((24, count)) < rate).astype(int)
         logp = np.log(np.where(labels[..., None] == np.arange(2), 0.8, 0.2)).astype(np.float32)
         base = answers([[0] * count], 2)[0]
-        outcome = run_sequential_test(wald_test(correct=False), StageAnswers(base, logp))
+        outcome = run_sequential_test(wald_test(correction="reject"), StageAnswers(base, logp))
         error = 3 * math.sqrt(flagged * (1 - flagged) / count)
         assert abs(outcome.adversarial.mean() - flagged) < error + 5e-5
         spread = 3 * outcome.members_used.std() / math.sqrt(count)
@@ -230,10 +230,33 @@ def test_a_curtailed_vote_ends_when_the_votes_that_are_left_cannot_tie() -> None
 
 
 def test_a_rejected_input_abstains_and_asks_nobody_for_a_vote() -> None:
-    outcome = run_sequential_test(wald_test(correct=False), said([[1, 0]] * 24, [0, 0]))
+    outcome = run_sequential_test(wald_test(correction="reject"), said([[1, 0]] * 24, [0, 0]))
     assert outcome.adversarial.tolist() == [True, False]
     assert outcome.abstained.tolist() == [True, False]
     assert outcome.members_used.tolist() == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("correction", "label", "abstains"), [("correct", 1, False), ("keep", 0, False), ("reject", 1, True)]
+)
+def test_a_flagged_mix_gets_the_vote_or_keeps_the_answer_of_the_whole_jury(
+    correction: str, label: int, abstains: bool
+) -> None:
+    # Two of three jurors say 1, by .55 to .45, the last one 0 by .9 to .1: the vote is 1, the mean probability of 0 is
+    # .6. The first juror alone answers 1 and raises the alarm; a rejected input is not asked about any more.
+    logs = np.log([[[0.45, 0.55]], [[0.45, 0.55]], [[0.9, 0.1]]]).astype(np.float32)
+    never, always = np.full(3, -np.inf), np.full(3, -5.0)
+    test = voting_test(3, lower=never, upper=always, answer="mixed", correction=correction, curtail=True)
+    outcome = run_sequential_test(test, StageAnswers(logs[2], logs))
+    assert outcome.adversarial.all()
+    assert outcome.label.tolist() == [label]
+    assert outcome.abstained.tolist() == [abstains]
+
+
+def test_a_flagged_answer_of_the_classifier_is_kept_without_asking_anybody() -> None:
+    test = voting_test(4, upper=np.full(4, 1.0), answer="accurate", correction="keep")
+    outcome = run_labels(test, 1, 1, 1, 1)
+    assert (outcome.label.tolist(), outcome.members_used.tolist()) == ([0], [1])
 
 
 def test_an_undecided_input_abstains_under_that_truncation_and_is_neither_clean_nor_adversarial() -> None:

@@ -112,21 +112,22 @@ class Specified:
     def run(self) -> dict[str, object]:
         test = self.test
         for i in range(test.members):
-            wanted = self.alarm and test.correct and test.vote_weights[i] > 0 and not self.voted
+            wanted = self.alarm and test.polls and test.vote_weights[i] > 0 and not self.voted
             if i < test.opening or not (self.alarm or self.clean) or wanted:
                 self.ask(i)
-            self.voted |= bool(test.curtail and self.alarm and self.settled(i))
+            counted = test.correction == "correct" or test.answer == "robust"
+            self.voted |= bool(test.curtail and counted and self.alarm and self.settled(i))
         undecided = not (self.alarm or self.clean)
         adversarial = self.alarm or (undecided and self.evidence > test.final_threshold)
         return {
-            "label": self.ranked() if adversarial and test.correct else self.answer(),
+            "label": self.ranked() if adversarial and test.correction == "correct" else self.answer(),
             "adversarial": adversarial,
             "base_label": int(self.base.argmax()),
             "label_change_rate": np.float32(self.changed / self.asked),
             "log_likelihood_ratio": self.evidence,
             "members_used": self.asked,
             "votes": self.votes,
-            "abstained": (adversarial and not test.correct) or (undecided and test.undecided_abstains),
+            "abstained": (adversarial and test.correction == "reject") or (undecided and test.undecided_abstains),
             "first_answer": self.first,
         }
 
@@ -195,12 +196,12 @@ def test_an_answer_that_waits_for_the_vote_is_that_of_the_whole_jury(case: Case)
 @given(case=cases(), rival=st.integers(0, 3))
 def test_what_members_say_that_were_not_asked_changes_nothing(case: Case, rival: int) -> None:
     test, said = case
-    outcome = run_sequential_test(replace(test, correct=False), said)
+    outcome = run_sequential_test(replace(test, correction="reject"), said)
     other = said.members.copy()
     late = np.arange(test.members)[:, None] >= outcome.members_used
     other[late] = -9.0
     other[..., rival % other.shape[2]] = np.where(late, 0.0, other[..., rival % other.shape[2]])
-    changed = run_sequential_test(replace(test, correct=False), replace(said, members=other))
+    changed = run_sequential_test(replace(test, correction="reject"), replace(said, members=other))
     for name in OUTCOME:
         assert np.array_equal(getattr(changed, name), getattr(outcome, name)), name
 
@@ -210,7 +211,7 @@ def test_what_members_say_that_were_not_asked_changes_nothing(case: Case, rival:
 def test_a_member_without_a_vote_changes_no_label_of_the_whole_jury(case: Case) -> None:
     test, said = case
     flagged = replace(test, final_threshold=-math.inf, undecided_abstains=False, lower=np.full(test.members, -np.inf))
-    flagged = replace(flagged, await_vote=False, correct=True)
+    flagged = replace(flagged, await_vote=False, correction="correct")
     outcome = run_sequential_test(flagged, said)
     other = said.members.copy()
     other[test.vote_weights == 0.0] = other[test.vote_weights == 0.0][:, ::-1]

@@ -89,6 +89,7 @@ def test_the_page_learns_what_evidence_is_compared_with_only_if_evidence_is_expo
     assert evidence["members"] == len(classifier.manifest.members)
     assert len(evidence["lower"]) == len(evidence["upper"]) == evidence["members"]
     assert (evidence["answers"], evidence["purify"]) == ("0.25 classifier + 0.75 jury^2", "always")
+    assert evidence["answers_flagged"] == "the whole jury"
     assert (evidence["jurors"], evidence["jury_weight"]) == (3, 2.25)
 
 

@@ -194,7 +194,9 @@ def test_plans_start_from_random_points_and_from_the_best_past_the_purifier_and_
 
 
 def test_a_rejecting_file_has_no_vote_in_its_plan_and_other_goals_have_none():
-    names = {one.objective.name for one in label_plan(decision("mixed", correct=False), AdaptiveBudget.standard())}
+    names = {
+        one.objective.name for one in label_plan(decision("mixed", correction="reject"), AdaptiveBudget.standard())
+    }
     assert names == {"answer", "jury"}
     with pytest.raises(ValueError, match="no plan for the goal 'slow down'"):
         defended_plan(decision("mixed"), AdaptiveBudget.quick(), "slow down")
@@ -204,7 +206,7 @@ def test_a_flag_asks_the_jurors_that_are_left_and_no_sensor():
     assert most_asked(decision("robust")) == 4
     closing = decision("robust", upper=np.full(4, 1.0), lower=np.full(4, np.nextafter(1.0, -math.inf)))
     assert most_asked(closing) == 3
-    assert most_asked(replace(closing, correct=False)) == 1
+    assert most_asked(replace(closing, correction="reject")) == 1
 
 
 @pytest.mark.parametrize(

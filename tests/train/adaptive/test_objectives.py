@@ -239,7 +239,9 @@ def test_where_the_surrogate_is_satisfied_members_still_have_a_direction():
         "more of the label that is to be accepted"
     )
     assert float(surrogate.until_alarm(ANY, log_probabilities(loud), torch.tensor([0]))) < -0.2
-    rejecting = surrogates(dataclasses.replace(TEST, correct=False))  # no vote asks the members for the true label
+    rejecting = surrogates(
+        dataclasses.replace(TEST, correction="reject")
+    )  # no vote asks the members for the true label
     assert (satisfied(alarm_objective(*rejecting), loud) > 0.0).all(), "less of the label that is to be objected to"
 
 

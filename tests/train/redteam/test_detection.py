@@ -28,7 +28,7 @@ def counting(lower=-np.inf):
         waves=(MEMBERS,),
         vote_weights=np.zeros(MEMBERS),
         answer="accurate",
-        correct=False,
+        correction="reject",
     )
 
 

@@ -114,13 +114,15 @@ def test_parts_of_the_search_sum_to_what_it_broke_and_what_it_turned(evaluation)
 
 def test_every_row_of_the_table_faces_what_was_found_for_the_others(evaluation):
     left = {row.name: row.worst_case for row in evaluation.ablation}
-    for name, worst in ((FULL[True], evaluation.worst_case), (BARE, evaluation.bare_worst_case)):
+    for name, worst in ((FULL["correct"], evaluation.worst_case), (BARE, evaluation.bare_worst_case)):
         for figure in ("label_accuracy", "label_accuracy_interval", "robust_accuracy", "robust_accuracy_interval"):
             assert getattr(left[name], figure) == getattr(worst, figure)
-    assert left[FULL[True]].robust_accuracy == left[FULL[False]].robust_accuracy  # flags do not depend on correction
-    assert left[FULL[False]].label_accuracy == evaluation.rejecting_label_accuracy
+    assert (
+        left[FULL["correct"]].robust_accuracy == left[FULL["reject"]].robust_accuracy
+    )  # flags do not depend on correction
+    assert left[FULL["reject"]].label_accuracy == evaluation.rejecting_label_accuracy
     assert all(row.milliseconds > 0.0 for row in evaluation.ablation)
-    assert all(row.descents >= evaluation.row(FULL[True]).descents for row in evaluation.ablation), "equal effort"
+    assert all(row.descents >= evaluation.row(FULL["correct"]).descents for row in evaluation.ablation), "equal effort"
 
 
 def test_the_robust_classifier_is_cut_from_the_file_and_flagged_as_often(evaluation, tiny_model_path, data):

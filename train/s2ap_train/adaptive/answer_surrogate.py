@@ -34,7 +34,7 @@ class AnswerSurrogate:
     @property
     def corrects(self) -> bool:
         """Whether the vote of the whole jury is the label of what is flagged."""
-        return self._test.correct
+        return self._test.correction == "correct"
 
     def gap(self, c: Tensor, m: Tensor | None, t: Tensor) -> Tensor:
         """How far the answer is from t [N], in nats; negative: it is t.

@@ -115,7 +115,7 @@ def label_plan(test: SequentialTest, budget: AdaptiveBudget) -> list[Descent]:
         Descent(whole, "exact", "random"),
         Descent(whole, "exact", "best", target=0),
     ]
-    if test.correct:
+    if test.correction == "correct":
         plan.append(Descent(vote_objective(answer, evidence), "exact", "best", target=0))
         if test.answer != "robust":
             plan.append(Descent(flag_then_flip_objective(answer, evidence), "exact", "best", target=0))
@@ -125,7 +125,7 @@ def label_plan(test: SequentialTest, budget: AdaptiveBudget) -> list[Descent]:
     for rank in ranks:
         plan.append(Descent(whole, "exact", "random", target=rank))
         plan.append(Descent(jury, "exact", "best" if rank == 0 else "random", target=rank))
-        if test.correct and test.answer != "robust":
+        if test.correction == "correct" and test.answer != "robust":
             plan.append(Descent(flag_then_flip_objective(answer, evidence), "exact", "random", target=rank))
     return plan
 

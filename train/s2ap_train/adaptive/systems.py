@@ -121,7 +121,7 @@ def judge(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Outcome:
     excess = np.clip(verdicts.log_likelihood_ratio - boundary, 0.0, RIGHT / 2) + verdicts.label_change_rate + _FLOOR
     crossed = np.where(verdicts.adversarial, answer < 0.0, wrong)
     right = RIGHT + np.maximum(answer, 0.0) - 0.5 * _lost(verdicts, labels)
-    voted = verdicts.adversarial & test.correct
+    voted = verdicts.adversarial & (test.correction == "correct")
     of_label = np.where(voted, _vote_margin(verdicts, labels), answer)
     return Outcome(
         label=verdicts.label,
@@ -159,7 +159,7 @@ def most_asked(test: SequentialTest) -> int:
     """Members that a test can ask at most: until all is decided, and then the jurors left, for the vote on a flag."""
     closed = np.flatnonzero(test.closed)
     decided = int(closed[0]) + 1 if len(closed) else test.members
-    return decided + (int((test.vote_weights[decided:] > 0.0).sum()) if test.correct else 0)
+    return decided + (int((test.vote_weights[decided:] > 0.0).sum()) if test.polls else 0)
 
 
 def _answer_margin(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> Float64:

@@ -208,7 +208,7 @@ def to_tables(
             "lower": finite_or_none(test.lower),
             "upper": finite_or_none(test.upper),
             "truncation": truncation,
-            "correction": "correct" if test.correct else "reject",
+            "correction": test.correction,
             "curtailed": test.curtail,
             "opening": test.opening,
             "await_vote": test.await_vote,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.sequential import Answer, SequentialTest, SignalName, first_answers, voted_label
+from s2ap_defend.sequential import Answer, Correction, SequentialTest, SignalName, first_answers, voted_label
 from s2ap_defend.types import Float64, Int64
 from s2ap_train.calibration.answers import Answers
 
@@ -28,6 +28,7 @@ class Jury:
         amplification: Of the mix.
         await_vote: Whether 'clean' waits for a settled vote; only for the answer 'robust'.
         signals: Evidence that costs no member, counted with the opening.
+        correction: What a flagged input gets, unless it is rejected.
         left_out: Members that are not asked, and no part of the file.
 
     Raises:
@@ -41,6 +42,7 @@ class Jury:
     amplification: float = 1.0
     await_vote: bool = False
     signals: tuple[SignalName, ...] = ()
+    correction: Correction = "correct"
     left_out: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -87,7 +89,7 @@ class Jury:
             jury_share=self.jury_share,
             amplification=self.amplification,
             opening=n,
-            correct=False,
+            correction="reject",
         )
 
     @property

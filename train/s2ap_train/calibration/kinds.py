@@ -140,7 +140,7 @@ def sequential_test(
         amplification=jury.amplification,
         opening=opening,
         await_vote=jury.await_vote,
-        correct=config.correction == "correct",
+        correction="reject" if config.correction == "reject" else jury.correction,
         undecided_abstains=config.final_rule == "abstain",
     )
 

@@ -42,7 +42,7 @@ class Detection:
             evidence could be 'gaining': after the members that count nothing could decide any more.
         calibrate_on: Whether alpha counts clean inputs that the classifier gets right, or all of them. Under 'correct'
             the rate over all inputs is higher: the test also detects the classifier's own mistakes.
-        correction: 'correct' gives a flagged input the vote of the whole jury, 'reject' gives it none.
+        correction: 'correct' gives a flagged input the label that the whole jury gives it, 'reject' gives it none.
         order: 'greedy' asks first who adds most, 'as trained' keeps the order of the recipe.
         evidence: Whose answers count under 'conformal' with greedy order. 'gaining': members are added as long as one
             raises the area under the ROC curve, `min_accept` of them at least; the rest only vote. Members that are

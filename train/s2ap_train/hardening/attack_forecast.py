@@ -123,7 +123,8 @@ def _decisions(recipe: Recipe, splits: Splits, one: Gradients) -> Iterator[float
 
     def seconds(decision: DecisionRecipe, goal: Goal) -> float:
         _, jury = wiring(decision, roles)
-        plan = defended_plan(replace(jury.unflagged(), correct=recipe.detection.correction == "correct"), budget, goal)
+        correction = "reject" if recipe.detection.correction == "reject" else jury.correction
+        plan = defended_plan(replace(jury.unflagged(), correction=correction), budget, goal)
         past = sum(descent.path in {"none", "identity"} for descent in plan)
         through = one.networks + (0.0 if decision.purify == "off" else one.purifier)
         work = past * one.networks + (len(plan) - past) * through + _CHECKS * len(plan) * through

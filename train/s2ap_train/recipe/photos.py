@@ -133,7 +133,14 @@ def photos_tables(
         "members": {"jurors": robust_members, "sensors": sensors},
         "score_model": {"size": "fast", **_score_epochs(work, trained), "flip": _photos(facts)},
         "purifier": _purifier(facts, eps),
-        "decision": {"answer": answer, "juror_weight": 0.25, "opening": 4, "purify": "off"},
+        "decision": {
+            "answer": answer,
+            "juror_weight": 0.25,
+            "opening": 4,
+            "purify": "off",
+            "sensors_see": "nothing",
+            "signals": ["jury margin"],
+        },
         "decision_choice": _choice(work, effort),
         "detection": {"alpha": 0.05, "beta": 0.05, "min_accept": 4},
         "evaluation": {"samples": work.evaluated, "budget": work.budget},
@@ -203,8 +210,8 @@ def _choice(work: Work, effort: Effort) -> dict[str, Any]:
     table: dict[str, Any] = {"samples": work.samples, "steps": work.steps}
     if effort == "quick":
         few = {"jury_shares": [0.8, 1.0], "amplifications": [3.0], "juror_weights": [0.25]}
-        none: dict[str, list[str]] = {"opening": [], "jurors_see": [], "signals": []}
-        return {**table, "targets": 1, **few, **none, "sensors_see": ["nothing"], "purify": ["suspicious"]}
+        none: dict[str, list[str]] = {"opening": [], "jurors_see": [], "signals": [], "flagged_label": []}
+        return {**table, "targets": 1, **few, **none, "sensors_see": ["purified"], "purify": ["suspicious"]}
     if effort == "standard":
         return {**table, "targets": 1, "opening": [2], "jurors_see": [], "purify": ["suspicious"]}
     return {**table, "targets": 2}

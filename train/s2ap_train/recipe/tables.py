@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 
+FlaggedLabel = Literal["answer", "vote"]
 Weight = Annotated[float, Field(gt=0, le=1, multiple_of=WEIGHT_UNIT)]
 
 
@@ -69,6 +70,9 @@ class DecisionRecipe(Table):
             more can accept an image as it came.
         await_vote: Whether, under 'robust', 'clean' waits until no vote that is left can change the label.
         signals: Evidence that costs no member: 'jury margin', 'classifier surprise', 'reconstruction error'.
+        flagged_label: What a flagged input gets under 'mixed', unless it is rejected: the 'answer' of the whole jury
+            with the classifier, or the jury's 'vote'. Under 'robust' these are the same; under 'accurate' it is the
+            vote.
         label_cost: What a mix may lose against the jury, both attacked: labels, and images right or flagged.
         max_cost: The most that a clean image may cost, in floating-point operations, a multiple of the classifier's;
             what is dearer is taken only where all are. With it the search begins without a purifier. None: any.
@@ -84,6 +88,7 @@ class DecisionRecipe(Table):
     opening: Annotated[int, Field(ge=1)] = 2
     await_vote: bool = True
     signals: tuple[SignalName, ...] = ()
+    flagged_label: FlaggedLabel = "answer"
     label_cost: Annotated[float, Field(ge=0, le=1)] = 0.01
     max_cost: Annotated[float, Field(gt=1)] | None = None
 
@@ -123,6 +128,7 @@ class DecisionGrid(Table):
         sensors_see: The image that sensors see, or 'nothing'.
         purify: Which images are purified.
         signals: Evidence that costs no member.
+        flagged_label: What a flagged input gets under 'mixed'.
     """
 
     samples: Annotated[int, Field(ge=10)] = 200
@@ -136,6 +142,7 @@ class DecisionGrid(Table):
     sensors_see: tuple[Sees | Literal["nothing"], ...] = ("purified", "raw", "nothing")
     purify: tuple[Purify, ...] = ("always", "suspicious", "off")
     signals: tuple[tuple[SignalName, ...], ...] = ((), ("jury margin",), ("jury margin", "classifier surprise"))
+    flagged_label: tuple[FlaggedLabel, ...] = ("vote",)
 
 
 class EvaluationSettings(Table):

@@ -138,8 +138,8 @@ def evaluate_file(
             if any(attacks[name].norm == norm for name in on_file)
         },
         bare_worst_case=_worst(worst_of(attacks, bare, data.labels), rows.get(BARE)),
-        rejecting_label_accuracy=rows[FULL[False]].row.worst_case.label_accuracy
-        if FULL[False] in rows
+        rejecting_label_accuracy=rows[FULL["reject"]].row.worst_case.label_accuracy
+        if FULL["reject"] in rows
         else _answered_rightly(in_the_ball(attacks, defended), data),
         detection=_detection(file, data, attacks, defended),
         members_used={name: tuple(outcome.members_used.tolist()) for name, outcome in defended.outcomes.items()},

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from onnx import ModelProto
 
-from s2ap_defend.decision_record import DecisionDescription, Frontier
+from s2ap_defend.decision_record import DecisionDescription, Frontier, FrontierRow
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import Answer, SequentialTest
+from s2ap_defend.sequential import Answer, Correction, SequentialTest
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 from s2ap_export.graph.compose import compose
 
@@ -34,8 +34,9 @@ def answered_by(manifest: Manifest, answer: Answer | None) -> Answering:
     """The decision of a file whose answer is given by somebody else.
 
     The numbers of the mix are those of the best row with that answer in the file's frontier whose networks are wired
-    as the file's, or the file's own. Under 'robust' the verdict 'clean' waits for a settled vote, as nothing else says
-    that a part of the jury is enough.
+    as the file's, or the file's own. A mix keeps its answer where it is flagged, unless that row says otherwise; other
+    answers give way to the jury's vote. Under 'robust' the verdict 'clean' waits for a settled vote, as nothing else
+    says that a part of the jury is enough.
 
     Args:
         manifest: Of the file.
@@ -53,6 +54,7 @@ def answered_by(manifest: Manifest, answer: Answer | None) -> Answering:
             "harden with jurors first"
         )
     update: dict[str, object] = {"answer": answer}
+    row: FrontierRow | None = None
     frontier = decision.frontier
     rows = [] if frontier is None else _wired_alike(frontier, answer)
     if frontier is not None and rows:
@@ -72,6 +74,7 @@ def answered_by(manifest: Manifest, answer: Answer | None) -> Answering:
             jury_share=other.jury_share,
             amplification=other.amplification,
             await_vote=answer == "robust",
+            correction=_corrected(test.correction, answer, row),
         ),
     )
 
@@ -91,6 +94,15 @@ def composed(file: ModelFile, test: SequentialTest) -> ModelProto:
         sees=[member.sees for member in members],
         purify=file.manifest.decision.purify,
     )
+
+
+def _corrected(correction: Correction, answer: Answer, row: FrontierRow | None) -> Correction:
+    """What flagged inputs get under an answer that is the row's; what was rejected stays so."""
+    if correction == "reject":
+        return correction
+    if answer != "mixed":
+        return "correct"
+    return "keep" if row is None else row.correction
 
 
 def _wired_alike(frontier: Frontier, answer: Answer) -> list[int]:

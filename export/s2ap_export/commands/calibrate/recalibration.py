@@ -143,7 +143,7 @@ def recalibrate(
         old_rate_interval=clopper_pearson(int(before.sum()), len(before)),
         cross_validated_rate=cross_validated_rate(statistics, alpha),
         flagged=float(after.adversarial.mean()),
-        abstained=float(after.abstained.mean()) if test.undecided_abstains or not test.correct else None,
+        abstained=float(after.abstained.mean()) if test.undecided_abstains or test.correction == "reject" else None,
         members_used=float(after.members_used.mean()),
         left_out=member_correlation(counted.disagreements).left_out,
     )

@@ -17,11 +17,13 @@ from s2ap_train.hardening.decision_choice.rules import (
 from s2ap_train.recipe.tables import DecisionGrid, DecisionRecipe
 
 
-def measured(clean: int, label: int, *, safe: int = 10, cost: float = 2.0, **decision: object) -> Measured:
+def measured(
+    clean: int, label: int, *, safe: int = 10, flagged: int = 0, cost: float = 2.0, **decision: object
+) -> Measured:
     """A decision that is right on so many of ten clean images, and of ten attacked ones, where so many are safe."""
     made = DecisionRecipe.model_validate({"answer": "mixed"} | decision)
-    right, kept, able = (np.arange(10) < count for count in (clean, label, safe))
-    return Measured(made, sequential_test(3), right, ~right, kept, able, np.full(10, 2), cost)
+    right, alarms, kept, able = (np.arange(10) < count for count in (clean, flagged, label, safe))
+    return Measured(made, sequential_test(3), right, alarms, kept, able, np.full(10, 2), cost)
 
 
 JURY = measured(7, 6, answer="robust")
@@ -42,6 +44,18 @@ def test_every_answer_is_compared_with_every_weight_of_the_jurors() -> None:
         ("robust", 0.5, 0.8),
         ("accurate", 0.5, 0.8),
     ]
+
+
+def test_the_mean_probability_of_the_jury_alone_is_tried_with_one_power() -> None:
+    grid = DecisionGrid(juror_weights=(1.0,), jury_shares=(0.9, 1.0), amplifications=(3.0, 6.0))
+    mixes = [one for one in answers(DecisionRecipe(answer="robust"), grid) if one.answer == "mixed"]
+    assert [(one.jury_share, one.amplification) for one in mixes] == [(0.9, 3.0), (0.9, 6.0), (1.0, 3.0)]
+
+
+def test_only_a_mix_can_get_another_label_where_it_is_flagged() -> None:
+    for answer, tried in (("mixed", ["vote"]), ("robust", []), ("accurate", [])):
+        others = variants(DecisionRecipe(answer=answer), DecisionGrid(), "flagged_label", jurors=3)  # type: ignore[arg-type]
+        assert [one.flagged_label for one in others] == tried
 
 
 def test_the_most_accurate_mix_within_the_label_cost_is_taken() -> None:
@@ -129,6 +143,9 @@ def test_what_a_search_attacks_if_nothing_is_better_is_known_before_it() -> None
         (measured(8, 7, safe=9), True),  # one label more
         (measured(8, 6, safe=10), True),  # one more is right or flagged
         (measured(9, 6, safe=9), True),  # one more is right without attack
+        (measured(8, 7, safe=9, flagged=1), False),  # one label more, and a false alarm
+        (measured(8, 8, safe=9, flagged=1), True),  # two labels more
+        (measured(8, 9, safe=10, flagged=5, cost=1.0), False),  # five false alarms: beyond noise
         (measured(8, 6, safe=9, cost=1.0), True),  # cheaper, and nothing lost
         (measured(8, 6, safe=9), False),  # the same
         (measured(8, 7, safe=8, cost=1.0), True),  # cheaper, and gained as much as lost
@@ -149,10 +166,10 @@ def test_a_dearer_variant_must_gain_beyond_noise(more: int, expected: bool) -> N
 
 
 def test_the_reason_names_what_changed_and_its_figures() -> None:
-    new, old = measured(8, 6, signals=("jury margin",), cost=1.5), measured(8, 6, safe=9)
+    new, old = measured(8, 6, signals=("jury margin",), cost=1.5, flagged=1), measured(8, 6, safe=9, flagged=2)
     assert said_of("signals", new, old) == (
         "signals jury margin instead of none: label right 60.0% -> 60.0%, right or flagged 90.0% -> 100.0%, "
-        "clean 80.0% -> 80.0%, cost 2 -> 1.5."
+        "clean 80.0% -> 80.0%, flagged clean 20.0% -> 10.0%, cost 2 -> 1.5."
     )
 
 

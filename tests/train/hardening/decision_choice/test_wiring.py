@@ -16,6 +16,15 @@ def test_jurors_vote_and_sensors_see_what_the_decision_says(sees: str) -> None:
     assert (jury.opening, jury.left_out) == ((0, 2), ())
 
 
+@pytest.mark.parametrize(
+    ("answer", "label", "correction"),
+    [("mixed", "answer", "keep"), ("mixed", "vote", "correct"), ("robust", "answer", "correct")],
+)
+def test_a_flagged_mix_keeps_its_answer_or_gets_the_vote(answer: str, label: str, correction: str) -> None:
+    decision = DecisionRecipe(answer=answer, flagged_label=label)  # type: ignore[arg-type]
+    assert wiring(decision, ROLES)[1].correction == correction
+
+
 def test_sensors_that_see_nothing_are_left_out() -> None:
     eyes, jury = wiring(DecisionRecipe(sensors_see="nothing"), ROLES)
     assert (jury.left_out, jury.asked) == ((1, 3), [0, 2])

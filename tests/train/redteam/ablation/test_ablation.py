@@ -119,11 +119,11 @@ def test_the_rows_are_the_baselines_in_the_file_its_chains_and_the_networks_that
 ):
     network = tiny_stages[2][0]
     rows = rows_of(tiny_model_path, {WIDER: network}, threshold=0.6)
-    first, last = [BARE, PRUNED, CONFIDENCE], [*FULL.values(), WIDER]
+    first, last = [BARE, PRUNED, CONFIDENCE], [FULL["reject"], FULL["correct"], WIDER]
     assert names(rows) == [*first, JURY, UNFLAGGED, UNPURIFIED, *last]
     assert names(rows_of(tiny_model_path, {ADVERSARIAL: network}))[:3] == [BARE, ADVERSARIAL, PRUNED]
-    assert {row.name: row.same_as for row in rows if row.same_as} == {FULL[False]: FULL[True]}
-    assert {row.name for row in rows if len(row.goals) > 1} == {UNPURIFIED, FULL[True]}, (
+    assert {row.name: row.same_as for row in rows if row.same_as} == {FULL["reject"]: FULL["correct"]}
+    assert {row.name for row in rows if len(row.goals) > 1} == {UNPURIFIED, FULL["correct"]}, (
         "flags make labels another goal"
     )
     with_flags = {row.name: row for row in rows}
@@ -161,11 +161,11 @@ def test_rows_of_several_files_have_names_of_their_own_and_are_told_apart_by_the
 
 
 def test_of_a_file_that_rejects_the_correcting_chain_is_the_one_that_is_not_served(abstaining_model_path):
-    assert served_row(open_model_file(abstaining_model_path)) == FULL[False]
+    assert served_row(open_model_file(abstaining_model_path)) == FULL["reject"]
     rows = {row.name: row for row in rows_of(abstaining_model_path, {})}
-    assert rows[FULL[False]].same_as is None
-    if FULL[True] in rows:
-        assert rows[FULL[True]].same_as == FULL[False]
+    assert rows[FULL["reject"]].same_as is None
+    if FULL["correct"] in rows:
+        assert rows[FULL["correct"]].same_as == FULL["reject"]
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_an_ablation_is_measured_kept_and_not_made_again(tiny_model_path, tiny_s
             measure_ablation(
                 rows,
                 small,
-                attacked={FULL[True]: [images]},
+                attacked={FULL["correct"]: [images]},
                 effort=Effort(descents=9, steps=1),
                 store=Store(tmp_path, "key"),
                 reporter=Reporter(Console(file=text, width=200)),
@@ -206,15 +206,15 @@ def test_an_ablation_is_measured_kept_and_not_made_again(tiny_model_path, tiny_s
         assert row.row.descents >= 9, "equal effort"
         assert row.row.steps == 1
         assert row.row.milliseconds > 0
-    reject, correct = (first[name] for name in FULL.values())
+    reject, correct = first[FULL["reject"]], first[FULL["correct"]]
     np.testing.assert_array_equal(reject.kept, correct.kept)
     np.testing.assert_array_equal(first[CONFIDENCE].label_right, first[PRUNED].label_right)
     assert (first[CONFIDENCE].kept >= first[PRUNED].kept).all(), "a flag loses nothing"
     costs = {name: row.row.cost for name, row in first.items()}
     assert costs[BARE] == costs[PRUNED] == costs[CONFIDENCE] == 1.0, "all networks of this file are alike"
     assert costs[JURY] == sum(bool(member.vote_weight) for member in open_model_file(tiny_model_path).manifest.members)
-    assert costs[FULL[True]] > costs[UNPURIFIED] > 1.0
-    assert max(first[name].row.milliseconds for name in (BARE, PRUNED)) < first[FULL[True]].row.milliseconds
+    assert costs[FULL["correct"]] > costs[UNPURIFIED] > 1.0
+    assert max(first[name].row.milliseconds for name in (BARE, PRUNED)) < first[FULL["correct"]].row.milliseconds
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_what_decides_a_job_is_its_network_its_images_its_effort_and_what_was_kn
 ):
     def decides(network, known, effort=LEAST):
         rows = rows_of(tiny_model_path, {WIDER: network})
-        jobs = ablation_jobs(rows, small, attacked={FULL[True]: [known]}, effort=effort)
+        jobs = ablation_jobs(rows, small, attacked={FULL["correct"]: [known]}, effort=effort)
         return [job.decides for job in jobs if WIDER in job.name]
 
     images = np.concatenate([task.data.images for task in small])
@@ -255,7 +255,7 @@ def test_what_decides_a_job_is_its_network_its_images_its_effort_and_what_was_kn
 
 def test_every_job_starts_from_its_own_part_of_what_is_known(tiny_model_path, small):
     images = np.concatenate([task.data.images for task in small]) * 0.5
-    jobs = ablation_jobs(rows_of(tiny_model_path, {})[:1], small, attacked={FULL[True]: [images]}, effort=LEAST)
+    jobs = ablation_jobs(rows_of(tiny_model_path, {})[:1], small, attacked={FULL["correct"]: [images]}, effort=LEAST)
     for job, part in zip(jobs, (slice(0, 6), slice(6, 10)), strict=True):
         _, task, _, _ = job.arguments({})
         np.testing.assert_array_equal(task.known["0"], images[part])

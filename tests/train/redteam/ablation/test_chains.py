@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tests.export.defended_files import DECISION, PURIFICATION, TABLES, write_untrained
+from tests.export.defended_files import DECISION, KEEPING_TABLES, PURIFICATION, TABLES, write_untrained
 from tests.train.linear_stage import WEIGHT, linear_stage
 
 from s2ap_defend.classifier import DefendedClassifier
@@ -15,7 +15,7 @@ from s2ap_train.adaptive.search import adaptive_attack
 from s2ap_train.adaptive.systems import judge
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet
-from s2ap_train.redteam.ablation.chains import Chain, OpenedFile, chain_target, jury_test, network_target
+from s2ap_train.redteam.ablation.chains import Chain, OpenedFile, chain_target, corrections, jury_test, network_target
 from s2ap_train.redteam.ablation.names import FULL, JURY, UNFLAGGED, UNPURIFIED
 
 BUDGET = AdaptiveBudget(steps=6, cheap_steps=6, restarts=1, targets=1)
@@ -82,7 +82,7 @@ def test_without_the_purifier_every_stage_sees_the_image_as_it_came(opened, file
 
 def test_the_whole_chain_is_the_served_file(opened, file, served, random_images):
     expected = judge(served, LABELS, file.manifest.to_test())
-    outcome = chain_target(FULL[True], opened).system(random_images, LABELS)
+    outcome = chain_target(FULL["correct"], opened).system(random_images, LABELS)
     for name in ("label", "flagged", "abstained", "members_used"):
         np.testing.assert_array_equal(getattr(outcome, name), getattr(expected, name), err_msg=name)
     np.testing.assert_allclose(outcome.score, expected.score, rtol=1e-5)
@@ -104,7 +104,7 @@ def test_the_whole_chain_is_the_served_file_where_only_what_is_suspicious_is_pur
     assert min(untouched.sum(), (~untouched).sum()) > 10
     opened = OpenedFile.of(file)
     expected = judge(served, LABELS, file.manifest.to_test())
-    outcome = chain_target(FULL[True], opened).system(random_images, LABELS)
+    outcome = chain_target(FULL["correct"], opened).system(random_images, LABELS)
     for name in ("label", "flagged", "abstained", "members_used"):
         np.testing.assert_array_equal(getattr(outcome, name), getattr(expected, name), err_msg=name)
     for name in ("score", "margin", "evidence"):
@@ -113,7 +113,7 @@ def test_the_whole_chain_is_the_served_file_where_only_what_is_suspicious_is_pur
 
 def test_what_is_accepted_as_it_came_costs_no_purifier(suspicious, random_images):
     opened = OpenedFile.of(open_model_file(suspicious))
-    target = chain_target(FULL[True], opened)
+    target = chain_target(FULL["correct"], opened)
     served = DefendedClassifier.load(suspicious, device="cpu", threads=1)(random_images)
     untouched = (served.purified == random_images).all((1, 2, 3))
     purifier = opened.engines.alone(random_images).purifier
@@ -125,13 +125,26 @@ def test_what_is_accepted_as_it_came_costs_no_purifier(suspicious, random_images
 def test_rejecting_changes_no_success_of_the_attacker_and_answers_nothing_that_is_flagged(
     opened, file, served, random_images
 ):
-    outcome = chain_target(FULL[False], opened).system(random_images, LABELS)
+    outcome = chain_target(FULL["reject"], opened).system(random_images, LABELS)
     np.testing.assert_array_equal(outcome.success, judge(served, LABELS, file.manifest.to_test()).success)
     np.testing.assert_array_equal(outcome.abstained, served.adversarial)
     assert not outcome.right(np.where(served.adversarial, outcome.label, LABELS))[served.adversarial].any()
 
 
-@pytest.mark.parametrize("name", [JURY, UNFLAGGED, UNPURIFIED, FULL[False]])
+def test_a_file_that_keeps_its_answer_is_right_where_it_would_be_if_it_never_flagged(tmp_path, random_images):
+    path = tmp_path / "keeps.onnx"
+    write_untrained(path, KEEPING_TABLES, DECISION, PURIFICATION)
+    opened = OpenedFile.of(open_model_file(path))
+    assert corrections(opened.file.manifest.to_test()) == {one: FULL[one] for one in ("reject", "keep")}
+    kept, unflagged = (chain_target(name, opened).system(random_images, LABELS) for name in (FULL["keep"], UNFLAGGED))
+    assert 0 < kept.flagged.sum() < len(LABELS)
+    stayed = ~kept.flagged
+    np.testing.assert_array_equal(kept.label[stayed], unflagged.label[stayed])
+    served = DefendedClassifier.load(path, device="cpu", threads=1)(random_images)
+    np.testing.assert_array_equal(kept.label, served.label)
+
+
+@pytest.mark.parametrize("name", [JURY, UNFLAGGED, UNPURIFIED, FULL["reject"]])
 def test_who_attacks_a_chain_sees_that_chain(opened, file, random_images, name):
     target, x = chain_target(name, opened), torch.from_numpy(random_images)
     chain = Chain.of(name, file.manifest)

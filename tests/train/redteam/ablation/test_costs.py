@@ -20,11 +20,11 @@ def known_rows():
         return replace(row, clean_right=first < clean, label_right=first < label, kept=first < kept)
 
     rows = {BARE: with_right(2, 2), PRUNED: with_right(14, 14, 16), CONFIDENCE: with_right(14, 17, 16)}
-    return rows | {FULL[False]: with_right(6, 18), FULL[True]: with_right(12, 18, 19)}
+    return rows | {FULL["reject"]: with_right(6, 18), FULL["correct"]: with_right(12, 18, 19)}
 
 
 def test_costs_compare_rows_image_by_image():
-    found = {(cost.part, cost.measure): cost.effect for cost in part_costs(known_rows(), FULL[True])}
+    found = {(cost.part, cost.measure): cost.effect for cost in part_costs(known_rows(), FULL["correct"])}
     assert set(found) == {
         ("least confident flagged, added to the robust classifier", "right or flagged"),
         ("correction instead of rejection", "label right"),
@@ -36,12 +36,12 @@ def test_costs_compare_rows_image_by_image():
 
 def test_the_served_file_is_compared_with_every_baseline_in_every_figure():
     rows = known_rows()
-    found = comparisons(rows, FULL[True])
+    found = comparisons(rows, FULL["correct"])
     assert [one.baseline for one in found[::3]] == [name for name in BASELINES if name in rows]
     label = effect_of(found, PRUNED, "label right")
     assert (label.before, label.after, label.lost) == (0.7, 0.6, 2)
     assert effect_of(found, PRUNED, "clean accuracy").difference == pytest.approx(0.15)
     assert effect_of(found, CONFIDENCE, "right or flagged").gained == 1
     assert effect_of(found, WIDER, "label right") is None
-    assert effect_of(comparisons(rows, FULL[False]), PRUNED, "label right").after == 0.3
-    assert comparisons({BARE: rows[BARE]}, FULL[True]) == ()
+    assert effect_of(comparisons(rows, FULL["reject"]), PRUNED, "label right").after == 0.3
+    assert comparisons({BARE: rows[BARE]}, FULL["correct"]) == ()

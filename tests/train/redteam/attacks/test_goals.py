@@ -49,14 +49,15 @@ def test_one_voter_of_three_is_not_enough():
     assert not got("correction", target, "wrong label")[0].any()
 
 
-def test_a_file_that_rejects_has_no_vote_to_attack():
-    rejecting = agreement_test(3, lower=[-INF] * 3, upper=[1.0] * 3, correct=False)
-    found = run("correction", defence(SURE, (linear(FIRST),) * 3, rejecting), task(DATA))
-    assert "rejects" in found.notes[SKIPPED]
+@pytest.mark.parametrize("correction", ["reject", "keep"])
+def test_a_file_that_rejects_or_keeps_its_answer_has_no_vote_to_attack(correction):
+    test = agreement_test(3, lower=[-INF] * 3, upper=[1.0] * 3, correction=correction)
+    found = run("correction", defence(SURE, (linear(FIRST),) * 3, test), task(DATA))
+    assert "gets no vote" in found.notes[SKIPPED]
 
 
 def test_right_answers_are_flagged_exactly_where_a_member_can_be_moved():
-    target = defence(SURE, (linear(FIRST),), agreement_test(1, lower=[-1.0], upper=[1.0], correct=False))
+    target = defence(SURE, (linear(FIRST),), agreement_test(1, lower=[-1.0], upper=[1.0], correction="reject"))
     alarm, outcome = got("false-alarm", target, "false alarm")
     assert alarm.tolist() == (SHARES < 1).tolist()
     assert (outcome.label == 1).all()
@@ -69,7 +70,7 @@ def test_a_flag_that_the_jury_answers_wrongly_is_no_false_alarm():
 
 def test_who_wants_a_false_alarm_stops_before_the_classifier_is_fooled():
     # Classifier and member are one network with two thresholds; beyond the second an alarm would be a right one.
-    test = agreement_test(1, lower=[-1.0], upper=[1.0], correct=False)
+    test = agreement_test(1, lower=[-1.0], upper=[1.0], correction="reject")
     target = defence(linear(FIRST, 0.2), (linear(FIRST),), test)
     alarm, outcome = got("false-alarm", target, "false alarm", images_with((0.1,)))
     assert alarm.all()
@@ -114,7 +115,7 @@ def test_the_most_that_is_asked_ends_where_nothing_is_undecided_or_the_vote_ends
     test = {"lower": [-INF, closed, closed, closed], "upper": [1.0] * 4}
     assert most_asked(agreement_test(4, **test, vote_weights=np.array([1.0, 0, 0, 0]))) == 2
     assert most_asked(agreement_test(4, **test, vote_weights=np.array([1.0, 0, 0, 0.5]))) == 3, "sensors have no vote"
-    assert most_asked(agreement_test(4, **test, correct=False)) == 2
+    assert most_asked(agreement_test(4, **test, correction="reject")) == 2
     assert most_asked(SLOW) == 4
 
 

@@ -60,7 +60,8 @@ def test_an_attacker_flags_on_purpose_where_the_jury_that_is_then_asked_can_be_t
     ("changes", "why"),
     [
         ({"answer": "robust"}, "the jury answers"),
-        ({"correct": False}, "rejects"),
+        ({"correction": "reject"}, "gets no vote"),
+        ({"correction": "keep"}, "gets no vote"),
         ({"upper": [INF, INF]}, "never flags"),
     ],
 )

@@ -88,6 +88,7 @@ def frontier_row(measured: Measured) -> FrontierRow:
         jurors_see=decision.jurors_see,
         sensors_see=decision.sensors_see,
         signals=decision.signals,
+        correction=measured.test.correction,
         min_accept=int(accepting[0]) + 1 if len(accepting) else measured.test.members,
         clean_accuracy=float(measured.clean_right.mean()),
         clean_flagged=float(measured.clean_flagged.mean()),

@@ -27,18 +27,21 @@ __all__ = [
 GOALS: tuple[Goal, ...] = ("wrong label", "mislead")
 """What a decision is attacked for that is compared with the one that was taken."""
 
-STEPS = ("opening", "jurors_see", "sensors_see", "purify", "signals")
+STEPS = ("opening", "jurors_see", "sensors_see", "purify", "signals", "flagged_label")
 """What is chosen after the answer, in this order."""
 _DEARER = 1.1  # a decision that costs more than this many times the other's must gain beyond noise
 _NOISE = 0.05  # p-value below which it does
 
 
 def answers(decision: DecisionRecipe, grid: DecisionGrid) -> tuple[DecisionRecipe, ...]:
-    """The jury and every mix of the grid, with each weight of the jurors, the recipe's own, and the classifier."""
+    """The jury and every mix of the grid, with each weight of the jurors, the recipe's own, and the classifier.
+
+    The jury's mean probability alone answers the same whatever its power.
+    """
     mixes: list[dict[str, Any]] = [
         {"answer": "mixed", "jury_share": share, "amplification": power}
         for share in grid.jury_shares
-        for power in grid.amplifications
+        for power in (grid.amplifications if share < 1.0 else grid.amplifications[:1])
     ]
     tried = [one | {"juror_weight": weight} for weight in grid.juror_weights for one in ({"answer": "robust"}, *mixes)]
     tried += [{}, {"answer": "accurate"}]
@@ -74,6 +77,8 @@ def variants(decision: DecisionRecipe, grid: DecisionGrid, step: str, *, jurors:
         jurors: How many there are; an opening of more is none.
     """
     values = [one for one in getattr(grid, step) if step != "opening" or one <= jurors]
+    if step == "flagged_label" and decision.answer != "mixed":
+        return ()
     other = (decision.model_copy(update={step: one}) for one in values)
     return tuple(one for one in dict.fromkeys(other) if one != decision and one.contradiction is None)
 
@@ -155,14 +160,15 @@ def better(one: Measured, other: Measured) -> bool:
     """Whether a decision is better than another on the same images.
 
     It is within `max_cost` and the other is not. Or both are, or neither is, and of labels right under attack, images
-    right or flagged under attack, and images right without attack it has more in all, or as many and costs less, and
-    fewer of none beyond noise; where it costs more than a tenth more it must have more of one beyond noise. Noise is
-    McNemar's exact test, one-sided, at .05.
+    right or flagged under attack, images right without attack, and images not flagged without attack it has more in
+    all, or as many and costs less, and fewer of none beyond noise; where it costs more than a tenth more it must have
+    more of one beyond noise. Noise is McNemar's exact test, one-sided, at .05.
     """
     too_dear = [_too_dear(each, each.decision.max_cost) for each in (one, other)]
     if too_dear[0] != too_dear[1]:
         return too_dear[1]
     pairs = [(getattr(one, name), getattr(other, name)) for name in ("label_right", "robust_right", "clean_right")]
+    pairs.append((~one.clean_flagged, ~other.clean_flagged))
     changes = [(int((a & ~b).sum()), int((b & ~a).sum())) for a, b in pairs]
     gain = sum(gained - lost for gained, lost in changes)
     if any(mcnemar(lost, gained, alternative="greater") < _NOISE for gained, lost in changes):
@@ -181,6 +187,7 @@ def said_of(step: str, one: Measured, other: Measured) -> str:
             ("label right", "label_right"),
             ("right or flagged", "robust_right"),
             ("clean", "clean_right"),
+            ("flagged clean", "clean_flagged"),
         )
     )
     return f"{step} {value} instead of {before}: {figures}, cost {other.cost:.3g} -> {one.cost:.3g}."

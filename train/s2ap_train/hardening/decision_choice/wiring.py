@@ -30,6 +30,7 @@ def wiring(decision: DecisionRecipe, roles: Sequence[Role]) -> tuple[tuple[Sees,
         amplification=decision.amplification,
         await_vote=decision.await_vote and decision.answer == "robust",
         signals=decision.signals,
+        correction="keep" if decision.answer == "mixed" and decision.flagged_label == "answer" else "correct",
         left_out=tuple(i for i, role in enumerate(roles) if role == "sensor" and decision.sensors_see == "nothing"),
     )
     sensors: Sees = "raw" if decision.sensors_see == "nothing" else decision.sensors_see

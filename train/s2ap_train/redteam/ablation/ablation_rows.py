@@ -18,7 +18,14 @@ from s2ap_defend.model_file import ModelFile
 from s2ap_defend.stages import CLASSIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32
 from s2ap_train.adaptive.goals import Goal
-from s2ap_train.redteam.ablation.chains import Chain, ChainSystem, OpenedFile, chain_target, network_target
+from s2ap_train.redteam.ablation.chains import (
+    Chain,
+    ChainSystem,
+    OpenedFile,
+    chain_target,
+    corrections,
+    network_target,
+)
 from s2ap_train.redteam.ablation.compute import stage_flops
 from s2ap_train.redteam.ablation.names import (
     ADVERSARIAL,
@@ -119,8 +126,7 @@ def rows_of(model: Path, networks: Mapping[str, ModelProto], threshold: float | 
         chains.append(Row(UNPURIFIED, model, goals=_FLAGGING, note=_NOTES[UNPURIFIED]))
     whole = [
         Row(name, model, goals=_FLAGGING) if name == served else Row(name, model, note=_NOT_SERVED, same_as=served)
-        for correct, name in FULL.items()
-        if votes or not correct
+        for name in corrections(test).values()
     ]
     first = [single[name] for name in (BARE, ADVERSARIAL, PRUNED, CONFIDENCE) if name in single]
     return (*first, *chains, *whole, *(single[name] for name in (WIDER,) if name in single))
@@ -134,7 +140,7 @@ def first_juror(file: ModelFile) -> ModelProto | None:
 
 def served_row(file: ModelFile) -> str:
     """Name of the row that is the file as it is served."""
-    return FULL[file.manifest.to_test().correct]
+    return FULL[file.manifest.to_test().correction]
 
 
 def open_row(row: Row) -> Target:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import SequentialTest
+from s2ap_defend.sequential import Correction, SequentialTest
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.adaptive.confidence import ConfidenceSystem, confidence_plan
 from s2ap_train.adaptive.search import bare_plan, defended_plan
@@ -31,7 +31,7 @@ from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.outcome import Outcome
 from s2ap_train.twin import Twin
 
-__all__ = ["Chain", "ChainSystem", "OpenedFile", "chain_target", "jury_test", "network_target"]
+__all__ = ["Chain", "ChainSystem", "OpenedFile", "chain_target", "corrections", "jury_test", "network_target"]
 
 
 class ChainSystem:
@@ -130,9 +130,8 @@ class Chain:
         chains = {
             UNFLAGGED: cls(never, everyone, purifies),
             UNPURIFIED: cls(test, everyone, purifies=False),
-            **{row: cls(replace(test, correct=correct), everyone, purifies) for correct, row in FULL.items()
-               if correct == test.correct or not correct or test.vote_weights.any()},
-        }  # fmt: skip
+            **{row: cls(replace(test, correction=one), everyone, purifies) for one, row in corrections(test).items()},
+        }
         return chains[name]
 
     def engines(self, opened: OpenedFile) -> StageEngines:
@@ -146,6 +145,17 @@ class Chain:
         members = every.members[list(self.members)]
         flops = StageFlops(every.purifier * self.purifies, every.classifier * self.classified, members)
         return clean_flops(flops, self.test, self.engines(opened).ask(images))
+
+
+def corrections(test: SequentialTest) -> dict[Correction, str]:
+    """Names of the rows that are the whole file, by what flagged images get: as served, rejected, and what it is worth.
+
+    Files that reject could correct instead, where somebody votes.
+    """
+    shown: set[Correction] = {test.correction, "reject"}
+    if test.correction == "reject" and test.vote_weights.any():
+        shown.add("correct")
+    return {one: name for one, name in FULL.items() if one in shown}
 
 
 def jury_test(test: SequentialTest, jurors: Sequence[int]) -> SequentialTest:
@@ -164,7 +174,7 @@ def jury_test(test: SequentialTest, jurors: Sequence[int]) -> SequentialTest:
         opening=len(places),
         await_vote=False,
         signals=(),
-        correct=False,
+        correction="reject",
         undecided_abstains=False,
     )
 

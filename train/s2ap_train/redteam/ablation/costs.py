@@ -26,12 +26,13 @@ PAIRS: tuple[tuple[str, Measure, str, str], ...] = (
     ("vote of the jury instead of its first juror", "label right", PRUNED, JURY),
     ("answer of the file instead of the vote of the jury", "clean accuracy", JURY, UNFLAGGED),
     ("answer of the file instead of the vote of the jury", "label right", JURY, UNFLAGGED),
-    ("flags and their correction added to the answer", "label right", UNFLAGGED, _SERVED),
-    ("flags and their correction added to the answer", "right or flagged", UNFLAGGED, _SERVED),
+    ("flags added to the answer", "label right", UNFLAGGED, _SERVED),
+    ("flags added to the answer", "right or flagged", UNFLAGGED, _SERVED),
     ("least confident flagged, added to the robust classifier", "right or flagged", PRUNED, CONFIDENCE),
     ("purifier in the chain", "label right", UNPURIFIED, _SERVED),
     ("purifier in the chain", "right or flagged", UNPURIFIED, _SERVED),
-    ("correction instead of rejection", "label right", FULL[False], FULL[True]),
+    ("correction instead of rejection", "label right", FULL["reject"], FULL["correct"]),
+    ("an answer that is kept instead of rejection", "label right", FULL["reject"], FULL["keep"]),
 )
 """(what it is in words, which figure, the row before, the row after)."""
 IN_SHORT = {PAIRS[0][:2], PAIRS[4][:2], PAIRS[7][:2]}

@@ -1,5 +1,7 @@
 """Names of the rows of the ablation."""
 
+from s2ap_defend.sequential import Correction
+
 __all__ = ["ADVERSARIAL", "BARE", "CONFIDENCE", "FULL", "JURY", "PRUNED", "UNFLAGGED", "UNPURIFIED", "WIDER"]
 
 BARE = "bare classifier"
@@ -18,5 +20,5 @@ UNFLAGGED = "answer, never flagged"
 """The file whose test never flags."""
 UNPURIFIED = "full, no purifier"
 """The file whose classifier and members all see the image as it came."""
-FULL = {False: "full, reject", True: "full, correct"}
-"""The whole file, by whether flagged images are corrected; one of the two is served."""
+FULL: dict[Correction, str] = {"reject": "full, reject", "correct": "full, correct", "keep": "full, keep"}
+"""The whole file, by what flagged images get; one of them is served."""

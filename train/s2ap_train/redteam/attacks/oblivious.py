@@ -41,7 +41,7 @@ def _search(target: Target, task: Task) -> Found:
     found = _searched(target, task, target.plan(task.budget), "mislead")
     images, broken_by = found.images, dict(found.broken_by)
     left = np.flatnonzero(~target.system(images, task.data.labels).success)
-    if target.test is not None and target.test.correct and len(left):
+    if target.test is not None and target.test.correction != "reject" and len(left):
         rest = replace(task, data=task.data.subset(left), known={name: one[left] for name, one in task.known.items()})
         turned = _searched(target, rest, label_plan(target.test, task.budget), "wrong label")
         wrong = reached("wrong label", target.system(turned.images, rest.data.labels), rest.data.labels)

@@ -26,6 +26,8 @@ from s2ap_train.redteam.target import Target
 
 __all__ = ["ATTACKS"]
 
+_NO_VOTE = "what the file flags gets no vote: it is rejected, or the answer is kept"
+
 
 def _answer(target: Target, task: Task) -> Found:
     """The answer itself on a wrong label, flagged or not: whichever, then the likeliest ones in turn."""
@@ -43,16 +45,16 @@ def _jury(target: Target, task: Task) -> Found:
 
 def _correction(target: Target, task: Task) -> Found:
     """The whole jury's vote on a wrong label, flagged or not."""
-    if not sequential_test(target).correct:
-        return skipped(task, "the file rejects what it flags: no vote answers")
+    if sequential_test(target).correction != "correct":
+        return skipped(task, _NO_VOTE)
     return searched(target, task, _towards(vote_objective(*surrogates_of(target)), task, target), goal="wrong label")
 
 
 def _flag_then_flip(target: Target, task: Task) -> Found:
     """An alarm, whatever the answer, and the vote that it calls for on a wrong label."""
     test = sequential_test(target)
-    if not test.correct:
-        return skipped(task, "the file rejects what it flags: no vote answers")
+    if test.correction != "correct":
+        return skipped(task, _NO_VOTE)
     if test.answer == "robust":
         return skipped(task, "the jury answers, flagged or not: a flag hands nothing on")
     if _never_flags(test):
