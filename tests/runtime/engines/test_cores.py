@@ -46,7 +46,9 @@ def test_groups_of_version_1_are_read_as_well(tmp_path: Path) -> None:
     assert usable_cores(machine(tmp_path, "3:cpu,cpuacct:/box", unlimited)) == 6
 
 
-@pytest.mark.parametrize(("said", "threads"), [("1", 1), ("4", 4), ("3,2", 3), ("64", 6), ("", 6), ("0", 6), ("all", 6)])
+@pytest.mark.parametrize(
+    ("said", "threads"), [("1", 1), ("4", 4), ("3,2", 3), ("64", 6), ("", 6), ("0", 6), ("all", 6)]
+)
 def test_an_operator_has_the_threads_that_openmp_is_allowed_and_no_more_than_cores(
     monkeypatch: pytest.MonkeyPatch, said: str, threads: int
 ) -> None:
