@@ -26,9 +26,9 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from peers_art import ArtPipeline
 from peers_systems import (
     Answers,
-    ArtPipeline,
     Defended,
     Diffusion,
     OnEngine,
@@ -38,7 +38,8 @@ from peers_systems import (
     System,
     WholeEnsemble,
 )
-from report import aligned, as_text, data_overrides, machine
+from peers_tables import print_tables
+from report import as_text, data_overrides, machine
 from rich.console import Console
 
 from s2ap_defend import DefendedClassifier
@@ -124,7 +125,7 @@ def main(
         **found,
         "adaptive": [row.model_dump() for row in opened.manifest.measured],
     }
-    _print(document)
+    print_tables(document, ONE_BY_ONE)
     if file is not None:
         replace_file(file, as_text(document).encode())
 
@@ -265,38 +266,6 @@ def _paired(peer: Bool, file: Bool, rows: Bool) -> dict[str, Any]:
     """Of these images, those that the file has right or flags and the peer does not, the other way round, and p."""
     gained, lost = int((file & ~peer & rows).sum()), int((peer & ~file & rows).sum())
     return {"gained": gained, "lost": lost, "p_value": mcnemar(lost, gained)}
-
-
-def _print(document: Mapping[str, Any]) -> None:
-    header = ("system", "runs of a network", "x bare", "x file", "attacked, x file", "clean right", "flagged")
-    header += ("PGD: label right", "right or flagged", "DeepFool: label right", "right or flagged")
-    lines: list[tuple[str, ...]] = [header, ("---", *["---:"] * (len(header) - 1))]
-    for name, figure in document["systems"].items():
-        clean, *attacked = (figure["images"][of] for of in ("clean", "pgd", "deepfool"))
-        under = [f"{one[key]:.1%}" for one in attacked for key in ("label_right", "right_or_flagged")]
-        multiples = (figure["times_bare"]["clean"], figure["times_file"]["clean"], figure["times_file"]["pgd"])
-        shares = (f"{clean['label_right']:.1%}", f"{clean['flagged']:.1%}", *under)
-        lines.append((name, f"{clean['evaluations']:.1f}", *(f"{value:.3g}" for value in multiples), *shares))
-    print(*aligned(lines), sep="\n")
-    file = document["systems"][ONE_BY_ONE]
-    for peer, found in document["file_against"].items():
-        peers = document["systems"][peer]
-        faster = [peers["times_bare"][of] / file["times_bare"][of] for of in ("clean", "pgd")]
-        text = "; ".join(
-            f"{of}: +{one['gained']} -{one['lost']} of {document['fooled'][of]}, p {one['p_value']:.2g}"
-            for of, one in found.items()
-        )
-        print(
-            f"\nThe file, one by one, is {faster[0]:.3g} times as fast as {peer} on clean images and {faster[1]:.3g} "
-            f"times on attacked ones. Right or flagged of what fooled the bare classifier, file against it: {text}"
-        )
-    attacks = [row for row in document["adaptive"] if row["eps"] > 0]
-    if attacks:
-        worst = min(attacks, key=lambda row: (row["label_accuracy"], row["robust_accuracy"]))
-        print(
-            f"\nThe file under the worst attack that knows it ({worst['attack']}): {worst['label_accuracy']:.1%} "
-            f"labels right, {worst['robust_accuracy']:.1%} right or flagged."
-        )
 
 
 if __name__ == "__main__":

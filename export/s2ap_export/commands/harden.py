@@ -11,8 +11,8 @@ from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.progress import Reporter
 from s2ap_defend.tables import harmless
 from s2ap_defend.types import Resize
-from s2ap_export.commands.options import workers_option
-from s2ap_export.commands.own_recipe import Own, numbers, pixels, tables_of
+from s2ap_export.commands.options import numbers, pixels, workers_option
+from s2ap_export.commands.own_recipe import Own, tables_of
 
 if TYPE_CHECKING:
     from s2ap_export.hardening.harden import Hardened

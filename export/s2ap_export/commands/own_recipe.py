@@ -12,7 +12,7 @@ from s2ap_defend.types import Resize
 if TYPE_CHECKING:
     from s2ap_train.recipe.efforts import Effort
 
-__all__ = ["Own", "numbers", "pixels", "tables_of"]
+__all__ = ["Own", "tables_of"]
 
 _DEFAULT_EPS = 8 / 255
 
@@ -277,25 +277,3 @@ def _change(tables: dict[str, Any], own: Own) -> None:
     for key, value in (("eps", own.eps), ("seed", own.seed)):
         if value is not None:
             tables[key] = value
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them.
-
-    Raises:
-        ValueError: If one is none.
-    """
-    return tuple(float(part) for part in text.split(","))
-
-
-def pixels(text: str) -> float:
-    """An l_inf budget in [0, 1] pixels, also as a fraction such as 8/255.
-
-    Raises:
-        ValueError: If it is no number above 0 and at most 1.
-    """
-    numerator, slash, denominator = text.partition("/")
-    value = float(numerator) / float(denominator) if slash else float(numerator)
-    if not 0 < value <= 1:
-        raise ValueError(f"{text} is not above 0 and at most 1")
-    return value

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["usable_cores"]
+__all__ = ["operator_threads", "usable_cores"]
 
 
 def usable_cores(root: Path = Path("/")) -> int:
@@ -17,6 +17,15 @@ def usable_cores(root: Path = Path("/")) -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = os.cpu_count() or 1 if affinity is None else len(affinity(0))
     return max(1, min([cores, *(math.ceil(share) for share in _quotas(root))]))
+
+
+def operator_threads() -> int:
+    """Threads inside one operator where nobody asks for a number: usable cores, within OMP_NUM_THREADS.
+
+    The first number of the variable's list, as OpenMP reads it; ONNX Runtime itself does not.
+    """
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(usable_cores(), int(said)) if said.isdecimal() and int(said) else usable_cores()
 
 
 def _quotas(root: Path) -> Iterator[float]:

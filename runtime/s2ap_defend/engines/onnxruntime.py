@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from s2ap_defend.engines import Array, Device
-from s2ap_defend.engines.cores import usable_cores
+from s2ap_defend.engines.cores import operator_threads
 from s2ap_defend.errors import EngineError, ModelFileError
 
 _PROVIDERS: dict[str, tuple[str, ...]] = {
@@ -27,7 +27,7 @@ class OnnxRuntimeEngine:
     Args:
         model: Path of a model file (its external data lies beside it) or serialised bytes.
         device: 'auto' takes CUDA where it works and the CPU elsewhere; a named device is used or refused.
-        threads: Threads inside one operator; None: as many as this process has cores.
+        threads: Threads inside one operator; None: as many as this process has cores, within OMP_NUM_THREADS.
         optimised: Whether the model is one that was saved for this machine by `save_to`, and is run as it is.
         save_to: Where to save the optimised model; it fits this machine and this ONNX Runtime only.
 
@@ -51,7 +51,7 @@ class OnnxRuntimeEngine:
             raise EngineError(f"this ONNX Runtime has no {wanted[0]}; {_INSTALL[chosen]}; or use --device cpu")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY if chosen == "cpu" else _ERRORS_ONLY + 1
-        options.intra_op_num_threads = usable_cores() if threads is None else threads
+        options.intra_op_num_threads = operator_threads() if threads is None else threads
         if optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if save_to is not None:

@@ -1,11 +1,6 @@
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -288,29 +283,3 @@ def test_what_cannot_work_is_said_in_one_line_before_any_training(
 def test_evaluate_suggests_the_nearest_attack(hardened: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", str(hardened), "--recipe", "digits", "--attacks", "clean,sqare", "--samples", "10"]) == 2
     assert "did you mean square" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_ctrl_c_ends_with_one_line_and_the_next_run_goes_on(tmp_path: Path, workers: str) -> None:
-    path = tmp_path / "model.onnx"
-    slow = [*OVERRIDES, "--set", "adversarial.epochs=500", "--workers", workers]
-    command = [sys.executable, "-m", "s2ap_defend", "harden", "digits", "-o", str(path), *slow]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  (a background job ignores it)
-    )
-    kept = tmp_path / "model.onnx.training" / "score-model" / "checkpoint.json"
-    deadline = time.monotonic() + 120
-    while not kept.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 2
-    assert errors.count("\n") == 1, errors
-    assert "run the same command again to resume" in errors
-    assert kept.exists()
-    assert not path.exists()

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from s2ap_defend.engines.cores import usable_cores
+from s2ap_defend.engines.cores import operator_threads, usable_cores
 
 GROUPS = "sys/fs/cgroup"
 
@@ -44,3 +44,14 @@ def test_groups_of_version_1_are_read_as_well(tmp_path: Path) -> None:
     assert usable_cores(machine(tmp_path, "3:cpu,cpuacct:/box\n2:memory:/box", files)) == 2
     unlimited = {f"{GROUPS}/cpu,cpuacct/box/cpu.cfs_quota_us": "-1"}
     assert usable_cores(machine(tmp_path, "3:cpu,cpuacct:/box", unlimited)) == 6
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"), [("1", 1), ("4", 4), ("3,2", 3), ("64", 6), ("", 6), ("0", 6), ("all", 6)]
+)
+def test_an_operator_has_the_threads_that_openmp_is_allowed_and_no_more_than_cores(
+    monkeypatch: pytest.MonkeyPatch, said: str, threads: int
+) -> None:
+    monkeypatch.setattr("s2ap_defend.engines.cores.usable_cores", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert operator_threads() == threads

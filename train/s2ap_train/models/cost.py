@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.flop_counter import FlopCounterMode
 
 from s2ap_train.models.channel_groups import ChannelGroup
 from s2ap_train.models.modes import attention_in_steps, evaluation_mode
 from s2ap_train.models.weights import prunable_weights
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 Share = TypeVar("Share", float, Tensor)
 
@@ -122,6 +124,8 @@ def _flops_by_weight(model: nn.Module, counts: Mapping[str, int]) -> dict[str, i
 
 
 def _count(model: nn.Module, image_shape: tuple[int, int, int]) -> FlopCounterMode:
+    from torch.utils.flop_counter import FlopCounterMode  # imports a compiler for GPUs
+
     counter = FlopCounterMode(display=False)
     image = next(model.parameters()).new_full((1, *image_shape), 0.5)
     with torch.no_grad(), evaluation_mode(model), attention_in_steps(), counter:

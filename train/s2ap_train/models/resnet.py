@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from s2ap_train.models.classifier import ScaledClassifier, shortcut
 
@@ -38,6 +37,8 @@ class ResNet18(ScaledClassifier):
 
 
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock  # takes longer than torch; most processes build no ResNet
+
     changed = stride != 1 or inputs != outputs
     bypass = nn.Sequential(*shortcut(inputs, outputs, stride), nn.BatchNorm2d(outputs)) if changed else None
     rest = (BasicBlock(outputs, outputs) for _ in range(BLOCKS_PER_STAGE - 1))

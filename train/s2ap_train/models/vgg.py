@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torchvision.models.vgg import cfgs, make_layers
 
 from s2ap_train.models.classifier import ScaledClassifier
 
@@ -20,6 +19,8 @@ class VGG16(ScaledClassifier):
 
     def build(self) -> None:
         """Make the layers."""
+        from torchvision.models.vgg import make_layers  # takes longer than torch; most processes build no VGG
+
         layers = self._layers()
         channels = [layer for layer in layers if isinstance(layer, int)]
         self.features = make_layers(layers, batch_norm=True)
@@ -28,6 +29,8 @@ class VGG16(ScaledClassifier):
 
     def _layers(self) -> list[int | str]:
         """Configuration D of the paper, scaled, without the pools for which the image is too small."""
+        from torchvision.models.vgg import cfgs
+
         side = min(self.image_shape[1:])
         layers: list[int | str] = []
         for layer in cfgs["D"]:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from onnx import ModelProto
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
@@ -40,6 +39,8 @@ def file_flops(file: ModelFile) -> StageFlops:
 
 
 def _counted(function: Callable[[Tensor], object], image_shape: tuple[int, int, int]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # imports a compiler for GPUs
+
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         function(torch.full((1, *image_shape), 0.5))
