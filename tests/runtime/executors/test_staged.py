@@ -107,7 +107,7 @@ def test_verdicts_share_no_memory_with_the_images(staged: StagedExecutor, random
 
 
 def test_stages_that_no_image_asks_do_not_run(file: ModelFile, unsure_images: np.ndarray) -> None:
-    executor = StagedExecutor.of(file, device="cpu", threads=1)
+    executor = StagedExecutor.of(file, device="cpu", threads=2)
     used = [int(executor.run(unsure_images[i : i + 1]).members_used[0]) for i in range(20)]
     times = executor.times()
     assert times["member_000"].rows == times["classifier"].rows == 20
@@ -116,6 +116,18 @@ def test_stages_that_no_image_asks_do_not_run(file: ModelFile, unsure_images: np
     assert all(time.runs <= time.rows and time.seconds >= 0 for time in times.values())
     if file.manifest.decision.purify == "suspicious":
         assert 0 < times["purifier"].rows == times["classifier_again"].rows < 20
+
+
+def test_with_one_thread_stages_that_are_asked_about_the_same_images_share_an_engine(
+    file: ModelFile, unsure_images: np.ndarray
+) -> None:
+    executor = StagedExecutor.of(file, device="cpu", threads=1)
+    executor.run(unsure_images[:20])
+    times = executor.times()
+    assert any("+" in scopes for scopes in times)
+    scopes = [scope for scopes in times for scope in scopes.split("+")]
+    assert sorted(scopes) == sorted(StagedExecutor.of(file, device="cpu", threads=2).times())
+    assert all(time.runs <= 3 for time in times.values())
 
 
 def test_the_executor_is_chosen_by_name_and_an_unknown_one_is_refused(tiny_model_path: Path) -> None:
