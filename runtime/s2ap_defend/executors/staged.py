@@ -110,6 +110,7 @@ class StagedExecutor:
         self._stages = Stages(engines, threads)
         self.provider: str = engines[CLASSIFIER].engine.provider
         self._test, self._purifies, self._waves = test, purify, waves_of(test, purify)
+        self._says = [_says(member_scope(i)) for i in range(test.members)]
         self._groups = [[group for group in groups if group.step == step] for step in range(len(self._waves))]
 
     @classmethod
@@ -130,21 +131,7 @@ class StagedExecutor:
 
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""
-        rows, landed = self._open([(0, images)]), []
-        for step in range(1, len(self._waves)):
-            asking = self._waits(step - 1, step, rows)
-            if not asking.any():
-                continue
-            numbers = np.count_nonzero(~asking) * len(self._waves[step]) * rows.probabilities.shape[1]
-            if numbers > WORTH_PARTING or self._purifies_in(step):
-                later = (self._waits(step - 1, i, rows) for i in range(step + 1, len(self._waves)))
-                going = reduce(np.logical_or, later, asking)
-                if not going.all():
-                    landed.append(_landed(rows.number, rows.take(~going)))
-                    rows = rows.take(going)
-            rows = self._run(step, rows)
-        landed.append(_landed(rows.number, rows))
-        return landed[0].verdicts if len(landed) == 1 else in_order(landed)
+        return self._finish(0, self._open([(0, images)]))
 
     def start(self, images: Float32) -> Flight:
         """Take images in, without running anything.
@@ -186,7 +173,7 @@ class StagedExecutor:
         else:
             error = np.zeros(count, dtype=np.float32)
         classified = said[_says(CLASSIFIER)]
-        answers = [said[_says(member_scope(i))] for i in self._waves[0]]
+        answers = [said[name] for name in self._says[: len(self._waves[0])]]
         logs = np.concatenate(answers).reshape(len(answers), *classified.shape)
         opening = logs[: self._test.opening]
         path = Path(self._test, classified, opening, reconstruction_error=error, valid=sane.valid)
@@ -204,6 +191,26 @@ class StagedExecutor:
             valid=everyone if sane.valid is None else sane.valid,
             finite=everyone if sane.finite is None else sane.finite,
         )
+
+    def _finish(self, step: int, rows: Rows) -> Verdicts:
+        """Run all steps behind one."""
+        if _nobody_waits(rows):
+            return rows.verdicts()
+        for later in range(step + 1, len(self._waves)):
+            asking = self._waits(later - 1, later, rows)
+            if not asking.any():
+                continue
+            numbers = np.count_nonzero(~asking) * len(self._waves[later]) * rows.probabilities.shape[1]
+            if numbers > WORTH_PARTING or self._purifies_in(later):
+                behind = (self._waits(later - 1, i, rows) for i in range(later + 1, len(self._waves)))
+                going = reduce(np.logical_or, behind, asking)
+                if not going.all():
+                    part = rows.take(going)
+                    verdicts = rows.verdicts()
+                    _overwrite(verdicts, going, self._finish(later, self._run(later, part)))
+                    return verdicts
+            rows = self._run(later, rows)
+        return rows.verdicts()
 
     def _run(self, step: int, rows: Rows) -> Rows:
         """A later step, for rows of which one at least waits for it."""
@@ -232,7 +239,7 @@ class StagedExecutor:
         said = self._stages.ask([(group.scopes[0], seen[group.sees, group.votes]) for group in asked])
         logs = np.zeros((len(wave), *path.classifier.shape), dtype=np.float32)
         for i in wave:
-            answer = said.get(_says(member_scope(i)))
+            answer = said.get(self._says[i])
             if answer is not None:
                 logs[i - wave.start, asking[bool(self._test.vote_weights[i])]] = answer
         path.scan(wave.start, logs)
@@ -243,8 +250,7 @@ class StagedExecutor:
 
     def _sort(self, flight: Flight, step: int, rows: Rows) -> Landed:
         """Let rows wait for the next step that asks them; those that none does are finished."""
-        path = rows.path
-        if path.decided.all() and not path.adversarial.any():
+        if _nobody_waits(rows):
             return _landed(rows.number, rows)
         left = np.ones(len(rows), dtype=bool)
         for later in range(step + 1, len(self._waves)):
@@ -267,10 +273,14 @@ def _landed(ran: Int64, finished: Rows) -> Landed:
     return Landed(ran, finished.number, finished.verdicts())
 
 
-def in_order(landed: Sequence[Landed]) -> Verdicts:
-    """All verdicts by ascending number of their images."""
-    number = np.concatenate([one.number for one in landed])
-    return Verdicts.concatenate([one.verdicts for one in landed]).rows(np.argsort(number))
+def _overwrite(verdicts: Verdicts, rows: Bool, by: Verdicts) -> None:
+    for name in Verdicts.FIELDS:
+        getattr(verdicts, name)[rows] = getattr(by, name)
+
+
+def _nobody_waits(rows: Rows) -> bool:
+    path = rows.path
+    return bool(path.decided.all()) and not path.adversarial.any()
 
 
 def _chosen(images: Float32, index: Bool) -> Float32:
