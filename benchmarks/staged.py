@@ -1,0 +1,118 @@
+"""What the staged executor costs beside the whole file, and how much of it is spent outside the engines.
+
+    python benchmarks/staged.py build/model.onnx --data images.npy
+
+Written down before changing, from a profile of a digits file (13 members, suspicious images purified) on one thread.
+Each of the five engines of the opening starts for the same images, about 8 microseconds a run beside its work; between
+waves rows are taken apart and joined, 20 arrays at a time, which is half of what the host does with 64 images.
+
+    batch 1     one engine of several outputs for the opening: 5 runs become 1, staged / whole from 1.3 to about 1.0
+    batch 64    rows are parted only where it pays: outside the engines from 19 % of the time to 9 %
+
+The rest is the decision in numpy, some 100 small operations a wave, which this does not change. One thread, in seconds
+of the processor; whole, staged and the bare classifier take turns on each batch, which counts with its median over the
+rounds. At batch 1 and 8 the batches are the first 64 images.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+from report import aligned, machine
+
+from s2ap_defend import DefendedClassifier
+from s2ap_defend.bench.traffic import find_traffic
+from s2ap_defend.engines import Array
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.images import ImageFiles
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.stages import CLASSIFIER, cut_stage
+from s2ap_defend.types import Float32
+
+SHOWN = 64
+EXECUTORS = ("whole", "staged")
+
+
+class Engines:
+    """What was spent inside engines since the last reset."""
+
+    def __init__(self) -> None:
+        self.runs, self.seconds = 0, 0.0
+
+    def counted(self, run: Callable[..., list[np.ndarray]]) -> Callable[..., list[np.ndarray]]:
+        """A run that is counted."""
+
+        def counting(engine: OnnxRuntimeEngine, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
+            began = time.thread_time()
+            said = run(engine, feeds, outputs)
+            self.seconds += time.thread_time() - began
+            self.runs += 1
+            return said
+
+        return counting
+
+
+def timed(engines: Engines, run: Callable[[Float32], object], images: Float32) -> tuple[float, float, int]:
+    """Seconds of a call, those of them inside engines, and their runs."""
+    engines.runs, engines.seconds = 0, 0.0
+    began = time.thread_time()
+    run(images)
+    return time.thread_time() - began, engines.seconds, engines.runs
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="Clean images, as for s2ap-defend bench.")
+@click.option("--rounds", default=20, show_default=True)
+def main(model: Path, data: tuple[Path, ...], rounds: int) -> None:
+    """Print multiples of the bare classifier, staged over whole, and the share of the time outside the engines."""
+    engines = Engines()
+    OnnxRuntimeEngine.run = engines.counted(OnnxRuntimeEngine.run)  # type: ignore[method-assign]
+    file = open_model_file(model)
+    bare = OnnxRuntimeEngine(cut_stage(file.proto, CLASSIFIER).SerializeToString(), device="cpu", threads=1)
+    runs: dict[str, Callable[[Float32], object]] = {
+        name: DefendedClassifier.load(model, device="cpu", threads=1, executor=name)  # type: ignore[arg-type]
+        for name in EXECUTORS
+    }
+    runs["bare"] = lambda images: bare.run({"image": images}, ["log_probabilities"])
+    files = ImageFiles(file.manifest.input.shape)
+    loaded = find_traffic("clean", files, model, data=data, attacked=(), most=SHOWN).first(SHOWN)
+    rows: list[tuple[str, ...]] = [
+        (
+            "batch",
+            "whole, x bare",
+            "staged, x bare",
+            "staged / whole",
+            "outside: whole",
+            "staged",
+            "microseconds",
+            "runs",
+        ),
+        ("---", *["---:"] * 7),
+    ]
+    for batch in (1, 8, 64):
+        parts = [np.ascontiguousarray(loaded[at : at + batch]) for at in range(0, len(loaded), batch)]
+        found: dict[str, list[list[tuple[float, float, int]]]] = {name: [] for name in runs}
+        for number in range(rounds + 1):
+            took = [{name: timed(engines, run, part) for name, run in runs.items()} for part in parts]
+            for name, of in found.items() if number else ():
+                of.append([one[name] for one in took])
+        typical = {name: np.median(np.array(of), axis=0).sum(axis=0) / len(parts) for name, of in found.items()}
+        whole, staged, alone = (typical[name] for name in (*EXECUTORS, "bare"))
+        rows.append(
+            (
+                str(batch),
+                *(f"{one[0] / alone[0]:.2f}" for one in (whole, staged)),
+                f"{staged[0] / whole[0]:.3f}",
+                *(f"{1 - one[1] / one[0]:.1%}" for one in (whole, staged)),
+                f"{1e6 * (staged[0] - staged[1]):.0f}",
+                f"{staged[2]:.1f}",
+            )
+        )
+    print(*aligned(rows), machine(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
