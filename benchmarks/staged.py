@@ -11,7 +11,7 @@ waves rows are taken apart and joined, 20 arrays at a time, which is half of wha
 
 The rest is the decision in numpy, some 100 small operations a wave, which this does not change. One thread, in seconds
 of the processor; whole, staged and the bare classifier take turns on each batch, which counts with its median over the
-rounds. At batch 1 and 8 the batches are the first 64 images.
+rounds. Smaller batches are parts of the first 64 images.
 """
 
 import time
@@ -65,8 +65,9 @@ def timed(engines: Engines, run: Callable[[Float32], object], images: Float32) -
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", multiple=True, type=click.Path(path_type=Path), help="Clean images, as for s2ap-defend bench.")
+@click.option("--batch", "batches", type=int, multiple=True, default=(1, 8, 64), show_default=True)
 @click.option("--rounds", default=20, show_default=True)
-def main(model: Path, data: tuple[Path, ...], rounds: int) -> None:
+def main(model: Path, data: tuple[Path, ...], batches: tuple[int, ...], rounds: int) -> None:
     """Print multiples of the bare classifier, staged over whole, and the share of the time outside the engines."""
     engines = Engines()
     OnnxRuntimeEngine.run = engines.counted(OnnxRuntimeEngine.run)  # type: ignore[method-assign]
@@ -78,7 +79,7 @@ def main(model: Path, data: tuple[Path, ...], rounds: int) -> None:
     }
     runs["bare"] = lambda images: bare.run({"image": images}, ["log_probabilities"])
     files = ImageFiles(file.manifest.input.shape)
-    loaded = find_traffic("clean", files, model, data=data, attacked=(), most=SHOWN).first(SHOWN)
+    traffic = find_traffic("clean", files, model, data=data, attacked=(), most=max(SHOWN, *batches))
     rows: list[tuple[str, ...]] = [
         (
             "batch",
@@ -92,7 +93,8 @@ def main(model: Path, data: tuple[Path, ...], rounds: int) -> None:
         ),
         ("---", *["---:"] * 7),
     ]
-    for batch in (1, 8, 64):
+    for batch in batches:
+        loaded = traffic.first(max(SHOWN, batch))
         parts = [np.ascontiguousarray(loaded[at : at + batch]) for at in range(0, len(loaded), batch)]
         found: dict[str, list[list[tuple[float, float, int]]]] = {name: [] for name in runs}
         for number in range(rounds + 1):

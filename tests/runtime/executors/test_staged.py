@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s2ap_defend import DefendedClassifier, EngineError, Verdicts
-from s2ap_defend.executors.staged import StagedExecutor
+from s2ap_defend.executors.staged import WORTH_PARTING, StagedExecutor
 from s2ap_defend.executors.whole import WholeExecutor
 from s2ap_defend.model_file import ModelFile
 
@@ -48,6 +48,14 @@ def test_the_stages_give_every_output_of_the_whole_file_to_the_last_bit(
     order = np.random.default_rng(seed).permutation(len(unsure_images))
     for index in np.split(order, np.cumsum(sizes))[: len(sizes)]:
         assert_same(staged.run(unsure_images[index]), whole.rows(index))
+
+
+def test_a_large_batch_whose_rows_are_parted_gets_the_same_bits(
+    staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray
+) -> None:
+    numbers = np.random.default_rng(5).integers(0, len(unsure_images), WORTH_PARTING // 4)
+    assert (whole.rows(numbers).members_used == 6).any()
+    assert_same(staged.run(unsure_images[numbers]), whole.rows(numbers))
 
 
 @A_FILE_EACH
