@@ -11,18 +11,20 @@ waves rows are taken apart and joined, 20 arrays at a time, which is half of wha
 
 The rest is the decision in numpy, some 100 small operations a wave, which this does not change. One thread, in seconds
 of the processor; whole, staged and the bare classifier take turns on each batch, which counts with its median over the
-rounds. Smaller batches are parts of the first 64 images.
+rounds. Smaller batches are parts of 64 images.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import click
 import numpy as np
 from report import aligned, machine
 
 from s2ap_defend import DefendedClassifier
+from s2ap_defend.bench.measured import BARE
 from s2ap_defend.bench.traffic import find_traffic
 from s2ap_defend.engines import Array
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
@@ -33,86 +35,84 @@ from s2ap_defend.types import Float32
 
 SHOWN = 64
 EXECUTORS = ("whole", "staged")
+HEADER = (
+    "batch",
+    "whole, x bare",
+    "staged, x bare",
+    "staged / whole",
+    "outside: whole",
+    "staged",
+    "microseconds",
+    "runs",
+)
 
 
 class Engines:
-    """What was spent inside engines since the last reset."""
+    """What was spent inside engines since the last reset; counted within `with`."""
 
     def __init__(self) -> None:
         self.runs, self.seconds = 0, 0.0
+        self._run = OnnxRuntimeEngine.run
 
-    def counted(self, run: Callable[..., list[np.ndarray]]) -> Callable[..., list[np.ndarray]]:
-        """A run that is counted."""
-
-        def counting(engine: OnnxRuntimeEngine, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
+    def __enter__(self) -> Self:
+        def counted(engine: OnnxRuntimeEngine, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
             began = time.thread_time()
-            said = run(engine, feeds, outputs)
+            said = self._run(engine, feeds, outputs)
             self.seconds += time.thread_time() - began
             self.runs += 1
             return said
 
-        return counting
+        OnnxRuntimeEngine.run = counted  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        OnnxRuntimeEngine.run = self._run  # type: ignore[method-assign]
+
+    def timed(self, run: Callable[[Float32], object], images: Float32) -> tuple[float, float, int]:
+        """Seconds of a call, those of them inside engines, and their runs."""
+        self.runs, self.seconds = 0, 0.0
+        began = time.thread_time()
+        run(images)
+        return time.thread_time() - began, self.seconds, self.runs
 
 
-def timed(engines: Engines, run: Callable[[Float32], object], images: Float32) -> tuple[float, float, int]:
-    """Seconds of a call, those of them inside engines, and their runs."""
-    engines.runs, engines.seconds = 0, 0.0
-    began = time.thread_time()
-    run(images)
-    return time.thread_time() - began, engines.seconds, engines.runs
+def row(batch: int, images: Float32, runs: Mapping[str, Callable[[Float32], object]], rounds: int) -> tuple[str, ...]:
+    """The line of one batch size."""
+    parts = [np.ascontiguousarray(images[at : at + batch]) for at in range(0, len(images), batch)]
+    with Engines() as engines:
+        took = [
+            [[engines.timed(run, part) for run in runs.values()] for part in parts] for _ in range(rounds + 1)
+        ]  # the first round warms up
+    typical = np.median(took[1:], axis=0).mean(axis=0)
+    whole, staged, bare = (dict(zip(runs, typical, strict=True))[name] for name in (*EXECUTORS, BARE))
+    return (
+        str(batch),
+        *(f"{one[0] / bare[0]:.2f}" for one in (whole, staged)),
+        f"{staged[0] / whole[0]:.3f}",
+        *(f"{1 - one[1] / one[0]:.1%}" for one in (whole, staged)),
+        f"{1e6 * (staged[0] - staged[1]):.0f}",
+        f"{staged[2]:.1f}",
+    )
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--data", multiple=True, type=click.Path(path_type=Path), help="Clean images, as for s2ap-defend bench.")
 @click.option("--batch", "batches", type=int, multiple=True, default=(1, 8, 64), show_default=True)
-@click.option("--rounds", default=20, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True)
 def main(model: Path, data: tuple[Path, ...], batches: tuple[int, ...], rounds: int) -> None:
     """Print multiples of the bare classifier, staged over whole, and the share of the time outside the engines."""
-    engines = Engines()
-    OnnxRuntimeEngine.run = engines.counted(OnnxRuntimeEngine.run)  # type: ignore[method-assign]
     file = open_model_file(model)
     bare = OnnxRuntimeEngine(cut_stage(file.proto, CLASSIFIER).SerializeToString(), device="cpu", threads=1)
     runs: dict[str, Callable[[Float32], object]] = {
         name: DefendedClassifier.load(model, device="cpu", threads=1, executor=name)  # type: ignore[arg-type]
         for name in EXECUTORS
     }
-    runs["bare"] = lambda images: bare.run({"image": images}, ["log_probabilities"])
+    runs[BARE] = lambda images: bare.run({"image": images}, ["log_probabilities"])
     files = ImageFiles(file.manifest.input.shape)
     traffic = find_traffic("clean", files, model, data=data, attacked=(), most=max(SHOWN, *batches))
-    rows: list[tuple[str, ...]] = [
-        (
-            "batch",
-            "whole, x bare",
-            "staged, x bare",
-            "staged / whole",
-            "outside: whole",
-            "staged",
-            "microseconds",
-            "runs",
-        ),
-        ("---", *["---:"] * 7),
-    ]
-    for batch in batches:
-        loaded = traffic.first(max(SHOWN, batch))
-        parts = [np.ascontiguousarray(loaded[at : at + batch]) for at in range(0, len(loaded), batch)]
-        found: dict[str, list[list[tuple[float, float, int]]]] = {name: [] for name in runs}
-        for number in range(rounds + 1):
-            took = [{name: timed(engines, run, part) for name, run in runs.items()} for part in parts]
-            for name, of in found.items() if number else ():
-                of.append([one[name] for one in took])
-        typical = {name: np.median(np.array(of), axis=0).sum(axis=0) / len(parts) for name, of in found.items()}
-        whole, staged, alone = (typical[name] for name in (*EXECUTORS, "bare"))
-        rows.append(
-            (
-                str(batch),
-                *(f"{one[0] / alone[0]:.2f}" for one in (whole, staged)),
-                f"{staged[0] / whole[0]:.3f}",
-                *(f"{1 - one[1] / one[0]:.1%}" for one in (whole, staged)),
-                f"{1e6 * (staged[0] - staged[1]):.0f}",
-                f"{staged[2]:.1f}",
-            )
-        )
+    rows: list[tuple[str, ...]] = [HEADER, ("---", *["---:"] * (len(HEADER) - 1))]
+    rows += [row(batch, traffic.first(max(SHOWN, batch)), runs, rounds) for batch in batches]
     print(*aligned(rows), machine(), sep="\n")
 
 
