@@ -16,7 +16,7 @@ from s2ap_defend.types import Verdicts
 __all__ = ["BANK", "check_contract", "check_outputs"]
 
 BANK = "purifier/bank"
-_AGAIN = "classifier_again"
+_CLASSIFIER, _AGAIN = "classifier", "classifier_again"
 _SEEN = re.compile(r"test/image|purifier/purified|test/wave_\d+/(raw|purified)")
 _TABLE = re.compile(r"test/(?!constant_)[^/]+")
 
@@ -36,6 +36,7 @@ def check_contract(proto: ModelProto, graphs: Sequence[GraphProto], manifest: Ma
     check_outputs(proto, manifest, path)
     _check_tables(proto, manifest, path)
     _check_sees(graphs, manifest, path)
+    _check_again(graphs, path)
     _check_purifier(graphs, manifest, path)
 
 
@@ -92,6 +93,20 @@ def _check_sees(graphs: Sequence[GraphProto], manifest: Manifest, path: Path) ->
             raise ModelFileError(
                 f"{path}: the manifest says that member {i + 1} sees {member.sees!r}, in the graph it sees {found!r}; "
                 "export the model again"
+            )
+
+
+def _check_again(graphs: Sequence[GraphProto], path: Path) -> None:
+    """Compare weights that the classifier's second run has of its own with those of the first."""
+    tensors = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+    for name in sorted(tensors):
+        scope, _, rest = name.partition("/")
+        if scope != _AGAIN:
+            continue
+        first, again = tensors.get(f"{_CLASSIFIER}/{rest}"), numpy_helper.to_array(tensors[name])
+        if first is None or not np.array_equal(numpy_helper.to_array(first), again, equal_nan=again.dtype.kind == "f"):
+            raise ModelFileError(
+                f"{path}: the classifier's second run has other weights than the first ({name}); export the model again"
             )
 
 

@@ -1,6 +1,6 @@
-"""Cutting stages out of a defended model: the purifier, the classifier or one member as a model of its own."""
+"""Cutting stages out of a defended model: the purifier, the classifier, members, as models of their own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
@@ -98,6 +98,31 @@ def cut_stage(proto: ModelProto, scope: str) -> ModelProto:
     )
     stage.producer_name = proto.producer_name
     return stage
+
+
+def join_stages(stages: Mapping[str, ModelProto]) -> ModelProto:
+    """Stages of one file, cut by `cut_stage`, by scope, as one model that reads the image once.
+
+    Their outputs are called `SCOPE/NAME`. What several of them have of the file around them is there once.
+    """
+    joined = ModelProto()
+    joined.CopyFrom(next(iter(stages.values())))
+    joined.graph.Clear()
+    joined.graph.name = "+".join(stages)
+    for scope, stage in stages.items():
+        graph = GraphProto()
+        graph.CopyFrom(stage.graph)
+        names = {output.name: f"{scope}/{output.name}" for output in graph.output}
+        _rename(graph.node, names)
+        for output in graph.output:
+            output.name = names[output.name]
+        made = {node.output[0] for node in joined.graph.node}
+        joined.graph.node.extend(node for node in graph.node if node.output[0] not in made)
+        for kind in ("initializer", "input", "output", "value_info"):
+            there = getattr(joined.graph, kind)
+            known = {one.name for one in there}
+            there.extend(one for one in getattr(graph, kind) if one.name not in known)
+    return joined
 
 
 def stage_sizes(proto: ModelProto) -> dict[str, StageSize]:

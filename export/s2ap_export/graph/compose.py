@@ -7,7 +7,8 @@ Names that others rely on (docs/model-file.md):
     test/image, purifier/purified, test/wave_NNN/raw, test/wave_NNN/purified, test/suspicious/image
         what stages read: the sanitised image or the purified one, or the rows of them that are asked.
     classifier_again/...
-        the classifier on images that are purified only where they are suspicious; it reads the classifier's weights.
+        the classifier on images that are purified only where they are suspicious; a large one reads the classifier's
+        weights, others have a copy.
     test/NAME
         initialisers of the main graph, the tables of `s2ap_defend.sequential.tables_in_graph`.
 
@@ -35,12 +36,10 @@ from s2ap_export.graph.decision import decide
 from s2ap_export.graph.jury import JuryLayout
 from s2ap_export.graph.opening import judge, read_opening
 from s2ap_export.graph.sanitise import sanitise
-from s2ap_export.graph.scopes import embed, move, rename_scope
+from s2ap_export.graph.scopes import MOST_IN_BRANCHES, embed, move, rename_scope
 from s2ap_export.graph.waves import Wave, pack, waits
 
 __all__ = ["MOST_IN_BRANCHES", "compose"]
-
-MOST_IN_BRANCHES = 64 * 2**20
 
 
 def compose(

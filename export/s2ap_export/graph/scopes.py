@@ -8,7 +8,10 @@ from onnx import GraphProto, ModelProto
 
 from s2ap_export.graph.builder import BATCH, GraphBuilder
 
-__all__ = ["embed", "move", "rename_scope", "rename_values", "run_again"]
+__all__ = ["MOST_IN_BRANCHES", "embed", "move", "rename_scope", "rename_values", "run_again"]
+
+MOST_IN_BRANCHES = 64 * 2**20
+"""Bytes of weights that may lie in branches: engines rearrange them there, which is faster, and hold them 4 times."""
 
 
 def rename_scope(stage: ModelProto, scope: str) -> ModelProto:
@@ -41,8 +44,10 @@ def rename_values(graph: GraphProto, names: Mapping[str, str]) -> None:
         value.name = names.get(value.name, value.name)
 
 
-def run_again(stage: ModelProto, scope: str) -> ModelProto:
-    """A copy of a stage under another scope that reads the weights of the first one from the graph around it."""
+def run_again(stage: ModelProto, scope: str, *, most_in_branches: int = MOST_IN_BRANCHES) -> ModelProto:
+    """A copy of a stage under another scope, for a branch; a larger one reads its weights from the graph around it."""
+    if stage.ByteSize() <= most_in_branches:
+        return rename_scope(stage, scope)
     weights = [tensor.name for tensor in stage.graph.initializer]
     again = rename_scope(stage, scope)
     renamed = {f"{scope}/{name.removeprefix(f'{stage.graph.name}/')}": name for name in weights}

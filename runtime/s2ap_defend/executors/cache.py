@@ -24,7 +24,7 @@ from s2ap_defend.model_file import ModelFile
 __all__ = ["StageCache"]
 
 _INDEX = "index.json"
-_CUT = "1"  # another one when stages are cut in another way
+_CUT = "2"  # another one when stages are cut in another way
 
 
 class StageCache:
@@ -32,11 +32,12 @@ class StageCache:
 
     Args:
         model: The file.
+        joined: Whether stages share an engine where they can.
     """
 
-    def __init__(self, model: ModelFile) -> None:
+    def __init__(self, model: ModelFile, *, joined: bool) -> None:
         manifest = model.manifest
-        facts = [manifest.weights_sha256, manifest.graph_sha256, _CUT, version(), *_machine()]
+        facts = [manifest.weights_sha256, manifest.graph_sha256, _CUT, str(joined), version(), *_machine()]
         key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
         self.folder = model.path.with_name(f"{model.path.name}.stages") / key
 

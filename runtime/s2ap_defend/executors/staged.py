@@ -7,27 +7,32 @@ decision is that of the numpy reference, which equals the graph of the whole fil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
 from onnx import ModelProto
 
 from s2ap_defend.decision_record import Purify, Sees
-from s2ap_defend.engines import Device, Engine
+from s2ap_defend.engines import Device
 from s2ap_defend.engines.cores import usable_cores
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine, chosen_device
 from s2ap_defend.executors import ExecutorName, Landed
 from s2ap_defend.executors.cache import StageCache
+from s2ap_defend.executors.groups import PURIFY, asked_groups, waves_of
 from s2ap_defend.executors.rows import Rows, joined_rows, sanitise
-from s2ap_defend.executors.stages import StageGraph, Stages, StageTime, stage_graphs
+from s2ap_defend.executors.stages import Stage, StageGraph, Stages, StageTime, stage_graphs
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import Path, SequentialTest
-from s2ap_defend.types import Bool, Float32, Verdicts
+from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, member_scope
+from s2ap_defend.types import Bool, Float32, Int64, Verdicts
 
-__all__ = ["Flight", "StagedExecutor"]
+__all__ = ["WORTH_PARTING", "Flight", "StagedExecutor"]
 
-PURIFY = 1
-"""Step in which suspicious images are purified, where only these are; waves are numbered around it."""
+_PURIFIED, _ERROR = f"{PURIFIER}/purified", f"{PURIFIER}/reconstruction_error"
+WORTH_PARTING = 1 << 12
+"""Rows that ask nobody any more are parted from those that do where this many numbers, of members and classes, would be
+counted for them, as nothing: about 30 ns each, and taking rows apart costs some 100 microseconds."""
 
 
 @dataclass
@@ -71,7 +76,8 @@ class StagedExecutor:
         sees: What each of its members sees.
         purify: Which images are purified.
         device: As for OnnxRuntimeEngine.
-        threads: Engine runs at a time; None: as many as this process has cores. Every run has one thread.
+        threads: Engine runs at a time; None: as many as this process has cores. Every run has one thread. With one,
+            stages that are asked about the same images share an engine.
         cache: Where optimised graphs of its stages are kept; None: nowhere.
     """
 
@@ -88,24 +94,24 @@ class StagedExecutor:
         threads: int | None = None,
         cache: StageCache | None = None,
     ) -> None:
+        threads = threads or usable_cores()
+        groups = asked_groups(test, sees, purify, joined=threads == 1)
         graphs, optimised = (cache.read() if cache else {}), bool(cache)
         if not graphs:
-            graphs, optimised = stage_graphs(model, test.members, again=purify == "suspicious"), False
+            graphs, optimised = stage_graphs(model, [group.scopes for group in groups]), False
         with cache.writing(graphs) if cache and not optimised else nullcontext() as folder:
 
-            def start(scope: str, graph: StageGraph) -> Engine:
+            def start(scope: str, graph: StageGraph) -> Stage:
                 save_to = folder / f"{scope}.onnx" if folder else None
-                return OnnxRuntimeEngine(graph.model, device=device, threads=1, optimised=optimised, save_to=save_to)
+                engine = OnnxRuntimeEngine(graph.model, device=device, threads=1, optimised=optimised, save_to=save_to)
+                return Stage(engine, graph.outputs, graph.rows_at_once)
 
-            self._stages = Stages.of(graphs, start, threads=threads or usable_cores())
-        self.provider: str = self._stages.classifier.engine.provider
-        self._test, self._purifies = test, purify
-        self._sees = tuple("raw" if purify == "off" else eye for eye in sees)
-        sizes = list(test.waves)
-        if purify == "suspicious":
-            rest = sizes[0] - test.opening
-            sizes = [test.opening, 0, *([rest] if rest else []), *sizes[1:]]
-        self._waves = [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
+            engines = {scope: start(scope, graph) for scope, graph in graphs.items()}
+        self._stages = Stages(engines, threads)
+        self.provider: str = engines[CLASSIFIER].engine.provider
+        self._test, self._purifies, self._waves = test, purify, waves_of(test, purify)
+        self._says = [_says(member_scope(i)) for i in range(test.members)]
+        self._groups = [[group for group in groups if group.step == step] for step in range(len(self._waves))]
 
     @classmethod
     def of(
@@ -114,21 +120,18 @@ class StagedExecutor:
         """The executor of a verified file; `cache` as in `DefendedClassifier.load`."""
         manifest = model.manifest
         sees = [member.sees for member in manifest.members]
-        kept = StageCache(model) if cache and chosen_device(device) == "cpu" else None
+        alone = (threads or usable_cores()) == 1
+        kept = StageCache(model, joined=alone) if cache and chosen_device(device) == "cpu" else None
         purify = manifest.decision.purify
         return cls(model.proto, manifest.to_test(), sees, purify, device=device, threads=threads, cache=kept)
 
     def times(self) -> dict[str, StageTime]:
-        """What every stage has done since it was loaded, by scope."""
+        """What every engine has done since it was loaded, by its stages: 'classifier+member_000+member_001'."""
         return self._stages.times()
 
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""
-        flight = self.start(images)
-        landed = [self.step(flight)]
-        while not flight.empty:
-            landed.append(self.step(flight))
-        return landed[0].verdicts if len(landed) == 1 else in_order(landed)
+        return self._finish(0, self._open([(0, images)]))
 
     def start(self, images: Float32) -> Flight:
         """Take images in, without running anything.
@@ -156,28 +159,22 @@ class StagedExecutor:
             fresh, flight.fresh = flight.fresh, []
             return self._sort(flight, 0, self._open(fresh))
         step = _turn(flight)
-        rows = joined_rows(flight.waiting.pop(step))
-        rows = self._purify(rows) if self._purifies == "suspicious" and step == PURIFY else self._ask(step, rows)
-        return self._sort(flight, step, rows)
+        return self._sort(flight, step, self._run(step, joined_rows(flight.waiting.pop(step))))
 
     def _open(self, fresh: Sequence[tuple[int, Float32]]) -> Rows:
         """The first wave."""
         images = fresh[0][1] if len(fresh) == 1 else np.concatenate([images for _, images in fresh])
         sane, count = sanitise(images), len(images)
         image = purified = sane.image
-        stages, wave, always = self._stages, self._waves[0], self._purifies == "always"
-        raw = [i for i in wave if self._sees[i] == "raw"]
-        behind = [i for i in wave if self._sees[i] == "purified"]
-        asked = [(stages.members[i], image) for i in raw]
-        if always:
-            (purified, error), *said = stages.ask([(stages.purifier, image), *asked])
-            asked = [(stages.members[i], purified) for i in behind]
-            (classified, probabilities), *more = stages.ask([(stages.classifier, purified), *asked])
+        said = self._stages.ask([(group.scopes[0], image) for group in self._groups[0] if group.sees == "raw"])
+        if self._purifies == "always":
+            purified, error = said[_PURIFIED], said[_ERROR]
+            said |= self._stages.ask([(of.scopes[0], purified) for of in self._groups[0] if of.sees == "purified"])
         else:
-            error, more = np.zeros(count, dtype=np.float32), []
-            (classified, probabilities), *said = stages.ask([(stages.classifier, image), *asked])
-        answers = dict(zip([*raw, *behind], [*said, *more], strict=True))
-        logs = np.concatenate([answers[i][0] for i in wave]).reshape(len(wave), *classified.shape)
+            error = np.zeros(count, dtype=np.float32)
+        classified = said[_says(CLASSIFIER)]
+        answers = [said[name] for name in self._says[: len(self._waves[0])]]
+        logs = np.concatenate(answers).reshape(len(answers), *classified.shape)
         opening = logs[: self._test.opening]
         path = Path(self._test, classified, opening, reconstruction_error=error, valid=sane.valid)
         path.scan(0, logs)
@@ -187,7 +184,7 @@ class StagedExecutor:
             born=np.full(count, fresh[0][0]),
             image=image,
             purified=purified,
-            probabilities=probabilities,
+            probabilities=said[_probabilities(CLASSIFIER)],
             reconstruction_error=error,
             opening=opening.swapaxes(0, 1),
             path=path,
@@ -195,45 +192,73 @@ class StagedExecutor:
             finite=everyone if sane.finite is None else sane.finite,
         )
 
+    def _finish(self, step: int, rows: Rows) -> Verdicts:
+        """Run all steps behind one."""
+        if _nobody_waits(rows):
+            return rows.verdicts()
+        for later in range(step + 1, len(self._waves)):
+            asking = self._waits(later - 1, later, rows)
+            if not asking.any():
+                continue
+            numbers = np.count_nonzero(~asking) * len(self._waves[later]) * rows.probabilities.shape[1]
+            if numbers > WORTH_PARTING or self._purifies_in(later):
+                behind = (self._waits(later - 1, i, rows) for i in range(later + 1, len(self._waves)))
+                going = reduce(np.logical_or, behind, asking)
+                if not going.all():
+                    part = rows.take(going)
+                    verdicts = rows.verdicts()
+                    _overwrite(verdicts, going, self._finish(later, self._run(later, part)))
+                    return verdicts
+            rows = self._run(later, rows)
+        return rows.verdicts()
+
+    def _run(self, step: int, rows: Rows) -> Rows:
+        """A later step, for rows of which one at least waits for it."""
+        return self._purify(rows) if self._purifies_in(step) else self._ask(step, rows)
+
     def _purify(self, rows: Rows) -> Rows:
         """Purify what the opening did not accept, and begin anew there."""
-        stages, opening = self._stages, rows.opening.swapaxes(0, 1)
-        ((purified, error),) = stages.ask([(stages.purifier, rows.image)])
-        ((logs, probabilities),) = stages.ask([(stages.again, purified)])
-        path = Path(self._test, logs, opening, valid=rows.valid)
+        opening = rows.opening.swapaxes(0, 1)
+        said = self._stages.ask([(PURIFIER, rows.image)])
+        purified, error = said[_PURIFIED], said[_ERROR]
+        said = self._stages.ask([(CLASSIFIER_AGAIN, purified)])
+        path = Path(self._test, said[_says(CLASSIFIER_AGAIN)], opening, valid=rows.valid)
         path.scan(0, opening)
+        probabilities = said[_probabilities(CLASSIFIER_AGAIN)]
         return replace(rows, purified=purified, probabilities=probabilities, reconstruction_error=error, path=path)
 
     def _ask(self, step: int, rows: Rows) -> Rows:
         """A later wave; every member runs for the rows that may ask it, sensors for undecided ones alone."""
         wave, path = self._waves[step], rows.path
         asking = {True: path.waits(wave.start, len(wave)), False: ~path.decided}  # by whether the member votes
-        views = {i: (self._sees[i], bool(self._test.vote_weights[i])) for i in wave}
-        asked = [i for i in wave if asking[views[i][1]].any()]
+        asked = [group for group in self._groups[step] if asking[group.votes].any()]
         seen = {
             (eye, votes): _chosen(rows.image if eye == "raw" else rows.purified, asking[votes])
-            for eye, votes in {views[i] for i in asked}
+            for eye, votes in {(group.sees, group.votes) for group in asked}
         }
-        questions = [(self._stages.members[i], seen[views[i]]) for i in asked]
+        said = self._stages.ask([(group.scopes[0], seen[group.sees, group.votes]) for group in asked])
         logs = np.zeros((len(wave), *path.classifier.shape), dtype=np.float32)
-        for i, (answer,) in zip(asked, self._stages.ask(questions), strict=True):
-            logs[i - wave.start, asking[views[i][1]]] = answer
+        for i in wave:
+            answer = said.get(self._says[i])
+            if answer is not None:
+                logs[i - wave.start, asking[bool(self._test.vote_weights[i])]] = answer
         path.scan(wave.start, logs)
         return rows
 
+    def _purifies_in(self, step: int) -> bool:
+        return self._purifies == "suspicious" and step == PURIFY
+
     def _sort(self, flight: Flight, step: int, rows: Rows) -> Landed:
         """Let rows wait for the next step that asks them; those that none does are finished."""
-        path = rows.path
-        if path.decided.all() and not path.adversarial.any():
-            return Landed(rows.number, rows.number, rows.verdicts())
+        if _nobody_waits(rows):
+            return _landed(rows.number, rows)
         left = np.ones(len(rows), dtype=bool)
         for later in range(step + 1, len(self._waves)):
             waits = left & self._waits(step, later, rows)
             if waits.any():
                 flight.waiting.setdefault(later, []).append(rows.take(waits))
                 left &= ~waits
-        finished = rows.take(left)
-        return Landed(rows.number, finished.number, finished.verdicts())
+        return _landed(rows.number, rows.take(left))
 
     def _waits(self, step: int, later: int, rows: Rows) -> Bool:
         path, wave = rows.path, self._waves[later]
@@ -244,10 +269,18 @@ class StagedExecutor:
         return np.zeros(len(rows), dtype=bool)
 
 
-def in_order(landed: Sequence[Landed]) -> Verdicts:
-    """All verdicts by ascending number of their images."""
-    number = np.concatenate([one.number for one in landed])
-    return Verdicts.concatenate([one.verdicts for one in landed]).rows(np.argsort(number))
+def _landed(ran: Int64, finished: Rows) -> Landed:
+    return Landed(ran, finished.number, finished.verdicts())
+
+
+def _overwrite(verdicts: Verdicts, rows: Bool, by: Verdicts) -> None:
+    for name in Verdicts.FIELDS:
+        getattr(verdicts, name)[rows] = getattr(by, name)
+
+
+def _nobody_waits(rows: Rows) -> bool:
+    path = rows.path
+    return bool(path.decided.all()) and not path.adversarial.any()
 
 
 def _chosen(images: Float32, index: Bool) -> Float32:
@@ -258,3 +291,11 @@ def _turn(flight: Flight) -> int:
     """The first step that a row waits for of those that came with the oldest."""
     oldest = {step: min(int(rows.born.min()) for rows in parts) for step, parts in flight.waiting.items()}
     return min(oldest, key=lambda step: (oldest[step], step))
+
+
+def _says(scope: str) -> str:
+    return f"{scope}/log_probabilities"
+
+
+def _probabilities(scope: str) -> str:
+    return f"{scope}/probabilities"

@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -14,7 +14,7 @@ from onnx import ModelProto, helper
 
 from s2ap_defend.engines import Array, Engine
 from s2ap_defend.executors.workers import Task, Workers
-from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, cut_stage, member_scope
+from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, cut_stage, join_stages
 from s2ap_defend.types import Float32
 
 __all__ = ["Stage", "StageGraph", "StageTime", "Stages", "stage_graphs"]
@@ -29,7 +29,7 @@ _BATCH = re.compile(r".+?(?:_x(\d+))?")  # a dynamic size: the images, or so man
 
 @dataclass(frozen=True)
 class StageTime:
-    """What a stage has done since it was loaded: engine runs, images, seconds inside the engine."""
+    """What an engine has done since it was loaded: runs, images, seconds inside it."""
 
     runs: int
     rows: int
@@ -38,11 +38,11 @@ class StageTime:
 
 @dataclass(frozen=True)
 class StageGraph:
-    """A stage before it is started.
+    """A stage, or several that are asked about the same images, before they are started.
 
     Attributes:
         model: The serialised graph.
-        outputs: Names of what is asked of it.
+        outputs: Names of what is asked of it, `SCOPE/NAME`.
         rows_at_once: Images in one run of the engine at most.
     """
 
@@ -52,11 +52,11 @@ class StageGraph:
 
 
 class Stage:
-    """One stage on its engine.
+    """A stage, or several that are asked about the same images, on their engine.
 
     Args:
-        engine: Of the stage.
-        outputs: Names of what is asked of it.
+        engine: Of the graph.
+        outputs: Names of what is asked of it, `SCOPE/NAME`.
         rows_at_once: Images in one run of the engine at most.
     """
 
@@ -93,89 +93,73 @@ class Stage:
         return answers
 
 
-def stage_graphs(model: ModelProto, members: int, *, again: bool) -> dict[str, StageGraph]:
-    """Cut the stages out of a defended model, by scope, members in the order in which they are asked.
+def stage_graphs(model: ModelProto, groups: Iterable[Sequence[str]]) -> dict[str, StageGraph]:
+    """Cut stages out of a defended model, those of a group as one graph; by the first scope of each.
 
     Args:
         model: Weights in memory.
-        members: How many it has.
-        again: Whether the classifier has a second run.
+        groups: Scopes.
     """
-    scopes = [PURIFIER, CLASSIFIER, *([CLASSIFIER_AGAIN] if again else []), *map(member_scope, range(members))]
     found = {}
-    for scope in scopes:
-        stage = cut_stage(model, scope)
-        if scope in {CLASSIFIER, CLASSIFIER_AGAIN}:
-            _give_probabilities(stage)
-        outputs = tuple(output.name for output in stage.graph.output)
-        found[scope] = StageGraph(stage.SerializeToString(), outputs, _rows_at_once(stage))
+    for scopes in groups:
+        stages = {scope: cut_stage(model, scope) for scope in scopes}
+        for scope in stages.keys() & {CLASSIFIER, CLASSIFIER_AGAIN}:
+            _give_probabilities(stages[scope])
+        joined = join_stages(stages)
+        outputs = tuple(output.name for output in joined.graph.output)
+        found[scopes[0]] = StageGraph(joined.SerializeToString(), outputs, _rows_at_once(joined))
     return found
 
 
-@dataclass(frozen=True)
 class Stages:
     """The engines of a file.
 
-    Attributes:
-        purifier: Gives `purified` and `reconstruction_error`.
-        classifier: Also gives `probabilities`, and so does its second run.
-        again: The second run; the classifier itself where the file has none.
-        members: In the order in which they are asked.
-        workers: The threads that they run on.
+    Args:
+        engines: By the first scope of each.
+        threads: Engine runs at a time, of one caller.
     """
 
-    purifier: Stage
-    classifier: Stage
-    again: Stage
-    members: tuple[Stage, ...]
-    workers: Workers
-
-    @classmethod
-    def of(
-        cls, graphs: Mapping[str, StageGraph], start: Callable[[str, StageGraph], Engine], *, threads: int
-    ) -> "Stages":
-        """Start the stages of a file.
-
-        Args:
-            graphs: By scope, members in the order in which they are asked.
-            start: Makes the engine of a stage.
-            threads: Stages, or parts of a batch, that run at a time.
-        """
-        found = {
-            scope: Stage(start(scope, graph), graph.outputs, graph.rows_at_once) for scope, graph in graphs.items()
-        }
-        purifier, classifier = found.pop(PURIFIER), found.pop(CLASSIFIER)
-        again = found.pop(CLASSIFIER_AGAIN, classifier)
-        return cls(purifier, classifier, again, tuple(found.values()), Workers(threads))
+    def __init__(self, engines: Mapping[str, Stage], threads: int) -> None:
+        self._engines, self._workers = engines, Workers(threads)
 
     def times(self) -> dict[str, StageTime]:
-        """What every stage has done since it was loaded, by scope."""
-        found = {PURIFIER: self.purifier, CLASSIFIER: self.classifier}
-        if self.again is not self.classifier:
-            found[CLASSIFIER_AGAIN] = self.again
-        found |= {member_scope(i): member for i, member in enumerate(self.members)}
-        return {scope: stage.time for scope, stage in found.items()}
+        """What every engine has done since it was loaded, by its stages: 'classifier+member_000+member_001'."""
+        scopes = ([name.partition("/")[0] for name in stage.outputs] for stage in self._engines.values())
+        return {"+".join(dict.fromkeys(of)): one.time for of, one in zip(scopes, self._engines.values(), strict=True)}
 
-    def ask(self, questions: Sequence[tuple[Stage, Float32]]) -> list[list[Array]]:
-        """The outputs of stages for images [n, C, H, W] each, in the same order; they run beside each other.
+    def ask(self, questions: Sequence[tuple[str, Float32]]) -> dict[str, Array]:
+        """What engines, by their first scopes, say of images [n, C, H, W] each; they run beside each other.
+
+        Returns:
+            Their outputs by name.
 
         Raises:
             EngineError: If an engine fails.
         """
-        threads = self.workers.threads
-        if threads > 1 and sum(stage.estimate(len(images)) for stage, images in questions) < WORTH_SHARING_S:
+        asked = [(self._engines[scope], images) for scope, images in questions]
+        threads = self._workers.threads
+        if threads > 1 and sum(stage.estimate(len(images)) for stage, images in asked) < WORTH_SHARING_S:
             threads = 1
-        if threads == 1 and all(len(images) <= stage.rows_at_once for stage, images in questions):
-            return [stage.run(images) for stage, images in questions]
+        if threads == 1 and all(len(images) <= stage.rows_at_once for stage, images in asked):
+            said = [stage.run(images) for stage, images in asked]
+        else:
+            said = self._shared(asked, threads)
+        return {
+            name: value
+            for (stage, _), of in zip(asked, said, strict=True)
+            for name, value in zip(stage.outputs, of, strict=True)
+        }
+
+    def _shared(self, asked: Sequence[tuple[Stage, Float32]], threads: int) -> list[list[Array]]:
         parts: list[list[list[Array]]] = []
         tasks: list[Task] = []
-        for stage, images in questions:
+        for stage, images in asked:
             rows = min(stage.rows_at_once, math.ceil(len(images) / threads))
             starts = range(0, len(images), rows)
             answers: list[list[Array]] = [[] for _ in starts]
             tasks += [partial(_answer, answers, i, stage, images[at : at + rows]) for i, at in enumerate(starts)]
             parts.append(answers)
-        self.workers.run(tasks)
+        self._workers.run(tasks)
         return [answers[0] if len(answers) == 1 else _joined(answers) for answers in parts]
 
 

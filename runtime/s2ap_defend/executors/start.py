@@ -26,7 +26,8 @@ def start_executor(
 
     Args:
         model: A verified file.
-        name: None takes what was measured to be faster: 'staged' on the CPU with more than one thread, else 'whole'.
+        name: None takes what was measured to be faster (docs/performance.md): 'staged' on the CPU with more than one
+            thread, else 'whole'.
         device: 'auto', 'cpu', 'cuda' or 'tensorrt'.
         threads: As for `DefendedClassifier.load`.
         cache: As there.

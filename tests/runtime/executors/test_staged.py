@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s2ap_defend import DefendedClassifier, EngineError, Verdicts
-from s2ap_defend.executors.staged import StagedExecutor
+from s2ap_defend.executors.staged import WORTH_PARTING, StagedExecutor
 from s2ap_defend.executors.whole import WholeExecutor
 from s2ap_defend.model_file import ModelFile
 
@@ -48,6 +48,14 @@ def test_the_stages_give_every_output_of_the_whole_file_to_the_last_bit(
     order = np.random.default_rng(seed).permutation(len(unsure_images))
     for index in np.split(order, np.cumsum(sizes))[: len(sizes)]:
         assert_same(staged.run(unsure_images[index]), whole.rows(index))
+
+
+def test_a_large_batch_whose_rows_are_parted_gets_the_same_bits(
+    staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray
+) -> None:
+    numbers = np.random.default_rng(5).integers(0, len(unsure_images), WORTH_PARTING // 4)
+    assert (whole.rows(numbers).members_used == 6).any()
+    assert_same(staged.run(unsure_images[numbers]), whole.rows(numbers))
 
 
 @A_FILE_EACH
@@ -107,7 +115,7 @@ def test_verdicts_share_no_memory_with_the_images(staged: StagedExecutor, random
 
 
 def test_stages_that_no_image_asks_do_not_run(file: ModelFile, unsure_images: np.ndarray) -> None:
-    executor = StagedExecutor.of(file, device="cpu", threads=1)
+    executor = StagedExecutor.of(file, device="cpu", threads=2)
     used = [int(executor.run(unsure_images[i : i + 1]).members_used[0]) for i in range(20)]
     times = executor.times()
     assert times["member_000"].rows == times["classifier"].rows == 20
@@ -116,6 +124,18 @@ def test_stages_that_no_image_asks_do_not_run(file: ModelFile, unsure_images: np
     assert all(time.runs <= time.rows and time.seconds >= 0 for time in times.values())
     if file.manifest.decision.purify == "suspicious":
         assert 0 < times["purifier"].rows == times["classifier_again"].rows < 20
+
+
+def test_with_one_thread_stages_that_are_asked_about_the_same_images_share_an_engine(
+    file: ModelFile, unsure_images: np.ndarray
+) -> None:
+    executor = StagedExecutor.of(file, device="cpu", threads=1)
+    executor.run(unsure_images[:20])
+    times = executor.times()
+    assert any("+" in scopes for scopes in times)
+    scopes = [scope for scopes in times for scope in scopes.split("+")]
+    assert sorted(scopes) == sorted(StagedExecutor.of(file, device="cpu", threads=2).times())
+    assert all(time.runs <= 3 for time in times.values())
 
 
 def test_the_executor_is_chosen_by_name_and_an_unknown_one_is_refused(tiny_model_path: Path) -> None:
