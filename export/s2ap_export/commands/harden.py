@@ -165,7 +165,7 @@ def harden(
     quick = options.effort == "quick"
     by = None if choose == "unmeasured" or (choose is None and quick) else choose or "recipe"
     if dry_run:
-        look_before(settings, folder, reporter, workers=workers, choose=by)
+        look_before(settings, output, folder, reporter, workers=workers, choose=by)
         return
     hardened = run(
         settings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -221,6 +222,26 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(own: Path, capsys:
     ]
 
 
+def test_a_dry_run_after_an_evaluation_that_was_interrupted_says_how_much_of_it_is_left(
+    hardened: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attacks = sorted(hardened.with_name("model.onnx.training").glob("evaluation/*.safetensors"))
+    kept = {path: path.read_bytes() for path in attacks}
+    next(path for path, content in kept.items() if b"descents" in content[:2000]).unlink()  # a row of the ablation
+    assert harden("--dry-run") == 0
+    some = capsys.readouterr().out
+    for path in attacks:
+        path.unlink(missing_ok=True)
+    assert harden("--dry-run") == 0
+    nothing = capsys.readouterr().out
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert "evaluation: " in nothing
+    assert "decisions under attack:" not in nothing
+    assert "of the attacks on the file" not in nothing
+    assert re.search(r", \d\d?% of the attacks on the file", some)
+
+
 def test_a_dry_run_on_a_finished_work_folder_says_what_is_stored_and_what_would_be_trained_again(
     hardened: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,8 +249,8 @@ def test_a_dry_run_on_a_finished_work_folder_says_what_is_stored_and_what_would_
     assert harden("--dry-run") == 0
     said = capsys.readouterr().out
     assert "score-model, " in said
-    assert ", 6 attacks on fitting images, 10 attacks on decisions" in said
-    assert "decisions under attack:" not in said
+    assert ", 6 attacks on fitting images, 10 attacks on decisions, 100% of the attacks on the file" in said
+    assert "of one core" not in said
     assert harden("--dry-run", "--set", "finetune.lr=0.03") == 0
     assert "trained otherwise: pruned (other settings); --overwrite trains them again" in capsys.readouterr().out
 

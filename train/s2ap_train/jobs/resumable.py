@@ -12,7 +12,7 @@ from s2ap_train.jobs.job import Job, Workers
 from s2ap_train.jobs.run import run_jobs
 from s2ap_train.jobs.store import Found, Store
 
-__all__ = ["SECONDS", "Done", "ResumableJob", "run_resumable"]
+__all__ = ["SECONDS", "Done", "ResumableJob", "run_resumable", "stored_jobs"]
 
 SECONDS = "seconds"
 """Note of everything that was found: the time that its job took, in the run that did it."""
@@ -76,7 +76,7 @@ def run_resumable(
     names = [job.name for job in jobs]
     if len(set(names)) < len(names):  # our own bug
         raise ValueError(f"several jobs have one name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")
-    done = _stored(jobs, store)
+    done = stored_jobs(jobs, store)
     missing = {job.name: job for job in jobs if job.name not in done}
     if done:
         reporter.line(f"{title}: {len(done)} of {len(jobs)} reused")
@@ -102,7 +102,7 @@ def run_resumable(
     return done
 
 
-def _stored(jobs: Sequence[ResumableJob], store: Store) -> dict[str, Found]:
+def stored_jobs(jobs: Sequence[ResumableJob], store: Store) -> dict[str, Found]:
     """What is stored; of a job that starts from others, where these are stored and found what it started from."""
     done: dict[str, Found] = {}
     names = {job.name for job in jobs}
