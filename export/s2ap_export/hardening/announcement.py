@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.progress import Reporter
+from s2ap_defend.progress import Reporter, duration
 from s2ap_export.hardening.candidate import Candidate
 from s2ap_train.data import Splits
 from s2ap_train.hardening.attack_forecast import BEFORE_THE_FILE, StoredAttacks, stored_attacks
@@ -113,14 +113,14 @@ def announce(
     left = Forecast(phases, expected.disk)
     processes = 1 if workers == "ray" else worker_count(workers, len(kept.names))
     for phase in left.phases:
-        reporter.line(f"  {phase.name}: {_duration(phase.seconds)} of one core")
+        reporter.line(f"  {phase.name}: {duration(phase.seconds)} of one core")
     if kept.stored:
         reporter.line(f"  stored already: {', '.join([*kept.stored, *_in_words(attacked)])}")
     if kept.stale:
         reporter.line(f"  trained otherwise: {kept.replaced}; --overwrite trains them again")
     reporter.line(
         f"{len(kept.names)} parts, {processes} processes, {expected.disk / 1e6:.0f} MB of checkpoints: "
-        + _ROUGH.format(_duration(left.seconds(processes)))
+        + _ROUGH.format(duration(left.seconds(processes)))
     )
 
 
@@ -165,11 +165,3 @@ def check_worth(evaluation: Evaluation, candidate: Path) -> None:
             f"--strict: {found.title}. {found.text} The file is not written to its place, it lies in {candidate}; give "
             "more --effort or images, or leave --strict out"
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"

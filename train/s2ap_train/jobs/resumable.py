@@ -83,8 +83,9 @@ def run_resumable(
     if not missing:
         return done
     with reporter.step(title, len(jobs)) as step:
-        step.advance(done=len(done))
-        began, total, finished = time.monotonic(), sum(job.weight for job in missing.values()), 0.0
+        total = sum(job.weight for job in jobs)
+        finished = sum(job.weight for job in jobs if job.name in done)
+        step.advance(done=len(done), share=finished / total)
         handed_back: set[str] = set()
         calls = [_call(job, done, store, handed_back) for job in _longest_first(missing)]
         for call, found in run_jobs(calls, workers):
@@ -94,8 +95,7 @@ def run_resumable(
                 if job.lasts and job.name not in handed_back:
                     store.save(job.key(done), found)
                 done[job.name] = found
-            left = (time.monotonic() - began) * (total / finished - 1.0) if finished else 0.0
-            step.advance(f"{job.name}; about {_duration(left)} left" if finished < total else "")
+            step.advance(job.name, share=finished / total)
             if found is not None and job.says is not None and job.name not in handed_back:
                 reporter.line(job.says(found))
         step.note = ""
@@ -151,7 +151,3 @@ def _timed(function: Callable[..., Found], until: float | None, arguments: tuple
 
 def _handed_back(found: Found) -> Found:
     return found
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
