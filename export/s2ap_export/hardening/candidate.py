@@ -12,8 +12,9 @@ from s2ap_train.hardening.purifier_choice import By
 from s2ap_train.hardening.train import stored_components
 from s2ap_train.recipe import Recipe
 from s2ap_train.redteam.evaluation import FOLDER
+from s2ap_train.redteam.forecast import what_is_left
 from s2ap_train.redteam.plan import Plan
-from s2ap_train.redteam.preparation import prepare, stored_share
+from s2ap_train.redteam.preparation import prepare
 from s2ap_train.storage.fingerprint import fingerprint
 
 __all__ = ["Candidate", "candidate_path"]
@@ -72,4 +73,4 @@ class Candidate:
             networks=networks_of(components),
             data_name=splits.name,
         )
-        return stored_share(made)
+        return what_is_left(made).stored_share

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.progress import Reporter
+from s2ap_defend.progress import Reporter, duration
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
 from s2ap_train.jobs import SECONDS, Workers, check_workers, run_resumable
@@ -25,6 +25,7 @@ from s2ap_train.redteam.checks.run import judge_checks
 from s2ap_train.redteam.configuration import configuration_of
 from s2ap_train.redteam.coverage import unfinished
 from s2ap_train.redteam.detection import measure_detection
+from s2ap_train.redteam.forecast import what_is_left
 from s2ap_train.redteam.gallery import gallery_of_file
 from s2ap_train.redteam.judging import Judged, attack_rows, in_the_ball, judged, worst_of
 from s2ap_train.redteam.plan import Plan, deadline
@@ -85,6 +86,11 @@ def evaluate_file(
     networks, data_name = networks or Networks(), source or opened(path).manifest.provenance.data
     made = prepare(path, data, plan, folder=folder, networks=networks, server=server, data_name=data_name, until=until)
     file, setup, plan, data = made.file, made.setup, made.plan, made.setup.data
+    left = what_is_left(made, ablation=ablation)
+    reporter.line(
+        f"{len(made.jobs)} attacks and checks on {len(data)} images{' and the ablation' if ablation else ''}: "
+        f"about {duration(left.seconds)} of one core; half or twice as long is possible"
+    )
     done = run_resumable(made.jobs, made.store, reporter, title="attacks", workers=workers)
     found = made.found(done)
     attacks = found.attacks

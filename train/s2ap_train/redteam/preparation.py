@@ -1,4 +1,4 @@
-"""What an evaluation is made of before anything is attacked: its jobs, where they are stored, and which of them are."""
+"""What an evaluation is made of before anything is attacked: its jobs, and where they are stored."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from s2ap_defend.errors import InputError
 from s2ap_defend.images import check_images
 from s2ap_defend.model_file import ModelFile
 from s2ap_train.data import ImageSet
-from s2ap_train.jobs import Done, ResumableJob, Store, stored_jobs
-from s2ap_train.redteam.ablation.ablation import ablation_jobs
+from s2ap_train.jobs import Done, ResumableJob, Store
 from s2ap_train.redteam.ablation.networks import Networks
-from s2ap_train.redteam.ablation.run import ablation_asked, served_effort
 from s2ap_train.redteam.attacks.attack import RedTeamAttack
 from s2ap_train.redteam.attacks.oblivious import SEARCH
 from s2ap_train.redteam.attacks.white_box_search import SKIPPED
@@ -21,11 +19,10 @@ from s2ap_train.redteam.campaign import Attacked, Setup, attack_jobs, gathered
 from s2ap_train.redteam.checks.run import check_jobs
 from s2ap_train.redteam.configuration import versions_here
 from s2ap_train.redteam.coverage import able
-from s2ap_train.redteam.judging import Judged, judged
 from s2ap_train.redteam.plan import Plan, check_budgets
-from s2ap_train.redteam.target import open_targets, opened
+from s2ap_train.redteam.target import opened
 
-__all__ = ["FoundAttacks", "Prepared", "prepare", "stored_share"]
+__all__ = ["FoundAttacks", "Prepared", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -125,27 +122,6 @@ def prepare(
     jobs = attack_jobs(setup, chosen, until=until, always=(SEARCH.name,))
     jobs += check_jobs(setup, plan, networks, data_name, until)
     return Prepared(file, setup, plan, networks, versions, store, chosen, not_run, tuple(jobs))
-
-
-def stored_share(made: Prepared, *, ablation: bool = True) -> float:
-    """Share of an evaluation's work that is stored; of the ablation as well, where all that it starts from is."""
-    done = stored_jobs(made.jobs, made.store)
-    whole, stored = (sum(job.weight for job in jobs) for jobs in (made.jobs, [j for j in made.jobs if j.name in done]))
-    if not ablation:
-        return stored / whole
-    found = made.found(done)
-    defended, _ = open_targets(made.setup.model)
-    clean = judged(defended, made.setup.data, {}).outcomes
-    asked = ablation_asked(
-        made.setup, made.networks, Judged(clean, found.on_file), Judged({}, found.on_bare), found.attacks
-    )
-    tasks = [made.setup.task(shard) for shard in made.setup.shards()]
-    jobs = ablation_jobs(asked.rows, tasks, attacked=asked.attacked, effort=served_effort(made.setup))
-    whole += sum(job.weight for job in jobs)
-    if len(done) == len(made.jobs):
-        done = stored_jobs(jobs, made.store)
-        stored += sum(job.weight for job in jobs if job.name in done)
-    return stored / whole
 
 
 def _check_labels(data: ImageSet, classes: int) -> None:
