@@ -13,7 +13,7 @@ PLAIN_LINE_EVERY_S = 15.0
 """Seconds between plain lines within one step, where there is no terminal."""
 SILENT_S = 60.0
 """Seconds after which a step says that it is still at work, though no unit of it has ended."""
-_AT_ONCE_S = 1.0  # what is counted this soon was done by an earlier run
+_AT_ONCE_S = 0.05  # units that begin with a row of such were done by an earlier run
 
 
 class Step:
@@ -28,7 +28,8 @@ class Step:
         self._total = total
         self._done = 0
         self._share = self._share_before = 0.0
-        self._began = self._last_line = reporter.clock()
+        self._units, self._resuming = 0, True
+        self._began = self._counted = self._last_unit = self._last_line = reporter.clock()
         self.note = ""
 
     def advance(self, note: str = "", *, done: int | None = None, share: float | None = None) -> None:
@@ -41,8 +42,7 @@ class Step:
         """
         self._done = self._done + 1 if done is None else done
         self._share = self._done / max(self._total, 1) if share is None else share
-        if self._reporter.clock() - self._began < _AT_ONCE_S:
-            self._share_before = self._share
+        self._tell_resumed(self._reporter.clock())
         self.note = note or self.note
         if self._bar is not None:
             progress, task = self._bar
@@ -55,6 +55,14 @@ class Step:
         if self._bar is None and self._reporter.clock() - self._last_line >= SILENT_S:
             self._line(f"still at work after {duration(self._reporter.clock() - self._began)}")
 
+    def _tell_resumed(self, now: float) -> None:
+        """Count from the last unit of an earlier run on, which all come at once."""
+        if self._resuming and now - self._last_unit < _AT_ONCE_S:
+            self._counted, self._share_before = now, self._share
+        elif self._units > 0:
+            self._resuming = False
+        self._units, self._last_unit = self._units + 1, now
+
     def _line(self, note: str) -> None:
         self._last_line = self._reporter.clock()
         self._reporter.line(f"  {self._title}: {self._done}/{self._total} {self._told(note)}".rstrip())
@@ -64,7 +72,7 @@ class Step:
         gained = self._share - self._share_before
         if gained <= 0.0 or self._share >= 1.0:
             return note
-        left = (self._reporter.clock() - self._began) * (1.0 - self._share) / gained
+        left = (self._reporter.clock() - self._counted) * (1.0 - self._share) / gained
         return "; ".join(part for part in (note, f"about {duration(left)} left") if part)
 
 

@@ -44,6 +44,7 @@ def test_the_time_left_is_that_of_the_units_so_far() -> None:
 def test_what_an_earlier_run_has_done_does_not_shorten_it() -> None:
     reporter, clock, told = reported()
     with reporter.step("training", 10) as step:
+        clock.now += 30  # the network is made
         for _ in range(8):
             step.advance()
         clock.now += 80
