@@ -95,11 +95,18 @@ def evaluate_file(
     found = made.found(done)
     attacks = found.attacks
     defended_target, bare_target = open_targets(path)
-    defended, bare = judged(defended_target, data, found.on_file), judged(bare_target, data, found.on_bare)
     not_run = {**found.not_run, **unfinished(attacks, found.on_file, len(data))}
-    checked = judge_checks(
-        setup, plan, defended_target, defended, attacks, done, networks=networks, data_name=data_name
-    )
+    with reporter.step("attacked images asked", 4) as step:
+        defended = judged(defended_target, data, found.on_file)
+        step.advance()
+        bare = judged(bare_target, data, found.on_bare)
+        step.advance()
+        checked = judge_checks(
+            setup, plan, defended_target, defended, attacks, done, networks=networks, data_name=data_name
+        )
+        step.advance()
+        detection = _detection(file, data, attacks, defended)
+        step.advance()
     ablated = AblationRun()
     if ablation:
         ablated = run_ablation(
@@ -124,7 +131,7 @@ def evaluate_file(
         rejecting_label_accuracy=rows[FULL[False]].row.worst_case.label_accuracy
         if FULL[False] in rows
         else _answered_rightly(in_the_ball(attacks, defended), data),
-        detection=_detection(file, data, attacks, defended),
+        detection=detection,
         members_used={name: tuple(outcome.members_used.tolist()) for name, outcome in defended.outcomes.items()},
         curves=checked.curves,
         checks=checked.checks,
