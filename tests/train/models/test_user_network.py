@@ -43,6 +43,9 @@ def nothing():
 def fails(classes):
     raise ZeroDivisionError("no classes left")
 
+def leaves():
+    raise SystemExit(3)
+
 def demands(depth):
     return nn.Identity()
 
@@ -70,8 +73,9 @@ def factories(tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(FACTORIES)
     (tmp_path / "my_broken.py").write_text("import there_is_no_such_package\n")
     (tmp_path / "my_failing.py").write_text("raise LookupError('half written')\n")
+    (tmp_path / "my_script.py").write_text("import sys\nsys.exit('give --lr')\n")
     yield "my_networks"
-    for name in ("my_networks", "my_broken", "my_failing"):
+    for name in ("my_networks", "my_broken", "my_failing", "my_script"):
         sys.modules.pop(name, None)
     importlib.invalidate_caches()
 
@@ -135,6 +139,8 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
         ("my_failing:make", "importing my_failing failed with LookupError: half written; correct the module"),
         ("my_networks:nothing", "returned a NoneType, expected a torch.nn.Module"),
         ("my_networks:fails", "factory my_networks:fails failed with ZeroDivisionError: no classes left"),
+        ("my_script:make", "importing my_script ends the program; put what the script does"),
+        ("my_networks:leaves", "factory my_networks:leaves failed with SystemExit: 3"),
         ("my_networks:demands", "failed with TypeError: .*'depth'; it is called with those of in_channels, classes"),
         (
             "my_networks:images",

@@ -127,6 +127,11 @@ def _factory(name: str) -> Callable[..., object]:
         raise RecipeError(
             f"factory {name}: there is no module {error.name}; run from the folder that holds it, or install it"
         ) from error
+    except SystemExit as error:
+        raise RecipeError(
+            f"factory {name}: importing {module_name} ends the program; put what the script does, such as reading its "
+            'options, behind if __name__ == "__main__"'
+        ) from error
     except Exception as error:  # whatever the user's module raises
         raise RecipeError(
             f"factory {name}: importing {module_name} failed with {type(error).__name__}: {error}; correct the module"
@@ -152,7 +157,7 @@ def _made(
         given |= {"image_shape": image_shape} if "image_shape" in named else {}
         given |= {"height": image_shape[1], "width": image_shape[2]} if {"height", "width"} <= named else {}
         made = function(**given)
-    except Exception as error:  # whatever the user's function raises
+    except (Exception, SystemExit) as error:  # whatever the user's function raises
         raise RecipeError(
             f"factory {name} failed with {type(error).__name__}: {error}; it is called with those of in_channels, "
             "classes, image_size, image_shape, height and width that it takes, by keyword"
@@ -167,7 +172,7 @@ def _check_logits(name: str, network: nn.Module, image_shape: tuple[int, int, in
     try:
         with torch.no_grad(), evaluation_mode(network):
             logits = network(images)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         raise RecipeError(
             f"the network of factory {name} failed on images of shape {tuple(images.shape)} with "
             f"{type(error).__name__}: {error}"
