@@ -56,6 +56,21 @@ class Sums(nn.Module):
     def forward(self, images):
         return images.flatten(1)[:, :4]
 
+class Labels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = make(2, 4)
+    def forward(self, images):
+        return nn.functional.one_hot(self.inner(images).argmax(1), 4).float()
+
+def labels():
+    return Labels()
+
+def frozen(in_channels, classes):
+    network = make(in_channels, classes)
+    network[0].requires_grad_(False)
+    return network
+
 def no_parameters():
     return Sums()
 
@@ -150,12 +165,19 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
             "my_networks:no_parameters",
             "the network of factory my_networks:no_parameters, a Sums, has no parameters, expected weights to train",
         ),
+        ("my_networks:labels", "my_networks:labels passes no gradient: its forward method leaves torch or detaches"),
         ("my_networks:cannot_run", r"failed on images of shape \(2, 2, 9, 9\) with RuntimeError"),
     ],
 )
 def test_a_factory_that_makes_no_classifier_is_refused(factories, factory, message):
     with pytest.raises(RecipeError, match=message):
         build({"name": "user", "factory": factory, "in_channels": 2, "classes": 4, "image_size": 9})
+
+
+def test_frozen_parameters_are_trained_and_that_is_said(factories):
+    model = create(f"{factories}:frozen", (3, 8, 8), 4)
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert model.notes[0] == "2 frozen parameters are trained like the others wherever this network is trained"
 
 
 def test_pixels_are_normalised_before_the_network_sees_them(factories):

@@ -70,6 +70,8 @@ class UserNetwork(Classifier):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = _made(factory, function, sizes, self.image_shape)
+        self._frozen = sum(not weight.requires_grad for weight in self.network.parameters())
+        self.network.requires_grad_()
         self.reading = Reading()
         _check_logits(factory, self, self.image_shape, classes)
         _check_parameters(factory, self.network)
@@ -89,7 +91,12 @@ class UserNetwork(Classifier):
     def notes(self) -> tuple[str, ...]:
         """What was found about its outputs, as sentences."""
         stripped = "the softmax that the network ends with is left out: its input are the logits"
-        return (*([stripped] if self._stripped else []), *self.reading.notes)
+        frozen = f"{self._frozen} frozen parameters are trained like the others wherever this network is trained"
+        return (
+            *([frozen] if self._frozen else []),
+            *([stripped] if self._stripped else []),
+            *self.reading.notes,
+        )
 
     def read_outputs(self) -> None:
         """See again how outputs become logits: weights that were loaded may have another scale than fresh ones."""
@@ -168,9 +175,9 @@ def _made(
 
 
 def _check_logits(name: str, network: nn.Module, image_shape: tuple[int, int, int], classes: int) -> None:
-    images = torch.full((2, *image_shape), 0.5)
+    images = torch.full((2, *image_shape), 0.5, requires_grad=True)
     try:
-        with torch.no_grad(), evaluation_mode(network):
+        with torch.enable_grad(), evaluation_mode(network):
             logits = network(images)
     except (Exception, SystemExit) as error:  # whatever the user's module raises
         raise RecipeError(
@@ -182,6 +189,11 @@ def _check_logits(name: str, network: nn.Module, image_shape: tuple[int, int, in
         raise RecipeError(
             f"the network of factory {name} maps images of shape {tuple(images.shape)} to {found}, expected logits of "
             f"shape {(2, classes)}, one column per class"
+        )
+    if not logits.requires_grad:
+        raise RecipeError(
+            f"the network of factory {name} passes no gradient: its forward method leaves torch or detaches, as by "
+            "no_grad, numpy or argmax; it can be neither trained nor attacked, so return differentiable logits"
         )
 
 
