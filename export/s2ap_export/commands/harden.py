@@ -33,16 +33,19 @@ class _Parsed(click.ParamType[object]):
             self.fail(f"{value!r} is not {self._expected}", param, ctx)
 
 
+_LARGEST_SIDE = 4096  # of data.image_size
+
+
 def _size(text: str) -> tuple[int, int]:
     sides = [int(part) for part in text.lower().replace("x", ",").split(",")]
-    if not 1 <= len(sides) <= 2 or min(sides) < 1:
+    if not 1 <= len(sides) <= 2 or min(sides) < 2 or max(sides) > _LARGEST_SIDE:
         raise ValueError(text)
     return sides[0], sides[-1]
 
 
 _NUMBERS = _Parsed("numbers", numbers, "numbers with commas between them, such as .485,.456,.406")
 _EPS = _Parsed("eps", pixels, "a budget above 0 and at most 1, such as 8/255")
-_SIZE = _Parsed("size", _size, "a side or HEIGHTxWIDTH in pixels, such as 64x48")
+_SIZE = _Parsed("size", _size, f"a side or HEIGHTxWIDTH of 2 to {_LARGEST_SIDE} pixels, such as 64x48")
 _FILE = click.Path(path_type=Path)
 
 

@@ -199,6 +199,7 @@ def test_pixels_are_normalised_before_the_network_sees_them(factories):
     [
         ({"mean": [0.1, 0.2]}, r"mean is \[0.1, 0.2\]; give one finite number for each of 3 channels"),
         ({"std": [0.0]}, r"std is \[0.0\]; pixels are divided by it"),
+        ({"mean": [123.7, 116.3, 103.5], "std": [58.4]}, "pixels are in .0, 1.; divide mean and std by 255"),
         ({"std": [float("nan")]}, "give one finite number"),
     ],
 )
