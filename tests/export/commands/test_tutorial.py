@@ -269,6 +269,13 @@ def test_a_dry_run_on_a_finished_work_folder_says_what_is_stored_and_what_would_
         (["--data", "photos", "--model", "mynets:build", "--robust-model", "mynets:build"], "which is missing"),
         (["--data", "nowhere"], "nowhere"),
         (["--data", "photos", "--classes", "nowhere.txt"], "--classes nowhere.txt cannot be read"),
+        (
+            ["--data", "photos", "--model", "mynets:build", "--weights", "best.pt", "-o", "./best.pt"],
+            "--output best.pt would overwrite best.pt, which is read; name another file to write",
+        ),
+        (["--data", "photos", "-o", "m.onnx", "--report", "m.onnx"], "--output and --report both write m.onnx"),
+        (["--data", "photos", "-o", "photos/m.onnx"], "--output photos/m.onnx lies in photos, which is read as images"),
+        (["--data", "photos", "--work-dir", "photos"], "--work-dir photos lies in photos, which is read as images"),
         (["--data", "photos", "--image-size", "100000"], "'100000' is not a side or HEIGHTxWIDTH of 2 to 4096 pixels"),
         (["--data", "photos", "--image-size", "1x8"], "'1x8' is not a side or HEIGHTxWIDTH"),
         (["--data", "photos", "--seed", "4294967296"], "seed is 4294967296; give a number from 0 to 4294967295"),
@@ -283,3 +290,4 @@ def test_bad_options_are_one_line_before_any_training(
     assert run(["harden", "-o", "bad.onnx", *arguments]) == 2
     assert said in capsys.readouterr().err
     assert not list(own.glob("bad.onnx*"))
+    assert (own / "best.pt").read_bytes()[:2] == b"PK"  # as torch wrote it
