@@ -6,7 +6,6 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,10 +15,11 @@ from rich.console import Console
 
 from s2ap_defend.commands.options import complete_recipe
 from s2ap_defend.errors import InputError, RecipeError
-from s2ap_defend.files import check_writable, replace_file
+from s2ap_defend.files import replace_file
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_export.commands.options import workers_option
+from s2ap_export.commands.outputs import check_outputs
 
 if TYPE_CHECKING:
     from s2ap_train.redteam.plan import Plan
@@ -129,7 +129,10 @@ def evaluate(
     from s2ap_train.storage.lock import locked_folder
 
     outputs = {"--json": json_file, "--report": report, "--badge": badge, "--write-manifest": write_manifest}
-    _check_outputs({option: path for option, path in outputs.items() if path is not None}, model, recipe)
+    check_outputs(
+        {option: path for option, path in outputs.items() if path is not None},
+        (model, model.with_name(f"{model.name}.data"), Path(recipe or "")),
+    )
     _check_options(overrides, time_limit)
     manifest = open_model_file(model).manifest
     kept = model.with_name(f"{model.name}.training") if checkpoints is None else checkpoints
@@ -193,30 +196,6 @@ def evaluate(
     if write_manifest is not None:  # last: it refuses figures that are no measure
         write_measured(model, write_manifest, evaluation)
         reporter.line(f"wrote {write_manifest}")
-
-
-def _check_outputs(outputs: dict[str, Path], model: Path, recipe: str | None) -> None:
-    """Refuse what would overwrite the model, its weights beside it, the recipe or another output.
-
-    Raises:
-        ModelFileError: If an output cannot be written.
-        RecipeError: If it is one of these.
-    """
-    for option, output in outputs.items():
-        check_writable(output)
-        for taken in (model, model.with_name(f"{model.name}.data"), Path(recipe or "")):
-            if taken.is_file() and _same(output, taken):
-                raise RecipeError(
-                    f"{option} {output} would overwrite {taken}, which is read; name another file to write"
-                )
-    for (one, first), (other, second) in combinations(outputs.items(), 2):
-        if _same(first, second):
-            raise RecipeError(f"{one} and {other} both write {second}; name two files")
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one file, links followed, or would be."""
-    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
 
 
 def _check_options(overrides: Sequence[str], time_limit: float | None) -> None:

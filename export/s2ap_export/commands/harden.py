@@ -1,6 +1,6 @@
 """`s2ap-defend harden`; light to import, the work is imported when it is asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -8,10 +8,12 @@ import click
 from rich.console import Console
 
 from s2ap_defend.commands.options import complete_recipe
+from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
 from s2ap_defend.tables import harmless
 from s2ap_defend.types import Resize
 from s2ap_export.commands.options import numbers, pixels, workers_option
+from s2ap_export.commands.outputs import check_outputs
 from s2ap_export.commands.own_recipe import Own, tables_of
 
 if TYPE_CHECKING:
@@ -33,16 +35,19 @@ class _Parsed(click.ParamType[object]):
             self.fail(f"{value!r} is not {self._expected}", param, ctx)
 
 
+_LARGEST_SIDE = 4096  # of data.image_size
+
+
 def _size(text: str) -> tuple[int, int]:
     sides = [int(part) for part in text.lower().replace("x", ",").split(",")]
-    if not 1 <= len(sides) <= 2 or min(sides) < 1:
+    if not 1 <= len(sides) <= 2 or min(sides) < 2 or max(sides) > _LARGEST_SIDE:
         raise ValueError(text)
     return sides[0], sides[-1]
 
 
 _NUMBERS = _Parsed("numbers", numbers, "numbers with commas between them, such as .485,.456,.406")
 _EPS = _Parsed("eps", pixels, "a budget above 0 and at most 1, such as 8/255")
-_SIZE = _Parsed("size", _size, "a side or HEIGHTxWIDTH in pixels, such as 64x48")
+_SIZE = _Parsed("size", _size, f"a side or HEIGHTxWIDTH of 2 to {_LARGEST_SIDE} pixels, such as 64x48")
 _FILE = click.Path(path_type=Path)
 
 
@@ -142,7 +147,6 @@ def harden(
     folder: after an interruption the same command goes on where it stopped.
     """  # noqa: D301  click's mark of a paragraph that is not filled
     from s2ap_defend.commands.decision_tables import print_frontier
-    from s2ap_defend.files import check_writable
     from s2ap_defend.sequential import asked_members
     from s2ap_export.hardening.harden import harden as run
     from s2ap_export.hardening.harden import look_before
@@ -154,18 +158,18 @@ def harden(
 
     check_workers(workers)
     page = output.with_name(f"{output.name}.html") if report is None else report
-    for path in (output, page):
-        check_writable(path)
     options = Own(**own)
+    folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
+    check_outputs({"--output": output, "--report": page}, (Path(recipe or ""), *options.files))
+    _check_apart({"--output": output, "--report": page, "--work-dir": folder}, options.data)
     tables = tables_of(recipe, options, overrides)
     settings = hardening_recipe(tables, recipe or "photos")
     console = Console()
     reporter = Reporter(console)
-    folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
     quick = options.effort == "quick"
     by = None if choose == "unmeasured" or (choose is None and quick) else choose or "recipe"
     if dry_run:
-        look_before(settings, folder, reporter, workers=workers, choose=by)
+        look_before(settings, output, folder, reporter, workers=workers, choose=by)
         return
     hardened = run(
         settings,
@@ -187,6 +191,19 @@ def harden(
     console.print(asked_members(hardened.manifest.to_test()), highlight=False, soft_wrap=True)
     for line in _closing(output, page, hardened):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_apart(written: Mapping[str, Path], data: Path | None) -> None:
+    """Refuse to write into the folder of the images, where the next run would take it for data.
+
+    Raises:
+        RecipeError: With the first that lies there.
+    """
+    if data is None or not data.is_dir():
+        return
+    for option, path in written.items():
+        if path.resolve().is_relative_to(data.resolve()):
+            raise RecipeError(f"{option} {path} lies in {data}, which is read as images; write outside of it")
 
 
 def _closing(output: Path, page: Path, hardened: "Hardened") -> list[str]:

@@ -67,6 +67,12 @@ class Own:
     accelerator: str | None
     seed: int | None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those that are read."""
+        named = (self.data, self.weights, self.onnx, self.robust_weights, self.classes)
+        return tuple(path for path in named if path is not None)
+
 
 def tables_of(recipe: str | None, own: Own, overrides: tuple[str, ...]) -> dict[str, Any]:
     """The tables of the recipe that is to be hardened; `--set` comes last.

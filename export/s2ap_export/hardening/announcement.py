@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.progress import Reporter
+from s2ap_defend.progress import Reporter, duration
+from s2ap_export.hardening.candidate import Candidate
 from s2ap_train.data import Splits
-from s2ap_train.hardening.attack_forecast import StoredAttacks, stored_attacks
+from s2ap_train.hardening.attack_forecast import BEFORE_THE_FILE, StoredAttacks, stored_attacks
 from s2ap_train.hardening.forecast import Forecast, forecast
 from s2ap_train.hardening.given import check_given, check_given_robust
 from s2ap_train.hardening.parts import PartList
@@ -62,7 +63,14 @@ def kept_parts(recipe: Recipe, splits: Splits, work_dir: Path) -> KeptParts:
 
 
 def announce(
-    recipe: Recipe, splits: Splits, work_dir: Path, kept: KeptParts, reporter: Reporter, *, workers: Workers = None
+    recipe: Recipe,
+    splits: Splits,
+    work_dir: Path,
+    kept: KeptParts,
+    candidate: Candidate,
+    reporter: Reporter,
+    *,
+    workers: Workers = None,
 ) -> None:
     """Check what was given and say what will be done. Nothing is written.
 
@@ -71,6 +79,7 @@ def announce(
         splits: Its data.
         work_dir: Where parts and attacks may lie that are reused.
         kept: What it holds of the parts.
+        candidate: Where the file is before it is measured.
         reporter: Shows it.
         workers: Processes.
 
@@ -94,26 +103,34 @@ def announce(
     for note in (*(robust[0].notes if robust is not None else ()), *_pruning_notes(recipe, splits)):
         reporter.line(f"  note: {note}")
     whole = len(kept.stored) == len(kept.names)
-    attacked = stored_attacks(recipe, splits, work_dir) if whole else StoredAttacks()
-    expected = forecast(recipe, splits, attacked)
-    phases = tuple(one for one in expected.phases if one.name not in kept.stored and one.seconds > 0)
+    attacked = stored_attacks(recipe, splits, work_dir, choose=candidate.choose) if whole else StoredAttacks()
+    done = set(kept.stored)
+    if whole and candidate.made_with(recipe):
+        attacked = replace(attacked, evaluation=candidate.evaluated(recipe, splits, work_dir))
+        done.update(BEFORE_THE_FILE)
+    expected = forecast(recipe, splits, attacked, choose=candidate.choose)
+    phases = tuple(one for one in expected.phases if one.name not in done and one.seconds > 0)
     left = Forecast(phases, expected.disk)
     processes = 1 if workers == "ray" else worker_count(workers, len(kept.names))
     for phase in left.phases:
-        reporter.line(f"  {phase.name}: {_duration(phase.seconds)} of one core")
+        reporter.line(f"  {phase.name}: {duration(phase.seconds)} of one core")
     if kept.stored:
         reporter.line(f"  stored already: {', '.join([*kept.stored, *_in_words(attacked)])}")
     if kept.stale:
         reporter.line(f"  trained otherwise: {kept.replaced}; --overwrite trains them again")
     reporter.line(
         f"{len(kept.names)} parts, {processes} processes, {expected.disk / 1e6:.0f} MB of checkpoints: "
-        + _ROUGH.format(_duration(left.seconds(processes)))
+        + _ROUGH.format(duration(left.seconds(processes)))
     )
 
 
 def _in_words(attacked: StoredAttacks) -> list[str]:
     counts = {"attacks on fitting images": attacked.fitting, "attacks on decisions": attacked.decisions}
-    return [f"{count} {name}" for name, count in counts.items() if count]
+    shares = {"attacks on purifiers": attacked.purifiers, "attacks on the file": attacked.evaluation}
+    return [
+        *(f"{count} {name}" for name, count in counts.items() if count),
+        *(f"{share:.0%} of the {name}" for name, share in shares.items() if share),
+    ]
 
 
 def _pruning_notes(recipe: Recipe, splits: Splits) -> tuple[str, ...]:
@@ -148,11 +165,3 @@ def check_worth(evaluation: Evaluation, candidate: Path) -> None:
             f"--strict: {found.title}. {found.text} The file is not written to its place, it lies in {candidate}; give "
             "more --effort or images, or leave --strict out"
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"

@@ -15,6 +15,7 @@ from s2ap_defend.purifier_record import ChoiceRecord
 from s2ap_export.hardening.announcement import KeptParts, announce, check_replaced, check_worth, kept_parts
 from s2ap_export.hardening.assembly import COMPARED, assemble, traced_networks
 from s2ap_export.hardening.beforehand import check_recipe
+from s2ap_export.hardening.candidate import Candidate, candidate_path
 from s2ap_export.hardening.networks import networks_of
 from s2ap_train.calibration import refuse
 from s2ap_train.data import Splits
@@ -30,7 +31,7 @@ from s2ap_train.recipe.purifier_grid import OFF, check_banks
 from s2ap_train.recipe.tables import DecisionRecipe
 from s2ap_train.recipe.text import RECIPE_FILE
 from s2ap_train.redteam.evaluation import FOLDER, evaluate_file
-from s2ap_train.redteam.plan import Plan, check_budgets, plan_of
+from s2ap_train.redteam.plan import check_budgets, plan_of
 from s2ap_train.redteam.report.badge import measurements
 from s2ap_train.redteam.results import Evaluation
 from s2ap_train.storage.lock import locked_folder
@@ -52,12 +53,18 @@ class Hardened:
 
 
 def look_before(
-    recipe: Recipe, work_dir: Path, reporter: Reporter, *, workers: Workers = None, choose: By | None = "recipe"
-) -> tuple[Splits, Plan, KeptParts]:
+    recipe: Recipe,
+    output: Path,
+    work_dir: Path,
+    reporter: Reporter,
+    *,
+    workers: Workers = None,
+    choose: By | None = "recipe",
+) -> tuple[Splits, Candidate, KeptParts]:
     """All that can be known before anything is trained, and a forecast; nothing is written. Arguments as for `harden`.
 
     Returns:
-        The data, the plan of the attacks on the file, and what the work folder holds of the parts.
+        The data, where the file is made and how it is attacked, and what the work folder holds of the parts.
 
     Raises:
         RecipeError: If the recipe cannot work with its data or machine.
@@ -72,8 +79,9 @@ def look_before(
     check_budgets(plan.eps, plan.l2, plan.pixels, splits.test.images[0, 0].size)
     check_recipe(recipe, splits.fit.images[:COMPARED], len(splits.classes), reporter)
     kept = kept_parts(recipe, splits, work_dir)
-    announce(recipe, splits, work_dir, kept, reporter, workers=workers)
-    return splits, plan, kept
+    candidate = Candidate(candidate_path(work_dir, output), plan, choose)
+    announce(recipe, splits, work_dir, kept, candidate, reporter, workers=workers)
+    return splits, candidate, kept
 
 
 def harden(
@@ -111,9 +119,9 @@ def harden(
             as it can be known, another run works in `work_dir`, or something is refused.
     """
     check_writable(output)
-    candidate = work_dir / "unmeasured" / output.name
-    check_writable(candidate)
-    splits, plan, kept = look_before(recipe, work_dir, reporter, workers=workers, choose=choose)
+    check_writable(candidate_path(work_dir, output))
+    asked = recipe
+    splits, candidate, kept = look_before(recipe, output, work_dir, reporter, workers=workers, choose=choose)
     with locked_folder(work_dir):
         if not overwrite:
             check_replaced(kept, work_dir)
@@ -149,12 +157,13 @@ def harden(
                 on_stage=step.advance,
                 strict=strict,
             )
-            write_model_file(model, manifest, candidate)
-            step.advance(f"{len(manifest.members)} members, {candidate.stat().st_size / 1e6:.1f} MB")
+            write_model_file(model, manifest, candidate.path)
+            candidate.remember(asked)
+            step.advance(f"{len(manifest.members)} members, {candidate.path.stat().st_size / 1e6:.1f} MB")
         evaluation = evaluate_file(
-            candidate,
+            candidate.path,
             splits.test.subset(slice(0, recipe.evaluation.samples)),
-            plan,
+            candidate.plan,
             folder=work_dir / FOLDER,
             reporter=reporter,
             workers=processes,
@@ -164,7 +173,7 @@ def harden(
             command=f"harden {recipe.name}",
         )
         if strict:
-            check_worth(evaluation, candidate)
+            check_worth(evaluation, candidate.path)
         measured = manifest.model_copy(update={"measured": measurements(evaluation)})
         write_model_file(model, measured, output)
         return Hardened(output, measured, evaluation)

@@ -92,10 +92,12 @@ class ImageFiles:
             folders[:] = sorted(name for name in folders if not _is_hidden(name))
             for name in sorted(name for name in files if not _is_hidden(name)):
                 path = Path(root, name)
-                if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES):
-                    yield path
-                else:
+                if path.suffix.lower() not in (*SUFFIXES, *OTHER_SUFFIXES):
                     self.left_out.add(path)
+                elif path.exists() and not path.is_file():  # a pipe is waited for without end
+                    yield Entry(path, error=f"{path} is a pipe or device, not a file")
+                else:
+                    yield path
         for error in unreadable:
             yield Entry(Path(error.filename), error=f"{error.filename} cannot be listed: {error.strerror}")
 

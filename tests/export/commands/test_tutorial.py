@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -221,6 +222,26 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(own: Path, capsys:
     ]
 
 
+def test_a_dry_run_after_an_evaluation_that_was_interrupted_says_how_much_of_it_is_left(
+    hardened: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attacks = sorted(hardened.with_name("model.onnx.training").glob("evaluation/*.safetensors"))
+    kept = {path: path.read_bytes() for path in attacks}
+    next(path for path, content in kept.items() if b"descents" in content[:2000]).unlink()  # a row of the ablation
+    assert harden("--dry-run") == 0
+    some = capsys.readouterr().out
+    for path in attacks:
+        path.unlink(missing_ok=True)
+    assert harden("--dry-run") == 0
+    nothing = capsys.readouterr().out
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert "evaluation: " in nothing
+    assert "decisions under attack:" not in nothing
+    assert "of the attacks on the file" not in nothing
+    assert re.search(r", \d\d?% of the attacks on the file", some)
+
+
 def test_a_dry_run_on_a_finished_work_folder_says_what_is_stored_and_what_would_be_trained_again(
     hardened: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,8 +249,8 @@ def test_a_dry_run_on_a_finished_work_folder_says_what_is_stored_and_what_would_
     assert harden("--dry-run") == 0
     said = capsys.readouterr().out
     assert "score-model, " in said
-    assert ", 6 attacks on fitting images, 10 attacks on decisions" in said
-    assert "decisions under attack:" not in said
+    assert ", 6 attacks on fitting images, 10 attacks on decisions, 100% of the attacks on the file" in said
+    assert "of one core" not in said
     assert harden("--dry-run", "--set", "finetune.lr=0.03") == 0
     assert "trained otherwise: pruned (other settings); --overwrite trains them again" in capsys.readouterr().out
 
@@ -248,6 +269,16 @@ def test_a_dry_run_on_a_finished_work_folder_says_what_is_stored_and_what_would_
         (["--data", "photos", "--model", "mynets:build", "--robust-model", "mynets:build"], "which is missing"),
         (["--data", "nowhere"], "nowhere"),
         (["--data", "photos", "--classes", "nowhere.txt"], "--classes nowhere.txt cannot be read"),
+        (
+            ["--data", "photos", "--model", "mynets:build", "--weights", "best.pt", "-o", "./best.pt"],
+            "--output best.pt would overwrite best.pt, which is read; name another file to write",
+        ),
+        (["--data", "photos", "-o", "m.onnx", "--report", "m.onnx"], "--output and --report both write m.onnx"),
+        (["--data", "photos", "-o", "photos/m.onnx"], "--output photos/m.onnx lies in photos, which is read as images"),
+        (["--data", "photos", "--work-dir", "photos"], "--work-dir photos lies in photos, which is read as images"),
+        (["--data", "photos", "--image-size", "100000"], "'100000' is not a side or HEIGHTxWIDTH of 2 to 4096 pixels"),
+        (["--data", "photos", "--image-size", "1x8"], "'1x8' is not a side or HEIGHTxWIDTH"),
+        (["--data", "photos", "--seed", "4294967296"], "seed is 4294967296; give a number from 0 to 4294967295"),
         (["--data", "photos", "--eps", "8/0"], "'8/0' is not a budget above 0"),
         (["--data", "photos", "--eps", "8"], "'8' is not a budget above 0"),
         (["--data", "photos", "--mean", "a,b"], "'a,b' is not numbers"),
@@ -259,3 +290,4 @@ def test_bad_options_are_one_line_before_any_training(
     assert run(["harden", "-o", "bad.onnx", *arguments]) == 2
     assert said in capsys.readouterr().err
     assert not list(own.glob("bad.onnx*"))
+    assert (own / "best.pt").read_bytes()[:2] == b"PK"  # as torch wrote it

@@ -113,6 +113,10 @@ def test_a_second_run_trains_nothing_and_writes_the_same_weights(
     after = open_model_file(hardened).manifest
     assert (after.weights_sha256, after.graph_sha256) == (before.weights_sha256, before.graph_sha256)
     assert after.members == before.members
+    assert run(["harden", "digits", "-o", str(hardened), "--workers", "1", "--dry-run", *OVERRIDES]) == 0
+    output = capsys.readouterr().out
+    assert ", 100% of the attacks on purifiers, 100% of the attacks on the file" in output
+    assert "of one core" not in output
     assert after.purifier == before.purifier
 
 

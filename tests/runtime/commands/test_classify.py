@@ -63,6 +63,15 @@ def test_folders_are_searched_to_the_bottom_and_give_what_their_files_give(
     assert capsys.readouterr().err == f"left out, no images by their endings: {photos / 'notes.txt'}\n"
 
 
+def test_a_pipe_in_a_folder_is_not_waited_for(
+    tiny_model_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(photos / "pipe.png")
+    assert run(["classify", str(tiny_model_path), str(photos)]) != 0
+    said = capsys.readouterr()
+    assert f"{photos / 'pipe.png'} is a pipe or device, not a file" in "".join((said.out, said.err)).replace("\n", " ")
+
+
 def test_a_folder_without_images_is_said_to_hold_none(
     tiny_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Folders and zips that cannot be used: each is refused in one line."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -88,6 +89,13 @@ def test_folders_that_are_no_data_set_are_refused(tmp_path: Path, contents: dict
     with pytest.raises(RecipeError, match=message) as caught:
         load(write_folder(tmp_path, contents))
     assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, files())
+    os.mkfifo(folder / "train" / "cat" / "pipe.png")
+    with pytest.raises(RecipeError, match=r"pipe\.png is a pipe or device, not a file; take it out of the folder"):
+        load(folder)
 
 
 @pytest.mark.parametrize(

@@ -209,9 +209,10 @@ def test_the_only_image_of_a_class_is_trained_on(train_limit: int | None, own_te
         assert sorted(labels[rows.train].tolist()) == [0, 1, 2]
 
 
-def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(RecipeError, match="seed is -1; give a number from 0"):
-        load_data("digits", -1)
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_some_library_would_refuse_is_refused(seed: int) -> None:
+    with pytest.raises(RecipeError, match=f"seed is {seed}; give a number from 0 to 4294967295"):
+        load_data("digits", seed)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 import io
 import os
+import re
 import time
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -21,8 +23,8 @@ class Bench:
     def job(self, name, value, *, after=(), weight=1.0, until=None, function=filled):
         return ResumableJob(name, function, lambda _: (value, self.log), (name, value), after, weight, until)
 
-    def run(self, *jobs, workers=1):
-        reporter = Reporter(Console(file=self.told, width=200), line_every_s=0.0)
+    def run(self, *jobs, workers=1, clock=time.monotonic):
+        reporter = Reporter(Console(file=self.told, width=200), line_every_s=0.0, clock=clock)
         return run_resumable(jobs, Store(self.folder, "key"), reporter, title="attacks", workers=workers)
 
     @property
@@ -90,8 +92,10 @@ def test_processes_find_the_same(bench):
 
 
 def test_the_time_left_is_said(bench):
-    bench.run(bench.job("a", 0.25), bench.job("b", 0.5))
-    assert "a; about 0 s left" in bench.told.getvalue()
+    seconds = count(step=10)
+    bench.run(bench.job("a", 0.25, weight=3.0), bench.job("b", 0.5), clock=lambda: next(seconds))
+    (left,) = re.findall(r"attacks: 1/2 a; about (\d+) s left", bench.told.getvalue())
+    assert 10 <= int(left) <= 40  # a third of what the first took, a few looks at the clock
 
 
 def test_what_started_from_less_is_not_taken_for_what_starts_from_all(bench):

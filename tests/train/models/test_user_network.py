@@ -43,6 +43,9 @@ def nothing():
 def fails(classes):
     raise ZeroDivisionError("no classes left")
 
+def leaves():
+    raise SystemExit(3)
+
 def demands(depth):
     return nn.Identity()
 
@@ -52,6 +55,21 @@ def images():
 class Sums(nn.Module):
     def forward(self, images):
         return images.flatten(1)[:, :4]
+
+class Labels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = make(2, 4)
+    def forward(self, images):
+        return nn.functional.one_hot(self.inner(images).argmax(1), 4).float()
+
+def labels():
+    return Labels()
+
+def frozen(in_channels, classes):
+    network = make(in_channels, classes)
+    network[0].requires_grad_(False)
+    return network
 
 def no_parameters():
     return Sums()
@@ -70,8 +88,9 @@ def factories(tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(FACTORIES)
     (tmp_path / "my_broken.py").write_text("import there_is_no_such_package\n")
     (tmp_path / "my_failing.py").write_text("raise LookupError('half written')\n")
+    (tmp_path / "my_script.py").write_text("import sys\nsys.exit('give --lr')\n")
     yield "my_networks"
-    for name in ("my_networks", "my_broken", "my_failing"):
+    for name in ("my_networks", "my_broken", "my_failing", "my_script"):
         sys.modules.pop(name, None)
     importlib.invalidate_caches()
 
@@ -135,6 +154,8 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
         ("my_failing:make", "importing my_failing failed with LookupError: half written; correct the module"),
         ("my_networks:nothing", "returned a NoneType, expected a torch.nn.Module"),
         ("my_networks:fails", "factory my_networks:fails failed with ZeroDivisionError: no classes left"),
+        ("my_script:make", "importing my_script ends the program; put what the script does"),
+        ("my_networks:leaves", "factory my_networks:leaves failed with SystemExit: 3"),
         ("my_networks:demands", "failed with TypeError: .*'depth'; it is called with those of in_channels, classes"),
         (
             "my_networks:images",
@@ -144,12 +165,19 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
             "my_networks:no_parameters",
             "the network of factory my_networks:no_parameters, a Sums, has no parameters, expected weights to train",
         ),
+        ("my_networks:labels", "my_networks:labels passes no gradient: its forward method leaves torch or detaches"),
         ("my_networks:cannot_run", r"failed on images of shape \(2, 2, 9, 9\) with RuntimeError"),
     ],
 )
 def test_a_factory_that_makes_no_classifier_is_refused(factories, factory, message):
     with pytest.raises(RecipeError, match=message):
         build({"name": "user", "factory": factory, "in_channels": 2, "classes": 4, "image_size": 9})
+
+
+def test_frozen_parameters_are_trained_and_that_is_said(factories):
+    model = create(f"{factories}:frozen", (3, 8, 8), 4)
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert model.notes[0] == "2 frozen parameters are trained like the others wherever this network is trained"
 
 
 def test_pixels_are_normalised_before_the_network_sees_them(factories):
@@ -171,6 +199,7 @@ def test_pixels_are_normalised_before_the_network_sees_them(factories):
     [
         ({"mean": [0.1, 0.2]}, r"mean is \[0.1, 0.2\]; give one finite number for each of 3 channels"),
         ({"std": [0.0]}, r"std is \[0.0\]; pixels are divided by it"),
+        ({"mean": [123.7, 116.3, 103.5], "std": [58.4]}, "pixels are in .0, 1.; divide mean and std by 255"),
         ({"std": [float("nan")]}, "give one finite number"),
     ],
 )

@@ -1,5 +1,6 @@
 """Weights that a user brings: every usual form of file, and what is refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,12 +69,36 @@ def test_a_whole_module_is_not_unpickled(tmp_path):
         (lambda state: state | {"3.weight": torch.ones(5, 72)}, r"3.weight has shape \[5, 72\], the network's has"),
         (lambda state: state | {"3.bias": torch.full((3,), torch.nan)}, "3.bias holds values that are not finite"),
         (lambda _: [1, 2], "hold a list, expected a state_dict"),
+        (
+            lambda state: state | {"3.bias": torch.ones(3, dtype=torch.complex64)},
+            "3.bias is a tensor of complex64, the network's is a tensor of float32; save the weights as the network",
+        ),
+        (lambda state: state | {"3.bias": torch.ones(3).to_sparse()}, "3.bias is a sparse_coo tensor of float32"),
+        (lambda state: state | {"3.bias": torch.ones(3, dtype=torch.int8)}, "3.bias is a tensor of int8"),
+        (lambda state: state | {"3.bias": torch.ones(3, device="meta")}, "3.bias is a tensor of float32, the"),
     ],
 )
 def test_what_is_not_the_networks_is_refused(tmp_path, trained, change, said):
     torch.save(change(trained), tmp_path / "best.pt")
     with pytest.raises(RecipeError, match=said):
         loaded(tmp_path / "best.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize.*:UserWarning")
+def test_quantised_weights_are_refused(tmp_path, trained):
+    quantised = torch.quantize_per_tensor(trained["3.weight"], 0.01, 0, torch.qint8)
+    torch.save(trained | {"3.weight": quantised}, tmp_path / "best.pt")
+    with pytest.raises(
+        RecipeError, match=r"3.weight is a quantised tensor of qint8, the network's is a tensor of floa"
+    ):
+        loaded(tmp_path / "best.pt")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "best.pt")
+    for read in (loaded, file_digest):
+        with pytest.raises(RecipeError, match="it is a folder, pipe or device"):
+            read(tmp_path / "best.pt")
 
 
 @pytest.mark.parametrize("name", ["best.pt", "best.safetensors"])

@@ -93,8 +93,11 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """Bytes of one file."""
+        path = self.path / name
+        if path.exists() and not path.is_file():  # a pipe is waited for without end
+            raise RecipeError(f"{self.label(name)} is a pipe or device, not a file; take it out of the folder")
         try:
-            with (self.path / name).open("rb") as file:
+            with path.open("rb") as file:
                 content = file.read(LARGEST_FILE + 1)
         except OSError as error:
             raise RecipeError(f"{self.label(name)} cannot be read ({error.strerror or error})") from error

@@ -23,6 +23,9 @@ from s2ap_train.data.torchvision_sets import open_cifar, open_fashion_mnist, ope
 OnProgress = Callable[[int, int], None]
 _LOG = logging.getLogger(__name__)
 
+LARGEST_SEED = 2**32 - 1
+"""Of the random numbers of every library that is used."""
+
 
 def load_data(settings: DataSettings | str, seed: int, on_progress: OnProgress | None = None) -> Splits:
     """Read a data set and cut it into its five parts.
@@ -33,15 +36,15 @@ def load_data(settings: DataSettings | str, seed: int, on_progress: OnProgress |
 
     Args:
         settings: The data set, or the name of its source.
-        seed: Of the split, from 0.
+        seed: Of the split, from 0 to LARGEST_SEED.
         on_progress: Called with (images read, images to read) every few images.
 
     Raises:
         RecipeError: If the data is missing or broken, or cannot be cut like this.
     """
     settings = DataSettings.model_validate(settings)
-    if seed < 0:
-        raise RecipeError(f"seed is {seed}; give a number from 0")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise RecipeError(f"seed is {seed}; give a number from 0 to {LARGEST_SEED}")
     if settings.source == "digits":
         return _digits(settings, seed)
     with ExitStack() as opened:

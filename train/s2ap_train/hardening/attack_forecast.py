@@ -16,12 +16,17 @@ from s2ap_train.hardening.decision_choice.rules import beginning, expected
 from s2ap_train.hardening.decision_choice.search import attack_budget, attack_stores
 from s2ap_train.hardening.decision_choice.wiring import wiring
 from s2ap_train.hardening.fitting_attacks import fitting_attacks
+from s2ap_train.hardening.purifier_choice import By, check_grid, stored_share
 from s2ap_train.hardening.train import stored_components
 from s2ap_train.recipe import Recipe
+from s2ap_train.recipe.purifier_grid import ChoiceSettings
 from s2ap_train.recipe.tables import DecisionRecipe
 
-__all__ = ["Gradients", "Phase", "StoredAttacks", "attack_phases", "stored_attacks"]
+__all__ = ["BEFORE_THE_FILE", "Gradients", "Phase", "StoredAttacks", "attack_phases", "stored_attacks"]
 
+_PURIFIERS, _FITTED, _DECISIONS = "purifiers under attack", "fitting attacks", "decisions under attack"
+BEFORE_THE_FILE = (_PURIFIERS, _FITTED, _DECISIONS)
+"""Phases that attack before there is a file."""
 _FITTING = 6  # attacks on fitting images
 _NEAR_AND_SPARSE = 300.0  # gradients of the classifier that DeepFool, JSMA and Local Search are worth at the most
 _STANDING: Mapping[Answer, float] = MappingProxyType({"robust": 0.7, "mixed": 0.7, "accurate": 0.1})
@@ -29,6 +34,10 @@ _STANDING: Mapping[Answer, float] = MappingProxyType({"robust": 0.7, "mixed": 0.
 _CHECKS = (
     0.15  # of a gradient through everything: what it costs after each step, on average, to ask the decision itself
 )
+_SWEPT_THROUGH, _SWEPT_PAST = 5.0, 2.0
+"""Descents of the attack on one purifier that is compared, along its gradient and past it."""
+_SEARCHED = 4  # sweeps of Square: off, the recipe's purifier, its twin with rho 0; off again, alone
+_FORWARD = 1 / 3  # of a gradient: an answer
 _EVALUATED_PAST, _EVALUATED_THROUGH = 12.0, 8.0  # descents past the purifier and through it of one row of an evaluation
 _ROWS = {"quick": 4.0, "standard": 30.0, "full": 500.0}
 """Rows of 20 steps an image that an evaluation is worth; measured on digits."""
@@ -55,11 +64,13 @@ class Gradients:
         classifier: In the classifier.
         members: In all members together.
         purifier: Through the purifier alone; 0 where nothing is purified.
+        a_pass: Through one unit of a purifier's `work`.
     """
 
     classifier: float
     members: float
     purifier: float
+    a_pass: float = 0.0
 
     @property
     def networks(self) -> float:
@@ -74,14 +85,25 @@ class StoredAttacks:
     Attributes:
         fitting: Attacks on fitting images.
         decisions: Decisions that were attacked, each goal counted.
+        purifiers: Share of the work of comparing purifiers.
+        evaluation: Share of the work of attacking the file.
     """
 
     fitting: int = 0
     decisions: int = 0
+    purifiers: float = 0.0
+    evaluation: float = 0.0
 
 
-def stored_attacks(recipe: Recipe, splits: Splits, work_dir: Path) -> StoredAttacks:
-    """What is done already; nothing where a network is still to be trained, as the attacks depend on all of them."""
+def stored_attacks(recipe: Recipe, splits: Splits, work_dir: Path, *, choose: By | None = None) -> StoredAttacks:
+    """What is done already; nothing where a network is still to be trained, as the attacks depend on all of them.
+
+    Args:
+        recipe: What is to be done.
+        splits: Its data.
+        work_dir: Where attacks are stored.
+        choose: Who decides on the purifier; None: no purifiers are compared.
+    """
     components = stored_components(recipe, splits, work_dir)
     if components is None:
         return StoredAttacks()
@@ -89,17 +111,21 @@ def stored_attacks(recipe: Recipe, splits: Splits, work_dir: Path) -> StoredAtta
     return StoredAttacks(
         fitting=sum(fitting.load(name) is not None for name in fitting_attacks(recipe, components, splits)),
         decisions=decisions.count(min(recipe.decision_choice.samples, len(splits.fit))),
+        purifiers=0.0 if choose is None else stored_share(recipe, components, splits, work_dir),
     )
 
 
-def attack_phases(recipe: Recipe, splits: Splits, gradients: Gradients, stored: StoredAttacks) -> tuple[Phase, ...]:
-    """The phases that attack: fitting images, the decisions that are compared, and the file.
+def attack_phases(
+    recipe: Recipe, splits: Splits, gradients: Gradients, stored: StoredAttacks, *, choose: By | None = None
+) -> tuple[Phase, ...]:
+    """The phases that attack: purifiers and decisions that are compared, fitting images, and the file.
 
     Args:
         recipe: What is to be done.
         splits: Its data.
         gradients: What a gradient costs.
         stored: What is done already.
+        choose: As for `stored_attacks`.
     """
     one = replace(gradients, purifier=0.0) if recipe.purifier.off else gradients
     fitting = len(splits.fit) * ((30 + _NEAR_AND_SPARSE) * one.classifier + 30 * one.networks + 30 * one.members)
@@ -107,11 +133,28 @@ def attack_phases(recipe: Recipe, splits: Splits, gradients: Gradients, stored: 
     through = one.networks + (0.0 if recipe.decision.purify == "off" else one.purifier)
     row = _EVALUATED_PAST * one.networks + _EVALUATED_THROUGH * through
     tested = min(recipe.evaluation.samples, len(splits.test))
+    swept = 0.0 if choose is None else _purifiers(recipe, splits, gradients)
     return (
-        Phase("fitting attacks", fitting * (1 - min(stored.fitting, _FITTING) / _FITTING)),
-        Phase("decisions under attack", sum(decisions)),
-        Phase("evaluation", tested * 20 * row * _ROWS[recipe.evaluation.budget]),
+        Phase(_PURIFIERS, swept * (1 - stored.purifiers)),
+        Phase(_FITTED, fitting * (1 - min(stored.fitting, _FITTING) / _FITTING)),
+        Phase(_DECISIONS, sum(decisions)),
+        Phase("evaluation", tested * 20 * row * _ROWS[recipe.evaluation.budget] * (1 - stored.evaluation)),
     )
+
+
+def _purifiers(recipe: Recipe, splits: Splits, one: Gradients) -> float:
+    """Seconds of the attacks on all purifiers that are compared, networks behind them included."""
+    settings = recipe.choice or ChoiceSettings()
+    standing = _STANDING["robust"] * min(settings.samples, len(splits.validation))
+    descents = standing * settings.steps * settings.restarts
+    queries = standing * settings.square_queries * _FORWARD
+    own = one.a_pass * recipe.purifier.work
+    tried = (one.a_pass * config.work for config in check_grid(recipe))
+    attacks = (
+        _SWEPT_THROUGH * (one.networks + through) + _SWEPT_PAST * (one.networks + _FORWARD * through)
+        for through in tried
+    )
+    return descents * sum(attacks) + queries * (_SEARCHED * one.networks + 2 * own)
 
 
 def _decisions(recipe: Recipe, splits: Splits, one: Gradients) -> Iterator[float]:

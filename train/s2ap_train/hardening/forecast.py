@@ -15,6 +15,7 @@ from s2ap_train.data import Splits
 from s2ap_train.hardening.attack_forecast import Gradients, Phase, StoredAttacks, attack_phases
 from s2ap_train.hardening.network import VALIDATION_ATTACK_STEPS
 from s2ap_train.hardening.parts import ADVERSARIAL, PLAIN, PRUNED, member_name
+from s2ap_train.hardening.purifier_choice import By, check_grid
 from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
 from s2ap_train.hardening.score_model import TEACHER
 from s2ap_train.models import ModelTable, create
@@ -48,7 +49,9 @@ class Forecast:
         return max(total / max(workers, 1), chain)
 
 
-def forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks | None = None) -> Forecast:
+def forecast(
+    recipe: Recipe, splits: Splits, stored: StoredAttacks | None = None, *, choose: By | None = None
+) -> Forecast:
     """Time a gradient step of every network of a recipe, untrained, and add up how often each is computed.
 
     A rough figure: it knows nothing of early stops of a training or of what an evaluation finds. Times are those of
@@ -58,12 +61,13 @@ def forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks | None = None
         recipe: What is to be done.
         splits: Its data.
         stored: Attacks that are done already; None: none is.
+        choose: Who decides on the purifier; None: no purifiers are compared.
     """
     with one_thread():
-        return _forecast(recipe, splits, stored or StoredAttacks())
+        return _forecast(recipe, splits, stored or StoredAttacks(), choose)
 
 
-def _forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks) -> Forecast:
+def _forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks, choose: By | None) -> Forecast:
     shape, classes = splits.image_shape, len(splits.classes)
     trained, validated = len(splits.train), len(splits.validation)
     known: dict[str, tuple[float, int]] = {}
@@ -97,7 +101,7 @@ def _forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks) -> Forecast
             parts[member_name(name, number)] = _within(family.decides(number), training, table), table
     phases = [Phase(name, seconds + closing * cost(table)[0]) for name, (seconds, table) in parts.items()]
     disk = sum(cost(table)[1] * 2 for _, table in parts.values())
-    score_seconds, purified_seconds, size = _purifier_seconds(recipe, shape)
+    score_seconds, a_pass, size = _purifier_seconds(recipe, shape)
     score = recipe.score_model.epochs * trained * score_seconds
     phases.insert(0, Phase(SCORE_MODEL, score))
     if teacher := recipe.score_model.of_teacher():
@@ -105,7 +109,8 @@ def _forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks) -> Forecast
         phases.insert(0, Phase(TEACHER, teacher.epochs * trained * _training_seconds(model, shape)))
     classifier = cost(recipe.model)[0]
     members = sum(cost(table)[0] for name, (_, table) in parts.items() if name not in (PLAIN, ADVERSARIAL))
-    attacks = attack_phases(recipe, splits, Gradients(classifier, members, purified_seconds), stored)
+    gradients = Gradients(classifier, members, a_pass * recipe.purifier.work, a_pass)
+    attacks = attack_phases(recipe, splits, gradients, stored, choose=choose)
     return Forecast((*phases, *attacks), disk + size)
 
 
@@ -147,20 +152,24 @@ def _training_seconds(model: UNet, shape: tuple[int, int, int]) -> float:
 
 
 def _purifier_seconds(recipe: Recipe, shape: tuple[int, int, int]) -> tuple[float, float, int]:
-    """(a training step of the score model, a gradient through the purifier: seconds an image; bytes of its weights)."""
+    """(a training step of the score model, a gradient through one unit of a purifier's work, bytes of its weights).
+
+    Seconds an image; the work is that of the recipe's purifier, or of one step where it is off.
+    """
     model = UNet(shape[0], *recipe.score_model.architecture(shape), blocks=recipe.score_model.blocks).eval()
     images = torch.rand((_TIMED, *shape), generator=torch.Generator().manual_seed(0))
     size = 4 * sum(p.numel() for p in model.parameters())
     training = _training_seconds(model, shape)
-    if recipe.purifier.off:
+    timed = next((one for one in (recipe.purifier, *check_grid(recipe)) if not one.off), None)
+    if timed is None:
         return training, 0.0, size
-    bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
+    bank = hadamard_bank(timed.bank_size, shape, timed.bank_seed)
 
     def through() -> None:
         x: Tensor = images.clone().requires_grad_()
-        purify(model, x, bank, recipe.purifier)[0].sum().backward()  # type: ignore[no-untyped-call]
+        purify(model, x, bank, timed)[0].sum().backward()  # type: ignore[no-untyped-call]
 
-    return training, _timed(through) / _TIMED, size
+    return training, _timed(through) / _TIMED / timed.work, size
 
 
 def _timed(step: Callable[[], None]) -> float:

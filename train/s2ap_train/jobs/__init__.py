@@ -1,7 +1,7 @@
 """Independent jobs, many at a time: in processes of this machine, or on Ray; resumed where they were interrupted."""
 
 from s2ap_train.jobs.job import Job, Workers
-from s2ap_train.jobs.resumable import SECONDS, Done, ResumableJob, run_resumable
+from s2ap_train.jobs.resumable import SECONDS, Done, ResumableJob, run_resumable, stored_jobs
 from s2ap_train.jobs.run import check_workers, run_jobs, worker_count
 from s2ap_train.jobs.store import Found, Store
 
@@ -16,5 +16,6 @@ __all__ = [
     "check_workers",
     "run_jobs",
     "run_resumable",
+    "stored_jobs",
     "worker_count",
 ]

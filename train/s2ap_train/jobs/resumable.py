@@ -12,7 +12,7 @@ from s2ap_train.jobs.job import Job, Workers
 from s2ap_train.jobs.run import run_jobs
 from s2ap_train.jobs.store import Found, Store
 
-__all__ = ["SECONDS", "Done", "ResumableJob", "run_resumable"]
+__all__ = ["SECONDS", "Done", "ResumableJob", "run_resumable", "stored_jobs"]
 
 SECONDS = "seconds"
 """Note of everything that was found: the time that its job took, in the run that did it."""
@@ -76,15 +76,16 @@ def run_resumable(
     names = [job.name for job in jobs]
     if len(set(names)) < len(names):  # our own bug
         raise ValueError(f"several jobs have one name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")
-    done = _stored(jobs, store)
+    done = stored_jobs(jobs, store)
     missing = {job.name: job for job in jobs if job.name not in done}
     if done:
         reporter.line(f"{title}: {len(done)} of {len(jobs)} reused")
     if not missing:
         return done
     with reporter.step(title, len(jobs)) as step:
-        step.advance(done=len(done))
-        began, total, finished = time.monotonic(), sum(job.weight for job in missing.values()), 0.0
+        total = sum(job.weight for job in jobs)
+        finished = sum(job.weight for job in jobs if job.name in done)
+        step.advance(done=len(done), share=finished / total)
         handed_back: set[str] = set()
         calls = [_call(job, done, store, handed_back) for job in _longest_first(missing)]
         for call, found in run_jobs(calls, workers):
@@ -94,15 +95,14 @@ def run_resumable(
                 if job.lasts and job.name not in handed_back:
                     store.save(job.key(done), found)
                 done[job.name] = found
-            left = (time.monotonic() - began) * (total / finished - 1.0) if finished else 0.0
-            step.advance(f"{job.name}; about {_duration(left)} left" if finished < total else "")
+            step.advance(job.name, share=finished / total)
             if found is not None and job.says is not None and job.name not in handed_back:
                 reporter.line(job.says(found))
         step.note = ""
     return done
 
 
-def _stored(jobs: Sequence[ResumableJob], store: Store) -> dict[str, Found]:
+def stored_jobs(jobs: Sequence[ResumableJob], store: Store) -> dict[str, Found]:
     """What is stored; of a job that starts from others, where these are stored and found what it started from."""
     done: dict[str, Found] = {}
     names = {job.name for job in jobs}
@@ -151,7 +151,3 @@ def _timed(function: Callable[..., Found], until: float | None, arguments: tuple
 
 def _handed_back(found: Found) -> Found:
     return found
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

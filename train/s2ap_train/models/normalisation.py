@@ -29,7 +29,8 @@ class Normalisation(nn.Module):
             std: The same; None: 1.
 
         Raises:
-            RecipeError: If they are not finite, not as many as channels, or a deviation is not above 0.
+            RecipeError: If they are not finite or not as many as channels, a deviation is not above 0, or a mean is one
+                of pixels up to 255.
         """
         super().__init__()
         self.mean, self.std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
@@ -54,6 +55,8 @@ def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> tu
         raise RecipeError(f"{name} is {list(numbers)}; give one finite number for each of {channels} channels, or one")
     if name == "std" and min(numbers) <= 0:
         raise RecipeError(f"std is {list(numbers)}; pixels are divided by it, so every number must be above 0")
+    if name == "mean" and max(map(abs, numbers)) > 1:
+        raise RecipeError(f"mean is {list(numbers)}, but pixels are in [0, 1]; divide mean and std by 255")
     return numbers
 
 

@@ -70,6 +70,8 @@ class UserNetwork(Classifier):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = _made(factory, function, sizes, self.image_shape)
+        self._frozen = sum(not weight.requires_grad for weight in self.network.parameters())
+        self.network.requires_grad_()
         self.reading = Reading()
         _check_logits(factory, self, self.image_shape, classes)
         _check_parameters(factory, self.network)
@@ -89,7 +91,12 @@ class UserNetwork(Classifier):
     def notes(self) -> tuple[str, ...]:
         """What was found about its outputs, as sentences."""
         stripped = "the softmax that the network ends with is left out: its input are the logits"
-        return (*([stripped] if self._stripped else []), *self.reading.notes)
+        frozen = f"{self._frozen} frozen parameters are trained like the others wherever this network is trained"
+        return (
+            *([frozen] if self._frozen else []),
+            *([stripped] if self._stripped else []),
+            *self.reading.notes,
+        )
 
     def read_outputs(self) -> None:
         """See again how outputs become logits: weights that were loaded may have another scale than fresh ones."""
@@ -127,6 +134,11 @@ def _factory(name: str) -> Callable[..., object]:
         raise RecipeError(
             f"factory {name}: there is no module {error.name}; run from the folder that holds it, or install it"
         ) from error
+    except SystemExit as error:
+        raise RecipeError(
+            f"factory {name}: importing {module_name} ends the program; put what the script does, such as reading its "
+            'options, behind if __name__ == "__main__"'
+        ) from error
     except Exception as error:  # whatever the user's module raises
         raise RecipeError(
             f"factory {name}: importing {module_name} failed with {type(error).__name__}: {error}; correct the module"
@@ -152,7 +164,7 @@ def _made(
         given |= {"image_shape": image_shape} if "image_shape" in named else {}
         given |= {"height": image_shape[1], "width": image_shape[2]} if {"height", "width"} <= named else {}
         made = function(**given)
-    except Exception as error:  # whatever the user's function raises
+    except (Exception, SystemExit) as error:  # whatever the user's function raises
         raise RecipeError(
             f"factory {name} failed with {type(error).__name__}: {error}; it is called with those of in_channels, "
             "classes, image_size, image_shape, height and width that it takes, by keyword"
@@ -163,11 +175,11 @@ def _made(
 
 
 def _check_logits(name: str, network: nn.Module, image_shape: tuple[int, int, int], classes: int) -> None:
-    images = torch.full((2, *image_shape), 0.5)
+    images = torch.full((2, *image_shape), 0.5, requires_grad=True)
     try:
-        with torch.no_grad(), evaluation_mode(network):
+        with torch.enable_grad(), evaluation_mode(network):
             logits = network(images)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         raise RecipeError(
             f"the network of factory {name} failed on images of shape {tuple(images.shape)} with "
             f"{type(error).__name__}: {error}"
@@ -177,6 +189,11 @@ def _check_logits(name: str, network: nn.Module, image_shape: tuple[int, int, in
         raise RecipeError(
             f"the network of factory {name} maps images of shape {tuple(images.shape)} to {found}, expected logits of "
             f"shape {(2, classes)}, one column per class"
+        )
+    if not logits.requires_grad:
+        raise RecipeError(
+            f"the network of factory {name} passes no gradient: its forward method leaves torch or detaches, as by "
+            "no_grad, numpy or argmax; it can be neither trained nor attacked, so return differentiable logits"
         )
 
 

@@ -121,6 +121,8 @@ def file_digest(path: Path) -> str:
 
 
 def _bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe is waited for without end
+        raise RecipeError(f"weights {path} cannot be read (it is a folder, pipe or device); name a file")
     try:
         return path.read_bytes()
     except OSError as error:
@@ -196,8 +198,23 @@ def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: 
                 f"weights {path}: {name} has shape {list(value.shape)}, the network's has "
                 f"{list(expected[name].shape)}; where it is the last layer, the number of classes differs"
             )
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.is_floating_point() != expected[name].is_floating_point() or not _dense(value):
+            raise RecipeError(
+                f"weights {path}: {name} is {_form(value)}, the network's is {_form(expected[name])}; save the "
+                "weights as the network computes with them"
+            )
+        if not bool(torch.isfinite(value).all()):
             raise RecipeError(f"weights {path}: {name} holds values that are not finite; give another checkpoint")
+
+
+def _dense(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_quantized and not value.is_complex() and not value.is_meta
+
+
+def _form(value: Tensor) -> str:
+    """Of which kind the numbers of a tensor are, such as 'a sparse_coo tensor of float32'."""
+    layout = "" if value.layout == torch.strided else f"{value.layout} ".removeprefix("torch.")
+    return f"a {'quantised ' if value.is_quantized else ''}{layout}tensor of {value.dtype}".replace("torch.", "")
 
 
 def _some(names: list[str]) -> str:

@@ -167,7 +167,7 @@ def probe_jobs(setup: Setup, probes: Sequence[Probe], *, images: int, until: flo
             function=_probed,
             arguments=lambda _, probe=probe: (setup.model, probe, setup.task(rows)),  # type: ignore[misc]
             decides=("probe", probe.kind, probe.at, rows.stop),
-            weight=probe.weight,
+            weight=probe.weight * rows.stop / SHARD,
             until=until,
         )
         for probe in probes

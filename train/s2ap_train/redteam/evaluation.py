@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from s2ap_defend.errors import InputError
-from s2ap_defend.images import check_images
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.progress import Reporter
+from s2ap_defend.progress import Reporter, duration
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
-from s2ap_train.jobs import SECONDS, Store, Workers, check_workers, run_resumable
+from s2ap_train.jobs import SECONDS, Workers, check_workers, run_resumable
 from s2ap_train.redteam.ablation.compute import file_flops
 from s2ap_train.redteam.ablation.costs import comparisons, part_costs
 from s2ap_train.redteam.ablation.measured import MeasuredRow
@@ -23,20 +21,15 @@ from s2ap_train.redteam.ablation.names import BARE, FULL
 from s2ap_train.redteam.ablation.networks import Networks
 from s2ap_train.redteam.ablation.run import AblationRun, run_ablation
 from s2ap_train.redteam.attacks.attack import RedTeamAttack
-from s2ap_train.redteam.attacks.oblivious import SEARCH
-from s2ap_train.redteam.attacks.white_box_search import SKIPPED
-from s2ap_train.redteam.campaign import (
-    Setup,
-    attack_jobs,
-    gathered,
-)
-from s2ap_train.redteam.checks.run import check_jobs, judge_checks
-from s2ap_train.redteam.configuration import configuration_of, versions_here
-from s2ap_train.redteam.coverage import able, unfinished
+from s2ap_train.redteam.checks.run import judge_checks
+from s2ap_train.redteam.configuration import configuration_of
+from s2ap_train.redteam.coverage import unfinished
 from s2ap_train.redteam.detection import measure_detection
+from s2ap_train.redteam.forecast import what_is_left
 from s2ap_train.redteam.gallery import gallery_of_file
 from s2ap_train.redteam.judging import Judged, attack_rows, in_the_ball, judged, worst_of
-from s2ap_train.redteam.plan import Plan, check_budgets, deadline
+from s2ap_train.redteam.plan import Plan, deadline
+from s2ap_train.redteam.preparation import prepare
 from s2ap_train.redteam.results import DetectionFigures, Evaluation
 from s2ap_train.redteam.target import open_targets, opened
 from s2ap_train.statistics.figures import WorstCase, clean_figures
@@ -89,43 +82,40 @@ def evaluate_file(
         ModelFileError: If the file cannot be used.
     """
     check_workers(workers)
-    file = opened(path)
-    _, height, width = file.manifest.input.shape
-    check_budgets(plan.eps, plan.l2, plan.pixels, height * width)
-    data = ImageSet(check_images(data.images, file.manifest.input.shape), data.labels)
-    _check_labels(data, len(file.manifest.classes))
-    plan = replace(plan, budget=plan.budget.for_classes(len(file.manifest.classes)))
-    networks = networks or Networks()
-    setup = Setup(path, data, plan.eps, plan.l2, plan.pixels, plan.seed, plan.budget, networks.surrogates, server)
-    versions = versions_here()
-    store = Store(folder, (setup.key(file.manifest.weights_sha256, file.manifest.graph_sha256), versions))
-    chosen, not_run = able(plan.attacks, setup)
-    attacks = {attack.name: attack for attack in chosen}
     until, end = (deadline(plan.time_limit, share) for share in (_FOR_ATTACKS, 1.0))
-    name_of_data = source or file.manifest.provenance.data
-    jobs = attack_jobs(setup, chosen, until=until, always=(SEARCH.name,))
-    jobs += check_jobs(setup, plan, networks, name_of_data, until)
-    done = run_resumable(jobs, store, reporter, title="attacks", workers=workers)
-    on_file, on_bare = gathered(setup, chosen, done)
-    for name in [name for name, one in on_file.items() if SKIPPED in one.notes]:
-        not_run[name] = str(on_file.pop(name).notes[SKIPPED])
-        on_bare.pop(name, None)
-        del attacks[name]
-    defended_target, bare_target = open_targets(path)
-    defended, bare = judged(defended_target, data, on_file), judged(bare_target, data, on_bare)
-    not_run |= unfinished(attacks, on_file, len(data))
-    checked = judge_checks(
-        setup, plan, defended_target, defended, attacks, done, networks=networks, data_name=name_of_data
+    networks, data_name = networks or Networks(), source or opened(path).manifest.provenance.data
+    made = prepare(path, data, plan, folder=folder, networks=networks, server=server, data_name=data_name, until=until)
+    file, setup, plan, data = made.file, made.setup, made.plan, made.setup.data
+    left = what_is_left(made, ablation=ablation)
+    reporter.line(
+        f"{len(made.jobs)} attacks and checks on {len(data)} images{' and the ablation' if ablation else ''}: "
+        f"about {duration(left.seconds)} of one core; half or twice as long is possible"
     )
+    done = run_resumable(made.jobs, made.store, reporter, title="attacks", workers=workers)
+    found = made.found(done)
+    attacks = found.attacks
+    defended_target, bare_target = open_targets(path)
+    not_run = {**found.not_run, **unfinished(attacks, found.on_file, len(data))}
+    with reporter.step("attacked images asked", 4) as step:
+        defended = judged(defended_target, data, found.on_file)
+        step.advance()
+        bare = judged(bare_target, data, found.on_bare)
+        step.advance()
+        checked = judge_checks(
+            setup, plan, defended_target, defended, attacks, done, networks=networks, data_name=data_name
+        )
+        step.advance()
+        detection = _detection(file, data, attacks, defended)
+        step.advance()
     ablated = AblationRun()
     if ablation:
         ablated = run_ablation(
-            setup, networks, defended, bare, attacks, store=store, reporter=reporter, workers=workers, until=end
+            setup, networks, defended, bare, attacks, store=made.store, reporter=reporter, workers=workers, until=end
         )
     rows, clean = ablated.rows, clean_figures(defended.clean, data.labels)
     compared = comparisons(rows, ablated.served)
     return Evaluation(
-        configuration=configuration_of(path, file, data, plan, recipe, source, command, versions),
+        configuration=configuration_of(path, file, data, plan, recipe, source, command, made.versions),
         seconds=sum(float(one.notes[SECONDS]) for one in done.values()),
         clean=clean,
         bare_clean=clean_figures(bare.clean, data.labels),
@@ -135,13 +125,13 @@ def evaluate_file(
         worst_case_by_norm={
             norm: worst_of(attacks, defended, data.labels, norm)
             for norm in ("l2", "l0")
-            if any(attacks[name].norm == norm for name in on_file)
+            if any(attacks[name].norm == norm for name in found.on_file)
         },
         bare_worst_case=_worst(worst_of(attacks, bare, data.labels), rows.get(BARE)),
         rejecting_label_accuracy=rows[FULL["reject"]].row.worst_case.label_accuracy
         if FULL["reject"] in rows
         else _answered_rightly(in_the_ball(attacks, defended), data),
-        detection=_detection(file, data, attacks, defended),
+        detection=detection,
         members_used={name: tuple(outcome.members_used.tolist()) for name, outcome in defended.outcomes.items()},
         curves=checked.curves,
         checks=checked.checks,
@@ -177,12 +167,3 @@ def _detection(
     }
     with one_thread():
         return measure_detection(file, data, defended.clean.flagged, attacked)
-
-
-def _check_labels(data: ImageSet, classes: int) -> None:
-    labels = data.labels
-    if labels.shape != (len(data.images),) or labels.min() < 0 or labels.max() >= classes:
-        raise InputError(
-            f"labels have shape {list(labels.shape)}, expected one of 0..{classes - 1} for each of {len(data.images)} "
-            "images"
-        )

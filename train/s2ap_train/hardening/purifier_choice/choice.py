@@ -16,11 +16,12 @@ from s2ap_train.hardening.purifier_choice.attack import ATTACK_VERSION, Behind, 
 from s2ap_train.hardening.purifier_choice.decision import By, best_row, reason, rows_of
 from s2ap_train.hardening.purifier_choice.sweep import Defence, Sweep
 from s2ap_train.hardening.train import Components
-from s2ap_train.jobs import Store
+from s2ap_train.jobs import Store, stored_jobs
 from s2ap_train.models import fold_batch_norm
 from s2ap_train.purifier import Purification
 from s2ap_train.recipe import Recipe
 from s2ap_train.recipe.purifier_grid import (
+    OFF,
     ChoiceSettings,
     canonical,
     check_trained,
@@ -29,8 +30,9 @@ from s2ap_train.recipe.purifier_grid import (
     without_ascent,
 )
 from s2ap_train.storage.fingerprint import weights_digest
+from s2ap_train.storage.parts import silent_reporter
 
-__all__ = ["FOLDER", "check_grid", "choose", "choose_purifier"]
+__all__ = ["FOLDER", "check_grid", "choose", "choose_purifier", "stored_share"]
 
 FOLDER = "purifier-choice"
 """Where, in the work folder, finished attacks are stored."""
@@ -68,6 +70,28 @@ def choose_purifier(
     """
     if by is None:
         return canonical(recipe.purifier), None
+    sweep, reference = _sweeps(recipe, components, splits, work_dir, reporter, workers)
+    return choose(sweep, check_grid(recipe), own=recipe.purifier, by=by, reference=reference)
+
+
+def stored_share(recipe: Recipe, components: Components, splits: Splits, work_dir: Path) -> float:
+    """Share of the work of a choice that its folder holds, as far as it is known which purifiers Square attacks."""
+    sweep, reference = _sweeps(recipe, components, splits, work_dir, silent_reporter(), 1)
+    own = canonical(recipe.purifier)
+    searched = dict.fromkeys((OFF, own, without_ascent(own))) if sweep.settings.square_queries else ()
+    whole = stored = 0.0
+    for one, tried in ((sweep, check_grid(recipe)), (reference, (OFF,))):
+        jobs = one.jobs(tried, [config for config in searched if config in tried])
+        done = stored_jobs(jobs, one.store)
+        whole += sum(job.weight for job in jobs)
+        stored += sum(job.weight for job in jobs if job.name in done)
+    return stored / whole
+
+
+def _sweeps(
+    recipe: Recipe, components: Components, splits: Splits, work_dir: Path, reporter: Reporter, workers: int | None
+) -> tuple[Sweep, Sweep]:
+    """(the sweep of purifiers in front of all networks, that of the reference alone); arguments as above."""
     settings = recipe.choice or ChoiceSettings()
     data = splits.validation.subset(slice(0, settings.samples))
     device = check_available(recipe.compute)
@@ -86,8 +110,7 @@ def choose_purifier(
     sweep = Sweep(defence, settings, Store(folder, key), reporter, workers)
     alone = replace(defence, behind=Behind(bare, (), f"the {_REFERENCE} classifier alone", device))
     # its few jobs wait for one another, so one worker does them all
-    reference = Sweep(alone, settings, Store(folder, (_REFERENCE, *key)), reporter, 1, alone.behind.name)
-    return choose(sweep, check_grid(recipe), own=recipe.purifier, by=by, reference=reference)
+    return sweep, Sweep(alone, settings, Store(folder, (_REFERENCE, *key)), reporter, 1, alone.behind.name)
 
 
 def check_grid(recipe: Recipe) -> tuple[Purification, ...]:

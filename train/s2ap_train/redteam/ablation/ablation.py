@@ -21,6 +21,7 @@ from s2ap_train.jobs import Done, Found, Job, ResumableJob, Store, Workers, run_
 from s2ap_train.redteam.ablation.ablation_rows import ABLATION_VERSION, Row, cost, milliseconds, open_row
 from s2ap_train.redteam.ablation.measured import MeasuredRow
 from s2ap_train.redteam.attacks.attack import Task
+from s2ap_train.redteam.campaign import SHARD
 from s2ap_train.redteam.rows import AblationRow
 from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.figures import Headlines
@@ -139,7 +140,7 @@ def ablation_jobs(
             function=_attacked,
             arguments=_given(row, replace(task, known={str(i): x[shard] for i, x in enumerate(known)}), effort, goal),
             decides=(ABLATION_VERSION, *row.decides, goal, *astuple(effort), shard.start, shard.stop, task.eps, digest),
-            weight=8.0 if row.stage is None else 1.0,
+            weight=(8.0 if row.stage is None else 1.0) * len(task.data) / SHARD,
             until=until,
         )
         for row in rows

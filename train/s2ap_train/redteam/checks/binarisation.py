@@ -46,7 +46,7 @@ _ENOUGH = 10  # images with a readout; fewer say nothing
 
 def binarisation_probe(*, quick: bool = False) -> Probe:
     """The run whose notes `binarisation_check` judges."""
-    return Probe("binarisation", _FEW_IMAGES if quick else _IMAGES, binarisation, weight=0.5 if quick else 2.0)
+    return Probe("binarisation", _FEW_IMAGES if quick else _IMAGES, binarisation, weight=7.0)
 
 
 def binarisation(target: Target, task: Task, count: float) -> Found:

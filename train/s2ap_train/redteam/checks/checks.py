@@ -78,7 +78,7 @@ def probes_of(eps: float, budget: AdaptiveBudget, *, quick: bool = False) -> tup
     Raises:
         RecipeError: Unless 0 < eps <= 1.
     """
-    measured = (Probe("gradients", _DIFFERENTIATED, gradients, weight=0.2), binarisation_probe(quick=quick))
+    measured = (Probe("gradients", _DIFFERENTIATED, gradients, weight=1.0), binarisation_probe(quick=quick))
     return (*curve_probes(eps, budget, quick=quick), *measured)
 
 
