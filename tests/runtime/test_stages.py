@@ -6,7 +6,7 @@ from onnx.reference import ReferenceEvaluator
 
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.errors import ModelFileError
-from s2ap_defend.stages import StageSize, cut_stage, member_scope, stage_sizes
+from s2ap_defend.stages import StageSize, cut_stage, join_stages, member_scope, stage_sizes
 
 IMAGES = np.random.default_rng(0).random((3, 1, 2, 2), dtype=np.float32)
 WEIGHTS = {scope: np.random.default_rng(i).normal(size=(4, 3)) for i, scope in enumerate(("classifier", "m0", "m1"))}
@@ -191,6 +191,22 @@ def test_the_second_run_of_the_classifier_is_no_stage(golden):
     (purified,) = run(cut_stage(model, "purifier"), images, "purified")
     (answered,) = run(cut_stage(model, "classifier"), purified, "log_probabilities")
     assert answered.shape == (2, 10)
+
+
+def test_stages_that_are_joined_answer_as_each_alone_and_share_what_is_theirs_together():
+    model = defended()
+    stages = {scope: cut_stage(model, scope) for scope in ("classifier", "member_000", "member_001")}
+    shared = tensor("shared", np.float32(0))
+    for stage in stages.values():
+        stage.graph.initializer.append(shared)
+    joined = join_stages(stages)
+    onnx.checker.check_model(joined, full_check=True)
+    names = [f"{scope}/log_probabilities" for scope in stages]
+    assert [output.name for output in joined.graph.output] == names
+    assert [value.name for value in joined.graph.input] == ["image"]
+    assert [one.name for one in joined.graph.initializer].count("shared") == 1
+    for stage, said in zip(stages.values(), run(joined, IMAGES, *names), strict=True):
+        np.testing.assert_array_equal(said, run(stage, IMAGES, "log_probabilities")[0])
 
 
 def test_members_that_see_raw_images_are_cut_out_of_the_main_graph_and_of_branches(golden):
