@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 
 
+def pytest_configure() -> None:
+    """Collect no garbage while modules are imported and tests are found: hardly any of it is garbage."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Take what imports and collection made, and nothing frees, out of the garbage collector's rounds."""
+    """Take what was made so far out of the rounds of the garbage collector, too."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

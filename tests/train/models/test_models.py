@@ -236,3 +236,11 @@ def test_thin_networks_train_with_two_threads_at_any_batch_size():
     """A strided 1x1 convolution of fewer than 16 channels killed the process with a segmentation fault."""
     done = subprocess.run([sys.executable, "-c", THIN], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_process_that_trains_or_attacks_starts_without_a_compiler():
+    """Torch's compiler, which torchvision imports, and Triton take longer to import than all the rest."""
+    heavy = "sorted({'torch._dynamo', 'torchvision', 'triton'} & {*sys.modules})"
+    script = f"import sys, s2ap_train.hardening.train, s2ap_train.redteam.campaign; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -16,10 +16,13 @@ from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet
 from s2ap_train.purifier import Purification, UNet, hadamard_bank
 from s2ap_train.redteam.ablation.names import BARE, CONFIDENCE, FULL, JURY, PRUNED
+from s2ap_train.redteam.ablation.networks import Networks
 from s2ap_train.redteam.attacks.catalogue import chosen_attacks
 from s2ap_train.redteam.attacks.oblivious import FOR_A_LABEL
 from s2ap_train.redteam.evaluation import evaluate_file
+from s2ap_train.redteam.forecast import what_is_left
 from s2ap_train.redteam.plan import Plan
+from s2ap_train.redteam.preparation import prepare
 from s2ap_train.redteam.report.console import print_evaluation, to_json
 
 BUDGET = AdaptiveBudget(steps=4, cheap_steps=4, restarts=1, targets=1, square_queries=10, decision_queries=30)
@@ -160,6 +163,17 @@ def test_started_again_nothing_is_done_twice(tiny_model_path, data, evaluation, 
     assert "attacks: 9 of 9 reused" in told.getvalue()  # three of the six are made on the classifier, too
     assert again.attacks == evaluation.attacks
     assert again.seconds == evaluation.seconds
+
+
+def test_what_is_stored_is_left_out_of_the_time_that_is_forecast(tiny_model_path, data, evaluation, folder, tmp_path):
+    def left(where, names=NAMES):
+        made = prepare(tiny_model_path, data, plan(names), folder=where, networks=Networks(), data_name="random images")
+        return what_is_left(made)
+
+    nothing, all_of_it, attack = left(tmp_path), left(folder), left(tmp_path, "fgsm")
+    assert (nothing.stored_share, all_of_it.stored_share, all_of_it.weight) == (0.0, 1.0, 0.0)
+    assert nothing.whole == all_of_it.whole > attack.whole
+    assert nothing.seconds > attack.seconds > all_of_it.seconds > 0  # rows are judged and timed again
 
 
 def test_another_budget_finds_everything_again(tiny_model_path, data, evaluation, folder):

@@ -12,6 +12,8 @@ from s2ap_defend.types import Float32
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.jobs import ResumableJob, stored_jobs
 from s2ap_train.redteam.ablation.ablation import Effort, ablation_jobs
+from s2ap_train.redteam.ablation.ablation_rows import served_row
+from s2ap_train.redteam.ablation.names import BARE
 from s2ap_train.redteam.ablation.run import ablation_asked, served_effort
 from s2ap_train.redteam.campaign import SHARD
 from s2ap_train.redteam.judging import Judged, judged
@@ -24,6 +26,8 @@ _TIMED = 8  # images of a timed gradient
 _COMPUTED = 0.021
 """Gradients an image that an attack of weight 1 computes, of those of the search on the file: its descents times their
 steps. Measured on a user's ResNet with a purifier; the rest are not needed, as the images have fallen."""
+_JOB_S, _ROW_S = 0.5, 3.0
+"""Seconds that a job takes however small its network, and a row of the ablation to be judged and timed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Left:
     @property
     def stored_share(self) -> float:
         """Share of the work that is stored."""
-        return 1.0 - self.weight / self.whole
+        return 1.0 - self.weight / self.whole if self.whole else 1.0
 
 
 def what_is_left(made: Prepared, *, ablation: bool = True) -> Left:
@@ -59,20 +63,24 @@ def what_is_left(made: Prepared, *, ablation: bool = True) -> Left:
     with one_thread():
         setup, done = made.setup, stored_jobs(made.jobs, made.store)
         defended, _ = open_targets(setup.model)
-        whole, left = _weight(made.jobs), _weight(job for job in made.jobs if job.name not in done)
-        effort = served_effort(setup)
+        left = [job for job in made.jobs if job.name not in done]
+        whole, effort, rows = [*made.jobs], served_effort(setup), 0
         if ablation:
             found = made.found(done)
             clean = judged(defended, setup.data, {}).outcomes
             asked = ablation_asked(
                 setup, made.networks, Judged(clean, found.on_file), Judged({}, found.on_bare), found.attacks
             )
-            tasks = [setup.task(shard) for shard in setup.shards()]
-            jobs = ablation_jobs(asked.rows, tasks, attacked=asked.attacked, effort=effort)
-            stored = stored_jobs(jobs, made.store) if left == 0.0 else {}
-            whole, left = whole + _weight(jobs), left + _weight(job for job in jobs if job.name not in stored)
-        gradient = _gradient_seconds(defended, setup.data.images[:_TIMED]) if left else 0.0
-        return Left(left, whole, left * SHARD * _gradients(effort) * gradient)
+            tasks, rows = [setup.task(shard) for shard in setup.shards()], len(asked.rows)
+            attacked = (
+                {BARE: [setup.data.images], served_row(made.file): [setup.data.images]} if left else asked.attacked
+            )
+            jobs = ablation_jobs(asked.rows, tasks, attacked=attacked, effort=effort)
+            stored = {} if left else stored_jobs(jobs, made.store)
+            whole, left = [*whole, *jobs], [*left, *(job for job in jobs if job.name not in stored)]
+        weight = _weight(left)
+        computed = weight * SHARD * _gradients(effort) * _gradient_seconds(defended, setup.data.images[:_TIMED])
+        return Left(weight, _weight(whole), computed + _JOB_S * len(left) + _ROW_S * rows)
 
 
 def _gradients(effort: Effort) -> float:
