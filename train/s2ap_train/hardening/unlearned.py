@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from s2ap_train.calibration import Weakness
 from s2ap_train.data import Splits
 from s2ap_train.hardening.parts import PRUNED, member_name
@@ -12,19 +14,18 @@ from s2ap_train.recipe import Recipe
 
 __all__ = ["unlearned"]
 
-_STANDARD_ERRORS = 3.0
-
 
 def unlearned(recipe: Recipe, accuracies: Sequence[float], splits: Splits) -> Iterator[Weakness]:
-    """Members whose validation accuracy is at chance: at most 1/K and 3 standard errors, of K classes.
+    """Members whose validation accuracy is at chance: at most what the commonest class gives, and a standard error.
 
     Args:
         recipe: What they were trained by.
         accuracies: Of the pruned classifier, then of the members in the order of the recipe, on validation images.
         splits: The data.
     """
-    one, images = 1 / len(splits.classes), len(splits.validation)
-    chance = one + _STANDARD_ERRORS * math.sqrt(one * (1 - one) / images)
+    labels = splits.validation.labels
+    images, commonest = len(labels), np.bincount(labels).max() / len(labels)
+    chance = commonest + math.sqrt(commonest * (1 - commonest) / images)
     families = [(name, i) for name, family in recipe.members.items() for i in range(family.count)]
     tables = ["pruning", *(f"members.{name}" for name, _ in families)]
     names = [PRUNED, *(member_name(*one) for one in families)]
