@@ -56,7 +56,7 @@ class DefendedClassifier:
             path: The file; weights in external data lie beside it.
             device: 'auto', 'cpu', 'cuda' or 'tensorrt'.
             threads: CPU threads: inside one operator of the whole file, or stages and parts of a batch at a time; None:
-                as many as this process has cores.
+                as many as this process has cores, inside an operator within OMP_NUM_THREADS.
             executor: 'whole' or 'staged', which give the same verdicts; None takes the faster one (docs/embedding.md).
 
             cache: Whether the staged executor keeps the graphs of its stages, as optimised for this machine, in the
