@@ -44,15 +44,6 @@ def test_decisions_take_their_descents_of_the_images_that_still_stand(splits: Sp
         assert left == pytest.approx(sum(expected[done:]))
 
 
-def test_the_harder_attack_on_what_may_be_taken_is_forecast(splits: Splits) -> None:
-    short, hard = (
-        seconds(recipe(f"decision_choice.{key}"), splits)["decisions under attack"]
-        for key in ("samples=10", 'confirm="quick"')
-    )
-    # 20 steps instead of 10 and 2 labels instead of 1, on three of the five attacks: the first juror and the jury twice
-    assert short * 1.2 < hard < short * 4
-
-
 def test_more_that_is_compared_is_both_goals_more(splits: Splits) -> None:
     base, more = (
         seconds(recipe(more=grid), splits)["decisions under attack"]

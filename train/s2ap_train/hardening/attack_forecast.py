@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 
 from s2ap_defend.sequential import Answer
-from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.adaptive.goals import Goal
 from s2ap_train.adaptive.plans import defended_plan
 from s2ap_train.data import Splits
 from s2ap_train.hardening.decision_choice.defence import Networks
-from s2ap_train.hardening.decision_choice.rules import GOALS, beginning, expected
-from s2ap_train.hardening.decision_choice.search import attack_budget, attack_stores, confirming_budget
+from s2ap_train.hardening.decision_choice.rules import beginning, expected
+from s2ap_train.hardening.decision_choice.search import attack_budget, attack_stores
 from s2ap_train.hardening.decision_choice.wiring import wiring
 from s2ap_train.hardening.fitting_attacks import fitting_attacks
 from s2ap_train.hardening.purifier_choice import By, check_grid, stored_share
@@ -162,11 +160,11 @@ def _purifiers(recipe: Recipe, splits: Splits, one: Gradients) -> float:
 def _decisions(recipe: Recipe, splits: Splits, one: Gradients) -> Iterator[float]:
     """Seconds of every attack on a decision, in the order in which they are made, if none is better than the first."""
     roles = ("juror", *(family.role for family in recipe.members.values() for _ in range(family.count)))
-    short, hard = attack_budget(recipe, len(splits.classes)), confirming_budget(recipe, len(splits.classes))
+    budget = attack_budget(recipe, len(splits.classes))
     images = min(recipe.decision_choice.samples, len(splits.fit))
     wanted, grid = beginning(recipe.decision, recipe.decision_choice, purifier=not recipe.purifier.off)
 
-    def seconds(decision: DecisionRecipe, goal: Goal, budget: AdaptiveBudget) -> float:
+    def seconds(decision: DecisionRecipe, goal: Goal) -> float:
         _, jury = wiring(decision, roles)
         correction = "reject" if recipe.detection.correction == "reject" else jury.correction
         plan = defended_plan(replace(jury.unflagged(), correction=correction), budget, goal)
@@ -176,12 +174,6 @@ def _decisions(recipe: Recipe, splits: Splits, one: Gradients) -> Iterator[float
         return _STANDING[decision.answer] * images * budget.steps * work
 
     first_juror = wanted.model_copy(update={"answer": "robust", "purify": "off"})
-    yield seconds(first_juror, "wrong label", short)
-    attacked = expected(wanted, grid, jurors=roles.count("juror"))
-    for decision, goal in attacked:
-        yield seconds(decision, goal, short)
-    if hard is not None:
-        yield seconds(first_juror, "wrong label", hard)
-        jury = next(decision for decision, _ in attacked if decision.answer == "robust")
-        for decision, goal in product(dict.fromkeys((jury, wanted)), GOALS):
-            yield seconds(decision, goal, hard)
+    yield seconds(first_juror, "wrong label")
+    for decision, goal in expected(wanted, grid, jurors=roles.count("juror")):
+        yield seconds(decision, goal)

@@ -129,8 +129,6 @@ class DecisionGrid(Table):
         purify: Which images are purified.
         signals: Evidence that costs no member.
         flagged_label: What a flagged input gets under 'mixed'.
-        confirm: Budget of an attack as hard as an evaluation's, which the jury and whatever is to be taken must stand
-            besides; None: none. A mix that the short attacks leave alone can fall to it.
     """
 
     samples: Annotated[int, Field(ge=10)] = 200
@@ -145,7 +143,6 @@ class DecisionGrid(Table):
     purify: tuple[Purify, ...] = ("always", "suspicious", "off")
     signals: tuple[tuple[SignalName, ...], ...] = ((), ("jury margin",), ("jury margin", "classifier surprise"))
     flagged_label: tuple[FlaggedLabel, ...] = ("vote",)
-    confirm: Literal["quick", "standard"] | None = None
 
 
 class EvaluationSettings(Table):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from s2ap_defend.decision_record import Frontier
 from s2ap_defend.progress import Reporter
-from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.calibration import Weakness, refuse
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.frontier import frontier_row
@@ -24,7 +22,7 @@ from s2ap_train.hardening.decision_choice.rules import (
     said_of_cost,
     variants,
 )
-from s2ap_train.hardening.decision_choice.search import Search, confirming_budget
+from s2ap_train.hardening.decision_choice.search import Search
 from s2ap_train.hardening.train import Components
 from s2ap_train.jobs import Workers
 from s2ap_train.recipe import Recipe
@@ -81,9 +79,8 @@ def choose_decision(
     search.attack([(one, "wrong label") for one in compared], first_juror=True)
     hope = [compared[i] for i in hopeful(wanted, [search.measured(one) for one in compared])]
     search.attack([(one, "mislead") for one in hope])
-    confirm = _Confirmation(search, confirming_budget(recipe, len(splits.classes)))
-    taken, reason = confirm.answer(wanted, hope)
-    reasons = [reason]
+    index, reason = chosen_answer(wanted, [search.measured(one) for one in hope])
+    taken, reasons = hope[index], [reason]
     weaknesses = _other_answer(wanted, taken, reason)
     if strict and weaknesses:
         refuse(weaknesses[0])
@@ -94,10 +91,10 @@ def choose_decision(
         search.attack([(one, goal) for one in others for goal in GOALS])
         compared = (*compared, *others)
         for one in others:
-            before = search.measured(taken)
-            if better(search.measured(one), before) and confirm.better(one, taken):
-                reasons.append(said_of(step, search.measured(one), search.measured(taken)))
+            new, old = search.measured(one), search.measured(taken)
+            if better(new, old):
                 taken = one
+                reasons.append(said_of(step, new, old))
     reasons.append(said_of_cost(search.measured(taken), [search.measured(one) for one in compared]))
     rows = tuple(frontier_row(search.measured(one)) for one in compared)
     return ChosenDecision(
@@ -110,8 +107,7 @@ def choose_decision(
             attack=(
                 "Auto-PGD for a wrong answer of each choice, flagged or not, and of those that kept most labels for an "
                 f"unflagged one, too; through the purifier and past it, wrong labels aimed at: "
-                f"{search.work.budget.targets}, {grid.steps} steps each{confirm.in_words}; what was found for one "
-                "choice is tried on all"
+                f"{search.work.budget.targets}, {grid.steps} steps each; what was found for one choice is tried on all"
             ),
             label_cost=recipe.decision.label_cost,
             robust_classifier=search.first_juror(),
@@ -122,45 +118,6 @@ def choose_decision(
         fitting=search.fitting,
         weaknesses=weaknesses,
     )
-
-
-@dataclass
-class _Confirmation:
-    """A harder attack, on the first juror, the jury and whatever is to be taken; none without a budget."""
-
-    search: Search
-    budget: AdaptiveBudget | None
-    attacked: list[DecisionRecipe] = field(default_factory=list)
-
-    def answer(self, wanted: DecisionRecipe, hopeful: Sequence[DecisionRecipe]) -> tuple[DecisionRecipe, str]:
-        """(Which of the hopeful decisions answers, why): the first choice that stays so under the harder attack."""
-        while True:
-            index, reason = chosen_answer(wanted, [self.search.measured(one) for one in hopeful])
-            if not self._attack(hopeful[0], hopeful[index]):
-                return hopeful[index], reason
-
-    def better(self, one: DecisionRecipe, other: DecisionRecipe) -> bool:
-        """Whether a decision is better than another when it was attacked as hard."""
-        self._attack(one)
-        return better(self.search.measured(one), self.search.measured(other))
-
-    @property
-    def in_words(self) -> str:
-        """For the manifest."""
-        if self.budget is None:
-            return ""
-        work = f"{self.budget.targets} labels, {self.budget.cheap_steps} steps"
-        return f"; the first juror, the jury and what was to be taken also with {work}"
-
-    def _attack(self, *decisions: DecisionRecipe) -> bool:
-        """Attack those that were not yet; returns whether there were any."""
-        new = [one for one in dict.fromkeys(decisions) if one not in self.attacked]
-        if self.budget is None or not new:
-            return False
-        wanted = [(one, goal) for one in new for goal in GOALS]
-        self.search.attack(wanted, first_juror=not self.attacked, budget=self.budget)
-        self.attacked += new
-        return True
 
 
 def _tolerated(weakness: Weakness) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from s2ap_train.recipe.purifier_grid import settings_of
 from s2ap_train.recipe.tables import DecisionRecipe
 from s2ap_train.storage.fingerprint import fingerprint
 
-__all__ = ["ATTACK_VERSION", "Search", "attack_budget", "attack_stores", "confirming_budget"]
+__all__ = ["ATTACK_VERSION", "Search", "attack_budget", "attack_stores"]
 
 FOLDER = "decision-choice"
 """Where, in the work folder, finished attacks on decisions are stored."""
@@ -93,21 +93,8 @@ class Search:
             weak=weak,
         )
 
-    def attack(
-        self,
-        wanted: Sequence[tuple[DecisionRecipe, Goal]],
-        *,
-        first_juror: bool = False,
-        budget: AdaptiveBudget | None = None,
-    ) -> None:
-        """Attack decisions, each for a goal, and the first juror alone, and remember what is found.
-
-        Args:
-            wanted: The decisions and the goals.
-            first_juror: Whether the first juror is attacked as well, for a wrong label.
-            budget: Of each attack; None: that of the search.
-        """
-        work = self.work if budget is None else replace(self.work, budget=budget)
+    def attack(self, wanted: Sequence[tuple[DecisionRecipe, Goal]], *, first_juror: bool = False) -> None:
+        """Attack decisions, each for a goal, and the first juror alone, and remember what is found."""
         against = [(self.decided(one), goal) for one, goal in wanted]
         if first_juror:
             against.insert(0, (self._alone(), "wrong label"))
@@ -115,18 +102,8 @@ class Search:
             ResumableJob(
                 name=f"{goal} {number}",
                 function=attack_decision,
-                arguments=lambda _, one=one, goal=goal: (one, work, goal),  # type: ignore[misc]
-                decides=fingerprint(
-                    (
-                        self.recipe.purifier,
-                        one.sees,
-                        one.purify,
-                        one.order,
-                        one.test,
-                        goal,
-                        *([budget] if budget else []),
-                    )
-                ),
+                arguments=lambda _, one=one, goal=goal: (one, self.work, goal),  # type: ignore[misc]
+                decides=fingerprint((self.recipe.purifier, one.sees, one.purify, one.order, one.test, goal)),
             )
             for number, (one, goal) in enumerate(against, start=1)
         ]
@@ -183,12 +160,6 @@ class Search:
             )
         except RecipeError as error:
             raise RecipeError(f"recipe {self.recipe.name}: {error}") from error
-
-
-def confirming_budget(recipe: Recipe, classes: int) -> AdaptiveBudget | None:
-    """Work of the attacks that what is to be taken must stand besides; None: there are none."""
-    name = recipe.decision_choice.confirm
-    return None if name is None else AdaptiveBudget.named(name).for_classes(classes)
 
 
 def attack_budget(recipe: Recipe, classes: int) -> AdaptiveBudget:
