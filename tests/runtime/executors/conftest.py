@@ -6,9 +6,9 @@ import pytest
 from s2ap_defend.model_file import ModelFile, open_model_file
 
 
-@pytest.fixture(scope="session", params=["version-4", "version-4-abstaining"])
+@pytest.fixture(scope="session", params=["version-4", "version-4-keeping", "version-4-abstaining"])
 def file(golden: Path, request: pytest.FixtureRequest) -> ModelFile:
-    """A file in which all images are purified, and one in which suspicious ones are and the rest may abstain."""
+    """Two files in which all images are purified, and one in which suspicious ones are and the rest may abstain."""
     return open_model_file(golden / f"{request.param}.onnx")
 
 
