@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ __all__ = ["unlearned"]
 
 
 def unlearned(recipe: Recipe, accuracies: Sequence[float], splits: Splits) -> Iterator[Weakness]:
-    """Members whose validation accuracy is at chance: at most what the commonest class gives, and a standard error.
+    """Members whose validation accuracy is at chance: no more than the commonest class gives.
 
     Args:
         recipe: What they were trained by.
@@ -24,8 +23,7 @@ def unlearned(recipe: Recipe, accuracies: Sequence[float], splits: Splits) -> It
         splits: The data.
     """
     labels = splits.validation.labels
-    images, commonest = len(labels), np.bincount(labels).max() / len(labels)
-    chance = commonest + math.sqrt(commonest * (1 - commonest) / images)
+    images, chance = len(labels), np.bincount(labels).max() / len(labels)
     families = [(name, i) for name, family in recipe.members.items() for i in range(family.count)]
     tables = ["pruning", *(f"members.{name}" for name, _ in families)]
     names = [PRUNED, *(member_name(*one) for one in families)]
