@@ -150,13 +150,13 @@ def test_harden_makes_a_weaker_file_and_says_so_and_refuses_it_where_it_is_stric
 ) -> None:
     assert harden(tmp_path, sizes, "--strict") == 2
     error = capsys.readouterr().err
-    assert lacks in error
+    assert lacks in error or "which is chance" in error  # a juror that learned nothing is refused before
     assert error.count("\n") == 1
     assert not (tmp_path / "m.onnx").exists()
     assert harden(tmp_path, sizes) == 0
     said = capsys.readouterr().out
-    (weakness,) = open_model_file(tmp_path / "m.onnx").manifest.weaknesses
-    assert weakness.part == part
+    weaknesses = open_model_file(tmp_path / "m.onnx").manifest.weaknesses
+    (weakness,) = (one for one in weaknesses if one.part == part)
     assert lacks in weakness.text
     assert instead in weakness.text
     assert f"weak: {weakness.text}" in said

@@ -1,4 +1,4 @@
-"""Members that training left at chance: pruned too far, or with too large steps."""
+"""Jurors that training left at chance: pruned too far, or with too large steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["unlearned"]
 
 
 def unlearned(recipe: Recipe, accuracies: Sequence[float], splits: Splits) -> Iterator[Weakness]:
-    """Members whose validation accuracy is at chance: no more than the commonest class gives.
+    """Jurors at chance on validation images: right on no more than the commonest class has. Sensors then say nothing.
 
     Args:
         recipe: What they were trained by.
@@ -27,8 +27,9 @@ def unlearned(recipe: Recipe, accuracies: Sequence[float], splits: Splits) -> It
     families = [(name, i) for name, family in recipe.members.items() for i in range(family.count)]
     tables = ["pruning", *(f"members.{name}" for name, _ in families)]
     names = [PRUNED, *(member_name(*one) for one in families)]
-    for name, table, accuracy in zip(names, tables, accuracies, strict=True):
-        if accuracy <= chance:
+    jurors = [True, *(recipe.members[name].role == "juror" for name, _ in families)]
+    for name, table, accuracy, juror in zip(names, tables, accuracies, jurors, strict=True):
+        if juror and accuracy <= chance:
             yield Weakness(
                 part="members",
                 found=(
