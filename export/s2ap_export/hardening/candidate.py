@@ -55,14 +55,14 @@ class Candidate:
             return False
 
     def evaluated(self, recipe: Recipe, splits: Splits, work_dir: Path) -> float:
-        """Share of the attacks on that file that the work folder holds; 0 where it, or what it came from, is not there.
+        """Share of the attacks on the file that the work folder holds; 0 where what it came from is not there.
 
         Args:
-            recipe: What is to be done.
+            recipe: What it was made with.
             splits: Its data.
             work_dir: The work folder.
         """
-        components = stored_components(recipe, splits, work_dir) if self.made_with(recipe) else None
+        components = stored_components(recipe, splits, work_dir)
         if components is None:
             return 0.0
         made = prepare(

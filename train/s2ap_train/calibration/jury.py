@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -91,6 +92,10 @@ class Jury:
             opening=n,
             correction="reject",
         )
+
+    def corrects(self, wanted: Literal["correct", "reject"]) -> Correction:
+        """What a flagged input gets where `detection.correction` is `wanted`."""
+        return wanted if wanted == "reject" else self.correction
 
     @property
     def asked(self) -> list[int]:

@@ -140,7 +140,7 @@ def sequential_test(
         amplification=jury.amplification,
         opening=opening,
         await_vote=jury.await_vote,
-        correction="reject" if config.correction == "reject" else jury.correction,
+        correction=jury.corrects(config.correction),
         undecided_abstains=config.final_rule == "abstain",
     )
 

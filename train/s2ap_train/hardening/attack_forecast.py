@@ -166,7 +166,7 @@ def _decisions(recipe: Recipe, splits: Splits, one: Gradients) -> Iterator[float
 
     def seconds(decision: DecisionRecipe, goal: Goal) -> float:
         _, jury = wiring(decision, roles)
-        correction = "reject" if recipe.detection.correction == "reject" else jury.correction
+        correction = jury.corrects(recipe.detection.correction)
         plan = defended_plan(replace(jury.unflagged(), correction=correction), budget, goal)
         past = sum(descent.path in {"none", "identity"} for descent in plan)
         through = one.networks + (0.0 if decision.purify == "off" else one.purifier)
