@@ -16,10 +16,10 @@ Whether the members' flag beats the least confident inputs of r at the same fals
 
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import click
-from decision_rows import measured_systems
+from decision_rows import ANSWERS, measured_systems
 from decision_tables import over_seeds, print_tables
 from report import as_text, data_overrides, machine
 from rich.console import Console
@@ -32,6 +32,7 @@ from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.recipe import load_recipe
 
 POLICIES: tuple[Purify, ...] = get_args(Purify)
+Name = TypeVar("Name", bound=str)
 
 
 @click.command()
@@ -39,6 +40,7 @@ POLICIES: tuple[Purify, ...] = get_args(Purify)
 @click.option("--data", multiple=True, type=click.Path(path_type=Path), help="Where the recipe's data lies.")
 @click.option("--samples", type=click.IntRange(10), default=120, show_default=True, help="Test images.")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Of split, training and attacks.")
+@click.option("--answers", default=",".join(ANSWERS), show_default=True, help="Who answers, a file each.")
 @click.option("--policies", default=",".join(POLICIES), show_default=True, help="When images are purified.")
 @click.option("--mixes", default="0.6:3,0.8:3,0.9:3,1:1", show_default=True, help="SHARE:AMPLIFICATION of the jury.")
 @click.option("--budget", type=click.Choice(["quick", "standard"]), default="quick", show_default=True)
@@ -56,6 +58,7 @@ def main(
     data: tuple[Path, ...],
     samples: int,
     seeds: int,
+    answers: str,
     policies: str,
     mixes: str,
     budget: str,
@@ -73,7 +76,7 @@ def main(
     try:
         if file is not None:
             check_writable(file)
-        named, shares = _policies(policies), _mixes(mixes)
+        who, named, shares = _listed("answer", answers, ANSWERS), _listed("policy", policies, POLICIES), _mixes(mixes)
         recipes = [
             load_recipe(recipe, [*data_overrides(data), *overrides, *([f"seed={seed}"] if seeds > 1 else [])])
             for seed in range(seeds)
@@ -83,6 +86,7 @@ def main(
                 one,
                 samples,
                 AdaptiveBudget.named(budget),  # type: ignore[arg-type]
+                who,
                 named,
                 shares,
                 folder / f"seed{one.seed}",
@@ -108,11 +112,11 @@ def main(
         replace_file(file, as_text(document).encode())
 
 
-def _policies(text: str) -> tuple[Purify, ...]:
+def _listed(what: str, text: str, known: tuple[Name, ...]) -> tuple[Name, ...]:
     named = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in named if name not in POLICIES]:
-        raise click.ClickException(f"policy {unknown[0]!r} is not known; choose from {', '.join(POLICIES)}")
-    return tuple(policy for policy in POLICIES if policy in named)
+    if unknown := [name for name in named if name not in known]:
+        raise click.ClickException(f"{what} {unknown[0]!r} is not known; choose from {', '.join(known)}")
+    return tuple(one for one in known if one in named)
 
 
 def _mixes(text: str) -> tuple[tuple[float, float], ...]:

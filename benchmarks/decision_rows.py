@@ -34,8 +34,6 @@ from s2ap_train.storage.lock import locked_folder
 NATURAL, ROBUST, SURE = "classifier alone", "r", "r, least confident flagged"
 VOTE, MIX = "jury, never flagged", "chosen mix, never flagged"
 ANSWERS: tuple[Answer, ...] = ("robust", "mixed", "accurate")
-WEIGHTS = (0.25, 1.0)
-"""Of the jurors' votes, the first one's aside, that the jury is compared with."""
 SHARD = 150
 """Images of one job, at the most; small networks are as fast on many images as on few."""
 
@@ -61,6 +59,7 @@ def measured_systems(
     recipe: Recipe,
     samples: int,
     budget: AdaptiveBudget,
+    answers: Sequence[Answer],
     policies: Sequence[Purify],
     mixes: Sequence[tuple[float, float]],
     folder: Path,
@@ -74,6 +73,7 @@ def measured_systems(
         recipe: Networks, purifier, and which decisions are compared.
         samples: Test images; fewer where there are not as many.
         budget: Of every attack, at the least.
+        answers: Whose files are compared.
         policies: When images are purified, in the files of every answer.
         mixes: Shares and amplifications of the jury that are compared with the chosen mix, under the last policy.
         folder: Of model files and of what attacks find.
@@ -85,10 +85,11 @@ def measured_systems(
     data = splits.test.subset(slice(0, samples))
     with locked_folder(parts):
         components = train_components(recipe, splits, parts, reporter, workers=workers)
-        decisions = chosen_decisions(recipe, components, splits, parts, reporter, workers)
+        decisions = chosen_decisions(recipe, answers, components, splits, parts, reporter, workers)
         cheapest = policies[-1]
-        wanted = [(f"{answer}, {policy}", decisions[answer], policy) for answer in ANSWERS for policy in policies]
-        wanted += [(f"{words(one)}, {cheapest}", one, cheapest) for one in _others(decisions, mixes)]
+        wanted = [(f"{answer}, {policy}", decisions[answer], policy) for answer in answers for policy in policies]
+        weights = recipe.decision_choice.juror_weights
+        wanted += [(f"{words(one)}, {cheapest}", one, cheapest) for one in _others(decisions, weights, mixes)]
         served: list[System] = []
         with reporter.step("files", len(wanted)) as step:
             networks, fitting = traced_networks(recipe, components, splits), attacked_for(recipe, components, splits)
@@ -126,32 +127,39 @@ def measured_systems(
 
 def chosen_decisions(
     recipe: Recipe,
+    answers: Sequence[Answer],
     components: Components,
     splits: Splits,
     folder: Path,
     reporter: Reporter,
     workers: Workers,
 ) -> dict[Answer, DecisionRecipe]:
-    """By answer the decision that `harden` would export; behind the classifier stands the jury that was chosen."""
+    """By answer the decision that `harden` would export; behind the classifier stands the jury that is chosen."""
     found: dict[Answer, DecisionRecipe] = {}
-    for answer in ("robust", "mixed"):
-        asked = recipe.model_copy(update={"decision": recipe.decision.model_copy(update={"answer": answer})})
-        chosen = choose_decision(asked, components, splits, folder, reporter, workers=workers, strict=False)
-        found[answer] = chosen.decision
-    if found["mixed"].answer != "mixed":  # no mix keeps enough labels: the recipe's own then
-        found["mixed"] = recipe.decision.model_copy(
-            update={"answer": "mixed", "juror_weight": found["robust"].juror_weight}
-        )
-    found["accurate"] = found["robust"].model_copy(update={"answer": "accurate"})
-    return found
+    for answer in answers:
+        asked: Answer = "robust" if answer == "accurate" else answer
+        if asked not in found:
+            started = recipe.model_copy(update={"decision": recipe.decision.model_copy(update={"answer": asked})})
+            chosen = choose_decision(started, components, splits, folder, reporter, workers=workers, strict=False)
+            found[asked] = chosen.decision
+        if asked == "mixed" and found[asked].answer != "mixed":  # no mix keeps enough labels: the recipe's own then
+            found[asked] = recipe.decision.model_copy(
+                update={"answer": "mixed", "juror_weight": found[asked].juror_weight}
+            )
+        if answer == "accurate":
+            found[answer] = found[asked].model_copy(update={"answer": "accurate"})
+    return {answer: found[answer] for answer in answers}
 
 
-def _others(decisions: dict[Answer, DecisionRecipe], mixes: Sequence[tuple[float, float]]) -> list[DecisionRecipe]:
+def _others(
+    decisions: dict[Answer, DecisionRecipe], weights: Sequence[float], mixes: Sequence[tuple[float, float]]
+) -> list[DecisionRecipe]:
     """The chosen jury with other weights of the jurors, and other mixes with the chosen one's; each once."""
-    found = [decisions["robust"].model_copy(update={"juror_weight": weight}) for weight in WEIGHTS]
-    found += [
-        decisions["mixed"].model_copy(update={"jury_share": share, "amplification": power}) for share, power in mixes
-    ]
+    found = []
+    if jury := decisions.get("robust"):
+        found += [jury.model_copy(update={"juror_weight": weight}) for weight in weights]
+    if mix := decisions.get("mixed"):
+        found += [mix.model_copy(update={"jury_share": share, "amplification": power}) for share, power in mixes]
     known = {words(one) for one in decisions.values()}
     return [one for one in found if words(one) not in known]
 
@@ -205,8 +213,8 @@ def _beside(served: Sequence[System], data: ImageSet, cheapest: Purify) -> tuple
         alarms[one.row.name] = sure[count].row.name
     by_name = {one.row.name: one for one in served}
     for key, chain, answer in ((VOTE, JURY, "robust"), (MIX, UNFLAGGED, "mixed")):
-        like = by_name[f"{answer}, {cheapest}"]
-        found.append(System(Row(key, like.row.model, chain=chain), like.who, purify=like.purify))
+        if like := by_name.get(f"{answer}, {cheapest}"):
+            found.append(System(Row(key, like.row.model, chain=chain), like.who, purify=like.purify))
     return [*found, *(sure[count] for count in sorted(sure)), *served], alarms
 
 
@@ -257,4 +265,5 @@ def _parts(rows: dict[str, MeasuredRow], policies: Sequence[Purify]) -> list[dic
     return [
         {"part": part, "measure": measure} | paired_difference(rows[a].of(measure), rows[b].of(measure)).to_json()
         for part, measure, a, b in pairs
+        if a in rows and b in rows
     ]
