@@ -6,7 +6,8 @@ Each decision is exported to a file of its own, calibrated as it would be served
 for an unflagged wrong answer and for a wrong label. r, the S2AP-pruned classifier and first juror, is attacked alone
 and, for confidence, with its least confident inputs flagged, as many clean images as each file flags. All get at least
 the work of the longest plan, and face what was found for any of them. Figures are of test images and paired image by
-image. Networks, choices and attacks are stored in the work folder, and a second run goes on from there.
+image; every seed has test images of its own where there are enough, so that they can be pooled. Networks, choices and
+attacks are stored in the work folder, and a second run goes on from there.
 
 Written down before measuring. The jury keeps at least as many labels as r, by 0 to 3 points; mixes gain clean accuracy
 where the classifier is more accurate than the jury, and lose labels with the classifier's share; the classifier behind
@@ -20,7 +21,8 @@ from typing import Any, TypeVar, get_args
 
 import click
 from decision_rows import ANSWERS, measured_systems
-from decision_tables import over_seeds, print_tables
+from decision_seeds import over_seeds
+from decision_tables import print_tables
 from report import as_text, data_overrides, machine
 from rich.console import Console
 
@@ -84,6 +86,7 @@ def main(
         found = [
             measured_systems(
                 one,
+                number * samples,
                 samples,
                 AdaptiveBudget.named(budget),  # type: ignore[arg-type]
                 who,
@@ -94,7 +97,7 @@ def main(
                 reporter,
                 workers,
             )
-            for one in recipes
+            for number, one in enumerate(recipes)
         ]
     except DefendError as error:
         raise click.ClickException(str(error)) from error

@@ -22,6 +22,7 @@ from s2ap_train.recipe.purifier_grid import OFF
 from s2ap_train.recipe.tables import DecisionRecipe
 from s2ap_train.redteam.ablation.ablation import Effort, measure_ablation
 from s2ap_train.redteam.ablation.ablation_rows import Row, first_juror, open_row, served_row
+from s2ap_train.redteam.ablation.compute import file_flops
 from s2ap_train.redteam.ablation.confidence import threshold_at
 from s2ap_train.redteam.ablation.measured import MeasuredRow
 from s2ap_train.redteam.ablation.names import JURY, UNFLAGGED
@@ -57,6 +58,7 @@ class System:
 
 def measured_systems(
     recipe: Recipe,
+    first: int,
     samples: int,
     budget: AdaptiveBudget,
     answers: Sequence[Answer],
@@ -71,6 +73,7 @@ def measured_systems(
 
     Args:
         recipe: Networks, purifier, and which decisions are compared.
+        first: Of the test images; the very first where too few are left behind it.
         samples: Test images; fewer where there are not as many.
         budget: Of every attack, at the least.
         answers: Whose files are compared.
@@ -82,7 +85,8 @@ def measured_systems(
         workers: Processes.
     """
     splits, parts = recipe.load_data(), checkpoints or folder / "parts"
-    data = splits.test.subset(slice(0, samples))
+    first = first if first + samples <= len(splits.test) else 0
+    data = splits.test.subset(slice(first, first + samples))
     with locked_folder(parts):
         components = train_components(recipe, splits, parts, reporter, workers=workers)
         decisions = chosen_decisions(recipe, answers, components, splits, parts, reporter, workers)
@@ -117,6 +121,7 @@ def measured_systems(
     return {
         "seed": recipe.seed,
         "split": "test",
+        "first": first,
         "samples": len(data),
         "eps": recipe.eps,
         "effort": {"descents": effort.descents, "steps": effort.steps},
@@ -220,7 +225,7 @@ def _beside(served: Sequence[System], data: ImageSet, cheapest: Purify) -> tuple
 
 def _figures(system: System, rows: dict[str, MeasuredRow], alarms: dict[str, str]) -> dict[str, Any]:
     """One row and its differences from r, and from r with as many false alarms, as JSON values."""
-    measured = rows[system.row.name]
+    measured, flops = rows[system.row.name], file_flops(opened(system.row.model))
     row, worst = measured.row, measured.row.worst_case
     against: dict[Measure, str] = {"clean accuracy": ROBUST, "label right": ROBUST}
     if system.row.name in alarms:
@@ -238,6 +243,8 @@ def _figures(system: System, rows: dict[str, MeasuredRow], alarms: dict[str, str
         "right_or_flagged_interval": list(worst.robust_accuracy_interval),
         "members_used": row.members_used,
         "cost": row.cost,
+        "member_flops": flops.members.tolist(),
+        "classifier_flops": flops.classifier,
         "work": [row.descents, row.steps],
         "against": {
             measure: {"baseline": name} | paired_difference(rows[name].of(measure), measured.of(measure)).to_json()

@@ -9,37 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from decision_seeds import FIGURES, MEASURES, requirements
 from report import aligned, points
 
-from s2ap_train.statistics.paired import seed_difference
-
-FIGURES = {
-    "clean": "clean",
-    "clean_flagged": "flagged clean",
-    "label_right": "label right",
-    "right_or_flagged": "right or flagged",
-}
-MEASURES = {"clean accuracy": "clean", "label right": "label_right", "right or flagged": "right_or_flagged"}
-
-
-def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Differences from the same baselines as in each run, over seeds, of the systems that every run has."""
-    if len(runs) < 2:
-        return []
-    by_key = [{one["key"]: one for one in run["systems"]} for run in runs]
-    found = []
-    for key in by_key[0]:
-        same = [systems[key] for systems in by_key if key in systems]
-        if len(same) < len(runs) or not same[0]["against"]:
-            continue
-        differences = {}
-        for measure in same[0]["against"]:
-            pairs = [one["against"][measure] for one in same]
-            before, after = ([pair[side] for pair in pairs] for side in ("before", "after"))
-            differences[measure] = seed_difference(before, after).to_json()
-        means = {name: sum(one[name] for one in same) / len(same) for name in (*FIGURES, "cost", "members_used")}
-        found.append({"key": key} | means | {"differences": differences})
-    return found
+from s2ap_train.redteam.report.baselines import HOLDS
 
 
 def print_tables(document: Mapping[str, Any]) -> None:
@@ -53,9 +26,13 @@ def print_tables(document: Mapping[str, Any]) -> None:
         print("\n".join(_systems(run["systems"])), "", sep="\n")
         print("\n".join(_differences(run["systems"])), "", sep="\n")
         print("\n".join(_parts(run["parts"])))
+        print("\n".join(_must_hold(run["systems"])))
     if document["over_seeds"]:
         print(f"\nmeans over {len(document['runs'])} seeds, differences with Student's 95 % interval\n")
         print("\n".join(_seeds(document["over_seeds"])))
+        if all("pooled" in one for one in document["over_seeds"]):
+            print("\nall seeds, each on test images of its own")
+            print("\n".join(_must_hold([one | {"against": one["pooled"]} for one in document["over_seeds"]])))
 
 
 def _rows(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -93,6 +70,15 @@ def _differences(systems: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _parts(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return _rows(("part", "figure", "points"), [(one["part"], one["measure"], points(one)) for one in parts])
+
+
+def _must_hold(systems: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for one in systems:
+        if found := requirements(one):
+            lines += [f"\nwhat must hold of '{one['key']}'"]
+            lines += [f"- {HOLDS[line.holds]}: {line.line}: {line.said}" for line in found]
+    return lines
 
 
 def _seeds(found: Sequence[Mapping[str, Any]]) -> list[str]:

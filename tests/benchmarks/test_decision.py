@@ -90,20 +90,26 @@ def test_the_table_has_the_figures_of_the_document_and_a_second_start_attacks_no
     assert json.loads((work / "again.json").read_text())["runs"] == document["runs"]
 
 
+def seed_run(first: int, *rights: tuple[str, float, float]) -> dict[str, Any]:
+    """What one seed gives: of 100 images each system gains what it has more than its baseline and loses none."""
+    figures = dict.fromkeys(("clean", "clean_flagged", "right_or_flagged", "cost", "members_used"), 1.0)
+    systems = []
+    for key, before, after in rights:
+        effect = {"samples": 100, "before": before, "after": after, "difference": after - before, "interval": [0, 0]}
+        effect |= {"lost": 0, "gained": round(100 * (after - before)), "p_value": 1.0}
+        costs = {"member_flops": [25, 10], "classifier_flops": 100}
+        systems.append({"key": key, "label_right": after, "against": {"label right": effect}} | figures | costs)
+    return {"first": first, "systems": systems}
+
+
 def test_differences_over_seeds_are_of_systems_that_all_seeds_have(benchmarks: None) -> None:
-    from decision_tables import over_seeds
+    from decision_seeds import over_seeds
 
-    def run(*rights: tuple[str, float, float]) -> dict[str, Any]:
-        figures = dict.fromkeys(("clean", "clean_flagged", "right_or_flagged", "cost", "members_used"), 1.0)
-        return {
-            "systems": [
-                {"key": key, "label_right": after, "against": {"label right": {"before": before, "after": after}}}
-                | figures
-                for key, before, after in rights
-            ]
-        }
-
-    runs = [run(("a", 0.5, 0.6), ("b", 0.5, 0.5)), run(("a", 0.4, 0.6)), run(("a", 0.6, 0.9), ("b", 0.5, 0.5))]
+    runs = [
+        seed_run(0, ("a", 0.5, 0.6), ("b", 0.5, 0.5)),
+        seed_run(0, ("a", 0.4, 0.6)),
+        seed_run(0, ("a", 0.6, 0.9), ("b", 0.5, 0.5)),
+    ]
     (found,) = over_seeds(runs)
     assert found["key"] == "a"
     assert found["label_right"] == pytest.approx(0.7)
@@ -111,13 +117,34 @@ def test_differences_over_seeds_are_of_systems_that_all_seeds_have(benchmarks: N
     # .1, .2 and .3: mean .2, sample deviation .1, Student's 97.5 % point with 2 degrees of freedom 4.3027
     assert effect["mean"] == pytest.approx(0.2)
     assert effect["interval"] == pytest.approx((0.2 - 4.3027 * 0.1 / 3**0.5, 0.2 + 4.3027 * 0.1 / 3**0.5), abs=1e-4)
+    assert "pooled" not in found  # they share their test images
     assert over_seeds(runs[:1]) == []
+
+
+def test_seeds_with_images_of_their_own_are_pooled_and_what_must_hold_is_said_of_all(benchmarks: None) -> None:
+    from decision_seeds import over_seeds, requirements
+
+    runs = [seed_run(100 * i, ("robust, off", 0.5, 0.5 + gain)) for i, gain in enumerate((0.02, 0.03, 0.04))]
+    (found,) = over_seeds(runs)
+    effect = found["pooled"]["label right"]
+    assert (effect["samples"], effect["lost"], effect["gained"]) == (300, 0, 9)
+    assert effect["difference"] == pytest.approx(0.03)
+    assert effect["p_value"] == pytest.approx(2 * 0.5**9)
+    lines = {one.line: one.holds for one in requirements(found | {"against": found["pooled"]})}
+    assert lines["label right: above 'robust classifier alone'"] is True
+    assert lines["clean accuracy: not below 'robust classifier alone'"] is None  # it was not measured
+    (cheap,) = (holds for line, holds in lines.items() if line.startswith("a member costs"))
+    assert cheap is True
+    alone = requirements(runs[0]["systems"][0])
+    assert alone[0].holds is None  # two images of 100 tell nothing
+    assert requirements({"key": "r"}) == ()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--policies", "never"), "policy 'never' is not known; choose from always, suspicious, off"),
+        (("--answers", "natural"), "answer 'natural' is not known; choose from robust, mixed, accurate"),
         (("--mixes", "0.8"), "is no list of SHARE:AMPLIFICATION"),
         (("--seeds", "2", "--checkpoints", "x"), "--checkpoints holds the networks of one seed"),
     ],

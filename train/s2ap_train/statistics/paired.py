@@ -85,15 +85,24 @@ def paired_difference(before: Bool, after: Bool) -> PairedDifference:
         raise ValueError(f"a paired difference needs the same images twice; got {len(before)} and {len(after)}")
     count = len(before)
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    shares = float(np.mean(before)), float(np.mean(after))
+    interval = agresti_min(lost, gained, count)
+    return PairedDifference(count, *shares, (gained - lost) / count, interval, lost, gained, mcnemar(lost, gained))
+
+
+def pooled_difference(parts: Sequence[PairedDifference]) -> PairedDifference:
+    """The same two systems, or two that were made the same way, on images of which each part has its own.
+
+    Raises:
+        ValueError: If there are no parts.
+    """
+    count, lost, gained = (sum(getattr(one, name) for one in parts) for name in ("samples", "lost", "gained"))
+    if not count:
+        raise ValueError("a pooled difference needs at least one part")
+    before, after = (sum(getattr(one, side) * one.samples for one in parts) / count for side in ("before", "after"))
+    interval = agresti_min(lost, gained, count)
     return PairedDifference(
-        samples=count,
-        before=float(np.mean(before)),
-        after=float(np.mean(after)),
-        difference=(gained - lost) / count,
-        interval=agresti_min(lost, gained, count),
-        lost=lost,
-        gained=gained,
-        p_value=mcnemar(lost, gained),
+        count, before, after, (gained - lost) / count, interval, lost, gained, mcnemar(lost, gained)
     )
 
 
