@@ -3,16 +3,19 @@
     python benchmarks/jurors.py [digits|fashion] [--data PATH] [--kinds seeds,eps,...] [--samples N] [--json FILE]
 
 Beside r, the S2AP-pruned classifier, stand four jurors made from the recipe's own family, each by changes of the recipe
-(`jurors_kinds.py`). Every jury is attacked by who knows all of it for a wrong label, once where it votes and once where
-its mean probability answers; r alone is attacked by the same plan. Everything found is tried on all. There is no
-purifier, no classifier and no flag here. A juror's seed decides first weights, mask and order of the data together: the
-order alone is no kind of its own. Networks and attacks are stored in the work folder.
+(`jurors_kinds.py`), or plain seeds that are trained on together (`jurors_together.py`). Every jury is attacked by who
+knows all of it for a wrong label, once where it votes and once where its mean probability answers; r alone is attacked
+by the same plan. Everything found is tried on all. There is no purifier, no classifier and no flag here. A juror's seed
+decides first weights, mask and order of the data together: the order alone is no kind of its own. Networks and attacks
+are stored in the work folder.
 
 Written down before measuring. No kind is above plain seeds beyond noise; what makes the single juror weaker (shifts,
-larger eps) costs clean accuracy; the mean probability keeps at least as many labels as the vote.
+larger eps) costs clean accuracy; the mean probability keeps at least as many labels as the vote. Of jurors trained on
+together none is above jurors that were trained as long alone; losses that push them apart cost each juror accuracy.
 """
 
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +23,8 @@ from typing import Any
 
 import click
 import numpy as np
-from jurors_kinds import JURORS, KINDS, SEEDS, juror_family, juror_recipes
+from jurors_kinds import JURORS, KINDS, SEEDS, juror_family, juror_recipes, training_of
+from jurors_together import LONGER, TOGETHER, trained_together
 from report import aligned, as_text, data_overrides, machine, points
 from rich.console import Console
 
@@ -44,6 +48,7 @@ from s2ap_train.storage.parts import PartStore, silent_reporter
 
 ALONE = "r alone"
 VOTE, MEAN = "vote", "mean probability"
+EVERY = (*KINDS, *TOGETHER)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class Juries:
 @click.command()
 @click.argument("recipe", default="digits")
 @click.option("--data", multiple=True, type=click.Path(path_type=Path), help="Where the recipe's data lies.")
-@click.option("--kinds", default=",".join(KINDS), show_default=True, help="Kinds of jurors; seeds always.")
+@click.option("--kinds", default=",".join(EVERY), show_default=True, help="Kinds of jurors; seeds always.")
+@click.option("--epochs", type=click.IntRange(1), default=2, show_default=True, help="Of training on together.")
 @click.option("--samples", type=click.IntRange(10), default=200, show_default=True, help="Test images.")
 @click.option("--weight", type=float, default=0.25, show_default=True, help="Of every juror's vote; r's is 1.")
 @click.option("--budget", type=click.Choice(["quick", "standard"]), default="quick", show_default=True)
@@ -89,6 +95,7 @@ def main(
     recipe: str,
     data: tuple[Path, ...],
     kinds: str,
+    epochs: int,
     samples: int,
     weight: float,
     budget: str,
@@ -105,12 +112,17 @@ def main(
         if file is not None:
             check_writable(file)
         named = [name.strip() for name in kinds.split(",")]
-        if unknown := [name for name in named if name not in KINDS]:
-            raise RecipeError(f"kind {unknown[0]!r} is not known; choose from {', '.join(KINDS)}")
+        if unknown := [name for name in named if name not in EVERY]:
+            raise RecipeError(f"kind {unknown[0]!r} is not known; choose from {', '.join(EVERY)}")
         changes = [*data_overrides(data), *overrides]
         plain = load_recipe(recipe, changes)
-        settings = {name: juror_recipes(recipe, changes, name) for name in dict.fromkeys((SEEDS, *named))}
+        settings = {
+            name: juror_recipes(recipe, changes, name) for name in dict.fromkeys((SEEDS, *named)) if name in KINDS
+        }
         nets = trained(plain, settings, folder, checkpoints or folder / "r", reporter, workers)
+        nets |= together(
+            plain, nets[SEEDS], [one for one in named if one in TOGETHER], epochs, folder, reporter, workers
+        )
         work = AdaptiveBudget.named(budget)  # type: ignore[arg-type]
         rows = measure(plain, nets, samples, weight, work, folder, reporter, workers)
     except DefendError as error:
@@ -121,6 +133,7 @@ def main(
         "split": "test",
         "samples": rows[0]["against"]["samples"] if rows else 0,
         "weight": weight,
+        "epochs_together": epochs,
         "budget": budget,
         "machine": machine(),
         "seconds": time.monotonic() - began,
@@ -166,6 +179,31 @@ def trained(
         name: (r, *(found[folders[name, number]].model for number in range(len(jurors))))
         for name, jurors in settings.items()
     }
+
+
+def together(
+    recipe: Recipe,
+    seeds: tuple[Classifier, ...],
+    kinds: Sequence[str],
+    epochs: int,
+    folder: Path,
+    reporter: Reporter,
+    workers: Workers,
+) -> dict[str, tuple[Classifier, ...]]:
+    """By kind r and its jurors, which are those of the seeds trained on together."""
+    r, *jurors = seeds
+    config = training_of(recipe, epochs)
+    arguments = {name: (name, jurors, recipe.load_data(), config, recipe.seed, folder / "together") for name in kinds}
+    with reporter.step("jurors together", len(kinds)) as step:
+        for job, _ in run_jobs([Job(name, _train_on, partial(tuple, arguments[name])) for name in kinds], workers):
+            step.advance(job.name)
+    return {name: (r, *trained_together(*arguments[name])) for name in kinds}
+
+
+def _train_on(*arguments: Any) -> None:  # noqa: ANN401 - those of `trained_together`
+    """Also called in other processes."""
+    with one_thread():
+        trained_together(*arguments)
 
 
 def _train_r(recipe: Recipe, folder: Path) -> None:
@@ -227,17 +265,23 @@ def measure(
             "clean": float(kept[name, answer][0].mean()),
             "label_right": float(label[name, answer].mean()),
             "against": paired_difference(alone, label[name, answer]).to_json(),
-            "against_seeds": None
+            "control": control(name, networks),
+            "against_control": None
             if name == SEEDS
-            else paired_difference(label[SEEDS, answer], label[name, answer]).to_json(),
+            else paired_difference(label[control(name, networks), answer], label[name, answer]).to_json(),
         }
         for name, answer in systems
     ]
 
 
+def control(kind: str, measured: Collection[str]) -> str:
+    """What a kind is compared with beside r: longer training of each alone, where jurors were trained on together."""
+    return LONGER if kind in TOGETHER and kind != LONGER and LONGER in measured else SEEDS
+
+
 def print_table(document: dict[str, Any]) -> None:
     """The figures in Markdown."""
-    header = ("jurors beside r", "answer", "cost of r", "clean", "label right", "- r", "- seeds")
+    header = ("jurors beside r", "answer", "cost of r", "clean", "label right", "- r", "control", "- control")
     rows = [
         (
             one["kind"] if one["answer"] != ALONE else "none",
@@ -246,7 +290,8 @@ def print_table(document: dict[str, Any]) -> None:
             f"{100 * one['clean']:.1f}",
             f"{100 * one['label_right']:.1f}",
             points(one["against"]) if one["answer"] != ALONE else "-",
-            points(one["against_seeds"]),
+            one["control"] if one["against_control"] else "-",
+            points(one["against_control"]),
         )
         for one in document["rows"]
     ]

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from s2ap_defend.errors import RecipeError
@@ -10,6 +11,7 @@ from s2ap_train.ensemble.pruned import PrunedFamily
 from s2ap_train.models import create
 from s2ap_train.models.cost import flops
 from s2ap_train.recipe import Recipe, load_recipe
+from s2ap_train.training.config import TrainingConfig
 
 JURORS = 4
 SEEDS = "seeds"
@@ -130,11 +132,28 @@ def _structure(recipe: Recipe, table: PrunedFamily) -> list[Changes]:
     return [[], channel, ['pruning.structure="2:4"', "pruning.sparsity=0.5"], channel]
 
 
+def training_of(recipe: Recipe, epochs: int) -> TrainingConfig:
+    """How trained jurors are trained on: as the family is fine-tuned, half its learning rate at first.
+
+    Raises:
+        RecipeError: If the family is neither trained nor fine-tuned by itself.
+    """
+    table = recipe.members[juror_family(recipe)]
+    if not isinstance(table, PrunedFamily):  # our own bug
+        raise TypeError(f"{table} is no pruned family")
+    config = _training(table)
+    return replace(config, epochs=epochs, lr=config.lr / 2, eps_warmup_epochs=0)
+
+
+def _training(table: PrunedFamily) -> TrainingConfig:
+    if (training := table.finetune or table.pretraining) is None:
+        raise RecipeError("this kind needs jurors with pretraining or finetune")
+    return training
+
+
 def _eps(_: Recipe, table: PrunedFamily) -> list[Changes]:
     """Trained for 0.8 to 1.4 times the family's eps, attack steps as large in it."""
-    training = table.finetune or table.pretraining
-    if training is None:
-        raise RecipeError("kind eps needs jurors with pretraining or finetune")
+    training = _training(table)
     steps = {} if training.attack_step_size is None else {"attack_step_size": training.attack_step_size}
     return [
         _everywhere(**{key: round(factor * value, 6) for key, value in ({"eps": training.eps} | steps).items()})

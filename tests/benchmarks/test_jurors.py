@@ -22,11 +22,25 @@ TINY = {
 }
 
 
+TOGETHER = ("longer", "jury attack", "diverse predictions", "apart gradients", "distilled")
+
+
 def start(work: Path, *more: str) -> Result:
     from jurors import main
 
     sets = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
-    few = ["--kinds", "sparsity", "--samples", "12", "--workers", "1", "--work-dir", str(work)]
+    few = [
+        "--kinds",
+        f"sparsity,{','.join(TOGETHER)}",
+        "--epochs",
+        "1",
+        "--samples",
+        "12",
+        "--workers",
+        "1",
+        "--work-dir",
+        str(work),
+    ]
     return CliRunner().invoke(main, ["digits", *few, *more, *sets])
 
 
@@ -46,7 +60,7 @@ def test_every_kind_is_compared_with_r_and_with_as_many_plain_seeds(
     answers = ("vote", "mean probability")
     assert set(rows) == {
         ("seeds", "r alone"),
-        *((kind, answer) for kind in ("seeds", "sparsity") for answer in answers),
+        *((kind, answer) for kind in ("seeds", "sparsity", *TOGETHER) for answer in answers),
     }
     alone = rows["seeds", "r alone"]
     assert alone["cost"] == 1.0
@@ -57,10 +71,13 @@ def test_every_kind_is_compared_with_r_and_with_as_many_plain_seeds(
             (alone["label_right"], row["label_right"]), abs=1e-5
         )
         assert row["label_right"] <= row["clean"]
-        if kind == "sparsity":
-            assert row["against_seeds"]["before"] == rows["seeds", answer]["label_right"]
-    assert len({rows[kind, "vote"]["cost"] for kind in ("seeds", "sparsity")}) == 1, "zeros cost what other weights do"
+        if kind != "seeds":
+            control = "seeds" if kind in ("sparsity", "longer") else "longer"
+            assert row["control"] == control
+            assert row["against_control"]["before"] == rows[control, answer]["label_right"]
+    assert len({rows[kind, "vote"]["cost"] for kind, _ in rows}) == 1, "zeros cost what other weights do"
     assert "| sparsity" in result.output
+    assert document["epochs_together"] == 1
 
 
 def test_a_second_start_trains_and_attacks_nothing(measured: tuple[Path, Result, dict[str, Any]]) -> None:
@@ -105,6 +122,85 @@ def test_other_shapes_cost_what_the_family_does_as_nearly_as_whole_channels_allo
     assert costs[0] == cost({"name": "small_cnn", "widths": [12, 12, 12, 24, 24, 32]})
     # a channel more or less in each of six layers of 12 or more changes the cost by a twelfth, twice, at the most
     assert all(abs(one / costs[0] - 1) < 2 / 12 for one in costs), costs
+
+
+@pytest.fixture(scope="module")
+def four(benchmarks: None) -> tuple[Any, list[Any], Any, Any]:
+    """(module, untrained jurors, images, labels)"""
+    import jurors_together
+    import torch
+
+    jurors = [create({"name": "small_cnn", "widths": [6, 6, 8]}, (1, 8, 8), 10, seed=seed) for seed in range(4)]
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return jurors_together, jurors, images, torch.arange(6)
+
+
+def loss_of(
+    four: tuple[Any, list[Any], Any, Any], kind: str, jurors: list[Any], *, eps: float = 0.1, **weights: float
+) -> float:
+    import torch
+
+    from s2ap_train.training.config import TrainingConfig
+
+    module, _, images, labels = four
+    for one in jurors:
+        one.eval()  # statistics of a batch would differ from call to call
+    config = TrainingConfig(eps=eps, attack_steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in weights.items():
+            patch.setattr(module, name, value)
+        return float(module.TOGETHER[kind](jurors, images, labels, config, torch.Generator().manual_seed(0)).detach())
+
+
+def test_losses_that_push_jurors_apart_are_larger_where_jurors_are_alike(
+    four: tuple[Any, list[Any], Any, Any],
+) -> None:
+    jurors = four[1]
+    alike = [jurors[0]] * 4
+    for kind, weights in (
+        ("diverse predictions", {"ENTROPY": 0.0, "DIVERSITY": 1.0}),
+        ("apart gradients", {"ALIGNMENT": 1.0}),
+    ):
+        without = dict.fromkeys(weights, 0.0)
+        apart, same = (
+            loss_of(four, kind, some, **weights) - loss_of(four, kind, some, **without) for some in (jurors, alike)
+        )
+        assert same > apart + 0.1, (kind, same, apart)
+    here = [loss_of(four, "apart gradients", alike, eps=1e-6, ALIGNMENT=weight) for weight in (0.0, 1.0)]
+    assert here[1] - here[0] == pytest.approx(1.0, abs=1e-3)  # the cosine of a gradient with itself
+
+
+def test_jurors_trained_on_together_learn_and_what_was_pruned_stays_away(
+    four: tuple[Any, list[Any], Any, Any], tmp_path: Path
+) -> None:
+    import torch
+
+    from s2ap_train.recipe import load_recipe
+    from s2ap_train.training.config import TrainingConfig
+
+    module, jurors, _, _ = four
+    with torch.no_grad():
+        jurors[0].blocks[1].convolution.weight[:, 0] = 0.0
+    splits, config = (
+        load_recipe("digits").load_data(),
+        TrainingConfig(epochs=2, lr=0.1, batch_size=32, eps=0.02, attack_steps=1),
+    )
+    before = [{name: value.clone() for name, value in one.state_dict().items()} for one in jurors]
+    trained = module.trained_together("jury attack", jurors, splits, config, 0, tmp_path)
+    again = module.trained_together("jury attack", jurors, splits, config, 0, tmp_path)
+    images, labels = torch.from_numpy(splits.validation.images), torch.from_numpy(splits.validation.labels)
+    for old, new, read in zip(jurors, trained, again, strict=True):
+        right = [float((one(images).argmax(1) == labels).float().mean()) for one in (old.eval(), new)]
+        assert right[1] > right[0] + 0.2
+        assert all(torch.equal(value, read.state_dict()[name]) for name, value in new.state_dict().items())
+    assert not trained[0].blocks[1].convolution.weight[:, 0].any()
+    for one, kept in zip(jurors, before, strict=True):
+        assert all(torch.equal(value, kept[name]) for name, value in one.state_dict().items())
+
+
+def test_features_are_distilled_from_jurors_with_blocks_only(four: tuple[Any, list[Any], Any, Any]) -> None:
+    with pytest.raises(RecipeError, match="needs jurors with blocks, such as small_cnn; found ResNet"):
+        loss_of(four, "distilled", [create("resnet18", (1, 8, 8), 10)] * 2)
 
 
 def test_kinds_that_a_network_cannot_have_and_names_that_are_none_are_refused(benchmarks: None, tmp_path: Path) -> None:
