@@ -14,7 +14,6 @@ from s2ap_export.hardening.assembly import assemble, traced_networks
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.choice import choose_decision
-from s2ap_train.hardening.fitting_attacks import attacked_for
 from s2ap_train.hardening.train import Components, train_components
 from s2ap_train.jobs import Store, Workers
 from s2ap_train.recipe import Recipe
@@ -89,14 +88,14 @@ def measured_systems(
     data = splits.test.subset(slice(first, first + samples))
     with locked_folder(parts):
         components = train_components(recipe, splits, parts, reporter, workers=workers)
-        decisions = chosen_decisions(recipe, answers, components, splits, parts, reporter, workers)
+        decisions, fitting = chosen_decisions(recipe, answers, components, splits, parts, reporter, workers)
         cheapest = policies[-1]
         wanted = [(f"{answer}, {policy}", decisions[answer], policy) for answer in answers for policy in policies]
         weights = recipe.decision_choice.juror_weights
         wanted += [(f"{words(one)}, {cheapest}", one, cheapest) for one in _others(decisions, weights, mixes)]
         served: list[System] = []
         with reporter.step("files", len(wanted)) as step:
-            networks, fitting = traced_networks(recipe, components, splits), attacked_for(recipe, components, splits)
+            networks = traced_networks(recipe, components, splits)
             for key, decision, policy in wanted:
                 path = folder / f"{len(served)}.onnx"
                 changed = decided(recipe, decision, policy)
@@ -138,22 +137,25 @@ def chosen_decisions(
     folder: Path,
     reporter: Reporter,
     workers: Workers,
-) -> dict[Answer, DecisionRecipe]:
-    """By answer the decision that `harden` would export; behind the classifier stands the jury that is chosen."""
+) -> tuple[dict[Answer, DecisionRecipe], ImageSet]:
+    """(By answer the decision that `harden` would export, attacked images that evidence is fitted on).
+
+    Behind the classifier stands the jury that is chosen.
+    """
     found: dict[Answer, DecisionRecipe] = {}
     for answer in answers:
         asked: Answer = "robust" if answer == "accurate" else answer
         if asked not in found:
             started = recipe.model_copy(update={"decision": recipe.decision.model_copy(update={"answer": asked})})
             chosen = choose_decision(started, components, splits, folder, reporter, workers=workers, strict=False)
-            found[asked] = chosen.decision
+            found[asked], fitting = chosen.decision, chosen.fitting
         if asked == "mixed" and found[asked].answer != "mixed":  # no mix keeps enough labels: the recipe's own then
             found[asked] = recipe.decision.model_copy(
                 update={"answer": "mixed", "juror_weight": found[asked].juror_weight}
             )
         if answer == "accurate":
             found[answer] = found[asked].model_copy(update={"answer": "accurate"})
-    return {answer: found[answer] for answer in answers}
+    return {answer: found[answer] for answer in answers}, fitting
 
 
 def _others(
