@@ -84,6 +84,15 @@ def test_classes_in_another_order_are_named(check):
         check(weights[[3, 0, 1, 2]], bias[[3, 0, 1, 2]])
 
 
+def test_an_order_is_seen_on_few_images_of_a_weak_network_and_no_feed_is_named_that_is_at_chance(made, splits):
+    weights, bias = KNOWS
+    weak = made(torch.cat([weights[[3]], torch.zeros(1, 3), weights[[1, 2]]]), bias[[3, 0, 1, 2]] * 0.5)
+    few = dataclasses.replace(splits, validation=splits.validation.subset(slice(0, 32)))
+    with pytest.raises(RecipeError, match=r"\(25.0%\); with its classes in another order") as told:
+        check_given(weak, few)
+    assert "channels" not in str(told.value)
+
+
 def test_a_normalisation_that_the_network_was_trained_with_is_named(check):
     weights, bias = KNOWS
     # of pixels in 0..255: bias as for those, so that unscaled pixels always look dark

@@ -102,12 +102,15 @@ def _known(
     knows = _above(int((answers == labels).sum()), len(labels), commonest)
     others = {name.replace("--", f"--{prefix}"): right for name, right in _other_feeds(model, images, labels).items()}
     best = max(others, key=lambda name: others[name], default=None)
-    better = None if best is None or others[best] < accuracy + _CLEARLY else f"{best} ({others[best]:.1%})"
+    better = None
+    if best is not None and others[best] >= accuracy + _CLEARLY:
+        right = round(others[best] * len(labels))
+        better = f"{best} ({others[best]:.1%})" if _above(right, len(labels), commonest) else None
     if knows:
         said = () if better is None else (f"with {better} it would be more accurate than its {accuracy:.1%}",)
         return GivenClassifier(model, accuracy, (*notes, *said))
     causes = [] if better is None else [f"with {better} it knows more of them: change how it is fed"]
-    causes += _order_of_classes(answers, labels, splits.classes)
+    causes += _order_of_classes(answers, labels, splits.classes, commonest)
     if not causes:
         causes = [
             "no other normalisation, order of channels or order of classes that was tried helps; are these the "
@@ -158,21 +161,33 @@ def _normalised(
     return lambda x: network((x - shift) / scale)
 
 
-def _order_of_classes(answers: Int64, labels: Int64, classes: tuple[str, ...]) -> list[str]:
-    """Whether the answers fit the labels once the classes are numbered in another way."""
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+def _order_of_classes(answers: Int64, labels: Int64, classes: tuple[str, ...], commonest: float) -> list[str]:
+    """Whether the answers fit the labels once the classes are numbered in another way.
 
-    n = len(classes)
-    met = np.zeros((n, n), dtype=np.int64)
-    np.add.at(met, (answers, labels), 1)
-    rows, columns = linear_sum_assignment(-met)
-    accuracy = float(met[rows, columns].sum() / len(labels))
-    if not _above(
-        int(met[rows, columns].sum()), len(labels), min(0.6, 3 / n)
-    ):  # the best order fits a little by chance
+    The order that fits half of the images best must fit the other half: on the images that it is found on, the best of
+    all orders fits by chance.
+    """
+    half = np.random.default_rng(0).permutation(len(labels)) < len(labels) // 2
+    fitting = 0
+    for part in (half, ~half):
+        order = _best_order(answers[part], labels[part], len(classes))
+        fitting += int((order[answers[~part]] == labels[~part]).sum())
+    if not _above(fitting, len(labels), commonest):
         return []
-    names = ", ".join(classes[column] for column in columns[:12]) + (", ..." if n > 12 else "")
+    order = _best_order(answers, labels, len(classes))
+    accuracy = float((order[answers] == labels).mean())
+    names = ", ".join(classes[column] for column in order[:12]) + (", ..." if len(classes) > 12 else "")
     return [
         f"with its classes in another order it gets {accuracy:.1%}: list the names in the order of its outputs in a "
         f"file for --classes, it seems to be {names}"
     ]
+
+
+def _best_order(answers: Int64, labels: Int64, classes: int) -> Int64:
+    """The label that each answer stands for, each for another, such that most are right."""
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+    met = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(met, (answers, labels), 1)
+    order: Int64 = linear_sum_assignment(-met)[1]
+    return order
