@@ -112,6 +112,16 @@ def test_a_network_that_knows_nothing_is_refused(check):
         check(torch.zeros(4, 3), torch.tensor([1.0, 0.0, 0.0, 0.0]))
 
 
+def test_a_fair_network_goes_on_with_few_images_and_that_it_may_be_luck_is_said(made, splits):
+    recipe = made(torch.cat([torch.eye(3)[:1], torch.zeros(3, 3)]), torch.tensor([0.0, 0.0, 0.0, 8.0]))
+    few = dataclasses.replace(splits, validation=splits.validation.subset(slice(0, 20)))
+    given = check_given(recipe, few)  # apes are seen, all else are dogs: 10 of 20, which 1 of 72 guesses reaches
+    assert given.accuracy == 0.5
+    assert given.notes == ("10 of 20 images right may be luck beside guessing (25.0%)",)
+    with pytest.raises(RecipeError, match=r"gets 50.0% of 8 .* on so few no more than guessing may \(25.0%\)"):
+        check_given(recipe, dataclasses.replace(splits, validation=splits.validation.subset(slice(0, 8))))
+
+
 def test_the_right_normalisation_is_used_where_it_is_given(check):
     weights, bias = KNOWS
     assert check(weights, 255 * bias, mean=[0.0], std=[1 / 255]).accuracy == 1.0

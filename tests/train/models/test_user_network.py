@@ -147,6 +147,7 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
     [
         ("my_networks", "the factory is 'my_networks', expected package.module:function"),
         ("my_networks:", "expected package.module:function"),
+        ("./nets/my_networks.py:build", "names a file, expected the module: my_networks:build, from the folder"),
         ("nowhere.networks:make", "there is no module nowhere; run from the folder that holds it, or install it"),
         ("my_networks:missing", "my_networks holds nothing called missing, expected a function"),
         ("my_networks:constant", "my_networks holds a int called constant"),
