@@ -196,6 +196,11 @@ def _check_logits(name: str, network: nn.Module, image_shape: tuple[int, int, in
             f"the network of factory {name} maps images of shape {tuple(images.shape)} to {found}, expected logits of "
             f"shape {(2, classes)}, one column per class"
         )
+    if logits.dtype != torch.float32:
+        raise RecipeError(
+            f"the network of factory {name} answers with {logits.dtype}, expected torch.float32; end its forward "
+            "method with .float()"
+        )
     if not logits.requires_grad:
         raise RecipeError(
             f"the network of factory {name} passes no gradient: its forward method leaves torch or detaches, as by "
