@@ -42,18 +42,20 @@ class Step:
         """
         self._done = self._done + 1 if done is None else done
         self._share = self._done / max(self._total, 1) if share is None else share
-        self._tell_resumed(self._reporter.clock())
+        now = self._reporter.clock()
+        self._tell_resumed(now)
         self.note = note or self.note
         if self._bar is not None:
             progress, task = self._bar
-            progress.update(task, completed=self._done, note=self._told(self.note))
-        elif self._reporter.clock() - self._last_line >= self._reporter.line_every_s:
-            self._line(self.note)
+            progress.update(task, completed=self._done, note=self._told(self.note, now))
+        elif now - self._last_line >= self._reporter.line_every_s:
+            self._line(self.note, now)
 
     def still_at_work(self) -> None:
         """Say so, where nothing was said for long."""
-        if self._bar is None and self._reporter.clock() - self._last_line >= SILENT_S:
-            self._line(f"still at work after {duration(self._reporter.clock() - self._began)}")
+        now = self._reporter.clock()
+        if self._bar is None and now - self._last_line >= SILENT_S:
+            self._line(f"still at work after {duration(now - self._began)}", now)
 
     def _tell_resumed(self, now: float) -> None:
         """Count from the last unit of an earlier run on, which all come at once."""
@@ -63,16 +65,18 @@ class Step:
             self._resuming = False
         self._units, self._last_unit = self._units + 1, now
 
-    def _line(self, note: str) -> None:
-        self._last_line = self._reporter.clock()
-        self._reporter.line(f"  {self._title}: {self._done}/{self._total} {self._told(note)}".rstrip())
+    def _line(self, note: str, now: float) -> None:
+        self._last_line = now
+        self._reporter.line(f"  {self._title}: {self._done}/{self._total} {self._told(note, now)}".rstrip())
 
-    def _told(self, note: str) -> str:
-        """A note, and the time left as far as it can be known."""
+    def _told(self, note: str, now: float) -> str:
+        """A note, and the time left as far as it can be known: as the last unit ended, less what has passed since."""
         gained = self._share - self._share_before
         if gained <= 0.0 or self._share >= 1.0:
             return note
-        left = (self._reporter.clock() - self._counted) * (1.0 - self._share) / gained
+        left = (self._last_unit - self._counted) * (1.0 - self._share) / gained - (now - self._last_unit)
+        if left <= 0.0:
+            return note
         return "; ".join(part for part in (note, f"about {duration(left)} left") if part)
 
 

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 FEW = {
+    "model.widths": "[8, 8, 16]",
     "members.robust.count": 2,
     "members.robust.models": '[{name = "small_cnn", widths = [8, 8, 16]}]',
     "members.robust.pretraining.epochs": 2,

@@ -19,6 +19,7 @@ SMALL = {
     "members.l1_norm.settings.training.epochs": 1,
     "score_model.epochs": 1,
     "score_model.width": 8,
+    "purifier.steps": 1,
     "decision_choice.samples": 10,
     "decision_choice.steps": 1,
     "evaluation.samples": 10,

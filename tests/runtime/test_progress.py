@@ -60,6 +60,22 @@ def test_units_that_differ_count_by_their_share() -> None:
     assert "  attacks: 1/2 short; about 4 min left" in told.getvalue()
 
 
+def test_the_time_left_falls_while_nothing_ends_and_is_no_longer_said_when_it_has_passed() -> None:
+    reporter, clock, told = reported()
+    with reporter.step("training", 4) as step:
+        clock.now += 100
+        step.advance()
+        clock.now += 100
+        step.still_at_work()
+        clock.now += 250
+        step.still_at_work()
+    assert told.getvalue().splitlines()[:-1] == [
+        "  training: 1/4 about 5 min left",
+        "  training: 1/4 still at work after 3 min; about 3 min left",
+        "  training: 1/4 still at work after 8 min",
+    ]
+
+
 def test_a_step_that_said_nothing_for_long_says_that_it_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     reporter, clock, told = reported(15.0)
     with reporter.step("attacks", 2) as step:

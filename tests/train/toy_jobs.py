@@ -1,13 +1,17 @@
-"""Work that other processes do in the tests of jobs."""
+"""Work that other processes do in the tests of jobs; they start without torch where it needs none."""
+
+from __future__ import annotations
 
 import os
 import signal
 import time
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from s2ap_defend.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def double(number: int) -> int:

@@ -212,13 +212,19 @@ def _names(path: Path) -> list[str]:
     Raises:
         RecipeError: If it cannot be read or names nothing.
     """
+    from s2ap_train.recipe.text import read_text
+
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"--classes {path} cannot be read: {error}; give a text file with one name a line") from error
+        raise RecipeError(
+            f"--classes {path} cannot be read: {error}; give a text file in UTF-8 with one name a line"
+        ) from error
     names = [line.strip() for line in lines if line.strip()]
     if len(names) < 2:
-        raise RecipeError(f"--classes {path} holds {len(names)} names, expected one a line, two or more")
+        raise RecipeError(
+            f"--classes {path} has {len(names)} lines that are not empty, expected a name a line, two or more"
+        )
     return names
 
 

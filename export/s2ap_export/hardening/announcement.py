@@ -71,8 +71,8 @@ def announce(
     reporter: Reporter,
     *,
     workers: Workers = None,
-) -> None:
-    """Check what was given and say what will be done. Nothing is written.
+) -> Forecast:
+    """Check what was given and say what will be done, and how long it takes. Nothing is written.
 
     Args:
         recipe: What is to be done.
@@ -122,6 +122,7 @@ def announce(
         f"{len(kept.names)} parts, {processes} processes, {expected.disk / 1e6:.0f} MB of checkpoints: "
         + _ROUGH.format(duration(left.seconds(processes)))
     )
+    return left
 
 
 def _in_words(attacked: StoredAttacks) -> list[str]:

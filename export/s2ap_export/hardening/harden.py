@@ -22,6 +22,7 @@ from s2ap_train.data import Splits
 from s2ap_train.hardening.answered import answered_by, check_answered, few_answers
 from s2ap_train.hardening.decision_choice.choice import choose_decision
 from s2ap_train.hardening.feasibility import check_feasible, weaknesses
+from s2ap_train.hardening.forecast import Forecast
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
 from s2ap_train.hardening.train import train_components
 from s2ap_train.hardening.unlearned import unlearned
@@ -60,11 +61,12 @@ def look_before(
     *,
     workers: Workers = None,
     choose: By | None = "recipe",
-) -> tuple[Splits, Candidate, KeptParts]:
+) -> tuple[Splits, Candidate, KeptParts, Forecast]:
     """All that can be known before anything is trained, and a forecast; nothing is written. Arguments as for `harden`.
 
     Returns:
-        The data, where the file is made and how it is attacked, and what the work folder holds of the parts.
+        The data, where the file is made and how it is attacked, what the work folder holds of the parts, and how long
+        the rest takes.
 
     Raises:
         RecipeError: If the recipe cannot work with its data or machine.
@@ -80,8 +82,8 @@ def look_before(
     check_recipe(recipe, splits.fit.images[:COMPARED], len(splits.classes), reporter)
     kept = kept_parts(recipe, splits, work_dir)
     candidate = Candidate(candidate_path(work_dir, output), plan, choose)
-    announce(recipe, splits, work_dir, kept, candidate, reporter, workers=workers)
-    return splits, candidate, kept
+    expected = announce(recipe, splits, work_dir, kept, candidate, reporter, workers=workers)
+    return splits, candidate, kept, expected
 
 
 def harden(
@@ -121,13 +123,13 @@ def harden(
     check_writable(output)
     check_writable(candidate_path(work_dir, output))
     asked = recipe
-    splits, candidate, kept = look_before(recipe, output, work_dir, reporter, workers=workers, choose=choose)
+    splits, candidate, kept, expected = look_before(recipe, output, work_dir, reporter, workers=workers, choose=choose)
     with locked_folder(work_dir):
         if not overwrite:
             check_replaced(kept, work_dir)
         if tables is not None:
             replace_file(work_dir / RECIPE_FILE, orjson.dumps(tables, option=orjson.OPT_INDENT_2))
-        components = train_components(recipe, splits, work_dir, reporter, workers=workers)
+        components = train_components(recipe, splits, work_dir, reporter, workers=workers, seconds=expected.by_name)
         weak = tuple(unlearned(recipe, [one.clean_accuracy for one in components.members], splits))
         for weakness in weak:
             if strict:

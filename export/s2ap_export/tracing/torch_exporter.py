@@ -71,7 +71,10 @@ def export_classifier(classifier: nn.Module, input_shape: tuple[int, int, int], 
         ir_version=IR_VERSION,
         producer_name=WRITER,
     )
-    onnx.checker.check_model(stage, full_check=True)
+    try:
+        onnx.checker.check_model(stage, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:  # types that do not agree
+        raise RecipeError(_reason(error)) from error
     return stage
 
 

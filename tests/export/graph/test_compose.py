@@ -138,12 +138,19 @@ def test_a_file_taken_apart_is_composed_again_under_another_decision(
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("purify", POLICIES)
-def test_stages_that_torch_wrote_are_composed_and_cut_out_again_like_our_own(
-    classifier: ModelProto, members: list[ModelProto], purify: Purify
-) -> None:
+@pytest.fixture(scope="module")
+def written_by_torch() -> tuple[ModelProto, ModelProto]:
+    """Two stages that torch's exporter wrote."""
     padded = [nn.Sequential(nn.ZeroPad2d((0, 0, 0, 1)), nn.Flatten(), nn.Linear(20, CLASSES)) for _ in range(2)]
     first, last = (trace_classifier(one, SHAPE, "trained") for one in padded)
+    return first, last
+
+
+@pytest.mark.parametrize("purify", POLICIES)
+def test_stages_that_torch_wrote_are_composed_and_cut_out_again_like_our_own(
+    written_by_torch: tuple[ModelProto, ModelProto], members: list[ModelProto], purify: Purify
+) -> None:
+    first, last = written_by_torch
     assert first.producer_name == last.producer_name == WRITER
     model, x = defended(first, [*members[:3], last], decision(), purify), images(7)
     for name, stage in {"classifier": first, MEMBERS[0]: members[0], MEMBERS[3]: last}.items():

@@ -164,13 +164,19 @@ def test_every_method_and_structure_makes_a_run(
     restore(build(found.record["architecture"]), found.weights)
 
 
-def test_a_killed_command_goes_on_and_ends_with_the_mask_of_an_unbroken_one(work: Path, pruned: Path) -> None:
+def test_a_killed_command_goes_on_and_ends_with_the_mask_of_an_unbroken_one(
+    work: Path, pruned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """kill -9 in the mask search, then the same command again."""
     folder, unfinished = work / "killed", work / "killed.work"
     shutil.copytree(work / "shared" / "dense", unfinished / "dense")
-    command = [sys.executable, "-m", "s2ap_defend", *arguments("-o", str(folder))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    command = arguments("-o", str(folder))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "s2ap_defend", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     deadline = time.monotonic() + 120
     while not list(unfinished.glob("run-*/prune/snapshot-*/checkpoint.json")):
         assert time.monotonic() < deadline, "no epoch of the mask search was kept"
@@ -179,9 +185,8 @@ def test_a_killed_command_goes_on_and_ends_with_the_mask_of_an_unbroken_one(work
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not folder.exists()
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "dense: reused" in done.stdout
+    assert run(command) == 0
+    assert "dense: reused" in capsys.readouterr().out
     whole, resumed = read_run(pruned), read_run(folder)
     for tensors in ("masks", "scores", "weights"):
         first, second = getattr(whole, tensors), getattr(resumed, tensors)

@@ -84,6 +84,15 @@ def test_classes_in_another_order_are_named(check):
         check(weights[[3, 0, 1, 2]], bias[[3, 0, 1, 2]])
 
 
+def test_an_order_is_seen_on_few_images_of_a_weak_network_and_no_feed_is_named_that_is_at_chance(made, splits):
+    weights, bias = KNOWS
+    weak = made(torch.cat([weights[[3]], torch.zeros(1, 3), weights[[1, 2]]]), bias[[3, 0, 1, 2]] * 0.5)
+    few = dataclasses.replace(splits, validation=splits.validation.subset(slice(0, 32)))
+    with pytest.raises(RecipeError, match=r"\(25.0%\); with its classes in another order") as told:
+        check_given(weak, few)
+    assert "channels" not in str(told.value)
+
+
 def test_a_normalisation_that_the_network_was_trained_with_is_named(check):
     weights, bias = KNOWS
     # of pixels in 0..255: bias as for those, so that unscaled pixels always look dark
@@ -101,6 +110,16 @@ def test_channels_in_another_order_are_named(check):
 def test_a_network_that_knows_nothing_is_refused(check):
     with pytest.raises(RecipeError, match=r"no more than guessing \(25.0%\); no other normalisation"):
         check(torch.zeros(4, 3), torch.tensor([1.0, 0.0, 0.0, 0.0]))
+
+
+def test_a_fair_network_goes_on_with_few_images_and_that_it_may_be_luck_is_said(made, splits):
+    recipe = made(torch.cat([torch.eye(3)[:1], torch.zeros(3, 3)]), torch.tensor([0.0, 0.0, 0.0, 8.0]))
+    few = dataclasses.replace(splits, validation=splits.validation.subset(slice(0, 20)))
+    given = check_given(recipe, few)  # apes are seen, all else are dogs: 10 of 20, which 1 of 72 guesses reaches
+    assert given.accuracy == 0.5
+    assert given.notes == ("10 of 20 images right may be luck beside guessing (25.0%)",)
+    with pytest.raises(RecipeError, match=r"gets 50.0% of 8 .* on so few no more than guessing may \(25.0%\)"):
+        check_given(recipe, dataclasses.replace(splits, validation=splits.validation.subset(slice(0, 8))))
 
 
 def test_the_right_normalisation_is_used_where_it_is_given(check):

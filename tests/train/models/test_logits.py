@@ -28,12 +28,13 @@ class Answered(nn.Module):
 def plain(): return Answered(nn.Identity())
 def module(): return Answered(nn.Softmax(dim=1))
 def function(): return Answered(lambda logits: logits.softmax(dim=1))
+def sigmoid(): return Answered(nn.Sigmoid())
 def logarithm(): return Answered(nn.LogSoftmax(dim=1))
 def scaled(): return Answered(lambda logits: logits * 30000)
 def shifted(): return Answered(lambda logits: logits + 1e6)
 def attention(): return Answered(lambda logits: logits * logits.softmax(dim=1))
 """
-ALIKE = {"module": {}, "function": {"log": True}, "logarithm": {}}
+ALIKE = {"module": {}, "sigmoid": {}, "function": {"log": True}, "logarithm": {}}
 FOUND = {**ALIKE, "scaled": {"divide": 4096.0}, "shifted": {"centre": True}, "plain": {}, "attention": {}}
 
 
@@ -69,7 +70,7 @@ def test_probabilities_become_the_logits_that_they_were_made_of(made, name):
     torch.testing.assert_close(found.log_softmax(dim=1), expected.log_softmax(dim=1), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["module", "function", "scaled", "shifted"])
+@pytest.mark.parametrize("name", ["module", "sigmoid", "function", "scaled", "shifted"])
 def test_an_attack_is_as_strong_as_on_the_plain_network(made, name):
     """Weights of a confident network: on its probabilities, or on its large logits, the gradient is 0."""
     strong = {

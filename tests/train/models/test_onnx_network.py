@@ -94,12 +94,30 @@ def test_channels_last_are_seen_by_the_input(tmp_path, images):
     np.testing.assert_allclose(model(images).numpy(), network()(images).detach().numpy(), atol=1e-5)
 
 
-def test_probabilities_become_logits(tmp_path, images):
-    path = exported(tmp_path / "c.onnx", network(nn.Softmax(dim=1)))
+@pytest.mark.parametrize("end", [nn.Softmax(dim=1), nn.Sigmoid()], ids=["Softmax", "Sigmoid"])
+def test_a_last_softmax_or_sigmoid_is_left_out_where_its_logits_are_the_input(tmp_path, images, end):
+    path = exported(tmp_path / "c.onnx", network(end))
     model = made(path)
+    assert f"the graph ends in {type(end).__name__}" in model.notes[0]
+    torch.testing.assert_close(model(images), network()(images), atol=1e-5, rtol=1e-5)
+    assert torch.equal(build(model.architecture())(images), model(images))
+    assert (served(path, images.numpy()).argmax(axis=1) == model(images).argmax(dim=1).numpy()).all()
+
+
+class Doubled(nn.Module):
+    """Probabilities that a softmax does not end with."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (2 * x.softmax(dim=1))
+
+
+def test_other_probabilities_become_logits(tmp_path, images):
+    model = made(exported(tmp_path / "c.onnx", network(Doubled())))
     assert "probabilities" in model.notes[0]
     expected = network()(images).log_softmax(dim=1)
     torch.testing.assert_close(model(images).log_softmax(dim=1), expected, atol=1e-4, rtol=1e-4)
+    asked = made(exported(tmp_path / "d.onnx", network(nn.Softmax(dim=1))), logits={"log": True})
+    torch.testing.assert_close(asked(images), expected, atol=1e-4, rtol=1e-4)
 
 
 def small(path: Path, *nodes: onnx.NodeProto, opset: int = 20, dtype: int = TensorProto.FLOAT, outputs=("y",)) -> Path:

@@ -66,6 +66,13 @@ class Labels(nn.Module):
 def labels():
     return Labels()
 
+class Double(Labels):
+    def forward(self, images):
+        return self.inner(images).double()
+
+def double():
+    return Double()
+
 def frozen(in_channels, classes):
     network = make(in_channels, classes)
     network[0].requires_grad_(False)
@@ -147,6 +154,7 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
     [
         ("my_networks", "the factory is 'my_networks', expected package.module:function"),
         ("my_networks:", "expected package.module:function"),
+        ("./nets/my_networks.py:build", "names a file, expected the module: my_networks:build, from the folder"),
         ("nowhere.networks:make", "there is no module nowhere; run from the folder that holds it, or install it"),
         ("my_networks:missing", "my_networks holds nothing called missing, expected a function"),
         ("my_networks:constant", "my_networks holds a int called constant"),
@@ -166,6 +174,7 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
             "the network of factory my_networks:no_parameters, a Sums, has no parameters, expected weights to train",
         ),
         ("my_networks:labels", "my_networks:labels passes no gradient: its forward method leaves torch or detaches"),
+        ("my_networks:double", r"answers with torch.float64, expected torch.float32; end its forward .* .float\(\)"),
         ("my_networks:cannot_run", r"failed on images of shape \(2, 2, 9, 9\) with RuntimeError"),
     ],
 )

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -107,6 +108,20 @@ def test_a_damaged_or_missing_file_is_one_sentence(tmp_path, name):
     for read in (loaded, file_digest):
         with pytest.raises(RecipeError, match="cannot be read"):
             read(path)
-    path.write_bytes(b"nothing of use" * 10)
-    with pytest.raises(RecipeError, match=r"(cannot be read without running code|are no safetensors file)"):
-        loaded(path)
+    for content in (b"nothing of use" * 10, b"hello", b"", b"PK\x03\x04 cut off"):
+        path.write_bytes(content)
+        with pytest.raises(RecipeError, match=r"are no (file that torch.save wrote|safetensors file)"):
+            loaded(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_files_of_another_kind_are_called_what_they_are(tmp_path):
+    torch.jit.script(network()).save(str(tmp_path / "script.pt"))
+    with pytest.raises(RecipeError, match=r"script.pt are a TorchScript archive, which holds code; save the"):
+        loaded(tmp_path / "script.pt")
+    np.savez(tmp_path / "w.npz", weight=np.ones(3))
+    with pytest.raises(RecipeError, match=r"w.npz are no file that torch.save wrote; save the state_dict alone"):
+        loaded(tmp_path / "w.npz")
+    (tmp_path / "cut.pt").write_bytes(b"\x80\x02 cut off")
+    with pytest.raises(RecipeError, match="without running code that is in the file"):
+        loaded(tmp_path / "cut.pt")

@@ -15,6 +15,7 @@ from s2ap_train.recipe import (
     load_score_recipe,
     packaged_recipes,
 )
+from s2ap_train.recipe.text import read_recipe
 from s2ap_train.storage.fingerprint import fingerprint
 
 HARDENING = {
@@ -182,6 +183,19 @@ def test_a_recipe_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("a = = 1")
     with pytest.raises(RecipeError, match="is not TOML"):
         load_recipe(str(tmp_path / "r.toml"))
+
+
+def test_a_recipe_as_an_editor_saves_it_with_a_byte_order_mark_is_read_and_one_in_utf_16_is_refused(
+    tmp_path: Path,
+) -> None:
+    text = '{"name": "mine", "data": "digits", "seed": 1}'
+    for name in ("r.json", "r.toml"):
+        text = text if name.endswith("json") else 'name = "mine"\ndata = "digits"\nseed = 1\n'
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert read_recipe(str(tmp_path / name), ())["name"] == "mine"
+    (tmp_path / "r.toml").write_text(text, encoding="utf-16")
+    with pytest.raises(RecipeError, match=r"cannot be read: .*; give a text file in UTF-8"):
+        read_recipe(str(tmp_path / "r.toml"), ())
 
 
 def test_a_fingerprint_changes_with_every_setting() -> None:

@@ -41,11 +41,15 @@ class Forecast:
     phases: tuple[Phase, ...]
     disk: int
 
+    @property
+    def by_name(self) -> dict[str, float]:
+        """Seconds of every phase on one core."""
+        return {phase.name: phase.seconds for phase in self.phases}
+
     def seconds(self, workers: int) -> float:
         """Of the whole, where so many processes compute: the longest chain of parts cannot be shared."""
-        total = sum(phase.seconds for phase in self.phases)
-        by_name = {phase.name: phase.seconds for phase in self.phases}
-        chain = sum(by_name.get(name, 0.0) for name in (PLAIN, ADVERSARIAL, PRUNED))
+        total = sum(self.by_name.values())
+        chain = sum(self.by_name.get(name, 0.0) for name in (PLAIN, ADVERSARIAL, PRUNED))
         return max(total / max(workers, 1), chain)
 
 

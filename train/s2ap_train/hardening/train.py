@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -60,7 +62,13 @@ class Components:
 
 
 def train_components(
-    recipe: Recipe, splits: Splits, work_dir: Path, reporter: Reporter, *, workers: Workers = None
+    recipe: Recipe,
+    splits: Splits,
+    work_dir: Path,
+    reporter: Reporter,
+    *,
+    workers: Workers = None,
+    seconds: Mapping[str, float] = MappingProxyType({}),
 ) -> Components:
     """Train or reload everything that a defended model is composed of.
 
@@ -73,6 +81,7 @@ def train_components(
         work_dir: Folder of the checkpoints.
         reporter: Shows every part.
         workers: Who trains at the same time; None takes one process a core.
+        seconds: What the parts are expected to take, against one another, for the time left; by name.
 
     Raises:
         RecipeError: If the recipe has no members, a setting cannot be trained, Ray is not there, or a process was
@@ -81,7 +90,7 @@ def train_components(
     if not any(family.count for family in recipe.members.values()):
         raise RecipeError("the recipe has no members; give members.robust.count or another family a count above 0")
     _check(recipe, splits, workers)
-    ready = _trained(recipe, splits, work_dir, reporter, workers)
+    ready = _trained(recipe, splits, work_dir, reporter, workers, seconds)
     with one_thread():
         report_score_model(ready[SCORE_MODEL], recipe, splits, work_dir / SCORE_REPORT)
     return _components(recipe, ready)
@@ -150,7 +159,12 @@ def _members(recipe: EnsembleRecipe, ready: Mapping[str, Stored[Any]]) -> dict[s
 
 
 def _trained(
-    recipe: EnsembleRecipe, splits: Splits, work_dir: Path, reporter: Reporter, workers: Workers
+    recipe: EnsembleRecipe,
+    splits: Splits,
+    work_dir: Path,
+    reporter: Reporter,
+    workers: Workers,
+    seconds: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Stored[Any]]:
     """Every part of the recipe, read from the work folder as far as it is there under its key, else trained."""
     parts, store = PartList(recipe, splits).all(), PartStore(work_dir, reporter)
@@ -161,7 +175,7 @@ def _trained(
             workers = 1  # processes that share a GPU gain little, and may not fit into its memory together
         processes: Workers = "ray" if workers == "ray" else worker_count(workers, len(missing))
         if missing and processes != 1:
-            _train_elsewhere(recipe, missing, work_dir, reporter, processes)
+            _train_elsewhere(recipe, missing, work_dir, reporter, processes, seconds)
             return ready | _all_read(missing, work_dir)
         for part in missing:
             ready[part.name] = store.train(part, {name: ready[name] for name in part.needs})
@@ -175,7 +189,12 @@ def _check(recipe: EnsembleRecipe, splits: Splits, workers: Workers) -> None:
 
 
 def _train_elsewhere(
-    recipe: EnsembleRecipe, missing: Sequence[Part[Any]], work_dir: Path, reporter: Reporter, workers: Workers
+    recipe: EnsembleRecipe,
+    missing: Sequence[Part[Any]],
+    work_dir: Path,
+    reporter: Reporter,
+    workers: Workers,
+    seconds: Mapping[str, float],
 ) -> None:
     """Train parts in new processes or on Ray; they lie in the work folder when this returns."""
     names = {part.name for part in missing}
@@ -188,12 +207,16 @@ def _train_elsewhere(
         return Job(part.name, _train_apart, partial(_sent, recipe, work_dir, part), after=after)
 
     title = f"training in {workers} processes" if here else "training on Ray"
+    mean = fmean(seconds.values()) if seconds else 1.0
+    left = {name: seconds.get(name, mean) for name in names}
+    total = sum(left.values()) or 1.0
     with reporter.step(title, len(missing)) as step:
         for done, result in run_jobs([job(part) for part in missing], workers):
             text, checkpoint = (result, None) if here else result
             if checkpoint is not None:
                 write_folder(work_dir / done.name, *checkpoint)
-            step.advance()
+            del left[done.name]
+            step.advance(share=1.0 - sum(left.values()) / total)
             reporter.line(text)
 
 

@@ -20,6 +20,7 @@ from s2ap_train.models.modes import device_of, evaluation_mode
 _IMAGES = 4
 _ROUNDING = 1e-4  # of a sum of probabilities
 _LARGEST_SPREAD = 100.0  # standard deviation of an image's logits; of a trained network it is a few units
+_ENDINGS = (nn.Softmax, nn.Sigmoid)
 _LARGEST_SHIFT = 1000.0  # mean of an image's logits, in such standard deviations
 
 
@@ -84,18 +85,18 @@ class Reading:
 
 
 def logits_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[bool, Reading]:
-    """Whether a last softmax was left out, and how the outputs of a network become logits, by a few random images.
+    """Whether a last softmax or sigmoid was left out, and how the outputs of a network become logits, by a few images.
 
-    An `nn.Softmax` module that the network ends with is replaced, in place, by nothing: its input are the exact logits,
-    which the logarithm of probabilities that round to 0 or 1 is not. One that also runs elsewhere is left, as is a call
-    of the function.
+    An `nn.Softmax` or `nn.Sigmoid` module that the network ends with is replaced, in place, by nothing: its input are
+    the exact logits, which the logarithm of probabilities that round to 0 or 1 is not. One that also runs elsewhere is
+    left, as is a call of the function.
     """
     ran: dict[str, list[tuple[Tensor, object]]] = {}
 
     def noted(name: str) -> Callable[..., None]:
         return lambda _, inputs, output: ran.setdefault(name, []).append((inputs[0], output))
 
-    named = [(name, module) for name, module in network.named_modules() if name and isinstance(module, nn.Softmax)]
+    named = [(name, module) for name, module in network.named_modules() if name and isinstance(module, _ENDINGS)]
     hooks = [module.register_forward_hook(noted(name)) for name, module in named]
     images = torch.rand(_IMAGES, *image_shape, generator=torch.Generator().manual_seed(0))
     try:

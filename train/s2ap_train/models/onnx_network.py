@@ -23,14 +23,16 @@ NAME = "onnx"
 Layout = Literal["NCHW", "NHWC"]
 _OPSET = 20
 _WITHOUT_EFFECT = frozenset({"Dropout", "Identity"})
+_ENDINGS = frozenset({"Softmax", "Sigmoid"})
 _TRIED = 2
 
 
 class OnnxNetwork(Classifier):
     """The graph of an ONNX file: images [N, C, H, W] in [0, 1] -> logits [N, K].
 
-    Its weights are the file's and stay so. Probabilities are recognised and made logits (`models.logits`); a graph that
-    takes [N, H, W, C] or a fixed number of images is called as it wants to be.
+    Its weights are the file's and stay so. A softmax or sigmoid that it ends with is left out, other probabilities are
+    recognised and made logits (`models.logits`); a graph that takes [N, H, W, C] or a fixed number of images is called
+    as it wants to be.
 
     Attributes:
         proto: The graph, with one input and one output.
@@ -75,6 +77,8 @@ class OnnxNetwork(Classifier):
         proto = _read(Path(file))
         self.layout: Layout = layout or _layout(proto, file, self.image_shape)
         self.proto = _prepared(proto, file, classes)
+        exact = not Reading.of(logits or {}).log  # of one that says so the probabilities themselves are read
+        self._ending = _without_ending(self.proto) if exact else None
         self._stage = _stage(self.proto, file)
         self.weights = nn.ParameterList(self._stage.as_parameters())
         self.reading = Reading()
@@ -94,7 +98,12 @@ class OnnxNetwork(Classifier):
     def notes(self) -> tuple[str, ...]:
         """What was found about it, as sentences."""
         turned = "the graph takes [N, H, W, C]: images are turned for it"
-        return (*([turned] if self.layout == "NHWC" else []), *self.reading.notes)
+        ending = f"the graph ends in {self._ending}: what goes into it is taken as logits, labels stay as they are"
+        return (
+            *([turned] if self.layout == "NHWC" else []),
+            *([ending] if self._ending else []),
+            *self.reading.notes,
+        )
 
     def arguments(self) -> dict[str, Any]:
         """Name and arguments that make this network, as JSON values."""
@@ -215,6 +224,21 @@ def _prepared(proto: ModelProto, file: str, classes: int) -> ModelProto:
         if node.op_type in _WITHOUT_EFFECT:
             node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output[:1], name=node.name))
     return proto
+
+
+def _without_ending(proto: ModelProto) -> str | None:
+    """Take a last softmax over the classes, or sigmoid, out of a graph; which it was, None: there was none."""
+    (output,) = proto.graph.output
+    last = next((node for node in proto.graph.node if output.name in node.output), None)
+    read = any(output.name in node.input for node in proto.graph.node)
+    if last is None or read or last.op_type not in _ENDINGS:
+        return None
+    axis = next((attribute.i for attribute in last.attribute if attribute.name == "axis"), -1)
+    if axis not in {-1, 1}:
+        return None
+    kind = last.op_type
+    last.CopyFrom(helper.make_node("Identity", last.input[:1], last.output[:1], name=last.name))
+    return kind
 
 
 def _any_batch(graph: onnx.GraphProto, fixed: int) -> None:

@@ -90,7 +90,7 @@ class UserNetwork(Classifier):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was found about its outputs, as sentences."""
-        stripped = "the softmax that the network ends with is left out: its input are the logits"
+        stripped = "the softmax or sigmoid that the network ends with is left out: its input are the logits"
         frozen = f"{self._frozen} frozen parameters are trained like the others wherever this network is trained"
         return (
             *([frozen] if self._frozen else []),
@@ -121,6 +121,12 @@ def _factory(name: str) -> Callable[..., object]:
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name or ":" in function_name:
         raise RecipeError(f"the factory is {name!r}, expected package.module:function, as in mynets.small:make")
+    if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:
+        stem = module_name.replace("\\", "/").rpartition("/")[2].removesuffix(".py")
+        raise RecipeError(
+            f"the factory {name!r} names a file, expected the module: {stem}:{function_name}, from the folder that "
+            "holds it"
+        )
     here = str(Path.cwd())
     if here not in sys.path:  # an installed command does not look there by itself
         sys.path.insert(0, here)
@@ -189,6 +195,11 @@ def _check_logits(name: str, network: nn.Module, image_shape: tuple[int, int, in
         raise RecipeError(
             f"the network of factory {name} maps images of shape {tuple(images.shape)} to {found}, expected logits of "
             f"shape {(2, classes)}, one column per class"
+        )
+    if logits.dtype != torch.float32:
+        raise RecipeError(
+            f"the network of factory {name} answers with {logits.dtype}, expected torch.float32; end its forward "
+            "method with .float()"
         )
     if not logits.requires_grad:
         raise RecipeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import pickle
 import warnings
@@ -145,13 +146,25 @@ def _unpickled(path: Path) -> object:
             warnings.simplefilter("ignore")  # of TorchScript archives, which end in the message below
             with torch.serialization.safe_globals([*_HARMLESS]):
                 loaded: object = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # bytes that are no pickle raise anything
         raise RecipeError(
-            f"weights {path} cannot be read without running code that is in the file ({first[:160]}); save the "
-            "state_dict alone: torch.save(network.state_dict(), path), or a safetensors file"
+            f"weights {path} {_unread(path, error)}; save the state_dict alone: torch.save(network.state_dict(), "
+            "path), or a safetensors file"
         ) from error
     return loaded
+
+
+def _unread(path: Path, error: Exception) -> str:
+    """Why weights were not read: what the file is, or what torch said."""
+    names = []
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        names = [name.rpartition("/")[2] for name in archive.namelist()]
+    if "constants.pkl" in names:
+        return "are a TorchScript archive, which holds code"
+    if "data.pkl" not in names and not _bytes(path).startswith(pickle.PROTO):
+        return "are no file that torch.save wrote"
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"cannot be read without running code that is in the file ({first[:160]})"
 
 
 def _state_dict(loaded: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -37,9 +37,9 @@ def read_recipe(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """
     if name.endswith((".toml", ".json")):
         try:
-            text = Path(name).read_text(encoding="utf-8")
+            text = read_text(Path(name))
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {name} cannot be read: {error}") from error
+            raise RecipeError(f"recipe {name} cannot be read: {error}; give a text file in UTF-8") from error
     elif name in packaged_recipes():
         text = (resources.files("s2ap_train.recipe") / "packaged" / f"{name}.toml").read_text(encoding="utf-8")
     else:
@@ -49,6 +49,11 @@ def read_recipe(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         apply_override(data, override)
     return data
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a user wrote, in UTF-8, without the byte order mark that some editors put first."""
+    return path.read_text(encoding="utf-8-sig")
 
 
 def _parsed(text: str, name: str) -> dict[str, Any]:

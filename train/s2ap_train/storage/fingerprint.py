@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from pydantic import BaseModel
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["fingerprint", "weights_digest"]
 
@@ -22,6 +24,8 @@ def fingerprint(settings: object) -> str:
 
 def weights_digest(networks: Iterable[nn.Module]) -> str:
     """SHA-256 over what the networks are and hold: their modules and settings, names, shapes and values of tensors."""
+    import torch  # here, so that a process whose work needs no torch starts without it
+
     digest = hashlib.sha256()
     for network in networks:
         architecture = getattr(network, "architecture", None)
