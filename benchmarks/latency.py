@@ -13,7 +13,6 @@ than a thousand, and eight threads get the verdicts of one.
 """
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,14 @@ from rich.console import Console
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.bench.measure import measure
 from s2ap_defend.bench.measured import BARE
-from s2ap_defend.bench.memory import resident_bytes
 from s2ap_defend.bench.rounds import alternate, exponent, typical_round
+from s2ap_defend.bench.steady import measure_steady
 from s2ap_defend.bench.traffic import find_traffic
 from s2ap_defend.errors import DefendError
 from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.images import ImageFiles
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
-from s2ap_defend.types import Float32, Verdicts
 from s2ap_train.compute.threads import one_thread
 
 MEMBERS = (4, 8, 16, 32, 64, 100)
@@ -163,30 +161,16 @@ def _steady(model: Path, name: str, data: tuple[Path, ...], batches: int, report
     classifier = DefendedClassifier.load(model, device="cpu", threads=1, executor=name)  # type: ignore[arg-type]
     files = ImageFiles(classifier.input_shape)
     images = find_traffic("clean", files, model, data=data, attacked=(), most=16).first(16)
-    parts = [images[i : i + 1] for i in range(len(images))]
-    expected = [_bits(classifier, part) for part in parts]
-    same, early = True, None
-    for i in range(batches):
-        same &= _bits(classifier, parts[i % len(parts)]) == expected[i % len(parts)]
-        if i == batches // 10:
-            early = resident_bytes()
-    late = resident_bytes()
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(lambda i: _bits(classifier, parts[i % len(parts)]), range(50 * THREADS)))
-    reporter.line(f"{name}: {batches} batches in a row, {THREADS} threads: done")
+    found = measure_steady(classifier, images, batches)
+    reporter.line(f"{name}: {batches} batches in a row, {found.threads} threads: done")
     return {
         "batches": batches,
-        "identical": same,
-        "threads": THREADS,
-        "threads_identical": all(one == expected[i % len(parts)] for i, one in enumerate(found)),
-        "bytes_after_a_tenth": early,
-        "bytes_at_the_end": late,
+        "identical": not found.different,
+        "threads": found.threads,
+        "threads_identical": not found.threads_different,
+        "bytes_after_a_tenth": found.early_bytes,
+        "bytes_at_the_end": found.late_bytes,
     }
-
-
-def _bits(classifier: DefendedClassifier, images: Float32) -> bytes:
-    verdicts = classifier(images)
-    return b"".join(getattr(verdicts, name).tobytes() for name in Verdicts.FIELDS)
 
 
 def _print(document: dict[str, Any]) -> None:

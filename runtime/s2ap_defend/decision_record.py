@@ -9,6 +9,7 @@ from s2ap_defend.sequential import AMPLIFICATION_UNIT, LARGEST_AMPLIFICATION, An
 
 __all__ = [
     "Amplification",
+    "CostIn",
     "DecisionDescription",
     "DecisionSettings",
     "Frontier",
@@ -24,6 +25,8 @@ Role = Literal["juror", "sensor"]
 """A juror is robust and may vote on the label; a sensor only gives evidence."""
 Sees = Literal["raw", "purified"]
 """The image that a member sees: as it came, or behind the purifier."""
+CostIn = Literal["operations", "time"]
+"""What the cost of an image is counted in."""
 Amplification = Annotated[float, Field(gt=0, le=LARGEST_AMPLIFICATION, multiple_of=AMPLIFICATION_UNIT)]
 
 
@@ -83,7 +86,7 @@ class FrontierRow(DecisionSettings):
         label_accuracy: Final label right under every attack that was made, flagged or not.
         robust_accuracy: Final label right, or flagged, or not answered, under every attack that was made.
         members_used: Members asked of a clean image, mean.
-        cost: Floating-point operations of a clean image, as a multiple of the classifier's alone.
+        cost: Of a clean image, as a multiple of the classifier's alone.
     """
 
     juror_weight: Rate
@@ -130,6 +133,8 @@ class Frontier(ManifestTable):
         chosen: Index of the row that the file is.
         reason: Why, in a sentence.
         rows: The choices.
+        cost_in: What their cost counts: floating-point operations, or the processor's time of the stages, in batches of
+            64 on one thread of the machine that made the file; missing where it is 'operations'.
     """
 
     split: str
@@ -142,6 +147,11 @@ class Frontier(ManifestTable):
     chosen: Count
     reason: str
     rows: Annotated[tuple[FrontierRow, ...], Field(min_length=1)]
+    cost_in: CostIn = "operations"
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {key: value for key, value in serialise(self).items() if (key, value) != ("cost_in", "operations")}
 
     @model_validator(mode="after")
     def _holds_the_chosen(self) -> "Frontier":

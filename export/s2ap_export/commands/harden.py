@@ -12,6 +12,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.progress import Reporter
 from s2ap_defend.tables import harmless
 from s2ap_defend.types import Resize
+from s2ap_export.commands.cost_limit import CostLimit
 from s2ap_export.commands.options import numbers, pixels, workers_option
 from s2ap_export.commands.outputs import check_outputs
 from s2ap_export.commands.own_recipe import Own, tables_of
@@ -89,9 +90,9 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--max-cost",
-    type=click.FloatRange(1, min_open=True),
-    metavar="TIMES",
-    help="The most that a clean image may cost, in operations, as a multiple of the classifier alone.",
+    type=_Parsed("TIMES", CostLimit.parse, "a number above 1, such as 3 (times its time) or 3flops (its operations)"),
+    help="The most that a clean image may cost, as a multiple of the classifier alone: 3 in time, measured on one "
+    "thread of this machine, or 3flops in operations.",
 )
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Where networks are trained.")
 @click.option("--seed", type=int, help="Seed of split and training, instead of the recipe's.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Resize
+from s2ap_export.commands.cost_limit import CostLimit
 
 if TYPE_CHECKING:
     from s2ap_train.recipe.efforts import Effort
@@ -63,7 +64,7 @@ class Own:
     eps: float | None
     effort: Effort | None
     answer: Literal["robust", "mixed", "accurate"] | None
-    max_cost: float | None
+    max_cost: CostLimit | None
     accelerator: str | None
     seed: int | None
 
@@ -178,7 +179,7 @@ def _photos(own: Own) -> dict[str, Any]:
     if own.accelerator is not None:
         tables["compute"] = {"accelerator": own.accelerator}
     if own.max_cost is not None:
-        tables["decision"]["max_cost"] = own.max_cost
+        tables["decision"] |= own.max_cost.keys
     return tables
 
 
@@ -281,9 +282,10 @@ def _change(tables: dict[str, Any], own: Own) -> None:
     if given:
         tables["given"] = {**tables.get("given", {}), **given}
         tables.setdefault("classifier", "plain")
-    for key, value in (("answer", own.answer), ("max_cost", own.max_cost)):
-        if value is not None:
-            tables["decision"] = {**tables.get("decision", {}), key: value}
+    decision: dict[str, object] = {} if own.answer is None else {"answer": own.answer}
+    decision |= {} if own.max_cost is None else own.max_cost.keys
+    if decision:
+        tables["decision"] = {**tables.get("decision", {}), **decision}
     if own.accelerator is not None:
         tables["compute"] = {**tables.get("compute", {}), "accelerator": own.accelerator}
     for key, value in (("eps", own.eps), ("seed", own.seed)):

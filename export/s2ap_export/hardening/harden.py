@@ -17,6 +17,7 @@ from s2ap_export.hardening.assembly import COMPARED, assemble, traced_networks
 from s2ap_export.hardening.beforehand import check_recipe
 from s2ap_export.hardening.candidate import Candidate, candidate_path
 from s2ap_export.hardening.networks import networks_of
+from s2ap_export.hardening.stage_times import stage_times
 from s2ap_train.calibration import refuse
 from s2ap_train.data import Splits
 from s2ap_train.hardening.answered import answered_by, check_answered, few_answers
@@ -145,7 +146,10 @@ def harden(
         purifier, choice = choose_purifier(recipe, components, splits, work_dir, reporter, by=choose, workers=processes)
         recipe = recipe.model_copy(update={"purifier": purifier})
         networks = traced_networks(recipe, components, splits)
-        decided = choose_decision(recipe, components, splits, work_dir, reporter, workers=processes, strict=strict)
+        times = stage_times(recipe, components, networks, splits, work_dir)
+        decided = choose_decision(
+            recipe, components, splits, work_dir, reporter, workers=processes, strict=strict, times=times
+        )
         recipe, choice = _decided(recipe, decided.decision, choice)
         with reporter.step("export", 3) as step:
             model, manifest = assemble(

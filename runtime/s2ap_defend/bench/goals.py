@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from s2ap_defend.bench.measured import Measured
+from s2ap_defend.bench.steady import Steady
 from s2ap_defend.bench.traffic import Traffic
 from s2ap_defend.decision_record import Purify
 from s2ap_defend.executors import ExecutorName
@@ -20,6 +21,10 @@ MORE_AT_ONE = 1.3
 OUTSIDE_SHARE, OUTSIDE_MS = 0.05, 0.150
 """Beyond the stages: share of a call at a batch of 64, milliseconds at 1."""
 EXPONENT = 1.05
+GROWN_MB = 1.0
+"""Memory that many batches in a row may take more, after the first tenth of them; allocators keep some."""
+SOAK = 10_000
+"""Fewer batches say little of memory."""
 ROUNDS = 20
 """Medians of fewer decide nothing."""
 
@@ -65,7 +70,24 @@ def not_judged(measured: Measured, traffic: Traffic) -> list[str]:
         reasons.append(f"multiples of the bare classifier are for clean images on the CPU, this was {where}")
     if measured.rounds < ROUNDS:
         reasons.append(f"medians are of {measured.rounds} rounds; they count from {ROUNDS} on")
+    if len(sizes) < 2:
+        reasons.append("growth of time needs two batch sizes")
+    reasons += [
+        f"{name}: memory over {one.batches:,} batches; it counts from {SOAK:,} on, where the system tells"
+        for name, one in measured.steady.items()
+        if one.batches < SOAK or one.grown_bytes is None
+    ]
     return reasons
+
+
+def elsewhere(measured: Measured) -> list[str]:
+    """What should hold and was not measured, and what measures it."""
+    soak = f"memory and verdicts over {SOAK:,} batches, and of 8 threads at once: --soak {SOAK}"
+    return [
+        *([] if measured.steady else [soak]),
+        "time flat in members that are not asked: benchmarks/latency.py of the source",
+        "ten times faster than the published serial protocol, with what both detect: benchmarks/peers.py of the source",
+    ]
 
 
 def _cost_counts(measured: Measured, traffic: Traffic) -> bool:
@@ -90,3 +112,14 @@ def _goals(measured: Measured, traffic: Traffic, purify: Purify) -> Iterator[Goa
         slope = measured.exponents[name]
         if slope is not None:
             yield Goal(name, "exponent of time in batch", EXPONENT, slope, "", None)
+        if name in measured.steady:
+            yield from _steadiness(name, measured.steady[name])
+
+
+def _steadiness(name: ExecutorName, steady: Steady) -> Iterator[Goal]:
+    if steady.batches >= SOAK and steady.grown_bytes is not None:
+        what = f"memory grown over {steady.batches:,} batches in a row, after the first tenth"
+        yield Goal(name, what, GROWN_MB, steady.grown_bytes / 1e6, " MB", None)
+    yield Goal(name, f"other verdicts among {steady.batches:,} batches in a row", 0, steady.different, "", None)
+    what = f"other verdicts among {steady.threads_batches} batches of {steady.threads} threads at once"
+    yield Goal(name, what, 0, steady.threads_different, "", None)

@@ -18,6 +18,7 @@ from s2ap_defend.bench.choices import Clock
 from s2ap_defend.bench.measured import BARE, BatchTimes, Measured, StageTime
 from s2ap_defend.bench.memory import Memory, measure_memory
 from s2ap_defend.bench.rounds import CLOCKS, Variant, alternate, exponent, latency, typical_round
+from s2ap_defend.bench.steady import THREADS, measure_steady
 from s2ap_defend.bench.traffic import Traffic
 from s2ap_defend.bench.work import Work, count_work
 from s2ap_defend.classifier import DefendedClassifier
@@ -33,6 +34,7 @@ from s2ap_defend.types import Float32, Float64, Verdicts
 WINDOW = 64
 """Images of a round, or those of one batch where that is larger, so that small batches see the same traffic."""
 
+_SOAKED = 16  # images of the batches in a row
 REPEATS = 5
 """Rounds in which an executor's own clocks are read."""
 
@@ -62,6 +64,7 @@ def measure(
     threads: int | None = None,
     clock: Clock = "wall",
     rounds: int = 20,
+    soak: int = 0,
     reporter: Reporter,
 ) -> Measured:
     """Time a file.
@@ -75,6 +78,7 @@ def measure(
         threads: As of the engines.
         clock: What is counted; the processor's time only where one thread of a CPU does the work.
         rounds: Rounds in which all variants take turns.
+        soak: Batches of one image that each executor runs in a row, and then 8 threads with it; 0: none.
         reporter: Says what is going on.
 
     Raises:
@@ -103,6 +107,10 @@ def measure(
         wall, processor = (now() - start for now, start in zip(CLOCKS.values(), began, strict=True))
     reached = ceilings({name: np.concatenate([one.seconds[name] for one in timed]) for name in limits})
     found = tuple(_batch_times(one, executors, work, reached) for one in timed)
+    steady = {}
+    if soak:
+        reporter.line(f"Running {soak:,} batches of one image in a row, and {THREADS} threads at once ...")
+        steady = {name: measure_steady(one, traffic.first(WINDOW)[:_SOAKED], soak) for name, one in started.items()}
     reporter.line("Measuring memory, in a process for each ...")
     rates = {BARE: [one.bare.images_per_s for one in found]}
     rates |= {name: [one.executors[name].images_per_s for one in found] for name in executors}
@@ -116,6 +124,7 @@ def measure(
         ceilings=reached,
         exponents={name: exponent(sizes, np.divide(sizes, values).tolist()) for name, values in rates.items()},
         memory=_memory(file, cut[CLASSIFIER], traffic.first(sizes[-1]), executors, device, threads),
+        steady=steady,
     )
 
 

@@ -1,11 +1,12 @@
 """What was measured of a file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from s2ap_defend.bench.ceilings import Ceilings
 from s2ap_defend.bench.choices import Clock
 from s2ap_defend.bench.memory import Memory
 from s2ap_defend.bench.rounds import Latency
+from s2ap_defend.bench.steady import Steady
 from s2ap_defend.bench.work import Work
 from s2ap_defend.executors import ExecutorName
 
@@ -81,6 +82,7 @@ class Measured:
         ceilings: The best of all rounds.
         exponents: By variant, the slope of log time over log batch; None of one batch size.
         memory: By variant, None where the system does not tell.
+        steady: By executor, what many batches left behind; none where that was not asked for.
     """
 
     provider: str
@@ -92,3 +94,4 @@ class Measured:
     ceilings: Ceilings
     exponents: dict[str, float | None]
     memory: dict[str, Memory | None]
+    steady: dict[ExecutorName, Steady] = field(default_factory=dict)

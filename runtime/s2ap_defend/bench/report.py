@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2ap_defend.bench.goals import Goal, goals, not_judged
+from s2ap_defend.bench.goals import Goal, elsewhere, goals, not_judged
 from s2ap_defend.bench.machine import describe_machine
 from s2ap_defend.bench.measured import BARE, BatchTimes, Measured
 from s2ap_defend.bench.rounds import Latency
@@ -30,6 +30,7 @@ def as_json(measured: Measured, traffic: Traffic, manifest: Manifest, command: l
         **asdict(measured),
         "goals": [asdict(goal) | {"holds": goal.holds} for goal in goals(measured, traffic, manifest.decision.purify)],
         "not_judged": not_judged(measured, traffic),
+        "not_measured": elsewhere(measured),
         "measured_accuracy": [row.model_dump() for row in manifest.measured],
     }
 
@@ -141,6 +142,8 @@ def _goal_lines(measured: Measured, traffic: Traffic, manifest: Manifest) -> Ite
         yield f"{'holds ' if goal.holds else 'MISSED'}  {goal.executor}, {goal.what}: {found}, at most {most}{where}"
     for reason in not_judged(measured, traffic):
         yield f"not judged: {reason}"
+    for what in elsewhere(measured):
+        yield f"not measured here: {what}"
 
 
 def _dearest(measured: Measured, goal: Goal, manifest: Manifest) -> str:

@@ -69,6 +69,13 @@ def batch_sizes(ctx: click.Context, param: click.Parameter, text: str) -> tuple[
     help="'processor' counts what this process computes, for one thread of a CPU on a machine that is busy.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="In which all take turns.")
+@click.option(
+    "--soak",
+    type=click.IntRange(0),
+    default=0,
+    metavar="BATCHES",
+    help="Also run so many batches of one image in a row, and 8 threads at once: memory and verdicts stay.",
+)
 @on_white_option
 @resize_option
 @click.option("--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures here as well.")
@@ -83,6 +90,7 @@ def bench(
     threads: int | None,
     clock: Clock,
     rounds: int,
+    soak: int,
     on_white: bool,
     resize: Resize | Literal["trained"] | None,
     file: Path | None,
@@ -118,6 +126,7 @@ def bench(
         threads=threads,
         clock=clock,
         rounds=rounds,
+        soak=soak,
         reporter=messages,
     )
     print_report(measured, found, opened.manifest, console)

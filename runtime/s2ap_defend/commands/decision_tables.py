@@ -63,6 +63,7 @@ def print_frontier(frontier: Frontier, console: Console) -> None:
 def _frontier_table(frontier: Frontier) -> Table:
     """The rows; of their settings those that tell them apart."""
     title = f"Decisions compared on {frontier.samples} {harmless(frontier.split)} images, eps {frontier.eps:g}"
+    title += ", cost in time" * (frontier.cost_in == "time")
     told = {name: [_setting(row, name) for row in frontier.rows] for name in _SETTINGS}
     told = {name: values for name, values in told.items() if name == "answer" or len({*values}) > 1}
     headers = (name.replace("amplification", "power").replace("_", "\n") for name in told)

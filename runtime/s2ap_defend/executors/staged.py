@@ -6,7 +6,7 @@ decision is that of the numpy reference, which equals the graph of the whole fil
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import reduce
 from typing import ClassVar
 
@@ -19,42 +19,21 @@ from s2ap_defend.engines.cores import usable_cores
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine, chosen_device
 from s2ap_defend.executors import ExecutorName, Landed
 from s2ap_defend.executors.cache import StageCache
+from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, asked_groups, waves_of
-from s2ap_defend.executors.rows import Rows, joined_rows, sanitise
+from s2ap_defend.executors.rows import Rows, sanitise
 from s2ap_defend.executors.stages import Stage, StageGraph, Stages, StageTime, stage_graphs
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import Path, SequentialTest
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, member_scope
 from s2ap_defend.types import Bool, Float32, Int64, Verdicts
 
-__all__ = ["WORTH_PARTING", "Flight", "StagedExecutor"]
+__all__ = ["WORTH_PARTING", "StagedExecutor"]
 
 _PURIFIED, _ERROR = f"{PURIFIER}/purified", f"{PURIFIER}/reconstruction_error"
 WORTH_PARTING = 1 << 12
 """Rows that ask nobody any more are parted from those that do where this many numbers, of members and classes, would be
 counted for them, as nothing: about 30 ns each, and taking rows apart costs some 100 microseconds."""
-
-
-@dataclass
-class Flight:
-    """Images that were started and are not finished; made by `start`, and used by one thread at a time.
-
-    Attributes:
-        number: Of the next image that is started.
-        fresh: Images that no stage has seen, with the number of the first.
-        waiting: Rows by the step that they wait for.
-        newcomers: Whether the latest step was that of fresh images.
-    """
-
-    number: int = 0
-    fresh: list[tuple[int, Float32]] = field(default_factory=list)
-    waiting: dict[int, list[Rows]] = field(default_factory=dict)
-    newcomers: bool = False
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is left to do."""
-        return not self.fresh and not self.waiting
 
 
 class StagedExecutor:
@@ -145,8 +124,7 @@ class StagedExecutor:
 
     def join(self, flight: Flight, images: Float32) -> None:
         """Let more images join; the first of them gets the number `flight.number`."""
-        flight.fresh.append((flight.number, images))
-        flight.number += len(images)
+        flight.join(images)
 
     def step(self, flight: Flight) -> Landed:
         """Run one wave of a flight that is not empty.
@@ -154,12 +132,11 @@ class StagedExecutor:
         Raises:
             EngineError: If an engine fails; the images of the wave are lost to the flight.
         """
-        flight.newcomers = bool(flight.fresh) and not (flight.newcomers and flight.waiting)
-        if flight.newcomers:
-            fresh, flight.fresh = flight.fresh, []
+        fresh = flight.take_fresh()
+        if fresh:
             return self._sort(flight, 0, self._open(fresh))
-        step = _turn(flight)
-        return self._sort(flight, step, self._run(step, joined_rows(flight.waiting.pop(step))))
+        step, rows = flight.take_waiting()
+        return self._sort(flight, step, self._run(step, rows))
 
     def _open(self, fresh: Sequence[tuple[int, Float32]]) -> Rows:
         """The first wave."""
@@ -285,12 +262,6 @@ def _nobody_waits(rows: Rows) -> bool:
 
 def _chosen(images: Float32, index: Bool) -> Float32:
     return images if index.all() else images[index]
-
-
-def _turn(flight: Flight) -> int:
-    """The first step that a row waits for of those that came with the oldest."""
-    oldest = {step: min(int(rows.born.min()) for rows in parts) for step, parts in flight.waiting.items()}
-    return min(oldest, key=lambda step: (oldest[step], step))
 
 
 def _says(scope: str) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.executors import Landed
-from s2ap_defend.executors.staged import Flight, StagedExecutor
+from s2ap_defend.executors.flight import Flight
+from s2ap_defend.executors.staged import StagedExecutor
 from s2ap_defend.serve.device import Batch, BatchResult, Classify, Device, Outcome, failure_of
 from s2ap_defend.types import Int64, Verdicts
 

@@ -69,7 +69,8 @@ def test_networks_round_in_their_stages_as_they_do_in_the_whole_file(
     file, batch = on_the_edge(tmp_path, answer, purify)
     whole = WholeExecutor(file, device="cpu", threads=1).run(batch)
     assert (whole.members_used == MEMBERS).all()
-    staged = StagedExecutor.of(file, device="cpu", threads=2)
-    for size in (1, 5, len(batch)):
-        found = Verdicts.concatenate([staged.run(batch[i : i + size]) for i in range(0, len(batch), size)])
-        assert_same(found, whole)
+    for threads in (1, 2):
+        staged = StagedExecutor.of(file, device="cpu", threads=threads)
+        for size in (1, 5, len(batch)):
+            found = Verdicts.concatenate([staged.run(batch[i : i + size]) for i in range(0, len(batch), size)])
+            assert_same(found, whole)

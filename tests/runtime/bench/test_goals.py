@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from s2ap_defend.bench.ceilings import Ceilings
-from s2ap_defend.bench.goals import goals, not_judged
+from s2ap_defend.bench.goals import elsewhere, goals, not_judged
 from s2ap_defend.bench.measured import BARE, BatchTimes, Measured
 from s2ap_defend.bench.rounds import Latency
+from s2ap_defend.bench.steady import Steady
 from s2ap_defend.bench.traffic import Traffic
 from s2ap_defend.bench.work import Work
 from s2ap_defend.stages import CLASSIFIER
@@ -84,3 +85,32 @@ def test_what_cannot_be_judged_is_said_with_the_reason(changes, traffic, reason)
 
 def test_all_is_judged_where_all_was_measured():
     assert not_judged(measured(times(1, 1.0), times(64, 1.0)), CLEAN) == []
+
+
+def test_memory_and_verdicts_over_many_batches_are_judged_where_they_were_measured():
+    at_most_a_megabyte = Steady(10_000, 0, 8, 400, 1, 50_000_000, 51_000_000)
+    found = judged(measured(times(1, 1.0), steady={"whole": at_most_a_megabyte}))
+    assert found["memory grown over 10,000 batches in a row, after the first tenth"] == (1.0, True)
+    assert found["other verdicts among 10,000 batches in a row"] == (0, True)
+    assert found["other verdicts among 400 batches of 8 threads at once"] == (0, False)
+    more = measured(times(1, 1.0), steady={"whole": replace(at_most_a_megabyte, late_bytes=51_000_001)})
+    assert not judged(more)["memory grown over 10,000 batches in a row, after the first tenth"][1]
+
+
+@pytest.mark.parametrize("changes", [{"batches": 9_999}, {"late_bytes": None}])
+def test_memory_over_few_batches_is_not_judged_but_verdicts_are(changes):
+    few = replace(Steady(10_000, 0, 8, 400, 0, 1, 1), **changes)
+    found = measured(times(1, 1.0), times(64, 1.0), steady={"whole": few})
+    assert len([name for name in judged(found) if "verdicts" in name]) == 2
+    assert not any("memory" in name for name in judged(found))
+    assert "it counts from 10,000 on" in not_judged(found, CLEAN)[0]
+
+
+def test_what_another_command_measures_is_said_with_the_command():
+    said = elsewhere(measured(times(1, 1.0)))
+    assert [one.rpartition(": ")[2] for one in said] == [
+        "--soak 10000",
+        "benchmarks/latency.py of the source",
+        "benchmarks/peers.py of the source",
+    ]
+    assert len(elsewhere(measured(times(1, 1.0), steady={"whole": Steady(1, 0, 8, 400, 0, 1, 1)}))) == 2

@@ -64,6 +64,19 @@ def test_a_file_is_timed_in_every_batch_size_beside_its_classifier_and_its_stage
         assert said in captured.out
 
 
+def test_batches_in_a_row_and_threads_at_once_are_compared_with_the_first(
+    tiny_model_path: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bench.json"
+    assert start(tiny_model_path, *QUICK, "--batch", "1", "--data", images, "--soak", "20", "--json", out) == 0
+    for found in json.loads(out.read_text())["steady"].values():
+        assert (found["batches"], found["different"], found["threads"], found["threads_different"]) == (20, 0, 8, 0)
+    printed = capsys.readouterr().out
+    assert "holds   staged, other verdicts among 20 batches in a row: 0, at most 0" in printed
+    assert "not judged: whole: memory over 20 batches; it counts from 10,000 on" in printed
+    assert "not measured here: ten times faster than the published serial protocol" in printed
+
+
 def test_without_images_noise_is_timed_with_a_warning_and_its_cost_is_not_judged(
     tiny_model_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

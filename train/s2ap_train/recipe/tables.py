@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from s2ap_defend.decision_record import Amplification, Purify, Sees
+from s2ap_defend.decision_record import Amplification, CostIn, Purify, Sees
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import Answer, SignalName
 from s2ap_defend.sequential.tables import WEIGHT_UNIT
@@ -74,8 +74,10 @@ class DecisionRecipe(Table):
             with the classifier, or the jury's 'vote'. Under 'robust' these are the same; under 'accurate' it is the
             vote.
         label_cost: What a mix may lose against the jury, both attacked: labels, and images right or flagged.
-        max_cost: The most that a clean image may cost, in floating-point operations, a multiple of the classifier's;
-            what is dearer is taken only where all are. With it the search begins without a purifier. None: any.
+        max_cost: The most that a clean image may cost, a multiple of the classifier's; what is dearer is taken only
+            where all are. With it the search begins without a purifier. None: any, and costs are told in operations.
+        cost_in: What it limits: the 'time' of the stages, measured once on one thread of this machine in batches of 64
+            and kept in the work folder; or floating-point 'operations', the same on every machine.
     """
 
     answer: Answer = "mixed"
@@ -91,6 +93,7 @@ class DecisionRecipe(Table):
     flagged_label: FlaggedLabel = "answer"
     label_cost: Annotated[float, Field(ge=0, le=1)] = 0.01
     max_cost: Annotated[float, Field(gt=1)] | None = None
+    cost_in: CostIn = "time"
 
     @property
     def contradiction(self) -> str | None:

@@ -206,6 +206,15 @@ def test_what_more_cost_would_buy_is_said() -> None:
     assert said_of_cost(measured(8, 5), []) == ""
 
 
+def test_every_step_of_what_more_cost_buys_is_said_and_nothing_that_buys_less() -> None:
+    taken = measured(8, 3, cost=2.5, max_cost=3.0)
+    dearer = [measured(8, right, cost=cost, max_cost=3.0) for right, cost in ((5, 8.0), (4, 6.0), (4, 7.0), (5, 20.0))]
+    assert said_of_cost(taken, [taken, *dearer]) == (
+        "It costs 2.5 times the classifier, at most 3 were allowed. 6 would buy +10.0 points label right, +0.0 right "
+        "or flagged and +0.0 clean. 8 would buy +20.0 points label right, +0.0 right or flagged and +0.0 clean."
+    )
+
+
 def test_without_a_purifier_nothing_is_purified_and_no_policy_is_tried() -> None:
     first, grid = beginning(DecisionRecipe(purify="always", max_cost=3.0), DecisionGrid(), purifier=False)
     assert (first.purify, grid.purify) == ("off", ())

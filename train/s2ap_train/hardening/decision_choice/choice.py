@@ -8,6 +8,7 @@ from pathlib import Path
 from s2ap_defend.decision_record import Frontier
 from s2ap_defend.progress import Reporter
 from s2ap_train.calibration import Weakness, refuse
+from s2ap_train.calibration.stage_engines import StageTimes
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.frontier import frontier_row
 from s2ap_train.hardening.decision_choice.rules import (
@@ -57,6 +58,7 @@ def choose_decision(
     *,
     workers: Workers = None,
     strict: bool = True,
+    times: StageTimes | None = None,
 ) -> ChosenDecision:
     """Attack every candidate, and the first juror alone, and take one: who answers first, then the rest step by step.
 
@@ -69,12 +71,13 @@ def choose_decision(
         workers: Processes; None takes one a core.
         strict: Whether a candidate that cannot be calibrated as the recipe says, and a mix that keeps too few labels,
             are refused; otherwise candidates are as good as they can be, and the jury answers.
+        times: Of the stages, members as they were trained: then costs are times; None: they are operations.
 
     Raises:
         RecipeError: If something is refused, or a process was killed.
     """
     wanted, grid = beginning(recipe.decision, recipe.decision_choice, purifier=not recipe.purifier.off)
-    search = Search.of(recipe, components, splits, work_dir, reporter, workers, refuse if strict else _tolerated)
+    search = Search.of(recipe, components, splits, work_dir, reporter, workers, refuse if strict else _tolerated, times)
     compared = answers(wanted, grid)
     search.attack([(one, "wrong label") for one in compared], first_juror=True)
     hope = [compared[i] for i in hopeful(wanted, [search.measured(one) for one in compared])]
@@ -114,6 +117,7 @@ def choose_decision(
             chosen=compared.index(taken),
             reason=" ".join(one for one in reasons if one),
             rows=rows,
+            cost_in="operations" if times is None else "time",
         ),
         fitting=search.fitting,
         weaknesses=weaknesses,

@@ -10,7 +10,7 @@ import numpy as np
 from s2ap_defend.decision_record import FrontierRow
 from s2ap_defend.sequential import SequentialTest, StageAnswers, run_sequential_test
 from s2ap_defend.types import Bool, Int64
-from s2ap_train.calibration.flops import StageFlops, clean_flops
+from s2ap_train.calibration.flops import StageCosts, image_costs
 from s2ap_train.recipe.tables import DecisionRecipe
 
 __all__ = ["Measured", "frontier_row", "measure"]
@@ -28,7 +28,7 @@ class Measured:
         label_right: Final label right under every attack, and clean [N].
         robust_right: The same, or flagged, or not answered [N].
         members_used: Members asked of each clean image [N].
-        cost: Floating-point operations of a clean image, as a multiple of the classifier's alone.
+        cost: Of a clean image, in operations or time, as a multiple of the classifier's alone.
     """
 
     decision: DecisionRecipe
@@ -47,7 +47,7 @@ def measure(
     clean: StageAnswers,
     attacked: Sequence[StageAnswers],
     labels: Int64,
-    flops: StageFlops,
+    stages: StageCosts,
 ) -> Measured:
     """What a decision makes of the same images, clean and under every attack.
 
@@ -57,7 +57,7 @@ def measure(
         clean: What the stages say of the clean images, members in that order.
         attacked: What they say of the images of each attack.
         labels: True labels [N].
-        flops: Of the stages, members in that order; of the purifier 0 where nothing is purified.
+        stages: What they cost, members in that order; the purifier 0 where nothing is purified.
     """
     outcomes = [run_sequential_test(test, said) for said in (clean, *attacked)]
     right = [~one.abstained & (one.label == labels) for one in outcomes]
@@ -70,7 +70,7 @@ def measure(
         label_right=np.all(right, axis=0),
         robust_right=np.all(safe, axis=0),
         members_used=outcomes[0].members_used,
-        cost=clean_flops(flops, test, clean) / flops.classifier,
+        cost=float(image_costs(stages, test, clean).mean()) / stages.classifier,
     )
 
 

@@ -200,18 +200,34 @@ def said_of_cost(taken: Measured, compared: Sequence[Measured]) -> str:
         return ""
     if _too_dear(taken, limit):
         return f"No decision costs at most {limit:g} times the classifier; this one, the cheapest, {taken.cost:.3g}."
-    dearer = [one for one in compared if _too_dear(one, limit)]
     within = f"It costs {taken.cost:.3g} times the classifier, at most {limit:g} were allowed."
-    if not dearer:
-        return within
-    best = max(dearer, key=lambda one: (one.label_right.mean(), one.robust_right.mean(), -one.cost))
+    buys = [_said_of_more(one, taken) for one in _worth_more(taken, compared)]
+    return " ".join([within, *buys])
+
+
+def _worth_more(taken: Measured, compared: Sequence[Measured]) -> list[Measured]:
+    """Of the decisions beyond the limit those that keep more labels under attack than all that cost less.
+
+    The best of them, if none keeps more than the one that is taken.
+    """
+    dearer = [one for one in compared if _too_dear(one, taken.decision.max_cost)]
+    dearer.sort(key=lambda one: (one.cost, -one.label_right.mean(), -one.robust_right.mean()))
+    found, most = [], float(taken.label_right.mean())
+    for one in dearer:
+        if one.label_right.mean() > most:
+            found.append(one)
+            most = float(one.label_right.mean())
+    return found or sorted(dearer, key=lambda one: (-one.label_right.mean(), -one.robust_right.mean(), one.cost))[:1]
+
+
+def _said_of_more(one: Measured, taken: Measured) -> str:
     points = [
-        100 * float(getattr(best, name).mean() - getattr(taken, name).mean())
+        100 * float(getattr(one, name).mean() - getattr(taken, name).mean())
         for name in ("label_right", "robust_right", "clean_right")
     ]
     return (
-        f"{within} {best.cost:.3g} would buy {points[0]:+.1f} points label right, {points[1]:+.1f} right or flagged "
-        f"and {points[2]:+.1f} clean."
+        f"{one.cost:.3g} would buy {points[0]:+.1f} points label right, {points[1]:+.1f} right or flagged and "
+        f"{points[2]:+.1f} clean."
     )
 
 

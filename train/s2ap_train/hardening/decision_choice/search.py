@@ -16,7 +16,8 @@ from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.adaptive.goals import Goal
 from s2ap_train.calibration import Answers, Calibration, Jury, OnWeakness, calibrate
 from s2ap_train.calibration.every_answer import EveryAnswer
-from s2ap_train.calibration.flops import StageFlops
+from s2ap_train.calibration.flops import StageCosts, StageFlops
+from s2ap_train.calibration.stage_engines import StageTimes
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.defence import Attacked, Decided, Networks, attack_decision
@@ -54,6 +55,7 @@ class Search:
     jobs: partial[dict[str, Found]]
     clean: EveryAnswer
     weak: OnWeakness
+    times: StageTimes | None
     said: list[EveryAnswer] = field(default_factory=list)
     calibrated: dict[DecisionRecipe, Decided] = field(default_factory=dict)
 
@@ -67,10 +69,11 @@ class Search:
         reporter: Reporter,
         workers: Workers,
         weak: OnWeakness,
+        times: StageTimes | None,
     ) -> Search:
         """Attack the fitting images, and ask the networks about them; arguments as for `choose_decision`.
 
-        `weak` is told what a candidate cannot be calibrated to.
+        `weak` is told what a candidate cannot be calibrated to; `times` are None where costs are operations.
         """
         data = splits.fit.subset(slice(0, recipe.decision_choice.samples))
         networks = Networks.of(recipe, components)
@@ -91,6 +94,7 @@ class Search:
             jobs=partial(run, store=on_decisions, title="decisions under attack"),
             clean=networks.ask(data.images),
             weak=weak,
+            times=times,
         )
 
     def attack(self, wanted: Sequence[tuple[DecisionRecipe, Goal]], *, first_juror: bool = False) -> None:
@@ -121,17 +125,22 @@ class Search:
 
     def measured(self, decision: DecisionRecipe) -> Measured:
         """What a decision makes of everything that was found."""
-        one, recipe = self.decided(decision), self.recipe
+        one = self.decided(decision)
+        clean, *attacked = (one.answers(said) for said in (self.clean, *self.said))
+        return measure(decision, one.test, clean, attacked, self.work.data.labels, self._costs(one))
+
+    def _costs(self, one: Decided) -> StageCosts:
+        """What an image costs in each stage, members in the order in which they are asked."""
+        purifier = self.recipe.purifier
+        purifies = not purifier.off and one.purify != "off"
+        if self.times is not None:
+            return StageTimes(self.times.purifier * purifies, self.times.classifier, self.times.members[one.order])
         of_pass = pass_flops(self.components.score_model, self.networks.image_shape)
-        flops = StageFlops(
-            purifier=0
-            if recipe.purifier.off or decision.purify == "off"
-            else round(settings_of(recipe.purifier).passes * of_pass),
-            classifier=round(self.components.classifier(recipe.classifier).flops),
+        return StageFlops(
+            purifier=round(settings_of(purifier).passes * of_pass) if purifies else 0,
+            classifier=round(self.components.classifier(self.recipe.classifier).flops),
             members=np.array([round(member.flops) for member in self.components.members], dtype=np.int64)[one.order],
         )
-        clean, *attacked = (one.answers(said) for said in (self.clean, *self.said))
-        return measure(decision, one.test, clean, attacked, self.work.data.labels, flops)
 
     def first_juror(self) -> tuple[float, float]:
         """Clean accuracy of the first juror alone, and its label accuracy under all that was found."""

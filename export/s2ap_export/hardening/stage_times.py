@@ -1,0 +1,63 @@
+"""How long the stages take on this machine, where decisions are chosen by time."""
+
+import contextlib
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+from pydantic import TypeAdapter, ValidationError
+
+from s2ap_defend.files import replace_file
+from s2ap_export.hardening.assembly import COMPARED, TracedNetworks
+from s2ap_export.hardening.purifier_stage import exported_purifier
+from s2ap_train.calibration.stage_engines import StageEngines, StageTimes
+from s2ap_train.data import Splits
+from s2ap_train.hardening.train import Components
+from s2ap_train.recipe import Recipe
+
+__all__ = ["KEPT", "stage_times"]
+
+KEPT = "stage-times.json"
+"""Where, in the work folder, they are kept."""
+_TIMES = TypeAdapter(dict[str, tuple[float, float, tuple[float, ...]]])
+
+
+def stage_times(
+    recipe: Recipe, components: Components, networks: TracedNetworks, splits: Splits, work_dir: Path
+) -> StageTimes | None:
+    """Time the stages, once for the same ones, so that a second run chooses the same decision.
+
+    Args:
+        recipe: Its decision says whether time counts; its purifier is the one that was chosen.
+        components: The trained networks.
+        networks: The same, traced.
+        splits: Images of the fitting split are run.
+        work_dir: Where the times are kept.
+
+    Returns:
+        Members as they were trained; None where no time counts: the recipe has no limit, or one of operations.
+    """
+    decision = recipe.decision
+    if decision.max_cost is None or decision.cost_in != "time":
+        return None
+    purifier = None
+    if not recipe.purifier.off and decision.purify != "off":
+        purifier = exported_purifier(recipe, components.score_model, splits.fit.images[:COMPARED], lambda _: None)
+    stages = (networks.classifier, *networks.members, *([] if purifier is None else [purifier]))
+    key, kept = _digest(stages), work_dir / KEPT
+    known: dict[str, tuple[float, float, tuple[float, ...]]] = {}
+    if kept.exists():
+        with contextlib.suppress(ValidationError):  # measured again
+            known = _TIMES.validate_json(kept.read_bytes())
+    if key not in known:
+        times = StageEngines(purifier, networks.classifier, networks.members, threads=1).together(splits.fit.images)
+        known[key] = (times.purifier, times.classifier, tuple(times.members.tolist()))
+        replace_file(kept, _TIMES.dump_json(known, indent=2))
+    before, classifier, members = known[key]
+    return StageTimes(before, classifier, np.array(members, dtype=np.float64))
+
+
+def _digest(stages: tuple[ModelProto, ...]) -> str:
+    parts = [hashlib.sha256(stage.SerializeToString(deterministic=True)).hexdigest() for stage in stages]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
