@@ -23,11 +23,12 @@ from s2ap_train.models import Classifier, fold_batch_norm
 from s2ap_train.recipe import Recipe
 from s2ap_train.redteam.ablation.names import ADVERSARIAL, WIDER
 from s2ap_train.redteam.ablation.networks import Networks
-from s2ap_train.redteam.ablation.surrogates import train_surrogates
+from s2ap_train.redteam.ablation.surrogates import surrogate_names, train_surrogates
+from s2ap_train.redteam.ablation.wider import NAME as WIDER_PART
 from s2ap_train.redteam.ablation.wider import defence_flops, wider_classifier
 from s2ap_train.storage.parts import PartStore
 
-__all__ = ["compared_networks", "networks_of", "to_stage"]
+__all__ = ["compared_networks", "networks_of", "still_to_train", "to_stage"]
 
 _COMPARED = 16
 _CLOSE = 1e-3  # of log-probabilities, between the classifier in a file and the network it was made from
@@ -87,12 +88,20 @@ def compared_networks(
             stages[ADVERSARIAL] = to_stage(found["adversarial"].model)
         surrogates: tuple[Classifier, ...] = ()
         if train:
+            if first := still_to_train(folder, transfer=transfer):
+                reporter.line(f"to be trained before the attacks, as no hardening trains them: {', '.join(first)}")
             stages[WIDER] = to_stage(_wider(model, recipe, splits, folder, reporter).model)
             if transfer:
                 surrogates = tuple(one.model for one in train_surrogates(recipe, splits, folder, reporter))
         else:
             missing[WIDER] = "it is not trained; --ablation all does"
     return Networks(stages, surrogates, missing)
+
+
+def still_to_train(folder: Path, *, transfer: bool) -> tuple[str, ...]:
+    """Networks that no hardening trains and that a folder does not hold yet. Arguments as for `compared_networks`."""
+    names = (WIDER_PART, *(surrogate_names() if transfer else ()))
+    return tuple(name for name in names if not (folder / name).exists())
 
 
 def _wider(model: Path, recipe: Recipe, splits: Splits, folder: Path, reporter: Reporter) -> Network:

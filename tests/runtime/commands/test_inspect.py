@@ -100,6 +100,10 @@ def test_inspect_shows_the_decisions_that_were_compared_and_why_one_was_taken(
     assert "It is the most accurate within the label cost." in text
     assert "To beat: the first juror alone, 69.0% label right under attack, 94.0% clean." in text
     assert "Attack: joint, for a wrong label." in text
+    assert "cost in time" not in text
+    decision["frontier"] |= {"cost_in": "time"}
+    text = shown(capsys, rewritten(file, tmp_path / "timed.onnx", decision=decision))
+    assert "Decisions compared on 100 fit images, eps 0.15, cost in time" in text
 
 
 def test_inspect_shows_how_the_purifier_was_chosen(

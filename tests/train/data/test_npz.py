@@ -124,10 +124,11 @@ GREY = pixels(40, 5, 5)
     [
         ({"images": GREY.astype(np.float64), "labels": LABELS}, "is float64, expected uint8 in 0..255 or float32"),
         ({"images": GREY.astype(np.float32), "labels": LABELS}, r"lies in \[0, 255\], .*divide 8-bit pixels by 255"),
-        ({"images": GREY / np.float32(-255), "labels": LABELS}, r"lies in \[-1, -?0\], expected float32 in \[0, 1\]"),
+        ({"images": GREY / np.float32(-255), "labels": LABELS}, r"lies in \[-1, -?0\], expected .*; undo their norm"),
         ({"images": np.full((40, 5, 5), np.nan, np.float32), "labels": LABELS}, "NaN or infinite"),
         ({"images": np.full((40, 5, 5), np.inf, np.float32), "labels": LABELS}, "NaN or infinite"),
         ({"images": GREY, "labels": LABELS * 2}, "no image of class '1'"),
+        ({"images": GREY, "labels": LABELS + 1}, "starts at 1; number the classes from 0: subtract 1"),
         ({"images": GREY, "labels": LABELS - 1}, "has labels from -1 to 0"),
         ({"images": GREY, "labels": LABELS * 10**12}, "goes up to 1000000000000 with 40 labels"),
         ({"images": GREY, "labels": LABELS * 0}, "has 1 class, a classifier needs two"),

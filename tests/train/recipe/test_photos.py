@@ -37,6 +37,13 @@ def test_every_effort_fills_a_recipe_that_can_be_made(effort, of):
     assert recipe.evaluation.budget == effort
 
 
+def test_evidence_has_as_many_bins_as_few_fitting_images_allow():
+    """200 images, a fifth of them for the test: 26 fitting images, five to a bin."""
+    recipe = hardening_recipe(filled(facts((3, 32, 32), 3, 160))[0], "photos")
+    assert (recipe.data.fit, recipe.detection.bins) == (26, 5)
+    assert hardening_recipe(filled(facts())[0], "photos").detection.bins == 6
+
+
 def test_jurors_cost_a_quarter_of_the_classifier_at_most_where_that_is_enough():
     of = facts()
     tables, cost = filled(of, "standard")

@@ -11,10 +11,12 @@ from s2ap_train.calibration.kinds import shared_rates
 from s2ap_train.calibration.settings import Detection
 from s2ap_train.calibration.weakness import OnWeakness, Weakness
 
-__all__ = ["FEWEST", "MOST_RAISED", "able", "affordable_alpha", "has_evidence", "without_kind"]
+__all__ = ["FEWEST", "FEWEST_IN_A_BIN", "MOST_RAISED", "able", "affordable_alpha", "has_evidence", "without_kind"]
 
 FEWEST = 20
 """Inputs of either kind that evidence is fitted on."""
+FEWEST_IN_A_BIN = 5
+"""Fitting images for each bin of evidence (Cochran 1952)."""
 MOST_RAISED = 0.2
 """The largest false-alarm rate that is taken unasked: beyond it a file without alarms is of more use."""
 

@@ -140,6 +140,8 @@ def _numbered(labels: Int64, name: str) -> tuple[str, ...]:
         raise RecipeError(
             f"{name} goes up to {highest} with {len(labels)} labels; number the classes from 0 without gaps"
         )
+    if highest > 0 and int(labels.min()) == 1:
+        raise RecipeError(f"{name} starts at 1; number the classes from 0: subtract 1")
     return tuple(str(label) for label in range(highest + 1))
 
 
@@ -179,7 +181,8 @@ def _check_range(images: Float32, name: str) -> None:
             f"{name} holds NaN or infinite values, expected float32 in [0, 1]; repair or remove those images"
         )
     if low < 0.0 or high > 1.0:
-        raise RecipeError(f"{name} lies in [{low:g}, {high:g}], expected float32 in [0, 1]; divide 8-bit pixels by 255")
+        cure = "divide 8-bit pixels by 255" if low >= 0.0 else "undo their normalisation"
+        raise RecipeError(f"{name} lies in [{low:g}, {high:g}], expected float32 in [0, 1]; {cure}")
 
 
 def _size(shape: tuple[int, int, int]) -> str:

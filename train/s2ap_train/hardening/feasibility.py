@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from s2ap_defend.errors import RecipeError
 from s2ap_train.calibration.boundaries import least_alpha, samples_needed
 from s2ap_train.calibration.kinds import evidence_bins
-from s2ap_train.calibration.possible import FEWEST
+from s2ap_train.calibration.possible import FEWEST, FEWEST_IN_A_BIN
 from s2ap_train.data import Splits
 from s2ap_train.ensemble import MemberFamily
 from s2ap_train.hardening.designs import undecided, unwritable
@@ -26,8 +26,6 @@ from s2ap_train.training import TrainingConfig
 
 __all__ = ["FEWEST_ATTACKED", "batch_sizes", "check_feasible", "problems", "together", "weaknesses"]
 
-FEWEST_IN_A_BIN = 5
-"""Fitting images for each bin of evidence (Cochran 1952)."""
 FEWEST_ATTACKED = 10
 """Images that purifiers and the file are attacked on, as `choice.samples` and `evaluation.samples` start."""
 _COPIED = 3

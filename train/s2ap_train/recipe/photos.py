@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from s2ap_train.calibration.possible import FEWEST, FEWEST_IN_A_BIN
+from s2ap_train.calibration.settings import Detection
 from s2ap_train.data import DataFacts
 from s2ap_train.recipe.efforts import EFFORTS, Effort, Work
 
@@ -142,12 +144,17 @@ def photos_tables(
             "signals": ["jury margin"],
         },
         "decision_choice": _choice(work, effort),
-        "detection": {"alpha": 0.05, "beta": 0.05, "min_accept": 4},
+        "detection": {"alpha": 0.05, "beta": 0.05, "min_accept": 4, **_bins(held_out["fit"])},
         "evaluation": {"samples": work.evaluated, "budget": work.budget},
     }
 
 
 _MASKS = {"weight_decay": 0.0, "average_decay": 0.0}  # the scores of a mask are no weights
+
+
+def _bins(fit: int) -> dict[str, int]:
+    """Fewer bins of evidence than by default where there are few fitting images."""
+    return {"bins": fit // FEWEST_IN_A_BIN} if FEWEST <= fit < FEWEST_IN_A_BIN * Detection().bins else {}
 
 
 def _dense_steps(work: Work, flops: int) -> int:

@@ -15,13 +15,18 @@ from s2ap_train.recipe import EnsembleRecipe
 from s2ap_train.storage.parts import PartStore
 from s2ap_train.training import TrainingConfig
 
-__all__ = ["BASE_WIDTH", "MEMBERS", "train_surrogates", "widened"]
+__all__ = ["BASE_WIDTH", "MEMBERS", "surrogate_names", "train_surrogates", "widened"]
 
 BASE_WIDTH = 1.5
 """Channels of the attacker's base, of those of the recipe's network."""
 MEMBERS = 3
 """Adversarially trained networks of the attacker."""
 _FIRST_SEED = 500_000_000  # beyond the seeds that any family of members takes by itself
+
+
+def surrogate_names(members: int = MEMBERS) -> tuple[str, ...]:
+    """Parts of the attacker's networks: the base, then the others."""
+    return "surrogate-base", *(f"surrogate-robust-{number}" for number in range(members))
 
 
 def train_surrogates(
@@ -55,11 +60,9 @@ def train_surrogates(
 
     with one_thread():
         own = recipe.robust_model if recipe.from_onnx else recipe.model
-        base = trained(0, widened(own, BASE_WIDTH), "surrogate-base", recipe.plain)
-        robust = [
-            trained(1 + number, own, f"surrogate-robust-{number}", recipe.from_fresh_weights)
-            for number in range(members)
-        ]
+        first, *others = surrogate_names(members)
+        base = trained(0, widened(own, BASE_WIDTH), first, recipe.plain)
+        robust = [trained(number, own, name, recipe.from_fresh_weights) for number, name in enumerate(others, start=1)]
     return base, *robust
 
 
