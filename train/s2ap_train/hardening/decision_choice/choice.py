@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from s2ap_defend.decision_record import Frontier
 from s2ap_defend.progress import Reporter
+from s2ap_train.adaptive.goals import Goal
 from s2ap_train.calibration import Weakness, refuse
 from s2ap_train.calibration.stage_engines import StageTimes
 from s2ap_train.data import ImageSet, Splits
-from s2ap_train.hardening.decision_choice.frontier import frontier_row
+from s2ap_train.hardening.decision_choice.frontier import Measured, frontier_row
 from s2ap_train.hardening.decision_choice.rules import (
     GOALS,
+    JURY_ANSWERS,
     STEPS,
     answers,
     beginning,
@@ -29,7 +33,17 @@ from s2ap_train.jobs import Workers
 from s2ap_train.recipe import Recipe
 from s2ap_train.recipe.tables import DecisionRecipe
 
-__all__ = ["ChosenDecision", "choose_decision"]
+__all__ = ["Attacks", "ChosenDecision", "attacked_hopeful", "choose_decision"]
+
+
+class Attacks(Protocol):
+    """The attacks on decisions so far."""
+
+    def attack(self, wanted: Sequence[tuple[DecisionRecipe, Goal]]) -> None:
+        """Attack decisions, each for a goal."""
+
+    def measured(self, decision: DecisionRecipe) -> Measured:
+        """What a decision makes of everything that was found."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +94,7 @@ def choose_decision(
     search = Search.of(recipe, components, splits, work_dir, reporter, workers, refuse if strict else _tolerated, times)
     compared = answers(wanted, grid)
     search.attack([(one, "wrong label") for one in compared], first_juror=True)
-    hope = [compared[i] for i in hopeful(wanted, [search.measured(one) for one in compared])]
-    search.attack([(one, "mislead") for one in hope])
+    hope = attacked_hopeful(search, wanted, compared)
     index, reason = chosen_answer(wanted, [search.measured(one) for one in hope])
     taken, reasons = hope[index], [reason]
     weaknesses = _other_answer(wanted, taken, reason)
@@ -124,6 +137,23 @@ def choose_decision(
     )
 
 
+def attacked_hopeful(
+    search: Attacks, wanted: DecisionRecipe, compared: Sequence[DecisionRecipe]
+) -> list[DecisionRecipe]:
+    """The decisions that may still answer, all of them attacked for an unflagged wrong answer, too; the jury first.
+
+    What is found for one lowers others: where that is the jury, mixes that were behind it may be hopeful again.
+    """
+    attacked: list[DecisionRecipe] = []
+    while True:
+        found = [compared[i] for i in hopeful(wanted, [search.measured(one) for one in compared])]
+        new = [one for one in found if one not in attacked]
+        if not new:
+            return found
+        search.attack([(one, "mislead") for one in new])
+        attacked += new
+
+
 def _tolerated(weakness: Weakness) -> None:
     """Nothing: of the candidates, the one that is exported says what it lacks."""
 
@@ -132,10 +162,11 @@ def _other_answer(wanted: DecisionRecipe, taken: DecisionRecipe, reason: str) ->
     """That somebody else answers than the recipe says."""
     if taken.answer == wanted.answer:
         return ()
+    why = reason.removesuffix(JURY_ANSWERS)
     return (
         Weakness(
             part="answer",
-            found=f"the answer {wanted.answer!r} was asked for and is not worth it: {reason.rstrip('.')}",
+            found=f"the answer {wanted.answer!r} was asked for and is not worth it: {why}",
             instead=f"the answer is {taken.answer!r}",
             cure="give a larger decision.label_cost or more --effort, or ask for it afterwards with calibrate --answer",
         ),

@@ -12,6 +12,7 @@ from s2ap_train.statistics.paired import mcnemar
 
 __all__ = [
     "GOALS",
+    "JURY_ANSWERS",
     "STEPS",
     "answers",
     "beginning",
@@ -29,6 +30,8 @@ GOALS: tuple[Goal, ...] = ("wrong label", "mislead")
 
 STEPS = ("opening", "jurors_see", "sensors_see", "purify", "signals", "flagged_label")
 """What is chosen after the answer, in this order."""
+JURY_ANSWERS = ", so the jury answers."
+"""How the reason ends where no mix may."""
 _DEARER = 1.1  # a decision that costs more than this many times the other's must gain beyond noise
 _NOISE = 0.05  # p-value below which it does
 
@@ -141,7 +144,7 @@ def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple
     cost = 100 * wanted.label_cost
     able = [i for i, one in enumerate(others, start=1) if _as_good(one, jury, wanted.label_cost)]
     if not able:
-        return 0, f"No mix stays within {cost:g} points of the jury under attack ({figures}), so the jury answers."
+        return 0, f"No mix stays within {cost:g} points of the jury under attack ({figures}){JURY_ANSWERS}"
 
     def worth(i: int) -> tuple[float, float, float]:
         one = measured[i]
