@@ -11,7 +11,7 @@ import pytest
 from tests.export.small_recipe import OVERRIDES
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_ctrl_c_ends_with_one_line_and_the_next_run_goes_on(tmp_path: Path, workers: str) -> None:
     path = tmp_path / "model.onnx"
     slow = [*OVERRIDES, "--set", "adversarial.epochs=500", "--workers", workers]
