@@ -12,6 +12,7 @@ from s2ap_defend.sequential import Answer
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_export.hardening.assembly import assemble, traced_networks
 from s2ap_train.adaptive.budget import AdaptiveBudget
+from s2ap_train.calibration.flops import StageFlops
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.choice import choose_decision
 from s2ap_train.hardening.train import Components, train_components
@@ -117,6 +118,7 @@ def measured_systems(
             reporter=reporter,
             workers=workers,
         )
+    flops = {path: file_flops(opened(path)) for path in {one.row.model for one in systems}}
     return {
         "seed": recipe.seed,
         "split": "test",
@@ -124,7 +126,7 @@ def measured_systems(
         "samples": len(data),
         "eps": recipe.eps,
         "effort": {"descents": effort.descents, "steps": effort.steps},
-        "systems": [_figures(one, rows, alarms) for one in systems],
+        "systems": [_figures(one, rows, alarms, flops[one.row.model]) for one in systems],
         "parts": _parts(rows, policies),
     }
 
@@ -225,9 +227,9 @@ def _beside(served: Sequence[System], data: ImageSet, cheapest: Purify) -> tuple
     return [*found, *(sure[count] for count in sorted(sure)), *served], alarms
 
 
-def _figures(system: System, rows: dict[str, MeasuredRow], alarms: dict[str, str]) -> dict[str, Any]:
+def _figures(system: System, rows: dict[str, MeasuredRow], alarms: dict[str, str], flops: StageFlops) -> dict[str, Any]:
     """One row and its differences from r, and from r with as many false alarms, as JSON values."""
-    measured, flops = rows[system.row.name], file_flops(opened(system.row.model))
+    measured = rows[system.row.name]
     row, worst = measured.row, measured.row.worst_case
     against: dict[Measure, str] = {"clean accuracy": ROBUST, "label right": ROBUST}
     if system.row.name in alarms:

@@ -21,7 +21,7 @@ from s2ap_train.models import Classifier
 from s2ap_train.models.modes import evaluation_mode
 from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
 from s2ap_train.storage.fingerprint import fingerprint, weights_digest
-from s2ap_train.training.batches import augment, batches, cosine
+from s2ap_train.training.batches import apply_masks, augment, batches, cosine
 from s2ap_train.training.config import TrainingConfig
 
 Jury = Sequence[nn.Module]
@@ -59,7 +59,8 @@ def trained_together(
         whole.load_state_dict(load_checkpoint(path)[0])
         whole.eval()
         return copies
-    masks = {name: weight != 0 for name, weight in whole.named_parameters() if weight.dim() > 1}
+    parameters = dict(whole.named_parameters())
+    masks = {name: weight != 0 for name, weight in parameters.items() if weight.dim() > 1}
     optimiser = torch.optim.SGD(whole.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     images, labels = torch.from_numpy(splits.train.images), torch.from_numpy(splits.train.labels)
     generator, step = torch.Generator().manual_seed(seed), 0
@@ -73,10 +74,7 @@ def trained_together(
             x = augment(images[rows], config, generator)
             TOGETHER[kind](copies, x, labels[rows], config, generator).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            with torch.no_grad():
-                for name, weight in whole.named_parameters():
-                    if name in masks:
-                        weight.mul_(masks[name])
+            apply_masks(parameters, masks)
             step += 1
         if not all(bool(value.isfinite().all()) for value in whole.state_dict().values() if value.is_floating_point()):
             raise RecipeError(f"jurors of kind {kind!r} are no longer finite after epoch {epoch + 1}; lower the lr")

@@ -83,11 +83,8 @@ def paired_difference(before: Bool, after: Bool) -> PairedDifference:
     """
     if len(before) != len(after) or len(before) == 0:
         raise ValueError(f"a paired difference needs the same images twice; got {len(before)} and {len(after)}")
-    count = len(before)
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
-    shares = float(np.mean(before)), float(np.mean(after))
-    interval = agresti_min(lost, gained, count)
-    return PairedDifference(count, *shares, (gained - lost) / count, interval, lost, gained, mcnemar(lost, gained))
+    return _counted(len(before), float(np.mean(before)), float(np.mean(after)), lost, gained)
 
 
 def pooled_difference(parts: Sequence[PairedDifference]) -> PairedDifference:
@@ -100,6 +97,10 @@ def pooled_difference(parts: Sequence[PairedDifference]) -> PairedDifference:
     if not count:
         raise ValueError("a pooled difference needs at least one part")
     before, after = (sum(getattr(one, side) * one.samples for one in parts) / count for side in ("before", "after"))
+    return _counted(count, before, after, lost, gained)
+
+
+def _counted(count: int, before: float, after: float, lost: int, gained: int) -> PairedDifference:
     interval = agresti_min(lost, gained, count)
     return PairedDifference(
         count, before, after, (gained - lost) / count, interval, lost, gained, mcnemar(lost, gained)
