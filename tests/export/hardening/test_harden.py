@@ -128,6 +128,11 @@ def test_a_second_run_trains_nothing_writes_the_same_weights_and_measures_only_n
     assert after.members == before.members
     assert after.purifier == before.purifier
 
+    assert run([*arguments, *OVERRIDES]) == 0
+    output = capsys.readouterr().out
+    for title in ("purifiers under attack", "attacks", "ablation"):
+        assert re.search(rf"^{title}: (\d+) of \1 reused", output, re.MULTILINE), title
+
 
 def again(hardened: Path, folder: Path, *more: str) -> Path:
     """The same recipe hardened once more, with changes, from the parts that are there."""

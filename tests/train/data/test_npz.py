@@ -124,7 +124,10 @@ GREY = pixels(40, 5, 5)
     [
         ({"images": GREY.astype(np.float64), "labels": LABELS}, "is float64, expected uint8 in 0..255 or float32"),
         ({"images": GREY.astype(np.float32), "labels": LABELS}, r"lies in \[0, 255\], .*divide 8-bit pixels by 255"),
-        ({"images": GREY / np.float32(-255), "labels": LABELS}, r"lies in \[-1, -?0\], expected .*; undo their norm"),
+        (
+            {"images": GREY / np.float32(-255), "labels": LABELS},
+            r"lies in \[-1, -?0\], expected float32 in \[0, 1\]; undo their normalisation",
+        ),
         ({"images": np.full((40, 5, 5), np.nan, np.float32), "labels": LABELS}, "NaN or infinite"),
         ({"images": np.full((40, 5, 5), np.inf, np.float32), "labels": LABELS}, "NaN or infinite"),
         ({"images": GREY, "labels": LABELS * 2}, "no image of class '1'"),
