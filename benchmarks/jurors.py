@@ -2,9 +2,9 @@
 
     python benchmarks/jurors.py [digits|fashion] [--data PATH] [--kinds seeds,eps,...] [--samples N] [--json FILE]
 
-Beside r, the S2AP-pruned classifier, stand four jurors made from the recipe's own family, each by changes of the recipe
-(`jurors_kinds.py`), or plain seeds that are trained on together (`jurors_together.py`). Every jury is attacked by who
-knows all of it for a wrong label, once where it votes and once where its mean probability answers; r alone is attacked
+r, the S2AP-pruned classifier, is joined by four jurors made from the recipe's own family, each by changes of the recipe
+(`jurors_kinds.py`), or plain seeds that are trained on together (`jurors_together.py`). Every jury is attacked in full
+knowledge of it for a wrong label, once where it votes and once where its mean probability answers; r alone is attacked
 by the same plan. Everything found is tried on all. There is no purifier, no classifier and no flag here. A juror's seed
 decides first weights, mask and order of the data together: the order alone is no kind of its own. Networks and attacks
 are stored in the work folder.
@@ -199,13 +199,13 @@ def measure(
 
 
 def control(kind: str, measured: Collection[str]) -> str:
-    """What a kind is compared with beside r: longer training of each alone, where jurors were trained on together."""
+    """What a kind is compared with, other than r: longer training of each, where jurors were trained on together."""
     return LONGER if kind in TOGETHER and kind != LONGER and LONGER in measured else SEEDS
 
 
 def print_table(document: dict[str, Any]) -> None:
     """The figures in Markdown."""
-    header = ("jurors beside r", "answer", "cost of r", "clean", "label right", "- r", "control", "- control")
+    header = ("jurors with r", "answer", "cost of r", "clean", "label right", "- r", "control", "- control")
     rows = [
         (
             one["kind"] if one["answer"] != ALONE else "none",

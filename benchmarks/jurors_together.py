@@ -1,4 +1,4 @@
-"""Jurors trained on together: losses and attacks that look at all of them, beside as many steps without that.
+"""Jurors trained on together: losses and attacks that look at all of them, and as many steps without that.
 
 Every kind begins with the same trained jurors and takes the same number of steps on as many adversarial images.
 """
@@ -128,7 +128,7 @@ def diverse_predictions(
     """Adaptive diversity promoting on images that fool the jury: Pang et al. 2019, equation 5 (arXiv 1901.08846).
 
     The entropy of the mean probability, and the logarithm of the squared volume that the jurors' probabilities of the
-    wrong labels span, each juror's brought to length 1, are raised beside the cross-entropies.
+    wrong labels span, each juror's brought to length 1, are raised as the cross-entropies are lowered.
     """
     moved = attacked(partial(mean_log_probability, jurors), jurors, x, y, config, generator)
     logits = torch.stack([one(moved) for one in jurors])  # [n, N, K]
@@ -162,7 +162,7 @@ def apart_gradients(jurors: Jury, x: Tensor, y: Tensor, config: TrainingConfig, 
 def distilled(jurors: Jury, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
     """Each juror on images that carry the features of others in another juror, and on its own adversarial images.
 
-    Yang et al. 2020, equations 2 and 4 (DVERGE, arXiv 2009.14720), with adversarial training beside it as the authors
+    Yang et al. 2020, equations 2 and 4 (DVERGE, arXiv 2009.14720), with adversarial training added as the authors
     combine them. The layer is drawn for every batch, and for each juror one other; the paper takes all others.
     """
     loss, count = each_alone(jurors, x, y, config, generator), len(jurors)

@@ -16,10 +16,10 @@ from s2ap_train.data import Splits
 from s2ap_train.hardening.train import Components
 from s2ap_train.recipe import Recipe
 
-__all__ = ["KEPT", "stage_times"]
+__all__ = ["TIMES_FILE", "stage_times"]
 
-KEPT = "stage-times.json"
-"""Where, in the work folder, they are kept."""
+TIMES_FILE = "stage-times.json"
+"""Where, in the work folder, they are stored."""
 _TIMES = TypeAdapter(dict[str, tuple[float, float, tuple[float, ...]]])
 
 
@@ -33,7 +33,7 @@ def stage_times(
         components: The trained networks.
         networks: The same, traced.
         splits: Images of the fitting split are run.
-        work_dir: Where the times are kept.
+        work_dir: Where the times are stored.
 
     Returns:
         Members as they were trained; None where no time counts: the recipe has no limit, or one of operations.
@@ -45,15 +45,15 @@ def stage_times(
     if not recipe.purifier.off and decision.purify != "off":
         purifier = exported_purifier(recipe, components.score_model, splits.fit.images[:COMPARED], lambda _: None)
     stages = (networks.classifier, *networks.members, *([] if purifier is None else [purifier]))
-    key, kept = _digest(stages), work_dir / KEPT
+    key, stored = _digest(stages), work_dir / TIMES_FILE
     known: dict[str, tuple[float, float, tuple[float, ...]]] = {}
-    if kept.exists():
+    if stored.exists():
         with contextlib.suppress(ValidationError):  # measured again
-            known = _TIMES.validate_json(kept.read_bytes())
+            known = _TIMES.validate_json(stored.read_bytes())
     if key not in known:
         times = StageEngines(purifier, networks.classifier, networks.members, threads=1).together(splits.fit.images)
         known[key] = (times.purifier, times.classifier, tuple(times.members.tolist()))
-        replace_file(kept, _TIMES.dump_json(known, indent=2))
+        replace_file(stored, _TIMES.dump_json(known, indent=2))
     before, classifier, members = known[key]
     return StageTimes(before, classifier, np.array(members, dtype=np.float64))
 

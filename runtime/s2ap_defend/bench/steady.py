@@ -62,8 +62,8 @@ def measure_steady(classifier: DefendedClassifier, images: Float32, batches: int
             early = resident_bytes()
     late, shared = resident_bytes(), _BATCHES_OF_A_THREAD * THREADS
     with ThreadPoolExecutor(THREADS) as threads:
-        beside = sum(threads.map(differs, range(shared)))
-    return Steady(batches, different, THREADS, shared, beside, early, late)
+        of_threads = sum(threads.map(differs, range(shared)))
+    return Steady(batches, different, THREADS, shared, of_threads, early, late)
 
 
 def _bits(classifier: DefendedClassifier, images: Float32) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from tests.export.small_recipe import OVERRIDES
 
 from s2ap_export.hardening.assembly import traced_networks
-from s2ap_export.hardening.stage_times import KEPT, stage_times
+from s2ap_export.hardening.stage_times import TIMES_FILE, stage_times
 from s2ap_train.calibration.stage_engines import StageTimes
 from s2ap_train.data import Splits
 from s2ap_train.hardening.decision_choice.choice import choose_decision
@@ -54,7 +54,7 @@ def test_nothing_is_timed_where_no_time_counts(trained: Trained, tmp_path: Path,
     counted = recipe.model_copy(update={"decision": recipe.decision.model_copy(update=decision)})
     networks = traced_networks(recipe, components, splits)
     assert stage_times(counted, components, networks, splits, tmp_path) is None
-    assert not (tmp_path / KEPT).exists()
+    assert not (tmp_path / TIMES_FILE).exists()
 
 
 def test_costs_count_the_times_and_the_manifest_says_so(trained: Trained) -> None:

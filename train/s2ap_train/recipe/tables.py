@@ -77,7 +77,7 @@ class DecisionRecipe(Table):
         max_cost: The most that a clean image may cost, a multiple of the classifier's; what is dearer is taken only
             where all are. With it the search begins without a purifier. None: any, and costs are told in operations.
         cost_in: What it limits: the 'time' of the stages, measured once on one thread of this machine in batches of 64
-            and kept in the work folder; or floating-point 'operations', the same on every machine.
+            and stored in the work folder; or floating-point 'operations', the same on every machine.
     """
 
     answer: Answer = "mixed"
