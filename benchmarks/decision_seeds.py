@@ -1,10 +1,13 @@
 """The decision benchmark over several training seeds, and what must hold of its files."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
+from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import Answer
 from s2ap_train.calibration.flops import StageFlops
 from s2ap_train.redteam.ablation.must_hold import must_hold
@@ -50,6 +53,43 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {"key": key} | means | sizes | {"differences": differences} | ({"pooled": pooled} if apart else {})
         )
     return found
+
+
+def earlier_runs(
+    files: Sequence[Path], plan: Mapping[str, Any], samples: int, seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Runs of files that the benchmark wrote before, to stand beside those of other seeds.
+
+    Args:
+        files: JSON.
+        plan: Recipe and budget that they must have been measured with, as in the files.
+        samples: Test images that each must have.
+        seeds: Those that are measured now, which they must not have.
+
+    Raises:
+        RecipeError: If a file cannot be read, or its runs cannot be compared with those of now.
+    """
+    runs: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            document = json.loads(file.read_bytes())
+            theirs, found = {name: document[name] for name in plan}, document["runs"]
+            known = [(run["seed"], run["samples"]) for run in found]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise RecipeError(
+                f"{file} holds no figures of this benchmark ({error!r}); name a file of --json"
+            ) from error
+        if theirs != plan:
+            raise RecipeError(
+                f"{file} was measured with another recipe or budget, and cannot be compared; measure it again"
+            )
+        for seed, images in known:
+            if images != samples:
+                raise RecipeError(f"{file} has {images} test images for seed {seed}, --samples says {samples}")
+            if seed in (*seeds, *(run["seed"] for run in runs)):
+                raise RecipeError(f"seed {seed} of {file} is measured twice; name it once, in --seed or in one --add")
+        runs += found
+    return runs
 
 
 def requirements(system: Mapping[str, Any]) -> tuple[Requirement, ...]:

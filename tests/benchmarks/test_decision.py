@@ -90,6 +90,39 @@ def test_the_table_has_the_figures_of_the_document_and_a_second_start_attacks_no
     assert json.loads((work / "again.json").read_text())["runs"] == document["runs"]
 
 
+def test_figures_of_another_seed_are_added_and_pooled(measured: tuple[Path, Result, dict[str, Any]]) -> None:
+    work, _, document = measured
+    other = document | {"runs": [run | {"seed": 7, "first": 70} for run in document["runs"]]}
+    (work / "seed7.json").write_text(json.dumps(other))
+    result = start(work, "--add", str(work / "seed7.json"), "--json", str(work / "both.json"))
+    assert result.exit_code == 0, result.output
+    both = json.loads((work / "both.json").read_text())
+    assert [run["seed"] for run in both["runs"]] == [document["runs"][0]["seed"], 7]
+    (found,) = (one for one in both["over_seeds"] if one["key"] == "robust, off")
+    effect = systems(document)["robust, off"]["against"]["label right"]
+    pooled = found["pooled"]["label right"]
+    assert (pooled["samples"], pooled["gained"], pooled["lost"]) == (20, 2 * effect["gained"], 2 * effect["lost"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": "full"}, "was measured with another recipe or budget"),
+        ({}, "is measured twice; name it once"),
+        ({"runs": [{"seed": 7, "samples": 99}]}, "has 99 test images for seed 7, --samples says 10"),
+        ({"runs": None}, "holds no figures of this benchmark"),
+    ],
+)
+def test_figures_that_cannot_be_pooled_are_refused(
+    measured: tuple[Path, Result, dict[str, Any]], change: dict[str, Any], message: str
+) -> None:
+    work, _, document = measured
+    (work / "other.json").write_text(json.dumps(document | change))
+    result = start(work, "--add", str(work / "other.json"))
+    assert result.exit_code == 1
+    assert message in result.output
+
+
 def seed_run(first: int, *rights: tuple[str, float, float]) -> dict[str, Any]:
     """What one seed gives: of 100 images each system gains what it has more than its baseline and loses none."""
     figures = dict.fromkeys(("clean", "clean_flagged", "right_or_flagged", "cost", "members_used"), 1.0)
@@ -146,7 +179,8 @@ def test_seeds_with_images_of_their_own_are_pooled_and_what_must_hold_is_said_of
         (("--policies", "never"), "policy 'never' is not known; choose from always, suspicious, off"),
         (("--answers", "natural"), "answer 'natural' is not known; choose from robust, mixed, accurate"),
         (("--mixes", "0.8"), "is no list of SHARE:AMPLIFICATION"),
-        (("--seeds", "2", "--checkpoints", "x"), "--checkpoints holds the networks of one seed"),
+        (("--seed", "0", "--seed", "1", "--checkpoints", "x"), "--checkpoints holds the networks of one seed"),
+        (("--add", "missing.json"), "missing.json holds no figures of this benchmark"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(
