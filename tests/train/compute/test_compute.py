@@ -146,7 +146,7 @@ def test_one_device_runs_in_this_process():
     [
         ({"devices": 0}, "devices is 0; training needs at least 1"),
         ({"accelerator": "tpu"}, r"accelerator 'tpu' is not known; choose from auto, cpu, cuda"),
-        ({"precision": "8"}, r"precision '8' is not known; choose from 32, bf16, 16"),
+        ({"precision": "8"}, r"precision '8' is not known; choose from auto, 32, bf16, 16"),
         ({"accelerator": "cpu", "devices": 4096}, r"devices is 4096, but this machine has no CUDA device to use and"),
         (
             {"accelerator": "cpu", "precision": "16"},
@@ -157,6 +157,13 @@ def test_one_device_runs_in_this_process():
 def test_what_no_machine_or_not_this_one_has_is_refused(settings, message):
     with pytest.raises(RecipeError, match=message):
         launch(ComputeSettings(**settings), lambda _: None)
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "avx512_f"])
+def test_auto_is_bfloat16_where_the_processor_computes_in_it(monkeypatch, flag):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, flag: True})
+    settings = ComputeSettings("cpu", precision="auto")
+    assert launch(settings, lambda compute: compute.precision) == ("32" if flag == "avx512_f" else "bf16")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

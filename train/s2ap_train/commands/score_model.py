@@ -38,7 +38,9 @@ _KEYS = {
 @click.option("--data", "data_root", type=click.Path(path_type=Path), help="Where the recipe's data set lies.")
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
 @click.option("--devices", type=click.IntRange(1), help="GPUs, or processes on a CPU, that train together.")
-@click.option("--precision", type=click.Choice(["32", "bf16", "16"]), help="Of the passes; weights stay 32 bit.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "32", "bf16", "16"]), help="Of the passes; weights stay 32 bit."
+)
 @click.option(
     "--samples", type=click.IntRange(1, 64), default=8, show_default=True, help="Images that the report shows."
 )

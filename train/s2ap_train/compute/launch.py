@@ -41,7 +41,7 @@ def compute_here(settings: ComputeSettings) -> Compute:
         RecipeError: If this machine lacks what they ask for.
     """
     device = torch.device("cuda", 0) if check_available(settings) == "cuda" else torch.device("cpu")
-    return Compute(device, precision=settings.precision, channels_last=settings.channels_last)
+    return Compute(device, precision=settings.precision_on(device), channels_last=settings.channels_last)
 
 
 def check_available(settings: ComputeSettings) -> Literal["cpu", "cuda"]:

@@ -62,9 +62,8 @@ def _work(fabric: Any, folder_name: str, threads: int) -> None:  # noqa: ANN401
     torch.set_num_threads(threads)
     try:
         settings, function, args = _read(folder / "call.pt", mmap=True)
-        compute = Compute(
-            fabric.device, precision=settings.precision, channels_last=settings.channels_last, fabric=fabric
-        )
+        precision = settings.precision_on(fabric.device)
+        compute = Compute(fabric.device, precision=precision, channels_last=settings.channels_last, fabric=fabric)
         result = function(compute, *args)
         if compute.is_main:
             torch.save(result, folder / "result.pt")

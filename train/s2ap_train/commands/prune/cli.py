@@ -48,7 +48,9 @@ _KEYS = {
 @click.option("--natural", is_flag=True, help="Train without attacks; what is pruned then has no robustness to keep.")
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
 @click.option("--devices", type=click.IntRange(1), help="GPUs, or processes on a CPU, that train together.")
-@click.option("--precision", type=click.Choice(["32", "bf16", "16"]), help="Of the passes; weights stay 32 bit.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "32", "bf16", "16"]), help="Of the passes; weights stay 32 bit."
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
 @click.option(
     "--work-dir",
