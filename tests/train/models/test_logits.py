@@ -29,12 +29,13 @@ def plain(): return Answered(nn.Identity())
 def module(): return Answered(nn.Softmax(dim=1))
 def function(): return Answered(lambda logits: logits.softmax(dim=1))
 def sigmoid(): return Answered(nn.Sigmoid())
+def each(): return Answered(lambda logits: logits.sigmoid())
 def logarithm(): return Answered(nn.LogSoftmax(dim=1))
 def scaled(): return Answered(lambda logits: logits * 30000)
 def shifted(): return Answered(lambda logits: logits + 1e6)
 def attention(): return Answered(lambda logits: logits * logits.softmax(dim=1))
 """
-ALIKE = {"module": {}, "sigmoid": {}, "function": {"log": True}, "logarithm": {}}
+ALIKE = {"module": {}, "sigmoid": {}, "function": {"log": True}, "each": {"odds": True}, "logarithm": {}}
 FOUND = {**ALIKE, "scaled": {"divide": 4096.0}, "shifted": {"centre": True}, "plain": {}, "attention": {}}
 
 
@@ -70,7 +71,7 @@ def test_probabilities_become_the_logits_that_they_were_made_of(made, name):
     torch.testing.assert_close(found.log_softmax(dim=1), expected.log_softmax(dim=1), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["module", "sigmoid", "function", "scaled", "shifted"])
+@pytest.mark.parametrize("name", ["module", "sigmoid", "function", "each", "scaled", "shifted"])
 def test_an_attack_is_as_strong_as_on_the_plain_network(made, name):
     """Weights of a confident network: on its probabilities, or on its large logits, the gradient is 0."""
     strong = {
@@ -96,7 +97,7 @@ def test_the_table_of_a_network_may_say_how_its_answers_are_read(made):
     assert model.architecture()["logits"] == {"divide": 8.0}
     with pytest.raises(RecipeError, match=r"logits.divide is 0; it must be above 0 and finite"):
         Reading.of({"divide": 0})
-    with pytest.raises(RecipeError, match="it has the keys log, centre and divide"):
+    with pytest.raises(RecipeError, match="it has the keys log, odds, centre and divide"):
         Reading.of({"temperature": 2})
 
 

@@ -30,11 +30,13 @@ class Reading:
 
     Attributes:
         log: They are probabilities, of which the logarithm is taken.
+        odds: Each is a probability of its own, of a sigmoid, of which the logarithm of the odds is taken.
         centre: All outputs of an image share a large number, and their mean is subtracted.
         divide: What they are divided by, a power of two.
     """
 
     log: bool = False
+    odds: bool = False
     centre: bool = False
     divide: float = 1.0
 
@@ -57,12 +59,16 @@ class Reading:
         try:
             return cls(**table)
         except TypeError as error:
-            raise RecipeError(f"logits is {dict(table)}; it has the keys log, centre and divide") from error
+            raise RecipeError(f"logits is {dict(table)}; it has the keys log, odds, centre and divide") from error
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Logits [N, K]; the largest stays the largest."""
         if self.log:
             outputs = outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
+        if self.odds:
+            rounding = torch.finfo(outputs.dtype).eps
+            outputs = outputs.clamp(torch.finfo(outputs.dtype).tiny, 1 - rounding)
+            outputs = outputs.log() - (1 - outputs).log()
         if self.centre:
             outputs = outputs - outputs.mean(dim=1, keepdim=True)
         return outputs if self.divide == 1 else outputs / self.divide
@@ -78,6 +84,7 @@ class Reading:
         """Sentences for whoever starts a run."""
         said = {
             "log": "the network answers with probabilities: their logarithms are taken as logits",
+            "odds": "the network answers with the probability of each class: the logarithms of their odds are logits",
             "centre": "the network's logits share a large number: their mean is subtracted",
             "divide": f"the network's logits are large: they are divided by {self.divide:g}",
         }
@@ -98,9 +105,9 @@ def logits_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[bo
 
     named = [(name, module) for name, module in network.named_modules() if name and isinstance(module, _ENDINGS)]
     hooks = [module.register_forward_hook(noted(name)) for name, module in named]
-    images = torch.rand(_IMAGES, *image_shape, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(_IMAGES, *image_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     try:
-        with torch.no_grad(), evaluation_mode(network):
+        with torch.enable_grad(), evaluation_mode(network):
             outputs: Tensor = network(images.to(device_of(network)))
     finally:
         for hook in hooks:
@@ -114,12 +121,15 @@ def logits_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[bo
 
 
 def reading_of(outputs: Tensor) -> Reading:
-    """How these outputs [N, K] become logits."""
-    outputs = outputs.double()
+    """How these outputs [N, K] become logits; that a sigmoid made them is seen where their gradients were recorded."""
+    made_by = "" if outputs.grad_fn is None else outputs.grad_fn.name()
+    outputs = outputs.detach().double()
     if not bool(outputs.isfinite().all()):
         return Reading()
     if bool((outputs >= 0).all()) and bool(((outputs.sum(dim=1) - 1).abs() < _ROUNDING).all()):
         return Reading(log=True)
+    if made_by.startswith("Sigmoid"):
+        return Reading(odds=True)
     spread = float(outputs.std(dim=1, correction=0).mean())
     centre = float(outputs.mean(dim=1).abs().min()) > _LARGEST_SHIFT * max(spread, 1.0)
     return Reading(centre=centre, divide=2.0 ** round(math.log2(spread)) if spread > _LARGEST_SPREAD else 1.0)

@@ -100,9 +100,9 @@ class UserNetwork(Classifier):
 
     def read_outputs(self) -> None:
         """See again how outputs become logits: weights that were loaded may have another scale than fresh ones."""
-        images = torch.rand(4, *self.image_shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad(), evaluation_mode(self.network):
-            self.reading = reading_of(self.network(self.normalisation(images.to(device_of(self.network)))))
+        images = torch.rand(4, *self.image_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with torch.enable_grad(), evaluation_mode(self.network):
+            self.reading = reading_of(self.unnormalised(self.normalisation(images.to(device_of(self.network)))))
 
     def arguments(self) -> dict[str, Any]:
         """Name and arguments that make this network with all its channels, as JSON values."""
