@@ -1,0 +1,58 @@
+"""The tables of the documents are those that their benchmarks print from the files of benchmarks/results."""
+
+import importlib
+import json
+import re
+import sys
+
+import pytest
+from tests.docs.documents import ROOT
+
+WHOLE = [
+    ("docs/decision.md", "decision-digits", "decision_tables.print_tables"),
+    ("docs/decision.md", "jurors-fashion", "jurors.print_table"),
+    ("docs/purifier-figures.md", "purification-digits", "purification_tables.print_tables"),
+]
+"""Documents that hold every table of a file: the document, the file, what prints it."""
+PARTS = [
+    ("docs/detection-figures.md", "detection-digits"),
+    ("docs/detection-figures-cifar10.md", "detection-cifar10-small"),
+]
+"""Documents that hold some tables of a file, each under its title, and of some only a few rows."""
+
+
+def figures(name: str) -> object:
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_bytes())
+
+
+def rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+@pytest.fixture
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+
+
+@pytest.mark.usefixtures("_benchmarks")
+@pytest.mark.parametrize(("document", "name", "printer"), WHOLE)
+def test_every_row_that_a_file_prints_is_in_its_document(
+    document: str, name: str, printer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, function = printer.split(".")
+    getattr(importlib.import_module(module), function)(figures(name))
+    written = set(rows((ROOT / document).read_text()))
+    printed = rows(capsys.readouterr().out)
+    assert printed
+    assert [row for row in printed if row not in written] == []
+
+
+@pytest.mark.usefixtures("_benchmarks")
+@pytest.mark.parametrize(("document", "name"), PARTS)
+def test_every_row_under_the_title_of_a_table_is_printed_from_its_file(document: str, name: str) -> None:
+    printed = importlib.import_module("detection_tables").tables(figures(name))
+    sections = re.split(r"^#+ ", (ROOT / document).read_text(), flags=re.MULTILINE)
+    titled = {title: rows(text) for title, _, text in (section.partition("\n") for section in sections)}
+    found = [title for title in titled if title in printed]
+    assert len(found) > 5
+    assert [(title, row) for title in found for row in titled[title] if row not in printed[title]] == []
