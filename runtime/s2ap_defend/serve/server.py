@@ -6,7 +6,9 @@ import math
 import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -55,7 +57,7 @@ def serve(config: ServerConfig) -> None:
         interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_INTERVAL_S)  # the event loop must not wait 5 ms for a decoding thread
         try:
-            _Server(app, service, config).run(sockets=[listener])
+            Server(app, service, config).run(sockets=[listener])
         except SystemExit as error:
             raise EngineError("the application did not start; the log says why") from error
         finally:
@@ -80,16 +82,21 @@ def listen(host: str, port: int) -> socket.socket:
         raise RecipeError(f"cannot listen on {host} port {port}: {error.strerror or error}; {advice}") from error
 
 
-class _Server(uvicorn.Server):
-    """uvicorn with our way to stop; it alone would refuse connections the moment a signal arrives."""
+class Server(uvicorn.Server):
+    """uvicorn with our way to stop; it alone would refuse connections the moment a signal arrives.
+
+    Args:
+        app: The application.
+        service: What it serves.
+        config: Its settings.
+    """
 
     def __init__(self, app: FastAPI, service: Service, config: ServerConfig) -> None:
-        windows = sys.platform == "win32"
         super().__init__(
             uvicorn.Config(
                 app,
-                loop="asyncio" if windows else "uvloop",
-                http="h11" if windows else "httptools",
+                loop="asyncio" if sys.platform == "win32" else "uvloop",
+                http=_protocol(config),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -110,6 +117,11 @@ class _Server(uvicorn.Server):
         """Serve until a signal; see uvicorn.Server."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    def stop(self) -> None:
+        """Stop as SIGINT does; from any thread, while it serves."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Take a signal; called by Python between two instructions of the main thread."""
@@ -134,6 +146,16 @@ class _Server(uvicorn.Server):
             self._service.drain()
             self.should_exit = True
             asyncio.get_running_loop().call_later(self._grace_s, self._service.abort)
+
+
+def _protocol(config: ServerConfig) -> Any:  # noqa: ANN401 - a name or a class, uvicorn's type wants no partial one
+    """How uvicorn speaks HTTP; httptools, and with it our limits on connections, are not there on Windows."""
+    if sys.platform == "win32":
+        return "h11"
+    from s2ap_defend.serve.connection import Connection, Limits
+    from s2ap_defend.serve.shares import Shares
+
+    return partial(Connection, limits=Limits(Shares(config.max_connections), config.head_timeout_s))
 
 
 def _url(listener: socket.socket) -> str:

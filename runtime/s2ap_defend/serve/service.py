@@ -18,6 +18,7 @@ from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.errors import UnavailableError, UnknownModelError
 from s2ap_defend.serve.metrics import Metrics
 from s2ap_defend.serve.protocol import PUBLIC_OUTPUTS, InferRequest, ServedModel
+from s2ap_defend.serve.shares import Shares
 from s2ap_defend.serve.statistics import Statistics
 from s2ap_defend.serve.stepping import asked
 from s2ap_defend.types import Verdicts
@@ -35,6 +36,7 @@ class Service:
         state: 'starting' until the model is warm, then 'ready', 'draining' when the server is about to stop; 'failed'
             when the model could not even run once, and then `failure` says why.
         aborted: Whether what is unfinished is given up, because the server's grace is over.
+        receiving: Bytes of bodies that have arrived and are not queued yet.
     """
 
     def __init__(self, classifier: DefendedClassifier, config: ServerConfig) -> None:
@@ -69,7 +71,7 @@ class Service:
         self.failure: DefendError | None = None
         self.aborted = False
         self.on_failure: Callable[[], None] | None = None
-        self.receiving_bytes = 0
+        self.receiving = Shares(config.max_queue_bytes)
         self._warm_up_task: asyncio.Task[None] | None = None
         self._drift_rows = 0
         if self.drift is not None:
