@@ -39,7 +39,7 @@ class ServerConfig:
         max_queue_rows: Images that may wait.
         max_queue_bytes: Bytes of images that may wait, and, counted apart, of bodies that have arrived in part; a peer
             may have as much of the latter as is left for the others.
-        max_body_bytes: Largest request body, both as sent and inflated.
+        max_body_bytes: Largest request body, both as sent and inflated; tensors may have no more than fill the queue.
         max_connections: Connections at a time; a peer may have as many as are left for the others.
         head_timeout_s: Seconds a client has to send the head of a request, from its first byte, or from connecting.
         body_timeout_s: Seconds a client has to send its body.

@@ -43,14 +43,15 @@ class InferenceEndpoint:
         service: What serves them.
         codec: How they are written.
         decoders: Threads for what would hold up the event loop: large and compressed bodies.
+        size_bytes: Largest body, both as sent and inflated.
     """
 
-    def __init__(self, service: Service, codec: Codec, decoders: ThreadPoolExecutor) -> None:
+    def __init__(self, service: Service, codec: Codec, decoders: ThreadPoolExecutor, size_bytes: int) -> None:
         self._service = service
         self._codec = codec
         self._decoders = decoders
         config = service.config
-        self._limits = BodyLimits(config.max_body_bytes, config.body_timeout_s, config.body_rate_bytes_s)
+        self._limits = BodyLimits(size_bytes, config.body_timeout_s, config.body_rate_bytes_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
