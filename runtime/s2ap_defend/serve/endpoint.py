@@ -10,7 +10,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from s2ap_defend.errors import DefendError
-from s2ap_defend.serve.batcher import Ticket
 from s2ap_defend.serve.body import BodyLimits, ClientGoneError, inflate, read_body
 from s2ap_defend.serve.errors import UnavailableError
 from s2ap_defend.serve.metrics import CANCELLED, ERROR, SUCCESS
@@ -18,6 +17,7 @@ from s2ap_defend.serve.protocol import InferRequest
 from s2ap_defend.serve.responses import error_response, outcome_of
 from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.shares import peer_of
+from s2ap_defend.serve.tickets import Ticket
 from s2ap_defend.types import Verdicts
 
 INLINE_BYTES = 64 * 1024

@@ -13,7 +13,7 @@ from s2ap_defend import __version__
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.drift import DriftMonitor
 from s2ap_defend.errors import DefendError
-from s2ap_defend.serve.batcher import Batcher, BatchReport, Ticket
+from s2ap_defend.serve.batcher import Batcher, BatchReport
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.errors import UnavailableError, UnknownModelError
 from s2ap_defend.serve.metrics import Metrics
@@ -21,6 +21,7 @@ from s2ap_defend.serve.protocol import PUBLIC_OUTPUTS, InferRequest, ServedModel
 from s2ap_defend.serve.shares import Shares
 from s2ap_defend.serve.statistics import Statistics
 from s2ap_defend.serve.stepping import asked
+from s2ap_defend.serve.tickets import Ticket
 from s2ap_defend.types import Verdicts
 
 logger = logging.getLogger(__name__)
