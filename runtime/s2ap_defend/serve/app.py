@@ -20,6 +20,7 @@ from s2ap_defend.images import chosen_resize
 from s2ap_defend.serve import metadata, openapi, page, responses
 from s2ap_defend.serve.codecs import ImageFileCodec, ProtocolCodec
 from s2ap_defend.serve.config import ServerConfig
+from s2ap_defend.serve.edge import Application
 from s2ap_defend.serve.endpoint import InferenceEndpoint
 from s2ap_defend.serve.errors import UnavailableError
 from s2ap_defend.serve.protocol import largest_request
@@ -52,7 +53,7 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
             await service.stop()
             decoders.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(
+    app = Application(
         title="s2ap-defend",
         version=__version__,
         summary="An image classifier that defends itself.",

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from s2ap_defend.serve.responses import error_body
@@ -12,6 +13,9 @@ from s2ap_defend.serve.shares import Shares, peer_of
 __all__ = ["Connection", "Limits"]
 
 DISCARD_S = 1.0  # a client that still sends must be able to read why it was refused
+HEAD_BYTES = 32 * 1024
+OVERHEAD = 8  # bytes of framing for a byte of body; a chunk of one byte has 5
+FIRST_PROBE_S, SLOWEST_PROBE_S = 0.05, 1.0
 
 
 @dataclass
@@ -39,6 +43,8 @@ class Connection(HttpToolsProtocol):
         self._discarding = False
         self._impatience: asyncio.TimerHandle | None = None
         self._head_begun = False
+        self._head_bytes = 0
+        self._framing_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take in a connection, or turn it away."""
@@ -63,21 +69,59 @@ class Connection(HttpToolsProtocol):
         """Parse what came; whoever sends without having sent a whole head is given little time."""
         if self._discarding or self.transport.is_closing():
             return
-        super().data_received(data)
+        self._framing_bytes += len(data)
+        rest: bytes | None = data
+        while rest is not None:
+            self._unset_keepalive_if_required()
+            rest = self._parse(rest)
+        if self._framing_bytes > HEAD_BYTES and not self._discarding:
+            self._refuse(431, f"the head of the request has more than {HEAD_BYTES} bytes")
         if self.timeout_keep_alive_task is None and not self._answering and not self._discarding:
             self._hurry()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer whole requests of a client that has only ended its own side.
+
+        It may as well be gone altogether. The difference shows in what becomes of bytes that are sent to it, so it is
+        sent interim answers, which every client of HTTP/1.1 skips, until the answer is there.
+        """
+        if not self._answering or self.cycle.more_body or self._discarding:
+            return False
+        self.cycle.keep_alive = False
+        self._probe(FIRST_PROBE_S)
+        return True
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
         self._head_begun = True
+        self._head_bytes = 0
         self._hurry()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take in a header."""
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > HEAD_BYTES:
+            raise ValueError("the parser stops here")
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """Begin to answer."""
+        """Begin to answer, unless the request asks for another protocol first."""
         self._head_begun = False
         self._calm()
-        super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take in a part of a body."""
+        self._framing_bytes = max(0, self._framing_bytes - (1 + OVERHEAD) * len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._framing_bytes = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of a body that nobody reads."""
@@ -85,13 +129,43 @@ class Connection(HttpToolsProtocol):
         if self.cycle.more_body:
             self._hurry()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text
-        """Refuse what is no HTTP."""
-        self._refuse(400, "this is no valid HTTP request")
-
     @property
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _parse(self, data: bytes) -> bytes | None:
+        """Parse bytes; where a request ends that asks for another protocol, those behind it, else None."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self.parser.get_method() != b"CONNECT":
+                return self._without_upgrade() + data[upgrade.args[0] :]
+            self._refuse(405, "CONNECT is not allowed")
+        except httptools.HttpParserError:
+            if self._head_bytes > HEAD_BYTES:
+                self._refuse(431, f"the head of the request has more than {HEAD_BYTES} bytes")
+            else:
+                self._refuse(400, "this is no valid HTTP request")
+        return None
+
+    def _without_upgrade(self) -> bytes:
+        """The head of the request again, without what asks for another protocol, for a new parser.
+
+        A server may ignore `Upgrade` (RFC 9110, 7.8); the parser stops there and would leave out the body.
+        """
+        version = self.parser.get_http_version().encode()
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/", version, b"\r\n"]
+        for name, value in self.headers:
+            head += [] if name == b"upgrade" else [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"".join([*head, b"\r\n"])
+
+    def _probe(self, wait_s: float) -> None:
+        if self._answering and not self.transport.is_closing():
+            if self.scope["http_version"] == "1.1" and not self.cycle.response_started:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.loop.call_later(wait_s, self._probe, min(2 * wait_s, SLOWEST_PROBE_S))
 
     def _hurry(self) -> None:
         if self._impatience is None:
