@@ -1,35 +1,23 @@
 """One HTTP connection: uvicorn's, with limits on how many there are and on what a client may leave undone."""
 
 import asyncio
-from dataclasses import dataclass
+import fcntl
+import sys
+import termios
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from s2ap_defend.serve.responses import error_body
-from s2ap_defend.serve.shares import Shares, peer_of
+from s2ap_defend.serve.shares import Limits, peer_of
 
-__all__ = ["Connection", "Limits"]
+__all__ = ["Connection"]
 
 DISCARD_S = 1.0  # a client that still sends must be able to read why it was refused
 HEAD_BYTES = 32 * 1024
 OVERHEAD = 8  # bytes of framing for a byte of body; a chunk of one byte has 5
 FIRST_PROBE_S, SLOWEST_PROBE_S = 0.05, 1.0
-
-
-@dataclass
-class Limits:
-    """What all connections of a server share.
-
-    Attributes:
-        connections: How many there may be, and for each peer.
-        head_timeout_s: Seconds a client has for the head of a request, from the first byte, or from connecting; and for
-            what it still sends of a body that was refused.
-    """
-
-    connections: Shares
-    head_timeout_s: float
 
 
 class Connection(HttpToolsProtocol):
@@ -109,8 +97,14 @@ class Connection(HttpToolsProtocol):
         """Begin to answer, unless the request asks for another protocol first."""
         self._head_begun = False
         self._calm()
-        if not self.parser.should_upgrade():
-            super().on_headers_complete()
+        if self.parser.should_upgrade():
+            return
+        before = self.cycle
+        super().on_headers_complete()
+        if self._limits.draining:
+            self.cycle.keep_alive = False
+            if before is not None and not before.response_started:
+                before.keep_alive = True  # this one comes behind it
 
     def on_body(self, body: bytes) -> None:
         """Take in a part of a body."""
@@ -128,6 +122,21 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.more_body:
             self._hurry()
+
+    def shutdown(self) -> None:
+        """End when nothing is asked any more: what a client may have sent before it could know is answered."""
+        if self._answering:
+            self.cycle.keep_alive = False
+        else:
+            self.loop.call_later(self._limits.linger_s, self._end)
+
+    def _end(self) -> None:
+        if self._answering or self._head_begun or self.transport.is_closing():
+            return  # it ends with its answer
+        if _unread(self.transport):
+            self.loop.call_later(0.01, self._end)
+        else:
+            self.transport.close()
 
     @property
     def _answering(self) -> bool:
@@ -213,3 +222,9 @@ class Connection(HttpToolsProtocol):
         head += [b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)]
         head += [b"retry-after: %d\r\n" % retry_after] if retry_after is not None else []
         self.transport.write(b"".join([*head, b"\r\n", body]))
+
+
+def _unread(transport: asyncio.Transport) -> int:
+    """Bytes that have arrived and were not read yet."""
+    count = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(count, sys.byteorder)

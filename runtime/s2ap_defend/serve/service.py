@@ -83,6 +83,14 @@ class Service:
         self.batcher.start()
         self._warm_up_task = asyncio.create_task(self._warm_up())
 
+    def describe(self) -> str:
+        """What it is doing, in one line."""
+        batcher = self.batcher
+        return (
+            f"{self.state}: {batcher.pending_requests} requests wait or run, {batcher.queued_rows} images wait, "
+            f"{self.receiving.total} bytes of bodies have arrived in part"
+        )
+
     def drain(self) -> None:
         """Tell load balancers that no more requests should come; those that do are still served."""
         if self.state in {"starting", "ready"}:

@@ -3,8 +3,9 @@
 import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-__all__ = ["Hold", "Shares", "peer_of"]
+__all__ = ["Hold", "Limits", "Shares", "peer_of"]
 
 
 class Shares:
@@ -71,6 +72,24 @@ class Hold:
         taken = self._shares.take(self._peer, amount)
         self.amount += amount * taken
         return taken
+
+
+@dataclass
+class Limits:
+    """What all connections of a server share.
+
+    Attributes:
+        connections: How many there may be, and for each peer.
+        head_timeout_s: Seconds a client has for the head of a request, from the first byte, or from connecting; and for
+            what it still sends of a body that was refused.
+        linger_s: Seconds that an idle connection stays when the server stops, for what is on its way.
+        draining: Whether every answer ends its connection.
+    """
+
+    connections: Shares
+    head_timeout_s: float
+    linger_s: float = 1.0
+    draining: bool = False
 
 
 def peer_of(client: tuple[str, int] | None) -> str:

@@ -123,6 +123,21 @@ def test_a_server_says_at_once_that_a_timeout_is_too_short_and_when_to_come_back
         assert [one.result().status_code for one in waiting] == [200] * 12
 
 
+def test_a_server_answers_small_requests_while_large_ones_are_under_way(tiny_model_path, batch):
+    slow = SlowClassifier.load(tiny_model_path, device="cpu", threads=1, executor="whole")
+    with live(slow, max_batch_rows=8) as server, ThreadPoolExecutor(2) as pool, httpx.Client(timeout=30) as client:
+
+        def ask(rows: int) -> float:
+            tensor = {"name": "image", "shape": [rows, 1, 8, 8], "datatype": "FP32", "data": [0.5] * (rows * 64)}
+            response = client.post(server.url + server.infer, json={"inputs": [tensor]})
+            assert response.json()["outputs"][0]["shape"] == [rows]
+            return time.monotonic()
+
+        large = [pool.submit(ask, 64) for _ in range(2)]
+        until(lambda: server.service.batcher.pending_rows == 128)
+        assert ask(1) < min(one.result() for one in large)
+
+
 def test_a_small_request_waits_for_one_batch_of_a_large_one_and_not_for_all_of_it():
     async def scenario():
         async with held(max_batch_rows=4, max_queue_rows=100) as (model, batcher, _):
