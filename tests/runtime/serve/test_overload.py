@@ -109,12 +109,13 @@ def test_a_server_says_at_once_that_a_timeout_is_too_short_and_when_to_come_back
             "data": batch[0].ravel().tolist(),
         }
 
-        def ask(timeout_s: float) -> httpx.Response:
-            body = json.dumps({"inputs": [tensor], "parameters": {"timeout": int(timeout_s * 1e6)}})
+        def ask(timeout_s: float, priority: int = 5) -> httpx.Response:
+            parameters = {"timeout": int(timeout_s * 1e6), "priority": priority}
+            body = json.dumps({"inputs": [tensor], "parameters": parameters})
             return client.post(server.url + server.infer, content=body)
 
         assert ask(0.05).status_code == 504  # not even alone
-        waiting = [pool.submit(ask, 20.0) for _ in range(12)]
+        waiting = [pool.submit(ask, 20.0, 1) for _ in range(12)]
         until(lambda: server.service.batcher.queued_rows >= 10)
         refused = ask(0.6)
         assert refused.status_code == 429
