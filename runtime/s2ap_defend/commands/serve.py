@@ -20,7 +20,9 @@ from s2ap_defend.types import Resize
 @on_white_option
 @resize_option
 @device_option
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; as many as there are cores without it.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads; one or all cores without it, whichever is faster."
+)
 @executor_option
 @click.option("--cache", is_flag=True, help="Keep optimised graphs of the stages beside the model: it starts faster.")
 @click.option("--max-batch-rows", default=32, show_default=True, help="Images that run at a time.")

@@ -32,7 +32,7 @@ class ServerConfig:
         resize: How image files of another size are resized, 'trained' as the model file says its training images
             were; None refuses them. Tensors are never resized.
         device: Where the model runs.
-        threads: CPU threads, as for `DefendedClassifier.load`.
+        threads: CPU threads, as for `DefendedClassifier.load`; None measures whether one or all cores are faster.
         executor: What runs the model, as there; None takes the faster one.
         cache: Whether the staged executor keeps the optimised graphs of its stages beside the model, as there.
         max_batch_rows: Images that run at a time; larger requests are split.

@@ -16,12 +16,12 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import EngineError, RecipeError
 from s2ap_defend.serve.app import create_app
 from s2ap_defend.serve.config import ServerConfig, is_loopback
 from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.shares import Limits, Shares
+from s2ap_defend.serve.threads import load_fastest
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +47,7 @@ def serve(config: ServerConfig) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with listen(config.host, config.port) as listener:
-        classifier = DefendedClassifier.load(
-            config.model,
-            device=config.device,
-            threads=config.threads,
-            executor=config.executor,
-            cache=config.cache,
-        )
+        classifier = load_fastest(config)
         app = create_app(classifier, config)
         service: Service = app.state.service
         logger.info("listening on %s (%s, %s)", _url(listener), classifier.provider, classifier.executor.name)
