@@ -20,11 +20,14 @@ from s2ap_defend.types import Resize
 @on_white_option
 @resize_option
 @device_option
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; as many as there are cores without it.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads; one or all cores without it, whichever is faster."
+)
 @executor_option
 @click.option("--cache", is_flag=True, help="Keep optimised graphs of the stages beside the model: it starts faster.")
 @click.option("--max-batch-rows", default=32, show_default=True, help="Images that run at a time.")
 @click.option("--max-queue-rows", default=1024, show_default=True, help="Images that may wait; more get 429.")
+@click.option("--max-connections", default=1024, show_default=True, help="Connections at a time; more get 503.")
 @click.option("--drain-delay", default=5.0, show_default=True, help="Seconds between SIGTERM and the last accept.")
 @click.option("--grace", default=20.0, show_default=True, help="Seconds that accepted requests have to finish.")
 def serve(
@@ -41,6 +44,7 @@ def serve(
     cache: bool,
     max_batch_rows: int,
     max_queue_rows: int,
+    max_connections: int,
     drain_delay: float,
     grace: float,
 ) -> None:
@@ -63,6 +67,7 @@ def serve(
             cache=cache,
             max_batch_rows=max_batch_rows,
             max_queue_rows=max_queue_rows,
+            max_connections=max_connections,
             drain_delay_s=drain_delay,
             grace_s=grace,
         )

@@ -1,15 +1,18 @@
 """ONNX Runtime on the CPU, on CUDA, or through its TensorRT provider."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime
 
 from s2ap_defend.engines import Array, Device
 from s2ap_defend.engines.cores import operator_threads
 from s2ap_defend.errors import EngineError, ModelFileError
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by the import: from 1.31 on it writes events to disk
+import onnxruntime
 
 _PROVIDERS: dict[str, tuple[str, ...]] = {
     "cpu": ("CPUExecutionProvider",),

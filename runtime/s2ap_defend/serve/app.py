@@ -20,8 +20,10 @@ from s2ap_defend.images import chosen_resize
 from s2ap_defend.serve import metadata, openapi, page, responses
 from s2ap_defend.serve.codecs import ImageFileCodec, ProtocolCodec
 from s2ap_defend.serve.config import ServerConfig
+from s2ap_defend.serve.edge import Application
 from s2ap_defend.serve.endpoint import InferenceEndpoint
 from s2ap_defend.serve.errors import UnavailableError
+from s2ap_defend.serve.protocol import largest_request
 from s2ap_defend.serve.responses import json_response
 from s2ap_defend.serve.service import Service
 from s2ap_defend.types import Resize
@@ -51,7 +53,7 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
             await service.stop()
             decoders.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(
+    app = Application(
         title="s2ap-defend",
         version=__version__,
         summary="An image classifier that defends itself.",
@@ -67,10 +69,11 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
         },
     )
     app.state.service = service
-    infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders)
+    size_bytes = min(config.max_body_bytes, largest_request(service.served, config.max_queue_rows))
+    infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders, size_bytes)
     resize = chosen_resize(config.resize, classifier.manifest.input.resize)
     files = ImageFileCodec(service.served, classifier.classes, on_white=config.on_white, resize=resize)
-    classify = InferenceEndpoint(service, files, decoders)
+    classify = InferenceEndpoint(service, files, decoders, config.max_body_bytes)
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
         app.router.routes.append(Route(path, infer, methods=["POST"]))
     app.router.routes.append(Route("/classify-image", classify, methods=["POST"]))

@@ -2,45 +2,30 @@
 
 Everything but the model itself happens on the event loop, so there are no locks. It is work-conserving: a free device
 takes what is queued at once, and what arrives while it is busy forms the next batch. Order is by priority, deadline
-and arrival; a second of waiting counts as much as one level of priority, so that nobody starves. Where the device takes
-more while it runs, it gets what fits beside that.
+and arrival; a second of waiting counts as much as one level of priority, so that nobody starves. A large request gives
+some of its images at a time and queues up again for the rest, so that small ones wait for a batch and not for it. What
+is not expected to be in time is refused when it comes, or left out when its turn comes: the device works on answers
+that somebody still wants. Where the device takes more while it runs, it gets what fits beside that.
 """
 
 import asyncio
-import bisect
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from s2ap_defend.errors import DefendError
 from s2ap_defend.executors.staged import StagedExecutor
 from s2ap_defend.serve.device import BatchResult, Classify, Device, Outcome
 from s2ap_defend.serve.errors import DeadlineError, QueueFullError, TooLargeError, UnavailableError
+from s2ap_defend.serve.pace import Pace
 from s2ap_defend.serve.stepping import SteppingDevice
+from s2ap_defend.serve.tickets import Piece, Ticket
+from s2ap_defend.serve.waiting import Queue
 from s2ap_defend.types import Float32, Verdicts
 
-
-@dataclass(eq=False)
-class _Piece:
-    """Images of one request that run together; at most one batch of them."""
-
-    key: tuple[int, float, int]
-    images: Float32
-    ticket: "Ticket"
-    queued: bool = True
-    verdicts: Verdicts | None = None
-    answered: bool = False
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request that was taken in; `future` gets its verdicts, or the error."""
-
-    future: asyncio.Future[Verdicts]
-    arrived_ns: int
-    pieces: list[_Piece] = field(default_factory=list)
-    timer: asyncio.TimerHandle | None = None
+HASTE = 1.1  # a request is run if this many times the expected time is left
+CAUTION = 2.0  # and taken in if so many times the expected wait is left beside that
 
 
 @dataclass(frozen=True)
@@ -78,25 +63,38 @@ class Batcher:
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
         self._max_queue_bytes = max_queue_bytes
-        self._ageing_s = ageing_s
         self._on_batch = on_batch
         self._device: Device | None = None
-        self._queue: list[_Piece] = []  # sorted by key; short, because its rows are bounded
-        self._running: list[_Piece] = []
-        self._sequence = 0
+        self._pace = Pace(max_batch_rows)
+        self._queue = Queue(max_batch_rows, ageing_s)
+        self._running: list[Piece] = []
+        self._running_since = 0.0
         self._wake_up: asyncio.Handle | None = None
-        self.queued_rows = 0
-        self.queued_bytes = 0
+
+    @property
+    def queued_rows(self) -> int:
+        """Images that wait."""
+        return self._queue.rows
+
+    @property
+    def queued_bytes(self) -> int:
+        """Their bytes."""
+        return self._queue.size_bytes
+
+    @property
+    def running_rows(self) -> int:
+        """Images that run."""
+        return sum(len(piece.images) for piece in self._running)
 
     @property
     def pending_rows(self) -> int:
         """Images that wait or run."""
-        return self.queued_rows + sum(len(piece.images) for piece in self._running)
+        return self.queued_rows + self.running_rows
 
     @property
     def pending_requests(self) -> int:
         """Requests that wait or run."""
-        return len({id(piece.ticket) for piece in [*self._queue, *self._running]})
+        return len({id(ticket) for ticket in [*self._queue, *(piece.ticket for piece in self._running)]})
 
     def start(self) -> None:
         """Start the device's thread; call it on the event loop that will make the requests."""
@@ -104,16 +102,20 @@ class Batcher:
         self._device = SteppingDevice(model, loop) if isinstance(model, StagedExecutor) else Device(model, loop)
 
     async def warm_up(self, images: Float32) -> None:
-        """Run the model once outside the queue, so that the first request does not pay for it.
+        """Run the model twice outside the queue: the first request does not pay for it, and the pace is known.
 
         Raises:
             EngineError: If the model fails.
         """
-        done: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
-        self._started_device().run([images], lambda _: True, lambda *_: None, done.set_result)
-        outcome = (await done).outcomes[0]
-        if isinstance(outcome, DefendError):
-            raise outcome
+        loop = asyncio.get_running_loop()
+        for _ in range(2):
+            done: asyncio.Future[BatchResult] = loop.create_future()
+            began = loop.time()
+            self._started_device().run([images], lambda _: True, lambda *_: None, done.set_result)
+            outcome = (await done).outcomes[0]
+            if isinstance(outcome, DefendError):
+                raise outcome
+        self._pace.observe(len(images), loop.time() - began)
 
     def enqueue(self, images: Float32, *, priority: int = 0, deadline_s: float = math.inf) -> Ticket:
         """Queue checked images; the caller awaits the ticket's future and then releases the ticket, whatever happens.
@@ -125,34 +127,27 @@ class Batcher:
 
         Raises:
             TooLargeError: If they could never fit into the queue.
-            QueueFullError: If they do not fit now.
+            QueueFullError: If they do not fit now, or are not expected to be answered in time.
+            DeadlineError: If they would not be in time even if nothing else ran.
             UnavailableError: If the batcher is not running.
         """
         device = self._started_device()
         self._admit(len(images), images.nbytes)
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        ticket = Ticket(loop.create_future(), time.perf_counter_ns())
-        level = priority + int(now / self._ageing_s)
-        for first in range(0, len(images), self._max_batch_rows):
-            self._sequence += 1
-            part = images[first : first + self._max_batch_rows]
-            piece = _Piece((level, deadline_s, self._sequence), part, ticket)
-            ticket.pieces.append(piece)
-            bisect.insort(self._queue, piece, key=_key)
-        self.queued_rows += len(images)
-        self.queued_bytes += images.nbytes
+        ticket = Ticket(loop.create_future(), images, priority, deadline_s, time.perf_counter_ns())
         if deadline_s < math.inf:
+            self._expect_in_time(ticket, device, loop.time())
             ticket.timer = loop.call_at(deadline_s, self._expire, ticket)
+        self._queue.add(ticket, loop.time())
         if (device.takes_more or not self._running) and self._wake_up is None:
             self._wake_up = loop.call_soon(self._dispatch)  # requests of the same tick join the batch
         return ticket
 
     def release(self, ticket: Ticket) -> None:
-        """Forget a ticket: parts that still wait leave the queue and give back their budget now."""
+        """Forget a ticket: what of it still waits leaves the queue and gives back its budget now."""
         if ticket.timer is not None:
             ticket.timer.cancel()
-        self._drop_queued(ticket)
+        self._queue.drop(ticket)
         if not ticket.future.cancel() and not ticket.future.cancelled():
             ticket.future.exception()  # seen, even if nobody waits for it any more
 
@@ -171,9 +166,9 @@ class Batcher:
 
     def abort(self, error: DefendError) -> None:
         """Fail everything that waits or runs."""
-        for piece in [*self._queue, *self._running]:
-            _fail(piece.ticket, error)
-        self._take(slice(None))
+        for ticket in [*self._queue, *(piece.ticket for piece in self._running)]:
+            ticket.fail(error)
+            self._queue.drop(ticket)
 
     async def close(self, timeout_s: float) -> bool:
         """Fail what waits and stop the device's thread after its batch; whether it stopped in time."""
@@ -193,49 +188,81 @@ class Batcher:
                 f"and {self._max_queue_bytes} bytes; send fewer at once"
             )
         if self.queued_rows + rows > self._max_queue_rows or self.queued_bytes + size_bytes > self._max_queue_bytes:
-            raise QueueFullError(f"{self.queued_rows} images wait already; try again later")
+            raise QueueFullError(
+                f"{self.queued_rows} images wait already; try again later", self._pace.total_s(self.pending_rows)
+            )
 
-    def _take(self, index: slice) -> list[_Piece]:
-        taken = self._queue[index]
-        del self._queue[index]
-        for piece in taken:
-            piece.queued = False
-            self.queued_rows -= len(piece.images)
-            self.queued_bytes -= piece.images.nbytes
-        return taken
+    def _expect_in_time(self, ticket: Ticket, device: Device, now_s: float) -> None:
+        """Refuse a request that is not expected to be in time, with some caution."""
+        left_s = ticket.deadline_s - now_s
+        rows, running = ticket.waiting, self.running_rows
+        alone_s = self._pace.total_s(rows)
+        if alone_s > left_s:
+            raise DeadlineError(f"its answer takes {alone_s:.3g} s, its timeout leaves {max(left_s, 0.0):.3g} s")
+        before = self._queue.rows_before(ticket, now_s)
+        if device.takes_more and running + before + rows <= self._max_batch_rows:
+            return
+        wait_s = max(0.0, self._pace.batch_s(running) - (now_s - self._running_since)) if running else 0.0
+        expected_s = wait_s + self._pace.total_s(math.ceil(before) + rows)
+        if HASTE * alone_s + CAUTION * (expected_s - alone_s) > left_s:
+            raise QueueFullError(
+                f"{self.queued_rows} images wait already, an answer is expected in {expected_s:.3g} s and the "
+                f"request's timeout leaves {left_s:.3g} s; try again later",
+                expected_s,
+            )
 
-    def _drop_queued(self, ticket: Ticket) -> None:
-        for piece in ticket.pieces:
-            if piece.queued:
-                index = bisect.bisect_left(self._queue, piece.key, key=_key)
-                self._take(slice(index, index + 1))
-
-    def _expire(self, ticket: Ticket) -> None:
-        _fail(ticket, DeadlineError("the deadline that the request's timeout set has passed"))
-        self._drop_queued(ticket)
+    def _expire(self, ticket: Ticket, reason: str = "has passed") -> None:
+        ticket.fail(DeadlineError(f"the deadline that the request's timeout set {reason}"))
+        self._queue.drop(ticket)
 
     def _dispatch(self) -> None:
         self._wake_up = None
         if not self._queue or self._device is None or (self._running and not self._device.takes_more):
             return
-        rows, count = sum(len(piece.images) for piece in self._running), 0
-        for piece in self._queue:
-            rows += len(piece.images)
-            if rows > self._max_batch_rows:
-                break
-            count += 1
-        if not count:
+        pieces = self._next_pieces()
+        if not pieces:
             return
-        pieces = self._take(slice(count))
+        now = asyncio.get_running_loop().time()
+        if not self._running:
+            self._running_since = now
         self._running += pieces
+        together = self.running_rows
         self._device.run(
             [piece.images for piece in pieces],
             lambda index: not pieces[index].ticket.future.done(),
             lambda index, outcome: self._leave([pieces[index]], [outcome]),
-            lambda result: self._finish(pieces, result),
+            lambda result: self._finish(pieces, result, now, together),
         )
 
-    def _leave(self, pieces: list[_Piece], outcomes: Sequence[Outcome]) -> None:
+    def _next_pieces(self) -> list[Piece]:
+        """Take what runs next out of the queue, turn by turn; what would not be in time is answered so.
+
+        A batch is made smaller for the sake of the first one's deadline, but not below half of what it could be: many
+        small batches in a row would soon have nobody in time.
+        """
+        now, rows = asyncio.get_running_loop().time(), self.running_rows
+        limit = min(self._max_batch_rows, rows + self.queued_rows)
+        fewest = max(rows + 1, (limit + 1) // 2)
+        pieces: list[Piece] = []
+        while self._queue and rows < limit:
+            ticket, free = self._queue.first, limit - rows
+            count = self._queue.turn(ticket, len(self._queue))
+            if count > free:
+                if free < self._queue.least_turn:
+                    break
+                count = free
+            if ticket.deadline_s < math.inf:
+                left_s = (ticket.deadline_s - now) / HASTE - self._pace.total_s(ticket.waiting - count)
+                if left_s < self._pace.batch_s(limit):
+                    if pieces or limit == fewest or left_s < self._pace.batch_s(fewest):
+                        self._expire(ticket, "would pass before its answer")
+                        continue
+                    limit = fewest
+            pieces.append(self._queue.take(ticket, count, now))
+            rows += count
+        return pieces
+
+    def _leave(self, pieces: list[Piece], outcomes: Sequence[Outcome]) -> None:
         """Answer pieces that are done; those that were before stay as they are."""
         gone = set(map(id, pieces))
         self._running = [piece for piece in self._running if id(piece) not in gone]
@@ -245,29 +272,14 @@ class Batcher:
                 continue
             piece.answered = True
             if isinstance(outcome, Verdicts):
-                piece.verdicts = outcome
-                _join(piece.ticket)
+                piece.ticket.settle(piece, outcome)
             elif outcome is not None:
-                _fail(piece.ticket, outcome)
-                self._drop_queued(piece.ticket)
+                piece.ticket.fail(outcome)
+                self._queue.drop(piece.ticket)
 
-    def _finish(self, pieces: list[_Piece], result: BatchResult) -> None:
+    def _finish(self, pieces: list[Piece], result: BatchResult, began_s: float, together: int) -> None:
+        self._pace.observe(together, asyncio.get_running_loop().time() - began_s)
         self._leave(pieces, result.outcomes)
         if self._on_batch is not None:
             waited = tuple(result.started_ns - piece.ticket.arrived_ns for piece in pieces)
             self._on_batch(BatchReport(result, waited))
-
-
-def _key(piece: _Piece) -> tuple[int, float, int]:
-    return piece.key
-
-
-def _join(ticket: Ticket) -> None:
-    parts = [piece.verdicts for piece in ticket.pieces if piece.verdicts is not None]
-    if len(parts) == len(ticket.pieces) and not ticket.future.done():
-        ticket.future.set_result(Verdicts.concatenate(parts))
-
-
-def _fail(ticket: Ticket, error: DefendError) -> None:
-    if not ticket.future.done():
-        ticket.future.set_exception(error)

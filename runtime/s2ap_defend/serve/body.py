@@ -3,12 +3,15 @@
 import asyncio
 import zlib
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Receive
 
-from s2ap_defend.serve.errors import BodyTimeoutError, ProtocolError, TooLargeError
+from s2ap_defend.serve.errors import BodyTimeoutError, ProtocolError, QueueFullError, TooLargeError
+from s2ap_defend.serve.shares import Hold
 
+SLOW_START_S = 5.0  # a body may stall so long in all, beside what its bytes need at the least rate
 WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
@@ -16,21 +19,49 @@ class ClientGoneError(Exception):
     """The client closed the connection; there is nobody to answer."""
 
 
-async def read_body(receive: Receive, content_length: int | None, *, limit_bytes: int, timeout_s: float) -> bytes:
-    """Read a whole body; one that announces more than the limit is refused before its first byte is read.
+@dataclass(frozen=True)
+class BodyLimits:
+    """What a body may cost.
+
+    Attributes:
+        size_bytes: Its size.
+        timeout_s: Seconds it may take.
+        rate_bytes_s: Bytes a second that must come after five seconds.
+    """
+
+    size_bytes: int
+    timeout_s: float
+    rate_bytes_s: int
+
+
+async def read_body(receive: Receive, content_length: int | None, limits: BodyLimits, hold: Hold) -> bytes:
+    """Read a whole body; one that announces too much is refused before its first byte is read.
+
+    Args:
+        receive: Of ASGI.
+        content_length: What the client announces, if it does. Nothing is charged for an announcement.
+        limits: What it may cost.
+        hold: Where the bytes that have arrived are charged.
 
     Raises:
-        TooLargeError: If it is larger than `limit_bytes`.
-        BodyTimeoutError: If it takes longer than `timeout_s`.
+        TooLargeError: If it is larger than the limit.
+        QueueFullError: If it does not fit into the share of its sender now.
+        BodyTimeoutError: If it takes too long, or comes too slowly.
         ClientGoneError: If the client disconnects.
     """
-    if content_length is not None and content_length > limit_bytes:
-        raise TooLargeError(f"the body has {content_length} bytes, this server takes {limit_bytes}; send fewer images")
+    size = limits.size_bytes
+    if content_length is not None and content_length > size:
+        raise TooLargeError(f"the body has {content_length} bytes, this server takes {size}; send fewer images")
+    if not hold.fits(content_length or 1):
+        raise QueueFullError(_FULL)
+    started = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(timeout_s):
-            return await _read(receive, limit_bytes)
+        async with asyncio.timeout_at(started + min(limits.timeout_s, SLOW_START_S)) as deadline:
+            return await _read(receive, started, limits, hold, deadline)
     except TimeoutError as error:
-        raise BodyTimeoutError(f"the body did not arrive within {timeout_s:g} s") from error
+        late = asyncio.get_running_loop().time() - started >= limits.timeout_s
+        reason = f"within {limits.timeout_s:g} s" if late else f"at {limits.rate_bytes_s} bytes a second or faster"
+        raise BodyTimeoutError(f"the body did not arrive {reason}") from error
 
 
 def inflate(body: bytes, encoding: str | None, *, limit_bytes: int) -> bytes:
@@ -59,18 +90,22 @@ def inflate(body: bytes, encoding: str | None, *, limit_bytes: int) -> bytes:
     return content
 
 
-async def _read(receive: Receive, limit_bytes: int) -> bytes:
+_FULL = "too many bytes are being received already; try again later"
+
+
+async def _read(receive: Receive, started: float, limits: BodyLimits, hold: Hold, deadline: asyncio.Timeout) -> bytes:
     chunks: list[bytes] = []
-    size = 0
     while True:
         message = await _next(receive)
         chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit_bytes:
-            raise TooLargeError(f"the body has more than {limit_bytes} bytes, which is what this server takes")
+        if hold.amount + len(chunk) > limits.size_bytes:
+            raise TooLargeError(f"the body has more than {limits.size_bytes} bytes, which is what this server takes")
+        if not hold.add(len(chunk)):
+            raise QueueFullError(_FULL)
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        deadline.reschedule(started + min(limits.timeout_s, SLOW_START_S + hold.amount / limits.rate_bytes_s))
 
 
 async def _next(receive: Receive) -> MutableMapping[str, Any]:

@@ -11,6 +11,10 @@ from s2ap_defend.executors import ExecutorName
 from s2ap_defend.types import Resize
 
 MIB = 1024 * 1024
+LEAST = {
+    **dict.fromkeys(("max_batch_rows", "max_queue_rows", "max_queue_bytes", "max_body_bytes", "body_rate_bytes_s"), 1),
+    "max_connections": 2,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +32,18 @@ class ServerConfig:
         resize: How image files of another size are resized, 'trained' as the model file says its training images
             were; None refuses them. Tensors are never resized.
         device: Where the model runs.
-        threads: CPU threads, as for `DefendedClassifier.load`.
+        threads: CPU threads, as for `DefendedClassifier.load`; None measures whether one or all cores are faster.
         executor: What runs the model, as there; None takes the faster one.
         cache: Whether the staged executor keeps the optimised graphs of its stages beside the model, as there.
         max_batch_rows: Images that run at a time; larger requests are split.
         max_queue_rows: Images that may wait.
-        max_queue_bytes: Bytes of images that may wait, and, counted apart, of bodies being received.
-        max_body_bytes: Largest request body, both as sent and inflated.
+        max_queue_bytes: Bytes of images that may wait, and, counted apart, of bodies that have arrived in part; a peer
+            may have as much of the latter as is left for the others.
+        max_body_bytes: Largest request body, both as sent and inflated; tensors may have no more than fill the queue.
+        max_connections: Connections at a time; a peer may have as many as are left for the others.
+        head_timeout_s: Seconds a client has to send the head of a request, from its first byte, or from connecting.
         body_timeout_s: Seconds a client has to send its body.
+        body_rate_bytes_s: Bytes a second that a body must bring after its first five seconds.
         drain_delay_s: Seconds that SIGTERM leaves for load balancers to see that the server is no longer ready.
         grace_s: Seconds that accepted requests have to finish after that.
     """
@@ -55,7 +63,10 @@ class ServerConfig:
     max_queue_rows: int = 1024
     max_queue_bytes: int = 512 * MIB
     max_body_bytes: int = 32 * MIB
+    max_connections: int = 1024
+    head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
+    body_rate_bytes_s: int = 8192
     drain_delay_s: float = 5.0
     grace_s: float = 20.0
 
@@ -67,9 +78,14 @@ class ServerConfig:
         """
         if not 0 <= self.port <= 65535:
             raise RecipeError(f"port {self.port} does not exist, expected 0 to 65535")
-        for name in ("max_batch_rows", "max_queue_rows", "max_queue_bytes", "max_body_bytes"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise RecipeError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if self.max_queue_bytes < 2 * self.max_body_bytes:
+            raise RecipeError(
+                f"max_queue_bytes {self.max_queue_bytes} is less than twice max_body_bytes {self.max_body_bytes}; a "
+                "body of that size would never be taken, because a peer may have half of the bytes"
+            )
         known = ("trained", *get_args(Resize))
         if self.resize is not None and self.resize not in known:
             raise RecipeError(f"resize is {self.resize!r}, expected one of {', '.join(known)}")
@@ -78,7 +94,7 @@ class ServerConfig:
                 f"max_queue_rows {self.max_queue_rows} is less than max_batch_rows {self.max_batch_rows}; "
                 "a full batch must fit into the queue"
             )
-        for name in ("body_timeout_s", "drain_delay_s", "grace_s"):
+        for name in ("head_timeout_s", "body_timeout_s", "drain_delay_s", "grace_s"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected seconds, 0 or more")
         if not is_loopback(self.host) and not self.insecure:

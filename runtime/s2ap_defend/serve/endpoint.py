@@ -2,22 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from s2ap_defend.errors import DefendError
-from s2ap_defend.serve.batcher import Ticket
-from s2ap_defend.serve.body import ClientGoneError, inflate, read_body
-from s2ap_defend.serve.errors import QueueFullError, UnavailableError
+from s2ap_defend.serve.body import BodyLimits, ClientGoneError, inflate, read_body
+from s2ap_defend.serve.errors import UnavailableError
 from s2ap_defend.serve.metrics import CANCELLED, ERROR, SUCCESS
 from s2ap_defend.serve.protocol import InferRequest
 from s2ap_defend.serve.responses import error_response, outcome_of
 from s2ap_defend.serve.service import Service
+from s2ap_defend.serve.shares import peer_of
+from s2ap_defend.serve.tickets import Ticket
 from s2ap_defend.types import Verdicts
 
 INLINE_BYTES = 64 * 1024
@@ -43,12 +43,15 @@ class InferenceEndpoint:
         service: What serves them.
         codec: How they are written.
         decoders: Threads for what would hold up the event loop: large and compressed bodies.
+        size_bytes: Largest body, both as sent and inflated.
     """
 
-    def __init__(self, service: Service, codec: Codec, decoders: ThreadPoolExecutor) -> None:
+    def __init__(self, service: Service, codec: Codec, decoders: ThreadPoolExecutor, size_bytes: int) -> None:
         self._service = service
         self._codec = codec
         self._decoders = decoders
+        config = service.config
+        self._limits = BodyLimits(size_bytes, config.body_timeout_s, config.body_rate_bytes_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -86,14 +89,9 @@ class InferenceEndpoint:
         names = scope.get("path_params", {})
         service.check_model(names.get("model", service.served.model), names.get("version"))
         service.check_ready()
-        with self._budget(headers):
+        with service.receiving.hold(peer_of(scope.get("client"))) as hold:
             length = headers.get(b"content-length")
-            body = await read_body(
-                receive,
-                None if length is None else int(length),
-                limit_bytes=service.config.max_body_bytes,
-                timeout_s=service.config.body_timeout_s,
-            )
+            body = await read_body(receive, None if length is None else int(length), self._limits, hold)
             if len(body) <= INLINE_BYTES and b"content-encoding" not in headers:
                 request = self._decode(body, headers)
             else:
@@ -109,24 +107,10 @@ class InferenceEndpoint:
     def _decode(self, body: bytes, headers: Headers) -> InferRequest:
         encoding = headers.get(b"content-encoding")
         if encoding is not None:
-            body = inflate(body, encoding.decode("latin-1"), limit_bytes=self._service.config.max_body_bytes)
+            body = inflate(body, encoding.decode("latin-1"), limit_bytes=self._limits.size_bytes)
         request = self._codec.decode(body, headers)
         self._service.classifier.validate(request.images)  # alone, before it shares a batch
         return request
-
-    @contextmanager
-    def _budget(self, headers: Headers) -> Iterator[None]:
-        """Hold room for the body; without Content-Length, for the largest there may be."""
-        config = self._service.config
-        announced = int(headers.get(b"content-length", config.max_body_bytes))
-        reserved = min(announced, config.max_body_bytes)
-        if self._service.receiving_bytes + reserved > config.max_queue_bytes:
-            raise QueueFullError("too many bytes are being received already; try again later")
-        self._service.receiving_bytes += reserved
-        try:
-            yield
-        finally:
-            self._service.receiving_bytes -= reserved
 
 
 async def _answer(ticket: Ticket, receive: Receive) -> Verdicts:

@@ -11,7 +11,9 @@ DefendError
     └── DeadlineError      504
 """
 
+import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from s2ap_defend.errors import DefendError, InputError
@@ -22,7 +24,7 @@ class RequestError(DefendError):
 
     status: int = 500
     outcome: ClassVar[str] = "error"
-    headers: ClassVar[Mapping[str, str]] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class ProtocolError(RequestError, InputError):
@@ -48,7 +50,7 @@ class BodyTimeoutError(RequestError):
 
     status = 408
     outcome = "timeout"
-    headers: ClassVar[Mapping[str, str]] = {"connection": "close"}
+    headers = MappingProxyType({"connection": "close"})
 
 
 class TooLargeError(RequestError):
@@ -59,11 +61,14 @@ class TooLargeError(RequestError):
 
 
 class QueueFullError(RequestError):
-    """There is no room in the queue now."""
+    """There is no room in the queue now, or not enough time; `wait_s` are the seconds until what waits is done."""
 
     status = 429
     outcome = "queue_full"
-    headers: ClassVar[Mapping[str, str]] = {"retry-after": "1"}
+
+    def __init__(self, message: str, wait_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.headers = {"retry-after": str(max(1, math.ceil(wait_s)))}
 
 
 class UnavailableError(RequestError):
@@ -71,7 +76,7 @@ class UnavailableError(RequestError):
 
     status = 503
     outcome = "unavailable"
-    headers: ClassVar[Mapping[str, str]] = {"retry-after": "2"}
+    headers = MappingProxyType({"retry-after": "2"})
 
 
 class DeadlineError(RequestError):

@@ -2,7 +2,7 @@
 
 A request is JSON, or JSON followed by raw little-endian tensors (the header Inference-Header-Content-Length gives the
 length of the JSON), or, with that header 0, one raw image. The protocol: github.com/kserve/open-inference-protocol and
-Triton's extension_binary_data. Whatever the bytes are, decoding raises nothing but ProtocolError.
+Triton's extension_binary_data. Whatever the bytes are, decoding raises nothing but ProtocolError, or TooLargeError.
 """
 
 import math
@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 
 from s2ap_defend.serve.errors import ProtocolError
+from s2ap_defend.serve.json_numbers import LARGE_BYTES, NUMBER_BYTES, JsonNumbers, read_large
 from s2ap_defend.types import Float32, Verdicts
 
 INPUT = "image"
@@ -71,6 +72,11 @@ class InferRequest:
     id: str | None = None
     timeout_s: float | None = None
     priority: int = DEFAULT_PRIORITY
+
+
+def largest_request(served: ServedModel, rows: int) -> int:
+    """Bytes that a request for so many images can need: numbers as JSON, and what is around them."""
+    return LARGE_BYTES + rows * math.prod(served.shape) * NUMBER_BYTES
 
 
 def decode_header_length(value: str | None) -> int | None:
@@ -143,7 +149,7 @@ def encode_response(request: InferRequest, verdicts: Verdicts, served: ServedMod
 
 def _parse_json(data: memoryview) -> Any:  # noqa: ANN401
     try:
-        return orjson.loads(data)
+        return orjson.loads(data) if len(data) <= LARGE_BYTES else read_large(data)
     except ValueError as error:
         raise ProtocolError(f"the request is not valid JSON: {error}") from error
 
@@ -215,6 +221,8 @@ def _from_bytes(data: memoryview, shape: tuple[int, ...], what: str) -> Float32:
 
 
 def _from_json(data: object, shape: tuple[int, ...]) -> Float32:
+    if isinstance(data, JsonNumbers):
+        return data.read(shape)
     if not isinstance(data, list):
         raise ProtocolError(f"data of {INPUT} must be a list of numbers")
     try:

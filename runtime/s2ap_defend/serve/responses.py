@@ -21,6 +21,11 @@ def json_response(payload: Any, *, status: int = 200, headers: Mapping[str, str]
     return Response(body, status_code=status, headers=dict(headers or {}), media_type=JSON)
 
 
+def error_body(reason: str) -> bytes:
+    """The body of every error."""
+    return orjson.dumps({"error": reason})
+
+
 def error_response(error: DefendError) -> Response:
     """The answer to a request that failed: the message is for the client, except where the fault is the server's."""
     if isinstance(error, RequestError):

@@ -6,28 +6,37 @@ import math
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import EngineError, RecipeError
 from s2ap_defend.serve.app import create_app
 from s2ap_defend.serve.config import ServerConfig, is_loopback
 from s2ap_defend.serve.service import Service
+from s2ap_defend.serve.shares import Limits, Shares
+from s2ap_defend.serve.threads import load_fastest
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 SWITCH_INTERVAL_S = 0.0005
+SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGQUIT", "SIGHUP", "SIGUSR1")  # those that the system has
 
 
 def serve(config: ServerConfig) -> None:
     """Serve a model file until SIGTERM or SIGINT; returns after a clean stop.
 
-    On SIGTERM the server is no longer ready, serves on for `drain_delay_s`, stops accepting, and gives what it has
-    accepted `grace_s` to finish. SIGINT, and a second signal, skip the delay; a third skips the grace.
+    On SIGTERM or SIGQUIT the server is no longer ready, serves on for `drain_delay_s`, stops accepting, and gives what
+    it has accepted `grace_s` to finish. SIGINT, and a second signal, skip the delay; a third skips the grace. SIGHUP
+    means SIGTERM where it was started from a terminal, which is gone then, and nothing elsewhere. SIGUSR1 logs what the
+    server is doing.
 
     Raises:
         RecipeError: If the address cannot be listened on.
@@ -38,13 +47,7 @@ def serve(config: ServerConfig) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with listen(config.host, config.port) as listener:
-        classifier = DefendedClassifier.load(
-            config.model,
-            device=config.device,
-            threads=config.threads,
-            executor=config.executor,
-            cache=config.cache,
-        )
+        classifier = load_fastest(config)
         app = create_app(classifier, config)
         service: Service = app.state.service
         logger.info("listening on %s (%s, %s)", _url(listener), classifier.provider, classifier.executor.name)
@@ -55,7 +58,7 @@ def serve(config: ServerConfig) -> None:
         interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_INTERVAL_S)  # the event loop must not wait 5 ms for a decoding thread
         try:
-            _Server(app, service, config).run(sockets=[listener])
+            Server(app, service, config).run(sockets=[listener])
         except SystemExit as error:
             raise EngineError("the application did not start; the log says why") from error
         finally:
@@ -80,16 +83,22 @@ def listen(host: str, port: int) -> socket.socket:
         raise RecipeError(f"cannot listen on {host} port {port}: {error.strerror or error}; {advice}") from error
 
 
-class _Server(uvicorn.Server):
-    """uvicorn with our way to stop; it alone would refuse connections the moment a signal arrives."""
+class Server(uvicorn.Server):
+    """uvicorn with our way to stop; it alone would refuse connections the moment a signal arrives.
+
+    Args:
+        app: The application.
+        service: What it serves.
+        config: Its settings.
+    """
 
     def __init__(self, app: FastAPI, service: Service, config: ServerConfig) -> None:
-        windows = sys.platform == "win32"
+        self._limits = Limits(Shares(config.max_connections), config.head_timeout_s)
         super().__init__(
             uvicorn.Config(
                 app,
-                loop="asyncio" if windows else "uvloop",
-                http="h11" if windows else "httptools",
+                loop="asyncio" if sys.platform == "win32" else "uvloop",
+                http=_protocol(self._limits),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -104,6 +113,7 @@ class _Server(uvicorn.Server):
         self._grace_s = config.grace_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
+        self._has_terminal = sys.stdin is not None and sys.stdin.isatty()
         service.on_failure = self._stop
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -111,29 +121,107 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
+    def stop(self) -> None:
+        """Stop as SIGINT does; from any thread, while it serves."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take signals while it serves."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        taken = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        before = {number: signal.signal(number, self.handle_exit) for number in taken}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, but take what has connected already, and stop; see uvicorn.Server."""
+        for listener in sockets or []:
+            await self._accept_last(listener)
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
+    async def _accept_last(self, listener: socket.socket) -> None:
+        """Take the connections that the system has accepted; closing the socket would reset them."""
+        loop = asyncio.get_running_loop()
+        with listener.dup() as last:
+            for server in self.servers:
+                server.close()
+            listener.close()
+            await asyncio.sleep(0)  # the loop lets go of the socket
+            last.setblocking(False)
+            while True:
+                try:
+                    connection, _ = last.accept()
+                except OSError:
+                    return
+                await loop.connect_accepted_socket(self._new_protocol, connection)
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Take a signal; called by Python between two instructions of the main thread."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._on_signal, sig)
 
     def _on_signal(self, sig: int) -> None:
+        name = signal.Signals(sig).name
+        if name == "SIGUSR1":
+            logger.info("%s; %d connections", self._service.describe(), len(self.server_state.connections))
+            return
+        if name == "SIGHUP" and not self._has_terminal:
+            logger.info("SIGHUP: the model and the settings are read at the start only; start again to change them")
+            return
         self._signals += 1
         if self._signals > 2:
+            logger.warning("giving up what is unfinished")
             self._service.abort()
+            for task in self.server_state.tasks:
+                task.cancel()
             self.force_exit = True
         elif self._signals > 1 or sig == signal.SIGINT or self._drain_delay_s == 0:
             self._stop()
         else:
             logger.info("draining: not ready any more, stopping in %g s", self._drain_delay_s)
-            self._service.drain()
+            self._drain()
             asyncio.get_running_loop().call_later(self._drain_delay_s, self._stop)
 
     def _stop(self) -> None:
         if not self.should_exit:
             logger.info("stopping: accepted requests have %g s to finish", self._grace_s)
-            self._service.drain()
+            self._drain()
             self.should_exit = True
             asyncio.get_running_loop().call_later(self._grace_s, self._service.abort)
+
+    def _drain(self) -> None:
+        """Let every answer end its connection from now on, so that clients go elsewhere in time."""
+        self._service.drain()
+        self._limits.draining = True
+        for connection in self.server_state.connections:
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_started:
+                cycle.keep_alive = False
+
+
+def _protocol(limits: Limits) -> Any:  # noqa: ANN401 - a name or a class, uvicorn's type wants no partial one
+    """How uvicorn speaks HTTP; httptools, and with it our limits on connections, are not there on Windows."""
+    if sys.platform == "win32":
+        return "h11"
+    from s2ap_defend.serve.connection import Connection
+
+    return partial(Connection, limits=limits)
 
 
 def _url(listener: socket.socket) -> str:

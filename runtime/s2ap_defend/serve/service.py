@@ -13,13 +13,15 @@ from s2ap_defend import __version__
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.drift import DriftMonitor
 from s2ap_defend.errors import DefendError
-from s2ap_defend.serve.batcher import Batcher, BatchReport, Ticket
+from s2ap_defend.serve.batcher import Batcher, BatchReport
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.errors import UnavailableError, UnknownModelError
 from s2ap_defend.serve.metrics import Metrics
 from s2ap_defend.serve.protocol import PUBLIC_OUTPUTS, InferRequest, ServedModel
+from s2ap_defend.serve.shares import Shares
 from s2ap_defend.serve.statistics import Statistics
 from s2ap_defend.serve.stepping import asked
+from s2ap_defend.serve.tickets import Ticket
 from s2ap_defend.types import Verdicts
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Service:
         state: 'starting' until the model is warm, then 'ready', 'draining' when the server is about to stop; 'failed'
             when the model could not even run once, and then `failure` says why.
         aborted: Whether what is unfinished is given up, because the server's grace is over.
+        receiving: Bytes of bodies that have arrived and are not queued yet.
     """
 
     def __init__(self, classifier: DefendedClassifier, config: ServerConfig) -> None:
@@ -69,7 +72,7 @@ class Service:
         self.failure: DefendError | None = None
         self.aborted = False
         self.on_failure: Callable[[], None] | None = None
-        self.receiving_bytes = 0
+        self.receiving = Shares(config.max_queue_bytes)
         self._warm_up_task: asyncio.Task[None] | None = None
         self._drift_rows = 0
         if self.drift is not None:
@@ -79,6 +82,14 @@ class Service:
         """Start the batcher and begin to warm up; returns before the model is ready."""
         self.batcher.start()
         self._warm_up_task = asyncio.create_task(self._warm_up())
+
+    def describe(self) -> str:
+        """What it is doing, in one line."""
+        batcher = self.batcher
+        return (
+            f"{self.state}: {batcher.pending_requests} requests wait or run, {batcher.queued_rows} images wait, "
+            f"{self.receiving.total} bytes of bodies have arrived in part"
+        )
 
     def drain(self) -> None:
         """Tell load balancers that no more requests should come; those that do are still served."""

@@ -1,5 +1,7 @@
 """The real server in its own process, and a client that we did not write."""
 
+import gzip
+import re
 import signal
 import socket
 import subprocess
@@ -7,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -101,6 +104,48 @@ def test_tritonclient_reads_all_outputs_in_every_encoding(triton, tiny_model_pat
     for name in expected.FIELDS:
         np.testing.assert_allclose(answer.as_numpy(name), getattr(expected, name), rtol=1e-5, atol=1e-6)
         assert answer.as_numpy(name).dtype == getattr(expected, name).dtype
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("[" + "[]," * 11_000_000 + "[]]", 413),
+        ("[" + "[]," * 700_000 + "[]]", 400),
+        ("[" + "0," * 1_000_000 + "0]", 400),
+        ("[" * 1_000_000 + "]" * 1_000_000, 400),
+        ('["a"' + ',"a"' * 500_000 + "]", 413),
+    ],
+    ids=["11 million lists", "lists", "numbers", "depth", "strings"],
+)
+def test_a_bomb_costs_the_server_neither_time_nor_memory(server, tiny_model_path, text, status):
+    tensor = f'{{"name":"image","shape":[1,1,8,8],"datatype":"FP32","data":{text}}}'
+    bomb = gzip.compress(f'{{"inputs":[{tensor}]}}'.encode(), 1)
+    before, waits, done = memory_of(server.process), [], threading.Event()
+
+    def watch() -> None:
+        with httpx.Client(base_url=f"http://{server.address}") as client:
+            while not done.is_set():
+                began = time.perf_counter()
+                assert client.get("/v2/health/live").status_code == 200
+                waits.append(time.perf_counter() - began)
+                time.sleep(0.001)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        url = f"http://{server.address}/v2/models/{tiny_model_path.stem}/infer"
+        answers = [httpx.post(url, content=bomb, headers={"Content-Encoding": "gzip"}, timeout=60) for _ in range(3)]
+        done.set()
+        watching.result()
+    assert [(answer.status_code, list(answer.json())) for answer in answers] == [(status, ["error"])] * 3
+    assert np.median(waits) < 0.05
+    assert max(waits) < 1.0  # it was 6 s and more
+    assert memory_of(server.process) - before < 300 * 2**20  # it was 2 GB
+
+
+def memory_of(process) -> int:
+    """Most memory that a process has ever had, in bytes."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def test_tritonclient_understands_the_errors(triton, tiny_model_path):

@@ -196,7 +196,7 @@ def test_reports_share_the_time_of_waves_between_the_batches_that_ran(executor, 
     reports = []
 
     async def scenario():
-        async with running(executor, on_batch=reports.append) as batcher:
+        async with running(executor, max_batch_rows=12, on_batch=reports.append) as batcher:
             await asyncio.gather(*(batcher.submit(images[i : i + 3]) for i in range(0, 30, 3)))
             await asyncio.sleep(0.01)
 

@@ -1,0 +1,230 @@
+"""One HTTP connection: uvicorn's, with limits on how many there are and on what a client may leave undone."""
+
+import asyncio
+import fcntl
+import sys
+import termios
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from s2ap_defend.serve.responses import error_body
+from s2ap_defend.serve.shares import Limits, peer_of
+
+__all__ = ["Connection"]
+
+DISCARD_S = 1.0  # a client that still sends must be able to read why it was refused
+HEAD_BYTES = 32 * 1024
+OVERHEAD = 8  # bytes of framing for a byte of body; a chunk of one byte has 5
+FIRST_PROBE_S, SLOWEST_PROBE_S = 0.05, 1.0
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection within limits; what it refuses by itself is answered with {"error"} too."""
+
+    def __init__(self, *arguments: Any, limits: Limits, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
+        super().__init__(*arguments, **options)
+        self._limits = limits
+        self._peer = ""
+        self._admitted = False
+        self._discarding = False
+        self._impatience: asyncio.TimerHandle | None = None
+        self._head_begun = False
+        self._head_bytes = 0
+        self._framing_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take in a connection, or turn it away."""
+        super().connection_made(transport)
+        self._peer = peer_of(self.client)
+        self._admitted = self._limits.connections.take(self._peer, 1)
+        if self._admitted:
+            self._hurry()
+        else:
+            self._write_error(503, "too many connections are open already; try again later", retry_after=1)
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._calm()
+        if self._admitted:
+            self._limits.connections.give_back(self._peer, 1)
+            self._admitted = False
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; whoever sends without having sent a whole head is given little time."""
+        if self._discarding or self.transport.is_closing():
+            return
+        self._framing_bytes += len(data)
+        rest: bytes | None = data
+        while rest is not None:
+            self._unset_keepalive_if_required()
+            rest = self._parse(rest)
+        if self._framing_bytes > HEAD_BYTES and not self._discarding:
+            self._refuse(431, f"the head of the request has more than {HEAD_BYTES} bytes")
+        if self.timeout_keep_alive_task is None and not self._answering and not self._discarding:
+            self._hurry()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer whole requests of a client that has only ended its own side.
+
+        It may as well be gone altogether. The difference shows in what becomes of bytes that are sent to it, so it is
+        sent interim answers, which every client of HTTP/1.1 skips, until the answer is there.
+        """
+        if not self._answering or self.cycle.more_body or self._discarding:
+            return False
+        self.cycle.keep_alive = False
+        self._probe(FIRST_PROBE_S)
+        return True
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self._head_begun = True
+        self._head_bytes = 0
+        self._hurry()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take in a header."""
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > HEAD_BYTES:
+            raise ValueError("the parser stops here")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer, unless the request asks for another protocol first."""
+        self._head_begun = False
+        self._calm()
+        if self.parser.should_upgrade():
+            return
+        before = self.cycle
+        super().on_headers_complete()
+        if self._limits.draining:
+            self.cycle.keep_alive = False
+            if before is not None and not before.response_started:
+                before.keep_alive = True  # this one comes behind it
+
+    def on_body(self, body: bytes) -> None:
+        """Take in a part of a body."""
+        self._framing_bytes = max(0, self._framing_bytes - (1 + OVERHEAD) * len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._framing_bytes = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the rest of a body that nobody reads."""
+        super().on_response_complete()
+        if self.cycle.more_body:
+            self._hurry()
+
+    def shutdown(self) -> None:
+        """End when nothing is asked any more: what a client may have sent before it could know is answered."""
+        if self._answering:
+            self.cycle.keep_alive = False
+        else:
+            self.loop.call_later(self._limits.linger_s, self._end)
+
+    def _end(self) -> None:
+        if self._answering or self._head_begun or self.transport.is_closing():
+            return  # it ends with its answer
+        if _unread(self.transport):
+            self.loop.call_later(0.01, self._end)
+        else:
+            self.transport.close()
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _parse(self, data: bytes) -> bytes | None:
+        """Parse bytes; where a request ends that asks for another protocol, those behind it, else None."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self.parser.get_method() != b"CONNECT":
+                return self._without_upgrade() + data[upgrade.args[0] :]
+            self._refuse(405, "CONNECT is not allowed")
+        except httptools.HttpParserError:
+            if self._head_bytes > HEAD_BYTES:
+                self._refuse(431, f"the head of the request has more than {HEAD_BYTES} bytes")
+            else:
+                self._refuse(400, "this is no valid HTTP request")
+        return None
+
+    def _without_upgrade(self) -> bytes:
+        """The head of the request again, without what asks for another protocol, for a new parser.
+
+        A server may ignore `Upgrade` (RFC 9110, 7.8); the parser stops there and would leave out the body.
+        """
+        version = self.parser.get_http_version().encode()
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/", version, b"\r\n"]
+        for name, value in self.headers:
+            head += [] if name == b"upgrade" else [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"".join([*head, b"\r\n"])
+
+    def _probe(self, wait_s: float) -> None:
+        if self._answering and not self.transport.is_closing():
+            if self.scope["http_version"] == "1.1" and not self.cycle.response_started:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.loop.call_later(wait_s, self._probe, min(2 * wait_s, SLOWEST_PROBE_S))
+
+    def _hurry(self) -> None:
+        if self._impatience is None:
+            self._impatience = self.loop.call_later(self._limits.head_timeout_s, self._lose_patience)
+
+    def _calm(self) -> None:
+        if self._impatience is not None:
+            self._impatience.cancel()
+            self._impatience = None
+
+    def _lose_patience(self) -> None:
+        self._impatience = None
+        if self._head_begun:
+            self._refuse(408, f"the head of the request did not arrive within {self._limits.head_timeout_s:g} s")
+        elif not self._answering:
+            self.transport.close()
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Answer with an error and close; what the client still sends is discarded, so that it can read the answer.
+
+        An earlier request that is being answered gets its answer instead, unless it is the one that went wrong.
+        """
+        self._calm()
+        self._unset_keepalive_if_required()
+        self._discarding = True
+        if self._answering and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            return
+        if self._answering:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+        self._write_error(status, reason)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(DISCARD_S, self.transport.close)
+
+    def _write_error(self, status: int, reason: str, *, retry_after: int | None = None) -> None:
+        body = error_body(reason)
+        head = [STATUS_LINE[status]]
+        head += [name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers]
+        head += [b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)]
+        head += [b"retry-after: %d\r\n" % retry_after] if retry_after is not None else []
+        self.transport.write(b"".join([*head, b"\r\n", body]))
+
+
+def _unread(transport: asyncio.Transport) -> int:
+    """Bytes that have arrived and were not read yet."""
+    count = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(count, sys.byteorder)

@@ -1,0 +1,80 @@
+"""Requests that the batcher took in, and the parts of them that run."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from s2ap_defend.errors import DefendError
+from s2ap_defend.types import Float32, Verdicts
+
+__all__ = ["Key", "Piece", "Ticket"]
+
+Key = tuple[int, float, int]
+
+
+@dataclass(eq=False)
+class Piece:
+    """Images of one request that were handed over together."""
+
+    ticket: "Ticket"
+    images: Float32
+    verdicts: Verdicts | None = None
+    answered: bool = False
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that was taken in; `future` gets its verdicts, or the error.
+
+    Attributes:
+        images: [N, C, H, W].
+        priority: Lower runs first.
+        deadline_s: Time of the event loop's clock at which the answer is no longer wanted.
+        arrived_ns: By time.perf_counter_ns.
+        key: Its place in the queue.
+        queued: Whether it waits there.
+        taken: How many of its images have left the queue.
+        pieces: These, in order.
+        timer: Fires at the deadline.
+    """
+
+    future: asyncio.Future[Verdicts]
+    images: Float32
+    priority: int
+    deadline_s: float
+    arrived_ns: int
+    key: Key = (0, 0.0, 0)
+    queued: bool = False
+    taken: int = 0
+    pieces: list[Piece] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Images that have not left the queue."""
+        return len(self.images) - self.taken
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Their bytes."""
+        return self.images[self.taken :].nbytes
+
+    def cut(self, rows: int) -> Piece:
+        """The next images."""
+        piece = Piece(self, self.images[self.taken : self.taken + rows])
+        self.taken += rows
+        self.pieces.append(piece)
+        return piece
+
+    def settle(self, piece: Piece, verdicts: Verdicts) -> None:
+        """Take in the verdicts of a piece; the last one answers the request."""
+        piece.verdicts = verdicts
+        if self.waiting or self.future.done():
+            return
+        parts = [piece.verdicts for piece in self.pieces if piece.verdicts is not None]
+        if len(parts) == len(self.pieces):
+            self.future.set_result(Verdicts.concatenate(parts) if len(parts) > 1 else parts[0])
+
+    def fail(self, error: DefendError) -> None:
+        """Answer the request with an error, unless it has an answer."""
+        if not self.future.done():
+            self.future.set_exception(error)

@@ -1,0 +1,120 @@
+"""How the server stops: what was sent before is answered, connections end with an answer, signals mean what they do."""
+
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tests.runtime.running_server import running
+from tests.runtime.serve.live import live, read_answer, until
+
+CLIENTS = 6
+
+
+class Hammer:
+    """A client that asks on and on, on a connection that it keeps as long as the server lets it."""
+
+    def __init__(self, server, request: bytes, pause_s: float) -> None:
+        self.answered = self.lost = 0
+        self._server, self._request, self._pause_s = server, request, pause_s
+
+    def run(self) -> None:
+        """Until nobody listens any more."""
+        while True:
+            try:
+                connection = self._server.connect()
+            except OSError:
+                return
+            with connection:
+                if not self._ask_on(connection):
+                    return
+
+    def _ask_on(self, connection: socket.socket) -> bool:
+        """Ask until the server ends the connection with an answer; False if it ends without."""
+        while True:
+            try:
+                connection.sendall(self._request)
+                status, headers, _ = read_answer(connection)
+            except (OSError, EOFError):
+                self.lost += 1
+                return False
+            assert status == 200
+            self.answered += 1
+            if headers.get("connection") == "close":
+                return True
+            time.sleep(self._pause_s)
+
+
+@pytest.mark.parametrize("drain_delay_s", [0.0, 0.3])
+def test_no_request_is_lost_when_the_server_stops(classifier, batch, drain_delay_s):
+    with ThreadPoolExecutor(CLIENTS) as pool, live(classifier, drain_delay_s=drain_delay_s) as server:
+        hammers = [Hammer(server, server.raw(batch), 0.001 * number) for number in range(CLIENTS)]
+        running = [pool.submit(hammer.run) for hammer in hammers]
+        until(lambda: sum(hammer.answered for hammer in hammers) > 50)
+        server.server.handle_exit(signal.SIGTERM, None)
+        for one in running:
+            one.result(timeout=30)
+    assert all(hammer.answered for hammer in hammers)
+    assert sum(hammer.lost for hammer in hammers) == 0
+
+
+def test_while_draining_every_answer_ends_its_connection(classifier, batch):
+    with live(classifier, drain_delay_s=600) as server, server.connect() as before, server.connect() as idle:
+        for connection in (before, idle):
+            connection.sendall(server.raw(batch))
+            assert "connection" not in read_answer(connection)[1]
+        server.server.handle_exit(signal.SIGTERM, None)
+        until(lambda: server.service.state == "draining")
+        before.sendall(server.raw(batch) * 2)  # both were sent before it could know
+        assert [read_answer(before)[1].get("connection") for _ in range(2)] == [None, "close"]
+        with server.connect() as late:
+            late.sendall(server.raw(batch))
+            status, headers, _ = read_answer(late)
+            assert (status, headers["connection"]) == (200, "close")
+        server.server.handle_exit(signal.SIGTERM, None)
+        until(lambda: server.server.should_exit)
+        idle.sendall(server.raw(batch))
+        status, headers, _ = read_answer(idle)
+        assert (status, headers["connection"]) == (200, "close")
+
+
+def test_connections_that_wait_to_be_accepted_are_answered(classifier, batch):
+    with live(classifier, drain_delay_s=0.0) as server:
+        held = threading.Event()
+        server.server._loop.call_soon_threadsafe(held.wait, 20)
+        connections = [server.connect() for _ in range(5)]
+        for connection in connections:
+            connection.sendall(server.raw(batch))
+        server.server.stop()
+        held.set()
+        for connection in connections:
+            with connection:
+                assert read_answer(connection)[0] == 200
+
+
+def test_signals_mean_what_operators_expect(tiny_model_path):
+    with running(tiny_model_path, "--drain-delay", "0") as server:
+        server.process.send_signal(signal.SIGUSR1)
+        assert "ready: 0 requests wait or run, 0 images wait" in server.wait_for("requests wait or run")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("start again to change them")
+        server.process.send_signal(signal.SIGQUIT)
+        assert server.wait() == 0
+        assert "stopped" in server.log[-1]
+
+
+def test_a_third_signal_gives_up_what_is_unfinished_without_a_traceback(tiny_model_path):
+    with running(tiny_model_path, "--drain-delay", "600") as server:
+        host, port = server.address.split(":")
+        head = f"POST /v2/models/{tiny_model_path.stem}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 256\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(head.encode() + b"abc")
+            for awaited in ("draining", "stopping: accepted", "giving up"):
+                server.process.send_signal(signal.SIGTERM)
+                server.wait_for(awaited)
+            status, _, body = read_answer(connection)
+            assert (status, body) == (503, b'{"error":"the server stopped before this request had arrived"}')
+        assert server.wait() == 0
+        assert not [line for line in server.log if "Traceback" in line or "Error" in line]
