@@ -12,6 +12,7 @@ from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.purifier_record import ChoiceRecord
+from s2ap_defend.verification.golden import write_with_golden
 from s2ap_export.hardening.announcement import KeptParts, announce, check_replaced, check_worth, kept_parts
 from s2ap_export.hardening.assembly import COMPARED, assemble, traced_networks
 from s2ap_export.hardening.beforehand import check_recipe
@@ -181,7 +182,7 @@ def harden(
         if strict:
             check_worth(evaluation, candidate.path)
         measured = manifest.model_copy(update={"measured": measurements(evaluation)})
-        write_model_file(model, measured, output)
+        write_with_golden(model, measured, output)
         return Hardened(output, measured, evaluation)
 
 

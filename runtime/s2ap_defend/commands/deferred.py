@@ -69,6 +69,9 @@ COMMANDS = (
         "serve", "Serve a model file: Open Inference Protocol v2 over HTTP, a page at /, metrics at /metrics."
     ),
     DeferredCommand(
+        "verify", "Check a model file in full: format, hashes, stages, golden answers, and where it runs here."
+    ),
+    DeferredCommand(
         "calibrate",
         "Give MODEL a new alarm boundary from new clean images, and another answer if asked, and write a new file.",
         extra="train",

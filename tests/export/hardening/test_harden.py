@@ -12,6 +12,7 @@ from s2ap_defend.commands.main import run
 from s2ap_defend.manifest import ChoiceRecord
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import PURIFIER, stage_sizes
+from s2ap_defend.verification.verify import verify_file
 from s2ap_train.commands.choose_purifier import choose_purifier as sweep_alone
 from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
 
@@ -61,6 +62,13 @@ def test_harden_writes_a_verified_file_with_members_measured_under_attack(harden
     assert record.expected_false_alarm_rate <= manifest.test.alpha
     assert 0 < record.samples <= len(record.reference_ratios) == 247
     assert DefendedClassifier.load(hardened, device="cpu").input_shape == (1, 8, 8)
+
+
+def test_the_file_holds_golden_answers_and_everything_in_it_verifies(hardened: Path) -> None:
+    found = verify_file(hardened)
+    assert found.golden
+    assert found.sound
+    assert [check.name for check in found.checks if check.state != "passed"] == []
 
 
 def test_the_manifest_says_which_purifier_was_chosen_why_and_what_it_changes(
