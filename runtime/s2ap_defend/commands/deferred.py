@@ -69,6 +69,10 @@ COMMANDS = (
         "serve", "Serve a model file: Open Inference Protocol v2 over HTTP, a page at /, metrics at /metrics."
     ),
     DeferredCommand(
+        "sign",
+        "Sign a model file with a private key; `verify --key` with the public one says whether a file is that one.",
+    ),
+    DeferredCommand(
         "verify", "Check a model file in full: format, hashes, stages, golden answers, and where it runs here."
     ),
     DeferredCommand(

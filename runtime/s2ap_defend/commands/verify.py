@@ -9,7 +9,7 @@ from rich.console import Console
 
 from s2ap_defend.engines import Device
 from s2ap_defend.tables import foreign, harmless, plain_table, print_table
-from s2ap_defend.verification import Verification
+from s2ap_defend.verification import Check, Verification
 
 NOT_SOUND = 1
 
@@ -25,16 +25,34 @@ NOT_SOUND = 1
     show_default=True,
     help="Where the file must run on this machine; may be given several times.",
 )
+@click.option("--key", type=click.Path(path_type=Path), help="The signer's public key, a PEM file; extra [signing].")
+@click.option("--signature", type=click.Path(path_type=Path), help="The signature; MODEL.sig by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def verify(model: Path, devices: tuple[Literal["cpu", "cuda", "tensorrt"], ...], as_json: bool) -> int:
+def verify(
+    model: Path,
+    devices: tuple[Literal["cpu", "cuda", "tensorrt"], ...],
+    key: Path | None,
+    signature: Path | None,
+    as_json: bool,
+) -> int:
     """Check a model file in full: format, hashes, stages, golden answers, and where it runs here.
 
     Exit code 0: it can be relied on. 1: something failed. 2: it could not be looked at.
     """
-    from s2ap_defend.verification.verify import verify_file
+    from s2ap_defend.verification.signature import check_signature, signature_path
+    from s2ap_defend.verification.verify import check_there, verify_file
 
+    if signature is not None and key is None:
+        raise click.UsageError("--signature needs --key, the signer's public key")
     needed: tuple[Device, ...] = devices
-    found = verify_file(model, needed=needed)
+    check_there(model)
+    beside = signature_path(model) if signature is None else signature
+    signed = None
+    if key is not None:
+        signed = check_signature(model, key, beside)
+    elif beside.is_file():
+        signed = Check("signature", "skipped", f"{beside} lies there; --key PUBLIC.pem checks it")
+    found = verify_file(model, needed=needed, signature=signed)
     if as_json:
         click.echo(orjson.dumps(_as_json(model, found), option=orjson.OPT_INDENT_2).decode())
     else:

@@ -23,7 +23,7 @@ from s2ap_defend.verification.golden import CLOSE, compare, differences, generat
 from s2ap_defend.verification.lint import lint_stage
 from s2ap_defend.verification.places import find_places
 
-__all__ = ["file_stages", "verify_file"]
+__all__ = ["check_there", "file_stages", "verify_file"]
 
 PARITY = 1e-5
 """Largest difference of a probability or a pixel between the whole file and its stages, on one device."""
@@ -41,14 +41,15 @@ def verify_file(path: Path, *, needed: Sequence[Device] = ("cpu",), signature: C
     Raises:
         ModelFileError: If the file is not there or cannot be read.
     """
-    if not path.is_file():
-        raise ModelFileError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; name a model file")
+    check_there(path)
     checks = [] if signature is None else [signature]
+    if signature is not None and signature.state == "failed":
+        return Verification((signature, _not_opened("a file of unknown origin is not opened")), (), False, 0)
     try:
         file = open_model_file(path)
     except ModelFileError as error:
         failed = Check("model file", "failed", str(error))
-        return Verification((*checks, failed, _not_opened("everything else")), (), False, 0)
+        return Verification((*checks, failed, _not_opened("the file could not be opened")), (), False, 0)
     manifest = file.manifest
     what = f"format {manifest.format_version}, weights and graph have the manifest's SHA-256, tables are the graph's"
     checks.append(Check("model file", "passed", what))
@@ -76,8 +77,18 @@ def file_stages(file: ModelFile) -> dict[str, ModelProto]:
     return {scope: cut_stage(file.proto, scope) for scope in scopes}
 
 
-def _not_opened(name: str) -> Check:
-    return Check(name, "skipped", "the file could not be opened")
+def check_there(path: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        ModelFileError: If it is none.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; name a model file")
+
+
+def _not_opened(why: str) -> Check:
+    return Check("everything else", "skipped", why)
 
 
 def _tried(name: str, function: Callable[[], str]) -> Check:
