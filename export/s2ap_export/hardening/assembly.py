@@ -19,6 +19,7 @@ from s2ap_export.hardening.description import describe
 from s2ap_export.hardening.parity import check_stage
 from s2ap_export.hardening.precision import is_half
 from s2ap_export.hardening.purifier_stage import exported_purifier
+from s2ap_export.hardening.unfit import check_fit
 from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.calibration import Calibration, Detection, Jury, OnWeakness, calibrate, refuse
 from s2ap_train.calibration.stage_engines import StageEngines
@@ -50,7 +51,8 @@ def traced_networks(recipe: Recipe, components: Components, splits: Splits) -> T
     """Export classifier and members, and compare each stage with its network.
 
     Raises:
-        ModelFileError: If an exported stage differs from its network, or a network gives what is not finite.
+        RecipeError: If an exported stage differs from its network, a network gives what is not finite, or TensorRT is
+            wanted and does not take it.
     """
     shape, some = splits.image_shape, splits.fit.images[:COMPARED]
 
@@ -58,6 +60,7 @@ def traced_networks(recipe: Recipe, components: Components, splits: Splits) -> T
         network = frozen(module)
         traced = trace_classifier(fold_batch_norm(network), shape, scope=scope)
         check_stage(scope, traced, lambda x: (network(x).log_softmax(dim=1),), some)
+        check_fit(traced, wanted=recipe.export.tensorrt)
         return traced
 
     members = tuple(stage(member.model, member_scope(i)) for i, member in enumerate(components.members))

@@ -171,9 +171,11 @@ class ExportSettings(Table):
 
     Attributes:
         precision: What the purifier's convolutions compute in; all else is float32 always.
+        tensorrt: Whether a network is refused that holds what TensorRT does not take.
     """
 
     precision: Literal["float32", "float16"] = "float32"
+    tensorrt: bool = True
 
 
 class MeasureSettings(Table):
