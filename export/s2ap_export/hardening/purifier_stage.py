@@ -48,7 +48,7 @@ def exported_purifier(recipe: Recipe, score_model: UNet, images: Float32, weak: 
         check_stage(PURIFIER, stage, lambda x: purify(network, x, bank, recipe.purifier), images)
         return stage
 
-    if recipe.export.precision == "float16":
+    if recipe.export.precision.purifier == "float16":
         try:
             return checked(to_half(single))
         except RecipeError as error:
