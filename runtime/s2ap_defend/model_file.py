@@ -31,12 +31,14 @@ class ModelFile:
         manifest: The checked manifest.
         proto: The ONNX model with all weights in memory.
         size_bytes: Size of the file and of its external data.
+        data_locations: Names of the files of its external data, which lie beside it.
     """
 
     path: Path
     manifest: Manifest
     proto: ModelProto
     size_bytes: int
+    data_locations: tuple[str, ...] = ()
 
 
 def open_model_file(path: Path) -> ModelFile:
@@ -69,7 +71,8 @@ def _open(path: Path) -> ModelFile:
                 f"says {expected[:12]}...; fetch or export the file again"
             )
     check_contract(proto, list(all_graphs(proto.graph)), manifest, path)
-    return ModelFile(path, manifest, proto, sum(file.stat().st_size for file in (path, *data)))
+    size = sum(file.stat().st_size for file in (path, *data))
+    return ModelFile(path, manifest, proto, size, tuple(file.name for file in data))
 
 
 def write_model_file(

@@ -61,6 +61,10 @@ COMMANDS = (
         "classify",
         "Purify, test and label images: files, folders, .npy or .npz of float32 [N, C, H, W] in [0, 1].",
     ),
+    DeferredCommand(
+        "export",
+        "Write a model repository for Triton: the classifier in the python backend, the plain file in onnxruntime's.",
+    ),
     DeferredCommand("inspect", "Verify a model file and show its stages, members, decision and measured accuracy."),
     DeferredCommand(
         "plan", "Show exact error rates and expected members of a sequential test; refuse one that can never decide."
