@@ -38,6 +38,7 @@ def check_contract(proto: ModelProto, graphs: Sequence[GraphProto], manifest: Ma
     _check_sees(graphs, manifest, path)
     _check_again(graphs, path)
     _check_purifier(graphs, manifest, path)
+    _check_precision(graphs, manifest, path)
 
 
 def check_outputs(proto: ModelProto, manifest: Manifest, path: Path) -> None:
@@ -141,3 +142,17 @@ def _check_purifier(graphs: Sequence[GraphProto], manifest: Manifest, path: Path
         raise ModelFileError(
             f"{path}: the graph has {found}, the manifest's purifier says {expected}; export the model again"
         )
+
+
+def _check_precision(graphs: Sequence[GraphProto], manifest: Manifest, path: Path) -> None:
+    """Compare what the manifest says that classifier and members compute in with their weights."""
+    tensors = (tensor for graph in graphs for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16)
+    half = {tensor.name.partition("/")[0] for tensor in tensors}
+    said = {f"member_{i:03d}": member.precision for i, member in enumerate(manifest.members)}
+    said[_CLASSIFIER] = "float32" if manifest.precision is None else manifest.precision.classifier
+    for scope, precision in said.items():
+        found = "float16" if scope in half else "float32"
+        if found != precision:
+            raise ModelFileError(
+                f"{path}: the weights of {scope} are {found}, the manifest says {precision}; export the model again"
+            )

@@ -29,6 +29,7 @@ from s2ap_defend.manifest_fields import (
     WeaknessRecord,
     check_accuracies,
 )
+from s2ap_defend.precision_record import Precision, PrecisionRecord
 from s2ap_defend.purifier_record import (
     ChoiceRecord,
     ChoiceRow,
@@ -69,6 +70,7 @@ __all__ = [
 ]
 
 METADATA_KEY = "s2ap_defend"
+_LEFT_OUT = ("weaknesses", "precision")
 FORMAT_VERSION: Literal[4] = 4
 
 
@@ -124,6 +126,7 @@ class Member(ManifestTable):
         adversarial_disagreement_rate: The same of attacked inputs.
         clean_accuracy: On the validation split.
         robust_accuracy: There, under PGD.
+        precision: What its convolutions compute in; the key is missing where it is float32, as in older files.
     """
 
     role: Role
@@ -140,6 +143,11 @@ class Member(ManifestTable):
     adversarial_disagreement_rate: Rate
     clean_accuracy: Rate
     robust_accuracy: Rate
+    precision: Precision = "float32"
+
+    @model_serializer(mode="wrap")
+    def _without_float32(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {key: value for key, value in serialise(self).items() if key != "precision" or value != "float32"}
 
     @model_validator(mode="after")
     def _votes_as_its_role(self) -> "Member":
@@ -212,7 +220,10 @@ class Provenance(ManifestTable):
 
 
 class Manifest(ManifestTable):
-    """The whole manifest of a defended model file; without weaknesses their key is missing, as in older files."""
+    """The whole manifest of a defended model file.
+
+    The keys of weaknesses and of precision are missing where there is none and all is float32, as in older files.
+    """
 
     format_version: Literal[4]
     input: InputDescription
@@ -226,10 +237,11 @@ class Manifest(ManifestTable):
     weights_sha256: Sha256
     graph_sha256: Sha256
     weaknesses: tuple[WeaknessRecord, ...] = ()
+    precision: PrecisionRecord | None = None
 
     @model_serializer(mode="wrap")
-    def _without_no_weaknesses(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return {key: value for key, value in serialise(self).items() if key != "weaknesses" or value}
+    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {key: value for key, value in serialise(self).items() if key not in _LEFT_OUT or value}
 
     @model_validator(mode="after")
     def _counts_agree(self) -> "Manifest":

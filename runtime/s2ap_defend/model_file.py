@@ -15,6 +15,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from s2ap_defend.contract import check_contract, check_outputs
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.files import check_writable
+from s2ap_defend.golden_record import GOLDEN_KEY, GoldenRecord
 from s2ap_defend.manifest import METADATA_KEY, Manifest, read_manifest
 
 HARDEN_COMMAND = "s2ap-defend harden RECIPE -o model.onnx"
@@ -30,12 +31,14 @@ class ModelFile:
         manifest: The checked manifest.
         proto: The ONNX model with all weights in memory.
         size_bytes: Size of the file and of its external data.
+        data_locations: Names of the files of its external data, which lie beside it.
     """
 
     path: Path
     manifest: Manifest
     proto: ModelProto
     size_bytes: int
+    data_locations: tuple[str, ...] = ()
 
 
 def open_model_file(path: Path) -> ModelFile:
@@ -67,11 +70,19 @@ def _open(path: Path) -> ModelFile:
                 f"{path} was changed after it was written: its {what} have SHA-256 {found[:12]}..., the manifest "
                 f"says {expected[:12]}...; fetch or export the file again"
             )
-    check_contract(proto, list(_graphs(proto.graph)), manifest, path)
-    return ModelFile(path, manifest, proto, sum(file.stat().st_size for file in (path, *data)))
+    check_contract(proto, list(all_graphs(proto.graph)), manifest, path)
+    size = sum(file.stat().st_size for file in (path, *data))
+    return ModelFile(path, manifest, proto, size, tuple(file.name for file in data))
 
 
-def write_model_file(model: ModelProto, manifest: Manifest, path: Path, *, external_data: bool | None = None) -> None:
+def write_model_file(
+    model: ModelProto,
+    manifest: Manifest,
+    path: Path,
+    *,
+    external_data: bool | None = None,
+    golden: GoldenRecord | None = None,
+) -> None:
     """Write a defended model file; nothing is left behind when writing fails.
 
     Args:
@@ -79,6 +90,7 @@ def write_model_file(model: ModelProto, manifest: Manifest, path: Path, *, exter
         manifest: Its manifest; the two hashes in it are computed anew.
         path: The file to write.
         external_data: Whether weights go to `NAME.data` beside the file; None decides by size.
+        golden: Golden inputs and what this graph answers to them; None: the file has none.
 
     Raises:
         ModelFileError: If the folder cannot be written, or the outputs are not those of version and manifest.
@@ -90,6 +102,8 @@ def write_model_file(model: ModelProto, manifest: Manifest, path: Path, *, exter
     written.CopyFrom(model)
     del written.metadata_props[:]
     written.metadata_props.add(key=METADATA_KEY, value=sealed.to_json())
+    if golden is not None:
+        written.metadata_props.add(key=GOLDEN_KEY, value=golden.model_dump_json())
     external = model.ByteSize() > MAX_EMBEDDED_BYTES if external_data is None else external_data
     check_writable(path)
     folder = _temporary_folder(path)
@@ -122,7 +136,7 @@ def _temporary_folder(path: Path) -> Path:
 def weights_sha256(model: ModelProto) -> str:
     """SHA-256 over every tensor of the model: name, type, shape and little-endian values, in file order."""
     digest = hashlib.sha256()
-    for tensor in _tensors(model.graph):
+    for tensor in all_tensors(model.graph):
         array = numpy_helper.to_array(tensor)
         digest.update(f"{tensor.name}:{tensor.data_type}:{list(tensor.dims)}\n".encode())
         digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
@@ -133,7 +147,7 @@ def graph_sha256(model: ModelProto) -> str:
     """SHA-256 over the graph without the values of its tensors, and over the operator sets."""
     bare = GraphProto()
     bare.CopyFrom(model.graph)
-    for tensor in _tensors(bare):
+    for tensor in all_tensors(bare):
         name, data_type, dims = tensor.name, tensor.data_type, list(tensor.dims)
         tensor.Clear()
         tensor.name, tensor.data_type = name, data_type
@@ -149,22 +163,23 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
             yield attribute.g
 
 
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and those of all branches inside it."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_graphs(inner)
+
+
+def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Every tensor of a graph, branches included, in the order of the file."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
                 yield attribute.t
         for inner in subgraphs(node):
-            yield from _tensors(inner)
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """The graph and those of all branches inside it."""
-    yield graph
-    for node in graph.node:
-        for inner in subgraphs(node):
-            yield from _graphs(inner)
+            yield from all_tensors(inner)
 
 
 def _load(path: Path) -> tuple[ModelProto, list[Path]]:
@@ -180,7 +195,7 @@ def _load(path: Path) -> tuple[ModelProto, list[Path]]:
     if not proto.graph.node:
         raise ModelFileError(f"{path} holds no ONNX graph; it is empty or truncated")
     locations = {
-        entry.value for tensor in _tensors(proto.graph) for entry in tensor.external_data if entry.key == "location"
+        entry.value for tensor in all_tensors(proto.graph) for entry in tensor.external_data if entry.key == "location"
     }
     data = [_data_file(path, location) for location in sorted(locations)]
     try:

@@ -7,7 +7,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from s2ap_defend.decision_record import Purify
 from s2ap_defend.errors import ModelFileError
-from s2ap_defend.model_file import subgraphs
+from s2ap_defend.model_file import all_graphs, subgraphs
 from s2ap_defend.sequential import SequentialTest
 
 PURIFIER = "purifier"
@@ -133,7 +133,7 @@ def stage_sizes(proto: ModelProto) -> dict[str, StageSize]:
     nodes: dict[str, int] = {}
     parameters: dict[str, int] = {}
     size_bytes: dict[str, int] = {}
-    for graph in _graphs(proto.graph):
+    for graph in all_graphs(proto.graph):
         tensors = [(tensor.name, tensor) for tensor in graph.initializer]
         for node in graph.node:
             if _scope(node) == CLASSIFIER_AGAIN:
@@ -160,7 +160,7 @@ def _graph_of(proto: ModelProto, scope: str) -> tuple[GraphProto, list[GraphProt
         return found[0][-1], found[0]
     if found:
         raise ModelFileError(f"stage {scope} is spread over {len(found)} graphs, expected one; export the model again")
-    scopes = sorted({_scope(node) for graph in _graphs(proto.graph) for node in graph.node} - {""})
+    scopes = sorted({_scope(node) for graph in all_graphs(proto.graph) for node in graph.node} - {""})
     raise ModelFileError(f"the model has no stage {scope!r}; it has {', '.join(scopes) or 'none'}")
 
 
@@ -169,10 +169,6 @@ def _chains(chain: list[GraphProto]) -> Iterator[list[GraphProto]]:
     for node in chain[-1].node:
         for inner in subgraphs(node):
             yield from _chains([*chain, inner])
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    return (chain[-1] for chain in _chains([graph]))
 
 
 def _scope(node: NodeProto) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.docs.documents import ROOT, blocks, text_of
+from tests.runtime.signing_keys import write_key
 from tests.train.planted_runs import make_run
 
 from s2ap_defend.commands.main import run
@@ -56,6 +57,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Iter
         photo.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.roll(pixels, i)).convert("RGB").save(photo)
     (tmp_path / "mynets.py").write_text(next(block for block in blocks(text_of("tutorial.md")) if "def build" in block))
+    _, public = write_key(tmp_path, "private")  # as openssl makes them
+    public.rename("public.pem")
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     yield tmp_path
     sys.modules.pop("mynets", None)  # other tests have a package of that name

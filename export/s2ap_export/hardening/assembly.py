@@ -12,15 +12,18 @@ from torch import nn
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.files import replace_file
 from s2ap_defend.manifest import ChoiceRecord, Manifest
+from s2ap_defend.manifest_fields import WeakPart
 from s2ap_defend.model_file import weights_sha256
+from s2ap_defend.precision_record import Precision
 from s2ap_defend.stages import CLASSIFIER, member_scope
 from s2ap_export.graph.compose import compose
-from s2ap_export.hardening.description import describe
+from s2ap_export.hardening.description import Precisions, describe
 from s2ap_export.hardening.parity import check_stage
-from s2ap_export.hardening.precision import is_half
+from s2ap_export.hardening.precision import precision_of, to_half
 from s2ap_export.hardening.purifier_stage import exported_purifier
+from s2ap_export.hardening.unfit import check_fit
 from s2ap_export.tracing.trace import frozen, trace_classifier
-from s2ap_train.calibration import Calibration, Detection, Jury, OnWeakness, calibrate, refuse
+from s2ap_train.calibration import Calibration, Detection, Jury, OnWeakness, Weakness, calibrate, refuse
 from s2ap_train.calibration.stage_engines import StageEngines
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.decision_choice.choice import ChosenDecision
@@ -40,28 +43,45 @@ class TracedNetworks:
     Attributes:
         classifier: Its stage.
         members: Their stages, in the order in which they were trained.
+        weaknesses: Stages that are in float32 although the recipe asks for less.
     """
 
     classifier: ModelProto
     members: tuple[ModelProto, ...]
+    weaknesses: tuple[Weakness, ...] = ()
 
 
 def traced_networks(recipe: Recipe, components: Components, splits: Splits) -> TracedNetworks:
     """Export classifier and members, and compare each stage with its network.
 
     Raises:
-        ModelFileError: If an exported stage differs from its network, or a network gives what is not finite.
+        RecipeError: If an exported stage differs from its network, a network gives what is not finite, or TensorRT is
+            wanted and does not take it.
     """
-    shape, some = splits.image_shape, splits.fit.images[:COMPARED]
+    shape, some, wanted = splits.image_shape, splits.fit.images[:COMPARED], recipe.export.precision
+    coarse: list[Weakness] = []
 
-    def stage(module: nn.Module, scope: str) -> ModelProto:
+    def stage(module: nn.Module, scope: str, precision: Precision, part: WeakPart) -> ModelProto:
         network = frozen(module)
-        traced = trace_classifier(fold_batch_norm(network), shape, scope=scope)
-        check_stage(scope, traced, lambda x: (network(x).log_softmax(dim=1),), some)
-        return traced
 
-    members = tuple(stage(member.model, member_scope(i)) for i, member in enumerate(components.members))
-    return TracedNetworks(stage(components.classifier(recipe.classifier).model, CLASSIFIER), members)
+        def checked(traced: ModelProto) -> ModelProto:
+            check_stage(scope, traced, lambda x: (network(x).log_softmax(dim=1),), some)
+            return traced
+
+        single = checked(trace_classifier(fold_batch_norm(network), shape, scope=scope))
+        check_fit(single, wanted=recipe.export.tensorrt)
+        if precision == "float16":
+            try:
+                return checked(to_half(single))
+            except RecipeError as error:
+                coarse.append(Weakness.of(error, part, f"{scope} is in float32"))
+        return single
+
+    members = tuple(
+        stage(member.model, member_scope(i), wanted.members, "members") for i, member in enumerate(components.members)
+    )
+    classifier = stage(components.classifier(recipe.classifier).model, CLASSIFIER, wanted.classifier, "answer")
+    return TracedNetworks(classifier, members, tuple(coarse))
 
 
 def assemble(
@@ -98,6 +118,8 @@ def assemble(
     weak = refuse if strict else weaknesses.append
     tell = on_stage or (lambda _: None)
     ready = traced_networks(recipe, components, splits) if networks is None else networks
+    for weakness in ready.weaknesses:
+        weak(weakness)
     if fitting is None:
         fitting = attacked_for(recipe, components, splits) if decision is None else decision.fitting
     purifier = exported_purifier(recipe, components.score_model, splits.fit.images[:COMPARED], weak)
@@ -123,7 +145,9 @@ def assemble(
         sees,
         milliseconds,
         splits,
-        precision="float16" if is_half(purifier) else "float32",
+        precisions=Precisions(
+            precision_of(purifier), precision_of(ready.classifier), tuple(map(precision_of, ready.members))
+        ),
         weaknesses=weaknesses,
         choice=choice,
         frontier=None if decision is None else decision.frontier,

@@ -23,6 +23,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Float32
 from s2ap_export.hardening.parity import BATCHES, check_stage
 from s2ap_export.hardening.purifier_stage import check_purifier
+from s2ap_export.hardening.unfit import check_fit
 from s2ap_export.tracing.torch_exporter import WRITER
 from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.compute.threads import one_thread
@@ -72,17 +73,18 @@ def check_recipe(recipe: Recipe, images: Float32, classes: int, reporter: Report
                 elif architecture in known:
                     note = f"the network of {known[architecture]}"
                 else:
-                    note = check_network(network, images)
+                    note = check_network(network, images, tensorrt=recipe.export.tensorrt)
                     known[architecture] = key
             step.advance(f"{key}: {note}")
 
 
-def check_network(network: Classifier, images: Float32) -> str:
+def check_network(network: Classifier, images: Float32, *, tensorrt: bool = True) -> str:
     """Refuse an untrained network that cannot be shipped or attacked; it is not changed.
 
     Args:
         network: Its weights are of no meaning.
         images: A few, float32 [N, C, H, W] in [0, 1]; eight are compared in every batch of `BATCHES`.
+        tensorrt: Whether what TensorRT does not take is refused, too.
 
     Returns:
         What it costs, who wrote it as ONNX and whether it answers with the same bits in every batch, for people.
@@ -99,6 +101,7 @@ def check_network(network: Classifier, images: Float32) -> str:
     expected = _log_probabilities(precise, exact)
     _check_alone("the network", lambda images: _log_probabilities(precise, images), exact, expected)
     _check_twin(stage, exact, expected)
+    check_fit(stage, wanted=tensorrt)
     same = check_stage("network", stage, lambda images: (_log_probabilities(module, images),), images)
     cost = f"{flops(alive, alive.image_shape) / 1e6:.3g} MFLOPs"
     by = ", written by torch.onnx" if stage.producer_name == WRITER else ""

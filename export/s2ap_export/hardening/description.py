@@ -3,9 +3,9 @@
 import hashlib
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 from s2ap_defend.decision_record import Role, Sees
 from s2ap_defend.manifest import (
@@ -21,6 +21,7 @@ from s2ap_defend.manifest import (
     PurifierDescription,
     WeaknessRecord,
 )
+from s2ap_defend.precision_record import Precision, PrecisionRecord
 from s2ap_train.calibration import Calibration, Weakness
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network
@@ -29,10 +30,24 @@ from s2ap_train.purifier import Purification, hadamard_bank
 from s2ap_train.recipe import Recipe
 from s2ap_train.recipe.purifier_grid import settings_of
 
-__all__ = ["describe"]
+__all__ = ["Precisions", "describe"]
 
 UNSEALED = "0" * 64
 LIBRARIES = ("s2ap-defend", "torch", "onnx", "numpy")
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """What the convolutions of each stage compute in, members in the order in which they were trained."""
+
+    purifier: Precision
+    classifier: Precision
+    members: tuple[Precision, ...]
+
+    @property
+    def reduced(self) -> bool:
+        """Whether anything computes in less than float32."""
+        return {self.purifier, self.classifier, *self.members} != {"float32"}
 
 
 def describe(
@@ -43,7 +58,7 @@ def describe(
     milliseconds: tuple[float, ...],
     splits: Splits,
     *,
-    precision: Literal["float32", "float16"],
+    precisions: Precisions,
     weaknesses: Sequence[Weakness] = (),
     choice: ChoiceRecord | None = None,
     frontier: Frontier | None = None,
@@ -57,7 +72,7 @@ def describe(
         sees: What each member sees, in the order in which they were trained.
         milliseconds: Time of one image in each member, in the order in which they were trained.
         splits: The data.
-        precision: Of the purifier.
+        precisions: Of the stages.
         weaknesses: Of the file.
         choice: How the recipe's purifier was chosen; None: it was not measured.
         frontier: What other decisions keep and cost; None: they were not compared.
@@ -68,7 +83,9 @@ def describe(
         input=InputDescription(channels=channels, height=height, width=width, resize=splits.resize),
         classes=splits.classes,
         members=tuple(
-            _member(components.members[i], components.roles[i], sees[i], milliseconds[i], calibration, place)
+            _member(
+                components.members[i], components.roles[i], sees[i], milliseconds[i], calibration, place
+            ).model_copy(update={"precision": precisions.members[i]})
             for place, i in enumerate(calibration.order.tolist())
         ),
         decision=DecisionDescription(
@@ -79,7 +96,7 @@ def describe(
             frontier=frontier,
         ),
         test=calibration.tables,
-        purifier=_purifier(recipe.purifier, splits.image_shape, precision, choice),
+        purifier=_purifier(recipe.purifier, splits.image_shape, precisions.purifier, choice),
         measured=(),
         provenance=Provenance(
             recipe=recipe.name,
@@ -93,6 +110,7 @@ def describe(
         weights_sha256=UNSEALED,
         graph_sha256=UNSEALED,
         weaknesses=tuple(WeaknessRecord(part=one.part, text=one.in_words) for one in weaknesses),
+        precision=PrecisionRecord(classifier=precisions.classifier, comparison=None) if precisions.reduced else None,
     )
 
 
@@ -133,7 +151,7 @@ def _member(
 def _purifier(
     config: Purification,
     shape: tuple[int, int, int],
-    precision: Literal["float32", "float16"],
+    precision: Precision,
     choice: ChoiceRecord | None,
 ) -> PurifierDescription:
     bank = hadamard_bank(config.bank_size, shape, config.bank_seed).numpy()

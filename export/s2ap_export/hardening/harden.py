@@ -2,35 +2,39 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
+from onnx import ModelProto
 
 from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import write_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.purifier_record import ChoiceRecord
+from s2ap_defend.verification.golden import write_with_golden
 from s2ap_export.hardening.announcement import KeptParts, announce, check_replaced, check_worth, kept_parts
 from s2ap_export.hardening.assembly import COMPARED, assemble, traced_networks
 from s2ap_export.hardening.beforehand import check_recipe
 from s2ap_export.hardening.candidate import Candidate, candidate_path
 from s2ap_export.hardening.networks import networks_of
+from s2ap_export.hardening.reduced import with_comparison
 from s2ap_export.hardening.stage_times import stage_times
 from s2ap_train.calibration import refuse
 from s2ap_train.data import Splits
 from s2ap_train.hardening.answered import answered_by, check_answered, few_answers
-from s2ap_train.hardening.decision_choice.choice import choose_decision
+from s2ap_train.hardening.decision_choice.choice import ChosenDecision, choose_decision
 from s2ap_train.hardening.feasibility import check_feasible, weaknesses
 from s2ap_train.hardening.forecast import Forecast
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
-from s2ap_train.hardening.train import train_components
+from s2ap_train.hardening.train import Components, train_components
 from s2ap_train.hardening.unlearned import unlearned
 from s2ap_train.jobs import Workers
 from s2ap_train.recipe import Recipe
 from s2ap_train.recipe.purifier_grid import OFF, check_banks
-from s2ap_train.recipe.tables import DecisionRecipe
+from s2ap_train.recipe.tables import DecisionRecipe, StagePrecision
 from s2ap_train.recipe.text import RECIPE_FILE
 from s2ap_train.redteam.evaluation import FOLDER, evaluate_file
 from s2ap_train.redteam.plan import check_budgets, plan_of
@@ -165,6 +169,14 @@ def harden(
             )
             write_model_file(model, manifest, candidate.path)
             candidate.remember(asked)
+            manifest = with_comparison(
+                manifest,
+                candidate.path,
+                partial(_in_float32, recipe, components, splits, work_dir, decided, strict=strict),
+                splits.validation,
+                decided.fitting,
+                max_flips=recipe.export.max_flips,
+            )
             step.advance(f"{len(manifest.members)} members, {candidate.path.stat().st_size / 1e6:.1f} MB")
         evaluation = evaluate_file(
             candidate.path,
@@ -181,8 +193,23 @@ def harden(
         if strict:
             check_worth(evaluation, candidate.path)
         measured = manifest.model_copy(update={"measured": measurements(evaluation)})
-        write_model_file(model, measured, output)
+        write_with_golden(model, measured, output)
         return Hardened(output, measured, evaluation)
+
+
+def _in_float32(
+    recipe: Recipe,
+    components: Components,
+    splits: Splits,
+    work_dir: Path,
+    decided: ChosenDecision,
+    *,
+    strict: bool,
+) -> tuple[ModelProto, Manifest]:
+    """What `harden` assembles of the same networks where nothing computes in less than float32."""
+    export = recipe.export.model_copy(update={"precision": StagePrecision()})
+    single = recipe.model_copy(update={"export": export})
+    return assemble(single, components, splits, work_dir, decision=decided, strict=strict)
 
 
 def _decided(

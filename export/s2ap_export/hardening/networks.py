@@ -13,6 +13,7 @@ from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_defend.types import Float32
+from s2ap_export.hardening.precision import is_half, to_half
 from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
@@ -113,7 +114,8 @@ def _wider(model: Path, recipe: Recipe, splits: Splits, folder: Path, reporter: 
 
 def _check_same(model: Path, network: Network, images: Float32, checkpoints: Path) -> None:
     """Refuse checkpoints of another file than the one that is evaluated."""
-    stages = (cut_stage(open_model_file(model).proto, CLASSIFIER), to_stage(network.model))
+    inside, own = cut_stage(open_model_file(model).proto, CLASSIFIER), to_stage(network.model)
+    stages = (inside, to_half(own) if is_half(inside) else own)
     found = [
         OnnxRuntimeEngine(stage.SerializeToString(), device="cpu", threads=1).run(
             {"image": images}, ["log_probabilities"]

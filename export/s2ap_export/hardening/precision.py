@@ -1,9 +1,10 @@
-"""Half precision where it is safe: convolutions and SiLU. Norms, sums and the descent around them stay in float32.
+"""Half precision where it is safe: convolutions, SiLU, and what only picks values between them. The rest is float32.
 
 A convolution of float16 values is accumulated in float32 by the engines that have one, so each loses no more than the
 rounding of its inputs and outputs. A sum of squares over a large image exceeds 65504, the largest float16 number, and a
-small gradient step vanishes beside a pixel: neither is touched. The score model predicts noise, not the image, so that
-no difference of two nearly equal images is taken in half precision either.
+small gradient step vanishes beside a pixel: neither is touched, and no norm or softmax is. ReLU and the maximum of a
+pool give one of the values that they read, exactly: behind a convolution they stay in float16. The score model predicts
+noise, not the image, so that no difference of two nearly equal images is taken in half precision either.
 
 ONNX Runtime has no float16 convolutions on x86: there it computes them in float32 between casts, which costs time. This
 is for GPUs.
@@ -18,14 +19,17 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.precision_record import Precision
 
-__all__ = ["CONVOLUTIONS", "is_half", "to_half"]
+__all__ = ["CONVOLUTIONS", "is_half", "precision_of", "to_half"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_EXACT = frozenset({"Relu", "MaxPool"})
+"""They give one of the values that they read, or 0."""
 
 
 def to_half(stage: ModelProto) -> ModelProto:
-    """A stage whose convolutions and SiLU are computed in float16; its input, outputs and names stay as they are.
+    """A stage whose convolutions are computed in float16; its input, outputs and names stay as they are.
 
     Values that both precisions read are converted once, by `Cast` nodes named in the stage's scope. Weights are stored
     once, in half; those that a float32 node reads as well are stored in both.
@@ -48,6 +52,11 @@ def to_half(stage: ModelProto) -> ModelProto:
 def is_half(stage: ModelProto) -> bool:
     """Whether a stage holds weights in float16."""
     return any(tensor.data_type == TensorProto.FLOAT16 for tensor in stage.graph.initializer)
+
+
+def precision_of(stage: ModelProto) -> Precision:
+    """What the convolutions of a stage compute in."""
+    return "float16" if is_half(stage) else "float32"
 
 
 class _Conversion:
@@ -86,8 +95,11 @@ class _Conversion:
 
     def _in_half(self) -> Iterator[NodeProto]:
         sigmoids: dict[str, tuple[str, NodeProto]] = {}
+        convolved: set[str] = set()  # values that are half since a convolution, however often they were picked from
         for node in self.graph.node:
-            if node.op_type in CONVOLUTIONS and node.input[1] in self.weights and not self._is_sum(node):
+            convolves = node.op_type in CONVOLUTIONS and node.input[1] in self.weights and not self._is_sum(node)
+            if convolves or (node.op_type in _EXACT and node.input[0] in convolved):
+                convolved.add(node.output[0])
                 yield node
             elif node.op_type == "Sigmoid":
                 sigmoids[node.output[0]] = (node.input[0], node)

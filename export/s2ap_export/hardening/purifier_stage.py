@@ -12,6 +12,7 @@ from s2ap_defend.stages import PURIFIER
 from s2ap_defend.types import Float32
 from s2ap_export.hardening.parity import PIXEL, check_stage
 from s2ap_export.hardening.precision import is_half, to_half
+from s2ap_export.hardening.unfit import check_fit
 from s2ap_export.tracing.trace import frozen, trace_purifier
 from s2ap_train.calibration import OnWeakness, Weakness, refuse
 from s2ap_train.onnx_graphs import torch_stage
@@ -41,12 +42,13 @@ def exported_purifier(recipe: Recipe, score_model: UNet, images: Float32, weak: 
     shape, network = (channels, height, width), frozen(score_model)
     bank = hadamard_bank(recipe.purifier.bank_size, shape, recipe.purifier.bank_seed)
     single = trace_purifier(network, bank, recipe.purifier, shape, scope=PURIFIER)
+    check_fit(single, wanted=recipe.export.tensorrt)
 
     def checked(stage: ModelProto) -> ModelProto:
         check_stage(PURIFIER, stage, lambda x: purify(network, x, bank, recipe.purifier), images)
         return stage
 
-    if recipe.export.precision == "float16":
+    if recipe.export.precision.purifier == "float16":
         try:
             return checked(to_half(single))
         except RecipeError as error:

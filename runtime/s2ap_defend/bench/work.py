@@ -8,7 +8,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 from onnx.inliner import inline_local_functions
 
-from s2ap_defend.model_file import subgraphs
+from s2ap_defend.model_file import all_graphs
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -40,23 +40,16 @@ def count_work(stage: ModelProto) -> Work | None:
     graph = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
     shapes = dict(_shapes(graph))
     try:
-        flops = sum(_flops(node, shapes) for inner in _graphs(graph) for node in inner.node)
+        flops = sum(_flops(node, shapes) for inner in all_graphs(graph) for node in inner.node)
     except KeyError:
         return None
-    weights = sum(_bytes(tensor.data_type, tensor.dims) for inner in _graphs(graph) for tensor in inner.initializer)
+    weights = sum(_bytes(tensor.data_type, tensor.dims) for inner in all_graphs(graph) for tensor in inner.initializer)
     values = (image, *graph.output)
     return Work(flops, weights, sum(_bytes(one.type.tensor_type.elem_type, shapes[one.name]) for one in values))
 
 
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
-        for inner in subgraphs(node):
-            yield from _graphs(inner)
-
-
 def _shapes(graph: GraphProto) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for inner in _graphs(graph):
+    for inner in all_graphs(graph):
         yield from ((tensor.name, tuple(tensor.dims)) for tensor in inner.initializer)
         for value in (*inner.input, *inner.output, *inner.value_info):
             if _is_known(value):

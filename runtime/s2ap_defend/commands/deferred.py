@@ -61,12 +61,23 @@ COMMANDS = (
         "classify",
         "Purify, test and label images: files, folders, .npy or .npz of float32 [N, C, H, W] in [0, 1].",
     ),
+    DeferredCommand(
+        "export",
+        "Write a model repository for Triton: the classifier in the python backend, the plain file in onnxruntime's.",
+    ),
     DeferredCommand("inspect", "Verify a model file and show its stages, members, decision and measured accuracy."),
     DeferredCommand(
         "plan", "Show exact error rates and expected members of a sequential test; refuse one that can never decide."
     ),
     DeferredCommand(
         "serve", "Serve a model file: Open Inference Protocol v2 over HTTP, a page at /, metrics at /metrics."
+    ),
+    DeferredCommand(
+        "sign",
+        "Sign a model file with a private key; `verify --key` with the public one says whether a file is that one.",
+    ),
+    DeferredCommand(
+        "verify", "Check a model file in full: format, hashes, stages, golden answers, and where it runs here."
     ),
     DeferredCommand(
         "calibrate",

@@ -110,7 +110,19 @@ def _test_table(manifest: Manifest) -> Table:
     if test.calibration.effective_members is not None:
         table.add_row("members", _dependence(test.calibration))
     table.add_row("purifier", _purifier(purifier))
+    if manifest.precision is not None:
+        table.add_row("precision", _precision(manifest))
     return table
+
+
+def _precision(manifest: Manifest) -> str:
+    """What classifier and members compute in, and what it changes."""
+    record = manifest.precision
+    if record is None:
+        return "float32"
+    half = sum(member.precision == "float16" for member in manifest.members)
+    text = f"classifier {record.classifier}, {half} of {len(manifest.members)} members float16"
+    return text if record.comparison is None else f"{text}; {harmless(record.comparison.in_words)}"
 
 
 def _purifier(purifier: PurifierDescription) -> str:

@@ -20,7 +20,7 @@ _PROVIDERS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
 _CUDA = "pip install '.[gpu]' in a checkout (Linux, x86-64) brings the CUDA libraries"
-_INSTALL = {"cuda": _CUDA, "tensorrt": f"{_CUDA}, TensorRT's are installed separately"}
+INSTALL = {"cuda": _CUDA, "tensorrt": f"{_CUDA}, TensorRT's are installed separately"}
 _ERRORS_ONLY = 3
 
 
@@ -51,7 +51,7 @@ class OnnxRuntimeEngine:
         chosen = chosen_device(device)
         wanted = _PROVIDERS[chosen]
         if wanted[0] not in onnxruntime.get_available_providers():
-            raise EngineError(f"this ONNX Runtime has no {wanted[0]}; {_INSTALL[chosen]}; or use --device cpu")
+            raise EngineError(f"this ONNX Runtime has no {wanted[0]}; {INSTALL[chosen]}; or use --device cpu")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY if chosen == "cpu" else _ERRORS_ONLY + 1
         options.intra_op_num_threads = operator_threads() if threads is None else threads
@@ -60,16 +60,18 @@ class OnnxRuntimeEngine:
         if save_to is not None:
             options.optimized_model_filepath = str(save_to)
         source: Any = str(model) if isinstance(model, Path) else model
+        fallback = int(device == "auto")  # to other providers, which ONNX Runtime prints on standard output
         try:
-            self._session = onnxruntime.InferenceSession(source, options, providers=list(wanted))
+            self._session = onnxruntime.InferenceSession(
+                source, options, providers=list(wanted), enable_fallback=fallback
+            )
         except Exception as error:  # the runtime raises its own, undocumented types
+            if _is_of_provider(error):
+                raise _not_started(device, f"could not start {wanted[0]}", chosen) from error
             raise ModelFileError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
         self.provider: str = self._session.get_providers()[0]
         if device != "auto" and self.provider != wanted[0]:
-            raise EngineError(
-                f"device {device!r} was asked for, but ONNX Runtime could only start {self.provider}; "
-                f"check the driver; {_INSTALL[chosen]}; or use --device cpu"
-            )
+            raise _not_started(device, f"could only start {self.provider}", chosen)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
         """Evaluate the graph; see Engine.run."""
@@ -99,6 +101,18 @@ def chosen_device(device: Device) -> Literal["cpu", "cuda", "tensorrt"]:
 
 def _cuda_is_usable() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and Path("/dev/nvidiactl").exists()
+
+
+def _is_of_provider(error: Exception) -> bool:
+    """Whether a provider could not be started, whatever the model is."""
+    return any(word in str(error) for word in ("RegisterTensorRTPlugins", "CUDA failure", "CUDA error"))
+
+
+def _not_started(device: str, found: str, chosen: str) -> EngineError:
+    return EngineError(
+        f"device {device!r} was asked for, but ONNX Runtime {found}; check the driver; {INSTALL[chosen]}; or use "
+        "--device cpu"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from tests.export.commands.calibrate_runs import figures, refused
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.commands.main import run
+from s2ap_defend.golden_record import read_golden
 from s2ap_defend.model_file import ModelFile, open_model_file, write_model_file
 from s2ap_defend.sequential import run_sequential_test
 from s2ap_train.calibration import alarm_statistic
@@ -49,6 +50,10 @@ def test_a_file_is_calibrated_on_new_images_and_serves_the_new_boundary(
     assert said["old"]["false_alarm_rate"] == pytest.approx(old_outcome.adversarial.mean())
     low, high = said["old"]["false_alarm_rate_interval"]
     assert low < said["old"]["false_alarm_rate"] < high
+    golden = read_golden(new.proto)
+    assert golden is not None
+    asked = DefendedClassifier.load(new.path, device="cpu")(golden.images((1, 8, 8)))
+    assert list(golden.log_likelihood_ratio) == asked.log_likelihood_ratio.tolist()
 
 
 def test_nothing_but_the_boundaries_changes(model: Path, npz: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,8 @@ from s2ap_defend import DefendError
 from s2ap_defend.commands.main import run
 from s2ap_defend.progress import Reporter
 from s2ap_export.hardening.beforehand import check_network, check_recipe
+from s2ap_export.hardening.unfit import check_fit
+from s2ap_export.tracing.trace import trace_classifier
 from s2ap_train.models import Classifier
 from s2ap_train.recipe import load_recipe
 
@@ -107,6 +109,23 @@ def test_a_normalisation_by_the_batch_is_refused_by_name(norm: nn.Module) -> Non
         DefendError, match=r"\(BatchNorm2d\(track_running_stats=False\), or one that stays in training mode\)"
     ):
         check_network(Normalised(norm), images(8, SHAPE))
+
+
+def in_float64(network: nn.Module, logits: Tensor) -> Tensor:
+    return (logits.double() * 2).float()
+
+
+def test_what_tensorrt_refuses_is_refused_with_the_node_unless_the_recipe_does_without() -> None:
+    message = r"stage network is not for TensorRT: network/\w+: Cast to float64, which .*; network/\w+ is double"
+    with pytest.raises(DefendError, match=message) as refused:
+        check_network(Given(in_float64), images(8, SHAPE))
+    assert "set export.tensorrt = false" in str(refused.value)
+    assert "MFLOPs" in check_network(Given(in_float64), images(8, SHAPE), tensorrt=False)
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+def test_what_torch_writes_is_for_tensorrt(name: str) -> None:
+    check_fit(trace_classifier(FALLBACKS[name]().eval(), SHAPE, "network"))
 
 
 class Attending(Given):

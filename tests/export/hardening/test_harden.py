@@ -12,6 +12,7 @@ from s2ap_defend.commands.main import run
 from s2ap_defend.manifest import ChoiceRecord
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import PURIFIER, stage_sizes
+from s2ap_defend.verification.verify import verify_file
 from s2ap_train.commands.choose_purifier import choose_purifier as sweep_alone
 from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
 
@@ -61,6 +62,13 @@ def test_harden_writes_a_verified_file_with_members_measured_under_attack(harden
     assert record.expected_false_alarm_rate <= manifest.test.alpha
     assert 0 < record.samples <= len(record.reference_ratios) == 247
     assert DefendedClassifier.load(hardened, device="cpu").input_shape == (1, 8, 8)
+
+
+def test_the_file_holds_golden_answers_and_everything_in_it_verifies(hardened: Path) -> None:
+    found = verify_file(hardened)
+    assert found.golden
+    assert found.sound
+    assert [check.name for check in found.checks if check.state != "passed"] == []
 
 
 def test_the_manifest_says_which_purifier_was_chosen_why_and_what_it_changes(
@@ -215,8 +223,11 @@ def test_a_purifier_that_is_off_leaves_images_as_they_are_and_is_measured_as_off
     assert "off: the image itself is classified" in capsys.readouterr().out
 
 
-def test_the_recipe_may_ask_for_a_purifier_in_half_precision(hardened: Path, tmp_path: Path) -> None:
-    path = again(hardened, tmp_path, "--set", 'export.precision="float16"', *ONE_ATTACK)
+def test_the_recipe_may_ask_for_half_precision_and_what_it_changes_is_in_the_manifest(
+    hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allowed = ("--set", "export.max_flips=0.05")  # networks that were hardly trained lie near their thresholds
+    path = again(hardened, tmp_path, "--set", 'export.precision="float16"', *allowed, *ONE_ATTACK)
     whole, half = open_model_file(hardened), open_model_file(path)
     assert (whole.manifest.purifier.precision, half.manifest.purifier.precision) == ("float32", "float16")
     sizes = [stage_sizes(file.proto)[PURIFIER].size_bytes for file in (whole, half)]
@@ -224,6 +235,21 @@ def test_the_recipe_may_ask_for_a_purifier_in_half_precision(hardened: Path, tmp
     images = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
     purified = [DefendedClassifier.load(file, device="cpu")(images).purified for file in (hardened, path)]
     assert 0 < np.abs(purified[0] - purified[1]).max() < 0.01
+    record = half.manifest.precision
+    assert record is not None
+    assert record.classifier == "float16"
+    assert {member.precision for member in half.manifest.members} == {"float16"}
+    assert whole.manifest.precision is None
+    compared = record.comparison
+    assert compared is not None
+    assert max(compared.label_flips, compared.flag_flips) <= 0.05 * compared.samples
+    assert abs(compared.reduced.clean_accuracy - compared.float32.clean_accuracy) <= 0.05
+    assert compared.reduced.size_bytes == (tmp_path / "work" / "unmeasured" / path.name).stat().st_size
+    assert compared.reduced.size_bytes < compared.float32.size_bytes
+    capsys.readouterr()
+    assert run(["inspect", str(path)]) == 0
+    assert "classifier float16, 6 of 6 members float16; beside float32, of" in " ".join(capsys.readouterr().out.split())
+    assert verify_file(path).sound
 
 
 def test_evaluate_writes_the_documented_json(hardened: Path, tmp_path: Path) -> None:

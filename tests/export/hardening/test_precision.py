@@ -16,9 +16,12 @@ from tests.export.defended_files import SEES
 from tests.export.stage_runs import DIGITS, assert_same_bits_in_every_batch, bank, images, run, session
 from torch import nn
 
-from s2ap_defend.errors import RecipeError
-from s2ap_defend.model_file import open_model_file
+from s2ap_defend import DefendedClassifier, ModelFileError, RecipeError, Verdicts
+from s2ap_defend.model_file import open_model_file, write_model_file
+from s2ap_defend.precision_record import PrecisionRecord
 from s2ap_defend.stages import cut_stage
+from s2ap_defend.verification.golden import write_with_golden
+from s2ap_defend.verification.verify import verify_file
 from s2ap_export.graph.compose import compose
 from s2ap_export.hardening.precision import to_half
 from s2ap_export.tracing.trace import trace_classifier, trace_images, trace_purifier
@@ -212,6 +215,56 @@ def test_other_stages_are_converted_too(kind: str, trained_net: UNet, digits: np
     scale = float(np.abs(expected).max())
     (found,) = assert_same_bits_in_every_batch(to_half(stage), digits)
     assert 0 < float(np.abs(found - expected).max()) < tolerance(stage, scale)
+
+
+def test_between_convolutions_what_picks_values_stays_in_half_and_the_softmax_in_single(digits: np.ndarray) -> None:
+    torch.manual_seed(0)
+    stage = trace_classifier(fold_batch_norm(SmallCNN(1, 10, (8, 8, 16)).eval()), DIGITS, "classifier")
+    half = to_half(stage)
+    element = types(half)
+    kinds = Counter(n.op_type for n in half.graph.node if element[n.output[0]] == TensorProto.FLOAT16)
+    assert kinds["Conv"] == convolutions(stage)
+    assert kinds["Relu"] == sum(node.op_type == "Relu" for node in stage.graph.node) > 1
+    assert not kinds["LogSoftmax"] + kinds["ReduceMean"]
+    casts = sum(node.op_type == "Cast" for node in half.graph.node)
+    assert casts <= kinds["Conv"], "not two a convolution"
+    expected, (found,) = run(stage, digits)[0], assert_same_bits_in_every_batch(half, digits)
+    rebuilt = torch_stage(half)(torch.from_numpy(digits))[0].numpy()
+    scale = float(np.abs(expected).max())
+    assert 0 < float(np.abs(found - expected).max()) < tolerance(stage, scale)
+    assert float(np.abs(rebuilt - expected).max()) < tolerance(stage, scale)
+
+
+def test_a_file_in_half_is_sealed_verified_and_staged_with_the_same_verdicts(
+    tiny_stages: tuple[ModelProto, ModelProto, list[ModelProto]], tiny_model_path: Path, tmp_path: Path
+) -> None:
+    file = open_model_file(tiny_model_path)
+    purifier, classifier, members = tiny_stages
+    stages = (purifier, to_half(classifier), [to_half(member) for member in members])
+    test = file.manifest.to_test()
+    model = compose(*stages, test, sees=SEES, purify=file.manifest.decision.purify)
+    record = PrecisionRecord(classifier="float16", comparison=None)
+    half = tuple(one.model_copy(update={"precision": "float16"}) for one in file.manifest.members)
+    manifest = file.manifest.model_copy(update={"members": half, "precision": record})
+    write_with_golden(model, manifest, tmp_path / "half.onnx")
+    found = verify_file(tmp_path / "half.onnx")
+    assert found.golden
+    assert [one for one in found.checks if one.state != "passed"] == []
+    x = images(16)
+    whole, staged = (
+        DefendedClassifier.load(tmp_path / "half.onnx", device="cpu", threads=1, executor=name)(x)
+        for name in ("whole", "staged")
+    )
+    for name in Verdicts.FIELDS:
+        rounding = 1e-6 if name == "probabilities" else 0.0  # engines fuse casts of the whole file in another way
+        np.testing.assert_allclose(getattr(whole, name), getattr(staged, name), rtol=0, atol=rounding, err_msg=name)
+    for wrong, message in (
+        ({"precision": None}, "the weights of classifier are float16, the manifest says float32"),
+        ({"members": file.manifest.members}, "the weights of member_000 are float16, the manifest says float32"),
+    ):
+        write_model_file(model, manifest.model_copy(update=wrong), tmp_path / "wrong.onnx")
+        with pytest.raises(ModelFileError, match=message):
+            open_model_file(tmp_path / "wrong.onnx")
 
 
 def test_what_cannot_be_converted_is_refused(stage: ModelProto) -> None:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from s2ap_defend.decision_record import Amplification, CostIn, Purify, Sees
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.precision_record import Precision
 from s2ap_defend.sequential import Answer, SignalName
 from s2ap_defend.sequential.tables import WEIGHT_UNIT
 from s2ap_train.models import ModelTable
@@ -20,6 +21,7 @@ __all__ = [
     "ExportSettings",
     "GivenNetworks",
     "MeasureSettings",
+    "StagePrecision",
 ]
 
 
@@ -166,14 +168,43 @@ class EvaluationSettings(Table):
     pixels: Annotated[int, Field(ge=1)] = 3
 
 
+class StagePrecision(Table):
+    """What the convolutions of each kind of stage compute in; norms, sums, softmax and the test stay as they are.
+
+    Attributes:
+        purifier: Of the purifier.
+        classifier: Of the classifier.
+        members: Of every member.
+    """
+
+    purifier: Precision = "float32"
+    classifier: Precision = "float32"
+    members: Precision = "float32"
+
+    @property
+    def reduced(self) -> bool:
+        """Whether anything is to compute in less than float32."""
+        return self != StagePrecision()
+
+
 class ExportSettings(Table):
     """How the model file is written.
 
     Attributes:
-        precision: What the purifier's convolutions compute in; all else is float32 always.
+        precision: What convolutions compute in, by stage; one word, such as "float16", is for all of them. Thresholds
+            are calibrated on what is exported.
+        max_flips: Largest share of validation images whose label or flag may differ from that in float32.
+        tensorrt: Whether a network is refused that holds what TensorRT does not take.
     """
 
-    precision: Literal["float32", "float16"] = "float32"
+    precision: StagePrecision = StagePrecision()
+    max_flips: Annotated[float, Field(ge=0, le=1)] = 0.01
+    tensorrt: bool = True
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _one_word_for_all(cls, value: object) -> object:
+        return dict.fromkeys(StagePrecision.model_fields, value) if isinstance(value, str) else value
 
 
 class MeasureSettings(Table):

@@ -10,7 +10,7 @@ from rich.console import Console
 from s2ap_defend.commands.options import device_option
 from s2ap_defend.engines import Device
 from s2ap_defend.files import check_writable
-from s2ap_defend.model_file import open_model_file, write_model_file
+from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.sequential import Answer
 
@@ -66,6 +66,7 @@ def calibrate(
     this size. Images must not be ones that the file was trained, chosen or fitted on. Nothing is trained; what
     was measured with the old decision is left out of the new file.
     """
+    from s2ap_defend.verification.golden import write_with_golden
     from s2ap_export.commands.calibrate.answering import answered_by, composed
     from s2ap_export.commands.calibrate.clean_data import load_clean_data
     from s2ap_export.commands.calibrate.recalibration import recalibrate, recalibrated_manifest, recalibrated_model
@@ -98,7 +99,7 @@ def calibrate(
     manifest = recalibrated_manifest(file.manifest, result.tables, answering.decision)
     same = answering.decision == file.manifest.decision
     graph = recalibrated_model(file.proto, result.test) if same else composed(file, result.test)
-    write_model_file(graph, manifest, output)
+    write_with_golden(graph, manifest, output)
     if as_json:
         more = {"measurements_dropped": len(file.manifest.measured), "output": str(output)}
         click.echo(orjson.dumps({**to_json(result), **more}, option=orjson.OPT_INDENT_2).decode())

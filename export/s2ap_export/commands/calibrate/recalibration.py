@@ -190,7 +190,11 @@ def recalibrated_manifest(manifest: Manifest, tables: TestTables, decision: Deci
     """The manifest with new tables and decision, without figures and weaknesses of the old ones."""
     gone = {"boundary"} if decision.answer == manifest.decision.answer else {"boundary", "answer"}
     weaknesses = tuple(one for one in manifest.weaknesses if one.part not in gone)
-    return manifest.model_copy(update={"test": tables, "decision": decision, "measured": (), "weaknesses": weaknesses})
+    precision = manifest.precision
+    if precision is not None:
+        precision = precision.model_copy(update={"comparison": None})
+    new = {"test": tables, "decision": decision, "measured": (), "weaknesses": weaknesses, "precision": precision}
+    return manifest.model_copy(update=new)
 
 
 def _first_acceptance(test: SequentialTest) -> int:

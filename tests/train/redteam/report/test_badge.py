@@ -3,13 +3,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from tests.train.made_evaluation import MASKED, PASSED, WEAK, attack, made_evaluation
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.commands.main import run
 from s2ap_defend.errors import ModelFileError
+from s2ap_defend.golden_record import read_golden
 from s2ap_defend.model_file import open_model_file
+from s2ap_defend.verification.golden import write_with_golden
 from s2ap_train.redteam.report.badge import badge_of, measurements, write_measured
 from s2ap_train.redteam.results import Evaluation
 
@@ -92,6 +95,15 @@ def test_a_badge_gives_no_figure_that_a_failed_check_has_spoiled(changes, messag
     assert shields["message"] == message
     assert "%" not in shields["message"]
     assert shields["color"] != "blue"
+
+
+def test_a_file_that_gets_its_figures_keeps_its_golden_answers(tiny_model_path: Path, tmp_path: Path):
+    file, answered = open_model_file(tiny_model_path), tmp_path / "answered.onnx"
+    write_with_golden(file.proto, file.manifest, answered)
+    write_measured(answered, tmp_path / "measured.onnx", of_file(answered))
+    golden = [read_golden(onnx.load(tmp_path / name)) for name in ("answered.onnx", "measured.onnx")]
+    assert golden[0] is not None
+    assert golden[0] == golden[1]
 
 
 def test_a_file_gets_its_figures_and_answers_as_before(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from s2ap_defend.errors import ModelFileError
+from s2ap_defend.golden_record import read_golden
 from s2ap_defend.manifest import Measurement
 from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_train.redteam.report.tables import WORST_CASE
@@ -125,4 +126,5 @@ def write_measured(model: Path, output: Path, evaluation: Evaluation) -> None:
             f"{model} has weights with SHA-256 {found[:12]}..., the evaluation is of {expected[:12]}...; evaluate this "
             "file again"
         )
-    write_model_file(file.proto, file.manifest.model_copy(update={"measured": measurements(evaluation)}), output)
+    measured = file.manifest.model_copy(update={"measured": measurements(evaluation)})
+    write_model_file(file.proto, measured, output, golden=read_golden(file.proto))

@@ -1,0 +1,107 @@
+"""A file in less than float32 beside the same networks in float32: what the saved bits change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.executors.whole import WholeExecutor
+from s2ap_defend.manifest import Manifest
+from s2ap_defend.model_file import open_model_file, write_model_file
+from s2ap_defend.precision_record import PrecisionComparison, PrecisionFigures
+from s2ap_defend.types import Float32, Verdicts
+from s2ap_train.data import ImageSet
+from s2ap_train.recipe.tables import StagePrecision
+
+__all__ = ["check_flips", "compare_precision", "with_comparison"]
+
+ATTACK = "that of calibration, on the networks in float32, transferred"
+MOST_ATTACKED = 1024
+"""Attacked images that are compared; they are taken evenly from all."""
+_ROWS = 256
+
+
+def with_comparison(
+    manifest: Manifest,
+    reduced: Path,
+    in_float32: Callable[[], tuple[ModelProto, Manifest]],
+    clean: ImageSet,
+    attacked: ImageSet,
+    *,
+    max_flips: float,
+) -> Manifest:
+    """The manifest of a file with what its precision changes; the other file is written beside it and stays there.
+
+    Args:
+        manifest: Of the file; without a record of precision it is handed back as it is.
+        reduced: The file.
+        in_float32: Makes the same of the same networks in float32, calibrated in the same way.
+        clean: Validation images.
+        attacked: Attacked images with their true labels.
+        max_flips: Of the recipe.
+
+    Raises:
+        RecipeError: If more labels or flags of clean images differ.
+    """
+    if manifest.precision is None:
+        return manifest
+    single = reduced.with_name(f"float32-{reduced.name}")
+    write_model_file(*in_float32(), single)
+    comparison = compare_precision(reduced, single, clean, attacked)
+    check_flips(comparison, max_flips)
+    return manifest.model_copy(update={"precision": manifest.precision.model_copy(update={"comparison": comparison})})
+
+
+def compare_precision(reduced: Path, single: Path, clean: ImageSet, attacked: ImageSet) -> PrecisionComparison:
+    """Compare two files of the same networks on clean and on transferred attacked images, on the CPU."""
+    rows = np.linspace(0, len(attacked) - 1, min(MOST_ATTACKED, len(attacked))).astype(np.int64)
+    some = attacked.subset(rows)
+    asked = {path: (_ask(path, clean.images), _ask(path, some.images)) for path in (reduced, single)}
+    one, other = asked[reduced][0], asked[single][0]
+    flagged = (one.adversarial != other.adversarial) | (one.abstained != other.abstained)
+    of, beside = (_figures(path, *asked[path], clean, some) for path in (reduced, single))
+    return PrecisionComparison(
+        split="validation",
+        samples=len(clean),
+        label_flips=int((one.label != other.label).sum()),
+        flag_flips=int(flagged.sum()),
+        attack=ATTACK,
+        attacked_samples=len(some),
+        reduced=of,
+        float32=beside,
+    )
+
+
+def check_flips(comparison: PrecisionComparison, max_flips: float) -> None:
+    """Refuse a precision that changes more verdicts than the recipe allows.
+
+    Raises:
+        RecipeError: With how many.
+    """
+    found, allowed = max(comparison.label_flips, comparison.flag_flips), max_flips * comparison.samples
+    if found > allowed:
+        kinds = [name for name in StagePrecision.model_fields if name != "purifier"]
+        raise RecipeError(
+            f"export.precision: {comparison.in_words}; export.max_flips {max_flips:g} allows {allowed:.3g} of either; "
+            f"keep the purifier, or {' or '.join(kinds)}, in float32, or allow more"
+        )
+
+
+def _ask(path: Path, images: Float32) -> Verdicts:
+    executor = WholeExecutor(open_model_file(path), device="cpu")
+    return Verdicts.concatenate([executor.run(images[i : i + _ROWS]) for i in range(0, len(images), _ROWS)])
+
+
+def _figures(path: Path, clean: Verdicts, attacked: Verdicts, images: ImageSet, hurt: ImageSet) -> PrecisionFigures:
+    right = attacked.label == hurt.labels
+    return PrecisionFigures(
+        clean_accuracy=float((~clean.abstained & (clean.label == images.labels)).mean()),
+        clean_flagged=float(clean.adversarial.mean()),
+        label_accuracy=float((right & ~attacked.abstained).mean()),
+        robust_accuracy=float((right | attacked.adversarial | attacked.abstained).mean()),
+        size_bytes=open_model_file(path).size_bytes,
+    )

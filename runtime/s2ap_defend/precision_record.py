@@ -1,0 +1,89 @@
+"""What a manifest says of precision: what the stages compute in, and what that changes against float32."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from s2ap_defend.manifest_fields import Count, ManifestTable, Positive, Rate, check_accuracies
+
+__all__ = ["Precision", "PrecisionComparison", "PrecisionFigures", "PrecisionRecord"]
+
+Precision = Literal["float32", "float16"]
+"""What the convolutions of a stage compute in."""
+
+
+class PrecisionFigures(ManifestTable):
+    """One of two files of the same networks.
+
+    Attributes:
+        clean_accuracy: Clean images answered and right.
+        clean_flagged: Clean images flagged.
+        label_accuracy: Attacked images whose final label is right, flagged or not.
+        robust_accuracy: Attacked images right, flagged or not answered.
+        size_bytes: Of the file.
+    """
+
+    clean_accuracy: Rate
+    clean_flagged: Rate
+    label_accuracy: Rate
+    robust_accuracy: Rate
+    size_bytes: Positive
+
+    @model_validator(mode="after")
+    def _right_is_right_or_flagged(self) -> "PrecisionFigures":
+        check_accuracies(self.label_accuracy, self.robust_accuracy)
+        return self
+
+
+class PrecisionComparison(ManifestTable):
+    """The file beside that of the same networks in float32, which was calibrated in the same way.
+
+    Attributes:
+        split: The clean images.
+        samples: How many.
+        label_flips: Clean images with another final label than in float32.
+        flag_flips: Clean images that are flagged in one of the two, or not answered in one.
+        attack: What attacked images were made with, on the networks in float32: they are transferred.
+        attacked_samples: How many.
+        reduced: Of the file.
+        float32: Of the other.
+    """
+
+    split: str
+    samples: Positive
+    label_flips: Count
+    flag_flips: Count
+    attack: str
+    attacked_samples: Positive
+    reduced: PrecisionFigures
+    float32: PrecisionFigures
+
+    @model_validator(mode="after")
+    def _flips_are_images(self) -> "PrecisionComparison":
+        if max(self.label_flips, self.flag_flips) > self.samples:
+            raise ValueError(f"{max(self.label_flips, self.flag_flips)} flips of {self.samples} images")
+        return self
+
+    @property
+    def in_words(self) -> str:
+        """For people."""
+        of, single = self.reduced, self.float32
+        return (
+            f"beside float32, of {self.samples} {self.split} images {self.label_flips} have another label and "
+            f"{self.flag_flips} another flag; {of.clean_accuracy:.1%} clean ({single.clean_accuracy:.1%} in float32), "
+            f"{of.label_accuracy:.1%} label right ({single.label_accuracy:.1%}) and {of.robust_accuracy:.1%} right or "
+            f"flagged ({single.robust_accuracy:.1%}) of {self.attacked_samples} transferred attacks, "
+            f"{of.size_bytes / 1e6:.2f} MB ({single.size_bytes / 1e6:.2f} MB)"
+        )
+
+
+class PrecisionRecord(ManifestTable):
+    """What the classifier computes in; members and purifier say so themselves.
+
+    Attributes:
+        classifier: Its precision.
+        comparison: With the same in float32; null: not measured with this decision.
+    """
+
+    classifier: Precision
+    comparison: PrecisionComparison | None
