@@ -26,6 +26,7 @@ class ServerConfig:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one, which the log names.
         insecure: Allow an address that other machines reach, although the server has no authentication.
+        allowed_hosts: Names or addresses by which clients may ask for the server (the Host header); empty allows any.
         expose_evidence: Answer with all outputs, not only `label` and `adversarial`. Evidence is an oracle for
             adaptive attackers.
         on_white: Composite what is transparent in image files on white; otherwise such files are refused.
@@ -52,6 +53,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     insecure: bool = False
+    allowed_hosts: tuple[str, ...] = ()
     expose_evidence: bool = False
     on_white: bool = False
     resize: Resize | Literal["trained"] | None = None
