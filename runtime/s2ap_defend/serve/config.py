@@ -88,6 +88,11 @@ class ServerConfig:
                 f"max_queue_bytes {self.max_queue_bytes} is less than twice max_body_bytes {self.max_body_bytes}; a "
                 "body of that size would never be taken, because a peer may have half of the bytes"
             )
+        for host in self.allowed_hosts:
+            if not host or (":" in host and not (host.startswith("[") and host.endswith("]"))):
+                raise RecipeError(
+                    f"allowed host {host!r} is no name; give it without a port, IPv6 addresses in brackets"
+                )
         known = ("trained", *get_args(Resize))
         if self.resize is not None and self.resize not in known:
             raise RecipeError(f"resize is {self.resize!r}, expected one of {', '.join(known)}")
