@@ -35,7 +35,7 @@ class Statistics:
     """Statistics of the one model that a server serves, since it started.
 
     Args:
-        live: Whether times are told at once; otherwise they are those of the last `publish_times`, because two looks
+        live: Whether times are shown at once; otherwise those of the last `publish_times` are, because two looks
             around one request would tell how many members it asked.
 
     Attributes:

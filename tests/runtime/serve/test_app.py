@@ -249,17 +249,17 @@ def test_metrics_hide_what_answers_hide(client, batch):
 
 
 def times(client) -> tuple[list, dict]:
-    """Everything that statistics and metrics tell of time."""
+    """Everything that statistics and metrics say of time."""
     stats = client.get("/v2/models/stats").json()["model_stats"][0]
-    told = {
+    shown = {
         key: value
         for key, value in scrape(client).items()
         if ("duration_seconds" in key or "cpu" in key) and not key.endswith("_created")
     }
-    return [stats["inference_stats"], stats["batch_stats"]], told
+    return [stats["inference_stats"], stats["batch_stats"]], shown
 
 
-def test_times_are_told_a_window_of_images_at_a_time(classifier, monkeypatch):
+def test_times_are_published_a_window_of_images_at_a_time(classifier, monkeypatch):
     monkeypatch.setattr("s2ap_defend.serve.service.WINDOW_ROWS", 20)
     many = np.random.default_rng(6).random((8, *classifier.input_shape), dtype=np.float32)
     with serving(classifier) as client:
@@ -271,10 +271,10 @@ def test_times_are_told_a_window_of_images_at_a_time(classifier, monkeypatch):
             assert times(client) == before
         assert client.get("/v2/models/stats").json()["model_stats"][0]["inference_count"] == 16
         infer(client, many)
-        (requests, _), told = times(client)
-        assert requests["queue"]["count"] == told["s2ap_inference_queue_duration_seconds_count"][()] == 3
+        (requests, batches), shown = times(client)
+        assert requests["queue"]["count"] == shown["s2ap_inference_queue_duration_seconds_count"][()] == 3
         assert requests["compute_infer"]["ns"] > 0
-        assert times(client) == ([requests, _], told)
+        assert times(client) == ([requests, batches], shown)
 
 
 def test_metrics_do_not_grow_with_what_clients_send(client):

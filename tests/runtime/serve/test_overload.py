@@ -1,4 +1,4 @@
-"""Requests with deadlines, and large ones beside small ones: what is refused, what runs, and who waits for whom."""
+"""Requests with deadlines, and large ones with small ones: what is refused, what runs, and who waits for whom."""
 
 import asyncio
 import json
