@@ -5,9 +5,13 @@
 The server runs in its own process. Its capacity is what many clients get that each wait for their answer. Then requests
 come at random times, at a multiple of that rate, whoever still waits; each carries `timeout`, and counts if its answer
 is there within it by the client's clock. Goal: at least 85 % of the capacity, whatever the load and the timeout.
+
+With `--steady` the model waits 5 ms and 4 ms for each image instead of all but the first: the capacity is then the same
+whatever else the machine does, and the figures are those of the server alone.
 """
 
 import asyncio
+import logging
 import re
 import subprocess
 import sys
@@ -23,7 +27,11 @@ import orjson
 import uvloop
 from report import aligned, machine
 
+from s2ap_defend import DefendedClassifier
 from s2ap_defend.model_file import open_model_file
+from s2ap_defend.serve import ServerConfig, create_app
+from s2ap_defend.serve.server import SWITCH_INTERVAL_S, Server, listen
+from s2ap_defend.types import Float32, Verdicts
 
 LOADS = (1.2, 2.0, 5.0)
 TIMEOUTS_S = (0.5, 1.0, 2.0, None)
@@ -45,10 +53,35 @@ HEADER = (
 )
 
 
+class SteadyClassifier(DefendedClassifier):
+    """A defended classifier that takes the time of a machine with nothing else to do."""
+
+    def __call__(self, images: Float32) -> Verdicts:
+        """Classify one image, and wait as if all had been."""
+        until = time.perf_counter() + 0.005 + 0.004 * len(images)
+        verdicts = super().__call__(images[:1]).rows(np.zeros(len(images), dtype=np.int64))
+        time.sleep(max(0.0, until - time.perf_counter()))
+        return verdicts
+
+
+def serve_steadily(model: Path) -> None:
+    """Serve the steady classifier until SIGTERM."""
+    logging.basicConfig(level=logging.INFO)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    classifier = SteadyClassifier.load(model, device="cpu", threads=1, executor="whole")
+    config = ServerConfig(model=model, drain_delay_s=0.0)
+    app = create_app(classifier, config)
+    with listen("127.0.0.1", 0) as listener:
+        logging.info("listening on http://127.0.0.1:%d", listener.getsockname()[1])
+        Server(app, app.state.service, config).run(sockets=[listener])
+
+
 @contextmanager
-def running(model: Path, options: tuple[str, ...]) -> Iterator[int]:
+def running(model: Path, steady: bool, options: tuple[str, ...]) -> Iterator[int]:
     """A server in its own process: its port."""
     command = [sys.executable, "-m", "s2ap_defend", "serve", str(model), "--port", "0", "--drain-delay", "0", *options]
+    if steady:
+        command = [sys.executable, __file__, str(model), "--only-serve"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own
         port = 0
         try:
@@ -188,6 +221,8 @@ async def measure(
 @click.option("--load", "loads", type=float, multiple=True, default=LOADS, show_default=True, help="Of capacity.")
 @click.option("--timeout", "timeouts", type=float, multiple=True, help="Seconds; .5, 1, 2 and none without it.")
 @click.option("--option", "options", multiple=True, help="Further options of serve, such as --option=--threads=1.")
+@click.option("--steady", is_flag=True, help="A model that takes the same time whatever the machine does.")
+@click.option("--only-serve", is_flag=True, hidden=True)
 def main(
     model: Path,
     rows: int,
@@ -195,12 +230,17 @@ def main(
     loads: tuple[float, ...],
     timeouts: tuple[float, ...],
     options: tuple[str, ...],
+    steady: bool,
+    only_serve: bool,
 ) -> None:
     """Measure what MODEL's server answers in time under overload."""
+    if only_serve:
+        serve_steadily(model)
+        return
     shape = open_model_file(model).manifest.input.shape
     images = np.random.default_rng(1).random((rows, *shape), dtype=np.float32)
     print(machine())
-    with running(model, options) as port:
+    with running(model, steady, options) as port:
         uvloop.run(measure(port, model.stem, images, seconds, loads, timeouts or TIMEOUTS_S))
 
 

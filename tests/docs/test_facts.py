@@ -21,6 +21,9 @@ from s2ap_defend.images import MAX_PIXELS, SUFFIXES
 from s2ap_defend.images.profiles import LARGEST_PROFILE, PLAIN_LEVELS
 from s2ap_defend.manifest import FORMAT_VERSION
 from s2ap_defend.serve import ServerConfig, create_app, errors
+from s2ap_defend.serve.body import SLOW_START_S
+from s2ap_defend.serve.connection import HEAD_BYTES
+from s2ap_defend.serve.json_numbers import LARGE_BYTES
 from s2ap_export.graph.builder import OPSET
 from s2ap_train.commands.prune.metrics import run_facts, run_measures
 from s2ap_train.data import digits
@@ -120,7 +123,7 @@ def test_serving_has_every_status() -> None:
     shown = [status for cell, _ in rows(text_of("serving.md", "| status", "\n\n"))[2:] for status in cell.split(", ")]
     kinds = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.RequestError)]
     sources = "".join(path.read_text() for path in (ROOT / "runtime/s2ap_defend/serve").glob("*.py"))
-    given = {str(kind.status) for kind in kinds} | set(re.findall(r"status=(\d+)", sources))
+    given = {str(kind.status) for kind in kinds} | set(re.findall(r"(?:status=|_refuse\()(\d+)", sources))
     assert set(shown) == given - {"422"} | {"405"}  # no path has a parameter that could be invalid; the router's own
 
 
@@ -128,7 +131,13 @@ def test_serving_gives_the_defaults() -> None:
     config, text = ServerConfig(model=Path("model.onnx")), text_of("serving.md")
     assert f"serves one defended model file over HTTP at `http://{config.host}:{config.port}`" in text
     assert f"is over {config.max_body_bytes // MIB} MiB, or" in text
-    assert f"did not arrive within {config.body_timeout_s:g} s " in text
+    assert f"did not arrive within {config.body_timeout_s:g} s or, after {SLOW_START_S:g} s, brought less than" in text
+    assert (
+        f"less than {config.body_rate_bytes_s // 1024} KiB a second; the head took over {config.head_timeout_s:g} s"
+        in text
+    )
+    assert f"over {LARGE_BYTES // 1024} KiB of JSON" in text
+    assert f"has over {HEAD_BYTES // 1024} KiB" in text
 
 
 def test_data_gives_sources_sizes_and_limits() -> None:

@@ -16,6 +16,7 @@ from s2ap_defend.types import Resize
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines reach, without authentication.")
+@click.option("--allow-host", multiple=True, help="Answer only for this name in the Host header; may be repeated.")
 @click.option("--expose-evidence", is_flag=True, help="Answer with votes, evidence and the purified image as well.")
 @on_white_option
 @resize_option
@@ -35,6 +36,7 @@ def serve(
     host: str,
     port: int,
     insecure: bool,
+    allow_host: tuple[str, ...],
     expose_evidence: bool,
     on_white: bool,
     resize: Resize | Literal["trained"] | None,
@@ -58,6 +60,7 @@ def serve(
             host=host,
             port=port,
             insecure=insecure,
+            allowed_hosts=allow_host,
             expose_evidence=expose_evidence,
             on_white=on_white,
             resize=resize,

@@ -1,6 +1,6 @@
 """The web application around one classifier."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -69,6 +69,7 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
         },
     )
     app.state.service = service
+    app.allowed_hosts = frozenset(host.lower() for host in config.allowed_hosts)
     size_bytes = min(config.max_body_bytes, largest_request(service.served, config.max_queue_rows))
     infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders, size_bytes)
     resize = chosen_resize(config.resize, classifier.manifest.input.resize)
@@ -102,13 +103,11 @@ def _health(service: Service) -> APIRouter:
         check_ready()
         return json_response({"ready": True})
 
-    @router.get("/v2/models/{model}/ready", summary="Whether the model takes requests.")
-    @router.get("/v2/models/{model}/versions/{version}/ready", summary="Whether the model takes requests.")
-    async def model_ready(model: str, version: str | None = None) -> Response:
-        service.check_model(model, version)
+    def model_ready() -> dict[str, Any]:
         check_ready()
-        return json_response({"name": model, "ready": True})
+        return {"name": service.served.model, "ready": True}
 
+    _about_model(router, service, "/ready", "Whether the model takes requests.", model_ready)
     return router
 
 
@@ -119,6 +118,9 @@ def _models(service: Service) -> APIRouter:
     def statistics() -> dict[str, Any]:
         return {"model_stats": [service.statistics.to_json(served.model, served.version)]}
 
+    def configuration() -> dict[str, Any]:
+        return metadata.configure_model(served, service.classifier.classes, service.config.max_batch_rows)
+
     @router.get("/v2", summary="The server and its extensions of the protocol.")
     async def server_metadata() -> Response:
         return json_response(metadata.describe_server(__version__))
@@ -127,26 +129,26 @@ def _models(service: Service) -> APIRouter:
     async def all_statistics() -> Response:
         return json_response(statistics())
 
-    @router.get("/v2/models/{model}", summary="Inputs and outputs of the model.")
-    @router.get("/v2/models/{model}/versions/{version}", summary="Inputs and outputs of the model.")
-    async def model_metadata(model: str, version: str | None = None) -> Response:
-        service.check_model(model, version)
-        return json_response(metadata.describe_model(served))
-
-    @router.get("/v2/models/{model}/config", summary="Configuration of the model.")
-    @router.get("/v2/models/{model}/versions/{version}/config", summary="Configuration of the model.")
-    async def model_config(model: str, version: str | None = None) -> Response:
-        service.check_model(model, version)
-        classes, rows = service.classifier.classes, service.config.max_batch_rows
-        return json_response(metadata.configure_model(served, classes, rows))
-
-    @router.get("/v2/models/{model}/stats", summary="Statistics of the model.")
-    @router.get("/v2/models/{model}/versions/{version}/stats", summary="Statistics of the model.")
-    async def model_statistics(model: str, version: str | None = None) -> Response:
-        service.check_model(model, version)
-        return json_response(statistics())
-
+    _about_model(router, service, "", "Inputs and outputs of the model.", lambda: metadata.describe_model(served))
+    _about_model(router, service, "/config", "Configuration of the model.", configuration)
+    _about_model(router, service, "/stats", "Statistics of the model.", statistics)
     return router
+
+
+def _about_model(
+    router: APIRouter, service: Service, suffix: str, summary: str, answer: Callable[[], dict[str, Any]]
+) -> None:
+    """Answer something about the model, with and without its version in the path and nowhere else."""
+
+    @router.get(f"/v2/models/{{model}}{suffix}", summary=summary)
+    async def latest(model: str) -> Response:
+        service.check_model(model, None)
+        return json_response(answer())
+
+    @router.get(f"/v2/models/{{model}}/versions/{{version}}{suffix}", summary=summary)
+    async def versioned(model: str, version: str) -> Response:
+        service.check_model(model, version)
+        return json_response(answer())
 
 
 def _operations(service: Service) -> APIRouter:

@@ -5,7 +5,7 @@ takes what is queued at once, and what arrives while it is busy forms the next b
 and arrival; a second of waiting counts as much as one level of priority, so that nobody starves. A large request gives
 some of its images at a time and queues up again for the rest, so that small ones wait for a batch and not for it. What
 is not expected to be in time is refused when it comes, or left out when its turn comes: the device works on answers
-that somebody still wants. Where the device takes more while it runs, it gets what fits beside that.
+that somebody still wants. Where the device takes more while it runs, it gets what still fits.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from s2ap_defend.serve.waiting import Queue
 from s2ap_defend.types import Float32, Verdicts
 
 HASTE = 1.1  # a request is run if this many times the expected time is left
-CAUTION = 2.0  # and taken in if so many times the expected wait is left beside that
+CAUTION = 2.0  # and taken in if so many times the expected wait is left as well
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from starlette.types import Receive
 from s2ap_defend.serve.errors import BodyTimeoutError, ProtocolError, QueueFullError, TooLargeError
 from s2ap_defend.serve.shares import Hold
 
-SLOW_START_S = 5.0  # a body may stall so long in all, beside what its bytes need at the least rate
+SLOW_START_S = 5.0  # a body may stall so long in all, in addition to what its bytes need at the least rate
 WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 

@@ -26,6 +26,7 @@ class ServerConfig:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one, which the log names.
         insecure: Allow an address that other machines reach, although the server has no authentication.
+        allowed_hosts: Names or addresses by which clients may ask for the server (the Host header); empty allows any.
         expose_evidence: Answer with all outputs, not only `label` and `adversarial`. Evidence is an oracle for
             adaptive attackers.
         on_white: Composite what is transparent in image files on white; otherwise such files are refused.
@@ -52,6 +53,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     insecure: bool = False
+    allowed_hosts: tuple[str, ...] = ()
     expose_evidence: bool = False
     on_white: bool = False
     resize: Resize | Literal["trained"] | None = None
@@ -86,6 +88,11 @@ class ServerConfig:
                 f"max_queue_bytes {self.max_queue_bytes} is less than twice max_body_bytes {self.max_body_bytes}; a "
                 "body of that size would never be taken, because a peer may have half of the bytes"
             )
+        for host in self.allowed_hosts:
+            if not host or (":" in host and not (host.startswith("[") and host.endswith("]"))):
+                raise RecipeError(
+                    f"allowed host {host!r} is no name; give it without a port, IPv6 addresses in brackets"
+                )
         known = ("trained", *get_args(Resize))
         if self.resize is not None and self.resize not in known:
             raise RecipeError(f"resize is {self.resize!r}, expected one of {', '.join(known)}")

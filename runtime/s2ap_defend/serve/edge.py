@@ -1,8 +1,11 @@
-"""What holds for every route: HEAD answers as GET does, and security headers are on every answer."""
+"""What holds for every route: whom it answers for, HEAD answers as GET does, security headers are on every answer."""
 
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
+
+from s2ap_defend.serve.responses import json_response
 
 __all__ = ["Application"]
 
@@ -16,7 +19,14 @@ SECURITY_HEADERS = {
 
 
 class Application(FastAPI):
-    """FastAPI behind what holds for every route."""
+    """FastAPI behind what holds for every route.
+
+    Attributes:
+        allowed_hosts: Names by which clients may ask for it, in lower case; empty allows any. What health checks ask is
+            answered under any name.
+    """
+
+    allowed_hosts: frozenset[str] = frozenset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -29,9 +39,29 @@ class Application(FastAPI):
                 secure(message)
             await send(message)
 
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refusal(scope, receive, send_secured)
+            return
         if scope["method"] == "HEAD":  # the server leaves out the body
             scope = {**scope, "method": "GET"}
         await super().__call__(scope, receive, send_secured)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        if b"%2f" in (scope.get("raw_path") or b"").lower():
+            return json_response({"error": "no name here has a slash in it, so %2F is in no path"}, status=404)
+        if self.allowed_hosts and not scope["path"].startswith("/v2/health/"):
+            host = host_name(Headers(scope=scope).get("host", ""))
+            if host not in self.allowed_hosts:
+                reason = f"this server does not answer for the host {host[:80]!r}, which no --allow-host names"
+                return json_response({"error": reason}, status=421)
+        return None
+
+
+def host_name(header: str) -> str:
+    """The name in a Host header, without its port, in lower case."""
+    name = header.strip().lower()
+    return name[: name.find("]") + 1] if name.startswith("[") else name.partition(":")[0]
 
 
 def secure(message: Message) -> None:

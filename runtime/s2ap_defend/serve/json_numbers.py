@@ -20,7 +20,7 @@ from s2ap_defend.types import Float32, Float64
 
 __all__ = ["LARGE_BYTES", "NUMBER_BYTES", "JsonNumbers", "read_large"]
 
-LARGE_BYTES = 64 * 1024  # what is smaller is read at once; so much a large request may have beside its numbers
+LARGE_BYTES = 64 * 1024  # what is smaller is read at once; so much a large request may have around its numbers
 NUMBER_BYTES = 64  # a number as long as they get, with the indentation of a line of its own
 PIECE_BYTES = 256 * 1024
 
@@ -88,14 +88,14 @@ def read_large(body: memoryview) -> Any:  # noqa: ANN401
             raise ProtocolError("data of image must hold numbers only")
     rest = len(text) - (stop - start)
     if rest > LARGE_BYTES:
-        raise TooLargeError(f"the JSON has {rest} bytes beside the numbers of data, this server takes {LARGE_BYTES}")
+        raise TooLargeError(f"the JSON has {rest} bytes around the numbers of data, this server takes {LARGE_BYTES}")
     request = orjson.loads(text[:start] + b"null" + text[stop:])
     try:
         tensor = request["inputs"][0]
         if tensor["data"] is None:
             tensor["data"] = JsonNumbers(text[start:stop])
     except (LookupError, TypeError):
-        pass  # the request is told what is wrong where it is decoded
+        pass  # what is wrong with it is said where it is decoded
     return request
 
 

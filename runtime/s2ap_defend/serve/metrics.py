@@ -1,13 +1,15 @@
 """Prometheus metrics of one server; every label has a small, fixed set of values.
 
 What is evidence in an answer is evidence here too: members asked, label change rates and corrections of single
-requests could be read off two scrapes, so they are only counted when the server exposes evidence. What the drift
-monitor says is about whole windows of images; the service decides how often it is renewed.
+requests could be read off two scrapes, so they are only counted when the server exposes evidence. Times tell how many
+members were asked; without evidence they are published a whole window of images at a time, and the processor's time is
+not. What the drift monitor says is about whole windows as well; the service decides when one ends.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
 from s2ap_defend.drift import DriftReport
@@ -22,6 +24,7 @@ POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 RATES = tuple(i / 20 for i in range(21))
 VERDICTS = ("clean", "adversarial", "undecided")
 MODEL_LABELS = ("model", "version")
+MOST_HELD_BACK = 30_000  # times; refused requests have some, and end no window
 
 
 class Metrics:
@@ -95,6 +98,7 @@ class Metrics:
         gauge("s2ap_inference_pending_requests", "Requests that wait or run.").set_function(pending_requests)
         gauge("s2ap_inference_pending_rows", "Images that wait or run.").set_function(pending_rows)
         self._evidence = evidence
+        self._held_back: list[tuple[Histogram, float]] = []
         if evidence:
             self._members = histogram("s2ap_defense_members_used", "Members asked for an image.", POWERS)
             self._rates = histogram("s2ap_defense_label_change_rate", "Share of members that disagree.", RATES)
@@ -111,7 +115,7 @@ class Metrics:
                 "log_martingale": gauge("s2ap_drift_log_martingale", "Evidence against no drift, in nats."),
             }
         Info("s2ap_build", "What is running.", registry=registry).info(build)
-        ProcessCollector(registry=registry)
+        (ProcessCollector if evidence else _Process)(registry=registry)
 
     def set_ready(self, ready: bool) -> None:
         """Tell whether the model takes requests."""
@@ -120,7 +124,7 @@ class Metrics:
     def count_request(self, outcome: str, duration_s: float) -> None:
         """Count one finished request; `outcome` is one of OUTCOMES."""
         self._requests[outcome].inc()
-        self._duration.observe(duration_s)
+        self._time(self._duration, duration_s)
         if outcome in self._rejected:
             self._rejected[outcome].inc()
 
@@ -141,9 +145,23 @@ class Metrics:
         """Count one batch."""
         self._batches.inc()
         self._batch_rows.observe(report.result.rows)
-        self._compute.observe(report.result.compute_ns / 1e9)
+        self._time(self._compute, report.result.compute_ns / 1e9)
         for waited_ns in report.queue_ns:
-            self._queue.observe(waited_ns / 1e9)
+            self._time(self._queue, waited_ns / 1e9)
+
+    def publish_times(self) -> None:
+        """Publish the times that were held back, at the end of a window."""
+        for histogram, seconds in self._held_back:
+            histogram.observe(seconds)
+        self._held_back.clear()
+
+    def _time(self, histogram: Histogram, seconds: float) -> None:
+        if self._evidence:
+            histogram.observe(seconds)
+            return
+        self._held_back.append((histogram, seconds))
+        if len(self._held_back) >= MOST_HELD_BACK:
+            self.publish_times()
 
     def set_drift(self, report: DriftReport) -> None:
         """Publish what the drift monitor says."""
@@ -154,3 +172,11 @@ class Metrics:
         """(body, content type) of a scrape, in the format that the Accept header prefers."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
+
+
+class _Process(ProcessCollector):
+    """The process without the processor's time, which tells how many members a request asked."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Metrics of a scrape."""
+        return [metric for metric in super().collect() if metric.name != "process_cpu_seconds"]

@@ -6,7 +6,10 @@ ERROR = {
     "description": "The request was not answered.",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
-ERRORS = {str(status): ERROR for status in (400, 403, 404, 408, 413, 415, 429, 500, 503, 504)}
+ERRORS = {
+    **{str(status): ERROR for status in (400, 403, 404, 408, 413, 415, 429, 500, 503, 504)},
+    "default": ERROR,  # of the connection: 405, 421, 431
+}
 SCHEMAS: dict[str, Any] = {
     "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
     "InferRequest": {
@@ -106,10 +109,15 @@ SCHEMAS: dict[str, Any] = {
 }
 
 
+BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+METRICS = {media_type: {"schema": {"type": "string"}} for media_type in ("text/plain", "application/openmetrics-text")}
+
+
 def _answer(schema: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     return {
         "description": "Verdicts, one row per image.",
-        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+        "content": content if schema == "ImageVerdict" else {**content, **BYTES},
     }
 
 
@@ -125,7 +133,7 @@ def _infer(*parameters: str) -> dict[str, Any]:
                 "required": True,
                 "content": {
                     "application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}},
-                    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                    **BYTES,
                 },
             },
             "responses": {"200": _answer("InferResponse"), **ERRORS},
@@ -154,11 +162,21 @@ PATHS: dict[str, Any] = {
 
 
 def add_endpoints(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return an OpenAPI schema with the inference endpoints added."""
-    components = schema.get("components", {})
-    schemas = {**components.get("schemas", {}), **SCHEMAS}
-    return {
-        **schema,
-        "paths": {**schema.get("paths", {}), **PATHS},
-        "components": {**components, "schemas": schemas},
-    }
+    """Return FastAPI's schema with the inference endpoints and the errors that there are.
+
+    FastAPI describes an error 422 wherever a path has a parameter, of a shape that no answer has.
+    """
+    described = {path: {"get": _with_errors(path, item["get"])} for path, item in schema["paths"].items()}
+    return {**schema, "paths": {**described, **PATHS}, "components": {"schemas": SCHEMAS}}
+
+
+def _with_errors(path: str, operation: dict[str, Any]) -> dict[str, Any]:
+    answer = operation["responses"]["200"]
+    if path == "/metrics":
+        answer = {**answer, "content": METRICS}
+    responses = {"200": answer, "default": ERROR}
+    if "{model}" in path:
+        responses["404"] = ERROR
+    if path.endswith("/ready"):
+        responses["503"] = ERROR
+    return {**operation, "responses": responses}

@@ -53,6 +53,10 @@ def serve(config: ServerConfig) -> None:
         logger.info("listening on %s (%s, %s)", _url(listener), classifier.provider, classifier.executor.name)
         if not is_loopback(config.host):
             logger.warning("other machines can reach this server and it has no authentication")
+            if not config.allowed_hosts:
+                logger.warning(
+                    "it answers for any host name, so pages of others may ask it; --allow-host names its own"
+                )
         if config.expose_evidence:
             logger.warning("answers carry evidence, which is an oracle for adaptive attackers")
         interval = sys.getswitchinterval()

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 State = Literal["starting", "ready", "draining", "failed"]
 STOP_TIMEOUT_S = 2.0
+WINDOW_ROWS = 1000  # images whose times are published together
 
 
 class Service:
@@ -56,7 +57,7 @@ class Service:
             max_queue_bytes=config.max_queue_bytes,
             on_batch=self._count_batch,
         )
-        self.statistics = Statistics()
+        self.statistics = Statistics(live=config.expose_evidence)
         references = classifier.manifest.test.calibration.reference_ratios
         self.drift = DriftMonitor(classifier.manifest) if references else None
         self.metrics = Metrics(
@@ -75,6 +76,7 @@ class Service:
         self.receiving = Shares(config.max_queue_bytes)
         self._warm_up_task: asyncio.Task[None] | None = None
         self._drift_rows = 0
+        self._timed_rows = 0
         if self.drift is not None:
             self._publish_drift(self.drift)
 
@@ -156,6 +158,11 @@ class Service:
     def _count_batch(self, report: BatchReport) -> None:
         self.metrics.count_batch(report)
         self.statistics.count_batch(report)
+        self._timed_rows += report.result.rows
+        if self._timed_rows >= WINDOW_ROWS:
+            self._timed_rows = 0
+            self.metrics.publish_times()
+            self.statistics.publish_times()
         if self.drift is not None:
             for outcome in report.result.outcomes:
                 if isinstance(outcome, Verdicts):

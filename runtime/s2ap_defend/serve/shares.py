@@ -11,7 +11,7 @@ __all__ = ["Hold", "Limits", "Shares", "peer_of"]
 class Shares:
     """A budget of bytes or connections; a peer may hold as much as is left for the others.
 
-    Alone it gets half of the budget, beside another greedy one a third, beside n of them 1 / (n + 2); as much is left
+    Alone it gets half of the budget, with another greedy one a third, with n of them 1 / (n + 2); as much is left
     for whoever comes next. Choudhury and Hahne 1998, dynamic queue length thresholds with alpha = 1.
 
     Args:

@@ -34,11 +34,16 @@ STAGES = ("compute_input", "compute_infer", "compute_output")
 class Statistics:
     """Statistics of the one model that a server serves, since it started.
 
+    Args:
+        live: Whether times are shown at once; otherwise those of the last `publish_times` are, because two looks
+            around one request would tell how many members it asked.
+
     Attributes:
         drift: What the drift monitor said last, None without one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, live: bool) -> None:
+        self._live = live
         self.drift: DriftReport | None = None
         self._inference_count = 0
         self._execution_count = 0
@@ -47,6 +52,7 @@ class Statistics:
         self._batches: defaultdict[int, dict[str, Duration]] = defaultdict(
             lambda: {stage: Duration() for stage in STAGES}
         )
+        self.publish_times()
 
     def count_request(self, succeeded: bool, duration_ns: int) -> None:
         """Count one finished request."""
@@ -55,7 +61,8 @@ class Statistics:
     def count_batch(self, report: BatchReport) -> None:
         """Count one batch; a request in several batches counts in each."""
         result = report.result
-        self._last_inference_ms = time.time_ns() // 1_000_000
+        finished_s = time.time()
+        self._last_inference_ms = int(1000 * finished_s) if self._live else 1000 * int(finished_s)
         if any(isinstance(outcome, Verdicts) for outcome in result.outcomes):
             self._execution_count += 1
             self._inference_count += sum(len(part) for part in result.outcomes if isinstance(part, Verdicts))
@@ -66,8 +73,20 @@ class Statistics:
             for _ in report.queue_ns:
                 self._requests[stage].add(ns)
 
+    def publish_times(self) -> None:
+        """Tell the times of all requests and batches until now from now on."""
+        self._times: dict[str, Any] = {
+            "inference_stats": {name: duration.to_json() for name, duration in self._requests.items()},
+            "batch_stats": [
+                {"batch_size": rows, **{stage: duration.to_json() for stage, duration in stages.items()}}
+                for rows, stages in sorted(self._batches.items())
+            ],
+        }
+
     def to_json(self, model: str, version: str) -> dict[str, Any]:
         """The protocol's $model_stat, and `drift` where there is a monitor."""
+        if self._live:
+            self.publish_times()
         nothing = Duration().to_json()
         return {
             "name": model,
@@ -75,15 +94,8 @@ class Statistics:
             "last_inference": self._last_inference_ms,
             "inference_count": self._inference_count,
             "execution_count": self._execution_count,
-            "inference_stats": {
-                **{name: duration.to_json() for name, duration in self._requests.items()},
-                "cache_hit": nothing,
-                "cache_miss": nothing,
-            },
-            "batch_stats": [
-                {"batch_size": rows, **{stage: duration.to_json() for stage, duration in stages.items()}}
-                for rows, stages in sorted(self._batches.items())
-            ],
+            "inference_stats": {**self._times["inference_stats"], "cache_hit": nothing, "cache_miss": nothing},
+            "batch_stats": self._times["batch_stats"],
             **({} if self.drift is None else {"drift": asdict(self.drift)}),
         }
 

@@ -177,7 +177,7 @@ def test_metadata_describes_exactly_the_tensors_that_are_answered(open_client, b
 
 
 def test_statistics_have_the_protocols_shape(classifier, batch, name):
-    with serving(classifier) as client:
+    with serving(classifier, expose_evidence=True) as client:
         infer(client, batch)
         infer(client, batch[:1])
         infer(client, batch * 3)
@@ -246,6 +246,35 @@ def test_metrics_hide_what_answers_hide(client, batch):
     infer(client, batch)
     hidden = {"s2ap_defense_members_used", "s2ap_defense_label_change_rate", "s2ap_defense_corrections"}
     assert not [name for name in scrape(client) if name.startswith(tuple(hidden))]
+
+
+def times(client) -> tuple[list, dict]:
+    """Everything that statistics and metrics say of time."""
+    stats = client.get("/v2/models/stats").json()["model_stats"][0]
+    shown = {
+        key: value
+        for key, value in scrape(client).items()
+        if ("duration_seconds" in key or "cpu" in key) and not key.endswith("_created")
+    }
+    return [stats["inference_stats"], stats["batch_stats"]], shown
+
+
+def test_times_are_published_a_window_of_images_at_a_time(classifier, monkeypatch):
+    monkeypatch.setattr("s2ap_defend.serve.service.WINDOW_ROWS", 20)
+    many = np.random.default_rng(6).random((8, *classifier.input_shape), dtype=np.float32)
+    with serving(classifier) as client:
+        before = times(client)
+        assert not [key for key in before[1] if "cpu" in key]
+        for _ in range(2):
+            infer(client, many)
+            infer(client, many * 3)
+            assert times(client) == before
+        assert client.get("/v2/models/stats").json()["model_stats"][0]["inference_count"] == 16
+        infer(client, many)
+        (requests, batches), shown = times(client)
+        assert requests["queue"]["count"] == shown["s2ap_inference_queue_duration_seconds_count"][()] == 3
+        assert requests["compute_infer"]["ns"] > 0
+        assert times(client) == ([requests, batches], shown)
 
 
 def test_metrics_do_not_grow_with_what_clients_send(client):

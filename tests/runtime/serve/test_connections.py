@@ -61,10 +61,11 @@ def test_a_peer_is_an_address_or_the_network_that_one_site_has(client, peer):
 
 
 def test_bytes_that_are_announced_and_do_not_come_cost_others_nothing(classifier, batch):
-    with live(classifier, max_queue_bytes=2**26) as server, ExitStack() as stack:
+    limits = {"max_body_bytes": 2**21, "max_queue_bytes": 2**22}
+    with live(classifier, **limits) as server, ExitStack() as stack:
         for _ in range(16):
             hostile = stack.enter_context(server.connect())
-            hostile.sendall(server.raw(length=2**25))
+            hostile.sendall(server.raw(length=2**21))
         until(lambda: len(server.server.server_state.tasks) == 16)
         assert server.service.receiving.total == 0
         assert server.answers(batch) == 200

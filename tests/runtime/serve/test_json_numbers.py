@@ -77,7 +77,7 @@ def test_a_large_request_is_decoded_like_a_small_one(changes):
 EMPTY = "[" + "[]," * 50_000 + "[]]"
 BOMBS = {
     "empty lists": (request(1, EMPTY), ProtocolError, "a flat list of 64 numbers, or lists nested as its shape"),
-    "deep": (request(1, "[" * 100_000), TooLargeError, "beside the numbers of data"),
+    "deep": (request(1, "[" * 100_000), TooLargeError, "around the numbers of data"),
     "deep and closed": (request(1, "[" * 50_000 + "]" * 50_000), ProtocolError, "a number in it does not end"),
     "many numbers": (request(1, "[" + "0," * 50_000 + "0]"), ProtocolError, "a flat list of 64 numbers"),
     "too few": (request(4000, "[" + "0.123456," * 9_000 + "0]"), ProtocolError, "fewer numbers than its shape"),
@@ -85,10 +85,10 @@ BOMBS = {
     "digits": (request(1, "[" + "1" * 100_000 + "]"), ProtocolError, "a number in it does not end"),
     "spaces": (request(1, "[" + " " * 100_000 + "]"), ProtocolError, "a number in it does not end"),
     "words": (request(1, "[" + "0.5," * 20_000 + "null]"), ProtocolError, "must hold numbers only"),
-    "elsewhere": (request(1, "[]", id="x" * 100_000), TooLargeError, "bytes beside the numbers of data"),
-    "no object": (EMPTY.encode(), TooLargeError, "beside the numbers of data"),
-    "parameters": (request(1, "[0]", parameters={"data": [0.5] * 20_000}), TooLargeError, "beside the numbers of data"),
-    "strings": (request(1, json.dumps(["0.5"] * 20_000)), TooLargeError, "beside the numbers of data"),
+    "elsewhere": (request(1, "[]", id="x" * 100_000), TooLargeError, "bytes around the numbers of data"),
+    "no object": (EMPTY.encode(), TooLargeError, "around the numbers of data"),
+    "parameters": (request(1, "[0]", parameters={"data": [0.5] * 20_000}), TooLargeError, "around the numbers of data"),
+    "strings": (request(1, json.dumps(["0.5"] * 20_000)), TooLargeError, "around the numbers of data"),
     "cut off": (request(100)[:-80], ProtocolError, "not valid JSON"),
 }
 

@@ -239,6 +239,8 @@ def test_a_bug_in_the_server_answers_500_as_an_error_object(classifier, batch):
         ({"max_queue_rows": 1}, "a full batch must fit into the queue"),
         ({"max_connections": 1}, "max_connections is 1, expected at least 2"),
         ({"max_body_bytes": 10**9}, "a peer may have half of the bytes"),
+        ({"allowed_hosts": ("example.org:80",)}, "allowed host 'example.org:80' is no name; give it without a port"),
+        ({"allowed_hosts": ("::1",)}, "IPv6 addresses in brackets"),
         ({"grace_s": -1.0}, "grace_s is -1.0"),
     ],
 )

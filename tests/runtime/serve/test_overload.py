@@ -1,4 +1,4 @@
-"""Requests with deadlines, and large ones beside small ones: what is refused, what runs, and who waits for whom."""
+"""Requests with deadlines, and large ones with small ones: what is refused, what runs, and who waits for whom."""
 
 import asyncio
 import json
@@ -79,9 +79,9 @@ def test_what_cannot_be_in_time_is_not_run_and_costs_its_neighbours_nothing():
         async with held(max_batch_rows=4) as (model, batcher, _):
             batcher._pace.observe(4, 0.2)
             now = asyncio.get_running_loop().time()
-            late = asyncio.ensure_future(batcher.submit(images(1), deadline_s=now + 0.6))
+            late = asyncio.ensure_future(batcher.submit(images(1), deadline_s=now + 0.9))
             fine = asyncio.ensure_future(batcher.submit(images(2), deadline_s=now + 60))
-            await asyncio.sleep(0.45)
+            await asyncio.sleep(0.75)
             model.open.set()
             with pytest.raises(DeadlineError, match="would pass before its answer"):
                 await late
