@@ -1,4 +1,4 @@
-"""Golden inputs and what a file answered to them when it was written: data of their own beside the manifest."""
+"""Golden inputs and what a file answered to them when it was written: data apart from the manifest."""
 
 import base64
 import binascii

@@ -36,7 +36,7 @@ class PrecisionFigures(ManifestTable):
 
 
 class PrecisionComparison(ManifestTable):
-    """The file beside that of the same networks in float32, which was calibrated in the same way.
+    """The file compared with that of the same networks in float32, which was calibrated in the same way.
 
     Attributes:
         split: The clean images.
@@ -69,7 +69,7 @@ class PrecisionComparison(ManifestTable):
         """For people."""
         of, single = self.reduced, self.float32
         return (
-            f"beside float32, of {self.samples} {self.split} images {self.label_flips} have another label and "
+            f"against float32, of {self.samples} {self.split} images {self.label_flips} have another label and "
             f"{self.flag_flips} another flag; {of.clean_accuracy:.1%} clean ({single.clean_accuracy:.1%} in float32), "
             f"{of.label_accuracy:.1%} label right ({single.label_accuracy:.1%}) and {of.robust_accuracy:.1%} right or "
             f"flagged ({single.robust_accuracy:.1%}) of {self.attacked_samples} transferred attacks, "

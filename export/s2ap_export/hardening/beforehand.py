@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from s2ap_defend.errors import DefendError, RecipeError
 from s2ap_defend.progress import Reporter
 from s2ap_defend.types import Float32
+from s2ap_export.hardening.blame import layer_at_fault
 from s2ap_export.hardening.parity import BATCHES, check_stage
 from s2ap_export.hardening.purifier_stage import check_purifier
 from s2ap_export.hardening.unfit import check_fit
@@ -96,10 +97,12 @@ def check_network(network: Classifier, images: Float32, *, tensorrt: bool = True
     module = frozen(alive)
     x = torch.from_numpy(np.ascontiguousarray(images))
     _check_repeatable(module, x)
-    stage = trace_classifier(fold_batch_norm(module), alive.image_shape, "network")
+    with _blamed(module, x):
+        stage = trace_classifier(fold_batch_norm(module), alive.image_shape, "network")
     precise, exact = _most_precise(module, x)
     expected = _log_probabilities(precise, exact)
-    _check_alone("the network", lambda images: _log_probabilities(precise, images), exact, expected)
+    with _blamed(module, x):
+        _check_alone("the network", lambda images: _log_probabilities(precise, images), exact, expected)
     _check_twin(stage, exact, expected)
     check_fit(stage, wanted=tensorrt)
     same = check_stage("network", stage, lambda images: (_log_probabilities(module, images),), images)
@@ -137,6 +140,18 @@ def _named(key: str) -> Iterator[None]:
         yield
     except DefendError as error:
         raise RecipeError(f"{key}: {error}") from error
+
+
+@contextmanager
+def _blamed(module: nn.Module, images: Tensor) -> Iterator[None]:
+    """Put the layer that reads the batch, where one does, before what is wrong with the network."""
+    try:
+        yield
+    except RecipeError as error:
+        layer = layer_at_fault(module, images)
+        if not layer:
+            raise
+        raise RecipeError(f"{layer}{error}") from error
 
 
 def _alive(network: Classifier, images: Tensor) -> Classifier:

@@ -134,7 +134,13 @@ def harden(
             check_replaced(kept, work_dir)
         if tables is not None:
             replace_file(work_dir / RECIPE_FILE, orjson.dumps(tables, option=orjson.OPT_INDENT_2))
-        components = train_components(recipe, splits, work_dir, reporter, workers=workers, seconds=expected.by_name)
+        trained = train_components(recipe, splits, work_dir, reporter, workers=workers, seconds=expected.by_name)
+        components = trained.without_dead_channels()
+        for before, after in zip(trained.members, components.members, strict=True):
+            if after is not before:
+                reporter.line(
+                    f"dead channels: {before.method} has {after.parameters:,} of {before.parameters:,} numbers left"
+                )
         weak = tuple(unlearned(recipe, [one.clean_accuracy for one in components.members], splits))
         for weakness in weak:
             if strict:

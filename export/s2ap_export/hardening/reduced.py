@@ -1,4 +1,4 @@
-"""A file in less than float32 beside the same networks in float32: what the saved bits change."""
+"""A file in less than float32 compared with the same networks in float32: what the saved bits change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_comparison(
     *,
     max_flips: float,
 ) -> Manifest:
-    """The manifest of a file with what its precision changes; the other file is written beside it and stays there.
+    """The manifest of a file with what its precision changes; the other file is written to the same folder.
 
     Args:
         manifest: Of the file; without a record of precision it is handed back as it is.
@@ -63,7 +63,7 @@ def compare_precision(reduced: Path, single: Path, clean: ImageSet, attacked: Im
     asked = {path: (_ask(path, clean.images), _ask(path, some.images)) for path in (reduced, single)}
     one, other = asked[reduced][0], asked[single][0]
     flagged = (one.adversarial != other.adversarial) | (one.abstained != other.abstained)
-    of, beside = (_figures(path, *asked[path], clean, some) for path in (reduced, single))
+    of, other_figures = (_figures(path, *asked[path], clean, some) for path in (reduced, single))
     return PrecisionComparison(
         split="validation",
         samples=len(clean),
@@ -72,7 +72,7 @@ def compare_precision(reduced: Path, single: Path, clean: ImageSet, attacked: Im
         attack=ATTACK,
         attacked_samples=len(some),
         reduced=of,
-        float32=beside,
+        float32=other_figures,
     )
 
 

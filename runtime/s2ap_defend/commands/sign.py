@@ -1,4 +1,4 @@
-"""`s2ap-defend sign`: a signature beside a model file, by which others know whose it is."""
+"""`s2ap-defend sign`: the signature of a model file, by which others know whose it is."""
 
 from pathlib import Path
 

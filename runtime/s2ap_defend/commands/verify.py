@@ -46,12 +46,12 @@ def verify(
         raise click.UsageError("--signature needs --key, the signer's public key")
     needed: tuple[Device, ...] = devices
     check_there(model)
-    beside = signature_path(model) if signature is None else signature
+    place = signature_path(model) if signature is None else signature
     signed = None
     if key is not None:
-        signed = check_signature(model, key, beside)
-    elif beside.is_file():
-        signed = Check("signature", "skipped", f"{beside} lies there; --key PUBLIC.pem checks it")
+        signed = check_signature(model, key, place)
+    elif place.is_file():
+        signed = Check("signature", "skipped", f"{place} lies there; --key PUBLIC.pem checks it")
     found = verify_file(model, needed=needed, signature=signed)
     if as_json:
         click.echo(orjson.dumps(_as_json(model, found), option=orjson.OPT_INDENT_2).decode())

@@ -71,12 +71,12 @@ def write_repository(
             raise RecipeError(f"{place} is there already; give another --name, or remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as beside:
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as made:
             for place, backend in zip(places, ("python", "onnxruntime"), strict=True):
                 config = _configuration(file, place.name, backend, max_batch, device, evidence)
-                _write_model(file, Path(beside, place.name), config, python=backend == "python")
+                _write_model(file, Path(made, place.name), config, python=backend == "python")
             for place in places:
-                Path(beside, place.name).replace(place)
+                Path(made, place.name).replace(place)
     except OSError as error:
         raise ModelFileError(f"{folder} cannot be written: {error.strerror or error}") from error
     return places
@@ -92,7 +92,7 @@ def _configuration(
     del config["platform"]
     config["backend"] = backend
     for output in config["output"]:
-        if not output["dims"]:  # one number an image: Triton has no tensors [N] beside a batch
+        if not output["dims"]:  # one number an image: Triton has no tensors [N] in batches
             output["dims"] = [1]
             if backend == "onnxruntime":
                 output["reshape"] = {"shape": []}

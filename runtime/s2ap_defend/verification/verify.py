@@ -34,7 +34,7 @@ def verify_file(path: Path, *, needed: Sequence[Device] = ("cpu",), signature: C
     """Look at everything that can be known of a file on this machine; nothing is written.
 
     Args:
-        path: The file; weights in external data lie beside it.
+        path: The file; weights in external data lie in the same folder.
         needed: Devices on which it must run; a device that is not there fails the check.
         signature: What was found of its signature, where one was asked for.
 

@@ -1,17 +1,48 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.train.correlated_members import correlated_answers
 
+from s2ap_defend.manifest import read_manifest
+from s2ap_defend.model_file import open_model_file
+from s2ap_defend.precision_record import PrecisionComparison, PrecisionFigures, PrecisionRecord
 from s2ap_defend.sequential import run_sequential_test
-from s2ap_export.commands.calibrate.recalibration import cross_validated_rate, recalibrate
+from s2ap_export.commands.calibrate.recalibration import cross_validated_rate, recalibrate, recalibrated_manifest
 from s2ap_train.calibration import Detection, Jury, calibrate
 
 JURY = Jury.behind_classifier(6)
 RATES, FOOLED = [0.05, 0.1, 0.15, 0.2, 0.1, 0.1], [0.7] * 6
+
+
+def test_what_precision_changed_under_the_old_boundary_is_dropped_and_the_precision_stays(
+    tiny_model_path: Path,
+) -> None:
+    manifest = open_model_file(tiny_model_path).manifest
+    figures = PrecisionFigures(
+        clean_accuracy=0.9, clean_flagged=0.05, label_accuracy=0.5, robust_accuracy=0.6, size_bytes=1000
+    )
+    comparison = PrecisionComparison(
+        split="validation",
+        samples=100,
+        label_flips=1,
+        flag_flips=0,
+        attack="some",
+        attacked_samples=10,
+        reduced=figures,
+        float32=figures,
+    )
+    reduced = manifest.model_copy(update={"precision": PrecisionRecord(classifier="float16", comparison=comparison)})
+    assert recalibrated_manifest(manifest, manifest.test, manifest.decision).precision is None
+    new = recalibrated_manifest(reduced, manifest.test, manifest.decision).precision
+    assert new == PrecisionRecord(classifier="float16", comparison=None)
+    assert read_manifest(reduced.to_json(), source="x") == reduced
+    for changes in ({"label_flips": 101}, {"reduced": figures.model_dump() | {"label_accuracy": 0.7}}):
+        with pytest.raises(ValueError, match=r"flips of 100 images|exceeds robust_accuracy"):
+            PrecisionComparison.model_validate(comparison.model_dump() | changes)
 
 
 @pytest.mark.parametrize("kind", ["conformal", "graded", "weighted", "wald", "ville", "paper"])

@@ -17,6 +17,7 @@ from s2ap_defend import DefendError
 from s2ap_defend.commands.main import run
 from s2ap_defend.progress import Reporter
 from s2ap_export.hardening.beforehand import check_network, check_recipe
+from s2ap_export.hardening.blame import layer_at_fault
 from s2ap_export.hardening.unfit import check_fit
 from s2ap_export.tracing.trace import trace_classifier
 from s2ap_train.models import Classifier
@@ -105,10 +106,50 @@ class Normalised(Given):
 
 @pytest.mark.parametrize("norm", [AlwaysTraining(4), nn.BatchNorm2d(4, track_running_stats=False)], ids=str)
 def test_a_normalisation_by_the_batch_is_refused_by_name(norm: nn.Module) -> None:
-    with pytest.raises(
-        DefendError, match=r"\(BatchNorm2d\(track_running_stats=False\), or one that stays in training mode\)"
-    ):
+    message = r"^layer norm \(\w+\): .*\(BatchNorm2d\(track_running_stats=False\), or one that stays in training mode\)"
+    with pytest.raises(DefendError, match=message):
         check_network(Normalised(norm), images(8, SHAPE))
+
+
+class Centred(nn.Module):
+    """Takes the mean over the images away."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class Looped(nn.Module):
+    """Makes the number of images a Python number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(int(x.shape[0]), -1)[:, : x[0].numel()].reshape(int(x.shape[0]), *x.shape[1:])
+
+
+class Rolled(nn.Module):
+    """Adds a little of the next image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * x.roll(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (Centred(), r"layer norm\.1 \(Centred\): cannot export a sum over the batch"),
+        (Looped(), r"layer norm\.1 \(Looped\): cannot export this .*: it fixes the number of images"),
+        (Rolled(), r"layer norm\.1 \(Rolled\): .* image"),
+    ],
+    ids=["mean", "number", "neighbour"],
+)
+def test_a_layer_that_reads_the_batch_or_its_size_is_named(layer: nn.Module, message: str) -> None:
+    with pytest.raises(DefendError, match=message):
+        check_network(Normalised(nn.Sequential(nn.ReLU(), layer)), images(8, SHAPE))
+
+
+def test_nobody_is_blamed_for_what_no_layer_does() -> None:
+    network = Given(of_all).eval()
+    assert layer_at_fault(network, torch.from_numpy(images(8, SHAPE))) == ""
+    assert layer_at_fault(Normalised(nn.BatchNorm2d(4)).eval(), torch.from_numpy(images(8, SHAPE))) == ""
 
 
 def in_float64(network: nn.Module, logits: Tensor) -> Tensor:

@@ -248,7 +248,9 @@ def test_the_recipe_may_ask_for_half_precision_and_what_it_changes_is_in_the_man
     assert compared.reduced.size_bytes < compared.float32.size_bytes
     capsys.readouterr()
     assert run(["inspect", str(path)]) == 0
-    assert "classifier float16, 6 of 6 members float16; beside float32, of" in " ".join(capsys.readouterr().out.split())
+    assert "classifier float16, 6 of 6 members float16; against float32, of" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert verify_file(path).sound
 
 

@@ -48,7 +48,7 @@ def test_no_file_is_made_where_a_stage_does_not_compare_with_its_network(
     }
     save_checkpoint(folder / part, tensors=tensors | spoilt, record=record)
     command = ["harden", "digits", "-o", str(path), "--work-dir", str(folder), "--workers", "1", *OVERRIDES]
-    exact = ["--set", 'export.precision="float16"', "--set", 'decision.answer="robust"', "--strict"]
+    exact = ["--set", 'export.precision.purifier="float16"', "--set", 'decision.answer="robust"', "--strict"]
     assert run([*command, "--choose", "unmeasured", *exact]) == 2
     assert message in capsys.readouterr().err
     assert not path.exists()

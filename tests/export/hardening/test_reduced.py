@@ -65,7 +65,7 @@ def test_more_flips_than_the_recipe_allows_are_refused(tiny_model_path: Path, bl
     found = compare_precision(blunt, tiny_model_path, clean, clean)
     share = max(found.label_flips, found.flag_flips) / 40
     check_flips(found, share)
-    with pytest.raises(RecipeError, match=r"export\.precision: beside float32, of 40 .* export\.max_flips .* allows"):
+    with pytest.raises(RecipeError, match=r"export\.precision: against float32, of 40 .* export\.max_flips .* allows"):
         check_flips(found, share - 0.02)
 
 

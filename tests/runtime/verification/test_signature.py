@@ -21,7 +21,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def signed(answered: Path, keys: tuple[Path, Path], tmp_path: Path) -> Path:
-    """A model file with its signature beside it."""
+    """A model file and its signature in one folder."""
     model = Path(shutil.copy(answered, tmp_path / "model.onnx"))
     assert run(["sign", str(model), "--key", str(keys[0])]) == 0
     return model

@@ -1,7 +1,7 @@
 """A trained network of a recipe and what is known of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from s2ap_defend.manifest import Seeds
@@ -9,6 +9,7 @@ from s2ap_train.attacks.accuracy import accuracy, robust_accuracy
 from s2ap_train.ensemble import Fitted
 from s2ap_train.models import Classifier
 from s2ap_train.models.cost import flops, parameter_count
+from s2ap_train.models.dead_channels import without_dead_channels
 from s2ap_train.training import TrainingData
 
 VALIDATION_ATTACK_STEPS = 20
@@ -86,3 +87,12 @@ def network_summary(record: Mapping[str, Any]) -> str:
     if record["sparsity"]:
         text += f"  sparsity {record['sparsity']:.0%}"
     return text if record["flip_rate"] is None else f"{text}  mask flips {record['flip_rate']:.2%}"
+
+
+def lean(network: Network) -> Network:
+    """The same network without the channels that its masks left dead, counted anew; itself where there are none."""
+    found = without_dead_channels(network.model, network.model.image_shape)
+    model = found.model
+    if not found.removed or not isinstance(model, Classifier):
+        return network
+    return replace(network, model=model, flops=flops(model, model.image_shape), parameters=parameter_count(model))

@@ -4,7 +4,7 @@ import io
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,7 @@ from s2ap_defend.progress import Reporter
 from s2ap_train.compute import check_available
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
-from s2ap_train.hardening.network import Network, known_network
+from s2ap_train.hardening.network import Network, known_network, lean
 from s2ap_train.hardening.parts import ADVERSARIAL, PLAIN, PRUNED, PartList, member_name
 from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
 from s2ap_train.hardening.score_model import report_score_model
@@ -59,6 +59,10 @@ class Components:
     def classifier(self, name: str) -> Network:
         """The network of that name: 'plain', 'adversarial' or 'pruned'."""
         return {PLAIN: self.plain, ADVERSARIAL: self.adversarial, PRUNED: self.pruned}[name]
+
+    def without_dead_channels(self) -> "Components":
+        """The same where the pruned classifier and the members have no channels that their masks left dead."""
+        return replace(self, pruned=lean(self.pruned), members=tuple(map(lean, self.members)))
 
 
 def train_components(
