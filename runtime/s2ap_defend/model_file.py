@@ -17,6 +17,7 @@ from s2ap_defend.errors import ModelFileError
 from s2ap_defend.files import check_writable
 from s2ap_defend.golden_record import GOLDEN_KEY, GoldenRecord
 from s2ap_defend.manifest import METADATA_KEY, Manifest, read_manifest
+from s2ap_defend.shipped import shipped_file
 
 HARDEN_COMMAND = "s2ap-defend harden RECIPE -o model.onnx"
 MAX_EMBEDDED_BYTES = 1_900_000_000
@@ -44,11 +45,14 @@ class ModelFile:
 def open_model_file(path: Path) -> ModelFile:
     """Read a defended model file and verify its manifest, its hashes, its test tables and its purifier.
 
+    Where there is no such path, the name of a file that ships with the package means that file.
+
     The hashes find damage and careless edits. They are no signature: who can replace the file can replace them.
 
     Raises:
         ModelFileError: If the file cannot be read, is no ONNX model, has no manifest, or was changed.
     """
+    path = shipped_file(path)
     try:
         return _open(path)
     except (ValueError, TypeError) as error:  # tensors without a type or of another size, names that are no text
