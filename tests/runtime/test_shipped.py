@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from s2ap_defend import DefendedClassifier
-from s2ap_defend.commands.main import main
+from s2ap_defend.commands.main import run
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.shipped import SHIPPED, shipped_file
@@ -34,12 +33,12 @@ def test_a_name_means_the_shipped_file(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_command_takes_the_name(name: str) -> None:
+def test_commands_take_the_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     channels, height, width = open_model_file(Path(name)).manifest.input.shape
     Image.new("L" if channels == 1 else "RGB", (width, height)).save("black.png")
-    result = CliRunner().invoke(main, ["classify", name, "black.png"])
-    assert result.exit_code == 0, result.output
-    assert "black.png" in result.output
+    assert run(["classify", name, "black.png"]) == 0
+    assert "black.png" in capsys.readouterr().out
+    assert run(["verify", name]) == 0
 
 
 def test_a_file_of_that_name_comes_first() -> None:

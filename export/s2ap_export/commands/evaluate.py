@@ -13,7 +13,7 @@ import click
 import orjson
 from rich.console import Console
 
-from s2ap_defend.commands.options import complete_recipe
+from s2ap_defend.commands.options import complete_recipe, model_argument
 from s2ap_defend.errors import InputError, RecipeError
 from s2ap_defend.files import replace_file
 from s2ap_defend.model_file import open_model_file
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option(
     "--recipe",
     shell_complete=complete_recipe,

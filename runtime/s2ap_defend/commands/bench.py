@@ -9,7 +9,7 @@ import orjson
 from rich.console import Console
 
 from s2ap_defend.bench.choices import Clock, TrafficKind
-from s2ap_defend.commands.options import device_option, on_white_option, resize_option
+from s2ap_defend.commands.options import device_option, model_argument, on_white_option, resize_option
 from s2ap_defend.engines import Device
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.executors import ExecutorName
@@ -35,7 +35,7 @@ def batch_sizes(ctx: click.Context, param: click.Parameter, text: str) -> tuple[
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option("--batch", callback=batch_sizes, default="1,8,64,256", show_default=True, help="Images of a call.")
 @click.option(
     "--traffic",

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from s2ap_defend.commands.options import device_option, on_white_option, resize_option
+from s2ap_defend.commands.options import device_option, model_argument, on_white_option, resize_option
 from s2ap_defend.engines import Device
 from s2ap_defend.errors import InputError
 from s2ap_defend.tables import harmless
@@ -42,7 +42,7 @@ class Report(Protocol):
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array, an image a line, instead of a table.")
 @on_white_option

@@ -5,11 +5,12 @@ from typing import Literal
 
 import click
 
+from s2ap_defend.commands.options import model_argument
 from s2ap_defend.tables import harmless
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option(
     "--triton",
     "folder",

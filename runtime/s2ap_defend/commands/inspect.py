@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2ap_defend.commands.decision_tables import decision_table, print_frontier
+from s2ap_defend.commands.options import model_argument
 from s2ap_defend.manifest import CalibrationRecord, ChoiceRecord, Manifest, PurifierDescription
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.sequential import asked_members
@@ -16,7 +17,7 @@ from s2ap_defend.tables import foreign, harmless, plain_table, print_table
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def inspect(model: Path, as_json: bool) -> None:
     """Verify a model file and show its stages, members, decision and measured accuracy."""

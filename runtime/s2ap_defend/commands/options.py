@@ -2,13 +2,14 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 from click.shell_completion import CompletionItem
 
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName
+from s2ap_defend.shipped import SHIPPED, shipped_file
 from s2ap_defend.types import Resize
 
 
@@ -21,6 +22,23 @@ def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str)
     return [CompletionItem(incomplete, type="file"), *map(CompletionItem, names)]  # bash drops what is before a file
 
 
+class ModelPath(click.Path):
+    """A model file, or the name of one that ships with the package."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """The path of the file."""
+        return shipped_file(Path(str(super().convert(value, param, ctx))))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Files, and the names."""
+        names = [CompletionItem(name) for name in SHIPPED if name.startswith(incomplete)]
+        return [*super().shell_complete(ctx, param, incomplete), *names]
+
+
+model_argument = click.argument("model", type=ModelPath())
 device_option = click.option(
     "--device",
     type=click.Choice(get_args(Device)),

@@ -5,14 +5,14 @@ from typing import Literal
 
 import click
 
-from s2ap_defend.commands.options import device_option, executor_option, on_white_option, resize_option
+from s2ap_defend.commands.options import device_option, executor_option, model_argument, on_white_option, resize_option
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName
 from s2ap_defend.types import Resize
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines reach, without authentication.")

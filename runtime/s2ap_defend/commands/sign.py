@@ -4,11 +4,12 @@ from pathlib import Path
 
 import click
 
+from s2ap_defend.commands.options import model_argument
 from s2ap_defend.tables import harmless
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option("--key", type=click.Path(path_type=Path), required=True, help="Your private key, a PEM file.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The signature to write; MODEL.sig by default.")
 def sign(model: Path, key: Path, output: Path | None) -> None:

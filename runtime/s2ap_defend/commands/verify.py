@@ -7,6 +7,7 @@ import click
 import orjson
 from rich.console import Console
 
+from s2ap_defend.commands.options import model_argument
 from s2ap_defend.engines import Device
 from s2ap_defend.tables import foreign, harmless, plain_table, print_table
 from s2ap_defend.verification import Check, Verification
@@ -15,7 +16,7 @@ NOT_SOUND = 1
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option(
     "--device",
     "devices",

@@ -7,7 +7,7 @@ import click
 import orjson
 from rich.console import Console
 
-from s2ap_defend.commands.options import device_option
+from s2ap_defend.commands.options import device_option, model_argument
 from s2ap_defend.engines import Device
 from s2ap_defend.files import check_writable
 from s2ap_defend.model_file import open_model_file
@@ -16,7 +16,7 @@ from s2ap_defend.sequential import Answer
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option(
     "--data",
     "source",
