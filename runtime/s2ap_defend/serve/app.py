@@ -45,6 +45,7 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
     """
     service = Service(classifier, config)
     decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-decode")
+    readers = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-images")  # tensors do not wait for files
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -53,7 +54,8 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
             yield
         finally:
             await service.stop()
-            decoders.shutdown(wait=False, cancel_futures=True)
+            for pool in (decoders, readers):
+                pool.shutdown(wait=False, cancel_futures=True)
 
     app = Application(
         title="s2ap-defend",
@@ -84,7 +86,7 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
         resize=resize,
         trained=trained,
     )
-    classify = InferenceEndpoint(service, images, decoders, config.max_body_bytes)
+    classify = InferenceEndpoint(service, images, readers, config.max_body_bytes)
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
         app.router.routes.append(Route(path, infer, methods=["POST"]))
     app.router.routes.append(Route("/classify", classify, methods=["POST"]))

@@ -222,7 +222,21 @@ def test_files_are_read_and_verdicts_written_off_the_event_loop(client, files, m
     monkeypatch.setattr(classify, "open_picture", recorded(classify.open_picture))
     monkeypatch.setattr(classify, "json_response", recorded(classify.json_response))
     assert client.post("/classify", content=files[0]).status_code == 200
-    assert threads == ["s2ap-decode", "s2ap-decode"]
+    assert threads == ["s2ap-images", "s2ap-images"]
+
+
+def test_bodies_and_answers_are_as_described(client, files):
+    described = client.get("/openapi.json").json()
+    operation = described["paths"]["/classify"]["post"]
+    for content_type in operation["requestBody"]["content"]:
+        headers = {"Content-Type": f"{content_type}; boundary=b"}
+        assert client.post("/classify", content=b"", headers=headers).status_code == 400, content_type
+    for parameter in operation["parameters"]:
+        assert_error(client.post("/classify", params={parameter["name"]: "?"}), 400, f"parameter {parameter['name']}")
+    schemas = described["components"]["schemas"]
+    read, broken = client.post("/classify", json=as_json(files[0], b"broken")).json()["images"]
+    assert list(read) == schemas["ImageVerdict"]["required"]
+    assert list(broken) == schemas["NotRead"]["required"]
 
 
 def test_other_methods_and_paths_lead_nowhere(client, files):
