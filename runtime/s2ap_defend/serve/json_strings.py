@@ -80,13 +80,13 @@ class LongStrings:
 
     def _cut(self, body: bytes) -> bytes:
         """The JSON with marks for its long strings."""
-        kept: list[bytes] = []
+        parts: list[bytes] = []
         size = done = at = 0
         while (start := body.find(b'"', at) + 1) > 0 and size + start - done <= LARGE_BYTES:
             stop = body.find(b'"', start)
             if stop - start > LONG_BYTES and body[stop - 1] != _BACKSLASH:
-                kept += [body[done:start], b"\\u0000%d" % len(self._places)]
-                size += len(kept[-1]) + len(kept[-2])
+                parts += [body[done:start], b"\\u0000%d" % len(self._places)]
+                size += len(parts[-1]) + len(parts[-2])
                 self._places.append((start, stop))
                 done = stop
             else:
@@ -98,10 +98,10 @@ class LongStrings:
         size += len(body) - done
         if size > LARGE_BYTES:
             raise TooLargeError(f"the JSON has over {LARGE_BYTES} bytes around the base64 of its images")
-        kept.append(body[done:])
-        if any(b"\\u0000" in part for part in kept[::2]):
+        parts.append(body[done:])
+        if any(b"\\u0000" in part for part in parts[::2]):
             raise ProtocolError("the request is not valid JSON for this server: a string in it has a NUL character")
-        return b"".join(kept)
+        return b"".join(parts)
 
 
 def _is_escaped(body: bytes, at: int) -> bool:
