@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import click
+import httpx
 import numpy as np
 import onnxruntime
 import pytest
@@ -180,13 +181,23 @@ def test_the_server_answers_what_serving_says(folder: Path) -> None:
             elif block.startswith("curl"):
                 curl, _, answer = block.partition("\n{")
                 given = json.loads(by_curl(curl))
-                assert not answer or given.keys() == json.loads("{" + answer).keys()
+                assert not answer or shape_of(given) == shape_of(json.loads("{" + answer))
+
+
+def shape_of(answer: Any) -> Any:
+    """An answer without its values."""
+    if isinstance(answer, dict):
+        return {key: shape_of(value) for key, value in answer.items()}
+    return [shape_of(item) for item in answer] if isinstance(answer, list) else type(answer)
 
 
 def by_curl(line: str) -> bytes:
-    """What curl is answered to a command of `-d` or `--data-binary` and an address."""
+    """What curl is answered to a command of `-F`, `-d` or `--data-binary` and an address."""
     words = shlex.split(line)[1:]
     address = next(word for word in words if word.startswith("http"))
+    fields = [words[i + 1].split("=@") for i, word in enumerate(words) if word == "-F"]
+    if fields:
+        return httpx.post(address, files=[(name, (path, Path(path).read_bytes())) for name, path in fields]).content
     option = next(i for i, word in enumerate(words) if word in {"-d", "--data-binary"})
     data = words[option + 1]
     return ask(address, Path(data[1:]).read_bytes() if data.startswith("@") else data.encode())

@@ -72,7 +72,7 @@ def test_the_server_takes_arrays_and_where_there_are_three_channels_files(path: 
     with serving(classifier, expose_evidence=True) as client:
         np.testing.assert_array_equal(tensors(infer(client, images))["label"], classifier(images).label)
         assert client.get("/page.json").json()["input"] == {"channels": channels, "height": height, "width": width}
-        answer = client.post("/classify-image", content=file.getvalue(), headers={"content-type": "image/png"})
+        answer = client.post("/classify", content=file.getvalue(), headers={"content-type": "image/png"})
     if channels == 3:
         assert answer.status_code == 200, answer.text
     else:

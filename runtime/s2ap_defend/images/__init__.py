@@ -7,7 +7,7 @@ from s2ap_defend.images.arrays import check_images, load_images
 from s2ap_defend.images.files import Entry, ImageFiles
 from s2ap_defend.images.kinds import MAX_PIXELS, OTHER_SUFFIXES, READ, SUFFIXES
 from s2ap_defend.images.picture import Picture, open_picture
-from s2ap_defend.images.reading import chosen_resize, read
+from s2ap_defend.images.reading import chosen_resize, fitted, read
 from s2ap_defend.resizing import resize
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Picture",
     "check_images",
     "chosen_resize",
+    "fitted",
     "load_images",
     "open_picture",
     "read",

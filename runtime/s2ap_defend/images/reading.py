@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from s2ap_defend.errors import InputError, RecipeError
-from s2ap_defend.images.picture import COLOUR_MODES, open_picture
+from s2ap_defend.images.picture import COLOUR_MODES, Picture, open_picture
 from s2ap_defend.resizing import resize as resized
 from s2ap_defend.types import Float32, Resize
 
@@ -37,6 +37,30 @@ def read(
     """
     content = image if isinstance(image, bytes) else content_of(Path(image))
     picture = open_picture(content, name or ("the image" if isinstance(image, bytes) else str(image)))
+    return fitted(picture, shape, on_white=on_white, resize=resize)
+
+
+def fitted(
+    picture: Picture,
+    shape: tuple[int, int, int] | None = None,
+    *,
+    on_white: bool = False,
+    resize: Resize | None = None,
+) -> Float32:
+    """Decode an image whose head was read, once, as a model takes it.
+
+    Args:
+        picture: The image.
+        shape: (C, H, W), C 1 or 3; None takes the image as it is.
+        on_white: Composite what is transparent on white; otherwise it is refused.
+        resize: What becomes of an image of another size, see `Resize`; None refuses it.
+
+    Returns:
+        float32 [C, H, W] in [0, 1].
+
+    Raises:
+        InputError: If it is damaged, transparent or of another size.
+    """
     channels, *size = shape or (picture.channels, picture.height, picture.width)
     if channels not in COLOUR_MODES:
         raise InputError(f"the model takes {channels} channels, which no image file has; send an array instead")

@@ -1,5 +1,6 @@
 """The web application around one classifier."""
 
+import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -18,7 +19,8 @@ from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import DefendError
 from s2ap_defend.images import chosen_resize
 from s2ap_defend.serve import metadata, openapi, page, responses
-from s2ap_defend.serve.codecs import ImageFileCodec, ProtocolCodec
+from s2ap_defend.serve.classify import ImagesCodec
+from s2ap_defend.serve.codecs import ProtocolCodec
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.edge import Application
 from s2ap_defend.serve.endpoint import InferenceEndpoint
@@ -43,6 +45,7 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
     """
     service = Service(classifier, config)
     decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-decode")
+    readers = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-images")  # tensors do not wait for files
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -51,7 +54,8 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
             yield
         finally:
             await service.stop()
-            decoders.shutdown(wait=False, cancel_futures=True)
+            for pool in (decoders, readers):
+                pool.shutdown(wait=False, cancel_futures=True)
 
     app = Application(
         title="s2ap-defend",
@@ -72,12 +76,20 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
     app.allowed_hosts = frozenset(host.lower() for host in config.allowed_hosts)
     size_bytes = min(config.max_body_bytes, largest_request(service.served, config.max_queue_rows))
     infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders, size_bytes)
-    resize = chosen_resize(config.resize, classifier.manifest.input.resize)
-    files = ImageFileCodec(service.served, classifier.classes, on_white=config.on_white, resize=resize)
-    classify = InferenceEndpoint(service, files, decoders, config.max_body_bytes)
+    trained = classifier.manifest.input.resize
+    resize = chosen_resize(config.resize, trained)
+    images = ImagesCodec(
+        service.served,
+        classifier.classes,
+        most_images=min(config.max_queue_rows, config.max_queue_bytes // (4 * math.prod(service.served.shape))),
+        on_white=config.on_white,
+        resize=resize,
+        trained=trained,
+    )
+    classify = InferenceEndpoint(service, images, readers, config.max_body_bytes)
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
         app.router.routes.append(Route(path, infer, methods=["POST"]))
-    app.router.routes.append(Route("/classify-image", classify, methods=["POST"]))
+    app.router.routes.append(Route("/classify", classify, methods=["POST"]))
     app.include_router(_health(service))
     app.include_router(_models(service))
     app.include_router(_operations(service))

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -20,23 +20,37 @@ from s2ap_defend.serve.shares import peer_of
 from s2ap_defend.serve.tickets import Ticket
 from s2ap_defend.types import Verdicts
 
-INLINE_BYTES = 64 * 1024
 WATCH_AFTER_S = 0.02
 
-Headers = Mapping[bytes, bytes]
+R = TypeVar("R", bound=InferRequest)
 
 
-class Codec(Protocol):
-    """How a kind of request is written; pure functions that raise InputError only."""
+class Head(NamedTuple):
+    """What a codec sees of a request before its body: headers by lower-case name, and the query of the URL."""
 
-    def decode(self, body: bytes, headers: Headers) -> InferRequest:
+    headers: Mapping[bytes, bytes]
+    query: str
+
+
+class Codec(Protocol[R]):
+    """How a kind of request is written; pure functions that raise InputError and RequestError only.
+
+    Attributes:
+        inline_bytes: Bodies up to this size are decoded on the event loop, and their answers are encoded there; 0:
+            decoding and encoding always go to a thread.
+    """
+
+    @property
+    def inline_bytes(self) -> int: ...  # noqa: D102
+
+    def decode(self, body: bytes, head: Head) -> R:
         """Decode an inflated body."""
 
-    def encode(self, request: InferRequest, verdicts: Verdicts) -> Response:
+    def encode(self, request: R, verdicts: Verdicts) -> Response:
         """Encode the answer."""
 
 
-class InferenceEndpoint:
+class InferenceEndpoint(Generic[R]):
     """Answers inference requests of one kind.
 
     Args:
@@ -46,7 +60,7 @@ class InferenceEndpoint:
         size_bytes: Largest body, both as sent and inflated.
     """
 
-    def __init__(self, service: Service, codec: Codec, decoders: ThreadPoolExecutor, size_bytes: int) -> None:
+    def __init__(self, service: Service, codec: Codec[R], decoders: ThreadPoolExecutor, size_bytes: int) -> None:
         self._service = service
         self._codec = codec
         self._decoders = decoders
@@ -56,11 +70,15 @@ class InferenceEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         arrived_s, arrived_ns = asyncio.get_running_loop().time(), time.perf_counter_ns()
-        headers: Headers = dict(scope["headers"])
+        headers = dict(scope["headers"])
         outcome = ERROR
         try:
             request, verdicts = await self._infer(scope, headers, receive, arrived_s)
-            response = self._codec.encode(request, verdicts)
+            if self._codec.inline_bytes:
+                response = self._codec.encode(request, verdicts)
+            else:
+                loop = asyncio.get_running_loop()
+                response = await loop.run_in_executor(self._decoders, self._codec.encode, request, verdicts)
             self._service.metrics.count_verdicts(verdicts)
             outcome = SUCCESS
         except ClientGoneError:
@@ -83,8 +101,8 @@ class InferenceEndpoint:
         await response(scope, receive, send)
 
     async def _infer(
-        self, scope: Scope, headers: Headers, receive: Receive, arrived_s: float
-    ) -> tuple[InferRequest, Verdicts]:
+        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, arrived_s: float
+    ) -> tuple[R, Verdicts]:
         service = self._service
         names = scope.get("path_params", {})
         service.check_model(names.get("model", service.served.model), names.get("version"))
@@ -92,11 +110,12 @@ class InferenceEndpoint:
         with service.receiving.hold(peer_of(scope.get("client"))) as hold:
             length = headers.get(b"content-length")
             body = await read_body(receive, None if length is None else int(length), self._limits, hold)
-            if len(body) <= INLINE_BYTES and b"content-encoding" not in headers:
-                request = self._decode(body, headers)
+            head = Head(headers, scope["query_string"].decode("latin-1"))
+            if len(body) <= self._codec.inline_bytes and b"content-encoding" not in headers:
+                request = self._decode(body, head)
             else:
                 loop = asyncio.get_running_loop()
-                request = await loop.run_in_executor(self._decoders, self._decode, body, headers)
+                request = await loop.run_in_executor(self._decoders, self._decode, body, head)
             del body
             ticket = service.enqueue(request, arrived_s)
         try:
@@ -104,11 +123,11 @@ class InferenceEndpoint:
         finally:
             service.batcher.release(ticket)
 
-    def _decode(self, body: bytes, headers: Headers) -> InferRequest:
-        encoding = headers.get(b"content-encoding")
+    def _decode(self, body: bytes, head: Head) -> R:
+        encoding = head.headers.get(b"content-encoding")
         if encoding is not None:
             body = inflate(body, encoding.decode("latin-1"), limit_bytes=self._limits.size_bytes)
-        request = self._codec.decode(body, headers)
+        request = self._codec.decode(body, head)
         self._service.classifier.validate(request.images)  # alone, before it shares a batch
         return request
 

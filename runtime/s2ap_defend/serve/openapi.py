@@ -1,6 +1,11 @@
 """OpenAPI descriptions of the endpoints that FastAPI does not see, because they are plain ASGI applications."""
 
-from typing import Any
+from typing import Any, get_args
+
+from s2ap_defend.images import READ
+from s2ap_defend.serve.classify import FORM, IMAGE_TYPES, NAME_CHARACTERS
+from s2ap_defend.serve.protocol import INPUT_DATATYPES
+from s2ap_defend.types import Resize
 
 ERROR = {
     "description": "The request was not answered.",
@@ -10,6 +15,18 @@ ERRORS = {
     **{str(status): ERROR for status in (400, 403, 404, 408, 413, 415, 429, 500, 503, 504)},
     "default": ERROR,  # of the connection: 405, 421, 431
 }
+SCHEDULING: dict[str, Any] = {
+    "timeout": {"type": "integer", "minimum": 0, "description": "Microseconds until the answer is no longer wanted."},
+    "priority": {"type": "integer", "minimum": 0, "description": "1 (first) to 10 (last); 0 is the default, 5."},
+}
+PARAMETERS: dict[str, Any] = {
+    **SCHEDULING,
+    "resize": {
+        "enum": ["trained", *get_args(Resize)],
+        "description": "What becomes of images of another size; by default as the server was started.",
+    },
+}
+DATA = "Flat or nested as the shape: values in [0, 1], for UINT8 0 to 255. FP16 is binary only."
 SCHEMAS: dict[str, Any] = {
     "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
     "InferRequest": {
@@ -19,11 +36,7 @@ SCHEMAS: dict[str, Any] = {
             "id": {"type": "string"},
             "parameters": {
                 "type": "object",
-                "properties": {
-                    "timeout": {"type": "integer", "description": "Microseconds until the answer is no longer wanted."},
-                    "priority": {"type": "integer", "description": "1 (first) to 10 (last); 0 is the default, 5."},
-                    "binary_data_output": {"type": "boolean"},
-                },
+                "properties": {**SCHEDULING, "binary_data_output": {"type": "boolean"}},
             },
             "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": {"$ref": "#/components/schemas/Input"}},
             "outputs": {
@@ -41,9 +54,9 @@ SCHEMAS: dict[str, Any] = {
         "required": ["name", "datatype", "shape"],
         "properties": {
             "name": {"const": "image"},
-            "datatype": {"const": "FP32"},
+            "datatype": {"enum": list(INPUT_DATATYPES)},
             "shape": {"type": "array", "items": {"type": "integer"}, "minItems": 4, "maxItems": 4},
-            "data": {"type": "array", "items": {}, "description": "Values in [0, 1], flat or nested as the shape."},
+            "data": {"type": "array", "items": {}, "description": DATA},
             "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
         },
     },
@@ -70,10 +83,47 @@ SCHEMAS: dict[str, Any] = {
             },
         },
     },
+    "ImagesRequest": {
+        "type": "object",
+        "required": ["images"],
+        "properties": {
+            "images": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "required": ["b64"],
+                    "properties": {
+                        "name": {"type": "string", "maxLength": NAME_CHARACTERS},
+                        "b64": {"type": "string", "contentEncoding": "base64", "description": f"A {READ} file."},
+                    },
+                },
+            },
+            "parameters": {"type": "object", "properties": PARAMETERS, "additionalProperties": False},
+        },
+    },
+    "ImagesResponse": {
+        "type": "object",
+        "required": ["images"],
+        "properties": {
+            "images": {
+                "type": "array",
+                "description": "What became of every file, in their order.",
+                "items": {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("ImageVerdict", "NotRead")]},
+            },
+        },
+    },
+    "NotRead": {
+        "type": "object",
+        "description": "A file that could not be read.",
+        "required": ["name", "error"],
+        "properties": {"name": {"type": "string"}, "error": {"type": "string"}},
+    },
     "ImageVerdict": {
         "type": "object",
-        "required": ["label", "class", "adversarial", "abstained"],
+        "required": ["name", "label", "class", "adversarial", "abstained"],
         "properties": {
+            "name": {"type": "string"},
             "label": {"type": "integer"},
             "class": {"type": "string"},
             "adversarial": {"type": "boolean"},
@@ -117,7 +167,7 @@ def _answer(schema: str) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     return {
         "description": "Verdicts, one row per image.",
-        "content": content if schema == "ImageVerdict" else {**content, **BYTES},
+        "content": content if schema == "ImagesResponse" else {**content, **BYTES},
     }
 
 
@@ -144,18 +194,27 @@ def _infer(*parameters: str) -> dict[str, Any]:
 PATHS: dict[str, Any] = {
     "/v2/models/{model}/infer": _infer("model"),
     "/v2/models/{model}/versions/{version}/infer": _infer("model", "version"),
-    "/classify-image": {
+    "/classify": {
         "post": {
             "tags": ["inference"],
-            "summary": "Purify, detect and label one image file.",
+            "summary": "Purify, detect and label image files: one as it is, or several.",
+            "parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in PARAMETERS.items()],
             "requestBody": {
                 "required": True,
                 "content": {
-                    f"image/{kind}": {"schema": {"type": "string", "format": "binary"}}
-                    for kind in ("png", "jpeg", "webp", "bmp")
+                    **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in IMAGE_TYPES},
+                    FORM: {
+                        "schema": {
+                            "type": "object",
+                            "description": "Fields of any name, each with one file.",
+                            "minProperties": 1,
+                            "additionalProperties": {"type": "string", "format": "binary"},
+                        }
+                    },
+                    "application/json": {"schema": {"$ref": "#/components/schemas/ImagesRequest"}},
                 },
             },
-            "responses": {"200": _answer("ImageVerdict"), **ERRORS},
+            "responses": {"200": _answer("ImagesResponse"), **ERRORS},
         }
     },
 }

@@ -53,12 +53,12 @@ async function classify(blob, name) {
   $("result").setAttribute("aria-busy", "true");
   const began = performance.now();
   try {
-    const response = await fetch("classify-image", {
+    const response = await fetch("classify", {
       method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: blob,
     });
     const answer = await response.json();
     if (mine !== attempt) return;
-    if (response.ok) show(answer, blob, name, performance.now() - began);
+    if (response.ok) show(answer.images[0], blob, name, performance.now() - began);
     else complain(answer.error, response.status === 400 && blob === chosen);  // the browser may read what we do not
   } catch (error) {
     if (mine === attempt) complain(`the server does not answer: ${error.message}`, false);

@@ -7,7 +7,7 @@ Triton's extension_binary_data. Whatever the bytes are, decoding raises nothing 
 
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ DATATYPES = {
 }
 PUBLIC_OUTPUTS = ("label", "adversarial", "abstained")
 LITTLE_ENDIAN = {"INT64": "<i8", "BOOL": "|b1", "FP32": "<f4", "FP64": "<f8"}
+INPUT_DATATYPES = {"FP32": "<f4", "FP16": "<f2", "UINT8": "|u1"}
+LEVELS = np.float32(255.0)  # of UINT8
 DEFAULT_PRIORITY, LOWEST_PRIORITY = 5, 10
 
 
@@ -113,17 +115,25 @@ def decode_request(body: bytes, header_length: int | None, served: ServedModel) 
     identity = request.get("id")
     if not (identity is None or isinstance(identity, str)):
         raise ProtocolError("id must be a string")
-    timeout_us = _whole_number(parameters.get("timeout", 0), "parameter timeout", "microseconds")
-    priority = (
-        _whole_number(parameters.get("priority", 0), "parameter priority", "1 for the highest") or DEFAULT_PRIORITY
-    )
+    timeout_s, priority = decode_scheduling(parameters)
     return InferRequest(
         images=_decode_image(request.get("inputs"), tail, served),
         outputs=_decode_outputs(request.get("outputs"), parameters, served),
         id=identity,
-        timeout_s=timeout_us / 1e6 if timeout_us else None,
-        priority=min(priority, LOWEST_PRIORITY),
+        timeout_s=timeout_s,
+        priority=priority,
     )
+
+
+def decode_scheduling(parameters: Mapping[str, object]) -> tuple[float | None, int]:
+    """Timeout in seconds, None for none, and priority, 1 (first) to 10 (last), from `timeout` and `priority`.
+
+    Raises:
+        ProtocolError: If one of them is no whole number.
+    """
+    timeout_us = _whole_number(parameters.get("timeout", 0), "parameter timeout", "microseconds")
+    priority = _whole_number(parameters.get("priority", 0), "parameter priority", "1 for the highest")
+    return timeout_us / 1e6 if timeout_us else None, min(priority or DEFAULT_PRIORITY, LOWEST_PRIORITY)
 
 
 def encode_response(request: InferRequest, verdicts: Verdicts, served: ServedModel) -> tuple[bytes, int | None]:
@@ -179,8 +189,9 @@ def _decode_image(inputs: object, tail: memoryview, served: ServedModel) -> Floa
         raise ProtocolError(f"the inputs are {_show(names)}, expected exactly one called {INPUT!r}")
     tensor = tensors[0]
     shape = _check_shape(tensor.get("shape"), served)
-    if tensor.get("datatype") != "FP32":
-        raise ProtocolError(f"{INPUT} has datatype {_show(tensor.get('datatype'))}, expected 'FP32'")
+    datatype = tensor.get("datatype")
+    if not isinstance(datatype, str) or datatype not in INPUT_DATATYPES:
+        raise ProtocolError(f"{INPUT} has datatype {_show(datatype)}, expected one of {_listed(list(INPUT_DATATYPES))}")
     parameters = _object(tensor.get("parameters", {}), f"parameters of {INPUT}")
     if "shared_memory_region" in parameters:
         raise ProtocolError("shared memory is not supported; send the tensor in the body")
@@ -189,7 +200,7 @@ def _decode_image(inputs: object, tail: memoryview, served: ServedModel) -> Floa
             raise ProtocolError(f"{len(tail)} bytes follow the JSON, but no input has a binary_data_size")
         if "data" not in tensor:
             raise ProtocolError(f"{INPUT} has neither data nor a binary_data_size")
-        return _from_json(tensor["data"], shape)
+        return _from_json(tensor["data"], shape, datatype)
     if "data" in tensor:
         raise ProtocolError(f"{INPUT} has both data and a binary_data_size")
     size = _whole_number(parameters["binary_data_size"], "binary_data_size", "bytes")
@@ -198,7 +209,7 @@ def _decode_image(inputs: object, tail: memoryview, served: ServedModel) -> Floa
             f"binary_data_size is {size}, but {len(tail)} bytes follow the JSON, "
             "whose length the header Inference-Header-Content-Length gives"
         )
-    return _from_bytes(tail, shape, INPUT)
+    return _from_bytes(tail, shape, INPUT, datatype)
 
 
 def _check_shape(shape: object, served: ServedModel) -> tuple[int, ...]:
@@ -212,15 +223,32 @@ def _check_shape(shape: object, served: ServedModel) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _from_bytes(data: memoryview, shape: tuple[int, ...], what: str) -> Float32:
-    expected = 4 * math.prod(shape)  # Python integers do not overflow
+def _from_bytes(data: memoryview, shape: tuple[int, ...], what: str, datatype: str = "FP32") -> Float32:
+    dtype = np.dtype(INPUT_DATATYPES[datatype])
+    expected = dtype.itemsize * math.prod(shape)  # Python integers do not overflow
     if len(data) != expected:
-        raise ProtocolError(f"{what} has {len(data)} bytes, but FP32 of shape {_show(list(shape))} has {expected}")
-    array = np.frombuffer(data, dtype="<f4").reshape(shape).astype(np.float32, copy=False)
+        raise ProtocolError(
+            f"{what} has {len(data)} bytes, but {datatype} of shape {_show(list(shape))} has {expected}"
+        )
+    array = np.frombuffer(data, dtype=dtype).reshape(shape).astype(np.float32, copy=False)
+    if datatype == "UINT8":
+        return array / LEVELS
     return array if array.flags.aligned else array.copy()  # the JSON before it has any length
 
 
-def _from_json(data: object, shape: tuple[int, ...]) -> Float32:
+def _from_json(data: object, shape: tuple[int, ...], datatype: str) -> Float32:
+    """Numbers of a datatype that JSON can hold, as FP32."""
+    if datatype == "FP16":
+        raise ProtocolError("FP16 has no form in JSON; send it as binary data, or the numbers as FP32")
+    values = _numbers(data, shape)
+    if datatype == "UINT8":
+        if not ((values >= 0) & (values <= LEVELS) & (values == np.floor(values))).all():
+            raise ProtocolError(f"data of {INPUT} must hold whole numbers from 0 to 255, because it is UINT8")
+        values /= LEVELS
+    return values
+
+
+def _numbers(data: object, shape: tuple[int, ...]) -> Float32:
     if isinstance(data, JsonNumbers):
         return data.read(shape)
     if not isinstance(data, list):

@@ -163,10 +163,10 @@ def test_the_server_answers_with_the_users_names(hardened: Path) -> None:
     (photo, *_) = sorted(Path("photos/two").iterdir())
     with running(hardened) as server:
         request = urllib.request.Request(
-            f"http://{server.address}/classify-image", photo.read_bytes(), {"Content-Type": "image/png"}
+            f"http://{server.address}/classify", photo.read_bytes(), {"Content-Type": "image/png"}
         )
         with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
-            answer = json.load(response)
+            (answer,) = json.load(response)["images"]
         with urllib.request.urlopen(f"http://{server.address}/v2/models/model/config", timeout=30) as response:
             told = json.load(response)["parameters"]["classes"]["string_value"]  # what the page reads
     assert answer["class"] == NAMES[answer["label"]]

@@ -1,6 +1,5 @@
 """The application over a real defended model: routes, answers, limits and what it hides."""
 
-import base64
 import gzip
 import io
 import json
@@ -238,7 +237,7 @@ def test_a_model_that_abstains_says_so_in_answers_and_metrics(abstaining_model_p
         assert {verdict: scrape(client)["s2ap_defense_verdicts_total"][verdict,] for verdict in kinds} == counted
         for rows in kinds.values():
             i = int(rows.argmax())
-            answer = client.post("/classify-image", content=png(images[i])).json()
+            answer = client.post("/classify", content=png(images[i])).json()["images"][0]
             assert (answer["abstained"], answer["label"]) == (expected.abstained[i], expected.label[i])
 
 
@@ -282,38 +281,3 @@ def test_metrics_do_not_grow_with_what_clients_send(client):
     for number in range(5):
         client.post(f"/v2/models/other-{number}/infer", content=b"{}")
     assert len(client.get("/metrics").text.splitlines()) == before
-
-
-def test_an_image_file_is_classified_as_its_pixels_are(client, classifier):
-    pixels = np.random.default_rng(7).integers(0, 256, classifier.input_shape).astype(np.float32) / np.float32(255)
-    expected = classifier(pixels[None])
-    response = client.post("/classify-image", content=png(pixels), headers={"Content-Type": "image/png"})
-    assert response.json() == {
-        "label": expected.label[0],
-        "class": classifier.classes[expected.label[0]],
-        "adversarial": bool(expected.adversarial[0]),
-        "abstained": False,
-    }
-
-
-def test_an_image_file_is_answered_with_the_purified_image_when_evidence_is_exposed(open_client, classifier, batch):
-    answer = open_client.post("/classify-image", content=png(batch[0])).json()
-    expected = classifier(np.rint(batch[:1] * 255) / np.float32(255))
-    evidence = answer["evidence"]
-    assert evidence["votes"] == expected.votes[0].tolist()
-    assert evidence["members_used"] == expected.members_used[0]
-    assert evidence["base_class"] == classifier.classes[expected.base_label[0]]
-    kind, _, data = evidence["purified"].partition(",")
-    assert kind == "data:image/png;base64"
-    purified = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), dtype=np.float32) / 255
-    np.testing.assert_allclose(purified, expected.purified[0, 0], atol=0.5 / 255 + 1e-6)
-
-
-def test_an_image_file_of_another_size_or_kind_is_refused_and_never_resized(client, batch):
-    large = np.kron(batch[0], np.ones((1, 2, 2), np.float32))
-    assert_error(client.post("/classify-image", content=png(large)), 400, "is 16x16 pixels, the model takes 8x8")
-    assert_error(client.post("/classify-image", content=b"GIF89a"), 400, "is GIF, which is not read")
-    assert_error(client.post("/classify-image", content=b""), 400, "is no PNG, JPEG, WebP or BMP image")
-    refused = client.post("/classify-image", files={"file": ("a.png", png(batch[0]), "image/png")})
-    assert_error(refused, 415, "is not that of an image; send the bytes of one PNG, JPEG, WebP or BMP file")
-    assert_error(client.get("/classify-image"), 405, "GET is not allowed")

@@ -24,13 +24,13 @@ def classifier(tiny_model_path):
 
 
 def posted(server, content: bytes) -> httpx.Response:
-    return httpx.post(f"http://{server.address}/classify-image", content=content)
+    return httpx.post(f"http://{server.address}/classify", content=content)
 
 
 def assert_answered_as_read(response, classifier, content: bytes, **options) -> None:
     """The answer is that on the pixels of `read`, and the evidence shows them."""
     pixels = read(content, classifier.input_shape, **options)
-    verdicts, answer = classifier(pixels[None]), response.json()
+    verdicts, (answer,) = classifier(pixels[None]), response.json()["images"]
     assert (answer["label"], answer["adversarial"]) == (verdicts.label[0], verdicts.adversarial[0])
     assert answer["class"] == classifier.classes[answer["label"]]
     shown = Image.open(io.BytesIO(base64.b64decode(answer["evidence"]["image"].partition(",")[2])))
@@ -43,7 +43,7 @@ def test_the_server_reads_every_kind_as_the_decoder_does(tiny_model_path, classi
             response = posted(server, case.content)
             if isinstance(case.shown, str):
                 with pytest.raises(InputError) as caught:
-                    read(case.content, classifier.input_shape, name="the file")
+                    read(case.content, classifier.input_shape, name="image 1")
                 assert (response.status_code, response.json()) == (400, {"error": str(caught.value)}), name
             else:
                 assert response.status_code == 200, name

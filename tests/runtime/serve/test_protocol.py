@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s2ap_defend.serve.errors import ProtocolError
+from s2ap_defend.serve.json_numbers import LARGE_BYTES
 from s2ap_defend.serve.protocol import InferRequest, ServedModel, decode_header_length, decode_request, encode_response
 from s2ap_defend.types import Verdicts
 
@@ -29,9 +30,10 @@ def image(**changes):
     return {"inputs": [{key: value for key, value in made.items() if value is not None}]}
 
 
-def binary(data: bytes, size: int | None = None, **changes):
+def binary(data: bytes, size: int | None = None, datatype: str = "FP32", shape: list[int] | None = None, **changes):
     parameters = {"binary_data_size": len(data) if size is None else size}
-    head = json.dumps({**image(data=None, parameters=parameters), **changes}).encode()
+    tensor = image(data=None, datatype=datatype, shape=shape or [1, *SHAPE], parameters=parameters)
+    head = json.dumps({**tensor, **changes}).encode()
     return head + data, len(head)
 
 
@@ -73,6 +75,28 @@ def test_binary_data_is_aligned_whatever_the_length_of_the_json_before_it(paddin
     assert decoded.images.flags.c_contiguous
 
 
+@pytest.mark.parametrize("padding", range(4))
+def test_binary_fp16_becomes_the_same_numbers_in_fp32(padding):
+    values = np.array([0.0, 0.1, 0.5, 1.0, 6e-8, 0.3], dtype="<f2")
+    found = decode_request(*binary(values.tobytes(), datatype="FP16", id="x" * padding), SERVED).images
+    assert (found.dtype, found.shape) == (np.float32, (1, *SHAPE))
+    np.testing.assert_array_equal(found.ravel(), values.astype(np.float64))
+
+
+@pytest.mark.parametrize("form", ["binary", "JSON", "large JSON"])
+def test_uint8_is_levels_of_255(form):
+    levels = np.arange(256, dtype=np.uint8)
+    served = ServedModel(model="digits", shape=(1, 1, 256), classes=10)
+    if form == "binary":
+        body, length = binary(levels.tobytes(), datatype="UINT8", shape=[1, 1, 1, 256])
+    else:
+        spaces = " " * (LARGE_BYTES if form == "large JSON" else 0)
+        message = image(datatype="UINT8", shape=[1, 1, 1, 256], data=levels.tolist())
+        body, length = json.dumps(message).replace("[0,", f"[0,{spaces}").encode(), None
+    found = decode_request(body, length, served).images
+    np.testing.assert_array_equal(found.ravel(), levels / np.float32(255))
+
+
 def test_header_length_zero_means_one_raw_image_and_a_binary_answer():
     decoded = decode_request(IMAGES.tobytes(), 0, SERVED)
     np.testing.assert_array_equal(decoded.images, IMAGES)
@@ -110,8 +134,14 @@ MALFORMED = [
     (image(shape=[0, 1, 2, 3], data=[]), "which is an empty batch; send at least one image"),
     (image(shape=[2**62, 1, 2, 3]), f"data of image holds 6 numbers, but its shape is [{2**62}, 1, 2, 3]"),
     (image(shape=[2**32, 1, -2, -3]), "the model takes [N, 1, 2, 3]"),
-    (image(datatype="FP64"), "image has datatype 'FP64', expected 'FP32'"),
-    (image(datatype=None), "image has datatype None, expected 'FP32'"),
+    (image(datatype="FP64"), "image has datatype 'FP64', expected one of FP32, FP16, UINT8"),
+    (image(datatype=[]), "image has datatype [], expected one of"),
+    (image(datatype="FP16"), "FP16 has no form in JSON; send it as binary data, or the numbers as FP32"),
+    (image(datatype="UINT8"), "must hold whole numbers from 0 to 255, because it is UINT8"),
+    (image(datatype="UINT8", data=[0, 1, 2, 3, 4, 256]), "must hold whole numbers from 0 to 255"),
+    (image(datatype="UINT8", data=[0, 1, 2, 3, 4, -1]), "must hold whole numbers from 0 to 255"),
+    (image(datatype="UINT8", data=[0, 1, 2, 3, 4, 1e99]), "must hold whole numbers from 0 to 255"),
+    (image(datatype=None), "image has datatype None, expected one of FP32, FP16, UINT8"),
     (image(data=None), "image has neither data nor a binary_data_size"),
     (image(data="AAAA"), "data of image must be a list of numbers"),
     (image(data=[]), "data of image holds 0 numbers, but its shape is [1, 1, 2, 3]"),
@@ -163,6 +193,8 @@ def test_a_malformed_request_is_refused_with_one_clear_sentence(message, expecte
         (b"{}", 3, "is 3, but the body has 2 bytes"),
         (b"", 0, "the raw body has 0 bytes, but FP32 of shape [1, 1, 2, 3] has 24"),
         (b"\x00" * 48, 0, "the raw body has 48 bytes, but FP32 of shape [1, 1, 2, 3] has 24"),
+        (*binary(b"\x00" * 24, datatype="FP16"), "image has 24 bytes, but FP16 of shape [1, 1, 2, 3] has 12"),
+        (*binary(b"\x00" * 24, datatype="UINT8"), "image has 24 bytes, but UINT8 of shape [1, 1, 2, 3] has 6"),
         (*binary(b"\x00" * 20), "image has 20 bytes, but FP32 of shape [1, 1, 2, 3] has 24"),
         (*binary(b"\x00" * 24, 20), "binary_data_size is 20, but 24 bytes follow the JSON"),
     ],
@@ -237,7 +269,7 @@ FLAGS = edited(binary_data=st.just(True), classification=st.just(1))
 INPUTS = edited(
     name=st.just("image"),
     shape=st.just([1, *SHAPE]),
-    datatype=st.just("FP32"),
+    datatype=st.sampled_from(["FP32", "FP16", "UINT8"]),
     data=st.just(VALUES) | st.just(NESTED),
     parameters=edited(binary_data_size=st.just(24)),
 )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tests.runtime.running_server import running
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import RecipeError
@@ -39,7 +39,7 @@ def triton(server):
 
 
 def tensor(images, binary: bool) -> InferInput:
-    made = InferInput("image", list(images.shape), "FP32")
+    made = InferInput("image", list(images.shape), np_to_triton_dtype(images.dtype))
     made.set_data_from_numpy(images, binary_data=binary)
     return made
 
@@ -54,6 +54,16 @@ def test_tritonclient_finds_the_server_and_its_model(triton, tiny_model_path):
     assert triton.get_model_config(name)["max_batch_size"] == 32
     assert triton.get_inference_statistics(name)["model_stats"][0]["name"] == name
     assert not triton.is_model_ready("other")
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(np.float16, 1), (np.uint8, np.float32(255))])
+def test_tritonclient_sends_other_datatypes(triton, tiny_model_path, dtype, scale):
+    classifier = DefendedClassifier.load(tiny_model_path, device="cpu", threads=1)
+    images = (np.random.default_rng(3).random((3, *classifier.input_shape)) * scale).astype(dtype)
+    answer = triton.infer(tiny_model_path.stem, [tensor(images, binary=True)])
+    expected = classifier(images.astype(np.float32) / scale)
+    np.testing.assert_array_equal(answer.as_numpy("votes"), expected.votes)
+    np.testing.assert_array_equal(answer.as_numpy("purified"), expected.purified)
 
 
 def test_eight_threads_at_once_each_get_exactly_their_own_rows(server, tiny_model_path):
