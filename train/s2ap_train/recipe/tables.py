@@ -1,7 +1,7 @@
 """Small tables of a recipe: what is measured, and how it is exported."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -204,7 +204,11 @@ class ExportSettings(Table):
     @field_validator("precision", mode="before")
     @classmethod
     def _one_word_for_all(cls, value: object) -> object:
-        return dict.fromkeys(StagePrecision.model_fields, value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        if value not in get_args(Precision):
+            raise ValueError(f"choose from {', '.join(get_args(Precision))}, for all stages or by stage")
+        return dict.fromkeys(StagePrecision.model_fields, value)
 
 
 class MeasureSettings(Table):
