@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -25,6 +26,18 @@ def fail(text: str) -> int:
 def die() -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return 0
+
+
+def page_faults(megabytes: int, times: int) -> int:
+    """Pages that had to be mapped to write that much memory, freed after each time, once it was had."""
+    import numpy as np
+
+    def written() -> int:
+        for _ in range(times):
+            np.empty(megabytes << 20, dtype=np.uint8).fill(1)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    return -written() + written()
 
 
 def stay(folder: Path) -> int:

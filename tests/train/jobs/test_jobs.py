@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.train.toy_jobs import die, double, fail, names_in, shared_and_doubled
+from tests.train.toy_jobs import die, double, fail, names_in, page_faults, shared_and_doubled
 
 from s2ap_defend import RecipeError
 from s2ap_train.jobs import Job, check_workers, run_jobs, worker_count
@@ -115,3 +116,11 @@ def test_tensors_travel_as_bytes_so_that_no_server_of_shared_memory_is_left_to_b
         assert not doubled.is_shared()
         assert not sent[job.name].is_shared()
         assert torch.equal(doubled, 2 * sent[job.name])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is handed out by another C library than glibc")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_large_blocks_of_memory_that_were_freed_are_used_again(workers):
+    jobs = [Job(name, page_faults, partial(tuple, (64, 10))) for name in "ab"]
+    pages_of_one = (64 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert all(faults < pages_of_one for _, faults in run_jobs(jobs, workers))

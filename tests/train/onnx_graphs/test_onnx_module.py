@@ -119,6 +119,20 @@ def test_every_operator_computes_what_the_onnx_reference_computes(case):
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize(("side", "last"), [(8, False), (16, True)])
+def test_convolutions_of_large_images_compute_the_same_with_channels_last(side, last):
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["hidden"], pads=[1] * 4),
+        helper.make_node("Conv", ["hidden", "v"], ["y"]),
+    ]
+    model = stage(nodes, {"w": normal(4, 2, 3, 3), "v": normal(3, 4, 3, 3)}, shape=("batch", 2, side, side))
+    images = normal(2, 2, side, side)
+    (found,) = torch_stage(model)(torch.from_numpy(images))
+    (expected,) = ReferenceEvaluator(model).run(None, {"image": images})
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last) == last
+
+
 def test_blocks_of_channels_become_pixels_in_either_order_of_onnx():
     image = np.arange(32, dtype=np.float32).reshape(1, 8, 2, 2)
     for mode in ("DCR", "CRD"):

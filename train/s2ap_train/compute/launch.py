@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 import torch
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.allocator import reuse_freed_memory
 from s2ap_train.compute.process import Compute
 from s2ap_train.compute.settings import ComputeSettings
 
@@ -31,6 +32,7 @@ def launch(settings: ComputeSettings, function: Callable[..., R], *args: object)
         from s2ap_train.compute.processes import launch_processes  # it imports lightning_fabric
 
         return launch_processes(settings, accelerator, function, args)
+    reuse_freed_memory()
     return function(compute_here(settings), *args)
 
 

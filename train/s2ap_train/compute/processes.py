@@ -21,6 +21,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from s2ap_defend.errors import DefendError, RecipeError
+from s2ap_train.allocator import reuse_freed_memory
 from s2ap_train.compute.process import Compute, LostProcessError
 from s2ap_train.compute.settings import ComputeSettings
 
@@ -60,6 +61,7 @@ def _work(fabric: Any, folder_name: str, threads: int) -> None:  # noqa: ANN401
     """What every launched process runs; it leaves its result or its error in the folder."""
     folder = Path(folder_name)
     torch.set_num_threads(threads)
+    reuse_freed_memory()
     try:
         settings, function, args = _read(folder / "call.pt", mmap=True)
         precision = settings.precision_on(fabric.device)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.allocator import reuse_freed_memory
 from s2ap_train.jobs.job import Job, Schedule
 
 T = TypeVar("T")
@@ -69,4 +70,5 @@ def _results(ray: Any, jobs: Sequence[Job[T]]) -> Iterator[tuple[Job[T], T]]:  #
 
 
 def _call(function: Callable[..., T], *arguments: object) -> T:
+    reuse_freed_memory()
     return function(*arguments)

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from s2ap_defend.errors import RecipeError
+from s2ap_train.allocator import reuse_freed_memory
 from s2ap_train.jobs.job import Job, Schedule, Workers
 
 T = TypeVar("T")
@@ -63,6 +64,7 @@ def run_jobs(jobs: Sequence[Job[T]], workers: Workers) -> Iterator[tuple[Job[T],
 
 
 def _run_here(jobs: Sequence[Job[T]]) -> Iterator[tuple[Job[T], T]]:
+    reuse_freed_memory()
     schedule = Schedule(jobs)
     while ready := schedule.ready(1):
         (job,) = ready
@@ -73,7 +75,7 @@ def _run_here(jobs: Sequence[Job[T]]) -> Iterator[tuple[Job[T], T]]:
 
 def _run_in_processes(jobs: Sequence[Job[T]], processes: int) -> Iterator[tuple[Job[T], T]]:
     schedule = Schedule(jobs)
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_the_parent)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_worker)
     running: dict[Future[bytes], Job[T]] = {}
     try:
         while True:
@@ -108,11 +110,12 @@ def _call(function: Callable[..., object], arguments: bytes) -> bytes:
     return pickle.dumps(function(*pickle.loads(arguments)))  # noqa: S301  (from our own process)
 
 
-def _end_with_the_parent() -> None:
+def _begin_worker() -> None:
     """Let Ctrl-C end a worker without a traceback, and the parent's end, however it came, end it too.
 
     The parent says what happened; a worker that went on would train what a second start trains as well.
     """
+    reuse_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_exit_after_the_parent, daemon=True).start()
 

@@ -5,12 +5,13 @@ float16 is computed in the stage's type and rounded. Where the stage contains gr
 it (the purifier), autograd through them is the exact unrolled gradient.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import onnx
 import torch
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from s2ap_defend.errors import ModelFileError
@@ -19,6 +20,10 @@ from s2ap_train.onnx_graphs.rearranging import Function
 from s2ap_train.onnx_graphs.segments import Step, run_steps, segments_of
 
 _SINGLE_OR_HALF = {TensorProto.FLOAT, TensorProto.FLOAT16}
+
+_CHANNELS_LAST_PIXELS = 256
+"""Pixels of an image from which convolutions keep channels last: 1.4 to 1.5 times as fast at 28x28 on a CPU, forward
+and back through all stages, and .86 to .98 at 8x8."""
 
 
 class TorchStage:
@@ -108,8 +113,12 @@ class _Builder:
 
     def build(self, stage: ModelProto, segments: int) -> TorchStage:
         graph = stage.graph
+        channels_last = _windows(graph) if _pixels(graph) >= _CHANNELS_LAST_PIXELS else set()
         for initializer in graph.initializer:
-            self._slot(initializer.name, self._tensor(initializer))
+            value = self._tensor(initializer)
+            if initializer.name in channels_last and value.dim() == 4:  # what the convolution gives has its layout
+                value = value.to(memory_format=torch.channels_last)
+            self._slot(initializer.name, value)
             if initializer.data_type == TensorProto.FLOAT16:
                 self.half.add(initializer.name)
         image = self._slot(graph.input[0].name)
@@ -247,6 +256,17 @@ def _attached(result: Tensor, images: Tensor) -> Tensor:
         return result
     attached: Tensor = _ZeroGradient.apply(result, images)
     return attached
+
+
+def _windows(graph: GraphProto) -> set[str]:
+    """Names of the weights of convolutions."""
+    return {node.input[1] for node in graph.node if node.op_type in {"Conv", "ConvTranspose"}}
+
+
+def _pixels(graph: GraphProto) -> int:
+    """Places of an image [N, C, H, W] that the graph takes; sides that are not fixed count as 1."""
+    sides = graph.input[0].type.tensor_type.shape.dim[2:]
+    return math.prod(max(side.dim_value, 1) for side in sides)
 
 
 def _needed(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
