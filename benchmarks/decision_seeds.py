@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from report import paired
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.sequential import Answer
@@ -13,7 +14,7 @@ from s2ap_train.calibration.flops import StageFlops
 from s2ap_train.redteam.ablation.must_hold import must_hold
 from s2ap_train.redteam.ablation.names import CONFIDENCE, PRUNED
 from s2ap_train.redteam.rows import Comparison, Requirement
-from s2ap_train.statistics.paired import PairedDifference, pooled_difference, seed_difference
+from s2ap_train.statistics.paired import pooled_difference, seed_difference
 
 FIGURES = {
     "clean": "clean",
@@ -46,7 +47,7 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for measure, pairs in by_measure.items()
         }
         pooled = {
-            measure: pooled_difference([_paired(one) for one in pairs]).to_json()
+            measure: pooled_difference([paired(one) for one in pairs]).to_json()
             for measure, pairs in by_measure.items()
         }
         found.append(
@@ -102,14 +103,8 @@ def requirements(system: Mapping[str, Any]) -> tuple[Requirement, ...]:
     if answer is None or "member_flops" not in system:
         return ()
     comparisons = [
-        Comparison(CONFIDENCE if measure == "right or flagged" else PRUNED, measure, _paired(found))
+        Comparison(CONFIDENCE if measure == "right or flagged" else PRUNED, measure, paired(found))
         for measure, found in system["against"].items()
     ]
     flops = StageFlops(0, system["classifier_flops"], np.array(system["member_flops"], dtype=np.int64))
     return must_hold(answer, comparisons, system["members_used"], flops)
-
-
-def _paired(values: Mapping[str, Any]) -> PairedDifference:
-    """A paired difference from its JSON values."""
-    fields = {name: values[name] for name in PairedDifference.__dataclass_fields__}
-    return PairedDifference(**fields | {"interval": tuple(values["interval"])})

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from s2ap_defend.bench.machine import describe_machine
+from s2ap_train.statistics.paired import PairedDifference
 
 DECIMALS = 5
 """Of the numbers in files."""
@@ -33,6 +34,12 @@ def points(effect: Mapping[str, Any] | None) -> str:
         f"{100 * effect['difference']:+.1f} ({low:+.1f} to {high:+.1f}), +{effect['gained']} -{effect['lost']}, "
         f"p {f'< 1e-{DECIMALS}' if rounded_away else f'{p_value:.2g}'}"
     )
+
+
+def paired(values: Mapping[str, Any]) -> PairedDifference:
+    """A paired difference from its JSON values."""
+    fields = {name: values[name] for name in PairedDifference.__dataclass_fields__}
+    return PairedDifference(**fields | {"interval": tuple(values["interval"])})
 
 
 def machine() -> dict[str, object]:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     help="Work of the attacker; by default that of the preset, and quick for attacks that are named.",
 )
 @click.option("--samples", type=click.IntRange(1), help="Test images; by default 90 for quick, 150 for standard, all.")
+@click.option("--first", type=click.IntRange(0), default=0, help="Number of the first of them, from 0.")
 @click.option("--eps", type=float, help="l_inf budget in [0, 1] pixels, instead of the recipe's.")
 @click.option("--l2", type=float, help="l2 budget in [0, 1] pixels, instead of the recipe's.")
 @click.option("--pixels", type=click.IntRange(0), help="l0 budget, positions that may change, instead of the recipe's.")
@@ -97,6 +98,7 @@ def evaluate(
     attacks: str | None,
     budget: Literal["quick", "standard", "full"] | None,
     samples: int | None,
+    first: int,
     eps: float | None,
     l2: float | None,
     pixels: int | None,
@@ -154,10 +156,7 @@ def evaluate(
     _check_plan(plan, splits.image_shape, server, write_manifest)
     if samples is None:
         samples = SAMPLES.get(plan.depth) if plan.depth != "attacks" else None
-    elif samples > len(splits.test):
-        raise InputError(
-            f"--samples {samples} is more than the {len(splits.test)} test images of recipe {settings.name}"
-        )
+    _check_range(samples, first, len(splits.test), settings.name)
     console = Console()
     reporter = Reporter(console)
     folder = model.with_name(f"{model.name}.evaluation") if work_dir is None else work_dir
@@ -171,8 +170,9 @@ def evaluate(
             )
         evaluation = evaluate_file(
             model,
-            splits.test.subset(slice(0, samples)),
+            splits.test.subset(slice(first, None if samples is None else first + samples)),
             plan,
+            first=first,
             folder=folder,
             reporter=reporter,
             workers=workers,
@@ -211,6 +211,21 @@ def _check_options(overrides: Sequence[str], time_limit: float | None) -> None:
         )
     if time_limit is not None and not math.isfinite(time_limit):
         raise RecipeError(f"--time-limit is {time_limit}; give minutes, or leave it out for no limit")
+
+
+def _check_range(samples: int | None, first: int, count: int, recipe: str) -> None:
+    """Refuse test images that are not there.
+
+    Raises:
+        InputError: With how many there are.
+    """
+    if samples is not None and samples > count:
+        raise InputError(f"--samples {samples} is more than the {count} test images of recipe {recipe}")
+    if first + (samples or 1) > count:
+        raise InputError(
+            f"--first {first} leaves {max(count - first, 0)} of the {count} test images of recipe {recipe}, fewer than "
+            f"the {samples or 1} wanted; lower it, or --samples"
+        )
 
 
 def _check_plan(plan: Plan, shape: tuple[int, int, int], server: str | None, write_manifest: Path | None) -> None:

@@ -68,6 +68,7 @@ def test_two_outputs_are_two_files(model: Path, tmp_path: Path, capsys: pytest.C
         (["--l2", "-1"], "l2 is -1.0"),
         (["--pixels", "65"], "from 0 to the 64 there are"),
         (["--samples", "100000"], "--samples 100000 is more than the"),
+        (["--first", "100000"], "--first 100000 leaves 0 of the"),
     ],
 )
 def test_what_cannot_be_attacked_is_said_before_networks_are_trained(

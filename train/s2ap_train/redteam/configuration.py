@@ -28,6 +28,7 @@ def configuration_of(
     source: str,
     command: str,
     versions: Mapping[str, str],
+    first: int = 0,
 ) -> Configuration:
     """The configuration of an evaluation.
 
@@ -40,6 +41,7 @@ def configuration_of(
         source: The data in words; empty: those of the file.
         command: The command that was given.
         versions: As `versions_here`.
+        first: Number of the first image among the test images.
     """
     return Configuration(
         command=command,
@@ -53,6 +55,7 @@ def configuration_of(
         preset=plan.name,
         budget=asdict(plan.budget),
         samples=len(data),
+        first=first,
         eps=plan.eps,
         l2=plan.l2,
         pixels=plan.pixels,

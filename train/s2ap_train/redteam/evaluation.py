@@ -56,6 +56,7 @@ def evaluate_file(
     recipe: str = "",
     source: str = "",
     command: str = "evaluate_file",
+    first: int = 0,
 ) -> Evaluation:
     """Attack a defended file, and the classifier inside it, with everything that a plan asks for.
 
@@ -75,6 +76,7 @@ def evaluate_file(
         recipe: Recipe of the data, for the report.
         source: The data in words, for the report.
         command: What was called, for the report.
+        first: Number of the first image among the test images, for the report.
 
     Raises:
         RecipeError: If a budget is out of range, Ray is not there, or a process was killed.
@@ -115,7 +117,7 @@ def evaluate_file(
     rows, clean = ablated.rows, clean_figures(defended.clean, data.labels)
     compared = comparisons(rows, ablated.served)
     return Evaluation(
-        configuration=configuration_of(path, file, data, plan, recipe, source, command, made.versions),
+        configuration=configuration_of(path, file, data, plan, recipe, source, command, made.versions, first),
         seconds=sum(float(one.notes[SECONDS]) for one in done.values()),
         clean=clean,
         bare_clean=clean_figures(bare.clean, data.labels),

@@ -181,6 +181,7 @@ class Configuration:
         preset: 'quick', 'standard', 'full', or the attacks by name.
         budget: Fields of the `AdaptiveBudget`.
         samples: Images.
+        first: Number of the first one among the test images, from 0.
         eps: l_inf budget, pixels in [0, 1].
         l2: l2 budget.
         pixels: l0 budget.
@@ -206,6 +207,7 @@ class Configuration:
     versions: Mapping[str, str]
     machine: str
     weaknesses: tuple[str, ...] = ()
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from s2ap_train.redteam.ablation.names import CONFIDENCE, PRUNED
 from s2ap_train.redteam.rows import Comparison, Measure, Requirement, effect_of
 from s2ap_train.statistics.paired import NOISE, PairedDifference, images_needed, two_digits
 
-__all__ = ["ENOUGH", "GAIN", "MEMBERS", "MEMBER_COST", "must_hold"]
+__all__ = ["ENOUGH", "GAIN", "MEMBERS", "MEMBER_COST", "must_hold", "must_hold_against_baselines"]
 
 ENOUGH = 1000
 """Images from which a gain that is not beyond noise counts as missing; with fewer it cannot be told."""
@@ -30,23 +30,12 @@ def must_hold(
 ) -> tuple[Requirement, ...]:
     """Every line that applies to a file, whether it holds, and the figures.
 
-    'Above' asks for a gain beyond noise (exact McNemar, p < .05). 'Not below' holds where the figure is no smaller and
-    fails where it is smaller beyond noise. A gain of a point must be found and be beyond noise.
-
     Args:
         answer: Who gives the label of an input that is not flagged.
         comparisons: The file against its baselines.
         members_used: Members asked of a clean image, mean.
         flops: Of the stages of the file.
     """
-    lines: dict[Answer, tuple[tuple[str, Measure, _Aim], ...]] = {
-        "robust": ((PRUNED, "label right", "above"), (PRUNED, "clean accuracy", "not below")),
-        "mixed": ((PRUNED, "label right", "not below"), (PRUNED, "clean accuracy", "a point above")),
-        "accurate": (),
-    }
-    flagged: tuple[str, Measure, _Aim] = (CONFIDENCE, "right or flagged", "above")
-    compared = [_compared(effect_of(comparisons, name, what), name, what, aim) for name, what, aim in
-                (*lines[answer], flagged)]  # fmt: skip
     costs = flops.members / flops.classifier
     asked = Requirement(
         f"at most {MEMBERS:g} members are asked of a clean image",
@@ -60,7 +49,27 @@ def must_hold(
         {"largest": float(costs.max()), "members": len(costs), "above": int((costs > MEMBER_COST).sum())},
         f"the largest costs {costs.max():.0%}; {int((costs > MEMBER_COST).sum())} of {len(costs)} cost more",
     )
-    return (*compared, asked, cheap)
+    return (*must_hold_against_baselines(answer, comparisons), asked, cheap)
+
+
+def must_hold_against_baselines(answer: Answer, comparisons: Sequence[Comparison]) -> tuple[Requirement, ...]:
+    """The lines that compare a file with its baselines.
+
+    'Above' asks for a gain beyond noise (exact McNemar, p < .05). 'Not below' holds where the figure is no smaller and
+    fails where it is smaller beyond noise. A gain of a point must be found and be beyond noise.
+
+    Args:
+        answer: Who gives the label of an input that is not flagged.
+        comparisons: The file against its baselines.
+    """
+    lines: dict[Answer, tuple[tuple[str, Measure, _Aim], ...]] = {
+        "robust": ((PRUNED, "label right", "above"), (PRUNED, "clean accuracy", "not below")),
+        "mixed": ((PRUNED, "label right", "not below"), (PRUNED, "clean accuracy", "a point above")),
+        "accurate": (),
+    }
+    flagged: tuple[str, Measure, _Aim] = (CONFIDENCE, "right or flagged", "above")
+    wanted = (*lines[answer], flagged)
+    return tuple(_compared(effect_of(comparisons, name, what), name, what, aim) for name, what, aim in wanted)
 
 
 def _compared(effect: PairedDifference | None, baseline: str, measure: Measure, aim: _Aim) -> Requirement:
