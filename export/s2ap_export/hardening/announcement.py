@@ -119,7 +119,7 @@ def announce(
     if kept.stale:
         reporter.line(f"  trained otherwise: {kept.replaced}; --overwrite trains them again")
     reporter.line(
-        f"{len(kept.names)} parts, {processes} processes, {expected.disk / 1e6:.0f} MB of checkpoints: "
+        f"{len(kept.names)} parts, {processes} {'process' if processes == 1 else 'processes'}, {expected.disk / 1e6:.0f} MB of checkpoints: "
         + _ROUGH.format(duration(left.seconds(processes)))
     )
     return left
