@@ -125,5 +125,5 @@ def test_files_of_another_kind_are_called_what_they_are(tmp_path):
     with pytest.raises(RecipeError, match=r"w.npz are no file that torch.save wrote; save the state_dict alone"):
         loaded(tmp_path / "w.npz")
     (tmp_path / "cut.pt").write_bytes(b"\x80\x02 cut off")
-    with pytest.raises(RecipeError, match="cannot be read: the file is damaged, or was not written by torch.save"):
+    with pytest.raises(RecipeError, match=r"cannot be read: the file is damaged, or was not written by torch\.save"):
         loaded(tmp_path / "cut.pt")
