@@ -8,8 +8,9 @@ from s2ap_train.purifier import ScoreTraining, UNet, train_score_model
 from s2ap_train.recipe import load_recipe
 from s2ap_train.training import Run
 from tests.export.defended_files import abstaining_model_path, tiny_model_path, tiny_stages
+from tests.export.small_recipe import small_parts
 
-__all__ = ["abstaining_model_path", "tiny_model_path", "tiny_stages"]  # fixtures, used by name
+__all__ = ["abstaining_model_path", "small_parts", "tiny_model_path", "tiny_stages"]  # fixtures, used by name
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,14 @@
-"""The digits recipe with networks too small and short to defend anything."""
+"""The digits recipe with networks too small and short to defend anything, and its parts, which several tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from s2ap_train.hardening.train import train_components
+from s2ap_train.recipe import load_recipe
+from s2ap_train.storage.lock import locked
+from s2ap_train.storage.parts import silent_reporter
 
 SMALL = {
     "model.widths": "[4, 4, 8]",
@@ -20,6 +30,7 @@ SMALL = {
     "score_model.epochs": 1,
     "score_model.width": 8,
     "purifier.steps": 1,
+    "purifier.mode": '"j_free"',
     "decision_choice.samples": 10,
     "decision_choice.steps": 1,
     "evaluation.samples": 10,
@@ -30,3 +41,14 @@ SMALL = {
 }
 OVERRIDES = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
 """Options of `harden`."""
+
+
+@pytest.fixture(scope="session")
+def small_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of this recipe, trained by the first test process that asks; copy it."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "small-parts"
+    recipe = load_recipe("digits", OVERRIDES[1::2])
+    with locked(folder.with_suffix(".lock"), wait=True):
+        train_components(recipe, recipe.load_data(), folder, silent_reporter(), workers=1)
+    return folder

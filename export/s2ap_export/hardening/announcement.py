@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,8 +120,9 @@ def announce(
     if kept.stale:
         reporter.line(f"  trained otherwise: {kept.replaced}; --overwrite trains them again")
     reporter.line(
-        f"{len(kept.names)} parts, {processes} processes, {expected.disk / 1e6:.0f} MB of checkpoints: "
-        + _ROUGH.format(duration(left.seconds(processes)))
+        f"{len(kept.names)} parts, {processes} process{'es' if processes > 1 else ''}, "
+        f"{expected.disk / 1e6:.0f} MB of checkpoints: "
+        + _ROUGH.format(duration(left.seconds(min(processes, os.cpu_count() or 1))))
     )
     return left
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import onnx
@@ -33,6 +34,7 @@ def network(seed: int) -> nn.Module:
     return net
 
 
+@cache
 def purifier(steps: int = 1) -> ModelProto:
     config = Purification(steps=steps, bank_size=2, mode="j_free")
     return trace_purifier(UNet(1, 8, (1,), seed=1), hadamard_bank(2, SHAPE, 0), config, SHAPE)

@@ -18,8 +18,6 @@ from s2ap_defend.commands.main import run
 from s2ap_defend.progress import Reporter
 from s2ap_export.hardening.beforehand import check_network, check_recipe
 from s2ap_export.hardening.blame import layer_at_fault
-from s2ap_export.hardening.unfit import check_fit
-from s2ap_export.tracing.trace import trace_classifier
 from s2ap_train.models import Classifier
 from s2ap_train.recipe import load_recipe
 
@@ -162,11 +160,6 @@ def test_what_tensorrt_refuses_is_refused_with_the_node_unless_the_recipe_does_w
         check_network(Given(in_float64), images(8, SHAPE))
     assert "set export.tensorrt = false" in str(refused.value)
     assert "MFLOPs" in check_network(Given(in_float64), images(8, SHAPE), tensorrt=False)
-
-
-@pytest.mark.parametrize("name", FALLBACKS)
-def test_what_torch_writes_is_for_tensorrt(name: str) -> None:
-    check_fit(trace_classifier(FALLBACKS[name]().eval(), SHAPE, "network"))
 
 
 class Attending(Given):

@@ -21,9 +21,10 @@ ONE_ATTACK = ("--set", 'evaluation.attacks="fgsm"')
 
 
 @pytest.fixture(scope="module")
-def hardened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hardened(small_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A defended file made by the real command with networks too small and short to defend anything."""
     path = tmp_path_factory.mktemp("harden") / "model.onnx"
+    shutil.copytree(small_parts, path.with_name("model.onnx.training"))
     assert run(["harden", "digits", "-o", str(path), "--workers", "1", *OVERRIDES]) == 0
     return path
 
@@ -154,7 +155,7 @@ def again(hardened: Path, folder: Path, *more: str) -> Path:
 def test_validation_exports_the_row_that_keeps_most_images_right(
     hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = again(hardened, tmp_path, "--choose", "validation", "--set", 'choice.settings=[{mode=["j_free"],rho=[0.0]}]')
+    path = again(hardened, tmp_path, "--choose", "validation", "--set", 'choice.settings=[{mode=["full"],rho=[0.0]}]')
     output = capsys.readouterr().out
     before, purifier = open_model_file(hardened).manifest.purifier, open_model_file(path).manifest.purifier
     choice = purifier.choice

@@ -7,19 +7,7 @@ import pytest
 from tests.export.small_recipe import OVERRIDES
 
 from s2ap_defend.commands.main import run
-from s2ap_train.hardening.train import train_components
-from s2ap_train.recipe import load_recipe
 from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
-from s2ap_train.storage.parts import silent_reporter
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the trained parts."""
-    folder = tmp_path_factory.mktemp("parts")
-    recipe = load_recipe("digits", OVERRIDES[1::2])
-    train_components(recipe, recipe.load_data(), folder, silent_reporter(), workers=1)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -35,13 +23,13 @@ def test_no_file_is_made_where_a_stage_does_not_compare_with_its_network(
     layer: str,
     factor: float,
     message: str,
-    parts: Path,
+    small_parts: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Networks spoilt after their training: no number, or in half precision beyond what float16 reaches."""
     folder, path = tmp_path / "work", tmp_path / "model.onnx"
-    shutil.copytree(parts, folder)
+    shutil.copytree(small_parts, folder)
     tensors, record = load_checkpoint(folder / part)
     spoilt = {
         name: t * factor for name, t in tensors.items() if t.dim() == 4 and t.is_floating_point() and layer in name

@@ -1,5 +1,6 @@
 """Decisions chosen by the time that stages take: measured once, kept, and what costs count then."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ FEW = (
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    recipe, folder = load_recipe("digits", (*OVERRIDES[1::2], *FEW)), tmp_path_factory.mktemp("parts")
+def trained(small_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    recipe, folder = load_recipe("digits", (*OVERRIDES[1::2], *FEW)), tmp_path_factory.mktemp("times") / "work"
+    shutil.copytree(small_parts, folder)
     splits = recipe.load_data()
     return recipe, train_components(recipe, splits, folder, silent_reporter(), workers=1), splits, folder
 

@@ -88,7 +88,8 @@ def test_mixed_colours_are_converted_on_demand_only(tmp_path: Path) -> None:
     contents = {**files(), "train/cat/3.png": picture(7, mode="L")}
     root = write_zip(tmp_path / "d.zip", contents)
     with pytest.raises(
-        RecipeError, match=r"d\.zip: train/cat/3\.png has grey pixels, .*0\.png colour pixels; set data\.ch"
+        RecipeError,
+        match=r"d\.zip: train/cat/3\.png has grey pixels, .*0\.png colour pixels; convert all with --set data\.ch",
     ):
         load(root)
     assert load(root, channels=3).image_shape == (3, 6, 6)

@@ -57,7 +57,9 @@ def test_a_safetensors_file_is_read(tmp_path, trained):
 
 def test_a_whole_module_is_not_unpickled(tmp_path):
     torch.save(network(), tmp_path / "best.pt")
-    with pytest.raises(RecipeError, match=r"without running code that is in the file .*save the state_dict alone"):
+    with pytest.raises(
+        RecipeError, match=r"that is in the file \(it holds a torch\.nn[\w.]+\); save the state_dict alone"
+    ):
         loaded(tmp_path / "best.pt")
 
 
@@ -123,5 +125,5 @@ def test_files_of_another_kind_are_called_what_they_are(tmp_path):
     with pytest.raises(RecipeError, match=r"w.npz are no file that torch.save wrote; save the state_dict alone"):
         loaded(tmp_path / "w.npz")
     (tmp_path / "cut.pt").write_bytes(b"\x80\x02 cut off")
-    with pytest.raises(RecipeError, match="without running code that is in the file"):
+    with pytest.raises(RecipeError, match=r"cannot be read: the file is damaged, or was not written by torch\.save"):
         loaded(tmp_path / "cut.pt")

@@ -120,7 +120,8 @@ def test_a_mask_without_a_weight_is_refused():
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"eps": -0.1}, {"average_decay": 1.0}, {"attack_steps": 0}])
 def test_a_config_that_cannot_be_trained_is_refused(wrong):
-    with pytest.raises(RecipeError, match="this cannot be trained"):
+    ((name, value),) = wrong.items()
+    with pytest.raises(RecipeError, match=f"^this cannot be trained: {name} = {value}; counts start at 1"):
         TrainingConfig(**wrong)
 
 

@@ -106,8 +106,8 @@ class Decoder:
         found = _open(file)
         if found.channels != self.channels and not self.convert:
             raise RecipeError(
-                f"{file.label} has {_colour(found.channels)}, {self.like} {_colour(self.channels)}; set data.channels "
-                "to 1 or 3 to convert them"
+                f"{file.label} has {_colour(found.channels)}, {self.like} {_colour(self.channels)}; convert all with "
+                "--set data.channels=3 (colour) or 1 (grey)"
             )
         if self.resizing is None and (found.height, found.width) != (self.height, self.width):
             raise RecipeError(

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import hashlib
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -155,7 +156,7 @@ def _unpickled(path: Path) -> object:
 
 
 def _unread(path: Path, error: Exception) -> str:
-    """Why weights were not read: what the file is, or what torch said."""
+    """Why weights were not read: what the file is, or what is in it."""
     names = []
     with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         names = [name.rpartition("/")[2] for name in archive.namelist()]
@@ -163,8 +164,10 @@ def _unread(path: Path, error: Exception) -> str:
         return "are a TorchScript archive, which holds code"
     if "data.pkl" not in names and not _bytes(path).startswith(pickle.PROTO):
         return "are no file that torch.save wrote"
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"cannot be read without running code that is in the file ({first[:160]})"
+    code = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch's own advice is to trust the file
+    if code is None:
+        return "cannot be read: the file is damaged, or was not written by torch.save"
+    return f"cannot be read without running code that is in the file (it holds a {code[1]})"
 
 
 def _state_dict(loaded: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -90,7 +90,8 @@ def evaluate_file(
     file, setup, plan, data = made.file, made.setup, made.plan, made.setup.data
     left = what_is_left(made, ablation=ablation)
     reporter.line(
-        f"{len(made.jobs)} attacks and checks on {len(data)} images{' and the ablation' if ablation else ''}: "
+        f"{len(made.jobs)} {'attack' if len(made.jobs) == 1 else 'attacks and checks'} on {len(data)} images"
+        f"{' and the ablation' if ablation else ''}: "
         f"about {duration(left.seconds)} of one core; half or twice as long is possible"
     )
     done = run_resumable(made.jobs, made.store, reporter, title="attacks", workers=workers)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from s2ap_defend.errors import RecipeError
 
 RobustLoss = Literal["pgd", "trades", "mart", "natural"]
+_COUNTS = {"epochs", "batch_size", "attack_steps", "validation_steps", "validate_every"}
 _BETA: Mapping[str, float] = {"trades": 6.0, "mart": 5.0}  # Zhang et al. 2019, section 5; Wang et al. 2020, section 4
 
 
@@ -70,14 +71,12 @@ class TrainingConfig:
             RecipeError: If a count is below one, a size, rate or radius is negative or not finite, the loss is unknown
                 or does not go with `eps` or `beta`.
         """
-        counts = (self.epochs, self.batch_size, self.attack_steps, self.validation_steps, self.validate_every)
-        sizes = [self.lr, self.weight_decay, self.momentum, self.eps, self.weight_radius, self.shift, self.patience]
-        sizes += [self.beta or 0.0, self.attack_step_size or 0.0, self.eps_warmup_epochs, self.weight_warmup_epochs]
-        possible = all(map(math.isfinite, sizes)) and min(sizes) >= 0 and min(counts) >= 1
-        if not possible or not 0 <= self.average_decay < 1 or not 0 <= self.label_smoothing < 1:
+        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int | float)}
+        wrong = [f"{name} = {value}" for name, value in numbers.items() if not _possible(name, value)]
+        if wrong:
             raise RecipeError(
-                f"this cannot be trained: {self}; counts start at 1, sizes at 0, average_decay and label_smoothing are "
-                "below 1"
+                f"this cannot be trained: {', '.join(wrong)}; counts start at 1, sizes at 0, average_decay and "
+                "label_smoothing are below 1"
             )
         if self.loss not in get_args(RobustLoss):
             raise RecipeError(f"loss {self.loss!r} is not known; choose from {', '.join(get_args(RobustLoss))}")
@@ -109,3 +108,9 @@ class TrainingConfig:
         if self.attack_step_size is None:
             return 2.5 * eps / self.attack_steps
         return self.attack_step_size * (eps / self.eps if self.eps else 1.0)
+
+
+def _possible(name: str, value: float) -> bool:
+    if not math.isfinite(value) or value < (name in _COUNTS):
+        return False
+    return value < 1 or name not in {"average_decay", "label_smoothing"}

@@ -17,6 +17,7 @@ from tests.train.made_evaluation import (
 )
 
 from s2ap_train.redteam.ablation.names import PRUNED
+from s2ap_train.redteam.report.baselines import requirements
 from s2ap_train.redteam.report.console import print_evaluation, print_summary, to_json
 from s2ap_train.redteam.report.words import caveats, headline, unanswered
 from s2ap_train.redteam.results import Evaluation
@@ -220,6 +221,12 @@ def test_every_line_of_what_must_hold_is_printed_with_its_figures():
         assert "What must hold of the decision: 1 holds, 1 does not hold, 1 cannot be told." in text
         assert "- does not hold: at most 4 members are asked 4.30 on average" in text
         assert "- cannot be told: label right: not below that one was not measured" in text
+
+
+def test_what_holds_is_counted_in_the_plural_where_there_is_more_than_one():
+    lines = made_evaluation().must_hold
+    (text, _) = requirements([*lines, *lines])
+    assert text == "What must hold of the decision: 2 hold, 2 do not hold, 2 cannot be told."
 
 
 def test_json_keeps_the_keys_that_are_an_interface_and_reads_back():

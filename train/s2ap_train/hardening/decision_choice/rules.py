@@ -141,10 +141,10 @@ def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple
         )
     if wanted.answer == "accurate":
         return 1, "The recipe says so: the classifier answers what is not flagged."
-    cost = 100 * wanted.label_cost
+    allowed = f"{100 * wanted.label_cost:g} point{'' if wanted.label_cost == 0.01 else 's'}"
     able = [i for i, one in enumerate(others, start=1) if _as_good(one, jury, wanted.label_cost)]
     if not able:
-        return 0, f"No mix stays within {cost:g} points of the jury under attack ({figures}){JURY_ANSWERS}"
+        return 0, f"No mix stays within {allowed} of the jury under attack ({figures}){JURY_ANSWERS}"
 
     def worth(i: int) -> tuple[float, float, float]:
         one = measured[i]
@@ -153,7 +153,7 @@ def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple
     best = max(able, key=worth)
     taken = measured[best]
     return best, (
-        f"{len(able)} mixes stay within {cost:g} points of the jury under attack ({figures}); the one with the largest "
+        f"{len(able)} mixes stay within {allowed} of the jury under attack ({figures}); the one with the largest "
         f"clean accuracy is taken, {taken.clean_right.mean():.1%} with the jury's {jury.clean_right.mean():.1%}: "
         f"{taken.label_right.mean():.1%} right and {taken.robust_right.mean():.1%} right or flagged."
     )

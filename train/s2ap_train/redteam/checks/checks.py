@@ -150,7 +150,7 @@ def _gradients_exist(probed: Sequence[Probed]) -> Check:
         name,
         passed,
         found,
-        "classifier and members have gradients through the purifier on nearly every image"
+        "classifier and members have gradients with respect to nearly every image"
         if passed
         else "images have a gradient of exactly 0 through the purifier, and no gradient attack can move them: "
         "rounding, a step that is cut off from the gradient, or saturation",

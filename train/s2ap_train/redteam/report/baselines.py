@@ -44,9 +44,14 @@ def requirements(lines: Sequence[Requirement]) -> list[Block]:
     """What must hold of a file, line by line."""
     if not lines:
         return []
-    counts = [f"{sum(one.holds is holds for one in lines)} {word}" for holds, word in HOLDS.items()]
+    counts = [_counted(sum(one.holds is holds for one in lines), word) for holds, word in HOLDS.items()]
     points = [Point(f"{HOLDS[one.holds]}: {one.line}", one.said, _KINDS[one.holds]) for one in lines]
     return [f"What must hold of the decision: {', '.join(counts)}.", points]
+
+
+def _counted(number: int, word: str) -> str:
+    many = word.replace("holds", "hold").replace("does", "do")
+    return f"{number} {word if number == 1 else many}"
 
 
 def _differences(evaluation: Evaluation) -> TableText:
