@@ -11,6 +11,8 @@ from tests.docs.documents import ROOT
 WHOLE = [
     ("docs/decision.md", "decision-digits", "decision_tables.print_tables"),
     ("docs/decision.md", "decision-fashion", "decision_tables.print_tables"),
+    ("docs/decision.md", "evaluation-fashion", "evaluations.print_tables"),
+    ("docs/decision.md", "false-alarms-fashion", "false_alarms.print_table"),
     ("docs/decision.md", "jurors-fashion", "jurors.print_table"),
     ("docs/purifier-figures.md", "purification-digits", "purification_tables.print_tables"),
 ]

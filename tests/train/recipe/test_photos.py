@@ -2,6 +2,7 @@
 
 import pytest
 
+from s2ap_defend.errors import RecipeError
 from s2ap_train.data import DataFacts
 from s2ap_train.models import create
 from s2ap_train.models.cost import flops
@@ -35,6 +36,12 @@ def test_every_effort_fills_a_recipe_that_can_be_made(effort, of):
     assert held_out + len(of.classes) <= of.training
     assert (recipe.seed, recipe.eps, recipe.classifier) == (3, 8 / 255, "plain")
     assert recipe.evaluation.budget == effort
+
+
+def test_more_classes_than_images_to_train_on_are_refused_with_the_number_needed():
+    with pytest.raises(RecipeError, match=r"1800 images leave 975 .* of 1000 classes .*; bring 1847 or more"):
+        filled(facts((1, 8, 8), 1000, 1800))
+    assert filled(facts((1, 8, 8), 1000, 1847))[0]["data"]["train_limit"] >= 1000
 
 
 def test_evidence_has_as_many_bins_as_few_fitting_images_allow():

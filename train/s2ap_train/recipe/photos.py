@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from s2ap_defend.errors import RecipeError
 from s2ap_train.calibration.possible import FEWEST, FEWEST_IN_A_BIN
 from s2ap_train.calibration.settings import Detection
 from s2ap_train.data import DataFacts
@@ -56,10 +57,13 @@ def photos_tables(
         answer: Who answers.
         seed: Of everything.
         given: The table `given`.
+
+    Raises:
+        RecipeError: If the images held out for validation and calibration leave a class without one to train on.
     """
     work = EFFORTS[effort]
     held_out = {name: max(1, min(most, facts.training // share)) for name, (share, most) in _HELD_OUT.items()}
-    trained = min(work.images, max(facts.training - sum(held_out.values()), 1))
+    trained = min(max(work.images, len(facts.classes)), _left_to_train_on(facts, sum(held_out.values())))
     attack = {"eps": eps, "attack_steps": work.attack_steps, "validation_steps": 5}
     dense_steps = _dense_steps(work, trained_flops)
     widths, pools = _juror_blocks(facts, flops, work)
@@ -191,6 +195,18 @@ def _photos(facts: DataFacts) -> bool:
 
 def _augmented(facts: DataFacts) -> dict[str, Any]:
     return {"flip": True, "shift": max(1, min(facts.image_shape[1:]) // 16)} if _photos(facts) else {}
+
+
+def _left_to_train_on(facts: DataFacts, held_out: int) -> int:
+    """Training images behind those that are held out, one of each class at least."""
+    left, classes = facts.training - held_out, len(facts.classes)
+    if left < classes:
+        share = 1.0 - sum(1.0 / one for one, _ in _HELD_OUT.values())
+        raise RecipeError(
+            f"{facts.training} images leave {left} for the training of {classes} classes behind validation, fitting "
+            f"and calibration; bring {math.ceil(classes / share)} or more"
+        )
+    return left
 
 
 def _score_epochs(work: Work, trained: int) -> dict[str, Any]:
