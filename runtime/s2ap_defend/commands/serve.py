@@ -15,6 +15,7 @@ from s2ap_defend.types import Resize
 @model_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--grpc-port", type=int, help="Serve gRPC on this port as well; 0 takes a free one. Extra [grpc].")
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines reach, without authentication.")
 @click.option("--allow-host", multiple=True, help="Answer only for this name in the Host header; may be repeated.")
 @click.option("--expose-evidence", is_flag=True, help="Answer with votes, evidence and the purified image as well.")
@@ -35,6 +36,7 @@ def serve(
     model: Path,
     host: str,
     port: int,
+    grpc_port: int | None,
     insecure: bool,
     allow_host: tuple[str, ...],
     expose_evidence: bool,
@@ -50,7 +52,7 @@ def serve(
     drain_delay: float,
     grace: float,
 ) -> None:
-    """Serve a model file: Open Inference Protocol v2 over HTTP, a page at /, metrics at /metrics."""
+    """Serve a model file: Open Inference Protocol v2 over HTTP and gRPC, a page at /, metrics at /metrics."""
     from s2ap_defend.serve.config import ServerConfig
     from s2ap_defend.serve.server import serve as run_server
 
@@ -59,6 +61,7 @@ def serve(
             model=model,
             host=host,
             port=port,
+            grpc_port=grpc_port,
             insecure=insecure,
             allowed_hosts=allow_host,
             expose_evidence=expose_evidence,

@@ -53,7 +53,7 @@ async def read_body(receive: Receive, content_length: int | None, limits: BodyLi
     if content_length is not None and content_length > size:
         raise TooLargeError(f"the body has {content_length} bytes, this server takes {size}; send fewer images")
     if not hold.fits(content_length or 1):
-        raise QueueFullError(_FULL)
+        raise QueueFullError(FULL)
     started = asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout_at(started + min(limits.timeout_s, SLOW_START_S)) as deadline:
@@ -90,7 +90,7 @@ def inflate(body: bytes, encoding: str | None, *, limit_bytes: int) -> bytes:
     return content
 
 
-_FULL = "too many bytes are being received already; try again later"
+FULL = "too many bytes are being received already; try again later"
 
 
 async def _read(receive: Receive, started: float, limits: BodyLimits, hold: Hold, deadline: asyncio.Timeout) -> bytes:
@@ -101,7 +101,7 @@ async def _read(receive: Receive, started: float, limits: BodyLimits, hold: Hold
         if hold.amount + len(chunk) > limits.size_bytes:
             raise TooLargeError(f"the body has more than {limits.size_bytes} bytes, which is what this server takes")
         if not hold.add(len(chunk)):
-            raise QueueFullError(_FULL)
+            raise QueueFullError(FULL)
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)

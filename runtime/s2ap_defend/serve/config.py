@@ -25,6 +25,7 @@ class ServerConfig:
         model: The defended model file; its stem is the model's name in URLs.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one, which the log names.
+        grpc_port: Port of the same address for gRPC, 0 takes a free one; None leaves gRPC out.
         insecure: Allow an address that other machines reach, although the server has no authentication.
         allowed_hosts: Names or addresses by which clients may ask for the server (the Host header); empty allows any.
         expose_evidence: Answer with all outputs, not only `label` and `adversarial`. Evidence is an oracle for
@@ -52,6 +53,7 @@ class ServerConfig:
     model: Path
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
     insecure: bool = False
     allowed_hosts: tuple[str, ...] = ()
     expose_evidence: bool = False
@@ -78,8 +80,7 @@ class ServerConfig:
         Raises:
             RecipeError: If a value cannot work, or other machines could reach the server and `insecure` is not set.
         """
-        if not 0 <= self.port <= 65535:
-            raise RecipeError(f"port {self.port} does not exist, expected 0 to 65535")
+        _check_ports(self.port, self.grpc_port)
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected at least {least}")
@@ -109,6 +110,14 @@ class ServerConfig:
                 f"host {self.host} can be reached by other machines and this server has no authentication; put a "
                 "proxy that checks who is asking in front of 127.0.0.1, or accept the risk with --insecure"
             )
+
+
+def _check_ports(http: int, grpc: int | None) -> None:
+    for port in (http, grpc):
+        if port is not None and not 0 <= port <= 65535:
+            raise RecipeError(f"port {port} does not exist, expected 0 to 65535")
+    if http and http == grpc:
+        raise RecipeError(f"port {http} is given for HTTP and for gRPC; choose two")
 
 
 def is_loopback(host: str) -> bool:

@@ -18,6 +18,7 @@ from s2ap_defend.types import Verdicts
 
 SUCCESS, CANCELLED, ERROR = "success", "cancelled", "error"
 REJECTIONS = ("unavailable", "queue_full", "too_large", "deadline", "timeout")
+PROTOCOLS = ("http", "grpc")
 OUTCOMES = (SUCCESS, CANCELLED, ERROR, "invalid", "not_found", *REJECTIONS)
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -83,7 +84,11 @@ class Metrics:
             registry=registry,
         )
         verdicts = Counter("s2ap_defense_verdicts", "Images by verdict.", (*MODEL_LABELS, "verdict"), registry=registry)
-        self._requests = {outcome: requests.labels(*labels, "http", outcome) for outcome in OUTCOMES}
+        self._requests = {
+            (protocol, outcome): requests.labels(*labels, protocol, outcome)
+            for protocol in PROTOCOLS
+            for outcome in OUTCOMES
+        }
         self._rejected = {reason: rejected.labels(*labels, reason) for reason in REJECTIONS}
         self._compute = compute.labels(*labels, "whole")
         self._verdicts = {verdict: verdicts.labels(*labels, verdict) for verdict in VERDICTS}
@@ -121,9 +126,9 @@ class Metrics:
         """Tell whether the model takes requests."""
         self._ready.set(float(ready))
 
-    def count_request(self, outcome: str, duration_s: float) -> None:
-        """Count one finished request; `outcome` is one of OUTCOMES."""
-        self._requests[outcome].inc()
+    def count_request(self, outcome: str, duration_s: float, protocol: str = "http") -> None:
+        """Count one finished request; `outcome` is one of OUTCOMES, `protocol` one of PROTOCOLS."""
+        self._requests[protocol, outcome].inc()
         self._time(self._duration, duration_s)
         if outcome in self._rejected:
             self._rejected[outcome].inc()

@@ -110,7 +110,17 @@ def decode_request(body: bytes, header_length: int | None, served: ServedModel) 
                 f"the header Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes"
             )
         head, tail = head[:header_length], head[header_length:]
-    request = _object(_parse_json(head), "the request")
+    return decode_fields(_object(_parse_json(head), "the request"), tail, served)
+
+
+def decode_fields(request: Mapping[str, Any], tail: memoryview, served: ServedModel) -> InferRequest:
+    """Check a request whose members are those of the protocol's JSON; `tail` is the binary tensor after them.
+
+    The data of an input may be an array as well as a list.
+
+    Raises:
+        ProtocolError: With the first thing that is wrong, in one sentence.
+    """
     parameters = _object(request.get("parameters", {}), "parameters")
     identity = request.get("id")
     if not (identity is None or isinstance(identity, str)):
@@ -147,7 +157,7 @@ def encode_response(request: InferRequest, verdicts: Verdicts, served: ServedMod
         array = np.ascontiguousarray(getattr(verdicts, name))
         output: dict[str, Any] = {"name": name, "datatype": DATATYPES[name], "shape": array.shape}
         if binary:
-            data = array.astype(LITTLE_ENDIAN[DATATYPES[name]], copy=False).tobytes()
+            data = encode_tensor(array, name)
             output["parameters"] = {"binary_data_size": len(data)}
             tensors.append(data)
         else:
@@ -155,6 +165,11 @@ def encode_response(request: InferRequest, verdicts: Verdicts, served: ServedMod
         outputs.append(output)
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([head, *tensors]), len(head)) if tensors else (head, None)
+
+
+def encode_tensor(array: np.ndarray, name: str) -> bytes:
+    """The output called `name` as binary data."""
+    return array.astype(LITTLE_ENDIAN[DATATYPES[name]], copy=False).tobytes()
 
 
 def _parse_json(data: memoryview) -> Any:  # noqa: ANN401
@@ -239,7 +254,7 @@ def _from_bytes(data: memoryview, shape: tuple[int, ...], what: str, datatype: s
 def _from_json(data: object, shape: tuple[int, ...], datatype: str) -> Float32:
     """Numbers of a datatype that JSON can hold, as FP32."""
     if datatype == "FP16":
-        raise ProtocolError("FP16 has no form in JSON; send it as binary data, or the numbers as FP32")
+        raise ProtocolError("FP16 has no form as numbers; send it as binary data, or the numbers as FP32")
     values = _numbers(data, shape)
     if datatype == "UINT8":
         if not ((values >= 0) & (values <= LEVELS) & (values == np.floor(values))).all():
@@ -251,7 +266,7 @@ def _from_json(data: object, shape: tuple[int, ...], datatype: str) -> Float32:
 def _numbers(data: object, shape: tuple[int, ...]) -> Float32:
     if isinstance(data, JsonNumbers):
         return data.read(shape)
-    if not isinstance(data, list):
+    if not isinstance(data, list | np.ndarray):
         raise ProtocolError(f"data of {INPUT} must be a list of numbers")
     try:
         array = np.array(data)

@@ -27,12 +27,20 @@ def error_body(reason: str) -> bytes:
 
 
 def error_response(error: DefendError) -> Response:
-    """The answer to a request that failed: the message is for the client, except where the fault is the server's."""
+    """The answer to a request that failed."""
+    status, reason = explain(error)
+    return json_response(
+        {"error": reason}, status=status, headers=error.headers if isinstance(error, RequestError) else None
+    )
+
+
+def explain(error: DefendError) -> tuple[int, str]:
+    """HTTP status and text of an error: its message is for the client, except where the fault is the server's."""
     if isinstance(error, RequestError):
-        return json_response({"error": str(error)}, status=error.status, headers=error.headers)
+        return error.status, str(error)
     if isinstance(error, InputError):
-        return json_response({"error": str(error)}, status=400)
-    return json_response({"error": "the model failed on this request; the server's log says why"}, status=500)
+        return 400, str(error)
+    return 500, "the model failed on this request; the server's log says why"
 
 
 def outcome_of(error: DefendError) -> str:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import uvicorn
@@ -46,6 +46,8 @@ def serve(config: ServerConfig) -> None:
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    if config.grpc_port is not None:
+        load_grpc()
     with listen(config.host, config.port) as listener:
         classifier = load_fastest(config)
         app = create_app(classifier, config)
@@ -87,6 +89,21 @@ def listen(host: str, port: int) -> socket.socket:
         raise RecipeError(f"cannot listen on {host} port {port}: {error.strerror or error}; {advice}") from error
 
 
+def load_grpc() -> ModuleType:
+    """The module that serves gRPC.
+
+    Raises:
+        RecipeError: If the extra [grpc] is not installed.
+    """
+    try:
+        from s2ap_defend.serve.grpc import server
+    except (ImportError, RuntimeError) as error:  # tritonclient raises RuntimeError where grpc is missing
+        raise RecipeError(
+            f"gRPC needs the extra [grpc]; pip install '.[grpc]' in a checkout ({str(error).splitlines()[0]})"
+        ) from error
+    return server
+
+
 class Server(uvicorn.Server):
     """uvicorn with our way to stop; it alone would refuse connections the moment a signal arrives.
 
@@ -98,6 +115,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, service: Service, config: ServerConfig) -> None:
         self._limits = Limits(Shares(config.max_connections), config.head_timeout_s)
+        self.grpc = None if config.grpc_port is None else load_grpc().GrpcServer(service, config)
+        self._refused: RecipeError | None = None
         super().__init__(
             uvicorn.Config(
                 app,
@@ -124,6 +143,19 @@ class Server(uvicorn.Server):
         """Serve until a signal; see uvicorn.Server."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+        if self._refused is not None:
+            raise self._refused
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start what listens; see uvicorn.Server."""
+        await super().startup(sockets)
+        if self.grpc is not None and not self.should_exit:
+            try:
+                await self.grpc.start()
+            except RecipeError as error:
+                self._refused, self.should_exit, self.grpc = error, True, None
+                return
+            logger.info("gRPC on port %d", self.grpc.port)
 
     def stop(self) -> None:
         """Stop as SIGINT does; from any thread, while it serves."""
@@ -148,6 +180,8 @@ class Server(uvicorn.Server):
         """Stop accepting, but take what has connected already, and stop; see uvicorn.Server."""
         for listener in sockets or []:
             await self._accept_last(listener)
+        if self.grpc is not None:
+            await self.grpc.stop(self._grace_s + 1)  # after ours, which answers with UNAVAILABLE
         await super().shutdown(sockets)
         if self.force_exit:
             await self.lifespan.shutdown()

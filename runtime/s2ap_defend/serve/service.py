@@ -35,6 +35,7 @@ class Service:
     """Serves one classifier.
 
     Attributes:
+        on_state: Called on the event loop when `state` has changed.
         state: 'starting' until the model is warm, then 'ready', 'draining' when the server is about to stop; 'failed'
             when the model could not even run once, and then `failure` says why.
         aborted: Whether what is unfinished is given up, because the server's grace is over.
@@ -70,6 +71,7 @@ class Service:
             pending_rows=lambda: self.batcher.pending_rows,
         )
         self.state: State = "starting"
+        self.on_state: list[Callable[[], None]] = []
         self.failure: DefendError | None = None
         self.aborted = False
         self.on_failure: Callable[[], None] | None = None
@@ -96,7 +98,7 @@ class Service:
     def drain(self) -> None:
         """Tell load balancers that no more requests should come; those that do are still served."""
         if self.state in {"starting", "ready"}:
-            self.state = "draining"
+            self._become("draining")
         self.metrics.set_ready(False)
 
     def abort(self) -> None:
@@ -135,10 +137,20 @@ class Service:
         if self.state in {"starting", "failed"}:
             raise UnavailableError("the model is not ready yet" if self.state == "starting" else "the model failed")
 
-    def enqueue(self, request: InferRequest, arrived_s: float) -> Ticket:
-        """Queue a request that arrived at `arrived_s` of the event loop's clock; see `Batcher.enqueue`."""
-        deadline_s = math.inf if request.timeout_s is None else arrived_s + request.timeout_s
+    def enqueue(self, request: InferRequest, arrived_s: float, left_s: float | None = None) -> Ticket:
+        """Queue a request that arrived at `arrived_s` of the event loop's clock; see `Batcher.enqueue`.
+
+        Its deadline is the earlier of its own timeout and `left_s` seconds, which its connection sets; None for none.
+        """
+        deadline_s = arrived_s + min(
+            math.inf if seconds is None else seconds for seconds in (request.timeout_s, left_s)
+        )
         return self.batcher.enqueue(request.images, priority=request.priority, deadline_s=deadline_s)
+
+    def _become(self, state: State) -> None:
+        self.state = state
+        for tell in self.on_state:
+            tell()
 
     async def _warm_up(self) -> None:
         started = time.perf_counter()
@@ -146,12 +158,13 @@ class Service:
             for rows in sorted({1, self.config.max_batch_rows}):
                 await self.batcher.warm_up(np.full((rows, *self.served.shape), 0.5, dtype=np.float32))
         except DefendError as error:
-            self.state, self.failure = "failed", error
+            self.failure = error
+            self._become("failed")
             if self.on_failure is not None:
                 self.on_failure()
             return
         if self.state == "starting":
-            self.state = "ready"
+            self._become("ready")
             self.metrics.set_ready(True)
             logger.info("ready: model %s, warm after %.1f s", self.served.model, time.perf_counter() - started)
 

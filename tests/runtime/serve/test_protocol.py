@@ -136,7 +136,7 @@ MALFORMED = [
     (image(shape=[2**32, 1, -2, -3]), "the model takes [N, 1, 2, 3]"),
     (image(datatype="FP64"), "image has datatype 'FP64', expected one of FP32, FP16, UINT8"),
     (image(datatype=[]), "image has datatype [], expected one of"),
-    (image(datatype="FP16"), "FP16 has no form in JSON; send it as binary data, or the numbers as FP32"),
+    (image(datatype="FP16"), "FP16 has no form as numbers; send it as binary data, or the numbers as FP32"),
     (image(datatype="UINT8"), "must hold whole numbers from 0 to 255, because it is UINT8"),
     (image(datatype="UINT8", data=[0, 1, 2, 3, 4, 256]), "must hold whole numbers from 0 to 255"),
     (image(datatype="UINT8", data=[0, 1, 2, 3, 4, -1]), "must hold whole numbers from 0 to 255"),

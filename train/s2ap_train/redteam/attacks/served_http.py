@@ -49,7 +49,7 @@ class ServedSystem:
     """
 
     def __init__(self, address: str, *, test: SequentialTest) -> None:
-        from tritonclient.http import InferenceServerClient  # type: ignore[import-untyped]
+        from tritonclient.http import InferenceServerClient
 
         self.address = address.removeprefix("http://").rstrip("/")
         self._test = test
@@ -131,7 +131,7 @@ class ServedSystem:
 
     def _call(self, request: Callable[[], T]) -> T:
         """What a request returns; it is sent again while the server is busy."""
-        from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
+        from tritonclient.utils import InferenceServerException
 
         for wait_s in (*_WAITS_S, None):
             try:

@@ -1,0 +1,91 @@
+"""Listen for gRPC on the event loop that serves HTTP, say whether the model is ready, and stop."""
+
+import asyncio
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from s2ap_defend.errors import RecipeError
+from s2ap_defend.serve.config import ServerConfig
+from s2ap_defend.serve.grpc.servicer import INLINE_BYTES, InferenceServicer
+from s2ap_defend.serve.service import Service
+
+DECODER_THREADS = 2
+LINGER_S = 1.0  # for answers under way, and before streams that nobody uses are ended
+POLL_S = 0.01
+
+
+class GrpcServer:
+    """Serves one Service over gRPC.
+
+    Args:
+        service: What it serves.
+        config: Where it listens, and its limits.
+
+    Attributes:
+        port: Where it listens, once it has started.
+    """
+
+    def __init__(self, service: Service, config: ServerConfig) -> None:
+        self.port = 0
+        self._service = service
+        self._config = config
+        self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-grpc")
+        self._servicer = InferenceServicer(service, self._decoders)
+        self._health = health.aio.HealthServicer()
+        self._telling: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            RecipeError: If the port cannot be listened on.
+        """
+        config = self._config
+        size_bytes = min(
+            config.max_body_bytes, INLINE_BYTES + config.max_queue_rows * 4 * math.prod(self._service.served.shape)
+        )
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", size_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_concurrent_streams", max(1, config.max_connections // 2)),
+            ],
+            maximum_concurrent_rpcs=config.max_connections,
+        )
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        try:
+            self.port = self._server.add_insecure_port(f"{host}:{config.grpc_port}")
+        except RuntimeError as error:
+            raise RecipeError(
+                f"cannot listen on {config.host} port {config.grpc_port} for gRPC; choose another --grpc-port"
+            ) from error
+        await self._tell()
+        self._service.on_state.append(self._state_changed)
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, answer the inference requests that came before, and end the rest."""
+        ending = asyncio.ensure_future(self._server.stop(grace_s))
+        while self._servicer.busy and not ending.done():
+            await asyncio.sleep(POLL_S)
+        await self._server.stop(LINGER_S)
+        await ending
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    def _state_changed(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._tell())
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self) -> None:
+        statuses = health_pb2.HealthCheckResponse
+        status = statuses.SERVING if self._service.state == "ready" else statuses.NOT_SERVING
+        for name in ("", "inference.GRPCInferenceService", self._service.served.model):
+            await self._health.set(name, status)

@@ -1,0 +1,208 @@
+"""The calls of inference.GRPCInferenceService, on the batcher that answers HTTP."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+from tritonclient.grpc import service_pb2 as pb
+
+from s2ap_defend import __version__
+from s2ap_defend.errors import DefendError
+from s2ap_defend.serve import metadata
+from s2ap_defend.serve.body import FULL
+from s2ap_defend.serve.errors import DeadlineError, QueueFullError, UnavailableError
+from s2ap_defend.serve.grpc.messages import decode_message, encode_message
+from s2ap_defend.serve.metrics import CANCELLED, ERROR, SUCCESS
+from s2ap_defend.serve.protocol import InferRequest
+from s2ap_defend.serve.responses import explain, outcome_of
+from s2ap_defend.serve.service import Service
+from s2ap_defend.serve.shares import peer_of
+
+INLINE_BYTES = 64 * 1024  # larger messages are decoded on a thread
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.INVALID_ARGUMENT,  # RESOURCE_EXHAUSTED would invite to try again
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+MISSING = {
+    "Repository": "models are read at the start only",
+    "System": "shared memory is not supported; send the tensor in the message",
+    "Cuda": "shared memory is not supported; send the tensor in the message",
+    "Trace": "there are no settings for tracing",
+    "Log": "the log has no settings that a client may change",
+}
+
+
+class InferenceServicer:
+    """GRPCInferenceService of one Service.
+
+    Args:
+        service: What serves the requests.
+        decoders: Threads for large messages.
+
+    Attributes:
+        busy: Inference requests that are not answered yet.
+    """
+
+    def __init__(self, service: Service, decoders: ThreadPoolExecutor) -> None:
+        self._service = service
+        self._decoders = decoders
+        self.busy = 0
+        for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
+            if not hasattr(self, method.name):
+                setattr(self, method.name, _refuse(method.name))
+
+    async def ServerLive(self, *_: object) -> Message:  # noqa: N802 - names of the protocol, here and below
+        """Whether the process runs."""
+        return _filled(pb.ServerLiveResponse(), {"live": True})
+
+    async def ServerReady(self, *_: object) -> Message:  # noqa: N802
+        """Whether new requests should be sent here."""
+        return _filled(pb.ServerReadyResponse(), {"ready": self._service.state == "ready"})
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
+        """Whether the model takes requests."""
+        await self._check_model(request, context)
+        return _filled(pb.ModelReadyResponse(), {"ready": self._service.state == "ready"})
+
+    async def ServerMetadata(self, *_: object) -> Message:  # noqa: N802
+        """The server and its extensions of the protocol."""
+        return _filled(pb.ServerMetadataResponse(), metadata.describe_server(__version__))
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
+        """Inputs and outputs of the model."""
+        await self._check_model(request, context)
+        return _filled(pb.ModelMetadataResponse(), metadata.describe_model(self._service.served))
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
+        """Configuration of the model."""
+        await self._check_model(request, context)
+        service = self._service
+        found = metadata.configure_model(service.served, service.classifier.classes, service.config.max_batch_rows)
+        return _filled(pb.ModelConfigResponse(), {"config": found})
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
+        """Statistics of the model, or of all, which is one, when no name is given."""
+        if request.name:
+            await self._check_model(request, context)
+        served = self._service.served
+        found = self._service.statistics.to_json(served.model, served.version)
+        return _filled(pb.ModelStatisticsResponse(), {"model_stats": [found]})
+
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, _: object) -> Message:  # noqa: N802
+        """The one model."""
+        served, state = self._service.served, self._service.state
+        ready = state == "ready"
+        entry = {"name": served.model, "version": served.version, "state": "READY" if ready else "UNAVAILABLE"}
+        models = [] if request.ready and not ready else [{**entry, "reason": "" if ready else state}]
+        return _filled(pb.RepositoryIndexResponse(), {"models": models})
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
+        """Verdicts."""
+        try:
+            return await self._infer(request, context)
+        except DefendError as error:
+            await _abort(error, context)
+
+    async def ModelStreamInfer(  # noqa: N802
+        self, requests: AsyncIterator[pb.ModelInferRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Message]:
+        """Verdicts for one request after the other; an error is the answer to its request and the stream goes on."""
+        async for request in requests:
+            try:
+                yield pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
+            except DefendError as error:
+                failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+                yield pb.ModelStreamInferResponse(error_message=explain(error)[1], infer_response=failed)
+
+    async def _infer(self, message: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Message:
+        arrived_s, arrived_ns = asyncio.get_running_loop().time(), time.perf_counter_ns()
+        left_s = context.time_remaining()
+        outcome = ERROR
+        self.busy += 1
+        try:
+            answer = await self._answer(message, arrived_s, left_s, _peer(context))
+            outcome = SUCCESS
+        except asyncio.CancelledError:
+            late = left_s is not None and asyncio.get_running_loop().time() >= arrived_s + left_s
+            outcome = DeadlineError.outcome if late else CANCELLED
+            raise
+        except DefendError as error:
+            outcome = outcome_of(error)
+            raise
+        finally:
+            self.busy -= 1
+            duration_ns = time.perf_counter_ns() - arrived_ns
+            self._service.metrics.count_request(outcome, duration_ns / 1e9, "grpc")
+            self._service.statistics.count_request(outcome == SUCCESS, duration_ns)
+        return answer
+
+    async def _answer(
+        self, message: pb.ModelInferRequest, arrived_s: float, left_s: float | None, peer: str
+    ) -> Message:
+        service, loop = self._service, asyncio.get_running_loop()
+        service.check_model(message.model_name, message.model_version or None)
+        service.check_ready()
+        if service.state == "draining":
+            raise UnavailableError("the server is stopping")
+        with service.receiving.hold(peer) as hold:
+            size = message.ByteSize()
+            if not hold.add(size):
+                raise QueueFullError(FULL)
+            if size <= INLINE_BYTES:
+                request = self._decode(message)
+            else:
+                request = await loop.run_in_executor(self._decoders, self._decode, message)
+            ticket = service.enqueue(request, arrived_s, left_s)
+        try:
+            verdicts = await ticket.future
+        finally:
+            service.batcher.release(ticket)
+        answer: Message = encode_message(request, verdicts, service.served)
+        service.metrics.count_verdicts(verdicts)
+        return answer
+
+    def _decode(self, message: pb.ModelInferRequest) -> InferRequest:
+        request = decode_message(message, self._service.served)
+        self._service.classifier.validate(request.images)  # alone, before it shares a batch
+        return request
+
+    async def _check_model(self, request: pb.ModelReadyRequest, context: grpc.aio.ServicerContext) -> None:
+        try:
+            self._service.check_model(request.name, request.version or None)
+        except DefendError as error:
+            await _abort(error, context)
+
+
+def _refuse(method: str) -> Callable[[object, grpc.aio.ServicerContext], Any]:
+    reason = next(reason for start, reason in MISSING.items() if method.startswith(start))
+
+    async def refuse(_: object, context: grpc.aio.ServicerContext) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered: {reason}")
+
+    return refuse
+
+
+async def _abort(error: DefendError, context: grpc.aio.ServicerContext) -> NoReturn:
+    status, reason = explain(error)
+    await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), reason)
+    raise error  # for readers of types: abort does not return
+
+
+def _filled(message: Message, fields: dict[str, Any]) -> Message:
+    return ParseDict(fields, message, ignore_unknown_fields=True)  # `drift` is of HTTP's statistics only
+
+
+def _peer(context: grpc.aio.ServicerContext) -> str:
+    """Who shares a budget, from `ipv4:1.2.3.4:5` or `ipv6:[::1]:5`."""
+    address = context.peer().partition(":")[2].rpartition(":")[0].replace("%5B", "[").replace("%5D", "]")
+    return peer_of((address.strip("[]"), 0))
