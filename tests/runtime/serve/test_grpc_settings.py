@@ -1,0 +1,29 @@
+"""What keeps gRPC from being served."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s2ap_defend import RecipeError
+from s2ap_defend.serve import ServerConfig
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"port": 8123, "grpc_port": 8123}, "port 8123 is given for HTTP and for gRPC; choose two"),
+        ({"grpc_port": 70000}, "port 70000 does not exist"),
+        ({"grpc_port": 0, "host": "0.0.0.0"}, "has no authentication"),  # noqa: S104 - refused
+    ],
+)
+def test_ports_that_cannot_be_served_are_refused(changes, said):
+    with pytest.raises(RecipeError, match=said):
+        ServerConfig(model=Path("model.onnx"), **changes)
+
+
+def test_without_the_extra_its_name_is_said():
+    code = "import sys; sys.modules['grpc'] = None; from s2ap_defend.serve.server import load_grpc; load_grpc()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "RecipeError: gRPC needs the extra [grpc]; pip install '.[grpc]' in a checkout" in done.stderr
