@@ -70,7 +70,7 @@ COMMANDS = (
         "plan", "Show exact error rates and expected members of a sequential test; refuse one that can never decide."
     ),
     DeferredCommand(
-        "serve", "Serve a model file: Open Inference Protocol v2 over HTTP, a page at /, metrics at /metrics."
+        "serve", "Serve a model file: Open Inference Protocol v2 over HTTP and gRPC, a page at /, metrics at /metrics."
     ),
     DeferredCommand(
         "sign",
