@@ -22,11 +22,11 @@ from report import as_text, machine
 from rich.console import Console
 from torch import Tensor, nn
 
+from s2ap_defend.commands.options import model_argument
 from s2ap_defend.errors import DefendError, InputError, RecipeError
 from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
-from s2ap_defend.shipped import shipped_file
 from s2ap_export.commands.evaluated_recipe import recipe_of
 from s2ap_train.adaptive.answer_surrogate import AnswerSurrogate
 from s2ap_train.compute.threads import one_thread
@@ -74,7 +74,7 @@ class Answering(nn.Module):
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@model_argument
 @click.option("--data", type=click.Path(path_type=Path), help="Where the data lie that the file was made with.")
 @click.option("--samples", type=click.IntRange(1), default=1000, show_default=True, help="Test images.")
 @click.option("--first", type=click.IntRange(0), default=0, help="Number of the first of them, from 0.")
@@ -103,9 +103,8 @@ def main(
     try:
         if output is not None:
             check_writable(output)
-        path = shipped_file(model)
-        manifest = open_model_file(path).manifest
-        recipe = recipe_of(path, manifest, None, data, (), path.with_name(f"{path.name}.training"))
+        manifest = open_model_file(model).manifest
+        recipe = recipe_of(model, manifest, None, data, (), model.with_name(f"{model.name}.training"))
         splits = recipe.load_data()
         test = splits.test
         if first + samples > len(test):
@@ -122,7 +121,7 @@ def main(
             ResumableJob(
                 f"part {number + 1}",
                 attacked,
-                lambda _, shard=shard: (path, network, images.subset(shard), budget),
+                lambda _, shard=shard: (model, network, images.subset(shard), budget),
                 decides=(first + shard.start, first + shard.stop),
             )
             for number, shard in enumerate(shards)

@@ -16,12 +16,11 @@ from typing import Any
 import click
 from report import aligned, as_text, machine
 
+from s2ap_defend.commands.options import ModelPath
 from s2ap_defend.errors import DefendError
 from s2ap_defend.files import check_writable, replace_file
-from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.sequential import run_sequential_test
-from s2ap_defend.shipped import shipped_file
 from s2ap_export.commands.calibrate.recalibration import recalibrate
 from s2ap_export.commands.evaluated_recipe import recipe_of
 from s2ap_train.calibration import Answers
@@ -33,7 +32,7 @@ ALPHAS = (0.01, 0.02, 0.05)
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=ModelPath())
 @click.option("--data", type=click.Path(path_type=Path), help="Where the data lie that the files were made with.")
 @click.option("--alpha", "alphas", multiple=True, type=float, default=ALPHAS, show_default=True)
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures here.")
@@ -42,7 +41,7 @@ def main(models: tuple[Path, ...], data: Path | None, alphas: tuple[float, ...],
     try:
         if output is not None:
             check_writable(output)
-        found = [row for model in models for row in false_alarms(shipped_file(model), data, alphas)]
+        found = [row for model in models for row in false_alarms(model, data, alphas)]
     except DefendError as error:
         raise click.ClickException(str(error)) from error
     document = {"command": "benchmarks/false_alarms.py", "machine": machine(), "rows": found}
@@ -71,7 +70,7 @@ def _answers(engines: StageEngines, part: ImageSet) -> Answers:
 
 
 def _row(file: ModelFile, calibration: Answers, test: Answers, alpha: float) -> dict[str, Any]:
-    manifest: Manifest = file.manifest
+    manifest = file.manifest
     result = recalibrate(manifest.test, manifest.to_test(), calibration, alpha=alpha, on="correct")
     answers = test.measured_by(result.test)
     flagged = run_sequential_test(result.test, answers.said).adversarial
