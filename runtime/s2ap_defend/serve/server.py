@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType, ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from s2ap_defend.errors import EngineError, RecipeError
 from s2ap_defend.serve.app import create_app
 from s2ap_defend.serve.config import ServerConfig, is_loopback
+from s2ap_defend.serve.handshakes import ignore_handshakes
 from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.shares import Limits, Shares
 from s2ap_defend.serve.threads import load_fastest
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 SWITCH_INTERVAL_S = 0.0005
+HANDSHAKE_S = 0.1  # what has begun to connect when the server stops gets to its end
 SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGQUIT", "SIGHUP", "SIGUSR1")  # those that the system has
 
 
@@ -158,9 +160,10 @@ class Server(uvicorn.Server):
             logger.info("gRPC on port %d", self.grpc.port)
 
     def stop(self) -> None:
-        """Stop as SIGINT does; from any thread, while it serves."""
+        """Stop as SIGINT does; from any thread. Nothing happens where it does not serve."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stop)
+            with suppress(RuntimeError):  # the loop is closed already
+                self._loop.call_soon_threadsafe(self._stop)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -178,6 +181,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, but take what has connected already, and stop; see uvicorn.Server."""
+        for listener in sockets or []:
+            ignore_handshakes(listener)
+        await asyncio.sleep(HANDSHAKE_S)
         for listener in sockets or []:
             await self._accept_last(listener)
         if self.grpc is not None:
