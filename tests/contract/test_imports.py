@@ -16,7 +16,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import s2ap_defend
 for module in pkgutil.walk_packages(s2ap_defend.__path__, "s2ap_defend."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith(("__main__", "serve.ray")):  # that needs the extra [ray]
         importlib.import_module(module.name)
         print(module.name)
 """

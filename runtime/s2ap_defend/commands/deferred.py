@@ -61,6 +61,7 @@ COMMANDS = (
         "classify",
         "Purify, test and label images: files, folders, .npy or .npz of float32 [N, C, H, W] in [0, 1].",
     ),
+    DeferredCommand("deploy", "Serve a model file on Ray Serve, by a YAML file: model, replicas, cpus, gpus, server."),
     DeferredCommand(
         "export",
         "Write a model repository for Triton: the classifier in the python backend, the plain file in onnxruntime's.",

@@ -109,13 +109,21 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         for _ in range(2):
-            done: asyncio.Future[BatchResult] = loop.create_future()
             began = loop.time()
-            self._started_device().run([images], lambda _: True, lambda *_: None, done.set_result)
-            outcome = (await done).outcomes[0]
-            if isinstance(outcome, DefendError):
-                raise outcome
+            await self.probe(images)
         self._pace.observe(len(images), loop.time() - began)
+
+    async def probe(self, images: Float32) -> None:
+        """Run the model once, behind what it has begun and before what waits; nothing is counted.
+
+        Raises:
+            EngineError: If the model fails.
+        """
+        done: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+        self._started_device().run([images], lambda _: True, lambda *_: None, lambda result: _settle(done, result))
+        outcome = (await done).outcomes[0]
+        if isinstance(outcome, DefendError):
+            raise outcome
 
     def enqueue(self, images: Float32, *, priority: int = 0, deadline_s: float = math.inf) -> Ticket:
         """Queue checked images; the caller awaits the ticket's future and then releases the ticket, whatever happens.
@@ -283,3 +291,9 @@ class Batcher:
         if self._on_batch is not None:
             waited = tuple(result.started_ns - piece.ticket.arrived_ns for piece in pieces)
             self._on_batch(BatchReport(result, waited))
+
+
+def _settle(done: asyncio.Future[BatchResult], result: BatchResult) -> None:
+    """Nobody waits any more where a probe was cancelled."""
+    if not done.done():
+        done.set_result(result)

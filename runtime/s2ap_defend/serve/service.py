@@ -128,6 +128,14 @@ class Service:
                 f"it has {self.served.version!r}"
             )
 
+    async def probe(self) -> None:
+        """Ask the model about one grey image; it counts nowhere.
+
+        Raises:
+            EngineError: If the model fails.
+        """
+        await self.batcher.probe(np.full((1, *self.served.shape), 0.5, dtype=np.float32))
+
     def check_ready(self) -> None:
         """Check that requests are taken; a draining server still takes them.
 
