@@ -60,7 +60,7 @@ def launch_processes(
 
 def _start_method() -> Literal["spawn", "forkserver"]:
     """Lightning refuses forks, of whatever process, once this one has begun with CUDA."""
-    forks = fresh_processes().get_start_method() == "forkserver" and not torch.cuda.is_initialized()
+    forks = fresh_processes().get_start_method() == "forkserver" and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return "forkserver" if forks else "spawn"
 
 
