@@ -3,6 +3,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.export.small_recipe import small_parts
+
+__all__ = ["small_parts"]  # a fixture, used by name
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

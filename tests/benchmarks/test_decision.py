@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,18 @@ LITTLE = {
 def start(work: Path, *more: str) -> Result:
     from decision import main
 
+    parts = ["--checkpoints", str(work / "trained")] if (work / "trained").exists() else []
     sets = [part for key, value in LITTLE.items() for part in ("--set", f"{key}={value}")]
     few = ["--samples", "10", "--policies", "off", "--mixes", "0.9:3", "--workers", "1", "--work-dir", str(work)]
-    return CliRunner().invoke(main, ["digits", *few, *more, *OVERRIDES, *sets])
+    return CliRunner().invoke(main, ["digits", *few, *parts, *more, *OVERRIDES, *sets])
 
 
 @pytest.fixture(scope="module")
-def measured(benchmarks: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result, dict[str, Any]]:
+def measured(
+    benchmarks: None, small_parts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Result, dict[str, Any]]:
     work = tmp_path_factory.mktemp("decision")
+    shutil.copytree(small_parts, work / "trained")
     result = start(work, "--json", str(work / "out.json"))
     assert result.exit_code == 0, result.output
     return work, result, json.loads((work / "out.json").read_text())
@@ -72,7 +77,7 @@ def test_no_system_is_attacked_with_less_work_than_the_longest_plan(
             assert one["clean_flagged"] == 0.0
 
 
-def test_the_table_has_the_figures_of_the_document_and_a_second_start_attacks_nothing(
+def test_the_table_has_the_figures_of_the_document_and_a_second_start_attacks_nothing_and_adds_another_seed(
     measured: tuple[Path, Result, dict[str, Any]],
 ) -> None:
     work, first, document = measured
@@ -84,20 +89,13 @@ def test_the_table_has_the_figures_of_the_document_and_a_second_start_attacks_no
     ]
     before = {path: path.stat().st_mtime_ns for path in work.rglob("found/*")}
     assert before
-    again = start(work, "--json", str(work / "again.json"))
-    assert again.exit_code == 0, again.output
-    assert {path: path.stat().st_mtime_ns for path in work.rglob("found/*")} == before
-    assert json.loads((work / "again.json").read_text())["runs"] == document["runs"]
-
-
-def test_figures_of_another_seed_are_added_and_pooled(measured: tuple[Path, Result, dict[str, Any]]) -> None:
-    work, _, document = measured
     other = document | {"runs": [run | {"seed": 7, "first": 70} for run in document["runs"]]}
     (work / "seed7.json").write_text(json.dumps(other))
-    result = start(work, "--add", str(work / "seed7.json"), "--json", str(work / "both.json"))
-    assert result.exit_code == 0, result.output
+    again = start(work, "--add", str(work / "seed7.json"), "--json", str(work / "both.json"))
+    assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("found/*")} == before
     both = json.loads((work / "both.json").read_text())
-    assert [run["seed"] for run in both["runs"]] == [document["runs"][0]["seed"], 7]
+    assert both["runs"] == [*document["runs"], *other["runs"]]
     (found,) = (one for one in both["over_seeds"] if one["key"] == "robust, off")
     effect = systems(document)["robust, off"]["against"]["label right"]
     pooled = found["pooled"]["label right"]

@@ -11,6 +11,7 @@ from s2ap_train.models import create
 from s2ap_train.models.cost import flops
 
 TINY = {
+    "data": '{source = "digits", train_limit = 300}',
     "model.widths": "[4, 4, 8]",
     "adversarial.epochs": 1,
     "pruning.training.epochs": 2,

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from s2ap_train.data import ImageSet
 from s2ap_train.purifier.variants import bit_depth, noise_and_denoise, off
 
 FEW = {
+    "data": '{source = "digits", train_limit = 400}',
     "plain.epochs": 2,
     "adversarial.epochs": 2,
     "pruning.training.epochs": 2,
@@ -25,6 +27,7 @@ FEW = {
 
 
 def run(folder: Path, *options: str) -> Result:
+    import purification_variants as variants  # type: ignore[import-not-found]
     from purification import main  # type: ignore[import-not-found]
 
     settings = [part for key, value in FEW.items() for part in ("--set", f"{key}={value}")]
@@ -41,7 +44,10 @@ def run(folder: Path, *options: str) -> Result:
         "--work-dir",
         str(folder / "work"),
     ]
-    return CliRunner().invoke(main, [*given, *options, *settings])
+    small = replace(variants.DIGITS, eps=(0.0, 0.15), curve_steps=(1, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(variants.PRESETS, "digits", small)
+        return CliRunner().invoke(main, [*given, *options, *settings])
 
 
 @pytest.fixture(scope="module")

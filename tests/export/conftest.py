@@ -22,9 +22,20 @@ def digits() -> np.ndarray:
 @pytest.fixture(scope="session")
 def trained_net() -> UNet:
     """A score model that was trained on digits for a few seconds."""
+    return trained((1, 2))
+
+
+@pytest.fixture(scope="session")
+def flat_net() -> UNet:
+    """Such a score model of one resolution: its graph is half as large."""
+    return trained((1,))
+
+
+def trained(multipliers: tuple[int, ...]) -> UNet:
+    """A score model of 400 digits and these multiples of eight channels, by resolution."""
     torch.set_num_threads(1)
     images = load_recipe("digits").load_data().train.images[:400]
-    config = ScoreTraining(width=8, multipliers=(1, 2), epochs=6, average_decay=0.9)
-    trained = train_score_model(images, config, run=Run(0))
-    assert trained.history[-1]["validation_error"] < 0.6  # 1 is what the identity leaves
-    return trained.net
+    config = ScoreTraining(width=8, multipliers=multipliers, epochs=6, average_decay=0.9)
+    found = train_score_model(images, config, run=Run(0))
+    assert found.history[-1]["validation_error"] < 0.6  # 1 is what the identity leaves
+    return found.net

@@ -217,8 +217,10 @@ class StagedExecutor:
         logs = np.zeros((len(wave), *path.classifier.shape), dtype=np.float32)
         for i in wave:
             answer = said.get(self._says[i])
-            if answer is not None:
-                logs[i - wave.start, asking[bool(self._test.vote_weights[i])]] = answer
+            if answer is not None and len(answer) == len(rows):
+                logs[i - wave.start] = answer
+            elif answer is not None:
+                logs[i - wave.start, asking[self._test.jurors[i]]] = answer
         path.scan(wave.start, logs)
         return rows
 

@@ -140,10 +140,7 @@ class Stages:
         threads = self._workers.threads
         if threads > 1 and sum(stage.estimate(len(images)) for stage, images in asked) < WORTH_SHARING_S:
             threads = 1
-        if threads == 1 and all(len(images) <= stage.rows_at_once for stage, images in asked):
-            said = [stage.run(images) for stage, images in asked]
-        else:
-            said = self._shared(asked, threads)
+        said = [_in_turn(stage, images) for stage, images in asked] if threads == 1 else self._shared(asked, threads)
         return {
             name: value
             for (stage, _), of in zip(asked, said, strict=True)
@@ -160,7 +157,12 @@ class Stages:
             tasks += [partial(_answer, answers, i, stage, images[at : at + rows]) for i, at in enumerate(starts)]
             parts.append(answers)
         self._workers.run(tasks)
-        return [answers[0] if len(answers) == 1 else _joined(answers) for answers in parts]
+        return [_joined(answers) for answers in parts]
+
+
+def _in_turn(stage: Stage, images: Float32) -> list[Array]:
+    rows = stage.rows_at_once
+    return _joined([stage.run(images[at : at + rows]) for at in range(0, len(images), rows)])
 
 
 def _answer(answers: list[list[Array]], index: int, stage: Stage, images: Float32) -> None:
@@ -168,7 +170,7 @@ def _answer(answers: list[list[Array]], index: int, stage: Stage, images: Float3
 
 
 def _joined(answers: list[list[Array]]) -> list[Array]:
-    return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+    return answers[0] if len(answers) == 1 else [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
 
 def _give_probabilities(classifier: ModelProto) -> None:

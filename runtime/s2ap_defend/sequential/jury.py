@@ -40,8 +40,9 @@ def exponential(logs: Float64) -> Float64:
     """
     part = np.maximum(logs, LOWEST_LOG)
     part *= 2.0**-SQUARINGS
-    value = np.full_like(part, TAYLOR[0])
-    for coefficient in TAYLOR[1:]:
+    value = part * TAYLOR[0]
+    value += TAYLOR[1]
+    for coefficient in TAYLOR[2:]:
         value *= part
         value += coefficient
     for _ in range(SQUARINGS):
@@ -74,9 +75,11 @@ def mixed_label(
     return mix(own, probabilities, weight, jury_share=jury_share, amplification=amplification)
 
 
-def mix(own: Float64, probabilities: Float64, weight: Float64, *, jury_share: float, amplification: float) -> Int64:
-    """`mixed_label` of the classifier's own probabilities [N, K], as `exponential` gives them."""
-    amplified = power(probabilities / weight[:, None], amplification)
+def mix(
+    own: Float64, probabilities: Float64, weight: Float64 | float, *, jury_share: float, amplification: float
+) -> Int64:
+    """`mixed_label` of the classifier's own probabilities [N, K], as `exponential` gives them; one weight is of all."""
+    amplified = power(probabilities / np.asarray(weight)[..., None], amplification)
     total = np.cumsum(amplified, axis=1)[:, -1:]
     mixed = (1.0 - jury_share) * own + jury_share * (amplified / total)
     return np.asarray(mixed.argmax(axis=1), dtype=np.int64)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from copy import copy
-from functools import cached_property
 from typing import Self, TypeVar
 
 import numpy as np
@@ -77,19 +76,19 @@ class Path:
         self.decided = np.zeros(count, dtype=bool) if valid is None else ~valid
         self.adversarial, self.settled = self.decided.copy(), np.zeros(count, dtype=bool)
         self.jury = np.zeros((count, (3 if test.answer == "mixed" else 2) * self._classes))
-        exact = np.concatenate([opening, classifier[None]]).astype(np.float64)
+        exact = np.concatenate([opening, classifier[None]], dtype=np.float64)
         probabilities = (
             exponential(exact) if test.answer == "mixed" else exact
         )  # those of logs are asked for in the mix
         self._own = probabilities[-1]
-        for weight, ballot in zip(test.vote_weights, self._ballots(0, exact[:-1], probabilities[:-1]), strict=False):
-            if weight:
+        for votes, ballot in zip(test.jurors, self._ballots(0, exact[:-1], probabilities[:-1]), strict=False):
+            if votes:
                 self.jury += ballot
-        self.first_answer = self.label()
+        self.first_answer = self._label(self.jury, self._own, classifier, test.opening_weight)
         self.ratio = np.zeros(count)
         for signal in test.signals:
             bins = _bins(self.signal(signal.name, reconstruction_error), signal.edges)
-            self.ratio = self.ratio + signal.increments[bins]
+            self.ratio += signal.increments[bins]
 
     def __len__(self) -> int:
         return len(self.classifier)
@@ -130,24 +129,24 @@ class Path:
         margins = logs.max(axis=-1) - of_answer
         changes = margins >= NEAR_TIE
         bins = _bins(margins if test.evidence == "margin" else -of_answer, test.edges[first:end, None])
-        increments = test.increments[np.arange(first, end)[:, None], bins]
+        increments = test.increments.take(bins + test.first_bins[first:end])
         opening, undecided = max(0, min(end, test.opening) - first), ~self.decided
         if opening:  # asked whatever was decided, and there is no boundary before the last of it
             self.used += opening
-            self.changed += changes[:opening].sum(axis=0)
+            self.changed += np.add.reduce(changes[:opening], axis=0, dtype=np.int64)
             for added in increments[:opening]:
                 np.add(self.ratio, added, out=self.ratio, where=undecided)
             self._decide(first + opening - 1, undecided)
         if opening == len(logs):
             return
         ballots = None
-        if test.vote_weights[first + opening : end].any():
+        if any(test.jurors[first + opening : end]):
             exact = logs.astype(np.float64)
             ballots = self._ballots(first, exact, exponential(exact) if test.answer == "mixed" else exact)
         for j, i in enumerate(range(first + opening, end), start=opening):
             undecided = ~self.decided
             asked = undecided
-            if ballots is not None and test.vote_weights[i]:
+            if ballots is not None and test.jurors[i]:
                 if test.polls:
                     asked = undecided | (self.adversarial & ~self.settled)
                 np.add(self.jury, ballots[j], out=self.jury, where=asked[:, None])
@@ -159,7 +158,7 @@ class Path:
     def waits(self, first: int, size: int) -> Bool:
         """Inputs that one of some members asks [N]: undecided ones, and flagged ones whose vote goes on among them."""
         test, waiting = self.test, ~self.decided
-        if test.polls and test.vote_weights[max(first, test.opening) : first + size].any():
+        if test.polls and any(test.jurors[max(first, test.opening) : first + size]):
             waiting |= self.adversarial & ~self.settled
         return np.asarray(waiting)
 
@@ -172,25 +171,11 @@ class Path:
 
     def vote_is_settled(self, member: int) -> Bool:
         """Where no vote behind this member's can change or tie the winner [N]."""
-        return settled(self.votes, float(self._left[member]))
+        return settled(self.votes, float(self.test.votes_left[member]))
 
     def label(self) -> Int64:
         """The answer of the classifier and the jurors asked so far, were nothing flagged [N]."""
-        match self.test.answer:
-            case "robust":
-                return voted_label(self.votes, self.summed)
-            case "mixed":
-                probabilities = self.jury[:, 2 * self._classes :]
-                test, weight = self.test, self.votes.sum(axis=1)
-                return mix(
-                    self._own,
-                    probabilities,
-                    weight,
-                    jury_share=test.jury_share,
-                    amplification=test.amplification,
-                )
-            case "accurate":
-                return np.asarray(self.classifier.argmax(axis=1), dtype=np.int64)
+        return self._label(self.jury, self._own, self.classifier)
 
     def verdict(self) -> tuple[Int64, Bool, Bool]:
         """(label, adversarial, abstained) by the final rule, once nobody asks any more [N]."""
@@ -202,11 +187,13 @@ class Path:
         if test.undecided_abstains:
             abstained |= undecided
         label = self.first_answer
-        if test.answer != "accurate" and test.vote_weights[test.opening :].any():
+        if test.answer != "accurate" and any(test.jurors[test.opening :]):
             later = self.used > test.opening  # others are as after the opening
-            if later.any():
+            if later.all():
+                label = self.label()
+            elif later.any():
                 label = label.copy()
-                label[later] = self.rows(later).label()
+                label[later] = self._label(self.jury[later], self._own[later], self.classifier[later])
         if test.correction == "correct" and adversarial.any():
             label = np.where(adversarial, voted_label(self.votes, self.summed), label)
         return label, adversarial, abstained
@@ -223,8 +210,7 @@ class Path:
         """
         match name:
             case "jury margin":
-                weight = max(float(self.test.vote_weights[: self.test.opening].sum()), WEIGHT_UNIT)
-                mean = self.summed / weight
+                mean = self.summed / max(self.test.opening_weight, WEIGHT_UNIT)
                 of_label = _of_label(mean, self.first_answer)
                 mean[np.arange(len(self)), self.first_answer] = -np.inf
                 return np.asarray(mean.max(axis=1) - of_label, dtype=np.float32)
@@ -235,29 +221,47 @@ class Path:
                     raise ValueError("the test counts the reconstruction error, which is not given")
                 return reconstruction_error
 
-    @cached_property
-    def _left(self) -> Float64:
-        return self.test.votes_left
+    def _label(self, jury: Float64, own: Float64, classifier: Float32, weight: float | None = None) -> Int64:
+        """The answer of some inputs [n], were nothing flagged.
+
+        Args:
+            jury: What their jurors said [n, J].
+            own: The classifier's probabilities, of a mix [n, K].
+            classifier: Its log-probabilities [n, K].
+            weight: That of all their votes, where it is one for all.
+        """
+        test, classes = self.test, self._classes
+        match test.answer:
+            case "robust":
+                return voted_label(jury[:, :classes], jury[:, classes : 2 * classes])
+            case "mixed":
+                return mix(
+                    own,
+                    jury[:, 2 * classes :],
+                    np.add.reduce(jury[:, :classes], axis=1) if weight is None else weight,
+                    jury_share=test.jury_share,
+                    amplification=test.amplification,
+                )
+            case "accurate":
+                return np.asarray(classifier.argmax(axis=1), dtype=np.int64)
 
     def _decide(self, member: int, undecided: Bool) -> None:
-        test = self.test
-        if test.upper[member] < np.inf:
-            crossed = undecided & (self.ratio >= test.upper[member])
+        test, (lower, upper) = self.test, self.test.boundaries[member]
+        if upper < np.inf:
+            crossed = undecided & (self.ratio >= upper)
             self.adversarial |= crossed
             self.decided |= crossed
-        if test.lower[member] > -np.inf:
-            self.decided |= undecided & self.stops_clean(member, test.lower[member])
+        if lower > -np.inf:
+            self.decided |= undecided & self.stops_clean(member, lower)
         if test.curtails and self.adversarial.any():
             self.settled |= self.adversarial & self.vote_is_settled(member)
 
     def _ballots(self, first: int, logs: Float64, probabilities: Float64) -> Float64:
         """What members add to the jury [w, N, J]."""
-        weights = self.test.vote_weights[first : first + len(logs), None, None]
-        ballots, classes = np.empty((len(logs), *self.jury.shape)), self._classes
-        voted = logs.argmax(axis=-1)[..., None] == np.arange(classes)
-        blocks = (voted, logs, probabilities)
-        for i in range(ballots.shape[-1] // classes):
-            np.multiply(blocks[i], weights, out=ballots[..., i * classes : (i + 1) * classes])
+        voted = logs.argmax(axis=-1)[..., None] == np.arange(self._classes)
+        blocks = (voted, logs, probabilities)[: self.jury.shape[-1] // self._classes]
+        ballots = np.concatenate(blocks, axis=-1, dtype=np.float64)
+        ballots *= self.test.vote_weights[first : first + len(logs), None, None]
         return ballots
 
 
@@ -268,4 +272,4 @@ def _of_label(scores: _Scores, label: Int64) -> _Scores:
 
 def _bins(scores: Float32, edges: Float32) -> Int64:
     """The number of edges [..., K - 1] that are at most each score [..., N]."""
-    return np.asarray((scores[..., None] >= edges).sum(axis=-1))
+    return np.asarray(np.add.reduce(scores[..., None] >= edges, axis=-1, dtype=np.int64))

@@ -10,12 +10,13 @@ evidence and calibrated boundaries differ only in these numbers, so one graph an
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
-from s2ap_defend.types import Bool, Float32, Float64
+from s2ap_defend.types import Bool, Float32, Float64, Int64
 
 Evidence = Literal["margin", "surprise"]
 Truncation = Literal["sign", "clean", "adversarial", "abstain"]
@@ -123,20 +124,40 @@ class SequentialTest:
         """Members after which nothing is left undecided [n]: the clean boundary is the float below the alarm one."""
         return np.asarray(self.lower == np.nextafter(self.upper, -math.inf))
 
-    @property
+    @cached_property
     def polls(self) -> bool:
         """Whether the jurors that are left are asked about a flagged input."""
         return self.correction == "correct" or (self.correction == "keep" and self.answer != "accurate")
 
-    @property
+    @cached_property
     def curtails(self) -> bool:
         """Whether asking them can end before the last."""
         return self.curtail and self.polls and (self.correction == "correct" or self.answer == "robust")
 
-    @property
+    @cached_property
     def votes_left(self) -> Float64:
         """Weight of the votes that can follow each member's [n]."""
         return np.asarray(self.vote_weights.sum() - np.cumsum(self.vote_weights), dtype=np.float64)
+
+    @cached_property
+    def opening_weight(self) -> float:
+        """Weight of the votes of the opening."""
+        return float(self.vote_weights[: self.opening].sum())
+
+    @cached_property
+    def jurors(self) -> list[bool]:
+        """Members that vote [n], as truths of Python, which are asked for faster."""
+        return [weight > 0.0 for weight in self.vote_weights.tolist()]
+
+    @cached_property
+    def boundaries(self) -> list[tuple[float, float]]:
+        """Lower and upper boundary after each member [n], as numbers of Python."""
+        return list(zip(self.lower.tolist(), self.upper.tolist(), strict=True))
+
+    @cached_property
+    def first_bins(self) -> Int64:
+        """Where each member's increments begin among those of all [n, 1]."""
+        return np.arange(0, self.increments.size, self.increments.shape[1])[:, None]
 
     def _check_evidence(self) -> None:
         members, bins = self.increments.shape

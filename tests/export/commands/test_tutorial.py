@@ -39,6 +39,7 @@ TINY = {
     "finetune.epochs": 1,
     "score_model.epochs": 1,
     "score_model.width": 8,
+    "purifier.mode": '"j_free"',
     "decision_choice.samples": 10,
     "decision_choice.steps": 1,
     "decision_choice.jury_shares": [0.8],

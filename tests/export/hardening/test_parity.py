@@ -55,8 +55,8 @@ def with_larger_weights(stage: ModelProto, factor: float) -> ModelProto:
 @pytest.mark.parametrize(
     "changes", [{}, {"mode": "j_free"}, {"norm": "l2"}, {"steps": 0}, {"sigma": (0.3, 0.1)}], ids=str
 )
-def test_purifiers_are_their_networks(changes: dict[str, object], trained_net: UNet, digits: np.ndarray) -> None:
-    stage, network = purifier_of(trained_net, replace(CONFIG, **changes))  # type: ignore[arg-type]
+def test_purifiers_are_their_networks(changes: dict[str, object], flat_net: UNet, digits: np.ndarray) -> None:
+    stage, network = purifier_of(flat_net, replace(CONFIG, **changes))  # type: ignore[arg-type]
     check_stage("purifier", stage, network, digits[:8])
 
 
@@ -83,10 +83,8 @@ def test_a_wrong_operator_in_a_classifier_is_found(before: str, after: str) -> N
 
 
 @pytest.mark.parametrize(("before", "after"), [("Sub", "Add"), ("Sigmoid", "Tanh")])
-def test_a_wrong_operator_in_a_purifier_is_found(
-    before: str, after: str, trained_net: UNet, digits: np.ndarray
-) -> None:
-    stage, network = purifier_of(trained_net)
+def test_a_wrong_operator_in_a_purifier_is_found(before: str, after: str, flat_net: UNet, digits: np.ndarray) -> None:
+    stage, network = purifier_of(flat_net)
     with pytest.raises(RecipeError, match=r"stage purifier: \w+ differs from the network's by .* fault of the export"):
         check_stage("purifier", with_another_operator(stage, before, after), network, digits[:8])
 
@@ -100,8 +98,8 @@ def test_weights_that_are_off_by_a_thousandth_are_found_and_by_a_rounding_are_no
             check_stage(name, with_larger_weights(stage, 1.001), network, digits[:8])
 
 
-def test_a_purifier_whose_error_alone_is_wrong_is_found(trained_net: UNet, digits: np.ndarray) -> None:
-    stage, network = purifier_of(trained_net)
+def test_a_purifier_whose_error_alone_is_wrong_is_found(flat_net: UNet, digits: np.ndarray) -> None:
+    stage, network = purifier_of(flat_net)
 
     def doubled(x: Tensor) -> tuple[Tensor, ...]:
         purified, error = network(x)

@@ -107,8 +107,9 @@ def test_transposed_convolutions_of_stride_one_are_plain_ones_unless_they_have_f
     assert all(sizes[node.input[1]] == [16, 1, 3, 3] for node in to_images)
 
 
-def test_every_rewrite_off_gives_the_same_values_and_larger_graphs(net: UNet, purifier: ModelProto) -> None:
-    x = images(5)
+def test_every_rewrite_off_gives_the_same_values_and_larger_graphs() -> None:
+    x, net = images(5), randomised(UNet(1, 16, (1,)))
+    purifier = trace_purifier(net, bank(SHORT), SHORT, DIGITS)
     expected = run(purifier, x)
     for name in ("mirrored_convolutions", "few_channels", "shared_nodes", "merged_reshapes", "merged_constants"):
         plain = trace_purifier(net, bank(SHORT), SHORT, DIGITS, rewrites=replace(Rewrites(), **{name: False}))

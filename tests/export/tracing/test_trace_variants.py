@@ -66,11 +66,11 @@ def assert_twin_is_differentiated_alike(stage: ModelProto, function: object, x: 
 
 
 @pytest.mark.parametrize("name", PURIFIERS)
-def test_onnx_runtime_purifies_as_torch_does(name: str, trained_net: UNet, digits: np.ndarray) -> None:
+def test_onnx_runtime_purifies_as_torch_does(name: str, flat_net: UNet, digits: np.ndarray) -> None:
     config = PURIFIERS[name]
-    stage = trace_purifier(trained_net, bank(config), config, DIGITS)
+    stage = trace_purifier(flat_net, bank(config), config, DIGITS)
     purified, error = assert_same_bits_in_every_batch(stage, digits)
-    expected, expected_error = purify(trained_net, torch.from_numpy(digits), bank(config), config)
+    expected, expected_error = purify(flat_net, torch.from_numpy(digits), bank(config), config)
     moved = np.abs(purified - digits).reshape(len(digits), -1)
     assert moved.max() > 0.05
     runner = session(stage)
@@ -79,14 +79,12 @@ def test_onnx_runtime_purifies_as_torch_does(name: str, trained_net: UNet, digit
         assert_parity(found[0], expected[:count])
         np.testing.assert_allclose(found[1], expected_error[:count].numpy(), rtol=1e-5)
     np.testing.assert_array_equal(error, found[1])
-    assert_twin_is_differentiated_alike(stage, lambda x: purify(trained_net, x, bank(config), config), digits[:4])
+    assert_twin_is_differentiated_alike(stage, lambda x: purify(flat_net, x, bank(config), config), digits[:4])
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_stands_in_the_purifiers_place_is_exported_as_well(
-    name: str, trained_net: UNet, digits: np.ndarray
-) -> None:
-    variant = OTHERS[name](trained_net)
+def test_what_stands_in_the_purifiers_place_is_exported_as_well(name: str, flat_net: UNet, digits: np.ndarray) -> None:
+    variant = OTHERS[name](flat_net)
     assert variant.traceable
     stage = trace_images(variant.exact, DIGITS)
     (purified,) = assert_same_bits_in_every_batch(stage, digits)
@@ -108,14 +106,14 @@ def test_rounding_ties_go_to_even_on_both_sides() -> None:
     assert not run(trace_images(variants.bit_depth(1).exact, DIGITS), x)[0].any()
 
 
-def test_steps_of_one_sigma_share_what_steps_of_two_do_not(trained_net: UNet) -> None:
+def test_steps_of_one_sigma_share_what_steps_of_two_do_not(flat_net: UNet) -> None:
     @cache
     def weights(sigma: float | tuple[float, ...]) -> int:
         config = replace(SHORT, steps=3, sigma=sigma, mode="j_free")
-        stage = trace_purifier(trained_net, bank(config), config, DIGITS)
+        stage = trace_purifier(flat_net, bank(config), config, DIGITS)
         return sum(numpy_helper.to_array(t).size for t in stage.graph.initializer)
 
-    convolutions = sum(p.numel() for p in trained_net.parameters() if p.dim() == 4)
+    convolutions = sum(p.numel() for p in flat_net.parameters() if p.dim() == 4)
     assert weights((0.2, 0.2, 0.2)) == weights(0.2)
     assert weights(0.2) < weights((0.2, 0.1, 0.2)) < weights(0.2) + convolutions  # a modulation more, no convolutions
     assert weights((0.2, 0.1, 0.2)) == weights((0.1, 0.2, 0.2))

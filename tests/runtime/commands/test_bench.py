@@ -1,5 +1,8 @@
+import io
 import json
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,19 +24,20 @@ def start(*arguments: str | Path) -> int:
     return run(["bench", *map(str, arguments)])
 
 
+@pytest.fixture(scope="module")
+def timed(tiny_model_path: Path, images: Path) -> tuple[dict[str, Any], str, str]:
+    """(JSON, standard output, standard error) of a run."""
+    json_file, out, err = images.with_name("new") / "bench.json", io.StringIO(), io.StringIO()
+    options = ["--batch", "64,1,64", "--clock", "processor", "--data", images, "--soak", "20", "--json", json_file]
+    with redirect_stdout(out), redirect_stderr(err):
+        assert start(tiny_model_path, *QUICK, *options) == 0
+    return json.loads(json_file.read_text()), out.getvalue(), err.getvalue()
+
+
 def test_a_file_is_timed_in_every_batch_size_beside_its_classifier_and_its_stages(
-    tiny_model_path: Path,
-    images: Path,
-    random_images: np.ndarray,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    timed: tuple[dict[str, Any], str, str], tiny_model_path: Path, images: Path, random_images: np.ndarray
 ) -> None:
-    out = tmp_path / "new" / "bench.json"
-    assert (
-        start(tiny_model_path, *QUICK, "--batch", "64,1,64", "--clock", "processor", "--data", images, "--json", out)
-        == 0
-    )
-    found = json.loads(out.read_text())
+    found, out, err = timed
     assert [one["batch"] for one in found["batches"]] == [1, 64]
     assert [one["calls"] for one in found["batches"]] == [64, 1]
     verdicts = DefendedClassifier.load(tiny_model_path, device="cpu")(random_images)
@@ -50,9 +54,8 @@ def test_a_file_is_timed_in_every_batch_size_beside_its_classifier_and_its_stage
     assert found["memory"]["whole"]["ready_bytes"] > found["memory"]["bare classifier"]["ready_bytes"] > 0
     assert found["traffic"] == {"kind": "clean", "source": f"64 clean from {images}", "typical": True}
     assert found["machine"]["onnxruntime"]
-    captured = capsys.readouterr()
-    assert f"Traffic: 64 clean from {images}\n" in captured.err
-    assert "Processor time of a call on CPUExecutionProvider, 1 rounds" in captured.out
+    assert f"Traffic: 64 clean from {images}\n" in err
+    assert "Processor time of a call on CPUExecutionProvider, 1 rounds" in out
     for said in (
         "bare classifier",
         "purifier",
@@ -61,17 +64,16 @@ def test_a_file_is_timed_in_every_batch_size_beside_its_classifier_and_its_stage
         "Memory, whole",
         "not judged: med",
     ):
-        assert said in captured.out
+        assert said in out
 
 
 def test_batches_in_a_row_and_threads_at_once_are_compared_with_the_first(
-    tiny_model_path: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    timed: tuple[dict[str, Any], str, str],
 ) -> None:
-    out = tmp_path / "bench.json"
-    assert start(tiny_model_path, *QUICK, "--batch", "1", "--data", images, "--soak", "20", "--json", out) == 0
-    for found in json.loads(out.read_text())["steady"].values():
+    document, printed, _ = timed
+    assert set(document["steady"]) == {"whole", "staged"}
+    for found in document["steady"].values():
         assert (found["batches"], found["different"], found["threads"], found["threads_different"]) == (20, 0, 8, 0)
-    printed = capsys.readouterr().out
     assert "holds   staged, other verdicts among 20 batches in a row: 0, at most 0" in printed
     assert "not judged: whole: memory over 20 batches; it counts from 10,000 on" in printed
     assert "not measured here: ten times faster than the published serial protocol" in printed
@@ -80,7 +82,7 @@ def test_batches_in_a_row_and_threads_at_once_are_compared_with_the_first(
 def test_without_images_noise_is_timed_with_a_warning_and_its_cost_is_not_judged(
     tiny_model_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert start(tiny_model_path, *QUICK, "--batch", "8") == 0
+    assert start(tiny_model_path, *QUICK, "--batch", "8", "--executor", "whole") == 0
     captured = capsys.readouterr()
     assert "Traffic: 64 images of uniform noise, for want of clean ones" in captured.err
     assert "Warning: noise is no clean image" in captured.err

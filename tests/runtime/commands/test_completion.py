@@ -1,38 +1,53 @@
 """Completion in bash, zsh and fish: the script that a shell loads, and the answers that it asks for."""
 
+import io
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from s2ap_defend.commands.deferred import COMMANDS
+from s2ap_defend.commands.main import main
 
 SHELLS = ["bash", "zsh", "fish"]
 NAMES = sorted(str(command.name) for command in COMMANDS)
 COMMAND = Path(sys.executable).with_name("s2ap-defend")
 
 
-def asked(instruction: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def asked(instruction: str, line: str = "") -> subprocess.CompletedProcess[str]:
+    """A process of its own, as a shell starts one."""
     return subprocess.run(
         [sys.executable, "-m", "s2ap_defend"],
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
-        env={**os.environ, "_S2AP_DEFEND_COMPLETE": instruction, **environment},
+        env={**os.environ, **typed(instruction, line)},
     )
 
 
 def answer(instruction: str, line: str = "") -> str:
     """What a shell is told when `line` is typed up to its last word, which may be empty."""
+    told = io.TextIOWrapper(raw := io.BytesIO())
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(told), redirect_stderr(told):
+        for name, value in typed(instruction, line).items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
+    told.flush()
+    return raw.getvalue().decode()
+
+
+def typed(instruction: str, line: str) -> dict[str, str]:
+    """What a shell sets."""
     words = line.split(" ")
-    typed = words[-1] if instruction.startswith("fish") else str(len(words) - 1)
-    done = asked(instruction, COMP_WORDS=line, COMP_CWORD=typed)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    last = words[-1] if instruction.startswith("fish") else str(len(words) - 1)
+    return {"_S2AP_DEFEND_COMPLETE": instruction, "COMP_WORDS": line, "COMP_CWORD": last}
 
 
 def values(shell: str, line: str) -> list[str]:
@@ -46,7 +61,9 @@ def values(shell: str, line: str) -> list[str]:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_gets_a_script_that_asks_for_completions(shell: str) -> None:
-    script = answer(f"{shell}_source")
+    done = asked(f"{shell}_source")
+    assert (done.returncode, done.stderr) == (0, "")
+    script = done.stdout
     assert f"_S2AP_DEFEND_COMPLETE={shell}_complete" in script
     assert "Usage:" not in script
 
@@ -71,6 +88,13 @@ def test_a_shell_gets_a_script_that_asks_for_completions(shell: str) -> None:
 )
 def test_commands_options_choices_and_files_are_offered(shell: str, line: str, offered: list[str]) -> None:
     assert values(shell, line) == offered
+
+
+def test_a_process_of_its_own_answers_the_same() -> None:
+    line = "s2ap-defend harden dig"
+    done = asked("fish_complete", line)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == answer("fish_complete", line)
 
 
 def test_a_shell_that_is_not_known_is_no_traceback() -> None:

@@ -25,6 +25,15 @@ print("\\n".join(["imported:", *sorted(set(sys.modules) - before)]))
 sys.exit(code)
 """
 
+HELP = """
+import sys
+from s2ap_defend.commands.main import run
+for name in sys.argv[1:]:
+    before = set(sys.modules)
+    assert run([name, "--help"]) == 0
+    print(f"imported by {name}:", *sorted(set(sys.modules) - before))
+"""
+
 STALE = """
 import importlib.metadata, sys
 from importlib.metadata import EntryPoint
@@ -96,10 +105,12 @@ def test_inspect_reads_a_file_without_an_engine(tiny_model_path: Path) -> None:
     assert "onnxruntime" not in imported("inspect", str(tiny_model_path), "--json")
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_the_help_of_a_command_imports_neither_torch_nor_an_engine_nor_a_server(command) -> None:
+def test_the_help_of_no_command_imports_torch_or_an_engine_or_a_server() -> None:
+    done = python(HELP, *(str(command.name) for command in COMMANDS))
+    imports = dict(line.split(":") for line in done.stdout.splitlines() if line.startswith("imported by "))
+    assert list(imports) == [f"imported by {command.name}" for command in COMMANDS], done.stderr
     heavy = {"torch", "sklearn", "foolbox", "matplotlib", "onnxruntime", "fastapi", "uvicorn", "PIL"}
-    assert not packages(imported(command.name, "--help")) & heavy
+    assert [by for by, names in imports.items() if packages(set(names.split())) & heavy] == []
 
 
 def test_importing_the_package_imports_its_errors_alone_and_shows_all_names() -> None:

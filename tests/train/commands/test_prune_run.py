@@ -1,9 +1,6 @@
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.train.commands.pruning_command import arguments
+from tests.train.forked_process import ended, forked
 
 from s2ap_defend.commands.main import run
 from s2ap_defend.errors import RecipeError
@@ -171,19 +169,14 @@ def test_a_killed_command_goes_on_and_ends_with_the_mask_of_an_unbroken_one(
     folder, unfinished = work / "killed", work / "killed.work"
     shutil.copytree(work / "shared" / "dense", unfinished / "dense")
     command = arguments("-o", str(folder))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "s2ap_defend", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    process = forked(run, command)
     deadline = time.monotonic() + 120
     while not list(unfinished.glob("run-*/prune/snapshot-*/checkpoint.json")):
         assert time.monotonic() < deadline, "no epoch of the mask search was kept"
-        assert process.poll() is None, process.communicate()[0].decode()
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
     assert not folder.exists()
     assert run(command) == 0
     assert "dense: reused" in capsys.readouterr().out

@@ -6,13 +6,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from tests.train.forked_process import ended, forked
 from tests.train.toy_data import same
 
 from s2ap_defend.commands.main import run
@@ -98,19 +97,14 @@ def test_a_killed_command_goes_on_and_ends_with_the_weights_of_an_unbroken_one(t
     """kill -9 after the first of many epochs, then the same command again, here for fewer."""
     folder = tmp_path / "killed"
     command = arguments(folder, overrides=("score_model.width=8", "score_model.epochs=6"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "s2ap_defend", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    process = forked(run, command)
     deadline = time.monotonic() + 120
     while not list(folder.glob("score-model.unfinished/snapshot-*/checkpoint.json")):
         assert time.monotonic() < deadline, "no epoch was kept"
-        assert process.poll() is None, process.communicate()[0].decode()
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
     assert not (folder / "score-model").exists()
     assert run(command) == 0
     assert run([*command[:3], str(tmp_path / "whole"), *command[4:]]) == 0

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.train.forked_process import ended, forked
 from tests.train.toy_data import same
 
 from s2ap_defend import RecipeError
@@ -138,20 +140,14 @@ def test_a_checkpoint_that_does_not_fit_is_never_loaded_in_part(kept, tmp_path, 
 
 def test_a_killed_run_goes_on_member_by_member(kept, tmp_path):
     """Killed for real, twice over: what was whole is reused, what was in the middle goes on from its last epoch."""
-    slow = [*TINY, "members.random_channel.settings.training.epochs=400"]
-    script = (
-        "import sys\nfrom pathlib import Path\nfrom s2ap_defend.progress import Reporter\n"
-        "from s2ap_train.hardening.train import train_networks\nfrom s2ap_train.recipe import load_ensemble_recipe\n"
-        "recipe = load_ensemble_recipe('digits', sys.argv[2:])\n"
-        "train_networks(recipe, recipe.load_data(), Path(sys.argv[1]), Reporter(), workers=1)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), *slow], stdout=subprocess.DEVNULL)
+    slow = ("members.random_channel.settings.training.epochs=400",)
+    process = forked(partial(trained, overrides=slow), tmp_path)
     begun = tmp_path / "member-random_channel-0.unfinished" / "snapshot-1" / "checkpoint.json"
     deadline = time.monotonic() + 120
-    while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not begun.exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
     assert begun.exists()
     assert not (tmp_path / "member-random_channel-0").exists()
     whole = {name for name in PARTS if (tmp_path / name / "checkpoint.json").exists()}
@@ -220,18 +216,14 @@ def test_workers_that_are_none_are_refused_in_one_line(workers, message, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_without_ray_the_command_says_how_to_get_it(tmp_path):
-    """In a process whose import of ray is blocked, as where it is not installed."""
-    script = (
-        "import importlib.util, sys\nfind = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *rest: None if name == 'ray' else find(name, *rest)\n"
-        "from s2ap_defend.commands.main import run\nsys.exit(run(sys.argv[1:]))\n"
-    )
-    arguments = ["harden", "digits", "-o", str(tmp_path / "m.onnx"), "--workers", "ray"]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "--workers ray needs Ray, which is not installed; pip install '.[ray]' in a checkout" in done.stderr
+def test_without_ray_the_command_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    """Where ray is not found, as where it is not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find(name, *rest))
+    assert run(["harden", "digits", "-o", str(tmp_path / "m.onnx"), "--workers", "ray"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--workers ray needs Ray, which is not installed; pip install '.[ray]' in a checkout" in error
     assert not list(tmp_path.iterdir())
 
 

@@ -219,7 +219,10 @@ def test_a_network_that_does_not_fit_the_data_is_not_created(network, shape, mes
         create(network, shape, 10)
 
 
-THIN = """
+FRESH = """
+import sys, s2ap_train.hardening.train, s2ap_train.redteam.campaign
+print(sorted({'torch._dynamo', 'torchvision', 'triton'} & {*sys.modules}), flush=True)
+
 import torch
 from s2ap_train.models import create
 
@@ -232,15 +235,17 @@ for name in ("resnet18", "wide_resnet_28_4"):
 """
 
 
-def test_thin_networks_train_with_two_threads_at_any_batch_size():
+@pytest.fixture(scope="module")
+def fresh():
+    """A process that imports what trains and attacks, then takes thin networks through two threads."""
+    return subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=False)
+
+
+def test_thin_networks_train_with_two_threads_at_any_batch_size(fresh):
     """A strided 1x1 convolution of fewer than 16 channels killed the process with a segmentation fault."""
-    done = subprocess.run([sys.executable, "-c", THIN], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert fresh.returncode == 0, fresh.stderr
 
 
-def test_a_process_that_trains_or_attacks_starts_without_a_compiler():
+def test_a_process_that_trains_or_attacks_starts_without_a_compiler(fresh):
     """Torch's compiler, which torchvision imports, and Triton take longer to import than all the rest."""
-    heavy = "sorted({'torch._dynamo', 'torchvision', 'triton'} & {*sys.modules})"
-    script = f"import sys, s2ap_train.hardening.train, s2ap_train.redteam.campaign; print({heavy})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert fresh.stdout == "[]\n"

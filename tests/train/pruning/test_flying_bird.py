@@ -1,14 +1,12 @@
+import os
 import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.train.forked_process import ended, forked
 from tests.train.toy_data import bars, same
 
 from s2ap_defend.errors import RecipeError
@@ -227,20 +225,6 @@ def test_the_interval_is_the_published_one_or_makes_twenty_updates():
     assert FlyingBird(update_every=7).update_interval(84) == 7
 
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    import torch
-    torch.set_num_threads(1)
-    sys.path.insert(0, sys.argv[2])
-    from tests.train.pruning.test_flying_bird import CONFIG_PLUS, Snapshots, fly
-
-    def die(epoch, record):
-        if epoch == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    fly(CONFIG_PLUS, snapshots=Snapshots(Path(sys.argv[1]), "s"), on_epoch=die)
-"""
 CONFIG_PLUS = FlyingBird(
     sparsity=0.6,
     update_every=3,
@@ -250,9 +234,16 @@ CONFIG_PLUS = FlyingBird(
 )
 
 
+def fly_and_die(folder):
+    def die(epoch, record):
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    fly(CONFIG_PLUS, snapshots=Snapshots(folder, "s"), on_epoch=die)
+
+
 def test_a_killed_run_ends_with_the_weights_and_masks_of_an_unbroken_one(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), str(Path(__file__).parents[3])]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert ended(forked(fly_and_die, tmp_path)) == -signal.SIGKILL
     epochs = []
     resumed = fly(CONFIG_PLUS, snapshots=Snapshots(tmp_path, "s"), on_epoch=lambda epoch, _: epochs.append(epoch))
     unbroken = fly(CONFIG_PLUS)

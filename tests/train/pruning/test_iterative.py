@@ -1,13 +1,11 @@
 import logging
+import os
 import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from tests.train.forked_process import ended, forked
 from tests.train.toy_data import bars, same
 
 from s2ap_defend.errors import RecipeError
@@ -197,30 +195,21 @@ def test_natural_retraining_is_judged_on_clean_images_alone(base):
     assert all(step.robust_accuracy is None and step.clean_accuracy is not None for step in result.steps)
 
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    import torch
-    torch.set_num_threads(1)
-    sys.path.insert(0, sys.argv[2])
-    from tests.train.pruning.test_iterative import Snapshots, prune, trained
-
-    def die(epoch, record):
-        if epoch == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    prune(trained(), snapshots=Snapshots(Path(sys.argv[1]), "s"), on_epoch=die)
-"""
-
-
 class StoppedError(Exception):
     pass
 
 
+def prune_and_die(folder):
+    def die(epoch, record):
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    prune(trained(), snapshots=Snapshots(folder, "s"), on_epoch=die)
+
+
 def test_a_killed_run_loses_at_most_an_epoch_and_ends_with_the_same_mask(base, tmp_path):
     """Killed within the second step, and stopped once more after that step was trained and before it was kept."""
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), str(Path(__file__).parents[3])]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert ended(forked(prune_and_die, tmp_path)) == -signal.SIGKILL
     snapshots = Snapshots(tmp_path, "s")
     assert len(snapshots.load()[1]["steps"]) == 1
     assert len(snapshots.child("step-1").load()[1]["history"]) == 1, "the first epoch of the second step is there"

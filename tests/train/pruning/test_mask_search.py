@@ -1,11 +1,11 @@
 import copy
+import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from tests.train.forked_process import ended, forked
 from tests.train.toy_data import bars, same
 
 from s2ap_defend.errors import RecipeError
@@ -69,26 +69,16 @@ def test_a_search_that_stopped_after_any_epoch_ends_with_the_same_mask(config, t
     assert (whole.history, whole.best_epoch) == (resumed.history, resumed.best_epoch)
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {folder!r})
-import torch
-torch.set_num_threads(1)
-from tests.train.pruning.test_mask_search import METHODS, Snapshots, search
-from pathlib import Path
+def search_and_die(folder):
+    def die(epoch, record):
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def kill(epoch, _):
-    if epoch == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-search(METHODS[0], snapshots=Snapshots(Path({target!r}), "settings"), on_epoch=kill)
-"""
+    search(METHODS[0], snapshots=Snapshots(folder, "settings"), on_epoch=die)
 
 
-def test_a_search_that_was_killed_loses_at_most_one_epoch(tmp_path, request):
-    script = KILLED.format(folder=str(request.path.parents[3]), target=str(tmp_path / "search"))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+def test_a_search_that_was_killed_loses_at_most_one_epoch(tmp_path):
+    assert ended(forked(search_and_die, tmp_path / "search")) == -signal.SIGKILL
     saved = Snapshots(tmp_path / "search", "settings").load()
     assert saved is not None
     assert len(saved[1]["history"]) == 2

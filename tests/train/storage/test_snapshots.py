@@ -1,30 +1,31 @@
 import logging
-import runpy
+import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
+from tests.train.forked_process import ended, forked
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.storage.snapshots import Snapshots
-
-# A training with everything in it that goes from one epoch to the next, as a script that a signal can kill.
-JOB = """
-import os, signal, sys
-from pathlib import Path
-
-import torch
-
 from s2ap_train.models import SmallCNN
 from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import Run, TrainingConfig, train_classifier
 
 NAME = "blocks.1.convolution.weight"
 CONFIG = TrainingConfig(
-    epochs=5, lr=0.1, batch_size=20, eps=0.1, attack_steps=2, validation_steps=2, shift=1, flip=True,
-    loss="trades", weight_radius=0.01, weight_warmup_epochs=1, average_decay=0.9, patience=4,
+    epochs=5,
+    lr=0.1,
+    batch_size=20,
+    eps=0.1,
+    attack_steps=2,
+    validation_steps=2,
+    shift=1,
+    flip=True,
+    loss="trades",
+    weight_radius=0.01,
+    weight_warmup_epochs=1,
+    average_decay=0.9,
+    patience=4,
 )
 
 
@@ -36,6 +37,7 @@ def images(count, seed):
 
 
 def run(folder, killed_at=None):
+    """A training with everything in it that goes from one epoch to the next."""
     seen, steps = [], []
     model = SmallCNN(classes=4, widths=(6, 8), pool_after=(0, 1), seed=0)
     masks = {NAME: torch.rand(8, 6, 3, 3, generator=torch.Generator().manual_seed(0)) > 0.4}
@@ -49,16 +51,15 @@ def run(folder, killed_at=None):
         return True
 
     result = train_classifier(
-        model, *images(80, 0), images(40, 1), CONFIG, masks=masks, mask_update=swap,
+        model,
+        *images(80, 0),
+        images(40, 1),
+        CONFIG,
+        masks=masks,
+        mask_update=swap,
         run=Run(0, None, None if folder is None else Snapshots(folder, "settings"), lambda *seen_: seen.append(seen_)),
     )
     return model, masks, result, seen, steps
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run(Path(sys.argv[1]), int(sys.argv[2]))
-"""
 
 
 def same(first, second):
@@ -66,12 +67,8 @@ def same(first, second):
 
 
 def test_a_killed_training_goes_on_to_the_very_weights_of_an_unbroken_one(tmp_path):
-    script = tmp_path / "job.py"
-    script.write_text(JOB)
     killed_at = 13  # within the last step but two of epoch 3
-    done = subprocess.run([sys.executable, script, tmp_path / "run", str(killed_at)], check=False, timeout=120)
-    assert done.returncode == -signal.SIGKILL
-    run = runpy.run_path(str(script))["run"]
+    assert ended(forked(run, tmp_path / "run", killed_at)) == -signal.SIGKILL
     resumed, resumed_masks, resumed_result, resumed_epochs, steps = run(tmp_path / "run")
     unbroken, unbroken_masks, unbroken_result, unbroken_epochs, _ = run(None)
     assert steps == list(range(12, 20))  # only the epoch that was not finished is done again

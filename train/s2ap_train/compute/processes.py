@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import PicklingError
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -24,6 +24,7 @@ from s2ap_defend.errors import DefendError, RecipeError
 from s2ap_train.allocator import reuse_freed_memory
 from s2ap_train.compute.process import Compute, LostProcessError
 from s2ap_train.compute.settings import ComputeSettings
+from s2ap_train.fresh_processes import fresh_processes
 
 R = TypeVar("R")
 
@@ -46,7 +47,7 @@ def launch_processes(
             torch.save((settings, function, args), folder / "call.pt")
         except (AttributeError, TypeError, ValueError, PicklingError) as error:  # a closure, a lock, an open file
             raise RuntimeError(f"{function!r} and its arguments cannot be sent to other processes: {error}") from error
-        strategy = _QuietStrategy(cluster_environment=LightningEnvironment(), start_method="spawn")
+        strategy = _QuietStrategy(cluster_environment=LightningEnvironment(), start_method=_start_method())
         fabric = Fabric(accelerator=accelerator, devices=settings.devices, strategy=strategy)
         try:
             work: Callable[..., None] = _work  # the arguments of launch go to it
@@ -55,6 +56,12 @@ def launch_processes(
             raise _failure(folder, error.exit_code) from error
         result: R = _read(folder / "result.pt")
     return result
+
+
+def _start_method() -> Literal["spawn", "forkserver"]:
+    """Lightning refuses forks, of whatever process, once this one has begun with CUDA."""
+    forks = fresh_processes().get_start_method() == "forkserver" and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return "forkserver" if forks else "spawn"
 
 
 def _work(fabric: Any, folder_name: str, threads: int) -> None:  # noqa: ANN401

@@ -7,21 +7,18 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 from s2ap_defend.errors import RecipeError
 from s2ap_train.allocator import reuse_freed_memory
+from s2ap_train.fresh_processes import fresh_processes
 from s2ap_train.jobs.job import Job, Schedule, Workers
 
 T = TypeVar("T")
-
-_SLOW_TO_IMPORT = ["torch", "torch._dynamo"]  # the second with the first step of an optimiser
 
 
 def check_workers(workers: Workers) -> None:
@@ -79,7 +76,7 @@ def _run_here(jobs: Sequence[Job[T]]) -> Iterator[tuple[Job[T], T]]:
 
 def _run_in_processes(jobs: Sequence[Job[T]], processes: int) -> Iterator[tuple[Job[T], T]]:
     schedule = Schedule(jobs)
-    pool = ProcessPoolExecutor(processes, _fresh_processes(), _begin_worker)
+    pool = ProcessPoolExecutor(processes, fresh_processes(), _begin_worker)
     running: dict[Future[bytes], Job[T]] = {}
     try:
         while True:
@@ -103,19 +100,6 @@ def _run_in_processes(jobs: Sequence[Job[T]], processes: int) -> Iterator[tuple[
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _fresh_processes() -> BaseContext:
-    """How workers begin: on Linux as forks of one process that has imported torch and nothing else, once for all pools.
-
-    They have nothing of this process, whose threads and devices no fork could share. Elsewhere torch may have threads
-    of its own once it is imported, and every worker imports it.
-    """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_SLOW_TO_IMPORT)
-    return context
 
 
 def _call(function: Callable[..., object], arguments: bytes) -> bytes:
