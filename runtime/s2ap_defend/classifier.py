@@ -49,6 +49,7 @@ class DefendedClassifier:
         threads: int | None = None,
         executor: ExecutorName | None = None,
         cache: bool = False,
+        engines: Path | None = None,
     ) -> "DefendedClassifier":
         """Open, verify and start a defended model file.
 
@@ -58,17 +59,17 @@ class DefendedClassifier:
             threads: CPU threads: inside one operator of the whole file, or stages and parts of a batch at a time; None:
                 as many as this process has cores, inside an operator within OMP_NUM_THREADS.
             executor: 'whole' or 'staged', which give the same verdicts; None takes the faster one (docs/embedding.md).
-
             cache: Whether the staged executor keeps the graphs of its stages, as optimised for this machine, in the
                 folder NAME.stages beside the model, and starts from them the next time. A folder that cannot be
                 written is no error.
+            engines: Folder of TensorRT's engines; None: NAME.tensorrt beside the model. What is missing is built there.
 
         Raises:
             ModelFileError: If the file is missing, broken, changed, undefended or of another version.
             EngineError: If the device cannot be used, or there is no such executor.
         """
         model = open_model_file(Path(path))
-        started = start_executor(model, executor, device=device, threads=threads, cache=cache)
+        started = start_executor(model, executor, device=device, threads=threads, cache=cache, engines=engines)
         return cls(model.path, model.manifest, started)
 
     @property

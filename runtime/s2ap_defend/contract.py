@@ -10,6 +10,7 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.manifest import Manifest
+from s2ap_defend.precision_record import weights_precision
 from s2ap_defend.sequential import tables_in_graph
 from s2ap_defend.types import Verdicts
 
@@ -134,8 +135,7 @@ def _check_purifier(graphs: Sequence[GraphProto], manifest: Manifest, path: Path
             found, expected = f"a {BANK} of shape {bank.shape}", f"{shape}"
         elif digest != said.bank_sha256:
             found, expected = f"a {BANK} with SHA-256 {digest[:12]}...", f"bank_sha256 {said.bank_sha256[:12]}..."
-    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors.values())
-    precision = "float16" if half else "float32"
+    precision = weights_precision(tensors.values())
     if not expected and precision != said.precision:
         found, expected = f"purifier weights in {precision}", f"precision {said.precision}"
     if expected:
@@ -146,12 +146,13 @@ def _check_purifier(graphs: Sequence[GraphProto], manifest: Manifest, path: Path
 
 def _check_precision(graphs: Sequence[GraphProto], manifest: Manifest, path: Path) -> None:
     """Compare what the manifest says that classifier and members compute in with their weights."""
-    tensors = (tensor for graph in graphs for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16)
-    half = {tensor.name.partition("/")[0] for tensor in tensors}
+    tensors: dict[str, list[TensorProto]] = {}
+    for tensor in (tensor for graph in graphs for tensor in graph.initializer):
+        tensors.setdefault(tensor.name.partition("/")[0], []).append(tensor)
     said = {f"member_{i:03d}": member.precision for i, member in enumerate(manifest.members)}
     said[_CLASSIFIER] = "float32" if manifest.precision is None else manifest.precision.classifier
     for scope, precision in said.items():
-        found = "float16" if scope in half else "float32"
+        found = weights_precision(tensors.get(scope, ()))
         if found != precision:
             raise ModelFileError(
                 f"{path}: the weights of {scope} are {found}, the manifest says {precision}; export the model again"

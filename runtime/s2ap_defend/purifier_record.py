@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from s2ap_defend.manifest_fields import ROUNDING, Amount, Count, ManifestTable, Positive, Rate, Sha256
+from s2ap_defend.precision_record import PurifierPrecision
 
 __all__ = ["ChoiceRecord", "ChoiceRow", "PurifierDescription", "PurifierSettings", "Reference", "Ungraded"]
 
@@ -216,7 +217,7 @@ class PurifierDescription(PurifierSettings):
     """
 
     bank_sha256: Sha256
-    precision: Literal["float32", "float16"]
+    precision: PurifierPrecision
     choice: ChoiceRecord | None
 
     @model_validator(mode="after")

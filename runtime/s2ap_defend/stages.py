@@ -18,7 +18,7 @@ CLASSIFIER_AGAIN = "classifier_again"
 _OUTPUTS = {PURIFIER: ("purified", "reconstruction_error")}
 _LOG_PROBABILITIES = ("log_probabilities",)
 _SHAPED_LIKE = {"log_probabilities": "probabilities"}  # stage output -> output of the file with the same shape
-_FLOATING = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+_NUMBERS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.INT8}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class StageSize:
 
     Attributes:
         nodes: Operators, those in branches included.
-        parameters: Floating-point numbers in its tensors, zeros included.
+        parameters: Numbers in its tensors, zeros included: floating ones, and those of 8 bits.
         size_bytes: Bytes of all its tensors.
     """
 
@@ -142,7 +142,7 @@ def stage_sizes(proto: ModelProto) -> dict[str, StageSize]:
             tensors += [(node.name, attribute.t) for attribute in node.attribute if attribute.HasField("t")]
         for name, tensor in tensors:
             scope, elements = name.partition("/")[0], _elements(tensor)
-            if tensor.data_type in _FLOATING:
+            if tensor.data_type in _NUMBERS:
                 parameters[scope] = parameters.get(scope, 0) + elements
             width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
             size_bytes[scope] = size_bytes.get(scope, 0) + elements * width

@@ -19,8 +19,9 @@ from s2ap_defend.stages import CLASSIFIER, member_scope
 from s2ap_export.graph.compose import compose
 from s2ap_export.hardening.description import Precisions, describe
 from s2ap_export.hardening.parity import check_stage
-from s2ap_export.hardening.precision import precision_of, to_half
+from s2ap_export.hardening.precision import is_half, precision_of
 from s2ap_export.hardening.purifier_stage import exported_purifier
+from s2ap_export.hardening.stage_precision import in_precision
 from s2ap_export.hardening.unfit import check_fit
 from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.calibration import Calibration, Detection, Jury, OnWeakness, Weakness, calibrate, refuse
@@ -70,9 +71,10 @@ def traced_networks(recipe: Recipe, components: Components, splits: Splits) -> T
 
         single = checked(trace_classifier(fold_batch_norm(network), shape, scope=scope))
         check_fit(single, wanted=recipe.export.tensorrt)
-        if precision == "float16":
+        if precision != "float32":
             try:
-                return checked(to_half(single))
+                reduced = in_precision(single, precision, splits.fit.images, tensorrt=recipe.export.tensorrt)
+                return checked(reduced)
             except RecipeError as error:
                 coarse.append(Weakness.of(error, part, f"{scope} is in float32"))
         return single
@@ -146,7 +148,9 @@ def assemble(
         milliseconds,
         splits,
         precisions=Precisions(
-            precision_of(purifier), precision_of(ready.classifier), tuple(map(precision_of, ready.members))
+            "float16" if is_half(purifier) else "float32",
+            precision_of(ready.classifier),
+            tuple(map(precision_of, ready.members)),
         ),
         weaknesses=weaknesses,
         choice=choice,

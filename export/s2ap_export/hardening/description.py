@@ -21,7 +21,7 @@ from s2ap_defend.manifest import (
     PurifierDescription,
     WeaknessRecord,
 )
-from s2ap_defend.precision_record import Precision, PrecisionRecord
+from s2ap_defend.precision_record import Precision, PrecisionRecord, PurifierPrecision
 from s2ap_train.calibration import Calibration, Weakness
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network
@@ -40,7 +40,7 @@ LIBRARIES = ("s2ap-defend", "torch", "onnx", "numpy")
 class Precisions:
     """What the convolutions of each stage compute in, members in the order in which they were trained."""
 
-    purifier: Precision
+    purifier: PurifierPrecision
     classifier: Precision
     members: tuple[Precision, ...]
 
@@ -151,7 +151,7 @@ def _member(
 def _purifier(
     config: Purification,
     shape: tuple[int, int, int],
-    precision: Precision,
+    precision: PurifierPrecision,
     choice: ChoiceRecord | None,
 ) -> PurifierDescription:
     bank = hadamard_bank(config.bank_size, shape, config.bank_seed).numpy()

@@ -181,6 +181,7 @@ def harden(
                 partial(_in_float32, recipe, components, splits, work_dir, decided, strict=strict),
                 splits.validation,
                 decided.fitting,
+                work_dir,
                 max_flips=recipe.export.max_flips,
             )
             step.advance(f"{len(manifest.members)} members, {candidate.path.stat().st_size / 1e6:.1f} MB")

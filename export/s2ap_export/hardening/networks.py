@@ -13,7 +13,8 @@ from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_defend.types import Float32
-from s2ap_export.hardening.precision import is_half, to_half
+from s2ap_export.hardening.precision import precision_of
+from s2ap_export.hardening.stage_precision import in_precision
 from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
@@ -85,7 +86,7 @@ def compared_networks(
             )
             missing[ADVERSARIAL] = why
         else:
-            _check_same(model, found[recipe.classifier], splits.fit.images[:_COMPARED], checkpoints)
+            _check_same(model, recipe, found[recipe.classifier], splits.fit.images, checkpoints)
             stages[ADVERSARIAL] = to_stage(found["adversarial"].model)
         surrogates: tuple[Classifier, ...] = ()
         if train:
@@ -112,15 +113,15 @@ def _wider(model: Path, recipe: Recipe, splits: Splits, folder: Path, reporter: 
     return wider_classifier(recipe, splits, PartStore(folder, reporter), wanted)
 
 
-def _check_same(model: Path, network: Network, images: Float32, checkpoints: Path) -> None:
-    """Refuse checkpoints of another file than the one that is evaluated."""
+def _check_same(model: Path, recipe: Recipe, network: Network, images: Float32, checkpoints: Path) -> None:
+    """Refuse checkpoints of another file than the one that is evaluated; `images` are those of the fitting split."""
     inside, own = cut_stage(open_model_file(model).proto, CLASSIFIER), to_stage(network.model)
-    stages = (inside, to_half(own) if is_half(inside) else own)
+    own = in_precision(own, precision_of(inside), images, tensorrt=recipe.export.tensorrt)
     found = [
         OnnxRuntimeEngine(stage.SerializeToString(), device="cpu", threads=1).run(
-            {"image": images}, ["log_probabilities"]
+            {"image": images[:_COMPARED]}, ["log_probabilities"]
         )
-        for stage in stages
+        for stage in (inside, own)
     ]
     if float(np.abs(found[0][0] - found[1][0]).max()) > _CLOSE:
         raise RecipeError(

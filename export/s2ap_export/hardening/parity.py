@@ -3,7 +3,7 @@
 Two float32 computations of one network differ by roundings, 2**-24 each. A sum of n of them strays by sqrt(n) on
 average (Higham and Mary 2019): about 70 for the 4608 terms of a wide convolution. Twenty of these one after the other
 make 2e-5 of the largest answer; five times that is allowed. Where convolutions compute in float16, each adds three
-roundings of 2**-11, of its inputs, its weights and its results.
+roundings of 2**-11, of its inputs, its weights and its results; 8 bits round to 2**-8 of the largest value.
 
 An image's answer may not depend on its neighbours, whoever wrote the stage. What our own trace writes gives the same
 bits in every batch, except where ONNX Runtime computes an activation (softplus) in vectors and the rest one by one;
@@ -24,7 +24,7 @@ from torch import Tensor
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
-from s2ap_export.hardening.precision import CONVOLUTIONS, is_half
+from s2ap_export.hardening.precision import CONVOLUTIONS, precision_of
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.onnx_graphs import torch_stage
 
@@ -34,7 +34,8 @@ PIXEL = 1e-4
 """Largest difference of a purified pixel, float32: a fortieth of one of 256 grey levels."""
 RELATIVE = 1e-4
 """Largest difference of log-probabilities or errors, relative to the largest of them, float32."""
-HALF_ROUNDING = 2.0**-11
+ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "int8": 2.0**-8}
+"""Of one number, in each precision, beyond what float32 rounds."""
 MARGIN = 3  # standard deviations of a random walk
 BATCHES = (1, 2, 5)
 """Sizes of the batches, one after the other, in which images are answered again."""
@@ -44,7 +45,8 @@ def check_stage(name: str, stage: ModelProto, network: Callable[[Tensor], tuple[
     """Refuse a stage that differs from its network by more than rounding, or answers an image by its neighbours.
 
     A CPU computes a stage of half precision in float32 between roundings, and overflows nowhere. Such a stage is
-    therefore also evaluated as a GPU does, each value rounded to float16, by the twin.
+    therefore also evaluated as a GPU does, each value rounded to float16, by the twin; one of 8 bits, too, which
+    engines compute in integers.
 
     Args:
         name: What messages call the stage.
@@ -63,7 +65,7 @@ def check_stage(name: str, stage: ModelProto, network: Callable[[Tensor], tuple[
     x = torch.from_numpy(np.ascontiguousarray(images))
     with torch.no_grad(), one_thread():
         expected = [value.numpy() for value in network(x.clone())]  # it may write over what it is given
-        rounded = [value.numpy() for value in torch_stage(stage)(x)] if is_half(stage) else None
+        rounded = [value.numpy() for value in torch_stage(stage)(x)] if precision_of(stage) != "float32" else None
     for output, wanted in zip(outputs, expected, strict=True):
         if not np.isfinite(wanted).all():
             raise RecipeError(
@@ -111,14 +113,14 @@ def _compare(
     expected: list[np.ndarray],
     images: Float32,
 ) -> None:
-    half = is_half(stage)
+    precision = precision_of(stage)
     for output, values, wanted in zip(outputs, found, expected, strict=True):
         if not np.isfinite(values).all():
             raise RecipeError(
                 f"stage {name}: {output} is not finite on {len(images)} fitting images; "
                 + (
                     "an activation exceeds 65504, where float16 ends: keep export.precision at 'float32'"
-                    if half
+                    if precision == "float16"
                     else "the network's is; this is a fault of the export, please report it with the network"
                 )
             )
@@ -129,8 +131,8 @@ def _compare(
                 f"stage {name}: {output} differs from the network's by {difference:.3g} on {len(images)} fitting "
                 f"images, expected at most {allowed:.3g}; "
                 + (
-                    "float16 is too coarse for it: keep export.precision at 'float32'"
-                    if half
+                    f"{precision} is too coarse for it: keep export.precision at 'float32'"
+                    if precision != "float32"
                     else "a network whose forward method keeps a state or takes random numbers cannot be exported, "
                     "any other is a fault of the export: please report it with the network"
                 )
@@ -140,7 +142,7 @@ def _compare(
 def _allowed(stage: ModelProto, output: str, expected: np.ndarray, images: Float32) -> float:
     """Largest difference of an output that rounding explains."""
     convolutions = sum(node.op_type in CONVOLUTIONS for node in stage.graph.node)
-    rounding = MARGIN * HALF_ROUNDING * math.sqrt(3 * convolutions) if is_half(stage) else 0.0
+    rounding = MARGIN * ROUNDING[precision_of(stage)] * math.sqrt(3 * convolutions)
     if output == "purified":
         return max(PIXEL, rounding * float(np.abs(expected - images).max(initial=0)))
     return max(RELATIVE, rounding) * float(np.abs(expected).max(initial=0))

@@ -19,9 +19,9 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.precision_record import Precision
+from s2ap_defend.precision_record import Precision, weights_precision
 
-__all__ = ["CONVOLUTIONS", "is_half", "precision_of", "to_half"]
+__all__ = ["CONVOLUTIONS", "is_half", "is_sum", "precision_of", "to_half"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _EXACT = frozenset({"Relu", "MaxPool"})
@@ -56,7 +56,17 @@ def is_half(stage: ModelProto) -> bool:
 
 def precision_of(stage: ModelProto) -> Precision:
     """What the convolutions of a stage compute in."""
-    return "float16" if is_half(stage) else "float32"
+    return weights_precision(stage.graph.initializer)
+
+
+def is_sum(weight: TensorProto) -> bool:
+    """Whether a convolution is a sum: engines would add up reductions in another order.
+
+    Args:
+        weight: Its weights; those of sums and means are equal, [1, n, 1, 1].
+    """
+    values = numpy_helper.to_array(weight)
+    return values.shape == (1, values.size, 1, 1) and bool((values == values.flat[0]).all())
 
 
 class _Conversion:
@@ -97,7 +107,8 @@ class _Conversion:
         sigmoids: dict[str, tuple[str, NodeProto]] = {}
         convolved: set[str] = set()  # values that are half since a convolution, however often they were picked from
         for node in self.graph.node:
-            convolves = node.op_type in CONVOLUTIONS and node.input[1] in self.weights and not self._is_sum(node)
+            weight = self.weights.get(node.input[1]) if node.op_type in CONVOLUTIONS else None
+            convolves = weight is not None and not is_sum(weight)
             if convolves or (node.op_type in _EXACT and node.input[0] in convolved):
                 convolved.add(node.output[0])
                 yield node
@@ -108,11 +119,6 @@ class _Conversion:
                     if s in sigmoids and sigmoids[s][0] == x:
                         yield sigmoids[s][1]
                         yield node
-
-    def _is_sum(self, node: NodeProto) -> bool:
-        """Sums and means are convolutions [1, n, 1, 1] of equal weights where engines would add up in another order."""
-        weight = numpy_helper.to_array(self.weights[node.input[1]])
-        return weight.shape == (1, weight.size, 1, 1) and bool((weight == weight.flat[0]).all())
 
     def _read(self, name: str, target: int) -> str:
         """The name under which a node of the target precision reads a value."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,18 @@ from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.precision_record import PrecisionComparison, PrecisionFigures
 from s2ap_defend.types import Float32, Verdicts
+from s2ap_export.hardening.measured_once import measured_once
 from s2ap_train.data import ImageSet
 from s2ap_train.recipe.tables import StagePrecision
 
-__all__ = ["check_flips", "compare_precision", "with_comparison"]
+__all__ = ["TIMES_FILE", "check_flips", "compare_precision", "milliseconds", "with_comparison"]
 
 ATTACK = "that of calibration, on the networks in float32, transferred"
 MOST_ATTACKED = 1024
 """Attacked images that are compared; they are taken evenly from all."""
 _ROWS = 256
+_TIMED_ROWS, _ROUNDS = 64, 11
+TIMES_FILE = "precision-times.json"
 
 
 def with_comparison(
@@ -31,6 +35,7 @@ def with_comparison(
     in_float32: Callable[[], tuple[ModelProto, Manifest]],
     clean: ImageSet,
     attacked: ImageSet,
+    work_dir: Path,
     *,
     max_flips: float,
 ) -> Manifest:
@@ -42,6 +47,7 @@ def with_comparison(
         in_float32: Makes the same of the same networks in float32, calibrated in the same way.
         clean: Validation images.
         attacked: Attacked images with their true labels.
+        work_dir: Where the times are stored, so that a second run writes the same manifest.
         max_flips: Of the recipe.
 
     Raises:
@@ -53,6 +59,14 @@ def with_comparison(
     write_model_file(*in_float32(), single)
     comparison = compare_precision(reduced, single, clean, attacked)
     check_flips(comparison, max_flips)
+    files = (reduced, single)
+    key = "-".join(open_model_file(path).manifest.graph_sha256 for path in files)
+    times = measured_once(work_dir / TIMES_FILE, key, lambda: milliseconds(files, clean.images))
+    of, other = (
+        figures.model_copy(update={"milliseconds": time})
+        for figures, time in zip((comparison.reduced, comparison.float32), times, strict=True)
+    )
+    comparison = comparison.model_copy(update={"reduced": of, "float32": other})
     return manifest.model_copy(update={"precision": manifest.precision.model_copy(update={"comparison": comparison})})
 
 
@@ -74,6 +88,21 @@ def compare_precision(reduced: Path, single: Path, clean: ImageSet, attacked: Im
         reduced=of,
         float32=other_figures,
     )
+
+
+def milliseconds(files: Sequence[Path], images: Float32, *, rounds: int = _ROUNDS) -> list[float]:
+    """Processor time of one of up to 64 images at once in each whole file, on one thread: medians, in turn."""
+    executors, some = (
+        [WholeExecutor(open_model_file(path), device="cpu", threads=1) for path in files],
+        images[:_TIMED_ROWS],
+    )
+    times = np.empty((rounds, len(executors)))
+    for row in times:
+        for i, executor in enumerate(executors):
+            began = time.thread_time()
+            executor.run(some)
+            row[i] = time.thread_time() - began
+    return [float(one) for one in 1e3 * np.median(times, axis=0) / len(some)]
 
 
 def check_flips(comparison: PrecisionComparison, max_flips: float) -> None:

@@ -1,15 +1,13 @@
 """How long the stages take on this machine, where decisions are chosen by time."""
 
-import contextlib
 import hashlib
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
-from pydantic import TypeAdapter, ValidationError
 
-from s2ap_defend.files import replace_file
 from s2ap_export.hardening.assembly import COMPARED, TracedNetworks
+from s2ap_export.hardening.measured_once import measured_once
 from s2ap_export.hardening.purifier_stage import exported_purifier
 from s2ap_train.calibration.stage_engines import StageEngines, StageTimes
 from s2ap_train.data import Splits
@@ -20,7 +18,6 @@ __all__ = ["TIMES_FILE", "stage_times"]
 
 TIMES_FILE = "stage-times.json"
 """Where, in the work folder, they are stored."""
-_TIMES = TypeAdapter(dict[str, tuple[float, float, tuple[float, ...]]])
 
 
 def stage_times(
@@ -45,16 +42,12 @@ def stage_times(
     if not recipe.purifier.off and decision.purify != "off":
         purifier = exported_purifier(recipe, components.score_model, splits.fit.images[:COMPARED], lambda _: None)
     stages = (networks.classifier, *networks.members, *([] if purifier is None else [purifier]))
-    key, stored = _digest(stages), work_dir / TIMES_FILE
-    known: dict[str, tuple[float, float, tuple[float, ...]]] = {}
-    if stored.exists():
-        with contextlib.suppress(ValidationError):  # measured again
-            known = _TIMES.validate_json(stored.read_bytes())
-    if key not in known:
+
+    def measure() -> list[float]:
         times = StageEngines(purifier, networks.classifier, networks.members, threads=1).together(splits.fit.images)
-        known[key] = (times.purifier, times.classifier, tuple(times.members.tolist()))
-        replace_file(stored, _TIMES.dump_json(known, indent=2))
-    before, classifier, members = known[key]
+        return [times.purifier, times.classifier, *times.members.tolist()]
+
+    before, classifier, *members = measured_once(work_dir / TIMES_FILE, _digest(stages), measure)
     return StageTimes(before, classifier, np.array(members, dtype=np.float64))
 
 

@@ -1,5 +1,6 @@
 """`s2ap-defend inspect`: what is in a model file."""
 
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -121,8 +122,9 @@ def _precision(manifest: Manifest) -> str:
     record = manifest.precision
     if record is None:
         return "float32"
-    half = sum(member.precision == "float16" for member in manifest.members)
-    text = f"classifier {record.classifier}, {half} of {len(manifest.members)} members float16"
+    counts = Counter(member.precision for member in manifest.members)
+    members = ", ".join(f"{count} {precision}" for precision, count in sorted(counts.items()))
+    text = f"classifier {record.classifier}, members: {members}"
     return text if record.comparison is None else f"{text}; {harmless(record.comparison.in_words)}"
 
 

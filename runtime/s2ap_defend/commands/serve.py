@@ -27,6 +27,12 @@ from s2ap_defend.types import Resize
 )
 @executor_option
 @click.option("--cache", is_flag=True, help="Keep optimised graphs of the stages beside the model: it starts faster.")
+@click.option(
+    "--engines",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Of --device tensorrt: where export --tensorrt wrote; MODEL.tensorrt without it.",
+)
 @click.option("--max-batch-rows", default=32, show_default=True, help="Images that run at a time.")
 @click.option("--max-queue-rows", default=1024, show_default=True, help="Images that may wait; more get 429.")
 @click.option("--max-connections", default=1024, show_default=True, help="Connections at a time; more get 503.")
@@ -46,6 +52,7 @@ def serve(
     threads: int | None,
     executor: ExecutorName | None,
     cache: bool,
+    engines: Path | None,
     max_batch_rows: int,
     max_queue_rows: int,
     max_connections: int,
@@ -71,6 +78,7 @@ def serve(
             threads=threads,
             executor=executor,
             cache=cache,
+            engines=engines,
             max_batch_rows=max_batch_rows,
             max_queue_rows=max_queue_rows,
             max_connections=max_connections,

@@ -33,6 +33,7 @@ class OnnxRuntimeEngine:
         threads: Threads inside one operator; None: as many as this process has cores, within OMP_NUM_THREADS.
         optimised: Whether the model is one that was saved for this machine by `save_to`, and is run as it is.
         save_to: Where to save the optimised model; it fits this machine and this ONNX Runtime only.
+        provider_options: Of the device's provider, by their names in ONNX Runtime.
 
     Raises:
         EngineError: If the device is not there.
@@ -47,11 +48,10 @@ class OnnxRuntimeEngine:
         threads: int | None = None,
         optimised: bool = False,
         save_to: Path | None = None,
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
-        chosen = chosen_device(device)
+        chosen = available_device(device)
         wanted = _PROVIDERS[chosen]
-        if wanted[0] not in onnxruntime.get_available_providers():
-            raise EngineError(f"this ONNX Runtime has no {wanted[0]}; {INSTALL[chosen]}; or use --device cpu")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY if chosen == "cpu" else _ERRORS_ONLY + 1
         options.intra_op_num_threads = operator_threads() if threads is None else threads
@@ -60,11 +60,10 @@ class OnnxRuntimeEngine:
         if save_to is not None:
             options.optimized_model_filepath = str(save_to)
         source: Any = str(model) if isinstance(model, Path) else model
+        each: list[Any] = [(wanted[0], dict(provider_options or {})), *wanted[1:]]
         fallback = int(device == "auto")  # to other providers, which ONNX Runtime prints on standard output
         try:
-            self._session = onnxruntime.InferenceSession(
-                source, options, providers=list(wanted), enable_fallback=fallback
-            )
+            self._session = onnxruntime.InferenceSession(source, options, providers=each, enable_fallback=fallback)
         except Exception as error:  # the runtime raises its own, undocumented types
             if _is_of_provider(error):
                 raise _not_started(device, f"could not start {wanted[0]}", chosen) from error
@@ -97,6 +96,18 @@ def chosen_device(device: Device) -> Literal["cpu", "cuda", "tensorrt"]:
     if device not in _PROVIDERS:
         raise EngineError(f"device {device!r} is not known; choose auto, {', '.join(_PROVIDERS)}")
     return device
+
+
+def available_device(device: Device) -> Literal["cpu", "cuda", "tensorrt"]:
+    """The device that is meant, where this ONNX Runtime was built for it; whether it starts is another question.
+
+    Raises:
+        EngineError: If there is no such name, or no provider of it.
+    """
+    chosen = chosen_device(device)
+    if _PROVIDERS[chosen][0] not in onnxruntime.get_available_providers():
+        raise EngineError(f"this ONNX Runtime has no {_PROVIDERS[chosen][0]}; {INSTALL[chosen]}; or use --device cpu")
+    return chosen
 
 
 def _cuda_is_usable() -> bool:

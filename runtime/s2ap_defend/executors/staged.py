@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import reduce
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -16,15 +17,17 @@ from onnx import ModelProto
 from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.engines import Device
 from s2ap_defend.engines.cores import usable_cores
-from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine, chosen_device
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine, available_device, chosen_device
 from s2ap_defend.executors import ExecutorName, Landed
 from s2ap_defend.executors.cache import StageCache
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, asked_groups, waves_of
 from s2ap_defend.executors.rows import Rows, sanitise
 from s2ap_defend.executors.stages import Stage, StageGraph, Stages, StageTime, stage_graphs
+from s2ap_defend.executors.tensorrt import BUCKETS, engine_folder, made_folders, stage_options
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import Path, SequentialTest
+from s2ap_defend.sequential import Path as TestPath
+from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, member_scope
 from s2ap_defend.types import Bool, Float32, Int64, Verdicts
 
@@ -58,6 +61,7 @@ class StagedExecutor:
         threads: Engine runs at a time; None: as many as this process has cores. Every run has one thread. With one,
             stages that are asked about the same images share an engine.
         cache: Where optimised graphs of its stages are kept; None: nowhere.
+        engines: Folder of TensorRT's engines, one a stage whatever `threads` is; of other devices it is not used.
     """
 
     name: ClassVar[ExecutorName] = "staged"
@@ -72,37 +76,57 @@ class StagedExecutor:
         device: Device = "auto",
         threads: int | None = None,
         cache: StageCache | None = None,
+        engines: Path | None = None,
     ) -> None:
-        threads = threads or usable_cores()
-        groups = asked_groups(test, sees, purify, joined=threads == 1)
+        tensorrt = available_device(device) == "tensorrt"
+        threads = 1 if tensorrt else threads or usable_cores()
+        groups = asked_groups(test, sees, purify, joined=threads == 1 and not tensorrt)
         graphs, optimised = (cache.read() if cache else {}), bool(cache)
         if not graphs:
-            graphs, optimised = stage_graphs(model, [group.scopes for group in groups]), False
+            rows = BUCKETS[-1][1] if tensorrt else None
+            graphs, optimised = stage_graphs(model, [group.scopes for group in groups], rows_at_once=rows), False
         with cache.writing(graphs) if cache and not optimised else nullcontext() as folder:
 
             def start(scope: str, graph: StageGraph) -> Stage:
                 save_to = folder / f"{scope}.onnx" if folder else None
-                engine = OnnxRuntimeEngine(graph.model, device=device, threads=1, optimised=optimised, save_to=save_to)
+                options = stage_options(engines, scope, graph.model) if engines and tensorrt else None
+                engine = OnnxRuntimeEngine(
+                    graph.model,
+                    device=device,
+                    threads=1,
+                    optimised=optimised,
+                    save_to=save_to,
+                    provider_options=options,
+                )
                 return Stage(engine, graph.outputs, graph.rows_at_once)
 
-            engines = {scope: start(scope, graph) for scope, graph in graphs.items()}
-        self._stages = Stages(engines, threads)
-        self.provider: str = engines[CLASSIFIER].engine.provider
+            with made_folders(engines) if engines and tensorrt else nullcontext():
+                stages = {scope: start(scope, graph) for scope, graph in graphs.items()}
+        self._stages = Stages(stages, threads)
+        self.provider: str = stages[CLASSIFIER].engine.provider
         self._test, self._purifies, self._waves = test, purify, waves_of(test, purify)
         self._says = [_says(member_scope(i)) for i in range(test.members)]
         self._groups = [[group for group in groups if group.step == step] for step in range(len(self._waves))]
 
     @classmethod
     def of(
-        cls, model: ModelFile, *, device: Device = "auto", threads: int | None = None, cache: bool = False
+        cls,
+        model: ModelFile,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        cache: bool = False,
+        engines: Path | None = None,
     ) -> "StagedExecutor":
-        """The executor of a verified file; `cache` as in `DefendedClassifier.load`."""
+        """The executor of a verified file; `cache` and `engines` as in `DefendedClassifier.load`."""
         manifest = model.manifest
         sees = [member.sees for member in manifest.members]
         alone = (threads or usable_cores()) == 1
         kept = StageCache(model, joined=alone) if cache and chosen_device(device) == "cpu" else None
         purify = manifest.decision.purify
-        return cls(model.proto, manifest.to_test(), sees, purify, device=device, threads=threads, cache=kept)
+        folder = engine_folder(model.path) if engines is None else engines
+        test = manifest.to_test()
+        return cls(model.proto, test, sees, purify, device=device, threads=threads, cache=kept, engines=folder)
 
     def times(self) -> dict[str, StageTime]:
         """What every engine has done since it was loaded, by its stages: 'classifier+member_000+member_001'."""
@@ -153,7 +177,7 @@ class StagedExecutor:
         answers = [said[name] for name in self._says[: len(self._waves[0])]]
         logs = np.concatenate(answers).reshape(len(answers), *classified.shape)
         opening = logs[: self._test.opening]
-        path = Path(self._test, classified, opening, reconstruction_error=error, valid=sane.valid)
+        path = TestPath(self._test, classified, opening, reconstruction_error=error, valid=sane.valid)
         path.scan(0, logs)
         everyone = np.ones(count, dtype=bool)
         return Rows(
@@ -199,7 +223,7 @@ class StagedExecutor:
         said = self._stages.ask([(PURIFIER, rows.image)])
         purified, error = said[_PURIFIED], said[_ERROR]
         said = self._stages.ask([(CLASSIFIER_AGAIN, purified)])
-        path = Path(self._test, said[_says(CLASSIFIER_AGAIN)], opening, valid=rows.valid)
+        path = TestPath(self._test, said[_says(CLASSIFIER_AGAIN)], opening, valid=rows.valid)
         path.scan(0, opening)
         probabilities = said[_probabilities(CLASSIFIER_AGAIN)]
         return replace(rows, purified=purified, probabilities=probabilities, reconstruction_error=error, path=path)

@@ -17,7 +17,7 @@ from s2ap_defend.executors.workers import Task, Workers
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, cut_stage, join_stages
 from s2ap_defend.types import Float32
 
-__all__ = ["Stage", "StageGraph", "StageTime", "Stages", "stage_graphs"]
+__all__ = ["Stage", "StageGraph", "StageTime", "Stages", "stage_graphs", "tensorrt_stage"]
 
 CACHE_BYTES = 1 << 20
 """The rows of a run are so many that its largest value fits: those of the second-level caches of today's cores."""
@@ -93,22 +93,37 @@ class Stage:
         return answers
 
 
-def stage_graphs(model: ModelProto, groups: Iterable[Sequence[str]]) -> dict[str, StageGraph]:
+def stage_graphs(
+    model: ModelProto, groups: Iterable[Sequence[str]], *, rows_at_once: int | None = None
+) -> dict[str, StageGraph]:
     """Cut stages out of a defended model, those of a group as one graph; by the first scope of each.
 
     Args:
         model: Weights in memory.
         groups: Scopes.
+        rows_at_once: Images in one run on TensorRT, which reads weights as constants; None: what fits the CPU's cache.
     """
+    cut = _answering if rows_at_once is None else tensorrt_stage
     found = {}
     for scopes in groups:
-        stages = {scope: cut_stage(model, scope) for scope in scopes}
-        for scope in stages.keys() & {CLASSIFIER, CLASSIFIER_AGAIN}:
-            _give_probabilities(stages[scope])
+        stages = {scope: cut(model, scope) for scope in scopes}
         joined = join_stages(stages)
         outputs = tuple(output.name for output in joined.graph.output)
-        found[scopes[0]] = StageGraph(joined.SerializeToString(), outputs, _rows_at_once(joined))
+        found[scopes[0]] = StageGraph(joined.SerializeToString(), outputs, rows_at_once or _rows_at_once(joined))
     return found
+
+
+def tensorrt_stage(model: ModelProto, scope: str) -> ModelProto:
+    """A stage as the staged executor asks it, with the image as its only input: TensorRT reads weights as constants.
+
+    Outputs are called as those of the stage, and `probabilities` of the classifier.
+    """
+    stage = _answering(model, scope)
+    weights = {tensor.name for tensor in stage.graph.initializer}
+    inputs = [value for value in stage.graph.input if value.name not in weights]
+    del stage.graph.input[:]
+    stage.graph.input.extend(inputs)
+    return stage
 
 
 class Stages:
@@ -163,6 +178,14 @@ class Stages:
 def _in_turn(stage: Stage, images: Float32) -> list[Array]:
     rows = stage.rows_at_once
     return _joined([stage.run(images[at : at + rows]) for at in range(0, len(images), rows)])
+
+
+def _answering(model: ModelProto, scope: str) -> ModelProto:
+    """A stage that gives all that is asked of it."""
+    stage = cut_stage(model, scope)
+    if scope in {CLASSIFIER, CLASSIFIER_AGAIN}:
+        _give_probabilities(stage)
+    return stage
 
 
 def _answer(answers: list[list[Array]], index: int, stage: Stage, images: Float32) -> None:

@@ -1,5 +1,6 @@
 """Starting the executor of a file."""
 
+from pathlib import Path
 from typing import get_args
 
 from s2ap_defend.engines import Device
@@ -21,16 +22,18 @@ def start_executor(
     device: Device = "auto",
     threads: int | None = None,
     cache: bool = False,
+    engines: Path | None = None,
 ) -> Executor:
     """Start an executor.
 
     Args:
         model: A verified file.
         name: None takes what was measured to be faster (docs/performance.md): 'staged' on the CPU with more than one
-            thread, else 'whole'.
+            thread, else 'whole'; and 'staged' on TensorRT, which takes no control flow.
         device: 'auto', 'cpu', 'cuda' or 'tensorrt'.
         threads: As for `DefendedClassifier.load`.
         cache: As there.
+        engines: As there.
 
     Raises:
         ModelFileError: If the file cannot be run.
@@ -40,7 +43,8 @@ def start_executor(
         raise EngineError(f"executor {name!r} is not known; choose {' or '.join(get_args(ExecutorName))}")
     if name is None:
         several = (threads or usable_cores()) > 1
-        name = "staged" if several and chosen_device(device) == "cpu" else "whole"
+        chosen = chosen_device(device)
+        name = "staged" if chosen == "tensorrt" or (several and chosen == "cpu") else "whole"
     if name == "staged":
-        return StagedExecutor.of(model, device=device, threads=threads, cache=cache)
+        return StagedExecutor.of(model, device=device, threads=threads, cache=cache, engines=engines)
     return WholeExecutor(model, device=device, threads=threads)

@@ -36,6 +36,7 @@ class ServerConfig:
         device: Where the model runs.
         threads: CPU threads, as for `DefendedClassifier.load`; None measures whether one or all cores are faster.
         executor: What runs the model, as there; None takes the faster one.
+        engines: Folder of TensorRT's engines, as there.
         cache: Whether the staged executor keeps the optimised graphs of its stages beside the model, as there.
         max_batch_rows: Images that run at a time; larger requests are split.
         max_queue_rows: Images that may wait.
@@ -63,6 +64,7 @@ class ServerConfig:
     threads: int | None = None
     executor: ExecutorName | None = None
     cache: bool = False
+    engines: Path | None = None
     max_batch_rows: int = 32
     max_queue_rows: int = 1024
     max_queue_bytes: int = 512 * MIB

@@ -38,7 +38,12 @@ def load_fastest(config: ServerConfig) -> DefendedClassifier:
 
     def load(threads: int | None) -> DefendedClassifier:
         return DefendedClassifier.load(
-            config.model, device=config.device, threads=threads, executor=config.executor, cache=config.cache
+            config.model,
+            device=config.device,
+            threads=threads,
+            executor=config.executor,
+            cache=config.cache,
+            engines=config.engines,
         )
 
     cores = usable_cores()

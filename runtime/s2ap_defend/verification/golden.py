@@ -4,15 +4,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from s2ap_defend.executors.whole import WholeExecutor
 from s2ap_defend.golden_record import GoldenRecord
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import ModelFile, all_graphs, open_model_file, write_model_file
+from s2ap_defend.precision_record import weights_precision
 from s2ap_defend.types import Verdicts
 
-__all__ = ["answer_golden", "compare", "differences", "generated_pixels", "is_half", "write_with_golden"]
+__all__ = ["answer_golden", "compare", "differences", "generated_pixels", "is_reduced", "write_with_golden"]
 
 IMAGES = 8
 MOST_BYTES = 1 << 20
@@ -23,10 +24,11 @@ _CANDIDATES = 2
 """Times the images that are wanted."""
 _MOVED = 2
 _NUDGE = {False: 1e-5, True: 1e-3}
-"""How far pixels are moved to see whether a verdict hangs on roundings, by whether the file computes in float16."""
+"""How far pixels are moved to see whether a verdict hangs on roundings, by whether the file computes in less than
+float32."""
 CLOSE = {False: 1e-3, True: 2e-2}
 """Largest difference of a probability, and of a reconstruction error relative to the largest, on another device: a GPU
-rounds to 10 bits of a float32 (TF32), or each value to float16."""
+rounds to 10 bits of a float32 (TF32), or each value to float16; another engine may round to the next of 255 levels."""
 _EXACT = ("label", "adversarial", "abstained", "base_label", "members_used")
 
 
@@ -63,7 +65,7 @@ def answer_golden(file: ModelFile) -> GoldenRecord | None:
     wanted = len(generated_pixels(file.manifest.input.shape))
     pixels = generated_pixels(file.manifest.input.shape, _CANDIDATES * wanted)
     executor, images = WholeExecutor(file, device="cpu"), pixels.astype(np.float32) / np.float32(255)
-    said, rng, far = executor.run(images), np.random.default_rng(1), _NUDGE[is_half(file.proto)]
+    said, rng, far = executor.run(images), np.random.default_rng(1), _NUDGE[is_reduced(file.proto)]
     steady = np.ones(len(images), dtype=bool)
     for _ in range(_MOVED):
         moved = images + rng.choice([-far, far], size=images.shape).astype(np.float32)
@@ -86,13 +88,13 @@ def write_with_golden(model: ModelProto, manifest: Manifest, path: Path) -> None
     write_model_file(model, manifest, path, golden=answer_golden(open_model_file(path)))
 
 
-def compare(record: GoldenRecord, found: Verdicts, *, half: bool) -> str:
+def compare(record: GoldenRecord, found: Verdicts, *, reduced: bool) -> str:
     """What differs between golden answers and those of this machine, for people; empty: nothing that matters.
 
     Args:
         record: Of the file.
         found: Of its images, here.
-        half: Whether the file computes in float16.
+        reduced: Whether the file computes in less than float32.
     """
     wrong = [name for name in _EXACT if list(getattr(record, name)) != getattr(found, name).tolist()]
     expected = np.array(record.log_likelihood_ratio)
@@ -101,9 +103,9 @@ def compare(record: GoldenRecord, found: Verdicts, *, half: bool) -> str:
     own = np.abs(found.probabilities.max(axis=1).astype(np.float64) - np.array(record.probability)).max()
     errors = np.array(record.reconstruction_error)
     error = np.abs(found.reconstruction_error.astype(np.float64) - errors).max() / max(float(errors.max()), 1e-30)
-    if not own <= CLOSE[half]:
+    if not own <= CLOSE[reduced]:
         wrong.append(f"probability, by {own:.2g}")
-    if not error <= CLOSE[half]:
+    if not error <= CLOSE[reduced]:
         wrong.append(f"reconstruction_error, by {error:.2g} of the largest")
     return ", ".join(wrong)
 
@@ -118,8 +120,6 @@ def differences(one: Verdicts, other: Verdicts) -> tuple[int, float]:
     return int(flips.sum()), largest
 
 
-def is_half(proto: ModelProto) -> bool:
-    """Whether a model holds weights in float16, in its graph or in branches."""
-    return any(
-        tensor.data_type == TensorProto.FLOAT16 for graph in all_graphs(proto.graph) for tensor in graph.initializer
-    )
+def is_reduced(proto: ModelProto) -> bool:
+    """Whether a model holds weights in less than float32, in its graph or in branches."""
+    return weights_precision(tensor for graph in all_graphs(proto.graph) for tensor in graph.initializer) != "float32"

@@ -3,13 +3,14 @@
 The list is that of NVIDIA's parser for TensorRT 10.0 (onnx/onnx-tensorrt, docs/operators.md), which reads operator
 sets 9 to 20, less what a stage may not hold for our own reasons: control flow, which no CUDA graph can capture;
 operators whose result has a size that only its values decide; random numbers; and float64, which TensorRT rounds to
-float32. Whether a plan can be built, and is fast, only TensorRT itself says.
+float32. Quantisation must be symmetric: int8 with zero points 0. Whether a plan can be built, and is fast, only
+TensorRT itself says.
 """
 
 from collections.abc import Iterator
 
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 __all__ = ["OPSETS", "SUPPORTED", "lint_stage"]
 
@@ -67,7 +68,7 @@ def lint_stage(stage: ModelProto) -> list[str]:
     found = [] if opset in OPSETS else [f"operator set {opset}, expected {OPSETS.start} to {OPSETS.stop - 1}"]
     found += [_named(node, reason) for node in stage.graph.node if (reason := _refused(node))]
     wide = [f"{name} is {TensorProto.DataType.Name(kind).lower()}" for name, kind in _types(stage) if kind in _WIDE]
-    return [*found, *wide, *_sizes_from_values(stage)]
+    return [*found, *wide, *_asymmetric(stage), *_sizes_from_values(stage)]
 
 
 def _refused(node: NodeProto) -> str:
@@ -99,6 +100,20 @@ def _types(stage: ModelProto) -> Iterator[tuple[str, int]]:
     yield from ((tensor.name, tensor.data_type) for tensor in graph.initializer)
     for node in graph.node:
         yield from ((node.name or node.output[0], one.t.data_type) for one in node.attribute if one.HasField("t"))
+
+
+def _asymmetric(stage: ModelProto) -> Iterator[str]:
+    """Q/DQ nodes of other integers than int8 around zero."""
+    tensors = {tensor.name: tensor for tensor in stage.graph.initializer}
+    for node in stage.graph.node:
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
+            continue
+        point = tensors.get(node.input[2]) if len(node.input) > 2 else None
+        unsigned = point is None and node.op_type == "QuantizeLinear"  # its default
+        if unsigned or (
+            point is not None and (point.data_type != TensorProto.INT8 or numpy_helper.to_array(point).any())
+        ):
+            yield _named(node, f"{node.op_type} with a zero point that is not int8 0")
 
 
 def _sizes_from_values(stage: ModelProto) -> Iterator[str]:

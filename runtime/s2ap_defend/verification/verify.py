@@ -19,7 +19,7 @@ from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, cut_stage
 from s2ap_defend.types import Float32, Verdicts
 from s2ap_defend.verification import Check, Place, Verification
 from s2ap_defend.verification.content import foreign_content
-from s2ap_defend.verification.golden import CLOSE, compare, differences, generated_pixels, is_half
+from s2ap_defend.verification.golden import CLOSE, compare, differences, generated_pixels, is_reduced
 from s2ap_defend.verification.lint import lint_stage
 from s2ap_defend.verification.places import find_places
 
@@ -176,12 +176,12 @@ def _answers(
         yield _tried("golden answers", lambda: _as_written(file, golden, whole))
     yield _tried("stages and whole", lambda: _same(whole, file, images, "cpu", PARITY))
     for device in (place.device for place in places if place.runs and place.device != "cpu"):
-        close = CLOSE[is_half(file.proto)]
+        close = CLOSE[is_reduced(file.proto)]
         yield _tried(f"stages on {device}", partial(_same, whole, file, images, device, close))
 
 
 def _as_written(file: ModelFile, golden: GoldenRecord, found: Verdicts) -> str:
-    different = compare(golden, found, half=is_half(file.proto))
+    different = compare(golden, found, reduced=is_reduced(file.proto))
     if different:
         raise ModelFileError(
             f"of {len(golden.label)} golden inputs the file does not answer what it answered where it was written: "

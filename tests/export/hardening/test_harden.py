@@ -224,11 +224,13 @@ def test_a_purifier_that_is_off_leaves_images_as_they_are_and_is_measured_as_off
     assert "off: the image itself is classified" in capsys.readouterr().out
 
 
-def test_the_recipe_may_ask_for_half_precision_and_what_it_changes_is_in_the_manifest(
-    hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("precision", "flips"), [("float16", 0.05), ("int8", 0.3)])
+def test_the_recipe_may_ask_for_less_precision_and_what_it_changes_is_in_the_manifest(
+    precision: str, flips: float, hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    allowed = ("--set", "export.max_flips=0.05")  # networks that were hardly trained lie near their thresholds
-    path = again(hardened, tmp_path, "--set", 'export.precision="float16"', *allowed, *ONE_ATTACK)
+    allowed = ("--set", f"export.max_flips={flips}")  # networks that were hardly trained lie near their thresholds
+    stages = f'export.precision={{purifier="float16", classifier="{precision}", members="{precision}"}}'
+    path = again(hardened, tmp_path, "--set", stages, *allowed, *ONE_ATTACK)
     whole, half = open_model_file(hardened), open_model_file(path)
     assert (whole.manifest.purifier.precision, half.manifest.purifier.precision) == ("float32", "float16")
     sizes = [stage_sizes(file.proto)[PURIFIER].size_bytes for file in (whole, half)]
@@ -238,20 +240,21 @@ def test_the_recipe_may_ask_for_half_precision_and_what_it_changes_is_in_the_man
     assert 0 < np.abs(purified[0] - purified[1]).max() < 0.01
     record = half.manifest.precision
     assert record is not None
-    assert record.classifier == "float16"
-    assert {member.precision for member in half.manifest.members} == {"float16"}
+    assert record.classifier == precision
+    assert {member.precision for member in half.manifest.members} == {precision}
     assert whole.manifest.precision is None
     compared = record.comparison
     assert compared is not None
-    assert max(compared.label_flips, compared.flag_flips) <= 0.05 * compared.samples
-    assert abs(compared.reduced.clean_accuracy - compared.float32.clean_accuracy) <= 0.05
+    assert max(compared.label_flips, compared.flag_flips) <= flips * compared.samples
+    assert abs(compared.reduced.clean_accuracy - compared.float32.clean_accuracy) <= flips
     assert compared.reduced.size_bytes == (tmp_path / "work" / "unmeasured" / path.name).stat().st_size
     assert compared.reduced.size_bytes < compared.float32.size_bytes
+    assert compared.reduced.milliseconds is not None
+    assert compared.float32.milliseconds is not None
     capsys.readouterr()
     assert run(["inspect", str(path)]) == 0
-    assert "classifier float16, 6 of 6 members float16; against float32, of" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"classifier {precision}, members: 6 {precision}; against float32, of" in said
     assert verify_file(path).sound
 
 

@@ -53,6 +53,14 @@ FLOAT64 = helper.np_dtype_to_tensor_dtype(np.dtype(np.float64))
         ("member_000/maxpool: TensorRT has no indices", stage(node("MaxPool", "image", "x i", kernel_shape=[2]))),
         ("member_000/cast: Cast to float64, which", stage(node("Cast", "image", "x", to=FLOAT64))),
         ("w is double", stage(node("Mul", "image w", "x"), w=np.float64(2))),
+        (
+            "member_000/quantizelinear: QuantizeLinear with a zero point that is not int8 0",
+            stage(node("QuantizeLinear", "image s z", "x"), SOFTMAX, s=np.float32(1), z=np.int8(-128)),
+        ),
+        (
+            "member_000/quantizelinear: QuantizeLinear with a zero point that is not int8 0",
+            stage(node("QuantizeLinear", "image s", "x"), SOFTMAX, s=np.float32(1)),
+        ),
         ("operator set 24, expected 9 to 20", stage(node("Relu", "image", "x"), opset=24)),
         (
             "member_000/expand: Expand takes a size from the values of an image",

@@ -108,6 +108,41 @@ CASES = {
 }
 
 
+QUANTISED = {
+    "int8 around zero": (np.float32(0.01), np.int8(0)),
+    "int8, one-sided, cut off": (np.float32(0.002), np.int8(-128)),
+    "uint8 by default": (np.float32(0.02), None),
+    "uint8, odd zero point": (np.float32(0.02), np.uint8(101)),
+    "a scale for each channel": (np.float32([0.01, 0.003]), np.int8([0, -5])),
+}
+
+
+@pytest.mark.parametrize("case", QUANTISED)
+def test_fake_quantisation_rounds_as_the_onnx_reference_does(case):
+    scale, zero = QUANTISED[case]
+    constants = {"s": scale} | ({} if zero is None else {"z": zero})
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", *constants], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", *constants], ["y"]),
+    ]
+    model = stage(nodes, constants)
+    (expected,) = ReferenceEvaluator(model).run(None, {"image": IMAGE})
+    (found,) = torch_stage(model)(torch.from_numpy(IMAGE))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=0)
+
+
+def test_weights_of_8_bits_are_turned_into_numbers_once():
+    weight, steps = RANDOM.integers(-127, 128, (3, 2, 3, 3), dtype=np.int8), np.float32([0.1, 0.02, 0.5])
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "s"], ["w"], axis=0),
+        helper.make_node("Conv", ["image", "w"], ["y"]),
+    ]
+    model = stage(nodes, {"q": weight, "s": steps})
+    (expected,) = ReferenceEvaluator(model).run(None, {"image": IMAGE})
+    (found,) = torch_stage(model)(torch.from_numpy(IMAGE))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_operator_computes_what_the_onnx_reference_computes(case):
     operands, attributes = CASES[case]

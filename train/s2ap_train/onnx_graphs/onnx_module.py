@@ -1,8 +1,9 @@
 """An ONNX stage as a differentiable torch function: the white-box attacker's view of the file that is served.
 
 The weights and the operators are those of the file, not of the network it was exported from. What the file computes in
-float16 is computed in the stage's type and rounded. Where the stage contains gradient operators that were traced into
-it (the purifier), autograd through them is the exact unrolled gradient.
+float16 is computed in the stage's type and rounded, and so is what it rounds to 8 bits (fake quantisation). Where the
+stage contains gradient operators that were traced into it (the purifier), autograd through them is the exact unrolled
+gradient.
 """
 
 import math
@@ -109,16 +110,14 @@ class _Builder:
         self.slots: list[Tensor | None] = [None]
         self.slot_of: dict[str, int] = {"": 0}
         self.half: set[str] = set()  # values that the file computes in float16
+        self.channels_last: set[str] = set()  # weights: what their convolutions give has their layout
         self.cast_from: dict[str, tuple[str, torch.dtype]] = {}  # integer value -> what it was cast from, and its type
 
     def build(self, stage: ModelProto, segments: int) -> TorchStage:
         graph = stage.graph
-        channels_last = _windows(graph) if _pixels(graph) >= _CHANNELS_LAST_PIXELS else set()
+        self.channels_last = _windows(graph) if _pixels(graph) >= _CHANNELS_LAST_PIXELS else set()
         for initializer in graph.initializer:
-            value = self._tensor(initializer)
-            if initializer.name in channels_last and value.dim() == 4:  # what the convolution gives has its layout
-                value = value.to(memory_format=torch.channels_last)
-            self._slot(initializer.name, value)
+            self._slot(initializer.name, self._tensor(initializer))
             if initializer.data_type == TensorProto.FLOAT16:
                 self.half.add(initializer.name)
         image = self._slot(graph.input[0].name)
@@ -135,6 +134,8 @@ class _Builder:
         return TorchStage(self.slots, image, self._freeing(steps, set(results)), results, segments=segments)
 
     def _slot(self, name: str, value: Tensor | None = None) -> int:
+        if value is not None and name in self.channels_last and value.dim() == 4:
+            value = value.to(memory_format=torch.channels_last)
         self.slots.append(value)
         self.slot_of[name] = len(self.slots) - 1
         return self.slot_of[name]

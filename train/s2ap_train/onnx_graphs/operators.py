@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s2ap_train.onnx_graphs.activations import ACTIVATIONS
+from s2ap_train.onnx_graphs.quantisation import QUANTISATION, STRAIGHT_THROUGH_QUANTISATION
 from s2ap_train.onnx_graphs.rearranging import REARRANGING, Attributes, Builder, Function, ints
 from s2ap_train.onnx_graphs.resizing import RESIZING
 from s2ap_train.onnx_graphs.windows import WINDOWS
@@ -213,6 +214,7 @@ OPERATORS: dict[str, Builder] = (
     REARRANGING
     | RESIZING
     | ACTIVATIONS
+    | QUANTISATION
     | WINDOWS
     | {
         "ArgMax": _arg(torch.argmax),
@@ -249,12 +251,16 @@ OPERATORS: dict[str, Builder] = (
 )
 """By operator name: what makes the torch function from the node's attributes."""
 
-STRAIGHT_THROUGH_OPERATORS: dict[str, Builder] = OPERATORS | {
-    "Ceil": _straight_through(torch.ceil),
-    "Clip": _straight_through(_clip),
-    "Floor": _straight_through(torch.floor),
-    "Round": _straight_through(torch.round),
-    "Sign": _straight_through(torch.sign),
-}
+STRAIGHT_THROUGH_OPERATORS: dict[str, Builder] = (
+    OPERATORS
+    | STRAIGHT_THROUGH_QUANTISATION
+    | {
+        "Ceil": _straight_through(torch.ceil),
+        "Clip": _straight_through(_clip),
+        "Floor": _straight_through(torch.floor),
+        "Round": _straight_through(torch.round),
+        "Sign": _straight_through(torch.sign),
+    }
+)
 """The same, but what is constant in pieces passes gradients on unchanged: an attacker's way past clamped or rounded
 pixels (Athalye et al. 2018, arXiv 1802.00420, section 4.1)."""

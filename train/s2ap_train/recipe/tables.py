@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from s2ap_defend.decision_record import Amplification, CostIn, Purify, Sees
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.precision_record import Precision
+from s2ap_defend.precision_record import Precision, PurifierPrecision
 from s2ap_defend.sequential import Answer, SignalName
 from s2ap_defend.sequential.tables import WEIGHT_UNIT
 from s2ap_train.models import ModelTable
@@ -172,12 +172,12 @@ class StagePrecision(Table):
     """What the convolutions of each kind of stage compute in; norms, sums, softmax and the test stay as they are.
 
     Attributes:
-        purifier: Of the purifier.
+        purifier: Of the purifier; "int8" is not for it.
         classifier: Of the classifier.
         members: Of every member.
     """
 
-    purifier: Precision = "float32"
+    purifier: PurifierPrecision = "float32"
     classifier: Precision = "float32"
     members: Precision = "float32"
 
@@ -191,8 +191,8 @@ class ExportSettings(Table):
     """How the model file is written.
 
     Attributes:
-        precision: What convolutions compute in, by stage; one word, such as "float16", is for all of them. Thresholds
-            are calibrated on what is exported.
+        precision: What convolutions compute in, by stage; one word, "float16", is for all of them, "int8" for
+            classifier and members. Thresholds are calibrated on what is exported.
         max_flips: Largest share of validation images whose label or flag may differ from that in float32.
         tensorrt: Whether a network is refused that holds what TensorRT does not take.
     """
@@ -208,6 +208,8 @@ class ExportSettings(Table):
             return value
         if value not in get_args(Precision):
             raise ValueError(f"choose from {', '.join(get_args(Precision))}, for all stages or by stage")
+        if value == "int8":
+            return {"classifier": value, "members": value}
         return dict.fromkeys(StagePrecision.model_fields, value)
 
 
