@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from s2ap_defend.engines import Device
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.executors import ExecutorName
+from s2ap_defend.serve.keys import read_keys
 from s2ap_defend.types import Resize
 
 MIB = 1024 * 1024
@@ -26,7 +27,8 @@ class ServerConfig:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one, which the log names.
         grpc_port: Port of the same address for gRPC, 0 takes a free one; None leaves gRPC out.
-        insecure: Allow an address that other machines reach, although the server has no authentication.
+        insecure: Allow an address that other machines reach, although the server has no encryption.
+        keys: File of the API keys, which is read again when it changes; None lets anybody ask.
         allowed_hosts: Names or addresses by which clients may ask for the server (the Host header); empty allows any.
         expose_evidence: Answer with all outputs, not only `label` and `adversarial`. Evidence is an oracle for
             adaptive attackers.
@@ -55,6 +57,7 @@ class ServerConfig:
     port: int = 8000
     grpc_port: int | None = None
     insecure: bool = False
+    keys: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
     expose_evidence: bool = False
     on_white: bool = False
@@ -75,10 +78,11 @@ class ServerConfig:
     grace_s: float = 20.0
 
     def __post_init__(self) -> None:
-        """Check every value.
+        """Check every value, and read what files hold.
 
         Raises:
-            RecipeError: If a value cannot work, or other machines could reach the server and `insecure` is not set.
+            RecipeError: If a value or a file cannot work, or other machines could reach the server and `insecure` is
+                not set.
         """
         _check_ports(self.port, self.grpc_port)
         for name, least in LEAST.items():
@@ -105,10 +109,14 @@ class ServerConfig:
         for name in ("head_timeout_s", "body_timeout_s", "drain_delay_s", "grace_s"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected seconds, 0 or more")
+        if self.keys is not None:
+            read_keys(self.keys)
         if not is_loopback(self.host) and not self.insecure:
+            lacks = "no authentication" if self.keys is None else "no encryption, so its keys can be read on the way"
+            proxy = "checks who is asking" if self.keys is None else "speaks HTTPS"
             raise RecipeError(
-                f"host {self.host} can be reached by other machines and this server has no authentication; put a "
-                "proxy that checks who is asking in front of 127.0.0.1, or accept the risk with --insecure"
+                f"host {self.host} can be reached by other machines and this server has {lacks}; put a proxy that "
+                f"{proxy} in front of 127.0.0.1, or accept the risk with --insecure"
             )
 
 

@@ -35,8 +35,8 @@ def serve(config: ServerConfig) -> None:
 
     On SIGTERM or SIGQUIT the server is no longer ready, serves on for `drain_delay_s`, stops accepting, and gives what
     it has accepted `grace_s` to finish. SIGINT, and a second signal, skip the delay; a third skips the grace. SIGHUP
-    means SIGTERM where it was started from a terminal, which is gone then, and nothing elsewhere. SIGUSR1 logs what the
-    server is doing.
+    means SIGTERM where it was started from a terminal, which is gone then, and reads the keys again elsewhere. SIGUSR1
+    logs what the server is doing.
 
     Raises:
         RecipeError: If the address cannot be listened on.
@@ -54,7 +54,8 @@ def serve(config: ServerConfig) -> None:
         service: Service = app.state.service
         logger.info("listening on %s (%s, %s)", _url(listener), classifier.provider, classifier.executor.name)
         if not is_loopback(config.host):
-            logger.warning("other machines can reach this server and it has no authentication")
+            lacks = "authentication" if config.keys is None else "encryption, so its keys can be read on the way"
+            logger.warning("other machines can reach this server and it has no %s", lacks)
             if not config.allowed_hosts:
                 logger.warning(
                     "it answers for any host name, so pages of others may ask it; --allow-host names its own"
@@ -220,7 +221,8 @@ class Server(uvicorn.Server):
             logger.info("%s; %d connections", self._service.describe(), len(self.server_state.connections))
             return
         if name == "SIGHUP" and not self._has_terminal:
-            logger.info("SIGHUP: the model and the settings are read at the start only; start again to change them")
+            self._service.watcher.read_now()
+            logger.info("SIGHUP: keys are read again; model and settings only at the start: start again to change them")
             return
         self._signals += 1
         if self._signals > 2:

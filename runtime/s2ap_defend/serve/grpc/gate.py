@@ -1,4 +1,4 @@
-"""What holds for every call over gRPC: how many a peer may have at a time, and how long their messages may take."""
+"""What holds for every call over gRPC: who may make it, how many a peer may have, how long a message may take."""
 
 import asyncio
 import inspect
@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import grpc
 
 from s2ap_defend.errors import DefendError
-from s2ap_defend.serve.errors import BodyTimeoutError, ProtocolError, QueueFullError
+from s2ap_defend.serve.access import CALLER, Access, grpc_need, presented
+from s2ap_defend.serve.errors import BodyTimeoutError, ProtocolError, QueueFullError, RequestError
 from s2ap_defend.serve.responses import explain
 from s2ap_defend.serve.shares import Shares, peer_of
 
@@ -16,6 +17,7 @@ __all__ = ["Gate", "abort", "peer_name"]
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -35,6 +37,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
     counted and given up; on the wire it is the same as a stream of one message.
 
     Args:
+        access: Who may ask what.
         calls: How many calls there may be, and for each peer.
         message_timeout_s: Seconds that the only message of a call may take.
 
@@ -42,7 +45,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
         calls: Those that are open.
     """
 
-    def __init__(self, calls: Shares, message_timeout_s: float) -> None:
+    def __init__(self, access: Access, calls: Shares, message_timeout_s: float) -> None:
+        self._access = access
         self.calls = calls
         self._timeout_s = message_timeout_s
 
@@ -55,18 +59,23 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
         handler = await continuation(details)
         if handler is None:
             return None
+        headers = ((key.encode(), _as_bytes(value)) for key, value in details.invocation_metadata)
+        denied = None
+        try:
+            CALLER.set(self._access.admit(presented(headers), grpc_need(details.method)))
+        except RequestError as error:
+            denied = error
         answer = handler.unary_unary or handler.unary_stream or handler.stream_stream or handler.stream_unary
         if handler.response_streaming:
             make, within = grpc.stream_stream_rpc_method_handler, self._stream
         else:
             make, within = grpc.stream_unary_rpc_method_handler, self._single
-        return make(
-            within(answer, handler.request_streaming), handler.request_deserializer, handler.response_serializer
-        )
+        call = within(answer, handler.request_streaming, denied)
+        return make(call, handler.request_deserializer, handler.response_serializer)
 
-    def _single(self, answer: Call, streaming: bool) -> Call:
+    def _single(self, answer: Call, streaming: bool, denied: RequestError | None) -> Call:
         async def call(messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
-            peer = await self._enter(context)
+            peer = await self._enter(context, denied)
             try:
                 return await answer(messages if streaming else await self._only(messages, context), context)
             finally:
@@ -74,9 +83,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
 
         return call
 
-    def _stream(self, answer: Call, streaming: bool) -> Call:
+    def _stream(self, answer: Call, streaming: bool, denied: RequestError | None) -> Call:
         async def call(messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
-            peer = await self._enter(context)
+            peer = await self._enter(context, denied)
             try:
                 answers = answer(messages if streaming else await self._only(messages, context), context)
                 if inspect.isawaitable(answers):  # it writes them by itself
@@ -89,7 +98,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
 
         return call
 
-    async def _enter(self, context: grpc.aio.ServicerContext) -> str:
+    async def _enter(self, context: grpc.aio.ServicerContext, denied: RequestError | None) -> str:
+        if denied is not None:
+            await abort(denied, context)
         peer = peer_name(context)
         if not self.calls.take(peer, 1):
             await abort(QueueFullError("too many calls are open already; try again later"), context)
@@ -107,8 +118,14 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
 async def abort(error: DefendError, context: grpc.aio.ServicerContext) -> NoReturn:
     """End a call with an error."""
     status, reason = explain(error)
-    await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), reason)
+    seconds = error.headers.get("retry-after") if isinstance(error, RequestError) else None
+    trailing = () if seconds is None else (("grpc-retry-pushback-ms", str(1000 * int(seconds))),)
+    await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), reason, trailing)
     raise error  # for readers of types: abort does not return
+
+
+def _as_bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
 
 
 def peer_name(context: grpc.aio.ServicerContext) -> str:

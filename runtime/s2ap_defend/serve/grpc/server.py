@@ -40,7 +40,7 @@ class GrpcServer:
         self._config = config
         self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-grpc")
         self._servicer = InferenceServicer(service, self._decoders)
-        self.gate = Gate(Shares(config.max_connections), config.body_timeout_s)
+        self.gate = Gate(service.access, Shares(config.max_connections), config.body_timeout_s)
         self._health = health.aio.HealthServicer()
         self._telling: set[asyncio.Task[None]] = set()
 

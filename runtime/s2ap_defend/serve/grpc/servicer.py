@@ -14,12 +14,13 @@ from tritonclient.grpc import service_pb2 as pb
 from s2ap_defend import __version__
 from s2ap_defend.errors import DefendError
 from s2ap_defend.serve import metadata
+from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.body import FULL
 from s2ap_defend.serve.errors import DeadlineError, QueueFullError, UnavailableError
 from s2ap_defend.serve.grpc.gate import abort, peer_name
 from s2ap_defend.serve.grpc.messages import decode_message, encode_message
 from s2ap_defend.serve.metrics import CANCELLED, ERROR, SUCCESS
-from s2ap_defend.serve.protocol import InferRequest
+from s2ap_defend.serve.protocol import InferRequest, ServedModel
 from s2ap_defend.serve.responses import explain, outcome_of
 from s2ap_defend.serve.service import Service
 
@@ -72,13 +73,14 @@ class InferenceServicer:
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
         """Inputs and outputs of the model."""
         await self._check_model(request, context)
-        return _filled(pb.ModelMetadataResponse(), metadata.describe_model(self._service.served))
+        return _filled(pb.ModelMetadataResponse(), metadata.describe_model(self._service.served_to(CALLER.get())))
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
         """Configuration of the model."""
         await self._check_model(request, context)
         service = self._service
-        found = metadata.configure_model(service.served, service.classifier.classes, service.config.max_batch_rows)
+        served = service.served_to(CALLER.get())
+        found = metadata.configure_model(served, service.classifier.classes, service.config.max_batch_rows)
         return _filled(pb.ModelConfigResponse(), {"config": found})
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
@@ -145,25 +147,29 @@ class InferenceServicer:
         service.check_ready()
         if service.state == "draining":
             raise UnavailableError("the server is stopping")
+        caller = CALLER.get()
+        service.access.confirm(caller)  # a stream may be older than the keys
+        caller.check(1)
+        served = service.served_to(caller)
         with service.receiving.hold(peer) as hold:
             size = message.ByteSize()
             if not hold.add(size):
                 raise QueueFullError(FULL)
             if size <= INLINE_BYTES:
-                request = self._decode(message)
+                request = self._decode(message, served)
             else:
-                request = await loop.run_in_executor(self._decoders, self._decode, message)
-            ticket = service.enqueue(request, arrived_s, left_s)
+                request = await loop.run_in_executor(self._decoders, self._decode, message, served)
+            ticket = service.enqueue(request, caller, arrived_s, left_s)
         try:
             verdicts = await ticket.future
         finally:
             service.batcher.release(ticket)
-        answer: Message = encode_message(request, verdicts, service.served)
+        answer: Message = encode_message(request, verdicts, served)
         service.metrics.count_verdicts(verdicts)
         return answer
 
-    def _decode(self, message: pb.ModelInferRequest) -> InferRequest:
-        request = decode_message(message, self._service.served)
+    def _decode(self, message: pb.ModelInferRequest, served: ServedModel) -> InferRequest:
+        request = decode_message(message, served)
         self._service.classifier.validate(request.images)  # alone, before it shares a batch
         return request
 
