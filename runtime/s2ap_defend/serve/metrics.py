@@ -130,6 +130,14 @@ class Metrics:
         Info("s2ap_build", "What is running.", registry=registry).info(build)
         (ProcessCollector if evidence else _Process)(registry=registry)
 
+    def export_expiry(self, expires_s: Callable[[], float]) -> None:
+        """Export when the certificate ends, in seconds since 1970."""
+        Gauge(
+            "s2ap_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate of this server ends, in seconds since 1970.",
+            registry=self._registry,
+        ).set_function(expires_s)
+
     def set_ready(self, ready: bool) -> None:
         """Tell whether the model takes requests."""
         self._ready.set(float(ready))

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -45,6 +45,7 @@ class Service:
         aborted: Whether what is unfinished is given up, because the server's grace is over.
         receiving: Bytes of bodies that have arrived and are not queued yet.
         access: Who may ask what.
+        certificate: By which clients know the server, None without TLS.
         watcher: Reads files again that change while it serves.
     """
 
@@ -78,7 +79,8 @@ class Service:
         )
         keys = None if config.keys is None else read_keys(config.keys)
         self.access = Access(keys, evidence=config.expose_evidence, on_denied=self.metrics.count_denied)
-        self.watcher = Watcher([] if config.keys is None else [Watched("keys", [config.keys], self._read_keys)])
+        self.certificate = config.certificate()
+        self.watcher = Watcher(self._watched())
         self.state: State = "starting"
         self.on_state: list[Callable[[], None]] = []
         self.failure: DefendError | None = None
@@ -171,6 +173,13 @@ class Service:
         ticket = self.batcher.enqueue(request.images, priority=request.priority, deadline_s=deadline_s)
         caller.charge(rows)
         return ticket
+
+    def _watched(self) -> Iterator[Watched]:
+        if self.config.keys is not None:
+            yield Watched("keys", [self.config.keys], self._read_keys)
+        if self.certificate is not None:
+            self.metrics.export_expiry(lambda certificate=self.certificate: certificate.expires_s)  # type: ignore[misc]
+            yield Watched("certificate and its key", self.certificate.paths, self.certificate.renew)
 
     def _read_keys(self) -> None:
         if self.config.keys is not None:

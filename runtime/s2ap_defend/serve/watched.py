@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from s2ap_defend.errors import DefendError
@@ -68,8 +68,8 @@ class Watcher:
         files: The files.
     """
 
-    def __init__(self, files: Sequence[Watched]) -> None:
-        self._files = files
+    def __init__(self, files: Iterable[Watched]) -> None:
+        self._files = list(files)
         self._woken = threading.Event()
         self._asked = self._stopped = False
 

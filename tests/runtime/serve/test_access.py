@@ -15,8 +15,7 @@ from tests.runtime.serving_client import serving
 from tritonclient.http import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
-from s2ap_defend.errors import RecipeError
-from s2ap_defend.serve import ServerConfig, watched
+from s2ap_defend.serve import watched
 from s2ap_defend.serve.access import http_need
 from s2ap_defend.serve.classify import encode_png
 from s2ap_defend.types import Verdicts
@@ -178,11 +177,6 @@ def test_what_the_queue_refuses_is_not_charged(classifier, ring, batch):
         for _ in range(5):
             assert ask(client, server, ring.bearer("slow"), batch[:3]).status_code == 413
         assert ask(client, server, ring.bearer("slow"), batch[:2]).status_code == 200
-
-
-def test_keys_do_not_make_a_public_address_safe(ring):
-    with pytest.raises(RecipeError, match="no encryption, so its keys can be read on the way; put a proxy that speaks"):
-        ServerConfig(model=ring.path, keys=ring.path, host="0.0.0.0")  # noqa: S104 - refused
 
 
 def test_without_keys_nobody_needs_one(classifier):

@@ -72,7 +72,7 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         host = f"[{config.host}]" if ":" in config.host else config.host
         try:
-            self.port = self._server.add_insecure_port(f"{host}:{config.grpc_port}")
+            self.port = self._open(f"{host}:{config.grpc_port}")
         except RuntimeError as error:
             raise RecipeError(
                 f"cannot listen on {config.host} port {config.grpc_port} for gRPC; choose another --grpc-port"
@@ -89,6 +89,24 @@ class GrpcServer:
         await self._server.stop(LINGER_S)
         await ending
         self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    def _open(self, address: str) -> int:
+        certificate = self._service.certificate
+        if certificate is None:
+            return int(self._server.add_insecure_port(address))
+
+        used = certificate.pem
+        first = grpc.ssl_server_certificate_configuration([used])
+
+        def renew() -> grpc.ServerCertificateConfiguration | None:  # at every handshake
+            nonlocal used
+            if used == certificate.pem:
+                return None
+            used = certificate.pem
+            return grpc.ssl_server_certificate_configuration([used])
+
+        credentials = grpc.dynamic_ssl_server_credentials(first, renew)
+        return int(self._server.add_secure_port(address, credentials))
 
     def _state_changed(self) -> None:
         task = asyncio.get_running_loop().create_task(self._tell())
