@@ -53,7 +53,7 @@ def inline(text: str) -> list[str]:
 
 
 def is_toml(block: str) -> bool:
-    """Whether a block is tables or keys of a recipe."""
+    """Whether a block is TOML: tables or keys of a recipe, or a file of the server."""
     try:
         return bool(tomllib.loads(block))
     except tomllib.TOMLDecodeError:

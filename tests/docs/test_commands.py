@@ -22,6 +22,7 @@ from tests.runtime.running_server import running
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.commands.main import cli, run
 from s2ap_defend.errors import DefendError
+from s2ap_defend.serve.keys import read_keys
 from s2ap_train import recipe as recipes
 from s2ap_train.recipe import load_recipe
 
@@ -137,7 +138,13 @@ def test_a_command_that_does_not_work_is_found(
     assert found in f"{caught.value}{capsys.readouterr().err}"
 
 
-@each([path for path in DOCUMENTS if any(map(is_toml, blocks(path.read_text())))])
+def test_the_keys_file_of_the_server_is_one_that_it_reads(tmp_path: Path) -> None:
+    (block,) = filter(is_toml, blocks((ROOT / "docs" / "serving.md").read_text()))
+    (tmp_path / "keys.toml").write_text(block)
+    assert read_keys(tmp_path / "keys.toml")
+
+
+@each([path for path in DOCUMENTS if path.name != "serving.md" and any(map(is_toml, blocks(path.read_text())))])
 def test_tables_of_recipes_are_what_a_recipe_may_hold(document: Path) -> None:
     for block in filter(is_toml, blocks(document.read_text())):
         table, changes = "", []

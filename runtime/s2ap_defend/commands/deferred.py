@@ -12,7 +12,7 @@ class DeferredCommand(click.Command):
     """A command of which only the name and the help line are there until it is called.
 
     Args:
-        name: Its name. Without an extra it is the function NAME of `s2ap_defend.commands.NAME`.
+        name: Its name. Without an extra it is the function NAME of `s2ap_defend.commands.NAME`, dashes underscores.
         line: The first sentence of its help.
         extra: The extra that it needs; it is found by its entry point then.
     """
@@ -30,7 +30,8 @@ class DeferredCommand(click.Command):
         """
         command: click.Command
         if self.extra is None:
-            command = getattr(import_module(f"s2ap_defend.commands.{self.name}"), str(self.name))
+            own = str(self.name).replace("-", "_")
+            command = getattr(import_module(f"s2ap_defend.commands.{own}"), own)
             return command
         from importlib.metadata import entry_points
 
@@ -73,6 +74,7 @@ COMMANDS = (
     DeferredCommand(
         "serve", "Serve a model file: Open Inference Protocol v2 over HTTP and gRPC, a page at /, metrics at /metrics."
     ),
+    DeferredCommand("serve-key", "Make an API key for the server, and print it once and its entry in the keys file."),
     DeferredCommand(
         "sign",
         "Sign a model file with a private key; `verify --key` with the public one says whether a file is that one.",

@@ -16,7 +16,10 @@ from s2ap_defend.types import Resize
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
 @click.option("--grpc-port", type=int, help="Serve gRPC on this port as well; 0 takes a free one. Extra [grpc].")
-@click.option("--insecure", is_flag=True, help="Allow an address that other machines reach, without authentication.")
+@click.option("--insecure", is_flag=True, help="Allow an address that other machines reach, without keys or TLS.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Speak TLS with this certificate and its chain, PEM.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="The certificate's private key, PEM.")
+@click.option("--keys", type=click.Path(path_type=Path), help="Let only these API keys ask, of serve-key; a TOML file.")
 @click.option("--allow-host", multiple=True, help="Answer only for this name in the Host header; may be repeated.")
 @click.option("--expose-evidence", is_flag=True, help="Answer with votes, evidence and the purified image as well.")
 @on_white_option
@@ -44,6 +47,9 @@ def serve(
     port: int,
     grpc_port: int | None,
     insecure: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    keys: Path | None,
     allow_host: tuple[str, ...],
     expose_evidence: bool,
     on_white: bool,
@@ -70,6 +76,9 @@ def serve(
             port=port,
             grpc_port=grpc_port,
             insecure=insecure,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            keys=keys,
             allowed_hosts=allow_host,
             expose_evidence=expose_evidence,
             on_white=on_white,

@@ -19,6 +19,7 @@ from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import DefendError
 from s2ap_defend.images import chosen_resize
 from s2ap_defend.serve import metadata, openapi, page, responses
+from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.classify import ImagesCodec
 from s2ap_defend.serve.codecs import ProtocolCodec
 from s2ap_defend.serve.config import ServerConfig
@@ -73,6 +74,7 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
         },
     )
     app.state.service = service
+    app.access = service.access
     app.allowed_hosts = frozenset(host.lower() for host in config.allowed_hosts)
     size_bytes = min(config.max_body_bytes, largest_request(service.served, config.max_queue_rows))
     infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders, size_bytes)
@@ -94,7 +96,7 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
     app.include_router(_models(service))
     app.include_router(_operations(service))
     app.include_router(_page(service, resize))
-    _extend_openapi(app)
+    _extend_openapi(app, keys=config.keys is not None)
     return app
 
 
@@ -127,11 +129,16 @@ def _models(service: Service) -> APIRouter:
     router = APIRouter(tags=["models"])
     served = service.served
 
+    def description() -> dict[str, Any]:
+        return metadata.describe_model(service.served_to(CALLER.get()))
+
     def statistics() -> dict[str, Any]:
         return {"model_stats": [service.statistics.to_json(served.model, served.version)]}
 
     def configuration() -> dict[str, Any]:
-        return metadata.configure_model(served, service.classifier.classes, service.config.max_batch_rows)
+        return metadata.configure_model(
+            service.served_to(CALLER.get()), service.classifier.classes, service.config.max_batch_rows
+        )
 
     @router.get("/v2", summary="The server and its extensions of the protocol.")
     async def server_metadata() -> Response:
@@ -141,7 +148,7 @@ def _models(service: Service) -> APIRouter:
     async def all_statistics() -> Response:
         return json_response(statistics())
 
-    _about_model(router, service, "", "Inputs and outputs of the model.", lambda: metadata.describe_model(served))
+    _about_model(router, service, "", "Inputs and outputs of the model.", description)
     _about_model(router, service, "/config", "Configuration of the model.", configuration)
     _about_model(router, service, "/stats", "Statistics of the model.", statistics)
     return router
@@ -191,16 +198,16 @@ def _page(service: Service, resize: Resize | None) -> APIRouter:
 
     @router.get("/page.json")
     async def description() -> Response:
-        return json_response(page.describe_page(service.classifier.manifest, service.served, resize))
+        return json_response(page.describe_page(service.classifier.manifest, service.served_to(CALLER.get()), resize))
 
     return router
 
 
-def _extend_openapi(app: FastAPI) -> None:
+def _extend_openapi(app: FastAPI, *, keys: bool) -> None:
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
             found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            app.openapi_schema = openapi.add_endpoints(found)
+            app.openapi_schema = openapi.add_endpoints(found, keys=keys)
         return app.openapi_schema
 
     app.openapi = schema  # type: ignore[method-assign]

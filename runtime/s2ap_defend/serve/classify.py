@@ -38,9 +38,11 @@ class ImagesRequest(InferRequest):
 
     Attributes:
         files: Of every file its name and, where it could not be read, why; else None.
+        evidence: Whether the answer carries evidence.
     """
 
     files: tuple[tuple[str, str | None], ...] = field(kw_only=True)
+    evidence: bool = False
 
 
 class _File(NamedTuple):
@@ -90,13 +92,15 @@ class ImagesCodec:
         files = self._files(body, head.headers.get(b"content-type", b"").decode("latin-1"), parameters)
         timeout_s, priority = decode_scheduling(parameters)
         images, read = self._read(files, self._resize_of(parameters))
-        return ImagesRequest(images=images, outputs=(), timeout_s=timeout_s, priority=priority, files=read)
+        return ImagesRequest(
+            images=images, outputs=(), timeout_s=timeout_s, priority=priority, files=read, evidence=head.evidence
+        )
 
     def encode(self, request: ImagesRequest, verdicts: Verdicts) -> Response:
-        """Encode what became of every file, in their order, and the evidence if this server exposes it."""
+        """Encode what became of every file, in their order, and the evidence if the caller may see it."""
         rows = iter(range(len(verdicts)))
         answers = [
-            {"name": name, **(self._verdict(request.images, verdicts, next(rows)) if why is None else {"error": why})}
+            {"name": name, **(self._verdict(request, verdicts, next(rows)) if why is None else {"error": why})}
             for name, why in request.files
         ]
         return json_response({"images": answers})
@@ -163,7 +167,7 @@ class ImagesCodec:
         except RecipeError as error:
             raise ProtocolError(str(error)) from error
 
-    def _verdict(self, images: Float32, verdicts: Verdicts, row: int) -> dict[str, Any]:
+    def _verdict(self, request: ImagesRequest, verdicts: Verdicts, row: int) -> dict[str, Any]:
         label = int(verdicts.label[row])
         answer: dict[str, Any] = {
             "label": label,
@@ -171,7 +175,7 @@ class ImagesCodec:
             "adversarial": bool(verdicts.adversarial[row]),
             "abstained": bool(verdicts.abstained[row]),
         }
-        if "base_label" in self._served.outputs:
+        if request.evidence:
             base_label = int(verdicts.base_label[row])
             answer["evidence"] = {
                 "base_label": base_label,
@@ -182,7 +186,7 @@ class ImagesCodec:
                 "members_used": int(verdicts.members_used[row]),
                 "votes": verdicts.votes[row],
                 "reconstruction_error": float(verdicts.reconstruction_error[row]),
-                "image": _data_url(images[row]),
+                "image": _data_url(request.images[row]),
                 "purified": _data_url(verdicts.purified[row]),
             }
         return answer

@@ -1,5 +1,7 @@
 """The protocol's way to write an inference request over HTTP."""
 
+from dataclasses import replace
+
 from starlette.responses import Response
 
 from s2ap_defend.serve.endpoint import Head
@@ -17,13 +19,13 @@ class ProtocolCodec:
 
     def __init__(self, served: ServedModel) -> None:
         self._served = served
+        self._in_full = replace(served, outputs=Verdicts.FIELDS)
 
     def decode(self, body: bytes, head: Head) -> InferRequest:
         """Decode a request; see `protocol.decode_request`."""
         length = head.headers.get(HEADER_LENGTH.encode())
-        return decode_request(
-            body, decode_header_length(None if length is None else length.decode("latin-1")), self._served
-        )
+        served = self._in_full if head.evidence else self._served
+        return decode_request(body, decode_header_length(None if length is None else length.decode("latin-1")), served)
 
     def encode(self, request: InferRequest, verdicts: Verdicts) -> Response:
         """Encode an answer; see `protocol.encode_response`."""

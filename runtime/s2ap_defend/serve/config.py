@@ -1,6 +1,7 @@
 """The server's settings, checked when they are made."""
 
 import ipaddress
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -8,6 +9,8 @@ from typing import Literal, get_args
 from s2ap_defend.engines import Device
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.executors import ExecutorName
+from s2ap_defend.serve.certificate import Certificate
+from s2ap_defend.serve.keys import read_keys
 from s2ap_defend.types import Resize
 
 MIB = 1024 * 1024
@@ -26,7 +29,10 @@ class ServerConfig:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one, which the log names.
         grpc_port: Port of the same address for gRPC, 0 takes a free one; None leaves gRPC out.
-        insecure: Allow an address that other machines reach, although the server has no authentication.
+        insecure: Allow an address that other machines reach, although the server has no keys or no TLS.
+        tls_cert: PEM file of the certificate by which clients know the server, and of its chain; None: no TLS.
+        tls_key: PEM file of its private key. Both are read again when they change.
+        keys: File of the API keys, which is read again when it changes; None lets anybody ask.
         allowed_hosts: Names or addresses by which clients may ask for the server (the Host header); empty allows any.
         expose_evidence: Answer with all outputs, not only `label` and `adversarial`. Evidence is an oracle for
             adaptive attackers.
@@ -56,6 +62,9 @@ class ServerConfig:
     port: int = 8000
     grpc_port: int | None = None
     insecure: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    keys: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
     expose_evidence: bool = False
     on_white: bool = False
@@ -77,10 +86,11 @@ class ServerConfig:
     grace_s: float = 20.0
 
     def __post_init__(self) -> None:
-        """Check every value.
+        """Check every value, and read what files hold.
 
         Raises:
-            RecipeError: If a value cannot work, or other machines could reach the server and `insecure` is not set.
+            RecipeError: If a value or a file cannot work, or other machines could reach the server and `insecure` is
+                not set.
         """
         _check_ports(self.port, self.grpc_port)
         for name, least in LEAST.items():
@@ -107,11 +117,36 @@ class ServerConfig:
         for name in ("head_timeout_s", "body_timeout_s", "drain_delay_s", "grace_s"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected seconds, 0 or more")
-        if not is_loopback(self.host) and not self.insecure:
+        if self.keys is not None:
+            read_keys(self.keys)
+        self.certificate()
+        lacks = self.lacks()
+        if lacks and not is_loopback(self.host) and not self.insecure:
             raise RecipeError(
-                f"host {self.host} can be reached by other machines and this server has no authentication; put a "
-                "proxy that checks who is asking in front of 127.0.0.1, or accept the risk with --insecure"
+                f"host {self.host} can be reached by other machines and this server has {lacks}; give --keys, "
+                "--tls-cert and --tls-key, put a proxy that checks who is asking in front of 127.0.0.1, or accept the "
+                "risk with --insecure"
             )
+
+    def certificate(self) -> Certificate | None:
+        """The certificate, None without TLS.
+
+        Raises:
+            RecipeError: If a file is missing, cannot be used, or they do not belong together.
+        """
+        if self.tls_cert is None and self.tls_key is None:
+            return None
+        if self.tls_cert is None or self.tls_key is None:
+            there, missing = ("key", "cert") if self.tls_cert is None else ("cert", "key")
+            raise RecipeError(f"--tls-{there} needs --tls-{missing}; give both")
+        if sys.platform == "win32":
+            raise RecipeError("TLS is not offered on Windows; put a proxy that speaks HTTPS in front")
+        return Certificate(self.tls_cert, self.tls_key)
+
+    def lacks(self) -> str:
+        """What makes it unsafe where other machines reach it, in words; empty if nothing does."""
+        missing = {"authentication": self.keys, "encryption": self.tls_cert}
+        return " and ".join(f"no {what}" for what, given in missing.items() if given is None)
 
 
 def _check_ports(http: int, grpc: int | None) -> None:

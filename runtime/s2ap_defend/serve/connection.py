@@ -14,6 +14,7 @@ from s2ap_defend.serve.shares import Limits, peer_of
 
 __all__ = ["Connection"]
 
+GOODBYE_S = 1.0  # for a client to agree to the end of TLS, once it has all that was sent to it
 DISCARD_S = 1.0  # a client that still sends must be able to read why it was refused
 HEAD_BYTES = 32 * 1024
 OVERHEAD = 8  # bytes of framing for a byte of body; a chunk of one byte has 5
@@ -21,7 +22,13 @@ FIRST_PROBE_S, SLOWEST_PROBE_S = 0.05, 1.0
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection within limits; what it refuses by itself is answered with {"error"} too."""
+    """uvicorn's connection within limits; what it refuses by itself is answered with {"error"} too.
+
+    Attributes:
+        raw: What is under TLS, None without TLS.
+    """
+
+    raw: asyncio.Transport | None = None
 
     def __init__(self, *arguments: Any, limits: Limits, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
         super().__init__(*arguments, **options)
@@ -33,6 +40,7 @@ class Connection(HttpToolsProtocol):
         self._head_begun = False
         self._head_bytes = 0
         self._framing_bytes = 0
+        self._lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take in a connection, or turn it away."""
@@ -43,11 +51,12 @@ class Connection(HttpToolsProtocol):
             self._hurry()
         else:
             self._write_error(503, "too many connections are open already; try again later", retry_after=1)
-            self.transport.close()
+            self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._calm()
+        self._lost = True
         if self._admitted:
             self._limits.connections.give_back(self._peer, 1)
             self._admitted = False
@@ -71,9 +80,10 @@ class Connection(HttpToolsProtocol):
         """Answer whole requests of a client that has only ended its own side.
 
         It may as well be gone altogether. The difference shows in what becomes of bytes that are sent to it, so it is
-        sent interim answers, which every client of HTTP/1.1 skips, until the answer is there.
+        sent interim answers, which every client of HTTP/1.1 skips, until the answer is there. TLS of the event loop
+        ends both sides.
         """
-        if not self._answering or self.cycle.more_body or self._discarding:
+        if self.raw is not None or not self._answering or self.cycle.more_body or self._discarding:
             return False
         self.cycle.keep_alive = False
         self._probe(FIRST_PROBE_S)
@@ -122,6 +132,8 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.more_body:
             self._hurry()
+        if self.transport.is_closing():
+            self._close()
 
     def shutdown(self) -> None:
         """End when nothing is asked any more: what a client may have sent before it could know is answered."""
@@ -133,10 +145,24 @@ class Connection(HttpToolsProtocol):
     def _end(self) -> None:
         if self._answering or self._head_begun or self.transport.is_closing():
             return  # it ends with its answer
-        if _unread(self.transport):
+        if _unread(self.transport):  # of TLS, too; a part of a record, which TLS holds back, does not show
             self.loop.call_later(0.01, self._end)
         else:
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close when all is sent; a client that does not agree to the end of TLS is not waited for."""
+        self.transport.close()
+        if self.raw is not None:
+            self.loop.call_later(GOODBYE_S, self._hang_up, self.raw)
+
+    def _hang_up(self, raw: asyncio.Transport) -> None:
+        if self._lost:
+            return
+        if raw.get_write_buffer_size() or self.transport.get_write_buffer_size():
+            self.loop.call_later(GOODBYE_S, self._hang_up, raw)
+        else:
+            self.transport.abort()
 
     @property
     def _answering(self) -> bool:
@@ -190,7 +216,7 @@ class Connection(HttpToolsProtocol):
         if self._head_begun:
             self._refuse(408, f"the head of the request did not arrive within {self._limits.head_timeout_s:g} s")
         elif not self._answering:
-            self.transport.close()
+            self._close()
 
     def _refuse(self, status: int, reason: str) -> None:
         """Answer with an error and close; what the client still sends is discarded, so that it can read the answer.
@@ -207,13 +233,13 @@ class Connection(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             if self.cycle.response_started:
-                self.transport.close()
+                self._close()
                 return
         self._write_error(status, reason)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
-        self.loop.call_later(DISCARD_S, self.transport.close)
+        self.loop.call_later(DISCARD_S, self._close)
 
     def _write_error(self, status: int, reason: str, *, retry_after: int | None = None) -> None:
         body = error_body(reason)

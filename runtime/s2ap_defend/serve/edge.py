@@ -1,11 +1,13 @@
-"""What holds for every route: whom it answers for, HEAD answers as GET does, security headers are on every answer."""
+"""What holds for every route: whom it answers, under which names, HEAD as GET, security headers on every answer."""
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from s2ap_defend.serve.responses import json_response
+from s2ap_defend.serve.access import CALLER, Access, http_need, presented
+from s2ap_defend.serve.errors import RequestError
+from s2ap_defend.serve.responses import error_response, json_response
 
 __all__ = ["Application"]
 
@@ -24,8 +26,10 @@ class Application(FastAPI):
     Attributes:
         allowed_hosts: Names by which clients may ask for it, in lower case; empty allows any. What health checks ask is
             answered under any name.
+        access: Who may ask what.
     """
 
+    access: Access
     allowed_hosts: frozenset[str] = frozenset()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,9 +38,13 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
             return
 
+        expects = any(name == b"expect" for name, _ in scope["headers"])
+
         async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 secure(message)
+                if message["status"] >= 400 and expects:  # its body may never be sent, so the connection cannot go on
+                    MutableHeaders(raw=message["headers"])["connection"] = "close"
             await send(message)
 
         refusal = self._refusal(scope)
@@ -48,13 +56,17 @@ class Application(FastAPI):
         await super().__call__(scope, receive, send_secured)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        if b"%2f" in (scope.get("raw_path") or b"").lower():
-            return json_response({"error": "no name here has a slash in it, so %2F is in no path"}, status=404)
         if self.allowed_hosts and not scope["path"].startswith("/v2/health/"):
             host = host_name(Headers(scope=scope).get("host", ""))
             if host not in self.allowed_hosts:
                 reason = f"this server does not answer for the host {host[:80]!r}, which no --allow-host names"
                 return json_response({"error": reason}, status=421)
+        try:
+            CALLER.set(self.access.admit(presented(scope["headers"]), http_need(scope["path"])))
+        except RequestError as error:
+            return error_response(error)
+        if b"%2f" in (scope.get("raw_path") or b"").lower():
+            return json_response({"error": "no name here has a slash in it, so %2F is in no path"}, status=404)
         return None
 
 

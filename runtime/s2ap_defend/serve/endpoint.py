@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from s2ap_defend.errors import DefendError
+from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.body import BodyLimits, ClientGoneError, inflate, read_body
 from s2ap_defend.serve.errors import UnavailableError
 from s2ap_defend.serve.metrics import CANCELLED, ERROR, SUCCESS
@@ -26,10 +27,17 @@ R = TypeVar("R", bound=InferRequest)
 
 
 class Head(NamedTuple):
-    """What a codec sees of a request before its body: headers by lower-case name, and the query of the URL."""
+    """What a codec sees of a request before its body.
+
+    Attributes:
+        headers: By lower-case name.
+        query: Of the URL.
+        evidence: Whether the answer may carry evidence.
+    """
 
     headers: Mapping[bytes, bytes]
     query: str
+    evidence: bool = False
 
 
 class Codec(Protocol[R]):
@@ -92,8 +100,6 @@ class InferenceEndpoint(Generic[R]):
         except DefendError as error:
             outcome = outcome_of(error)
             response = error_response(error)
-            if b"expect" in headers:  # its body will never be sent, so the connection cannot go on
-                response.headers["connection"] = "close"
         finally:
             duration_ns = time.perf_counter_ns() - arrived_ns
             self._service.metrics.count_request(outcome, duration_ns / 1e9)
@@ -107,17 +113,19 @@ class InferenceEndpoint(Generic[R]):
         names = scope.get("path_params", {})
         service.check_model(names.get("model", service.served.model), names.get("version"))
         service.check_ready()
+        caller = CALLER.get()
+        caller.check(1)
         with service.receiving.hold(peer_of(scope.get("client"))) as hold:
             length = headers.get(b"content-length")
             body = await read_body(receive, None if length is None else int(length), self._limits, hold)
-            head = Head(headers, scope["query_string"].decode("latin-1"))
+            head = Head(headers, scope["query_string"].decode("latin-1"), caller.evidence)
             if len(body) <= self._codec.inline_bytes and b"content-encoding" not in headers:
                 request = self._decode(body, head)
             else:
                 loop = asyncio.get_running_loop()
                 request = await loop.run_in_executor(self._decoders, self._decode, body, head)
             del body
-            ticket = service.enqueue(request, arrived_s)
+            ticket = service.enqueue(request, caller, arrived_s)
         try:
             return request, await _answer(ticket, receive)
         finally:

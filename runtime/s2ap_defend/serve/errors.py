@@ -2,13 +2,16 @@
 
 DefendError
 └── RequestError
-    ├── ProtocolError      400, 403 or 415   also an InputError: the request is not what the model takes
-    ├── UnknownModelError  404
-    ├── BodyTimeoutError   408
-    ├── TooLargeError      413
-    ├── QueueFullError     429
-    ├── UnavailableError   503
-    └── DeadlineError      504
+    ├── ProtocolError         400, 403 or 415   also an InputError: the request is not what the model takes
+    ├── UnauthenticatedError  401
+    ├── ForbiddenError        403
+    ├── UnknownModelError     404
+    ├── BodyTimeoutError      408
+    ├── TooLargeError         413
+    ├── QueueFullError        429
+    │   └── RateLimitError
+    ├── UnavailableError      503
+    └── DeadlineError         504
 """
 
 import math
@@ -17,6 +20,8 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from s2ap_defend.errors import DefendError, InputError
+
+INVALID = ', error="invalid_token"'  # of RFC 6750, 3.1
 
 
 class RequestError(DefendError):
@@ -36,6 +41,28 @@ class ProtocolError(RequestError, InputError):
     def __init__(self, message: str, *, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+
+
+class UnauthenticatedError(RequestError):
+    """The request has no key, or one that the server does not know (`invalid`)."""
+
+    status = 401
+    outcome = "unauthenticated"
+
+    def __init__(self, message: str, *, invalid: bool = False) -> None:
+        super().__init__(message)
+        self.headers = {"www-authenticate": f'Bearer realm="s2ap-defend"{INVALID if invalid else ""}'}
+
+
+class ForbiddenError(RequestError):
+    """The key of the request lacks the right to what it asks for."""
+
+    status = 403
+    outcome = "forbidden"
+
+    def __init__(self, right: str) -> None:
+        super().__init__(f"this key does not have the right {right}; ask the operator for one that has")
+        self.headers = {"www-authenticate": f'Bearer realm="s2ap-defend", error="insufficient_scope", scope="{right}"'}
 
 
 class UnknownModelError(RequestError):
@@ -69,6 +96,12 @@ class QueueFullError(RequestError):
     def __init__(self, message: str, wait_s: float = 1.0) -> None:
         super().__init__(message)
         self.headers = {"retry-after": str(max(1, math.ceil(wait_s)))}
+
+
+class RateLimitError(QueueFullError):
+    """The caller's key may not ask about so many images yet; `wait_s` are the seconds until it may."""
+
+    outcome = "rate_limited"
 
 
 class UnavailableError(RequestError):

@@ -17,9 +17,10 @@ from s2ap_defend.serve.batcher import BatchReport
 from s2ap_defend.types import Verdicts
 
 SUCCESS, CANCELLED, ERROR = "success", "cancelled", "error"
-REJECTIONS = ("unavailable", "queue_full", "too_large", "deadline", "timeout")
+REJECTIONS = ("unavailable", "queue_full", "rate_limited", "too_large", "deadline", "timeout")
+DENIALS = ("unauthenticated", "forbidden")
 PROTOCOLS = ("http", "grpc")
-OUTCOMES = (SUCCESS, CANCELLED, ERROR, "invalid", "not_found", *REJECTIONS)
+OUTCOMES = (SUCCESS, CANCELLED, ERROR, "invalid", "not_found", "unauthenticated", *REJECTIONS)
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 RATES = tuple(i / 20 for i in range(21))
@@ -76,6 +77,12 @@ class Metrics:
             (*MODEL_LABELS, "reason"),
             registry=registry,
         )
+        denied = Counter(
+            "s2ap_access_denied",
+            "Requests whose key is missing, unknown or lacks a right, by reason.",
+            (*MODEL_LABELS, "reason"),
+            registry=registry,
+        )
         compute = Histogram(
             "s2ap_inference_compute_duration_seconds",
             "Time of a batch on the device, by stage.",
@@ -90,6 +97,7 @@ class Metrics:
             for outcome in OUTCOMES
         }
         self._rejected = {reason: rejected.labels(*labels, reason) for reason in REJECTIONS}
+        self._denied = {reason: denied.labels(*labels, reason) for reason in DENIALS}
         self._compute = compute.labels(*labels, "whole")
         self._verdicts = {verdict: verdicts.labels(*labels, verdict) for verdict in VERDICTS}
         self._rows = counter("s2ap_inference_rows", "Images answered.")
@@ -122,6 +130,14 @@ class Metrics:
         Info("s2ap_build", "What is running.", registry=registry).info(build)
         (ProcessCollector if evidence else _Process)(registry=registry)
 
+    def export_expiry(self, expires_s: Callable[[], float]) -> None:
+        """Export when the certificate ends, in seconds since 1970."""
+        Gauge(
+            "s2ap_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate of this server ends, in seconds since 1970.",
+            registry=self._registry,
+        ).set_function(expires_s)
+
     def set_ready(self, ready: bool) -> None:
         """Tell whether the model takes requests."""
         self._ready.set(float(ready))
@@ -132,6 +148,10 @@ class Metrics:
         self._time(self._duration, duration_s)
         if outcome in self._rejected:
             self._rejected[outcome].inc()
+
+    def count_denied(self, reason: str) -> None:
+        """Count a request that is not let in; `reason` is one of DENIALS."""
+        self._denied[reason].inc()
 
     def count_verdicts(self, verdicts: Verdicts) -> None:
         """Count the images of one answer."""

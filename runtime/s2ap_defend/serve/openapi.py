@@ -3,6 +3,7 @@
 from typing import Any, get_args
 
 from s2ap_defend.images import READ
+from s2ap_defend.serve.access import http_need
 from s2ap_defend.serve.classify import FORM, IMAGE_TYPES, NAME_CHARACTERS
 from s2ap_defend.serve.protocol import INPUT_DATATYPES
 from s2ap_defend.types import Resize
@@ -12,7 +13,7 @@ ERROR = {
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
 ERRORS = {
-    **{str(status): ERROR for status in (400, 403, 404, 408, 413, 415, 429, 500, 503, 504)},
+    **{str(status): ERROR for status in (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)},
     "default": ERROR,  # of the connection: 405, 421, 431
 }
 SCHEDULING: dict[str, Any] = {
@@ -220,13 +221,30 @@ PATHS: dict[str, Any] = {
 }
 
 
-def add_endpoints(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return FastAPI's schema with the inference endpoints and the errors that there are.
+KEY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def add_endpoints(schema: dict[str, Any], *, keys: bool) -> dict[str, Any]:
+    """Return FastAPI's schema with the inference endpoints, the errors that there are, and how to present a key.
 
     FastAPI describes an error 422 wherever a path has a parameter, of a shape that no answer has.
     """
     described = {path: {"get": _with_errors(path, item["get"])} for path, item in schema["paths"].items()}
-    return {**schema, "paths": {**described, **PATHS}, "components": {"schemas": SCHEMAS}}
+    components = {"schemas": SCHEMAS}
+    if not keys:
+        return {**schema, "paths": {**described, **PATHS}, "components": components}
+    for path, item in described.items():
+        if http_need(path) == "open":
+            item["get"]["security"] = []
+    return {
+        **schema,
+        "paths": {**described, **PATHS},
+        "components": {**components, "securitySchemes": KEY_SCHEMES},
+        "security": [{name: []} for name in KEY_SCHEMES],
+    }
 
 
 def _with_errors(path: str, operation: dict[str, Any]) -> dict[str, Any]:

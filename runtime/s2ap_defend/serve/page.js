@@ -7,10 +7,18 @@ let model = null;      // what /page.json says
 let chosen = null;     // the file last chosen
 let shown = null;      // object URL of the image shown
 let attempt = 0;       // answers to older choices are dropped
+let key = null;        // as long as the page is open, nowhere else
+
+const headers = (more) => (key ? { ...more, Authorization: `Bearer ${key}` } : { ...more });
 
 async function start() {
-  const response = await fetch("page.json");
-  model = await response.json();
+  const response = await fetch("page.json", { headers: headers() });
+  const description = await response.json();
+  $("entry").hidden = response.status !== 401;
+  if (response.status === 401) return askForKey(key ? description.error : null);
+  if (!response.ok) throw new Error(description.error);
+  complain(null);
+  model = description;
   const { width, height, channels } = model.input;
   $("model").textContent = `Model ${model.model}: ${model.classes.length} classes`;
   const size = model.resize ? `resized to ${width} × ${height} pixels` : `${width} × ${height} pixels`;
@@ -32,9 +40,20 @@ async function start() {
   });
 }
 
+function askForKey(problem) {
+  complain(problem, false);
+  $("model").textContent = "";
+  $("entry").onsubmit = (event) => {
+    event.preventDefault();
+    key = $("key").value.trim();
+    $("key").value = "";
+    begin();
+  };
+}
+
 function choose(file) {
   $("file").value = "";  // so that the same file can be chosen again
-  if (!file) return;
+  if (!file || !model) return;
   chosen = file;
   classify(file, file.name);
 }
@@ -54,7 +73,7 @@ async function classify(blob, name) {
   const began = performance.now();
   try {
     const response = await fetch("classify", {
-      method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: blob,
+      method: "POST", headers: headers({ "Content-Type": "application/octet-stream" }), body: blob,
     });
     const answer = await response.json();
     if (mine !== attempt) return;
@@ -200,4 +219,6 @@ function crc32(bytes) {
   return ~crc >>> 0;
 }
 
-start().catch((error) => complain(`the model's description cannot be loaded: ${error.message}`, false));
+const begin = () => start().catch((error) => complain(`the model's description cannot be loaded: ${error.message}`, false));
+
+begin();

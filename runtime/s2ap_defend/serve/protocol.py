@@ -294,7 +294,7 @@ def _decode_outputs(outputs: object, parameters: dict[str, Any], served: ServedM
         if name not in served.outputs:
             raise ProtocolError(
                 f"output {name!r} is evidence, which this server hides because it guides attackers; "
-                "start it with --expose-evidence to see it",
+                "start it with --expose-evidence to see it, or use a key that has the right evidence",
                 status=403,
             )
         if name in wanted:

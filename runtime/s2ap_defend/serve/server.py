@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from s2ap_defend.errors import EngineError, RecipeError
 from s2ap_defend.serve.app import create_app
+from s2ap_defend.serve.certificate import Certificate
 from s2ap_defend.serve.config import ServerConfig, is_loopback
 from s2ap_defend.serve.handshakes import ignore_handshakes
 from s2ap_defend.serve.service import Service
@@ -37,8 +38,8 @@ def serve(config: ServerConfig) -> None:
 
     On SIGTERM or SIGQUIT the server is no longer ready, serves on for `drain_delay_s`, stops accepting, and gives what
     it has accepted `grace_s` to finish. SIGINT, and a second signal, skip the delay; a third skips the grace. SIGHUP
-    means SIGTERM where it was started from a terminal, which is gone then, and nothing elsewhere. SIGUSR1 logs what the
-    server is doing.
+    means SIGTERM where it was started from a terminal, which is gone then, and reads keys and certificate again
+    elsewhere. SIGUSR1 logs what the server is doing.
 
     Raises:
         RecipeError: If the address cannot be listened on.
@@ -54,9 +55,13 @@ def serve(config: ServerConfig) -> None:
         classifier = load_fastest(config)
         app = create_app(classifier, config)
         service: Service = app.state.service
-        logger.info("listening on %s (%s, %s)", _url(listener), classifier.provider, classifier.executor.name)
+        url = _url(listener, service.certificate)
+        logger.info("listening on %s (%s, %s)", url, classifier.provider, classifier.executor.name)
+        if service.certificate is not None:
+            service.certificate.log()
         if not is_loopback(config.host):
-            logger.warning("other machines can reach this server and it has no authentication")
+            if config.lacks():
+                logger.warning("other machines can reach this server and it has %s", config.lacks())
             if not config.allowed_hosts:
                 logger.warning(
                     "it answers for any host name, so pages of others may ask it; --allow-host names its own"
@@ -123,7 +128,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="asyncio" if sys.platform == "win32" else "uvloop",
-                http=_protocol(self._limits),
+                http=_protocol(self._limits, service.certificate),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -226,7 +231,8 @@ class Server(uvicorn.Server):
             logger.info("%s; %d connections", self._service.describe(), len(self.server_state.connections))
             return
         if name == "SIGHUP" and not self._has_terminal:
-            logger.info("SIGHUP: the model and the settings are read at the start only; start again to change them")
+            self._service.watcher.read_now()
+            logger.info("SIGHUP: keys and certificate are read again; for the model and settings start again")
             return
         self._signals += 1
         if self._signals > 2:
@@ -259,15 +265,20 @@ class Server(uvicorn.Server):
                 cycle.keep_alive = False
 
 
-def _protocol(limits: Limits) -> Any:  # noqa: ANN401 - a name or a class, uvicorn's type wants no partial one
+def _protocol(limits: Limits, certificate: Certificate | None) -> Any:  # noqa: ANN401 - a name or a class, uvicorn's type wants no partial one
     """How uvicorn speaks HTTP; httptools, and with it our limits on connections, are not there on Windows."""
     if sys.platform == "win32":
         return "h11"
     from s2ap_defend.serve.connection import Connection
 
-    return partial(Connection, limits=limits)
+    if certificate is None:
+        return partial(Connection, limits=limits)
+    from s2ap_defend.serve.entrance import Entrance
+
+    return partial(Entrance, limits=limits, certificate=certificate)
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, certificate: Certificate | None) -> str:
+    scheme = "http" if certificate is None else "https"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

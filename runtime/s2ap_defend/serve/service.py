@@ -4,7 +4,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -13,15 +14,18 @@ from s2ap_defend import __version__
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.drift import DriftMonitor
 from s2ap_defend.errors import DefendError
+from s2ap_defend.serve.access import Access, Caller
 from s2ap_defend.serve.batcher import Batcher, BatchReport
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.errors import UnavailableError, UnknownModelError
+from s2ap_defend.serve.keys import read_keys
 from s2ap_defend.serve.metrics import Metrics
 from s2ap_defend.serve.protocol import PUBLIC_OUTPUTS, InferRequest, ServedModel
 from s2ap_defend.serve.shares import Shares
 from s2ap_defend.serve.statistics import Statistics
 from s2ap_defend.serve.stepping import asked
 from s2ap_defend.serve.tickets import Ticket
+from s2ap_defend.serve.watched import Watched, Watcher
 from s2ap_defend.types import Verdicts
 
 logger = logging.getLogger(__name__)
@@ -40,6 +44,9 @@ class Service:
             when the model could not even run once, and then `failure` says why.
         aborted: Whether what is unfinished is given up, because the server's grace is over.
         receiving: Bytes of bodies that have arrived and are not queued yet.
+        access: Who may ask what.
+        certificate: By which clients know the server, None without TLS.
+        watcher: Reads files again that change while it serves.
     """
 
     def __init__(self, classifier: DefendedClassifier, config: ServerConfig) -> None:
@@ -70,6 +77,10 @@ class Service:
             pending_requests=lambda: self.batcher.pending_requests,
             pending_rows=lambda: self.batcher.pending_rows,
         )
+        keys = None if config.keys is None else read_keys(config.keys)
+        self.access = Access(keys, evidence=config.expose_evidence, on_denied=self.metrics.count_denied)
+        self.certificate = config.certificate()
+        self.watcher = Watcher(self._watched())
         self.state: State = "starting"
         self.on_state: list[Callable[[], None]] = []
         self.failure: DefendError | None = None
@@ -85,6 +96,7 @@ class Service:
     async def start(self) -> None:
         """Start the batcher and begin to warm up; returns before the model is ready."""
         self.batcher.start()
+        self.watcher.start()
         self._warm_up_task = asyncio.create_task(self._warm_up())
 
     def describe(self) -> str:
@@ -109,6 +121,7 @@ class Service:
     async def stop(self) -> None:
         """Stop the batcher; a batch that does not end is left behind after two seconds."""
         self.drain()
+        self.watcher.stop()
         if self._warm_up_task is not None:
             self._warm_up_task.cancel()
         if not await self.batcher.close(STOP_TIMEOUT_S):
@@ -145,15 +158,40 @@ class Service:
         if self.state in {"starting", "failed"}:
             raise UnavailableError("the model is not ready yet" if self.state == "starting" else "the model failed")
 
-    def enqueue(self, request: InferRequest, arrived_s: float, left_s: float | None = None) -> Ticket:
+    def served_to(self, caller: Caller) -> ServedModel:
+        """The model as this caller sees it."""
+        return replace(self.served, outputs=Verdicts.FIELDS) if caller.evidence else self.served
+
+    def enqueue(self, request: InferRequest, caller: Caller, arrived_s: float, left_s: float | None = None) -> Ticket:
         """Queue a request that arrived at `arrived_s` of the event loop's clock; see `Batcher.enqueue`.
 
         Its deadline is the earlier of its own timeout and `left_s` seconds, which its connection sets; None for none.
+
+        Raises:
+            RateLimitError: If its caller has asked about too many images already.
+            TooLargeError: If it has more images than its caller may ask about, or than the queue holds.
+            QueueFullError: If it finds no room, or would not be in time.
+            DeadlineError: If it would not be in time even alone.
         """
+        rows = len(request.images)
+        caller.check(rows)
         deadline_s = arrived_s + min(
             math.inf if seconds is None else seconds for seconds in (request.timeout_s, left_s)
         )
-        return self.batcher.enqueue(request.images, priority=request.priority, deadline_s=deadline_s)
+        ticket = self.batcher.enqueue(request.images, priority=request.priority, deadline_s=deadline_s)
+        caller.charge(rows)
+        return ticket
+
+    def _watched(self) -> Iterator[Watched]:
+        if self.config.keys is not None:
+            yield Watched("keys", [self.config.keys], self._read_keys)
+        if self.certificate is not None:
+            self.metrics.export_expiry(lambda certificate=self.certificate: certificate.expires_s)  # type: ignore[misc]
+            yield Watched("certificate and its key", self.certificate.paths, self.certificate.renew)
+
+    def _read_keys(self) -> None:
+        if self.config.keys is not None:
+            self.access.replace(read_keys(self.config.keys))
 
     def _become(self, state: State) -> None:
         self.state = state

@@ -2,9 +2,10 @@
 
 import json
 import socket
+import ssl
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -13,18 +14,30 @@ from s2ap_defend.serve.server import Server, listen
 
 
 class Live:
-    """A server that runs: its service, its address, and what a client sends to it."""
+    """A server that runs: its service, its address, and what a client sends to it.
+
+    With `tls`, what a client trusts, connections are made over TLS.
+    """
+
+    tls: ssl.SSLContext | None = None
 
     def __init__(self, server: Server, service, address: tuple[str, int]) -> None:
         self.server = server
         self.service = service
         self.address = address
-        self.url = f"http://{address[0]}:{address[1]}"
+        self.url = f"http{'s' * (service.certificate is not None)}://{address[0]}:{address[1]}"
         self.infer = f"/v2/models/{service.served.model}/infer"
 
     def connect(self, peer: str = "127.0.0.1") -> socket.socket:
         """A connection from an address of this machine."""
-        return socket.create_connection(self.address, timeout=20, source_address=(peer, 0))
+        connection = socket.create_connection(self.address, timeout=20, source_address=(peer, 0))
+        if self.tls is None:
+            return connection
+        try:
+            return self.tls.wrap_socket(connection, server_hostname=self.address[0])
+        except OSError:
+            connection.close()
+            raise
 
     def raw(self, images: np.ndarray | None = None, *headers: str, length: int | None = None) -> bytes:
         """A whole request for one image, or, with a length, only the head of one that announces it."""
@@ -94,6 +107,7 @@ def live(classifier, **options):
             until(lambda: app.state.service.state != "starting")
             yield Live(server, app.state.service, listener.getsockname()[:2])
         finally:
-            server.stop()
+            with suppress(RuntimeError):  # it has stopped already
+                server.stop()
             thread.join(30)
         assert not thread.is_alive()

@@ -3,48 +3,14 @@
 import signal
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.runtime.running_server import running
+from tests.runtime.serve.hammer import Hammer
 from tests.runtime.serve.live import live, read_answer, until
 
 CLIENTS = 6
-
-
-class Hammer:
-    """A client that asks on and on, on a connection that it keeps as long as the server lets it."""
-
-    def __init__(self, server, request: bytes, pause_s: float) -> None:
-        self.answered = self.lost = 0
-        self._server, self._request, self._pause_s = server, request, pause_s
-
-    def run(self) -> None:
-        """Until nobody listens any more."""
-        while True:
-            try:
-                connection = self._server.connect()
-            except OSError:
-                return
-            with connection:
-                if not self._ask_on(connection):
-                    return
-
-    def _ask_on(self, connection: socket.socket) -> bool:
-        """Ask until the server ends the connection with an answer; False if it ends without."""
-        while True:
-            try:
-                connection.sendall(self._request)
-                status, headers, _ = read_answer(connection)
-            except (OSError, EOFError):
-                self.lost += 1
-                return False
-            assert status == 200
-            self.answered += 1
-            if headers.get("connection") == "close":
-                return True
-            time.sleep(self._pause_s)
 
 
 @pytest.mark.parametrize("drain_delay_s", [0.0, 0.3])
@@ -99,7 +65,7 @@ def test_signals_mean_what_operators_expect(tiny_model_path):
         server.process.send_signal(signal.SIGUSR1)
         assert "ready: 0 requests wait or run, 0 images wait" in server.wait_for("requests wait or run")
         server.process.send_signal(signal.SIGHUP)
-        server.wait_for("start again to change them")
+        server.wait_for("for the model and settings start again")
         server.process.send_signal(signal.SIGQUIT)
         assert server.wait() == 0
         assert "stopped" in server.log[-1]

@@ -10,12 +10,16 @@ from tritonclient.grpc import service_pb2_grpc
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.serve.config import ServerConfig
+from s2ap_defend.serve.grpc.gate import Gate
 from s2ap_defend.serve.grpc.servicer import INLINE_BYTES, InferenceServicer
 from s2ap_defend.serve.service import Service
+from s2ap_defend.serve.shares import Shares
 
 DECODER_THREADS = 2
 LINGER_S = 1.0  # for answers under way, and before streams that nobody uses are ended
 POLL_S = 0.01
+KEEP_ALIVE_S = 75.0
+HANDSHAKE_MS = ("grpc.server_handshake_timeout_ms", "grpc.http2.settings_timeout")
 
 
 class GrpcServer:
@@ -27,6 +31,7 @@ class GrpcServer:
 
     Attributes:
         port: Where it listens, once it has started.
+        gate: What every call goes through.
     """
 
     def __init__(self, service: Service, config: ServerConfig) -> None:
@@ -35,6 +40,7 @@ class GrpcServer:
         self._config = config
         self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-grpc")
         self._servicer = InferenceServicer(service, self._decoders)
+        self.gate = Gate(service.access, Shares(config.max_connections), config.body_timeout_s)
         self._health = health.aio.HealthServicer()
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -54,14 +60,19 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_concurrent_streams", max(1, config.max_connections // 2)),
+                ("grpc.max_allowed_incoming_connections", config.max_connections),
+                *((name, math.ceil(1000 * config.head_timeout_s)) for name in HANDSHAKE_MS),
+                ("grpc.max_connection_idle_ms", int(1000 * KEEP_ALIVE_S)),
+                ("grpc.keepalive_time_ms", int(1000 * KEEP_ALIVE_S)),  # of clients that are gone without a word
             ],
+            interceptors=[self.gate],
             maximum_concurrent_rpcs=config.max_connections,
         )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         host = f"[{config.host}]" if ":" in config.host else config.host
         try:
-            self.port = self._server.add_insecure_port(f"{host}:{config.grpc_port}")
+            self.port = self._open(f"{host}:{config.grpc_port}")
         except RuntimeError as error:
             raise RecipeError(
                 f"cannot listen on {config.host} port {config.grpc_port} for gRPC; choose another --grpc-port"
@@ -78,6 +89,24 @@ class GrpcServer:
         await self._server.stop(LINGER_S)
         await ending
         self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    def _open(self, address: str) -> int:
+        certificate = self._service.certificate
+        if certificate is None:
+            return int(self._server.add_insecure_port(address))
+
+        used = certificate.pem
+        first = grpc.ssl_server_certificate_configuration([used])
+
+        def renew() -> grpc.ServerCertificateConfiguration | None:  # at every handshake
+            nonlocal used
+            if used == certificate.pem:
+                return None
+            used = certificate.pem
+            return grpc.ssl_server_certificate_configuration([used])
+
+        credentials = grpc.dynamic_ssl_server_credentials(first, renew)
+        return int(self._server.add_secure_port(address, credentials))
 
     def _state_changed(self) -> None:
         task = asyncio.get_running_loop().create_task(self._tell())

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf.json_format import ParseDict
@@ -14,25 +14,17 @@ from tritonclient.grpc import service_pb2 as pb
 from s2ap_defend import __version__
 from s2ap_defend.errors import DefendError
 from s2ap_defend.serve import metadata
+from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.body import FULL
 from s2ap_defend.serve.errors import DeadlineError, QueueFullError, UnavailableError
+from s2ap_defend.serve.grpc.gate import abort, peer_name
 from s2ap_defend.serve.grpc.messages import decode_message, encode_message
 from s2ap_defend.serve.metrics import CANCELLED, ERROR, SUCCESS
-from s2ap_defend.serve.protocol import InferRequest
+from s2ap_defend.serve.protocol import InferRequest, ServedModel
 from s2ap_defend.serve.responses import explain, outcome_of
 from s2ap_defend.serve.service import Service
-from s2ap_defend.serve.shares import peer_of
 
 INLINE_BYTES = 64 * 1024  # larger messages are decoded on a thread
-CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.INVALID_ARGUMENT,  # RESOURCE_EXHAUSTED would invite to try again
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 MISSING = {
     "Repository": "models are read at the start only",
     "System": "shared memory is not supported; send the tensor in the message",
@@ -81,13 +73,14 @@ class InferenceServicer:
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
         """Inputs and outputs of the model."""
         await self._check_model(request, context)
-        return _filled(pb.ModelMetadataResponse(), metadata.describe_model(self._service.served))
+        return _filled(pb.ModelMetadataResponse(), metadata.describe_model(self._service.served_to(CALLER.get())))
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
         """Configuration of the model."""
         await self._check_model(request, context)
         service = self._service
-        found = metadata.configure_model(service.served, service.classifier.classes, service.config.max_batch_rows)
+        served = service.served_to(CALLER.get())
+        found = metadata.configure_model(served, service.classifier.classes, service.config.max_batch_rows)
         return _filled(pb.ModelConfigResponse(), {"config": found})
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
@@ -111,7 +104,7 @@ class InferenceServicer:
         try:
             return await self._infer(request, context)
         except DefendError as error:
-            await _abort(error, context)
+            await abort(error, context)
 
     async def ModelStreamInfer(  # noqa: N802
         self, requests: AsyncIterator[pb.ModelInferRequest], context: grpc.aio.ServicerContext
@@ -130,7 +123,7 @@ class InferenceServicer:
         outcome = ERROR
         self.busy += 1
         try:
-            answer = await self._answer(message, arrived_s, left_s, _peer(context))
+            answer = await self._answer(message, arrived_s, left_s, peer_name(context))
             outcome = SUCCESS
         except asyncio.CancelledError:
             late = left_s is not None and asyncio.get_running_loop().time() >= arrived_s + left_s
@@ -154,25 +147,29 @@ class InferenceServicer:
         service.check_ready()
         if service.state == "draining":
             raise UnavailableError("the server is stopping")
+        caller = CALLER.get()
+        service.access.confirm(caller)  # a stream may be older than the keys
+        caller.check(1)
+        served = service.served_to(caller)
         with service.receiving.hold(peer) as hold:
             size = message.ByteSize()
             if not hold.add(size):
                 raise QueueFullError(FULL)
             if size <= INLINE_BYTES:
-                request = self._decode(message)
+                request = self._decode(message, served)
             else:
-                request = await loop.run_in_executor(self._decoders, self._decode, message)
-            ticket = service.enqueue(request, arrived_s, left_s)
+                request = await loop.run_in_executor(self._decoders, self._decode, message, served)
+            ticket = service.enqueue(request, caller, arrived_s, left_s)
         try:
             verdicts = await ticket.future
         finally:
             service.batcher.release(ticket)
-        answer: Message = encode_message(request, verdicts, service.served)
+        answer: Message = encode_message(request, verdicts, served)
         service.metrics.count_verdicts(verdicts)
         return answer
 
-    def _decode(self, message: pb.ModelInferRequest) -> InferRequest:
-        request = decode_message(message, self._service.served)
+    def _decode(self, message: pb.ModelInferRequest, served: ServedModel) -> InferRequest:
+        request = decode_message(message, served)
         self._service.classifier.validate(request.images)  # alone, before it shares a batch
         return request
 
@@ -180,7 +177,7 @@ class InferenceServicer:
         try:
             self._service.check_model(request.name, request.version or None)
         except DefendError as error:
-            await _abort(error, context)
+            await abort(error, context)
 
 
 def _refuse(method: str) -> Callable[[object, grpc.aio.ServicerContext], Any]:
@@ -192,17 +189,5 @@ def _refuse(method: str) -> Callable[[object, grpc.aio.ServicerContext], Any]:
     return refuse
 
 
-async def _abort(error: DefendError, context: grpc.aio.ServicerContext) -> NoReturn:
-    status, reason = explain(error)
-    await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), reason)
-    raise error  # for readers of types: abort does not return
-
-
 def _filled(message: Message, fields: dict[str, Any]) -> Message:
     return ParseDict(fields, message, ignore_unknown_fields=True)  # `drift` is of HTTP's statistics only
-
-
-def _peer(context: grpc.aio.ServicerContext) -> str:
-    """Who shares a budget, from `ipv4:1.2.3.4:5` or `ipv6:[::1]:5`."""
-    address = context.peer().partition(":")[2].rpartition(":")[0].replace("%5B", "[").replace("%5D", "]")
-    return peer_of((address.strip("[]"), 0))
