@@ -42,6 +42,17 @@ class ModelFile:
     data_locations: tuple[str, ...] = ()
 
 
+def check_there(path: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        ModelFileError: If it is none.
+    """
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
+        raise ModelFileError(f"{path} {found}; name a model file, such as the model.onnx that harden wrote")
+
+
 def open_model_file(path: Path) -> ModelFile:
     """Read a defended model file and verify its manifest, its hashes, its test tables and its purifier.
 
@@ -189,9 +200,8 @@ def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
 def _load(path: Path) -> tuple[ModelProto, list[Path]]:
     """The model with all weights in memory, and the files of its external data."""
     try:
+        check_there(path)
         proto = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{error.filename or path} does not exist") from error
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except (DecodeError, ValueError) as error:

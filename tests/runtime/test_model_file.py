@@ -170,7 +170,7 @@ def test_a_file_that_is_no_onnx_model_or_not_there_is_refused(tmp_path: Path) ->
         open_model_file(tmp_path / "text.onnx")
     with pytest.raises(ModelFileError, match=re.escape("missing.onnx does not exist")):
         open_model_file(tmp_path / "missing.onnx")
-    with pytest.raises(ModelFileError):
+    with pytest.raises(ModelFileError, match=r" is a folder; name a model file"):
         open_model_file(tmp_path)
 
 

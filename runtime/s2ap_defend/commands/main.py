@@ -1,6 +1,7 @@
 """The root command: finds the subcommands and turns every expected error into one line and exit code 2."""
 
 import difflib
+import errno
 import os
 import sys
 
@@ -15,6 +16,7 @@ COMPLETE = "_S2AP_DEFEND_COMPLETE"
 """Set by a shell that wants completions, to the shell's name and what it wants."""
 
 EXIT_ERROR = 2
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 TRAIN_MODULES = {
     "eagerpy",
     "foolbox",
@@ -111,12 +113,24 @@ def run(arguments: list[str], command: click.Command = cli, program: str = PROGR
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_ERROR
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        return _not_written(error)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in TRAIN_MODULES:
             asked = arguments[0] if isinstance(command, click.Group) else program
             return _fail(f"{asked} needs {error.name}, of the extra [train]; pip install '.[train]' in a checkout")
         raise
     return result if isinstance(result, int) else 0
+
+
+def _not_written(error: OSError) -> int:
+    """Say that a disk is full or broken; what is still in the buffer of the output then goes nowhere."""
+    if error.filename is None and sys.stdout is sys.__stdout__ and sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    where = f"{error.filename} cannot be written" if error.filename else "the output cannot be written"
+    return _fail(f"{where}: {error.strerror or error}; make room, then run the same command again")
 
 
 def _fail(message: str) -> int:

@@ -40,8 +40,9 @@ def verify(
 
     Exit code 0: it can be relied on. 1: something failed. 2: it could not be looked at.
     """
+    from s2ap_defend.model_file import check_there
     from s2ap_defend.verification.signature import check_signature, signature_path
-    from s2ap_defend.verification.verify import check_there, verify_file
+    from s2ap_defend.verification.verify import verify_file
 
     if signature is not None and key is None:
         raise click.UsageError("--signature needs --key, the signer's public key")

@@ -10,7 +10,7 @@ import numpy as np
 from s2ap_defend.errors import InputError
 from s2ap_defend.images.kinds import OTHER_SUFFIXES, SUFFIXES
 from s2ap_defend.images.picture import reason
-from s2ap_defend.images.reading import content_of, read
+from s2ap_defend.images.reading import check_readable, content_of, read
 from s2ap_defend.types import Float32, Resize
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -33,6 +33,7 @@ def load_images(
         return _as_batch(_load_array(content_of(path), path), path)
     if suffix in (*SUFFIXES, *OTHER_SUFFIXES):
         return read(path, shape, on_white=on_white, resize=resize)[None]
+    check_readable(path)
     known = ", ".join((*SUFFIXES, *ARRAY_SUFFIXES))
     raise InputError(f"{path} has the ending {suffix or 'none'}; known are {known}")
 

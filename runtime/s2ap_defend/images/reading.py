@@ -92,6 +92,18 @@ def chosen_resize(wanted: Resize | Literal["trained"] | None, trained: Resize | 
     return trained
 
 
+def check_readable(path: Path) -> None:
+    """Refuse a path of nothing.
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {_why(error)}") from error
+
+
 def content_of(path: Path) -> bytes:
     """The bytes of a file.
 
@@ -101,4 +113,8 @@ def content_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be read: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

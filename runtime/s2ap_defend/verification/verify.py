@@ -14,7 +14,7 @@ from s2ap_defend.errors import DefendError, ModelFileError
 from s2ap_defend.executors.staged import StagedExecutor
 from s2ap_defend.executors.whole import WholeExecutor
 from s2ap_defend.golden_record import GoldenRecord, read_golden
-from s2ap_defend.model_file import ModelFile, open_model_file
+from s2ap_defend.model_file import ModelFile, check_there, open_model_file
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32, Verdicts
 from s2ap_defend.verification import Check, Place, Verification
@@ -23,7 +23,7 @@ from s2ap_defend.verification.golden import CLOSE, compare, differences, generat
 from s2ap_defend.verification.lint import lint_stage
 from s2ap_defend.verification.places import find_places
 
-__all__ = ["check_there", "file_stages", "verify_file"]
+__all__ = ["file_stages", "verify_file"]
 
 PARITY = 1e-5
 """Largest difference of a probability or a pixel between the whole file and its stages, on one device."""
@@ -75,16 +75,6 @@ def file_stages(file: ModelFile) -> dict[str, ModelProto]:
     if file.manifest.decision.purify == "suspicious":
         scopes.append(CLASSIFIER_AGAIN)
     return {scope: cut_stage(file.proto, scope) for scope in scopes}
-
-
-def check_there(path: Path) -> None:
-    """Refuse what is no file.
-
-    Raises:
-        ModelFileError: If it is none.
-    """
-    if not path.is_file():
-        raise ModelFileError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; name a model file")
 
 
 def _not_opened(why: str) -> Check:

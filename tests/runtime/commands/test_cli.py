@@ -1,6 +1,8 @@
 import io
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +80,34 @@ def test_a_model_without_defence_is_refused_by_every_command(
         assert "s2ap-defend harden" in refused(capsys, *arguments)
 
 
+@pytest.mark.parametrize("command", ["classify", "inspect", "serve", "verify", "bench"])
+def test_a_folder_and_a_missing_file_are_no_model_for_any_command(
+    command: str, tmp_path: Path, digit: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [digit] if command == "classify" else []
+    assert f"{tmp_path} is a folder; name a model file" in refused(capsys, command, tmp_path, *more)
+    assert "none.onnx does not exist; name a model file" in refused(capsys, command, tmp_path / "none.onnx", *more)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+@pytest.mark.parametrize("command", ["inspect", "classify", "classify --json"])
+def test_an_output_on_a_full_disk_is_one_line(command: str, tiny_model_path: Path, digit: Path) -> None:
+    name, *more = command.split()
+    words = [name, str(tiny_model_path), *([str(digit)] if name == "classify" else []), *more]
+    with Path("/dev/full").open("w") as full:
+        program = [sys.executable, "-m", "s2ap_defend", *words]
+        ran = subprocess.run(program, check=False, stdout=full, stderr=subprocess.PIPE)
+    assert ran.returncode == 2
+    said = ran.stderr.decode()
+    assert said == "Error: the output cannot be written: No space left on device; make room, then run the same " + (
+        "command again\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
+        (None, "nothing", "nothing cannot be read: No such file or directory"),
         (b"\x89PNG nonsense", "x.png", "no PNG, JPEG, WebP or BMP image"),
         (None, "x.png", "cannot be read"),
         (np.zeros((1, 1, 8, 8)), "x.npy", "float64"),

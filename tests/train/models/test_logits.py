@@ -30,13 +30,34 @@ def module(): return Answered(nn.Softmax(dim=1))
 def function(): return Answered(lambda logits: logits.softmax(dim=1))
 def sigmoid(): return Answered(nn.Sigmoid())
 def each(): return Answered(lambda logits: logits.sigmoid())
+def functional(): return Answered(nn.functional.sigmoid)
+def clamped(): return Answered(lambda logits: torch.sigmoid(logits).clamp(1e-6, 1 - 1e-6).view(-1, 4))
+def averaged(): return Answered(lambda logits: (logits.sigmoid() + torch.sigmoid(logits)) / 2)
+def columns(): return Answered(lambda logits: torch.softmax(nn.functional.pad(logits, (0, 1)), 1)[:, :4])
+def called_logarithm(): return Answered(lambda logits: nn.functional.log_softmax(logits, 1))
+def percent(): return Answered(lambda logits: 100 * logits.sigmoid())
+def gated(): return Answered(lambda logits: logits * logits.sigmoid())
+
+class Wrapped(nn.Module):
+    def __init__(self, ending):
+        super().__init__()
+        self.inner = nn.Sequential(Answered(nn.Identity()), ending)
+
+    def forward(self, x):
+        return self.inner(x).reshape(len(x), -1)
+
+def wrapped_softmax(): return Wrapped(nn.Softmax(dim=1))
+def wrapped_sigmoid(): return Wrapped(nn.Sigmoid())
 def logarithm(): return Answered(nn.LogSoftmax(dim=1))
 def scaled(): return Answered(lambda logits: logits * 30000)
 def shifted(): return Answered(lambda logits: logits + 1e6)
 def attention(): return Answered(lambda logits: logits * logits.softmax(dim=1))
 """
-ALIKE = {"module": {}, "sigmoid": {}, "function": {"log": True}, "each": {"odds": True}, "logarithm": {}}
-FOUND = {**ALIKE, "scaled": {"divide": 4096.0}, "shifted": {"centre": True}, "plain": {}, "attention": {}}
+ODDS = {name: {"odds": True} for name in ("each", "functional", "clamped", "averaged", "wrapped_sigmoid")}
+LOGARITHMS = {name: {"log": True} for name in ("function", "columns", "wrapped_softmax")}
+ALIKE = {"module": {}, "sigmoid": {}, "logarithm": {}, "called_logarithm": {}, **ODDS, **LOGARITHMS}
+AS_THEY_ARE = {"plain": {}, "logarithm": {}, "called_logarithm": {}, "attention": {}, "percent": {}, "gated": {}}
+FOUND = {**ALIKE, **AS_THEY_ARE, "scaled": {"divide": 4096.0}, "shifted": {"centre": True}}
 
 
 @pytest.fixture
@@ -57,12 +78,17 @@ def test_what_a_network_answers_with_is_recognised_and_its_labels_and_its_descri
     model, plain = made(name), made("plain")
     assert {**model.reading.changed, "divide": 0} == {**FOUND[name], "divide": 0}
     assert ("divide" in model.reading.changed) == ("divide" in FOUND[name])
-    assert torch.equal(model(images()).argmax(dim=1), plain(images()).argmax(dim=1)) or name in {"shifted", "attention"}
+    assert torch.equal(model(images()).argmax(dim=1), plain(images()).argmax(dim=1)) or name in {
+        "shifted",
+        "attention",
+        "gated",
+    }
     rebuilt = build(model.architecture(), seed=1).eval()
     assert torch.equal(rebuilt(images()), model(images()))
     assert rebuilt.reading == model.reading
-    assert len(model.notes) == (name not in {"plain", "logarithm", "attention"})
-    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert len(model.notes) == (name not in AS_THEY_ARE)
+    inner = "inner.0." if name.startswith("wrapped") else ""
+    assert model.state_dict().keys() == {key.replace("network.", f"network.{inner}", 1) for key in plain.state_dict()}
 
 
 @pytest.mark.parametrize("name", ALIKE)

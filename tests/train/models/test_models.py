@@ -209,7 +209,7 @@ def test_the_small_network_has_a_width_too_and_describes_its_channels():
 @pytest.mark.parametrize(
     ("network", "shape", "message"),
     [
-        ("small_cnn", (3, 3, 28), "2 pools leave nothing of an image of 3x28 pixels; pool less often"),
+        ("small_cnn", (3, 3, 28), "nothing of an image of 3x28 pixels, they need 4 a side; enlarge"),
         ({"name": "resnet18", "classes": 3}, (3, 32, 32), "the table of the network sets classes; leave that to the"),
         ("resnet99", (3, 32, 32), "unknown architecture 'resnet99'"),
     ],

@@ -16,6 +16,7 @@ from torch import nn
 from s2ap_defend.errors import RecipeError
 from s2ap_train.models import build, create
 from s2ap_train.models.cost import flops
+from s2ap_train.models.logits import Reading
 
 SHAPE = (3, 10, 8)
 
@@ -102,6 +103,19 @@ def test_a_last_softmax_or_sigmoid_is_left_out_where_its_logits_are_the_input(tm
     torch.testing.assert_close(model(images), network()(images), atol=1e-5, rtol=1e-5)
     assert torch.equal(build(model.architecture())(images), model(images))
     assert (served(path, images.numpy()).argmax(axis=1) == model(images).argmax(dim=1).numpy()).all()
+
+
+class Clipped(nn.Module):
+    """Probabilities of a sigmoid, which is not the last operator."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sigmoid().clamp(1e-6, 1 - 1e-6)
+
+
+def test_a_sigmoid_behind_which_values_are_clipped_is_read_as_odds(tmp_path, images):
+    model = made(exported(tmp_path / "c.onnx", network(Clipped())))
+    assert model.reading == Reading(odds=True)
+    torch.testing.assert_close(model(images), network()(images), atol=1e-4, rtol=1e-4)
 
 
 class Doubled(nn.Module):

@@ -78,3 +78,27 @@ def test_given_weights_are_where_robust_training_starts_and_others_start_fresh()
 def test_digits_are_not_mirrored_and_photos_are():
     assert "flip" not in filled(facts((1, 28, 28), 10))[0]["adversarial"]
     assert filled(facts())[0]["adversarial"]["flip"] is True
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 1), r"images are 1x1 pixels, and the network .* bring none .* needs 4 or more .* such as 8x8 "),
+        (
+            (3, 3, 40),
+            r"images are 40x3 pixels, .* needs 4 or more a side; enlarge them with --image-size, such as 8x40 ",
+        ),
+    ],
+)
+def test_images_too_small_for_our_network_are_refused_with_the_size_that_is_needed(shape, message):
+    with pytest.raises(RecipeError, match=message):
+        default_network(facts(shape))
+    assert default_network(facts((1, 4, 4))) == {"name": "small_cnn"}
+
+
+def test_images_too_small_for_the_jurors_are_refused_with_any_network():
+    own = {"name": "small_cnn", "widths": [8], "pool_after": []}
+    with pytest.raises(RecipeError, match=r"images are 30x1 pixels, and each juror .* needs 2 or more a side"):
+        filled(facts((1, 1, 30), 3), model=own)
+    least = facts((1, 2, 30), 3)
+    check_networks(hardening_recipe(filled(least, model=own)[0], "photos"), least.image_shape, 3)

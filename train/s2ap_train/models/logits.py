@@ -22,6 +22,35 @@ _ROUNDING = 1e-4  # of a sum of probabilities
 _LARGEST_SPREAD = 100.0  # standard deviation of an image's logits; of a trained network it is a few units
 _ENDINGS = (nn.Softmax, nn.Sigmoid)
 _LARGEST_SHIFT = 1000.0  # mean of an image's logits, in such standard deviations
+_THROUGH = {
+    "Add",
+    "Alias",
+    "Cat",
+    "Clamp",
+    "ClampMax",
+    "ClampMin",
+    "Clone",
+    "Div",
+    "Expand",
+    "Index",
+    "Mean",
+    "Mul",
+    "Permute",
+    "ReshapeAlias",
+    "Select",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Stack",
+    "T",
+    "ToCopy",
+    "Transpose",
+    "Unbind",
+    "UnsafeView",
+    "Unsqueeze",
+    "View",
+}
+"""Autograd's operators behind a sigmoid or softmax that may leave probabilities what they are, or their mean."""
 
 
 @dataclass(frozen=True)
@@ -121,15 +150,40 @@ def logits_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[bo
 
 
 def reading_of(outputs: Tensor) -> Reading:
-    """How these outputs [N, K] become logits; that a sigmoid made them is seen where their gradients were recorded."""
-    made_by = "" if outputs.grad_fn is None else outputs.grad_fn.name()
+    """How these outputs [N, K] become logits.
+
+    Probabilities that sum to 1 are seen by their values, others where their gradients were recorded: a sigmoid or
+    softmax made them, and what ran behind it at most reshaped, cut, clamped or averaged them.
+    """
+    made_by = _made_by(outputs)
     outputs = outputs.detach().double()
     if not bool(outputs.isfinite().all()):
         return Reading()
-    if bool((outputs >= 0).all()) and bool(((outputs.sum(dim=1) - 1).abs() < _ROUNDING).all()):
+    probabilities = bool((outputs >= 0).all()) and bool((outputs <= 1 + _ROUNDING).all())
+    sums_to_one = bool(((outputs.sum(dim=1) - 1).abs() < _ROUNDING).all())
+    if probabilities and (sums_to_one or made_by == "Softmax"):
         return Reading(log=True)
-    if made_by.startswith("Sigmoid"):
+    if probabilities and made_by == "Sigmoid":
         return Reading(odds=True)
     spread = float(outputs.std(dim=1, correction=0).mean())
     centre = float(outputs.mean(dim=1).abs().min()) > _LARGEST_SHIFT * max(spread, 1.0)
     return Reading(centre=centre, divide=2.0 ** round(math.log2(spread)) if spread > _LARGEST_SPREAD else 1.0)
+
+
+def _made_by(outputs: Tensor) -> str:
+    """Autograd's name of the one operator that all outputs come from, without its suffix; "" where there are several.
+
+    What only moves, cuts, clamps or averages values is looked through.
+    """
+    found, seen, left = set(), set(), [outputs.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        name = node.name().partition("Backward")[0]
+        if name in _THROUGH:
+            left += [before for before, _ in node.next_functions]
+        else:
+            found.add(name)
+    return found.pop() if len(found) == 1 else ""

@@ -119,8 +119,8 @@ class OnnxNetwork(Classifier):
         }
 
     def _tried(self) -> Tensor:
-        images = torch.rand(_TRIED, *self.image_shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
+        images = torch.rand(_TRIED, *self.image_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with torch.enable_grad():
             return self.unnormalised(self.normalisation(images))
 
     def _check_outputs(self) -> None:

@@ -89,8 +89,8 @@ class SmallCNN(Classifier):
         height, image_width = (side >> len(self.pool_after) for side in sides)
         if min(height, image_width) < 1:
             raise ValueError(
-                f"{len(self.pool_after)} pools leave nothing of an image of {sides[0]}x{sides[1]} pixels; "
-                "pool less often"
+                f"{len(self.pool_after)} pools leave nothing of an image of {sides[0]}x{sides[1]} pixels, they need "
+                f"{1 << len(self.pool_after)} a side; enlarge the images with data.image_size, or pool less often"
             )
         inputs = (in_channels, *widths[:-1])
         with torch.random.fork_rng(

@@ -18,6 +18,8 @@ _BATCH = 64
 _FORWARD_AND_BACKWARD = 3  # passes that a gradient costs, in forward passes
 _LAST_SIDE = 8  # a juror's last blocks see about so many pixels a side
 _LEAST_WIDTH = 8
+_LEAST_SIDE = 4  # of images for our own network, which pools twice
+_LEAST_SIDE_OF_JURORS = 2  # they pool once at least
 _MOST_FACTOR = 4  # of a juror's last channels to its first
 _JUROR_COST = 0.25
 _HELD_OUT = {"validation": (8, 1000), "fit": (6, 2000), "calibration": (6, 2000)}
@@ -25,7 +27,12 @@ _HELD_OUT = {"validation": (8, 1000), "fit": (6, 2000), "calibration": (6, 2000)
 
 
 def default_network(facts: DataFacts) -> dict[str, Any]:
-    """The network that is trained where the user brings none."""
+    """The network that is trained where the user brings none.
+
+    Raises:
+        RecipeError: If the images are too small for it.
+    """
+    _check_sides(facts, _LEAST_SIDE, "the network that is trained where you bring none with --model")
     if min(facts.image_shape[1:]) < 2 * _LAST_SIDE:
         return {"name": "small_cnn"}
     return {"name": "resnet18", "width": 0.25}
@@ -59,8 +66,10 @@ def photos_tables(
         given: The table `given`.
 
     Raises:
-        RecipeError: If the images held out for validation and calibration leave a class without one to train on.
+        RecipeError: If the images held out for validation and calibration leave a class without one to train on, or
+            the images are too small for the jurors.
     """
+    _check_sides(facts, _LEAST_SIDE_OF_JURORS, "each juror that is trained beside your network")
     work = EFFORTS[effort]
     held_out = {name: max(1, min(most, facts.training // share)) for name, (share, most) in _HELD_OUT.items()}
     trained = min(max(work.images, len(facts.classes)), _left_to_train_on(facts, sum(held_out.values())))
@@ -154,6 +163,16 @@ def photos_tables(
 
 
 _MASKS = {"weight_decay": 0.0, "average_decay": 0.0}  # the scores of a mask are no weights
+
+
+def _check_sides(facts: DataFacts, least: int, what: str) -> None:
+    _, height, width = facts.image_shape
+    if min(height, width) < least:
+        larger = f"{max(height, 2 * least)}x{max(width, 2 * least)}"
+        raise RecipeError(
+            f"the images are {width}x{height} pixels, and {what} needs {least} or more a side; enlarge them with "
+            f"--image-size, such as {larger} (HEIGHTxWIDTH), or bring larger ones"
+        )
 
 
 def _bins(fit: int) -> dict[str, int]:
