@@ -11,6 +11,7 @@ import promql_parser
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from tests.runtime.serve.certificates import Authority
 from tests.runtime.serve.live import live
 
 from s2ap_defend.classifier import DefendedClassifier
@@ -35,13 +36,16 @@ QUERIES = {
 
 
 @pytest.fixture(scope="module")
-def published() -> dict[str, list[dict[str, str]]]:
-    """The labels of every sample by its name, once an image was answered, of a file that drift is watched for."""
+def published(tmp_path_factory) -> dict[str, list[dict[str, str]]]:
+    """The labels of every sample by its name, once an image was answered, with everything on that has metrics."""
     classifier = DefendedClassifier.load(shipped_file(Path("fashion")), device="cpu", threads=1)
     batch = np.zeros((1, *classifier.input_shape), dtype=np.float32)
-    with live(classifier, expose_evidence=True) as server:
+    authority = Authority(tmp_path_factory.mktemp("authority"))
+    certificate, key = authority.issue(tmp_path_factory.mktemp("server"))
+    with live(classifier, expose_evidence=True, tls_cert=certificate, tls_key=key) as server:
+        server.tls = authority.trust
         assert server.answers(batch) == 200
-        text = httpx.get(f"{server.url}/metrics").text
+        text = httpx.get(f"{server.url}/metrics", verify=authority.trust).text
     found: dict[str, list[dict[str, str]]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
