@@ -22,6 +22,7 @@ FEW = {
     "score_model.width": 8,
     "score_model.multipliers": "[1, 2]",
     "purifier.steps": 1,
+    "purifier.mode": '"j_free"',
     "model": '{name = "small_cnn", widths = [8, 8, 16]}',
 }
 

@@ -209,7 +209,9 @@ def test_the_sweep_alone_goes_on_from_the_work_folder_and_writes_its_table(
 def test_a_purifier_that_is_off_leaves_images_as_they_are_and_is_measured_as_off(
     hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = again(hardened, tmp_path, "--set", "purifier.steps=0", "--set", 'export.precision="float16"', *ONE_ATTACK)
+    path = again(
+        hardened, tmp_path, "--set", "purifier.steps=0", "--set", 'export.precision.purifier="float16"', *ONE_ATTACK
+    )
     output = capsys.readouterr().out
     purifier = open_model_file(path).manifest.purifier
     assert purifier.off
