@@ -10,8 +10,8 @@ from onnx import numpy_helper
 
 from s2ap_defend import DefendedClassifier, RecipeError
 from s2ap_defend.model_file import all_graphs, open_model_file, write_model_file
-from s2ap_defend.precision_record import PrecisionRecord
-from s2ap_export.hardening.reduced import check_flips, compare_precision, with_comparison
+from s2ap_defend.precision_record import PrecisionFigures, PrecisionRecord
+from s2ap_export.hardening.reduced import TIMES_FILE, check_flips, compare_precision, with_comparison
 from s2ap_train.data import ImageSet
 from s2ap_train.recipe import load_recipe
 from s2ap_train.recipe.tables import ExportSettings, StagePrecision
@@ -79,20 +79,38 @@ def test_the_file_in_float32_is_made_only_where_something_is_reduced(
         made.append("float32")
         return file.proto, file.manifest
 
-    assert with_comparison(file.manifest, path, in_float32, clean, clean, max_flips=0.0) is file.manifest
+    assert with_comparison(file.manifest, path, in_float32, clean, clean, tmp_path, max_flips=0.0) is file.manifest
     assert not made
     record = PrecisionRecord(classifier="float32", comparison=None)
     reduced = file.manifest.model_copy(update={"precision": record})
-    compared = with_comparison(reduced, path, in_float32, clean, clean, max_flips=0.0).precision
+    compared = with_comparison(reduced, path, in_float32, clean, clean, tmp_path, max_flips=0.0).precision
     assert compared is not None
     assert compared.comparison is not None
     assert compared.comparison.label_flips == 0
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["float32-model.onnx", "model.onnx"]
+    times = compared.comparison.reduced.milliseconds, compared.comparison.float32.milliseconds
+    assert min(one or 0.0 for one in times) > 0
+    assert " ms an image (" in compared.comparison.in_words
+    files = ["float32-model.onnx", "model.onnx", TIMES_FILE]
+    assert sorted(one.name for one in tmp_path.iterdir()) == files
+    again = with_comparison(reduced, path, in_float32, clean, clean, tmp_path, max_flips=0.0)
+    assert again.precision == compared, "times are measured once"
+    old = compared.comparison.model_copy(update={"reduced": _untimed(compared.comparison.reduced)})
+    assert "milliseconds" not in old.model_dump(mode="json")["reduced"]
+    assert "ms an image" not in old.in_words
+
+
+def _untimed(figures: PrecisionFigures) -> PrecisionFigures:
+    """As files have them in which no time was measured."""
+    said = figures.model_dump(mode="json")
+    del said["milliseconds"]
+    return PrecisionFigures.model_validate(said)
 
 
 def test_one_word_is_for_all_stages_and_a_table_for_some() -> None:
     whole = load_recipe("digits", ['export.precision="float16"']).export.precision
     assert whole == StagePrecision(purifier="float16", classifier="float16", members="float16")
+    eight = load_recipe("digits", ['export.precision="int8"']).export.precision
+    assert eight == StagePrecision(purifier="float32", classifier="int8", members="int8")
     some = load_recipe("digits", ['export.precision={members="float16"}']).export.precision
     assert (some.purifier, some.members, some.reduced) == ("float32", "float16", True)
     assert not ExportSettings().precision.reduced
