@@ -138,10 +138,12 @@ def test_a_command_that_does_not_work_is_found(
     assert found in f"{caught.value}{capsys.readouterr().err}"
 
 
-def test_the_keys_file_of_the_server_is_one_that_it_reads(tmp_path: Path) -> None:
-    (block,) = filter(is_toml, blocks((ROOT / "docs" / "serving.md").read_text()))
-    (tmp_path / "keys.toml").write_text(block)
+def test_the_files_of_the_server_are_such_as_it_reads(tmp_path: Path) -> None:
+    settings, keys = filter(is_toml, blocks((ROOT / "docs" / "serving.md").read_text()))
+    for name, block in (("serve.toml", settings), ("keys.toml", keys)):
+        (tmp_path / name).write_text(block)
     assert read_keys(tmp_path / "keys.toml")
+    assert run(["serve", "--config", str(tmp_path / "serve.toml"), "--print-config"]) == 0
 
 
 @each([path for path in DOCUMENTS if path.name != "serving.md" and any(map(is_toml, blocks(path.read_text())))])

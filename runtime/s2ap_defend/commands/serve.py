@@ -6,13 +6,18 @@ from typing import Literal
 import click
 
 from s2ap_defend.commands.options import device_option, executor_option, model_argument, on_white_option, resize_option
+from s2ap_defend.commands.settings import config_option, print_settings
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName
 from s2ap_defend.types import Resize
 
 
-@click.command()
+@click.command(context_settings={"auto_envvar_prefix": "S2AP_DEFEND_SERVE"})
 @model_argument
+@config_option
+@click.option(
+    "--print-config", is_flag=True, help="Print the settings that there are, and where each is from, and stop."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 takes a free one.")
 @click.option("--grpc-port", type=int, help="Serve gRPC on this port as well; 0 takes a free one. Extra [grpc].")
@@ -43,6 +48,7 @@ from s2ap_defend.types import Resize
 @click.option("--grace", default=20.0, show_default=True, help="Seconds that accepted requests have to finish.")
 def serve(
     model: Path,
+    print_config: bool,
     host: str,
     port: int,
     grpc_port: int | None,
@@ -65,33 +71,38 @@ def serve(
     drain_delay: float,
     grace: float,
 ) -> None:
-    """Serve a model file: Open Inference Protocol v2 over HTTP and gRPC, a page at /, metrics at /metrics."""
+    """Serve a model file: Open Inference Protocol v2 over HTTP and gRPC, a page at /, metrics at /metrics.
+
+    What no flag says may be in the environment (S2AP_DEFEND_SERVE_MAX_BATCH_ROWS), or in the file of --config.
+    """
     from s2ap_defend.serve.config import ServerConfig
     from s2ap_defend.serve.server import serve as run_server
 
-    run_server(
-        ServerConfig(
-            model=model,
-            host=host,
-            port=port,
-            grpc_port=grpc_port,
-            insecure=insecure,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            keys=keys,
-            allowed_hosts=allow_host,
-            expose_evidence=expose_evidence,
-            on_white=on_white,
-            resize=resize,
-            device=device,
-            threads=threads,
-            executor=executor,
-            cache=cache,
-            engines=engines,
-            max_batch_rows=max_batch_rows,
-            max_queue_rows=max_queue_rows,
-            max_connections=max_connections,
-            drain_delay_s=drain_delay,
-            grace_s=grace,
-        )
+    config = ServerConfig(
+        model=model,
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        insecure=insecure,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        keys=keys,
+        allowed_hosts=allow_host,
+        expose_evidence=expose_evidence,
+        on_white=on_white,
+        resize=resize,
+        device=device,
+        threads=threads,
+        executor=executor,
+        cache=cache,
+        engines=engines,
+        max_batch_rows=max_batch_rows,
+        max_queue_rows=max_queue_rows,
+        max_connections=max_connections,
+        drain_delay_s=drain_delay,
+        grace_s=grace,
     )
+    if print_config:
+        print_settings(click.get_current_context())
+    else:
+        run_server(config)

@@ -1,9 +1,11 @@
-"""A client that asks without end."""
+"""Clients that ask without end, until the server stops."""
 
+import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-from tests.runtime.serve.live import read_answer
+from tests.runtime.serve.live import read_answer, until
 
 
 class Hammer:
@@ -38,3 +40,16 @@ class Hammer:
             if headers.get("connection") == "close":
                 return True
             time.sleep(self._pause_s)
+
+
+def assert_none_is_lost_when_it_stops(server, request: bytes, clients: int) -> None:
+    """Let clients hammer on a server that gets SIGTERM; none may lose a request."""
+    with ThreadPoolExecutor(clients) as pool:
+        hammers = [Hammer(server, request, 0.001 * number) for number in range(clients)]
+        running = [pool.submit(hammer.run) for hammer in hammers]
+        until(lambda: sum(hammer.answered for hammer in hammers) > 8 * clients)
+        server.server.handle_exit(signal.SIGTERM, None)
+        for one in running:
+            one.result(timeout=30)
+    assert all(hammer.answered for hammer in hammers)
+    assert sum(hammer.lost for hammer in hammers) == 0

@@ -3,27 +3,17 @@
 import signal
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.runtime.running_server import running
-from tests.runtime.serve.hammer import Hammer
+from tests.runtime.serve.hammer import assert_none_is_lost_when_it_stops
 from tests.runtime.serve.live import live, read_answer, until
-
-CLIENTS = 6
 
 
 @pytest.mark.parametrize("drain_delay_s", [0.0, 0.3])
 def test_no_request_is_lost_when_the_server_stops(classifier, batch, drain_delay_s):
-    with ThreadPoolExecutor(CLIENTS) as pool, live(classifier, drain_delay_s=drain_delay_s) as server:
-        hammers = [Hammer(server, server.raw(batch), 0.001 * number) for number in range(CLIENTS)]
-        running = [pool.submit(hammer.run) for hammer in hammers]
-        until(lambda: sum(hammer.answered for hammer in hammers) > 50)
-        server.server.handle_exit(signal.SIGTERM, None)
-        for one in running:
-            one.result(timeout=30)
-    assert all(hammer.answered for hammer in hammers)
-    assert sum(hammer.lost for hammer in hammers) == 0
+    with live(classifier, drain_delay_s=drain_delay_s) as server:
+        assert_none_is_lost_when_it_stops(server, server.raw(batch), clients=6)
 
 
 def test_while_draining_every_answer_ends_its_connection(classifier, batch):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import signal
 import socket
 import ssl
 import subprocess
@@ -17,31 +16,13 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from cryptography.hazmat.primitives import serialization
-from tests.runtime.serve.certificates import Authority
-from tests.runtime.serve.hammer import Hammer
-from tests.runtime.serve.key_files import Ring
+from tests.runtime.serve.hammer import assert_none_is_lost_when_it_stops
 from tests.runtime.serve.live import is_closed, live, read_answer, read_error, until
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from s2ap_defend.commands.main import run
-from s2ap_defend.errors import RecipeError
-from s2ap_defend.serve import ServerConfig, watched
 from s2ap_defend.serve import connection as connections
-from s2ap_defend.serve.certificate import Certificate
+from s2ap_defend.serve import watched
 from s2ap_defend.serve.classify import encode_png
-
-CLIENTS = 4
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture
-def files(authority, tmp_path):
-    return authority.issue(tmp_path)
 
 
 @contextmanager
@@ -159,18 +140,8 @@ def test_a_wrong_new_certificate_leaves_the_former_in_use(classifier, authority,
 
 @pytest.mark.parametrize("drain_delay_s", [0.0, 0.3])
 def test_no_request_is_lost_when_the_server_stops(classifier, authority, files, batch, drain_delay_s):
-    with (
-        ThreadPoolExecutor(CLIENTS) as pool,
-        serving(classifier, authority, files, drain_delay_s=drain_delay_s) as server,
-    ):
-        hammers = [Hammer(server, server.raw(batch), 0.001 * number) for number in range(CLIENTS)]
-        running = [pool.submit(hammer.run) for hammer in hammers]
-        until(lambda: sum(hammer.answered for hammer in hammers) > 30)
-        server.server.handle_exit(signal.SIGTERM, None)
-        for one in running:
-            one.result(timeout=30)
-    assert all(hammer.answered for hammer in hammers)
-    assert sum(hammer.lost for hammer in hammers) == 0
+    with serving(classifier, authority, files, drain_delay_s=drain_delay_s) as server:
+        assert_none_is_lost_when_it_stops(server, server.raw(batch), clients=4)
 
 
 def test_a_connection_that_waits_to_be_accepted_or_has_begun_its_handshake_is_answered(
@@ -250,91 +221,3 @@ def test_what_is_refused_before_it_is_a_request_is_answered_over_tls_too(classif
     with serving(classifier, authority, files) as server, server.connect() as connection:
         connection.sendall(b"no request\r\n\r\n")
         assert read_error(connection) == (400, "this is no valid HTTP request")
-
-
-def test_when_it_ends_is_in_the_metrics_and_in_the_log(classifier, authority, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    for days, said in ((20.0, "is valid until 20"), (3.0, "expires in 3.0 days, on 20"), (-1.0, "has expired, on 20")):
-        certificate = Certificate(*authority.issue(tmp_path, days=days))
-        certificate.log()
-        assert f"the certificate of {tmp_path / 'cert.pem'} {said}" in caplog.text
-        assert certificate.expires_s == pytest.approx(time.time() + 86400 * days, abs=60)
-    files = authority.issue(tmp_path)
-    with (
-        serving(classifier, authority, files) as server,
-        httpx.Client(base_url=server.url, verify=authority.trust) as client,
-    ):
-        (line,) = [one for one in client.get("/metrics").text.splitlines() if one.startswith("s2ap_tls_certificate_ex")]
-        assert float(line.split()[1]) == pytest.approx(time.time() + 86400 * 20, abs=60)
-
-
-def swapped(cert, key):
-    return key, cert
-
-
-def of_another(cert, key):
-    other = key.parent / "other"
-    other.mkdir()
-    return cert, Authority(other).issue(other)[1]
-
-
-def encrypted(cert, key):
-    private = serialization.load_pem_private_key(key.read_bytes(), None)
-    cipher = serialization.BestAvailableEncryption(b"secret")
-    form = serialization.PrivateFormat.PKCS8
-    key.write_bytes(private.private_bytes(serialization.Encoding.PEM, form, cipher))
-    return cert, key
-
-
-def missing(cert, key):
-    key.unlink()
-    return cert, key
-
-
-def broken(cert, key):
-    cert.write_text(cert.read_text().replace("MII", "!!!", 1))
-    return cert, key
-
-
-def without_a_key(cert, key):
-    return cert, None
-
-
-def without_a_certificate(cert, key):
-    return None, key
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (swapped, "has no certificate in PEM (-----BEGIN CERTIFICATE-----)"),
-        (of_another, "is not that of the certificate of"),
-        (encrypted, "is encrypted, and there is nobody to ask for its password; decrypt it with `openssl pkey"),
-        (missing, "cannot read the private key file"),
-        (broken, "cannot use"),
-        (without_a_key, "--tls-cert needs --tls-key; give both"),
-        (without_a_certificate, "--tls-key needs --tls-cert; give both"),
-    ],
-)
-def test_files_that_cannot_be_used_are_one_line(files, tiny_model_path, capsys, spoil, said):
-    cert, key = spoil(*files)
-    options = [f"--tls-cert={cert}"] * (cert is not None) + [f"--tls-key={key}"] * (key is not None)
-    assert run(["serve", str(tiny_model_path), *options]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
-
-
-def test_a_public_address_is_safe_with_keys_and_tls_and_says_what_is_missing(files, tmp_path):
-    ring = Ring(tmp_path)
-    keys, tls = {"keys": ring.path}, {"tls_cert": files[0], "tls_key": files[1]}
-    public = {"model": tmp_path / "model.onnx", "host": "0.0.0.0"}  # noqa: S104
-    assert not ServerConfig(**public, **keys, **tls).insecure
-    for given, lacks in (
-        ({}, "no authentication and no encryption"),
-        (keys, "no encryption"),
-        (tls, "no authentication"),
-    ):
-        with pytest.raises(RecipeError, match=f"and this server has {lacks}; give --keys, --tls-cert and --tls-key"):
-            ServerConfig(**public, **given)
-        assert ServerConfig(**public, **given, insecure=True).lacks() == lacks
