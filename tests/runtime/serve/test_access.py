@@ -151,7 +151,7 @@ def test_a_body_that_waits_for_leave_is_refused_before_it_is_sent(server, batch)
         assert (status, headers["connection"]) == (401, "close")
 
 
-def test_a_key_with_a_limit_is_told_when_to_come_again(client, server, ring, batch):
+def test_a_key_with_a_limit_learns_when_to_come_again(client, server, ring, batch):
     slow = ring.bearer("slow")
     large = ask(client, server, slow, np.concatenate([batch, batch[:1]]))
     assert (large.status_code, large.json()) == (
