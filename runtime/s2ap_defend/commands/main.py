@@ -114,9 +114,11 @@ def run(arguments: list[str], command: click.Command = cli, program: str = PROGR
         sys.stderr.close()
         return EXIT_ERROR
     except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+        if error.errno in _OF_THE_DISK:
+            return _not_written(error)
+        if error.filename is None:
             raise
-        return _not_written(error)
+        return _fail(f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}; check the path")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in TRAIN_MODULES:
             asked = arguments[0] if isinstance(command, click.Group) else program

@@ -55,6 +55,10 @@ def test_a_folder_without_labels_will_do_when_all_images_count(
     save_images(tmp_path / "one" / "photos", digits.images[:60], [f"{i:02d}.png" for i in range(60)])
     of_one = figures(capsys, model, "--data", tmp_path / "one", "--calibrate-on", "all", "--alpha", "0.1")
     assert of_one == of_folder
+    np.savez(tmp_path / "flat.npz", images=digits.images[:60])
+    of_array = figures(capsys, model, "--data", tmp_path / "flat.npz", "--calibrate-on", "all", "--alpha", "0.1")
+    assert of_array == of_folder
+    assert "expected images and labels" in refused(capsys, model, "--data", tmp_path / "flat.npz")
     assert "--calibrate-on all" in refused(capsys, model, "--data", folder, "--alpha", "0.1")
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import CLASSIFIER, cut_stage
 from s2ap_train.data import load_data
 from s2ap_train.recipe import load_recipe
+from s2ap_train.storage.checkpoint import load_checkpoint
 
 TUTORIAL = text_of("tutorial.md")
 NAMES = ("one", "two", "zero")
@@ -116,8 +118,29 @@ def hardened(own: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(own)
         patch.setattr(sys, "path", [*sys.path])
-        assert harden() == 0
+        with (own / "said.txt").open("w") as said, redirect_stdout(said):
+            assert harden() == 0
     return own / "model.onnx"
+
+
+def test_the_given_weights_stay_as_they_are_bit_for_bit(own: Path, hardened: Path) -> None:
+    weights, _ = load_checkpoint(hardened.with_name("model.onnx.training") / "plain")
+    given = torch.load(own / "best.pt", weights_only=True)["state_dict"]
+    assert len(given) == len(weights)
+    for name, value in given.items():
+        assert torch.equal(weights[f"weight.network.{name.removeprefix('module.')}"], value)
+
+
+def test_the_end_of_the_run_has_the_table_what_the_answer_buys_and_the_next_commands(hardened: Path) -> None:
+    lines = hardened.with_name("said.txt").read_text().splitlines()
+    assert any(line.split()[:2] == ["this", "file"] for line in lines)
+    frontier = open_model_file(hardened).manifest.decision.frontier
+    assert frontier is not None
+    assert frontier.reason in lines
+    written, following = lines.index(f"wrote {hardened.name}"), lines.index("Next:")
+    assert lines[written + 1] == "wrote model.onnx.html"
+    following_words = [line.split()[:3] for line in lines[following + 1 :]]
+    assert following_words == [["s2ap-defend", name, "model.onnx"] for name in ("classify", "evaluate", "serve")]
 
 
 def test_the_files_classifier_is_the_one_that_was_given(own: Path, hardened: Path) -> None:
@@ -218,6 +241,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(own: Path, capsys:
     assert "classifier: as given, " in said
     assert "the prefix 'module.' was taken off all names" in said
     assert "decisions under attack: " in said
+    assert re.search(r"\d+ parts, 1 process.*, \d+ MB of checkpoints: about \d", " ".join(said.split()))
     assert [path for path in sorted(own.rglob("*")) if "__pycache__" not in str(path)] == [
         path for path in before if "__pycache__" not in str(path)
     ]

@@ -87,6 +87,15 @@ def test_a_folder_and_a_missing_file_are_no_model_for_any_command(
     more = [digit] if command == "classify" else []
     assert f"{tmp_path} is a folder; name a model file" in refused(capsys, command, tmp_path, *more)
     assert "none.onnx does not exist; name a model file" in refused(capsys, command, tmp_path / "none.onnx", *more)
+    assert "File name too long" in refused(capsys, command, "x" * 5000, *more)
+
+
+def test_a_path_of_an_image_that_no_system_can_have_is_one_line(
+    tiny_model_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "cannot be used: File name too long; check the path" in refused(
+        capsys, "classify", tiny_model_path, "x" * 5000
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")

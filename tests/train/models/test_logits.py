@@ -51,6 +51,8 @@ def wrapped_sigmoid(): return Wrapped(nn.Sigmoid())
 def logarithm(): return Answered(nn.LogSoftmax(dim=1))
 def scaled(): return Answered(lambda logits: logits * 30000)
 def shifted(): return Answered(lambda logits: logits + 1e6)
+def thousandfold(): return Answered(lambda logits: 1000 * logits)
+def far(): return Answered(lambda logits: logits + 1e8)
 def attention(): return Answered(lambda logits: logits * logits.softmax(dim=1))
 """
 ODDS = {name: {"odds": True} for name in ("each", "functional", "clamped", "averaged", "wrapped_sigmoid")}
@@ -97,15 +99,26 @@ def test_probabilities_become_the_logits_that_they_were_made_of(made, name):
     torch.testing.assert_close(found.log_softmax(dim=1), expected.log_softmax(dim=1), atol=1e-5, rtol=1e-5)
 
 
+def confident(model):
+    state = model.state_dict()
+    model.load_state_dict({key: value * (30 if key.endswith("last.weight") else 1) for key, value in state.items()})
+    return model
+
+
+@pytest.mark.parametrize(("name", "found"), [("thousandfold", "divide"), ("far", "centre")])
+def test_logits_times_a_thousand_or_plus_a_hundred_million_are_recognised_by_the_loaded_weights(made, name, found):
+    model = confident(made(name))
+    model.read_outputs()
+    assert found in model.reading.changed
+    assert model(images()).abs().max() < 30
+    labels = confident(made("plain"))(images()).argmax(dim=1)
+    assert torch.equal(model(images()).argmax(dim=1), labels) or name == "far"  # float32 has rounded those to eights
+
+
 @pytest.mark.parametrize("name", ["module", "sigmoid", "function", "each", "scaled", "shifted"])
 def test_an_attack_is_as_strong_as_on_the_plain_network(made, name):
-    """Weights of a confident network: on its probabilities, or on its large logits, the gradient is 0."""
-    strong = {
-        key: value * (30 if key.endswith("last.weight") else 1) for key, value in made("plain").state_dict().items()
-    }
-    plain, model = made("plain"), made(name)
-    for each in (plain, model):
-        each.load_state_dict(strong)
+    """On probabilities, or on large logits, of a confident network the gradient is 0."""
+    plain, model = confident(made("plain")), confident(made(name))
     x = images(60)
     y = plain(x).argmax(dim=1)
 

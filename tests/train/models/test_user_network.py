@@ -230,3 +230,6 @@ def test_the_scale_of_logits_is_seen_with_the_weights_that_are_loaded(factories,
     again = build(network.architecture())
     again.load_state_dict(network.state_dict())
     assert torch.equal(again.eval()(x), network(x))
+    as_they_are = create({"name": "user", "factory": f"{factories}:make", "logits": {}}, (3, 8, 8), 4, seed=1)
+    assert load_given(as_they_are, tmp_path / "large.pt") == ()
+    assert torch.equal(as_they_are.eval()(x), network.network(x))

@@ -65,6 +65,20 @@ def open_npz(path: Path, resizing: Resizing | None) -> DataSource:
     return DataSource(parts[0], parts[1] if len(parts) > 1 else None, classes, path.stem)
 
 
+def unlabelled_npz(path: Path, resizing: Resizing | None) -> Subset | None:
+    """The images of an .npz file that holds nothing else, as of one class; None: it holds more.
+
+    Raises:
+        RecipeError: If the file cannot be read or the images are none of those that are read.
+    """
+    arrays = _load(path)
+    if arrays.keys() != {WHOLE[0]}:
+        return None
+    images = arrays[WHOLE[0]]
+    part, _ = _subset(images, np.zeros(images.shape[:1], np.int64), f"{path}: {WHOLE[0]}", resizing)
+    return part
+
+
 def is_channels_last(shape: tuple[int, ...], name: str) -> bool:
     """Whether images of this shape [N, ?, ?, ?] are [N, H, W, C], judged by which dimension can be the channels.
 

@@ -59,7 +59,10 @@ def open_container(path: Path, opened: ExitStack) -> Container:
     try:
         archive = opened.enter_context(zipfile.ZipFile(path))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise RecipeError(f"data.root {path} is neither a folder nor a zip that can be read ({error})") from error
+        raise RecipeError(
+            f"data.root {path} is neither a folder nor a zip that can be read ({error}); give a folder or zip of "
+            "CLASS/IMAGE, or an .npz file"
+        ) from error
     return Zip(path, archive)
 
 

@@ -76,6 +76,7 @@ class UserNetwork(Classifier):
         _check_logits(factory, self, self.image_shape, classes)
         _check_parameters(factory, self.network)
         self._stripped, found = logits_of(self.network, self.image_shape)
+        self._reading_is_given = logits is not None
         self.reading = found if logits is None else Reading.of(logits)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -99,7 +100,9 @@ class UserNetwork(Classifier):
         )
 
     def read_outputs(self) -> None:
-        """See again how outputs become logits: weights that were loaded may have another scale than fresh ones."""
+        """See again how outputs become logits, unless it was given: loaded weights may have another scale."""
+        if self._reading_is_given:
+            return
         images = torch.rand(4, *self.image_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
         with torch.enable_grad(), evaluation_mode(self.network):
             self.reading = reading_of(self.unnormalised(self.normalisation(images.to(device_of(self.network)))))

@@ -11,7 +11,7 @@ from s2ap_defend.errors import InputError, RecipeError
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.types import Float32, Int64
 from s2ap_train.data import DataSettings, Splits, load_data
-from s2ap_train.data.arrays import open_npz
+from s2ap_train.data.arrays import open_npz, unlabelled_npz
 from s2ap_train.data.containers import open_container
 from s2ap_train.data.decoding import Decoder
 from s2ap_train.data.folders import open_folder
@@ -54,8 +54,8 @@ def load_clean_data(
         manifest: Of the file.
         root: Where a recipe's data lies, instead of what it says.
         limit: At most so many images, a random sample.
-        labelled: Whether labels are needed; without, images without class folders or all in one folder will do, and
-            class names do not matter.
+        labelled: Whether labels are needed; without, images without class folders or all in one folder, or in an .npz
+            file without labels, will do, and class names do not matter.
 
     Raises:
         RecipeError: If the source cannot be read, or its classes are not the file's.
@@ -133,6 +133,10 @@ def _of_path(path: Path, manifest: Manifest, limit: int | None, labelled: bool) 
     with ExitStack() as opened:
         resizing = _resizing(manifest)
         if path.suffix.lower() == ".npz":
+            alone = None if labelled else unlabelled_npz(path, resizing)
+            if alone is not None:
+                rows = _sample(len(alone.labels), limit)
+                return CleanData(alone.read(rows, lambda _: None), None, f"{len(rows)} unlabelled images of {path}")
             source = open_npz(path, resizing)
         else:
             tree = read_tree([open_container(path, opened)])

@@ -68,6 +68,7 @@ def test_the_most_accurate_mix_within_the_label_cost_is_taken() -> None:
         "with the largest clean accuracy is taken, 90.0% with the jury's 70.0%: 50.0% right and 100.0% right or "
         "flagged."
     )
+    assert chosen_answer(MIXED, compared[:2])[1].startswith("1 mix stays within 10 points of the jury")
 
 
 def test_a_mix_that_is_flagged_too_seldom_is_not_taken() -> None:

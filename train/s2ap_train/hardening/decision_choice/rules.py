@@ -152,8 +152,9 @@ def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple
 
     best = max(able, key=worth)
     taken = measured[best]
+    stay = "1 mix stays" if len(able) == 1 else f"{len(able)} mixes stay"
     return best, (
-        f"{len(able)} mixes stay within {allowed} of the jury under attack ({figures}); the one with the largest "
+        f"{stay} within {allowed} of the jury under attack ({figures}); the one with the largest "
         f"clean accuracy is taken, {taken.clean_right.mean():.1%} with the jury's {jury.clean_right.mean():.1%}: "
         f"{taken.label_right.mean():.1%} right and {taken.robust_right.mean():.1%} right or flagged."
     )
