@@ -21,6 +21,9 @@ TINY = {
     "members.robust.pruning.training.epochs": 2,
     "members.robust.finetune.epochs": 1,
 }
+TRAININGS = ("adversarial", "pruning.training", "finetune")
+TRAININGS += tuple(f"members.robust.{one}" for one in ("pretraining", "pruning.training", "finetune"))
+TINY |= {f"{training}.attack_steps": 1 for training in TRAININGS}
 
 
 TOGETHER = ("longer", "jury attack", "diverse predictions", "apart gradients", "distilled")
