@@ -44,6 +44,8 @@ def attempt(command: Command) -> None:
         match program.removeprefix(".venv/bin/"), rest:
             case "s2ap-defend", ["serve", *options]:
                 parse(cli.get_command(click.Context(cli), "serve"), options, command)
+            case "s2ap-defend", ["export", *options] if "--tensorrt" in options:  # builds on a GPU
+                parse(cli.get_command(click.Context(cli), "export"), options, command)
             case "s2ap-defend", _ if command.complete:
                 words = [str(path) for word in rest for path in (sorted(Path().glob(word)) if "*" in word else [word])]
                 assert run(words) == 0, command.line

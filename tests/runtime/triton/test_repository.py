@@ -117,7 +117,7 @@ def test_what_cannot_be_written_is_said_in_one_line_and_nothing_is_left(
         return said
 
     models = tmp_path / "models"
-    assert "Missing option '--triton'" in refused(tiny_model_path)
+    assert "give --triton DIR or --tensorrt DIR, one of the two" in refused(tiny_model_path)
     assert "'a/b' is no name of a Triton model" in refused(tiny_model_path, "--triton", models, "--name", "a/b")
     assert "does not exist" in refused(tmp_path / "none.onnx", "--triton", models)
     (models / "tiny_onnx").mkdir(parents=True)
