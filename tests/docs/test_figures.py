@@ -14,6 +14,7 @@ WHOLE = [
     ("docs/decision.md", "evaluation-fashion", "evaluations.print_tables"),
     ("docs/decision.md", "false-alarms-fashion", "false_alarms.print_table"),
     ("docs/decision.md", "jurors-fashion", "jurors.print_table"),
+    ("docs/decision.md", "jurors-fashion-kinds", "jurors.print_table"),
     ("docs/purifier-figures.md", "purification-digits", "purification_tables.print_tables"),
 ]
 """Documents that hold every table of a file: the document, the file, what prints it."""
