@@ -11,6 +11,7 @@ from s2ap_train.ensemble.channel_families import (
 from s2ap_train.ensemble.cost import check_cost
 from s2ap_train.ensemble.families import FAMILIES, Family
 from s2ap_train.ensemble.family import Base, Fitted, MemberFamily
+from s2ap_train.ensemble.jury import Jury, train_on_together
 from s2ap_train.ensemble.lottery_ticket import LotteryTicket, LotteryTicketFamily, Ticket, lottery_ticket
 from s2ap_train.ensemble.mutation import Mutant, Mutation, MutationFamily, mutant, mutate
 from s2ap_train.ensemble.pruned import PrunedFamily, Pruning, fit_pruned
@@ -23,6 +24,7 @@ __all__ = [
     "ChannelPruning",
     "Family",
     "Fitted",
+    "Jury",
     "LotteryTicket",
     "LotteryTicketFamily",
     "MemberFamily",
@@ -40,4 +42,5 @@ __all__ = [
     "mutant",
     "mutate",
     "random_channels",
+    "train_on_together",
 ]

@@ -14,7 +14,7 @@ from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
 from s2ap_train.hardening.attack_forecast import Gradients, Phase, StoredAttacks, attack_phases
 from s2ap_train.hardening.network import VALIDATION_ATTACK_STEPS
-from s2ap_train.hardening.parts import ADVERSARIAL, PLAIN, PRUNED, member_name
+from s2ap_train.hardening.parts import ADVERSARIAL, JURY, PLAIN, PRUNED, jurors_of, member_name
 from s2ap_train.hardening.purifier_choice import By, check_grid
 from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
 from s2ap_train.hardening.score_model import TEACHER
@@ -105,6 +105,11 @@ def _forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks, choose: By 
             parts[member_name(name, number)] = _within(family.decides(number), training, table), table
     phases = [Phase(name, seconds + closing * cost(table)[0]) for name, (seconds, table) in parts.items()]
     disk = sum(cost(table)[1] * 2 for _, table in parts.values())
+    if recipe.jury_training is not None:
+        tables = [parts[member_name(*one)][1] for one in jurors_of(recipe)]
+        together = sum(training(recipe.jury_training, table) + 2 * closing * cost(table)[0] for table in tables)
+        phases.append(Phase(JURY, together))
+        disk += sum(cost(table)[1] for table in tables)
     score_seconds, a_pass, size = _purifier_seconds(recipe, shape)
     score = recipe.score_model.epochs * trained * score_seconds
     phases.insert(0, Phase(SCORE_MODEL, score))

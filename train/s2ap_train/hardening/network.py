@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from s2ap_defend.manifest import Seeds
 from s2ap_train.attacks.accuracy import accuracy, robust_accuracy
 from s2ap_train.ensemble import Fitted
@@ -55,13 +57,20 @@ def network_record(fitted: Fitted, data: TrainingData, *, eps: float) -> dict[st
         "seeds": fitted.seeds.model_dump(),
         "sparsity": fitted.sparsity,
         "adversarially_trained": fitted.adversarially_trained,
-        "clean_accuracy": accuracy(model, *data.validation),
-        "robust_accuracy": robust_accuracy(model, *data.validation, eps=eps, steps=VALIDATION_ATTACK_STEPS),
+        **measured(model, data, eps=eps),
         "flops": flops(model, model.image_shape),
         "parameters": parameter_count(model),
         "flip_rate": sum(flips) / len(flips) if flips else None,
         "history": list(fitted.history),
         **fitted.details,
+    }
+
+
+def measured(model: nn.Module, data: TrainingData, *, eps: float) -> dict[str, float]:
+    """Accuracy without attack and under PGD on validation images."""
+    return {
+        "clean_accuracy": accuracy(model, *data.validation),
+        "robust_accuracy": robust_accuracy(model, *data.validation, eps=eps, steps=VALIDATION_ATTACK_STEPS),
     }
 
 

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.manifest import Seeds
 from s2ap_train.compute import Compute, compute_here
 from s2ap_train.data import Splits
-from s2ap_train.ensemble import Base, Fitted, fit_pruned
+from s2ap_train.ensemble import Base, Fitted, Jury, fit_pruned, train_on_together
 from s2ap_train.ensemble.pruned import epochs_of
-from s2ap_train.hardening.network import Network, known_network, network_record, network_summary
+from s2ap_train.hardening.network import Network, known_network, measured, network_record, network_summary
 from s2ap_train.hardening.score_model import score_model_parts
 from s2ap_train.models import Classifier, ModelTable
 from s2ap_train.models import build as build_classifier
@@ -25,9 +27,9 @@ from s2ap_train.storage.parts import Needs, Part, PartStore, Trained
 from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, Run, TrainingConfig, TrainingData, accuracies, train_classifier
 
-__all__ = ["ADVERSARIAL", "PLAIN", "PRUNED", "PartList", "member_name", "train_dense"]
+__all__ = ["ADVERSARIAL", "JURY", "PLAIN", "PRUNED", "PartList", "jurors_of", "member_name", "train_dense"]
 
-PLAIN, ADVERSARIAL, PRUNED = "plain", "adversarial", "pruned"
+PLAIN, ADVERSARIAL, PRUNED, JURY = "plain", "adversarial", "pruned", "jury"
 
 Fit = Callable[[Needs, Run], Fitted]
 
@@ -35,6 +37,12 @@ Fit = Callable[[Needs, Run], Fitted]
 def member_name(family: str, number: int) -> str:
     """Name of a member's part and folder; `number` from 0."""
     return f"member-{family}-{number}"
+
+
+def jurors_of(recipe: EnsembleRecipe) -> list[tuple[str, int]]:
+    """(family, number) of every member that is a juror, in the order of the recipe."""
+    families = recipe.members.items()
+    return [(name, i) for name, family in families if family.role == "juror" for i in range(family.count)]
 
 
 class PartList:
@@ -65,7 +73,7 @@ class PartList:
             return classifiers[PLAIN], *alone, *dependent
         if PLAIN not in classifiers[ADVERSARIAL].needs:  # it is short: at the end it fills the gaps
             alone.append(classifiers.pop(PLAIN))
-        return *self.score_models(), *classifiers.values(), *alone, *dependent
+        return *self.score_models(), *classifiers.values(), *alone, *dependent, *self.juries()
 
     def classifiers(self) -> dict[str, Part[Classifier]]:
         """The plain, the adversarially trained and the pruned network, by name."""
@@ -171,6 +179,54 @@ class PartList:
             needs=(self.plain(),) if table.starts_from_base else (),
         )
 
+    def juries(self) -> tuple[Part[nn.ModuleList], ...]:
+        """The jurors of all families trained on together, as one part behind theirs; none unless the recipe says so.
+
+        Raises:
+            RecipeError: If the recipe says so and has no jurors.
+        """
+        recipe, config = self._recipe, self._recipe.jury_training if isinstance(self._recipe, Recipe) else None
+        if config is None:
+            return ()
+        jurors = [self.member(*one) for one in jurors_of(recipe)]
+        if not jurors:
+            raise RecipeError('jury_training has no jurors; give a family of members role = "juror", or leave it out')
+        precision = self._compute.precision
+        key = training_key(
+            self._trained_on, (JURY, config, recipe.seed, recipe.eps, precision), needs=[one.key for one in jurors]
+        )
+
+        def train(needs: Needs, hook: OnEpoch, snapshots: Snapshots) -> Trained[nn.ModuleList]:
+            jury = Jury([copy.deepcopy(needs[one.name].model) for one in jurors])
+            training = train_on_together(jury, self._data, config, run=Run(recipe.seed, self._compute, snapshots, hook))
+            jury.cpu()
+            records = [
+                {**needs[part.name].record, **measured(one, self._data, eps=recipe.eps)}
+                for part, one in zip(jurors, jury.jurors, strict=True)
+            ]
+            record: dict[str, Any] = {
+                "architecture": [one["architecture"] for one in records],
+                **measured(jury, self._data, eps=recipe.eps),
+                "sparsity": 0.0,
+                "flip_rate": None,
+                "history": list(training.history),
+                "members": records,
+            }
+            return Trained(jury.jurors, record)
+
+        return (
+            Part(
+                name=JURY,
+                key=key,
+                epochs=config.epochs,
+                train=train,
+                rebuild=_rebuilt_jury,
+                note=accuracies,
+                summary=network_summary,
+                needs=tuple(one.name for one in jurors),
+            ),
+        )
+
     def score_models(self) -> tuple[Part[Any], ...]:
         """The score model of the purifier, behind its teacher where it has one.
 
@@ -216,6 +272,10 @@ class PartList:
             summary=network_summary,
             needs=tuple(part.name for part in needs),
         )
+
+
+def _rebuilt_jury(architectures: Any) -> nn.ModuleList:  # noqa: ANN401 - a list, where other parts have a mapping
+    return nn.ModuleList(build_classifier(one) for one in architectures)
 
 
 def train_dense(recipe: EnsembleRecipe, splits: Splits, name: str, config: TrainingConfig, store: PartStore) -> Network:

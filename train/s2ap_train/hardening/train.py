@@ -20,7 +20,7 @@ from s2ap_train.compute import check_available
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network, known_network, lean
-from s2ap_train.hardening.parts import ADVERSARIAL, PLAIN, PRUNED, PartList, member_name
+from s2ap_train.hardening.parts import ADVERSARIAL, JURY, PLAIN, PRUNED, PartList, jurors_of, member_name
 from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
 from s2ap_train.hardening.score_model import report_score_model
 from s2ap_train.jobs import Job, Workers, check_workers, run_jobs, worker_count
@@ -111,7 +111,7 @@ def stored_components(recipe: Recipe, splits: Splits, work_dir: Path) -> Compone
 
 def _components(recipe: Recipe, ready: Mapping[str, Stored[Any]]) -> Components:
     plain, adversarial, pruned = (_network(ready[name]) for name in (PLAIN, ADVERSARIAL, PRUNED))
-    families = _members(recipe, ready)
+    families = _members(recipe, _with_jury(recipe, ready))
     roles = [recipe.members[name].role for name, family in families.items() for _ in family]
     return Components(
         plain,
@@ -121,6 +121,15 @@ def _components(recipe: Recipe, ready: Mapping[str, Stored[Any]]) -> Components:
         ("juror", *roles),
         ready[SCORE_MODEL].model,
     )
+
+
+def _with_jury(recipe: Recipe, ready: Mapping[str, Stored[Any]]) -> Mapping[str, Stored[Any]]:
+    """The parts with those jurors that were trained on together in the place of the jurors that they were."""
+    if JURY not in ready:
+        return ready
+    jury = ready[JURY]
+    together = zip(jurors_of(recipe), jury.model, jury.record["members"], strict=True)
+    return {**ready, **{member_name(*one): Stored(model, record) for one, model, record in together}}
 
 
 def train_networks(

@@ -172,6 +172,8 @@ class Recipe(EnsembleRecipe):
     Attributes:
         compute: Where each part is trained, by default on the CPU; calibration, export and attacks stay there.
         classifier: Which trained network is defended: the plain, the adversarially trained or the pruned one.
+        jury_training: Training of the jurors of all families together, behind their own: each learns from images that
+            fool the mean probability of all. None leaves them as they are.
         score_model: Training of the purifier's score model.
         purifier: The purification.
         decision: Who answers.
@@ -183,6 +185,7 @@ class Recipe(EnsembleRecipe):
 
     compute: ComputeSettings = ComputeSettings("cpu", channels_last=False)
     classifier: Literal["plain", "adversarial", "pruned"]
+    jury_training: TrainingConfig | None = None
     score_model: ScoreTraining
     purifier: Purification
     decision: DecisionRecipe = DecisionRecipe()

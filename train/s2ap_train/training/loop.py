@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,8 @@ from s2ap_train.training.losses import adversarial_examples, robust_loss
 from s2ap_train.training.run import Run
 from s2ap_train.training.state import MaskUpdate, TrainingState
 from s2ap_train.training.validation import validate_alike
+
+Loss = Callable[[TrainingConfig, nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def train_classifier(
     trained: bool = False,
     masks: Mapping[str, Tensor] | None = None,
     mask_update: MaskUpdate | None = None,
+    loss: Loss = robust_loss,
 ) -> Training:
     """Train a model in place; it ends in evaluation mode with the weights of the epoch that `EpochChoice` took.
 
@@ -71,6 +74,7 @@ def train_classifier(
         mask_update: Called after every optimiser step; it may change the masks, in place or by new ones under the same
             names. `masks` must then be a mutable mapping and ends with the masks of the chosen epoch. The momentum of
             weights whose mask changed is set to 0. With several processes it must do the same in all of them.
+        loss: Settings, model in training mode, images, attacked images and labels to the mean loss of a batch.
 
     Raises:
         RecipeError: If the loss is no longer finite before any good epoch, a mask fits no weight, or a batch is too
@@ -88,7 +92,7 @@ def train_classifier(
         if trained and watch.begin_with(accuracy(model, *held_out)):
             state.keep()  # what is left if the first epoch collapses
 
-    run_epochs(state, run, lambda: _epoch(state, all_images, all_labels, held_out, mask_update), begin)
+    run_epochs(state, run, lambda: _epoch(state, all_images, all_labels, held_out, mask_update, loss), begin)
     assert state.best is not None  # noqa: S101  (the first validated epoch is always accepted, and the last validated)
     model.load_state_dict(state.best)
     model.eval()
@@ -112,13 +116,14 @@ def _epoch(
     labels: Tensor,
     validation: tuple[Tensor, Tensor],
     mask_update: MaskUpdate | None,
+    loss: Loss,
 ) -> None:
     """One epoch and what is concluded from it."""
     config, epoch, total = state.config, state.epoch, 0.0
     eps = config.eps * min(1.0, (epoch + 1) / (config.eps_warmup_epochs + 1))
     radius = config.weight_radius if epoch >= config.weight_warmup_epochs else 0.0
     for batch, size in state.draw_batches(images, labels):
-        total += _step(state, batch, eps=eps, radius=radius) * size
+        total += _step(state, batch, loss, eps=eps, radius=radius) * size
         if not math.isfinite(total):
             break
         if mask_update is not None:
@@ -137,7 +142,7 @@ def _epoch(
         state.keep()
 
 
-def _step(state: TrainingState, batch: Batch, *, eps: float, radius: float) -> float:
+def _step(state: TrainingState, batch: Batch, loss_of: Loss, *, eps: float, radius: float) -> float:
     """One optimiser step, its gradient taken at the perturbed weights if `radius` > 0; the loss there."""
     model, config, compute = state.model, state.config, state.compute
     trained, masks, x, y = state.trained, state.masks, batch.x, batch.y
@@ -147,7 +152,7 @@ def _step(state: TrainingState, batch: Batch, *, eps: float, radius: float) -> f
 
     def loss_here() -> Tensor:
         with compute.autocast():  # one context a pass: within one, lower-precision copies of the weights are reused
-            return robust_loss(config, model, x, attacked, y) * batch.weight
+            return loss_of(config, model, x, attacked, y) * batch.weight
 
     def gradients_of(loss: Tensor) -> dict[str, Tensor]:
         return dict(zip(trained, compute.gradients(loss, list(trained.values())), strict=True))
