@@ -65,7 +65,7 @@ COMMANDS = (
     DeferredCommand("deploy", "Serve a model file on Ray Serve, by a YAML file: model, replicas, cpus, gpus, server."),
     DeferredCommand(
         "export",
-        "Write a model repository for Triton: the classifier in the python backend, the plain file in onnxruntime's.",
+        "Write MODEL for Triton (--triton DIR) or build its TensorRT engines (--tensorrt DIR), one of the two.",
     ),
     DeferredCommand("inspect", "Verify a model file and show its stages, members, decision and measured accuracy."),
     DeferredCommand(

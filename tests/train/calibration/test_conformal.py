@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_a_boundary_below_the_clean_boundary_is_raised_to_it_and_keeps_alpha() -
     rng = np.random.default_rng(3)
     fit = correlated_answers(rng, 300, RATES), correlated_answers(rng, 300, FOOLED[:6], fooled=True)
     test = calibrate(*fit, correlated_answers(rng, 400, RATES), Detection(), Jury.behind_classifier(6)).test
-    moved = type(test)(**{**vars(test), "lower": np.array([0.1, 0.5, 0.2, 0.2, 0.2, 0.2])})
+    moved = replace(test, lower=np.array([0.1, 0.5, 0.2, 0.2, 0.2, 0.2]))
     raised = with_conformal_boundary(moved, alarm_statistic(moved, correlated_answers(rng, 400, RATES)), 0.9)
     assert (raised.upper == 0.5 + 2 * (np.nextafter(0.5, math.inf) - 0.5)).all()  # the float between marks a closed one
 
