@@ -5,7 +5,7 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -107,7 +107,6 @@ def live(classifier, **options):
             until(lambda: app.state.service.state != "starting")
             yield Live(server, app.state.service, listener.getsockname()[:2])
         finally:
-            with suppress(RuntimeError):  # it has stopped already
-                server.stop()
+            server.stop()
             thread.join(30)
         assert not thread.is_alive()
