@@ -28,7 +28,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
-from s2ap_export.hardening.precision import CONVOLUTIONS, is_sum, precision_of
+from s2ap_export.hardening.precision import CONVOLUTIONS, is_sum, precision_of, replace_nodes
 from s2ap_export.hardening.ranges import observed
 
 __all__ = ["to_int8"]
@@ -108,12 +108,7 @@ class _Conversion:
         declared = [value for value in self.graph.value_info if value.name not in self.same]
         del self.graph.value_info[:]
         self.graph.value_info.extend(declared)
-        used = {name for node in self.nodes for name in node.input}
-        del self.graph.node[:]
-        self.graph.node.extend(self.nodes)
-        stored = [tensor for name, tensor in self.weights.items() if name in used]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(stored)
+        replace_nodes(self.graph, self.nodes, self.weights)
 
     def _quantised(self) -> Iterator[NodeProto]:
         """Convolutions that other layers of weights follow."""

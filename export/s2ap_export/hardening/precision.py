@@ -12,11 +12,11 @@ is for GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.precision_record import Precision, weights_precision
@@ -69,6 +69,15 @@ def is_sum(weight: TensorProto) -> bool:
     return values.shape == (1, values.size, 1, 1) and bool((values == values.flat[0]).all())
 
 
+def replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto], weights: Mapping[str, TensorProto]) -> None:
+    """Give a graph other nodes, in place, and those weights, by name, that one of them reads."""
+    used = {name for node in nodes for name in node.input}
+    stored = [tensor for name, tensor in weights.items() if name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(stored)
+
+
 class _Conversion:
     """Rewrites the graph of a model in place."""
 
@@ -96,12 +105,7 @@ class _Conversion:
                     break
             else:
                 self.nodes.append(converted)
-        used = {name for node in self.nodes for name in node.input}
-        del self.graph.node[:]
-        self.graph.node.extend(self.nodes)
-        kept = [tensor for name, tensor in self.weights.items() if name in used]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        replace_nodes(self.graph, self.nodes, self.weights)
 
     def _in_half(self) -> Iterator[NodeProto]:
         sigmoids: dict[str, tuple[str, NodeProto]] = {}
