@@ -4,9 +4,7 @@ Every kind begins with the same trained jurors and takes the same number of step
 """
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from s2ap_defend.errors import RecipeError
 from s2ap_train.attacks.pgd import Objective, pgd
 from s2ap_train.data import Splits
+from s2ap_train.ensemble import Jury
 from s2ap_train.models import Classifier
 from s2ap_train.models.modes import evaluation_mode
 from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -24,8 +23,8 @@ from s2ap_train.storage.fingerprint import fingerprint, weights_digest
 from s2ap_train.training.batches import apply_masks, augment, batches, cosine
 from s2ap_train.training.config import TrainingConfig
 
-Jury = Sequence[nn.Module]
-Loss = Callable[[Jury, Tensor, Tensor, TrainingConfig, torch.Generator], Tensor]
+Jurors = Sequence[Classifier]
+Loss = Callable[[Jurors, Tensor, Tensor, TrainingConfig, torch.Generator], Tensor]
 """(jurors in training mode, images [N, C, H, W], labels [N], settings, source of starts) -> loss of the batch."""
 
 ENTROPY, DIVERSITY = 2.0, 0.5
@@ -83,14 +82,9 @@ def trained_together(
     return copies
 
 
-def mean_log_probability(jurors: Jury, x: Tensor) -> Tensor:
-    """Log of the mean probability of all jurors [N, K]."""
-    return torch.stack([one(x).log_softmax(1) for one in jurors]).logsumexp(0) - math.log(len(jurors))
-
-
 def attacked(
     model: Callable[[Tensor], Tensor],
-    jurors: Jury,
+    jurors: Jurors,
     x: Tensor,
     y: Tensor,
     config: TrainingConfig,
@@ -111,26 +105,26 @@ def attacked(
         )
 
 
-def each_alone(jurors: Jury, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+def each_alone(jurors: Jurors, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
     """Each juror on its own adversarial images: no more than longer training."""
     return torch.stack([cross_entropy(one(attacked(one, (one,), x, y, config, generator)), y) for one in jurors]).sum()
 
 
-def jury_attack(jurors: Jury, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+def jury_attack(jurors: Jurors, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
     """Each juror on images that fool the mean probability of all."""
-    moved = attacked(partial(mean_log_probability, jurors), jurors, x, y, config, generator)
+    moved = attacked(Jury(jurors), jurors, x, y, config, generator)
     return torch.stack([cross_entropy(one(moved), y) for one in jurors]).sum()
 
 
 def diverse_predictions(
-    jurors: Jury, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator
+    jurors: Jurors, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator
 ) -> Tensor:
     """Adaptive diversity promoting on images that fool the jury: Pang et al. 2019, equation 5 (arXiv 1901.08846).
 
     The entropy of the mean probability, and the logarithm of the squared volume that the jurors' probabilities of the
     wrong labels span, each juror's brought to length 1, are raised as the cross-entropies are lowered.
     """
-    moved = attacked(partial(mean_log_probability, jurors), jurors, x, y, config, generator)
+    moved = attacked(Jury(jurors), jurors, x, y, config, generator)
     logits = torch.stack([one(moved) for one in jurors])  # [n, N, K]
     probabilities = logits.softmax(2)
     mean = probabilities.mean(0)
@@ -142,7 +136,7 @@ def diverse_predictions(
     return losses - ENTROPY * entropy - DIVERSITY * torch.logdet(gram).mean()
 
 
-def apart_gradients(jurors: Jury, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+def apart_gradients(jurors: Jurors, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
     """Each juror on its own adversarial images, and gradients of their losses there that point apart.
 
     The similarity of Yang et al. 2021 (TRS, arXiv 2104.00671), the absolute cosine between two jurors' gradients at an
@@ -159,7 +153,7 @@ def apart_gradients(jurors: Jury, x: Tensor, y: Tensor, config: TrainingConfig, 
     return loss + ALIGNMENT * torch.stack(alike).mean()
 
 
-def distilled(jurors: Jury, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+def distilled(jurors: Jurors, x: Tensor, y: Tensor, config: TrainingConfig, generator: torch.Generator) -> Tensor:
     """Each juror on images that carry the features of others in another juror, and on its own adversarial images.
 
     Yang et al. 2020, equations 2 and 4 (DVERGE, arXiv 2009.14720), with adversarial training added as the authors
