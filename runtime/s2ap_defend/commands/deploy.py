@@ -34,7 +34,7 @@ def deploy(file: Path, address: str | None, host: str, port: int, insecure: bool
         settings = settings.model_copy(update={"model": (file.parent / settings.model).resolve()})
     ServerConfig(model=settings.model, host=host, port=port, insecure=insecure)  # the rules of `serve` for addresses
     open_model_file(settings.model)
-    click.echo(f"{settings.model} ({file_sha256(settings.model)[:12]}...): {_describe(settings.replicas)}")
+    click.echo(f"{settings.model} ({file_sha256(settings.model)[:12]}...): {settings.scale}")
     if not dry_run:
         _run(settings, address, host, port)
 
@@ -48,12 +48,6 @@ def _read(file: Path) -> object:
         raise RecipeError(f"cannot read {file}: {error.strerror or error}; docs/deployment.md shows one") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{file} is no YAML file: {' '.join(str(error).split())}") from error
-
-
-def _describe(replicas: object) -> str:
-    if isinstance(replicas, int):
-        return f"{replicas} replica{'s' * (replicas > 1)}"
-    return f"{replicas.min_replicas} to {replicas.max_replicas} replicas"  # type: ignore[attr-defined]
 
 
 def _run(settings: "Settings", address: str | None, host: str, port: int) -> None:

@@ -76,7 +76,5 @@ def _build(file: ModelFile, folder: Path) -> None:
     for name, reason in done.built.items():
         click.echo(f"built {harmless(str(folder / name))}: {harmless(reason)}")
     click.echo(f"{len(done.fitting)} of {len(planned)} engines fitted already")
-    StagedExecutor.of(
-        file, device="tensorrt", engines=folder
-    )  # ONNX Runtime's own, which --device tensorrt begins with
+    StagedExecutor.of(file, device="tensorrt", engines=folder)  # builds ONNX Runtime's own, which --device takes
     click.echo(f"s2ap-defend serve MODEL --device tensorrt --engines {harmless(str(folder))} begins with them")

@@ -83,6 +83,13 @@ class Settings(BaseModel):
     gpus: Literal[0, 1] = 0
     server: Mapping[str, Any] = {}
 
+    @property
+    def scale(self) -> str:
+        """How many replicas, in words."""
+        if isinstance(self.replicas, Autoscaling):
+            return f"{self.replicas.min_replicas} to {self.replicas.max_replicas} replicas"
+        return f"{self.replicas} replica{'s' * (self.replicas > 1)}"
+
     def server_config(self) -> ServerConfig:
         """The settings of the server in a replica.
 
