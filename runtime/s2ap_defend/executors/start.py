@@ -8,6 +8,7 @@ from s2ap_defend.engines.cores import usable_cores
 from s2ap_defend.engines.onnxruntime import chosen_device
 from s2ap_defend.errors import EngineError
 from s2ap_defend.executors import Executor, ExecutorName
+from s2ap_defend.executors.constant import ConstantExecutor
 from s2ap_defend.executors.staged import StagedExecutor
 from s2ap_defend.executors.whole import WholeExecutor
 from s2ap_defend.model_file import ModelFile
@@ -23,6 +24,7 @@ def start_executor(
     threads: int | None = None,
     cache: bool = False,
     engines: Path | None = None,
+    constant_time: bool = False,
 ) -> Executor:
     """Start an executor.
 
@@ -34,6 +36,7 @@ def start_executor(
         threads: As for `DefendedClassifier.load`.
         cache: As there.
         engines: As there.
+        constant_time: As there.
 
     Raises:
         ModelFileError: If the file cannot be run.
@@ -41,10 +44,15 @@ def start_executor(
     """
     if name is not None and name not in get_args(ExecutorName):
         raise EngineError(f"executor {name!r} is not known; choose {' or '.join(get_args(ExecutorName))}")
+    if constant_time and name == "whole":
+        raise EngineError("the executor 'whole' cannot take constant time: the file itself stops early; take 'staged'")
+    if constant_time:
+        name = "staged"
     if name is None:
         several = (threads or usable_cores()) > 1
         chosen = chosen_device(device)
         name = "staged" if chosen == "tensorrt" or (several and chosen == "cpu") else "whole"
     if name == "staged":
-        return StagedExecutor.of(model, device=device, threads=threads, cache=cache, engines=engines)
+        staged = StagedExecutor.of(model, device=device, threads=threads, cache=cache, engines=engines)
+        return ConstantExecutor(staged) if constant_time else staged
     return WholeExecutor(model, device=device, threads=threads)

@@ -12,7 +12,7 @@ from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.executors import Landed
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.staged import StagedExecutor
-from s2ap_defend.serve.device import Batch, BatchResult, Classify, Device, Outcome, failure_of
+from s2ap_defend.serve.device import Batch, BatchResult, Classify, Device, OnBroken, Outcome, failure_of
 from s2ap_defend.types import Int64, Verdicts
 
 __all__ = ["SteppingDevice", "asked"]
@@ -80,15 +80,18 @@ class SteppingDevice(Device):
     Args:
         executor: What runs; by one thread only.
         loop: The event loop on which callers are told.
+        on_broken: As for `Device`.
     """
 
     takes_more = True
 
-    def __init__(self, executor: StagedExecutor, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, executor: StagedExecutor, loop: asyncio.AbstractEventLoop, on_broken: OnBroken | None = None
+    ) -> None:
         self._executor = executor
         self._flight = Flight()
         self._riding: list[_Riding] = []
-        super().__init__(executor.run, loop)
+        super().__init__(executor.run, loop, on_broken)
 
     def _work(self) -> None:
         stopping = False
@@ -101,7 +104,6 @@ class SteppingDevice(Device):
             self._settle()
             if not self._flight.empty:
                 self._step()
-        self._tell(self._stopped.set)
 
     def _handed_over(self) -> Iterator[Batch | None]:
         """What was handed over; waits for it where nothing is in flight."""
@@ -169,7 +171,7 @@ class SteppingDevice(Device):
         failure, self._flight = failure_of(error, rows), Flight()
         for riding in self._riding:
             began = time.perf_counter_ns()
-            for index in riding.parts.keys() - riding.outcomes.keys():
-                riding.outcomes[index] = failure if rows == 1 else self._row_by_row(riding.batch, index)
+            left = sorted(riding.parts.keys() - riding.outcomes.keys())
+            riding.outcomes.update(zip(left, self._after_failure(riding.batch, left, failure, rows), strict=True))
             riding.compute_ns += time.perf_counter_ns() - began
         self._settle()
