@@ -161,7 +161,10 @@ class Instance:
             images = self._grey(rows)
             if isinstance(executor, StagedExecutor):  # stages that grey images do not ask must be warm, too
                 await asyncio.to_thread(executor.run_all, images)
-            await self.batcher.warm_up(images)
+            if rows in {1, largest}:
+                await self.batcher.warm_up(images)
+            else:
+                await self.batcher.probe(images)
 
     def _grey(self, rows: int) -> Float32:
         return np.full((rows, *self.served.shape), 0.5, dtype=np.float32)

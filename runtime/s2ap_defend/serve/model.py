@@ -241,7 +241,7 @@ class Model:
 
     def _after(self, error: DefendError) -> str:
         """What a load that failed has led to."""
-        return f"{error}; {'the former model serves on' if self.state == 'ready' else 'no model was there before'}"
+        return f"{error}; {'the former model serves on' if self.state == 'ready' else f'the model stays {self.state}'}"
 
     async def _replace_changed(self) -> None:
         changed = await asyncio.to_thread(look, [self._path]) != self._signature
