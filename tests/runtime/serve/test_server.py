@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -156,6 +157,23 @@ def memory_of(process) -> int:
     """Most memory that a process has ever had, in bytes."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+
+def test_a_server_without_a_free_descriptor_answers_who_is_connected_and_others_later(server):
+    opened = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+    before = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    host, port = server.address.split(":")
+    with httpx.Client(base_url=f"http://{server.address}") as client:
+        assert client.get("/v2/health/ready").status_code == 200
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (opened + 5, before[1]))
+        try:
+            waiting = [socket.create_connection((host, int(port)), timeout=20) for _ in range(20)]
+            assert client.get("/v2/health/ready").status_code == 200
+            for connection in waiting:
+                connection.close()
+        finally:
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, before)
+    assert httpx.get(f"http://{server.address}/v2/health/ready").status_code == 200
 
 
 def test_tritonclient_understands_the_errors(triton, tiny_model_path):
