@@ -68,8 +68,7 @@ def flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Floating point operations for one image, a multiply-add counted as 2, as torch counts them.
 
     Convolutions and matrix products only: normalisation, activations and sums are not counted. Zeros in weights are
-    counted like other numbers. Of an ONNX file that torch does not compute they are counted from its graph; 1 where
-    that does not say.
+    counted like other numbers. Of an ONNX file that torch does not compute they are counted as `graph_flops` does.
 
     Args:
         model: Images -> logits.
@@ -81,15 +80,18 @@ def flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 
 def graph_flops(stage: ModelProto) -> int:
-    """Floating point operations for one image of an ONNX graph with one input; 1 where sizes in it are not known."""
+    """Floating point operations for one image of an ONNX graph with one input.
+
+    Where sizes in it are not known before it runs, as in a loop, each number that it holds counts as one multiply-add.
+    """
     work = count_work(stage)
-    return 1 if work is None else max(1, work.flops)
+    return max(1, 2 * _numbers(stage) if work is None else work.flops)
 
 
 def parameter_count(model: nn.Module) -> int:
     """Trainable numbers, biases and normalisation included; of an ONNX file that torch does not compute, all it has."""
     if isinstance(model, OnnxNetwork) and model.without_gradients:
-        return sum(math.prod(tensor.dims) for tensor in all_tensors(model.proto.graph))
+        return _numbers(model.proto)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -120,6 +122,10 @@ def layer_costs(
         )
         costs.append(cost)
     return tuple(costs)
+
+
+def _numbers(stage: ModelProto) -> int:
+    return sum(math.prod(tensor.dims) for tensor in all_tensors(stage.graph))
 
 
 def _flops_by_weight(model: nn.Module, counts: Mapping[str, int]) -> dict[str, int]:
