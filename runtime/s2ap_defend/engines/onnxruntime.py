@@ -21,7 +21,7 @@ _PROVIDERS: dict[str, tuple[str, ...]] = {
 }
 _CUDA = "pip install '.[gpu]' in a checkout (Linux, x86-64) brings the CUDA libraries"
 INSTALL = {"cuda": _CUDA, "tensorrt": f"{_CUDA}, TensorRT's are installed separately"}
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # errors come as exceptions
 
 
 class OnnxRuntimeEngine:
@@ -53,7 +53,7 @@ class OnnxRuntimeEngine:
         chosen = available_device(device)
         wanted = _PROVIDERS[chosen]
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY if chosen == "cpu" else _ERRORS_ONLY + 1
+        options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = operator_threads() if threads is None else threads
         if optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
