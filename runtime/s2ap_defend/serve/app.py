@@ -20,6 +20,7 @@ from s2ap_defend.errors import DefendError
 from s2ap_defend.images import chosen_resize
 from s2ap_defend.serve import metadata, openapi, page, responses
 from s2ap_defend.serve.access import CALLER
+from s2ap_defend.serve.access_log import AccessLog
 from s2ap_defend.serve.classify import ImagesCodec
 from s2ap_defend.serve.codecs import ProtocolCodec
 from s2ap_defend.serve.config import ServerConfig
@@ -34,7 +35,7 @@ from s2ap_defend.types import Resize
 DECODER_THREADS = 2
 
 
-def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
+def create_app(classifier: DefendedClassifier, config: ServerConfig) -> Application:
     """Build the application; the model is warmed up when the application starts.
 
     Args:
@@ -75,6 +76,7 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
     )
     app.state.service = service
     app.access = service.access
+    app.access_log = AccessLog() if config.access_log else None
     app.allowed_hosts = frozenset(host.lower() for host in config.allowed_hosts)
     size_bytes = min(config.max_body_bytes, largest_request(service.served, config.max_queue_rows))
     infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders, size_bytes)
@@ -89,8 +91,9 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
         trained=trained,
     )
     classify = InferenceEndpoint(service, images, readers, config.max_body_bytes)
+    app.infer, app.classify = infer, classify
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
-        app.router.routes.append(Route(path, infer, methods=["POST"]))
+        app.router.routes.append(Route(path, infer, methods=["POST"]))  # for other methods: 405
     app.router.routes.append(Route("/classify", classify, methods=["POST"]))
     app.include_router(_health(service))
     app.include_router(_models(service))

@@ -1,6 +1,7 @@
 """The path of one inference request: body, decode, queue, answer. A plain ASGI application, for speed."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.shares import peer_of
 from s2ap_defend.serve.tickets import Ticket
 from s2ap_defend.types import Verdicts
+
+logger = logging.getLogger(__name__)
 
 WATCH_AFTER_S = 0.02
 
@@ -100,6 +103,8 @@ class InferenceEndpoint(Generic[R]):
         except DefendError as error:
             outcome = outcome_of(error)
             response = error_response(error)
+            if response.status_code == 500:
+                logger.error("a request failed: %s", error)
         finally:
             duration_ns = time.perf_counter_ns() - arrived_ns
             self._service.metrics.count_request(outcome, duration_ns / 1e9)

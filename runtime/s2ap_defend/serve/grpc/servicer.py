@@ -1,6 +1,7 @@
 """The calls of inference.GRPCInferenceService, on the batcher that answers HTTP."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ from s2ap_defend.serve.metrics import CANCELLED, ERROR, SUCCESS
 from s2ap_defend.serve.protocol import InferRequest, ServedModel
 from s2ap_defend.serve.responses import explain, outcome_of
 from s2ap_defend.serve.service import Service
+
+logger = logging.getLogger(__name__)
 
 INLINE_BYTES = 64 * 1024  # larger messages are decoded on a thread
 MISSING = {
@@ -131,6 +134,8 @@ class InferenceServicer:
             raise
         except DefendError as error:
             outcome = outcome_of(error)
+            if explain(error)[0] == 500:
+                logger.error("a request failed: %s", error)
             raise
         finally:
             self.busy -= 1
