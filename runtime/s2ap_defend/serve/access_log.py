@@ -7,17 +7,16 @@ from s2ap_defend.serve.exchange import Exchange
 
 __all__ = ["AccessLog"]
 
+logger = logging.getLogger(__name__)
+
 PATH_CHARACTERS = 300
 
 
 class AccessLog:
-    """Logs requests when they are over, as records of the logger `s2ap_defend.access`.
+    """Logs requests when they are over.
 
     A record's `fields` are those of a line of JSON. Its path has no query, which may hold what is no one's business.
     """
-
-    def __init__(self) -> None:
-        self._logger = logging.getLogger("s2ap_defend.access")
 
     def http(
         self, exchange: Exchange, peer: str | None, method: str, path: bytes, status: int | None, seconds: float
@@ -52,7 +51,7 @@ class AccessLog:
             "key": exchange.key,
         }
         shown = "-" if status is None else status
-        self._logger.info(
+        logger.info(
             '%s "%s %s" %s %.1f ms',
             *(peer or "-", method, path, shown, 1000 * seconds),
             extra={"fields": fields, "request_id": exchange.id},

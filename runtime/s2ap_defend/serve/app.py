@@ -33,6 +33,7 @@ from s2ap_defend.serve.service import Service
 from s2ap_defend.types import Resize
 
 DECODER_THREADS = 2
+INFER_ROUTE = "/v2/models/{model}/infer"
 
 
 def create_app(classifier: DefendedClassifier, config: ServerConfig) -> Application:
@@ -79,7 +80,7 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> Applicat
     app.access_log = AccessLog() if config.access_log else None
     app.allowed_hosts = frozenset(host.lower() for host in config.allowed_hosts)
     size_bytes = min(config.max_body_bytes, largest_request(service.served, config.max_queue_rows))
-    infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders, size_bytes)
+    infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders, size_bytes, INFER_ROUTE)
     trained = classifier.manifest.input.resize
     resize = chosen_resize(config.resize, trained)
     images = ImagesCodec(
@@ -90,9 +91,9 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> Applicat
         resize=resize,
         trained=trained,
     )
-    classify = InferenceEndpoint(service, images, readers, config.max_body_bytes)
+    classify = InferenceEndpoint(service, images, readers, config.max_body_bytes, "/classify")
     app.infer, app.classify = infer, classify
-    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
+    for path in (INFER_ROUTE, "/v2/models/{model}/versions/{version}/infer"):
         app.router.routes.append(Route(path, infer, methods=["POST"]))  # for other methods: 405
     app.router.routes.append(Route("/classify", classify, methods=["POST"]))
     app.include_router(_health(service))

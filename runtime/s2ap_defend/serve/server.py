@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from functools import partial
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from s2ap_defend.errors import EngineError, RecipeError
+from s2ap_defend.serve import extras
 from s2ap_defend.serve.app import create_app
 from s2ap_defend.serve.certificate import Certificate
 from s2ap_defend.serve.config import ServerConfig, is_loopback
@@ -49,7 +50,9 @@ def serve(config: ServerConfig) -> None:
         EngineError: If the device cannot be used, or the model fails when it is warmed up.
     """
     if config.grpc_port is not None:
-        load_grpc()
+        extras.grpc_server()
+    if config.otel:
+        extras.tracing()
     with written_log(config.log_format) as log, listen(config.host, config.port) as listener:
         classifier = load_fastest(config)
         app = create_app(classifier, config)
@@ -97,21 +100,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise RecipeError(f"cannot listen on {host} port {port}: {error.strerror or error}; {advice}") from error
 
 
-def load_grpc() -> ModuleType:
-    """The module that serves gRPC.
-
-    Raises:
-        RecipeError: If the extra [grpc] is not installed.
-    """
-    try:
-        from s2ap_defend.serve.grpc import server
-    except (ImportError, RuntimeError) as error:  # tritonclient raises RuntimeError where grpc is missing
-        raise RecipeError(
-            f"gRPC needs the extra [grpc]; pip install '.[grpc]' in a checkout ({str(error).splitlines()[0]})"
-        ) from error
-    return server
-
-
 class Server(uvicorn.Server):
     """uvicorn with our way to stop; it alone would refuse connections the moment a signal arrives.
 
@@ -123,7 +111,9 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Application, service: Service, config: ServerConfig) -> None:
         self._limits = Limits(Shares(config.max_connections), config.head_timeout_s, app.access_log)
-        self.grpc = None if config.grpc_port is None else load_grpc().GrpcServer(service, config, app.access_log)
+        self.grpc = (
+            None if config.grpc_port is None else extras.grpc_server().GrpcServer(service, config, app.access_log)
+        )
         self._refused: RecipeError | None = None
         super().__init__(
             uvicorn.Config(

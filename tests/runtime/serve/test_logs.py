@@ -127,7 +127,7 @@ def server(classifier, keys):
 @pytest.fixture
 def lines(caplog):
     """Fields of the lines of the access log; a request's is there soon after its answer."""
-    caplog.set_level(logging.INFO, "s2ap_defend.access")
+    caplog.set_level(logging.INFO, "s2ap_defend.serve.access_log")
 
     def found(count: int) -> list[dict]:
         until(lambda: len(caplog.records) >= count)
