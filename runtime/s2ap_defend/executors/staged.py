@@ -23,7 +23,7 @@ from s2ap_defend.executors.cache import StageCache
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, asked_groups, waves_of
 from s2ap_defend.executors.rows import Rows, sanitise
-from s2ap_defend.executors.stages import Stage, StageGraph, Stages, StageTime, stage_graphs
+from s2ap_defend.executors.stages import OnRun, Stage, StageGraph, Stages, StageTime, stage_graphs
 from s2ap_defend.executors.tensorrt import BUCKETS, engine_folder, made_folders, stage_options
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import Path as TestPath
@@ -131,6 +131,10 @@ class StagedExecutor:
     def times(self) -> dict[str, StageTime]:
         """What every engine has done since it was loaded, by its stages: 'classifier+member_000+member_001'."""
         return self._stages.times()
+
+    def observe(self, on_run: OnRun | None) -> None:
+        """Call this after every run of an engine from now on, or nothing."""
+        self._stages.observe(on_run)
 
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""

@@ -20,6 +20,7 @@ from s2ap_defend.errors import DefendError
 from s2ap_defend.images import chosen_resize
 from s2ap_defend.serve import metadata, openapi, page, responses
 from s2ap_defend.serve.access import CALLER
+from s2ap_defend.serve.access_log import AccessLog
 from s2ap_defend.serve.classify import ImagesCodec
 from s2ap_defend.serve.codecs import ProtocolCodec
 from s2ap_defend.serve.config import ServerConfig
@@ -32,9 +33,10 @@ from s2ap_defend.serve.service import Service
 from s2ap_defend.types import Resize
 
 DECODER_THREADS = 2
+INFER_ROUTE = "/v2/models/{model}/infer"
 
 
-def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
+def create_app(classifier: DefendedClassifier, config: ServerConfig) -> Application:
     """Build the application; the model is warmed up when the application starts.
 
     Args:
@@ -75,9 +77,10 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
     )
     app.state.service = service
     app.access = service.access
+    app.access_log = AccessLog() if config.access_log else None
     app.allowed_hosts = frozenset(host.lower() for host in config.allowed_hosts)
     size_bytes = min(config.max_body_bytes, largest_request(service.served, config.max_queue_rows))
-    infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders, size_bytes)
+    infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders, size_bytes, INFER_ROUTE)
     trained = classifier.manifest.input.resize
     resize = chosen_resize(config.resize, trained)
     images = ImagesCodec(
@@ -88,9 +91,10 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
         resize=resize,
         trained=trained,
     )
-    classify = InferenceEndpoint(service, images, readers, config.max_body_bytes)
-    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
-        app.router.routes.append(Route(path, infer, methods=["POST"]))
+    classify = InferenceEndpoint(service, images, readers, config.max_body_bytes, "/classify")
+    app.infer, app.classify = infer, classify
+    for path in (INFER_ROUTE, "/v2/models/{model}/versions/{version}/infer"):
+        app.router.routes.append(Route(path, infer, methods=["POST"]))  # for other methods: 405
     app.router.routes.append(Route("/classify", classify, methods=["POST"]))
     app.include_router(_health(service))
     app.include_router(_models(service))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from s2ap_defend.errors import DefendError
 from s2ap_defend.executors.staged import StagedExecutor
-from s2ap_defend.serve.device import BatchResult, Classify, Device, Outcome
+from s2ap_defend.serve.device import BatchResult, Classify, Device, Outcome, Run
 from s2ap_defend.serve.errors import DeadlineError, QueueFullError, TooLargeError, UnavailableError
 from s2ap_defend.serve.pace import Pace
 from s2ap_defend.serve.stepping import SteppingDevice
@@ -234,11 +234,13 @@ class Batcher:
         if not self._running:
             self._running_since = now
         self._running += pieces
-        together = self.running_rows
+        together, began_ns = self.running_rows, time.perf_counter_ns()
+        for piece in pieces:
+            piece.began_ns = began_ns
         self._device.run(
             [piece.images for piece in pieces],
             lambda index: not pieces[index].ticket.future.done(),
-            lambda index, outcome: self._leave([pieces[index]], [outcome]),
+            lambda index, outcome, runs: self._leave([pieces[index]], [outcome], [runs]),
             lambda result: self._finish(pieces, result, now, together),
         )
 
@@ -270,15 +272,16 @@ class Batcher:
             rows += count
         return pieces
 
-    def _leave(self, pieces: list[Piece], outcomes: Sequence[Outcome]) -> None:
+    def _leave(self, pieces: list[Piece], outcomes: Sequence[Outcome], runs: Sequence[list[Run]]) -> None:
         """Answer pieces that are done; those that were before stay as they are."""
         gone = set(map(id, pieces))
         self._running = [piece for piece in self._running if id(piece) not in gone]
         self._dispatch()  # the device first
-        for piece, outcome in zip(pieces, outcomes, strict=True):
+        ended_ns = time.perf_counter_ns()
+        for piece, outcome, ran_in in zip(pieces, outcomes, runs, strict=True):
             if piece.answered:
                 continue
-            piece.answered = True
+            piece.answered, piece.ended_ns, piece.runs = True, ended_ns, ran_in
             if isinstance(outcome, Verdicts):
                 piece.ticket.settle(piece, outcome)
             elif outcome is not None:
@@ -287,7 +290,7 @@ class Batcher:
 
     def _finish(self, pieces: list[Piece], result: BatchResult, began_s: float, together: int) -> None:
         self._pace.observe(together, asyncio.get_running_loop().time() - began_s)
-        self._leave(pieces, result.outcomes)
+        self._leave(pieces, result.outcomes, result.runs)
         if self._on_batch is not None:
             waited = tuple(result.started_ns - piece.ticket.arrived_ns for piece in pieces)
             self._on_batch(BatchReport(result, waited))

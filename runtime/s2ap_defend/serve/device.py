@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,17 @@ logger = logging.getLogger(__name__)
 
 Classify = Callable[[Float32], Verdicts]
 Outcome = Verdicts | DefendError | None
-OnPart = Callable[[int, Outcome], None]
+
+
+class Run(NamedTuple):
+    """A run of the model, or of stages of it: their name, when it began and ended, by time.perf_counter_ns."""
+
+    stages: str
+    began_ns: int
+    ended_ns: int
+
+
+OnPart = Callable[[int, Outcome, list[Run]], None]
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class BatchResult:
         input_ns: Time to put the batch together.
         compute_ns: Time in the model, retries included.
         output_ns: Time to take the answer apart.
+        runs: For every part the runs that its images were in.
     """
 
     outcomes: list[Outcome]
@@ -39,6 +51,7 @@ class BatchResult:
     input_ns: int
     compute_ns: int
     output_ns: int
+    runs: list[list[Run]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Device:
         Args:
             parts: The images of each request.
             is_wanted: Whether somebody still waits for the part of this index; asked before retries, on the thread.
-            on_part: Called on the event loop with a part's index and outcome, where it is known before the others'.
+            on_part: Called on the event loop with a part's index, outcome and runs, where it is done before others.
             on_done: Called on the event loop, once, with all outcomes.
         """
         self._batches.put(Batch(parts, is_wanted, on_part, on_done))
@@ -124,7 +137,15 @@ class Device:
                 outcomes.append(whole.rows(slice(first, first + len(part))))
                 first += len(part)
         finished = time.perf_counter_ns()
-        return BatchResult(outcomes, len(images), started, prepared - started, computed - prepared, finished - computed)
+        return BatchResult(
+            outcomes=outcomes,
+            rows=len(images),
+            started_ns=started,
+            input_ns=prepared - started,
+            compute_ns=computed - prepared,
+            output_ns=finished - computed,
+            runs=[[Run("whole", prepared, computed)]] * len(parts),
+        )
 
     def _row_by_row(self, batch: Batch, index: int) -> Outcome:
         images = batch.parts[index]

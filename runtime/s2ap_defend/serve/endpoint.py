@@ -1,6 +1,7 @@
 """The path of one inference request: body, decode, queue, answer. A plain ASGI application, for speed."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,20 @@ from s2ap_defend.errors import DefendError
 from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.body import BodyLimits, ClientGoneError, inflate, read_body
 from s2ap_defend.serve.errors import UnavailableError
+from s2ap_defend.serve.exchange import EXCHANGE
 from s2ap_defend.serve.metrics import CANCELLED, ERROR, SUCCESS
 from s2ap_defend.serve.protocol import InferRequest
 from s2ap_defend.serve.responses import error_response, outcome_of
 from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.shares import peer_of
 from s2ap_defend.serve.tickets import Ticket
+from s2ap_defend.serve.timeline import Timeline, server_timing
 from s2ap_defend.types import Verdicts
 
+logger = logging.getLogger(__name__)
+
 WATCH_AFTER_S = 0.02
+HTTP = {"http.request.method": "POST"}
 
 R = TypeVar("R", bound=InferRequest)
 
@@ -66,10 +72,14 @@ class InferenceEndpoint(Generic[R]):
         codec: How they are written.
         decoders: Threads for what would hold up the event loop: large and compressed bodies.
         size_bytes: Largest body, both as sent and inflated.
+        route: What traces call it.
     """
 
-    def __init__(self, service: Service, codec: Codec[R], decoders: ThreadPoolExecutor, size_bytes: int) -> None:
+    def __init__(
+        self, service: Service, codec: Codec[R], decoders: ThreadPoolExecutor, size_bytes: int, route: str
+    ) -> None:
         self._service = service
+        self._route = route
         self._codec = codec
         self._decoders = decoders
         config = service.config
@@ -77,16 +87,22 @@ class InferenceEndpoint(Generic[R]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        arrived_s, arrived_ns = asyncio.get_running_loop().time(), time.perf_counter_ns()
+        arrived_s, timeline = asyncio.get_running_loop().time(), Timeline()
         headers = dict(scope["headers"])
-        outcome = ERROR
+        tracer = self._service.tracer
+        span = (
+            None if tracer is None else tracer.begin(EXCHANGE.get(), f"POST {self._route}", timeline.arrived_ns, HTTP)
+        )
+        outcome, response = ERROR, None
         try:
-            request, verdicts = await self._infer(scope, headers, receive, arrived_s)
+            request, verdicts = await self._infer(scope, headers, receive, arrived_s, timeline)
             if self._codec.inline_bytes:
                 response = self._codec.encode(request, verdicts)
             else:
                 loop = asyncio.get_running_loop()
                 response = await loop.run_in_executor(self._decoders, self._codec.encode, request, verdicts)
+            if CALLER.get().evidence:  # how long it took tells how many members were asked
+                response.headers["server-timing"] = server_timing(timeline.steps())
             self._service.metrics.count_verdicts(verdicts)
             outcome = SUCCESS
         except ClientGoneError:
@@ -100,14 +116,22 @@ class InferenceEndpoint(Generic[R]):
         except DefendError as error:
             outcome = outcome_of(error)
             response = error_response(error)
+            if response.status_code == 500:
+                logger.error("a request failed: %s", error)
         finally:
-            duration_ns = time.perf_counter_ns() - arrived_ns
+            duration_ns = time.perf_counter_ns() - timeline.arrived_ns
             self._service.metrics.count_request(outcome, duration_ns / 1e9)
             self._service.statistics.count_request(outcome == SUCCESS, duration_ns)
+            if tracer is not None and span is not None:
+                status = {} if response is None else {"http.response.status_code": response.status_code}
+                failed = (
+                    outcome if status.get("http.response.status_code", 500) >= 500 and outcome != CANCELLED else None
+                )
+                tracer.end(span, timeline.steps(), {**status, "url.path": scope["path"]}, failed)
         await response(scope, receive, send)
 
     async def _infer(
-        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, arrived_s: float
+        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, arrived_s: float, timeline: Timeline
     ) -> tuple[R, Verdicts]:
         service = self._service
         names = scope.get("path_params", {})
@@ -118,6 +142,7 @@ class InferenceEndpoint(Generic[R]):
         with service.receiving.hold(peer_of(scope.get("client"))) as hold:
             length = headers.get(b"content-length")
             body = await read_body(receive, None if length is None else int(length), self._limits, hold)
+            began_ns = time.perf_counter_ns()
             head = Head(headers, scope["query_string"].decode("latin-1"), caller.evidence)
             if len(body) <= self._codec.inline_bytes and b"content-encoding" not in headers:
                 request = self._decode(body, head)
@@ -125,7 +150,8 @@ class InferenceEndpoint(Generic[R]):
                 loop = asyncio.get_running_loop()
                 request = await loop.run_in_executor(self._decoders, self._decode, body, head)
             del body
-            ticket = service.enqueue(request, caller, arrived_s)
+            timeline.decode_ns = began_ns, time.perf_counter_ns()
+            timeline.ticket = ticket = service.enqueue(request, caller, arrived_s)
         try:
             return request, await _answer(ticket, receive)
         finally:

@@ -107,6 +107,7 @@ class Metrics:
         )
         self._queue = histogram("s2ap_inference_queue_duration_seconds", "Time that requests waited.", SECONDS)
         self._batch_rows = histogram("s2ap_inference_batch_rows", "Images in a batch.", POWERS)
+        self._dropped = counter("s2ap_log_records_dropped", "Records of the log that nobody read fast enough.")
         self._ready = gauge("s2ap_model_ready", "1 when the model takes requests.")
         gauge("s2ap_inference_pending_requests", "Requests that wait or run.").set_function(pending_requests)
         gauge("s2ap_inference_pending_rows", "Images that wait or run.").set_function(pending_rows)
@@ -137,6 +138,10 @@ class Metrics:
             "When the certificate of this server ends, in seconds since 1970.",
             registry=self._registry,
         ).set_function(expires_s)
+
+    def count_dropped(self) -> None:
+        """Count a record of the log that was dropped; from any thread."""
+        self._dropped.inc()
 
     def set_ready(self, ready: bool) -> None:
         """Tell whether the model takes requests."""

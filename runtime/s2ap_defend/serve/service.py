@@ -14,6 +14,7 @@ from s2ap_defend import __version__
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.drift import DriftMonitor
 from s2ap_defend.errors import DefendError
+from s2ap_defend.serve import extras
 from s2ap_defend.serve.access import Access, Caller
 from s2ap_defend.serve.batcher import Batcher, BatchReport
 from s2ap_defend.serve.config import ServerConfig
@@ -47,6 +48,7 @@ class Service:
         access: Who may ask what.
         certificate: By which clients know the server, None without TLS.
         watcher: Reads files again that change while it serves.
+        tracer: Makes spans of inference requests; None: nobody does.
     """
 
     def __init__(self, classifier: DefendedClassifier, config: ServerConfig) -> None:
@@ -81,6 +83,7 @@ class Service:
         self.access = Access(keys, evidence=config.expose_evidence, on_denied=self.metrics.count_denied)
         self.certificate = config.certificate()
         self.watcher = Watcher(self._watched())
+        self.tracer = extras.tracing().otlp_tracer() if config.otel else None
         self.state: State = "starting"
         self.on_state: list[Callable[[], None]] = []
         self.failure: DefendError | None = None
@@ -126,6 +129,8 @@ class Service:
             self._warm_up_task.cancel()
         if not await self.batcher.close(STOP_TIMEOUT_S):
             logger.warning("a batch is still running and was left behind")
+        if self.tracer is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self.tracer.close, STOP_TIMEOUT_S)
 
     def check_model(self, model: str, model_version: str | None) -> None:
         """Check the names of a URL.

@@ -12,7 +12,7 @@ from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.executors import Landed
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.staged import StagedExecutor
-from s2ap_defend.serve.device import Batch, BatchResult, Classify, Device, Outcome, failure_of
+from s2ap_defend.serve.device import Batch, BatchResult, Classify, Device, Outcome, Run, failure_of
 from s2ap_defend.types import Int64, Verdicts
 
 __all__ = ["SteppingDevice", "asked"]
@@ -25,12 +25,13 @@ def asked(classifier: DefendedClassifier) -> Classify | StagedExecutor:
 
 @dataclass
 class _Part:
-    """A part in flight: where its images begin, and what of them is finished."""
+    """A part in flight: where its images begin, what of them is finished, and what they ran in."""
 
     first: int
     rows: int
     numbers: list[Int64] = field(default_factory=list)
     verdicts: list[Verdicts] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -61,14 +62,31 @@ class _Riding:
     def done(self) -> bool:
         return len(self.outcomes) == len(self.batch.parts)
 
-    def share(self, ran: Int64) -> float:
-        """Its images among those that ran."""
-        inside = [((ran >= part.first) & (ran < part.first + part.rows)).sum() for part in self.parts.values()]
-        return float(sum(inside)) / len(ran)
+    def share(self, ran: Int64, runs: list[Run]) -> float:
+        """Its images among those that ran; the parts that they are of take in the runs."""
+        inside = 0
+        for part in self.parts.values():
+            rows = int(np.count_nonzero((ran >= part.first) & (ran < part.first + part.rows)))
+            if rows:
+                part.runs += runs
+            inside += rows
+        return inside / len(ran)
 
     def result(self) -> BatchResult:
         outcomes = [self.outcomes[i] for i in range(len(self.batch.parts))]
-        return BatchResult(outcomes, self.rows, self.started_ns, self.input_ns, int(self.compute_ns), self.output_ns)
+        return BatchResult(
+            outcomes=outcomes,
+            rows=self.rows,
+            started_ns=self.started_ns,
+            input_ns=self.input_ns,
+            compute_ns=int(self.compute_ns),
+            output_ns=self.output_ns,
+            runs=[self.runs_of(i) for i in range(len(outcomes))],
+        )
+
+    def runs_of(self, index: int) -> list[Run]:
+        """What a part ran in; nothing where nobody waited for it."""
+        return self.parts[index].runs if index in self.parts else []
 
 
 class SteppingDevice(Device):
@@ -88,9 +106,11 @@ class SteppingDevice(Device):
         self._executor = executor
         self._flight = Flight()
         self._riding: list[_Riding] = []
+        self._runs: list[Run] = []  # of the wave that runs
         super().__init__(executor.run, loop)
 
     def _work(self) -> None:
+        self._executor.observe(lambda *run: self._runs.append(Run(*run)))
         stopping = False
         while not stopping or self._riding:
             for batch in self._handed_over():
@@ -101,6 +121,7 @@ class SteppingDevice(Device):
             self._settle()
             if not self._flight.empty:
                 self._step()
+        self._executor.observe(None)
         self._tell(self._stopped.set)
 
     def _handed_over(self) -> Iterator[Batch | None]:
@@ -125,7 +146,7 @@ class SteppingDevice(Device):
         self._riding.append(riding)
 
     def _step(self) -> None:
-        began = time.perf_counter_ns()
+        began, self._runs = time.perf_counter_ns(), []
         try:
             landed = self._executor.step(self._flight)
         except Exception as error:
@@ -133,7 +154,7 @@ class SteppingDevice(Device):
             return
         computed = time.perf_counter_ns()
         for riding in self._riding:
-            riding.compute_ns += (computed - began) * riding.share(landed.ran)
+            riding.compute_ns += (computed - began) * riding.share(landed.ran, self._runs)
             self._land(riding, landed)
         self._settle()
 
@@ -152,7 +173,7 @@ class SteppingDevice(Device):
         riding.output_ns += time.perf_counter_ns() - began
         if not riding.done:
             for index in complete:
-                self._tell(riding.batch.on_part, index, riding.outcomes[index])
+                self._tell(riding.batch.on_part, index, riding.outcomes[index], riding.runs_of(index))
 
     def _settle(self) -> None:
         """Tell of batches that are done; a flight without any begins anew."""

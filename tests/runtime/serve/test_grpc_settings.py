@@ -24,6 +24,6 @@ def test_ports_that_cannot_be_served_are_refused(changes, said):
 
 
 def test_without_the_extra_its_name_is_said():
-    code = "import sys; sys.modules['grpc'] = None; from s2ap_defend.serve.server import load_grpc; load_grpc()"
+    code = "import sys; sys.modules['grpc'] = None; from s2ap_defend.serve import extras; extras.grpc_server()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "RecipeError: gRPC needs the extra [grpc]; pip install '.[grpc]' in a checkout" in done.stderr
