@@ -13,6 +13,7 @@ from s2ap_defend.bench.rounds import Variant
 from s2ap_defend.decision_record import Purify
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.executors.staged import StagedExecutor
+from s2ap_defend.executors.starters import CpuStages
 from s2ap_defend.sequential import NEAR_TIE, SequentialTest
 from s2ap_defend.types import Float32, Verdicts
 from s2ap_export.graph.compose import compose
@@ -45,7 +46,7 @@ class Built:
             for model in (self.model, self.classifier)
         )
         sees = ["raw"] * self.test.members
-        staged = StagedExecutor(self.model, self.test, sees, self.purify, device="cpu", threads=1)
+        staged = StagedExecutor(self.model, self.test, sees, self.purify, on=CpuStages(1))
         return {
             "bare classifier": [partial(bare.run, {"image": images}, ["log_probabilities"])],
             "whole": [partial(whole.run, {"image": images}, Verdicts.FIELDS)],

@@ -58,7 +58,7 @@ class DefendedClassifier:
             device: 'auto', 'cpu', 'cuda' or 'tensorrt'.
             threads: CPU threads: inside one operator of the whole file, or stages and parts of a batch at a time; None:
                 as many as this process has cores, inside an operator within OMP_NUM_THREADS.
-            executor: 'whole' or 'staged', which give the same verdicts; None takes the faster one (docs/embedding.md).
+            executor: 'whole', 'staged' or 'at_once', of the same verdicts; None: the faster one (docs/embedding.md).
             cache: Whether the staged executor keeps the graphs of its stages, as optimised for this machine, in the
                 folder NAME.stages beside the model, and starts from them the next time. A folder that cannot be
                 written is no error.

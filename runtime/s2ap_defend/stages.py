@@ -1,6 +1,6 @@
 """Cutting stages out of a defended model: the purifier, the classifier, members, as models of their own."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
@@ -100,10 +100,14 @@ def cut_stage(proto: ModelProto, scope: str) -> ModelProto:
     return stage
 
 
-def join_stages(stages: Mapping[str, ModelProto]) -> ModelProto:
+def join_stages(stages: Mapping[str, ModelProto], behind: Collection[str] = ()) -> ModelProto:
     """Stages of one file, cut by `cut_stage`, by scope, as one model that reads the image once.
 
     Their outputs are called `SCOPE/NAME`. What several of them have of the file around them is there once.
+
+    Args:
+        stages: In the order in which they are computed.
+        behind: Scopes of those that read what the purifier, which comes first then, makes of the image.
     """
     joined = ModelProto()
     joined.CopyFrom(next(iter(stages.values())))
@@ -113,9 +117,13 @@ def join_stages(stages: Mapping[str, ModelProto]) -> ModelProto:
         graph = GraphProto()
         graph.CopyFrom(stage.graph)
         names = {output.name: f"{scope}/{output.name}" for output in graph.output}
+        if scope in behind:
+            names["image"] = f"{PURIFIER}/{_OUTPUTS[PURIFIER][0]}"
+        names |= {name: f"{scope}/{name}" for name in _constant_elsewhere(graph, joined.graph)}
         rename_nodes(graph.node, names)
-        for output in graph.output:
-            output.name = names[output.name]
+        for kind in ("initializer", "input", "output"):
+            for one in getattr(graph, kind):
+                one.name = one.name if one.name == "image" else names.get(one.name, one.name)
         made = {node.output[0] for node in joined.graph.node}
         joined.graph.node.extend(node for node in graph.node if node.output[0] not in made)
         for kind in ("initializer", "input", "output", "value_info"):
@@ -123,6 +131,15 @@ def join_stages(stages: Mapping[str, ModelProto]) -> ModelProto:
             known = {one.name for one in there}
             there.extend(one for one in getattr(graph, kind) if one.name not in known)
     return joined
+
+
+def _constant_elsewhere(graph: GraphProto, joined: GraphProto) -> set[str]:
+    """Tensors that are constants in one of two graphs and inputs with a default in the other: each keeps its own."""
+    constants = [
+        {tensor.name for tensor in one.initializer} - {value.name for value in one.input} for one in (graph, joined)
+    ]
+    inputs = [{value.name for value in one.input} for one in (graph, joined)]
+    return (constants[0] & inputs[1]) | (constants[1] & inputs[0])
 
 
 def stage_sizes(proto: ModelProto) -> dict[str, StageSize]:
