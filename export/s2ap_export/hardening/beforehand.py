@@ -149,7 +149,8 @@ def _blamed(module: nn.Module, images: Tensor) -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        layer = layer_at_fault(module, images)
+        in_torch = not (isinstance(module, Classifier) and module.without_gradients)
+        layer = layer_at_fault(module, images) if in_torch else ""
         if not layer:
             raise
         raise RecipeError(f"{layer}{error}") from error
