@@ -192,13 +192,13 @@ def _page(service: Service, resize: Resize | None) -> APIRouter:
     async def index() -> Response:
         return page.page_file("page.html")
 
-    @router.get("/page.css")
-    async def style() -> Response:
-        return page.page_file("page.css")
+    def add(name: str) -> None:
+        @router.get(f"/{name}")
+        async def file() -> Response:
+            return page.page_file(name)
 
-    @router.get("/page.js")
-    async def script() -> Response:
-        return page.page_file("page.js")
+    for name in page.PAGE_FILES:
+        add(name)
 
     @router.get("/page.json")
     async def description() -> Response:
