@@ -5,30 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import onnx
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference, version_converter
+from onnx import ModelProto
 from torch import Tensor, nn
 
 from s2ap_defend.errors import DefendError, RecipeError
-from s2ap_defend.model_file import all_graphs
 from s2ap_defend.verification.lint import lint_stage
 from s2ap_train.models.classifier import Classifier, ImageSize
 from s2ap_train.models.logits import Reading, reading_of
 from s2ap_train.models.normalisation import Normalisation
+from s2ap_train.models.onnx_file import Layout, first_line, layout_of, prepared, read_graph, without_ending
 from s2ap_train.models.small_cnn import SmallCNN
 from s2ap_train.onnx_graphs import ServedStage, TorchStage, UndifferentiableError, torch_stage, with_gradient_of
 
-__all__ = ["NAME", "Layout", "OnnxNetwork"]
+__all__ = ["NAME", "OnnxNetwork"]
 
 NAME = "onnx"
-Layout = Literal["NCHW", "NHWC"]
-_OPSET = 20
-_WITHOUT_EFFECT = frozenset({"Dropout", "Identity"})
-_ENDINGS = frozenset({"Softmax", "Sigmoid"})
-_STANDARD = frozenset({"", "ai.onnx"})
 _TRIED = 2
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, DefendError)
 """What torch and ONNX Runtime raise where a graph does not take the images."""
@@ -88,11 +82,11 @@ class OnnxNetwork(Classifier):
         super().__init__(in_channels, classes, image_size)
         self.file = file
         self.normalisation = Normalisation(in_channels, mean, std)
-        proto = _read(Path(file))
-        self.layout: Layout = layout or _layout(proto, file, self.image_shape)
-        self.proto = _prepared(proto, file, classes)
+        proto = read_graph(Path(file))
+        self.layout: Layout = layout or layout_of(proto, file, self.image_shape)
+        self.proto = prepared(proto, file, classes)
         exact = not Reading.of(logits or {}).log  # of one that says so the probabilities themselves are read
-        self._ending = _without_ending(self.proto) if exact else None
+        self._ending = without_ending(self.proto) if exact else None
         self._stage, self._lacks = self._made(self.proto)
         own = self._stage.as_parameters() if isinstance(self._stage, TorchStage) else []
         self.weights = nn.ParameterList(own)
@@ -172,7 +166,7 @@ class OnnxNetwork(Classifier):
                 self._run(served, self._example())
             except _FAILURES:  # neither takes these images, so they are at fault
                 return stage, ""
-            return served, f"its operators fail in torch ({_first_line(error)})"
+            return served, f"its operators fail in torch ({first_line(error)})"
         return stage, ""
 
     def _served(self, proto: ModelProto) -> ServedStage:
@@ -198,7 +192,7 @@ class OnnxNetwork(Classifier):
         except _FAILURES as error:
             raise RecipeError(
                 f"{self.file} cannot be run on {_TRIED} images of shape {list(self.image_shape)}: "
-                f"{_first_line(error)}; export it for images of this size, with a batch of any size (dynamic_axes, or "
+                f"{first_line(error)}; export it for images of this size, with a batch of any size (dynamic_axes, or "
                 "dynamic_shapes)"
             ) from error
         if found != (_TRIED, self.classes):
@@ -206,136 +200,3 @@ class OnnxNetwork(Classifier):
                 f"{self.file} answers {list(found)} to {_TRIED} images, expected {[_TRIED, self.classes]}, a column a "
                 "class: the data has another number of classes, or the graph another output"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _read(path: Path) -> ModelProto:
-    try:
-        proto = onnx.load(str(path))
-        onnx.checker.check_model(proto)
-    except Exception as error:  # protobuf, onnx and the file system raise whatever a damaged file leads them to
-        raise RecipeError(
-            f"{path} is no ONNX model that can be read: {_first_line(error)[:200]}; export it again"
-        ) from error
-    foreign = next(
-        (node for graph in all_graphs(proto.graph) for node in graph.node if node.domain not in _STANDARD), None
-    )
-    if foreign is not None or proto.functions:
-        found = (
-            f"functions, such as {proto.functions[0].name}"
-            if foreign is None
-            else (f"{foreign.domain}.{foreign.op_type} ({foreign.name or foreign.output[0]})")
-        )
-        raise RecipeError(
-            f"{path} holds {found}, and a defended file holds operators of standard ONNX alone; export it without "
-            "fused operators or functions, and quantise it in the format QDQ (QuantFormat.QDQ of onnxruntime)"
-        )
-    inputs = _inputs(proto)
-    if len(inputs) != 1:
-        raise RecipeError(f"{path} has the inputs {', '.join(one.name for one in inputs)}, expected one, the images")
-    kind = inputs[0].type.tensor_type.elem_type
-    if kind != TensorProto.FLOAT:
-        raise RecipeError(
-            f"{path} takes {TensorProto.DataType.Name(kind).lower()} images, expected float32; export it without the "
-            "conversion of its input"
-        )
-    return proto
-
-
-def _inputs(proto: ModelProto) -> list[onnx.ValueInfoProto]:
-    weights = {one.name for one in proto.graph.initializer}
-    return [one for one in proto.graph.input if one.name not in weights]
-
-
-def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
-    return [one.dim_value if one.HasField("dim_value") else None for one in value.type.tensor_type.shape.dim]
-
-
-def _layout(proto: ModelProto, file: str, image_shape: tuple[int, int, int]) -> Layout:
-    """How the graph wants images, by its input.
-
-    Raises:
-        RecipeError: If it takes no images of this shape.
-    """
-    sizes = _sizes(_inputs(proto)[0])
-    channels, height, width = image_shape
-
-    def fits(*wanted: int) -> bool:
-        return len(sizes) == 4 and all(found in (None, size) for found, size in zip(sizes[1:], wanted, strict=True))
-
-    if fits(channels, height, width):
-        return "NCHW"
-    if fits(height, width, channels):
-        return "NHWC"
-    shown = ["N" if one is None else one for one in sizes]
-    raise RecipeError(
-        f"{file} takes images of shape {shown}, the data has {list(image_shape)} a picture; resize the data with "
-        "--image-size, or export the graph for this size"
-    )
-
-
-def _prepared(proto: ModelProto, file: str, classes: int) -> ModelProto:
-    """The graph with one output, of a newer opset, for any number of images.
-
-    Raises:
-        RecipeError: If no output has a column a class, or the opset cannot be converted.
-    """
-    version = next((one.version for one in proto.opset_import if one.domain in {"", "ai.onnx"}), 0)
-    if version != _OPSET:
-        try:
-            proto = version_converter.convert_version(proto, _OPSET)
-        except Exception as error:  # RuntimeError and others, of the converter's C++
-            raise RecipeError(
-                f"{file} has opset {version}, which cannot be converted to {_OPSET}: {str(error).splitlines()[0]}; "
-                "export it with another one"
-            ) from error
-    graph = proto.graph
-    outputs = list(graph.output)
-    if len(outputs) > 1:
-        shaped = {one.name: _sizes(one) for one in shape_inference.infer_shapes(proto).graph.output}
-        outputs = [one for one in outputs if shaped[one.name][1:] == [classes]]
-    if len(outputs) != 1:
-        names = ", ".join(one.name for one in graph.output)
-        raise RecipeError(f"{file} has the outputs {names}, expected one with {classes} columns, a column a class")
-    images = _inputs(proto)[0]
-    fixed = _sizes(images)[0]
-    del graph.output[:], graph.input[:]
-    graph.output.extend(outputs)
-    graph.input.extend([images])
-    if fixed is not None:
-        _any_batch(graph, fixed)
-    for node in graph.node:
-        if node.op_type in _WITHOUT_EFFECT:
-            node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output[:1], name=node.name))
-    return proto
-
-
-def _without_ending(proto: ModelProto) -> str | None:
-    """Take a last softmax over the classes, or sigmoid, out of a graph; which it was, None: there was none."""
-    (output,) = proto.graph.output
-    last = next((node for node in proto.graph.node if output.name in node.output), None)
-    read = any(output.name in node.input for node in proto.graph.node)
-    if last is None or read or last.op_type not in _ENDINGS:
-        return None
-    axis = next((attribute.i for attribute in last.attribute if attribute.name == "axis"), -1)
-    if axis not in {-1, 1}:
-        return None
-    kind = last.op_type
-    last.CopyFrom(helper.make_node("Identity", last.input[:1], last.output[:1], name=last.name))
-    return kind
-
-
-def _any_batch(graph: onnx.GraphProto, fixed: int) -> None:
-    """Let a graph that was exported for a fixed number of images take any: reshapes keep the first dimension."""
-    read = {node.input[1] for node in graph.node if node.op_type == "Reshape" and len(node.input) > 1}
-    constants = [node for node in graph.node if node.op_type == "Constant" and node.output[0] in read]
-    tensors = [one for one in graph.initializer if one.name in read]
-    tensors += [attribute.t for node in constants for attribute in node.attribute if attribute.name == "value"]
-    for tensor in tensors:
-        shape = numpy_helper.to_array(tensor).copy()
-        if shape.ndim == 1 and len(shape) > 1 and shape[0] == fixed:
-            shape[0] = 0  # as the input has it
-            tensor.CopyFrom(numpy_helper.from_array(shape, tensor.name))
