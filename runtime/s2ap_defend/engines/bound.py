@@ -5,6 +5,8 @@ each operator. Sizes are few, so that buffers and graphs are; a batch is filled 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -29,6 +31,7 @@ class BoundEngine:
 
     Args:
         model: The serialised graph.
+        folder: As for OnnxRuntimeEngine.
         device: As for OnnxRuntimeEngine.
         threads: As for OnnxRuntimeEngine.
         stacked: Names of what its output `STACKED` holds, in order; none: it has no such output.
@@ -43,20 +46,22 @@ class BoundEngine:
         self,
         model: bytes,
         *,
+        folder: Path | None = None,
         device: Device,
         threads: int | None = 1,
         stacked: Sequence[str] = (),
         sizes: Sequence[int] = SIZES,
     ) -> None:
         self.captures = device == "cuda"
+        start = partial(OnnxRuntimeEngine, model, folder=folder, device=device, threads=threads)
         try:
             options = {"enable_cuda_graph": "1"} if self.captures else None
-            self._engine = OnnxRuntimeEngine(model, device=device, threads=threads, provider_options=options)
+            self._engine = start(provider_options=options)
         except ModelFileError as error:
             if not self.captures or "graph capture" not in str(error):
                 raise
             self.captures = False
-            self._engine = OnnxRuntimeEngine(model, device=device, threads=threads)
+            self._engine = start()
         self.provider: str = self._engine.provider
         self._stacked, self._sizes = tuple(stacked), tuple(sizes)
         self._bound: dict[int, BoundBatch] = {}
