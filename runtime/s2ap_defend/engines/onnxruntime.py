@@ -135,14 +135,15 @@ class BoundBatch:
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
 
-    def run(self, images: Array) -> dict[str, np.ndarray]:
+    def run(self, images: Array | Sequence[Array]) -> dict[str, np.ndarray]:
         """All outputs by name, for at most `size` images; rows beyond those are of images that were here before.
 
         Raises:
             EngineError: If the engine fails.
         """
         try:
-            self._host[: len(images)] = images
+            if len(images):
+                self._host[: len(images)] = images
             self._image.update_inplace(self._host)
             self._session.run_with_iobinding(self._binding, self._options)
             self._binding.synchronize_outputs()

@@ -114,6 +114,7 @@ class BoundStages:
                 threads=self.operator_threads,
                 stacked=graph.stacked,
                 sizes=self.sizes,
+                ahead=self.device == "cuda",
             )
             return Stage(engine, graph.outputs, rows)
 
