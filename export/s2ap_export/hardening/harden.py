@@ -103,6 +103,7 @@ def harden(
     overwrite: bool = False,
     tables: Mapping[str, Any] | None = None,
     strict: bool = False,
+    external_data: bool = False,
 ) -> Hardened:
     """Train, prune, choose the purifier, calibrate, export and measure.
 
@@ -120,6 +121,7 @@ def harden(
         tables: The recipe as it was read, to be stored in the work folder.
         strict: Whether a file is refused that is worse than a simpler baseline, whose evaluation is no measure, or that
             is not what the recipe asked for; otherwise its manifest says what is weak.
+        external_data: Whether weights go to a file of their own next to the output; they do above 1.9 GB.
 
     Raises:
         ModelFileError: If the output cannot be written.
@@ -206,7 +208,7 @@ def harden(
         if strict:
             check_worth(evaluation, candidate.path)
         measured = manifest.model_copy(update={"measured": measurements(evaluation)})
-        write_with_golden(model, measured, output)
+        write_with_golden(model, measured, output, external_data=external_data or None)
         return Hardened(output, measured, evaluation)
 
 

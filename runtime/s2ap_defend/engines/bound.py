@@ -1,10 +1,12 @@
 """An engine whose images and answers lie in buffers on its device that are used again, a set for each size of batch.
 
-On CUDA each size is captured in a CUDA graph at its first run, and replayed afterwards: one launch instead of one for
+On CUDA each size is captured in a CUDA graph at its first run, and replayed from then on: one launch instead of one for
 each operator. Sizes are few, so that buffers and graphs are; a batch is filled up to the next one.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -29,10 +31,12 @@ class BoundEngine:
 
     Args:
         model: The serialised graph.
+        folder: As for OnnxRuntimeEngine.
         device: As for OnnxRuntimeEngine.
         threads: As for OnnxRuntimeEngine.
         stacked: Names of what its output `STACKED` holds, in order; none: it has no such output.
         sizes: Of batches, ascending.
+        ahead: Whether every size is run once now, so that no later run has to capture it.
 
     Attributes:
         captures: Whether runs are captured in CUDA graphs; not on the CPU, nor where ONNX Runtime runs a part of the
@@ -43,32 +47,46 @@ class BoundEngine:
         self,
         model: bytes,
         *,
+        folder: Path | None = None,
         device: Device,
         threads: int | None = 1,
         stacked: Sequence[str] = (),
         sizes: Sequence[int] = SIZES,
+        ahead: bool = False,
     ) -> None:
         self.captures = device == "cuda"
+        start = partial(OnnxRuntimeEngine, model, folder=folder, device=device, threads=threads)
         try:
             options = {"enable_cuda_graph": "1"} if self.captures else None
-            self._engine = OnnxRuntimeEngine(model, device=device, threads=threads, provider_options=options)
+            self._engine = start(provider_options=options)
         except ModelFileError as error:
             if not self.captures or "graph capture" not in str(error):
                 raise
             self.captures = False
-            self._engine = OnnxRuntimeEngine(model, device=device, threads=threads)
+            self._engine = start()
         self.provider: str = self._engine.provider
         self._stacked, self._sizes = tuple(stacked), tuple(sizes)
         self._bound: dict[int, BoundBatch] = {}
+        with _ONE_AT_A_TIME:
+            for size in self._sizes if ahead else ():
+                self._batch(size).run(())
+
+    @property
+    def bound(self) -> tuple[int, ...]:
+        """Sizes that have been run."""
+        return tuple(self._bound)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
         """Evaluate the graph for at most `sizes[-1]` images; see Engine.run."""
         images = feeds["image"]
         size = next(size for size in self._sizes if size >= len(images))
         with _ONE_AT_A_TIME:
-            if size not in self._bound:
-                self._bound[size] = self._engine.bind(size, number=self._sizes.index(size))
-            said = self._bound[size].run(images)
+            said = self._batch(size).run(images)
         for name, values in zip(self._stacked, said.get(STACKED, ()), strict=True):
             said[name] = values
         return [said[name][: len(images)] for name in outputs]
+
+    def _batch(self, size: int) -> BoundBatch:
+        if size not in self._bound:
+            self._bound[size] = self._engine.bind(size, number=self._sizes.index(size))
+        return self._bound[size]

@@ -32,6 +32,7 @@ class OnnxRuntimeEngine:
 
     Args:
         model: Path of a model file (its external data lies beside it) or serialised bytes.
+        folder: Of the external data of serialised bytes; None: they have none. ONNX Runtime maps it into memory.
         device: 'auto' takes CUDA where it works and the CPU elsewhere; a named device is used or refused.
         threads: Threads inside one operator; None: as many as this process has cores, within OMP_NUM_THREADS.
         optimised: Whether the model is one that was saved for this machine by `save_to`, and is run as it is.
@@ -47,6 +48,7 @@ class OnnxRuntimeEngine:
         self,
         model: Path | bytes,
         *,
+        folder: Path | None = None,
         device: Device = "auto",
         threads: int | None = None,
         optimised: bool = False,
@@ -62,6 +64,8 @@ class OnnxRuntimeEngine:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if save_to is not None:
             options.optimized_model_filepath = str(save_to)
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         source: Any = str(model) if isinstance(model, Path) else model
         own = _ALWAYS.get(chosen, {}) | dict(provider_options or {})
         each: list[Any] = [(wanted[0], own), *wanted[1:]]
@@ -131,14 +135,15 @@ class BoundBatch:
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("gpu_graph_id", str(number))
 
-    def run(self, images: Array) -> dict[str, np.ndarray]:
+    def run(self, images: Array | Sequence[Array]) -> dict[str, np.ndarray]:
         """All outputs by name, for at most `size` images; rows beyond those are of images that were here before.
 
         Raises:
             EngineError: If the engine fails.
         """
         try:
-            self._host[: len(images)] = images
+            if len(images):
+                self._host[: len(images)] = images
             self._image.update_inplace(self._host)
             self._session.run_with_iobinding(self._binding, self._options)
             self._binding.synchronize_outputs()

@@ -20,7 +20,7 @@ from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, asked_groups, waves_of
 from s2ap_defend.executors.rows import Rows, sanitise
 from s2ap_defend.executors.stages import OnRun, Stages, StageTime
-from s2ap_defend.executors.starters import StageStarter, starter_for
+from s2ap_defend.executors.starters import StageStarter, asked_of, starter_for
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import Path as TestPath
 from s2ap_defend.sequential import SequentialTest
@@ -49,20 +49,28 @@ class StagedExecutor:
     longest, and of all that wait for the same wave: nobody waits for ever, and nobody waits for who needs more members.
 
     Args:
-        model: A defended model, weights in memory.
+        model: A defended model.
         test: Its tables.
         sees: What each of its members sees.
         purify: Which images are purified.
         on: How its stages are run.
+        folder: Where its external data lies; None: all weights are in memory.
     """
 
     name: ClassVar[ExecutorName] = "staged"
 
     def __init__(
-        self, model: ModelProto, test: SequentialTest, sees: Sequence[Sees], purify: Purify, *, on: StageStarter
+        self,
+        model: ModelProto,
+        test: SequentialTest,
+        sees: Sequence[Sees],
+        purify: Purify,
+        *,
+        on: StageStarter,
+        folder: Path | None = None,
     ) -> None:
         groups = asked_groups(test, sees, purify, joining=on.joining)
-        stages = on.start(model, groups)
+        stages = on.start(model, groups, folder)
         self._stages = Stages(stages, on.threads)
         self.provider: str = stages[groups[0].scopes[0]].engine.provider
         self._test, self._purifies, self._waves = test, purify, waves_of(test, purify)
@@ -85,9 +93,7 @@ class StagedExecutor:
     @classmethod
     def with_starter(cls, model: ModelFile, starter: StageStarter) -> "StagedExecutor":
         """The executor of a verified file whose stages are run in a way of their own."""
-        manifest = model.manifest
-        sees = [member.sees for member in manifest.members]
-        return cls(model.proto, manifest.to_test(), sees, manifest.decision.purify, on=starter)
+        return cls(*asked_of(model), on=starter, folder=model.folder if model.data_locations else None)
 
     def times(self) -> dict[str, StageTime]:
         """What every engine has done since it was loaded, by its stages: 'classifier+member_000+member_001'."""

@@ -3,9 +3,10 @@
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -16,6 +17,7 @@ from s2ap_defend.engines import Array, Engine
 from s2ap_defend.engines.bound import STACKED
 from s2ap_defend.executors.groups import Group
 from s2ap_defend.executors.workers import Task, Workers
+from s2ap_defend.external_data import fill
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, cut_stage, join_stages
 from s2ap_defend.types import Float32
 
@@ -118,25 +120,29 @@ def stage_graphs(
     rows_at_once: int | None = None,
     constant: bool = False,
     stacked: bool = False,
-) -> dict[str, StageGraph]:
-    """Cut stages out of a defended model, those of a group as one graph; by the first scope of each.
+    folder: Path | None = None,
+) -> Iterator[tuple[str, StageGraph]]:
+    """Cut stages out of a defended model, those of a group as one graph; with the first scope of each.
+
+    One at a time, so that no more than one has its weights in memory.
 
     Args:
-        model: Weights in memory.
+        model: The model.
         groups: Theirs.
         rows_at_once: Images in one run; None: what fits the CPU's cache.
         constant: Whether the image is the only input, as engines of GPUs want it; they read weights as constants.
         stacked: Whether answers leave a graph as one array, which is one copy from a device.
+        folder: Of external data that is copied into the graphs; None: none is.
     """
     cut = tensorrt_stage if constant else _answering
-    found = {}
     for group in groups:
         joined = join_stages({scope: cut(model, scope) for scope in group.scopes}, group.behind)
         outputs = tuple(output.name for output in joined.graph.output)
         rows = rows_at_once or _rows_at_once(joined)
         together = _stack(joined) if stacked else ()
-        found[group.scopes[0]] = StageGraph(joined.SerializeToString(), outputs, rows, together)
-    return found
+        if folder is not None:
+            fill(joined, folder)
+        yield group.scopes[0], StageGraph(joined.SerializeToString(), outputs, rows, together)
 
 
 def tensorrt_stage(model: ModelProto, scope: str) -> ModelProto:

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 from onnx import ModelProto
 
+from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.engines import Device
 from s2ap_defend.engines.bound import SIZES, BoundEngine
 from s2ap_defend.engines.cores import usable_cores
@@ -17,8 +18,9 @@ from s2ap_defend.executors.groups import Group, Joining
 from s2ap_defend.executors.stages import Stage, StageGraph, stage_graphs
 from s2ap_defend.executors.tensorrt import BUCKETS, engine_folder, made_folders, stage_options
 from s2ap_defend.model_file import ModelFile
+from s2ap_defend.sequential import SequentialTest
 
-__all__ = ["BoundStages", "CpuStages", "StageStarter", "TensorRTStages", "starter_for"]
+__all__ = ["BoundStages", "CpuStages", "StageStarter", "TensorRTStages", "asked_of", "starter_for"]
 
 
 class StageStarter(Protocol):
@@ -32,12 +34,13 @@ class StageStarter(Protocol):
     def threads(self) -> int:
         """Engine runs of one caller at a time."""
 
-    def start(self, model: ModelProto, groups: Sequence[Group]) -> dict[str, Stage]:
+    def start(self, model: ModelProto, groups: Sequence[Group], folder: Path | None = None) -> dict[str, Stage]:
         """The engines by the first scope of each group.
 
         Args:
-            model: A defended model, weights in memory.
+            model: A defended model.
             groups: Its stages, as `joining` says.
+            folder: Where its external data lies; None: all weights are in memory.
 
         Raises:
             EngineError: If the device cannot be used.
@@ -62,19 +65,20 @@ class CpuStages:
         """Which stages share an engine."""
         return "same images" if self.threads == 1 else "none"
 
-    def start(self, model: ModelProto, groups: Sequence[Group]) -> dict[str, Stage]:
+    def start(self, model: ModelProto, groups: Sequence[Group], folder: Path | None = None) -> dict[str, Stage]:
         """See StageStarter.start."""
-        graphs = self.cache.read() if self.cache else {}
-        optimised = bool(graphs)
-        graphs = graphs or stage_graphs(model, groups)
-        with self.cache.writing(graphs) if self.cache and not optimised else nullcontext() as folder:
+        stored = self.cache.read() if self.cache else {}
+        graphs = stored.items() if stored else stage_graphs(model, groups)
+        with self.cache.writing() if self.cache and not stored else nullcontext() as cached:
 
             def start(scope: str, graph: StageGraph) -> Stage:
-                save_to = folder / f"{scope}.onnx" if folder else None
-                engine = OnnxRuntimeEngine(graph.model, device="cpu", threads=1, optimised=optimised, save_to=save_to)
+                save_to = cached.add(scope, graph) if cached else None
+                engine = OnnxRuntimeEngine(
+                    graph.model, folder=folder, device="cpu", threads=1, optimised=bool(stored), save_to=save_to
+                )
                 return Stage(engine, graph.outputs, graph.rows_at_once)
 
-            return {scope: start(scope, graph) for scope, graph in graphs.items()}
+            return {scope: start(scope, graph) for scope, graph in graphs}
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class BoundStages:
     operator_threads: int | None = 1
     joining: Joining = "step"
 
-    def start(self, model: ModelProto, groups: Sequence[Group]) -> dict[str, Stage]:
+    def start(self, model: ModelProto, groups: Sequence[Group], folder: Path | None = None) -> dict[str, Stage]:
         """See StageStarter.start."""
         rows = self.sizes[-1]
         graphs = stage_graphs(model, groups, rows_at_once=rows, constant=self.device != "cpu", stacked=True)
@@ -105,14 +109,16 @@ class BoundStages:
         def start(graph: StageGraph) -> Stage:
             engine = BoundEngine(
                 graph.model,
+                folder=folder,
                 device=self.device,
                 threads=self.operator_threads,
                 stacked=graph.stacked,
                 sizes=self.sizes,
+                ahead=self.device == "cuda",
             )
             return Stage(engine, graph.outputs, rows)
 
-        return {scope: start(graph) for scope, graph in graphs.items()}
+        return {scope: start(graph) for scope, graph in graphs}
 
 
 @dataclass(frozen=True)
@@ -127,9 +133,9 @@ class TensorRTStages:
     joining: ClassVar[Joining] = "none"
     engines: Path | None
 
-    def start(self, model: ModelProto, groups: Sequence[Group]) -> dict[str, Stage]:
+    def start(self, model: ModelProto, groups: Sequence[Group], folder: Path | None = None) -> dict[str, Stage]:
         """See StageStarter.start."""
-        graphs = stage_graphs(model, groups, rows_at_once=BUCKETS[-1][1], constant=True)
+        graphs = stage_graphs(model, groups, rows_at_once=BUCKETS[-1][1], constant=True, folder=folder)
 
         def start(scope: str, graph: StageGraph) -> Stage:
             options = stage_options(self.engines, scope, graph.model) if self.engines else None
@@ -137,7 +143,7 @@ class TensorRTStages:
             return Stage(engine, graph.outputs, graph.rows_at_once)
 
         with made_folders(self.engines) if self.engines else nullcontext():
-            return {scope: start(scope, graph) for scope, graph in graphs.items()}
+            return {scope: start(scope, graph) for scope, graph in graphs}
 
 
 def starter_for(
@@ -160,3 +166,9 @@ def starter_for(
         return BoundStages("cuda")
     threads = threads or usable_cores()
     return CpuStages(threads, StageCache(file, joined=threads == 1) if cache else None)
+
+
+def asked_of(file: ModelFile) -> tuple[ModelProto, SequentialTest, list[Sees], Purify]:
+    """A file's graph, its tables, what each member sees, and which images are purified."""
+    manifest = file.manifest
+    return file.outline, manifest.to_test(), [member.sees for member in manifest.members], manifest.decision.purify

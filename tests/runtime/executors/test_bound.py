@@ -32,7 +32,7 @@ def bound(file: ModelFile) -> StagedExecutor:
 
 @pytest.fixture(scope="module")
 def at_once(file: ModelFile) -> AtOnceExecutor:
-    return AtOnceExecutor(file, on=BoundStages("cpu", sizes=SMALL, joining="file"))
+    return AtOnceExecutor.with_starter(file, BoundStages("cpu", sizes=SMALL, joining="file"))
 
 
 def assert_same(found: Verdicts, expected: Verdicts) -> None:
@@ -91,6 +91,8 @@ def test_the_stages_of_a_step_are_one_graph_and_all_of_them_where_all_are_asked_
 def test_no_image_is_gone_over_twice_and_sizes_are_filled_up(file: ModelFile, unsure_images: np.ndarray) -> None:
     model = cut_stage(file.proto, CLASSIFIER).SerializeToString()
     engine, plain = BoundEngine(model, device="cpu", sizes=(2, 8)), OnnxRuntimeEngine(model, device="cpu", threads=1)
+    assert engine.bound == ()
+    assert BoundEngine(model, device="cpu", sizes=(2, 8), ahead=True).bound == (2, 8)
     images = np.clip(np.nan_to_num(unsure_images), 0, 1)
     (first,) = engine.run({"image": images[:7]}, ["log_probabilities"])
     kept = first.copy()
@@ -98,6 +100,7 @@ def test_no_image_is_gone_over_twice_and_sizes_are_filled_up(file: ModelFile, un
     np.testing.assert_array_equal(first, kept)  # the buffers are used again, answers are the caller's
     assert len(other) == 5
     np.testing.assert_array_equal(other, plain.run({"image": images[20:25]}, ["log_probabilities"])[0])
+    assert engine.bound == (8,)
     assert not engine.captures
 
 

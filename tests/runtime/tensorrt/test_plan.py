@@ -58,7 +58,7 @@ def asks(scope: str) -> Group:
 
 def test_the_staged_executor_asks_the_same_graphs_by_the_names_of_their_scopes(file: ModelFile) -> None:
     images = np.random.default_rng(0).random((3, *file.manifest.input.shape), dtype=np.float32)
-    graphs = stage_graphs(file.proto, [asks(CLASSIFIER), asks(PURIFIER)], rows_at_once=256, constant=True)
+    graphs = dict(stage_graphs(file.proto, [asks(CLASSIFIER), asks(PURIFIER)], rows_at_once=256, constant=True))
     for scope, graph in graphs.items():
         assert graph.rows_at_once == 256
         found = answers(graph.model, images)

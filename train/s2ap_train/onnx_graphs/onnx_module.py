@@ -61,16 +61,28 @@ class TorchStage:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """Outputs for images; gradients flow back to them, zeros where an output does not depend on them smoothly."""
-        values: list[Any] = list(self._slots)
-        values[self._image] = images
         differentiated = images.requires_grad and torch.is_grad_enabled()
         if self._segments and differentiated:
+            values: list[Any] = list(self._slots)
+            values[self._image] = images
             for segment in self._segments:
                 segment(self._slots, values)
+            results = tuple(values[slot] for slot in self._outputs)
         else:
-            run_steps(self._steps, values)
-        results = tuple(values[slot] for slot in self._outputs)
+            results = self.evaluate(self._slots, images)
         return tuple(_attached(result, images) for result in results) if differentiated else results
+
+    @property
+    def constants(self) -> tuple[Tensor | None, ...]:
+        """What does not depend on the image, by place; None where something does, or nothing is."""
+        return tuple(self._slots)
+
+    def evaluate(self, constants: Sequence[Tensor | None], images: Tensor) -> tuple[Tensor, ...]:
+        """Outputs for images where other constants are in the place of its own."""
+        values: list[Any] = list(constants)
+        values[self._image] = images
+        run_steps(self._steps, values)
+        return tuple(values[slot] for slot in self._outputs)
 
     def as_parameters(self) -> list[nn.Parameter]:
         """The floating constants, from now on as parameters without gradients: to change one is to change the stage."""
