@@ -5,6 +5,7 @@ each operator. Sizes are few, so that buffers and graphs are; a batch is filled 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from threading import Lock
 
 import numpy as np
@@ -49,14 +50,15 @@ class BoundEngine:
         sizes: Sequence[int] = SIZES,
     ) -> None:
         self.captures = device == "cuda"
-        try:
-            options = {"enable_cuda_graph": "1"} if self.captures else None
-            self._engine = OnnxRuntimeEngine(model, device=device, threads=threads, provider_options=options)
-        except ModelFileError as error:
-            if not self.captures or "graph capture" not in str(error):
-                raise
-            self.captures = False
-            self._engine = OnnxRuntimeEngine(model, device=device, threads=threads)
+        with _ONE_AT_A_TIME if self.captures else nullcontext():
+            try:
+                options = {"enable_cuda_graph": "1"} if self.captures else None
+                self._engine = OnnxRuntimeEngine(model, device=device, threads=threads, provider_options=options)
+            except ModelFileError as error:
+                if not self.captures or "graph capture" not in str(error):
+                    raise
+                self.captures = False
+                self._engine = OnnxRuntimeEngine(model, device=device, threads=threads)
         self.provider: str = self._engine.provider
         self._stacked, self._sizes = tuple(stacked), tuple(sizes)
         self._bound: dict[int, BoundBatch] = {}
