@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 from onnx import ModelProto
 
 from s2ap_defend.decision_record import Purify, Sees
@@ -16,13 +15,12 @@ from s2ap_defend.engines import Device
 from s2ap_defend.engines.onnxruntime import available_device
 from s2ap_defend.errors import EngineError
 from s2ap_defend.executors import ExecutorName
+from s2ap_defend.executors.everything import ask_everything
 from s2ap_defend.executors.groups import asked_groups
-from s2ap_defend.executors.rows import sanitise
 from s2ap_defend.executors.stages import Stages, StageTime
 from s2ap_defend.executors.starters import BoundStages, StageStarter, asked_of
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import SequentialTest, StageAnswers, accepted_raw, run_sequential_test
-from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, member_scope
+from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.types import Float32, Verdicts
 
 __all__ = ["AtOnceExecutor"]
@@ -53,11 +51,10 @@ class AtOnceExecutor:
         folder: Path | None = None,
     ) -> None:
         self._test, self._purifies = test, purify
-        groups = asked_groups(test, sees, purify, joining="file")
-        started = on.start(model, groups, folder)
-        self._scope = groups[0].scopes[0]
+        self._groups = asked_groups(test, sees, purify, joining="file")
+        started = on.start(model, self._groups, folder)
         self._stages = Stages(started, on.threads)
-        self.provider: str = started[self._scope].engine.provider
+        self.provider: str = started[self._groups[0].scopes[0]].engine.provider
 
     @classmethod
     def of(cls, model: ModelFile, *, device: Device = "auto", threads: int | None = None) -> "AtOnceExecutor":
@@ -82,37 +79,4 @@ class AtOnceExecutor:
 
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""
-        sane = sanitise(images)
-        said = self._stages.ask([(self._scope, sane.image)])
-        suspicious = self._purifies == "suspicious"
-        behind = CLASSIFIER_AGAIN if suspicious else CLASSIFIER
-        answers = StageAnswers(
-            classifier=said[f"{behind}/log_probabilities"],
-            members=np.stack([said[f"{member_scope(i)}/log_probabilities"] for i in range(self._test.members)]),
-            on_raw=said[f"{CLASSIFIER}/log_probabilities"] if suspicious else None,
-            reconstruction_error=said[f"{PURIFIER}/reconstruction_error"] if self._purifies == "always" else None,
-            valid=sane.valid,
-            finite=sane.finite,
-        )
-        outcome = run_sequential_test(self._test, answers)
-        probabilities = said[f"{behind}/probabilities"]
-        purified, error = sane.image.copy(), np.zeros(len(images), dtype=np.float32)
-        if self._purifies != "off":
-            raw = accepted_raw(self._test, answers)
-            purified[~raw] = said[f"{PURIFIER}/purified"][~raw]
-            error[~raw] = said[f"{PURIFIER}/reconstruction_error"][~raw]
-            if suspicious:
-                probabilities[raw] = said[f"{CLASSIFIER}/probabilities"][raw]
-        return Verdicts(
-            label=outcome.label,
-            adversarial=outcome.adversarial,
-            base_label=outcome.base_label,
-            probabilities=probabilities,
-            label_change_rate=outcome.label_change_rate,
-            log_likelihood_ratio=outcome.log_likelihood_ratio,
-            members_used=outcome.members_used,
-            votes=np.ascontiguousarray(outcome.votes),
-            purified=purified,
-            reconstruction_error=error,
-            abstained=outcome.abstained,
-        )
+        return ask_everything(self._stages, self._groups, self._test, self._purifies, images)

@@ -16,6 +16,7 @@ from onnx import ModelProto
 from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName, Landed
+from s2ap_defend.executors.everything import ask_everything
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, asked_groups, waves_of
 from s2ap_defend.executors.rows import Rows, sanitise
@@ -106,6 +107,12 @@ class StagedExecutor:
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""
         return self._finish(0, self._open([(0, images)]))
+
+    def run_all(self, images: Float32) -> Verdicts:
+        """The same by all stages for all images, however early each of them is decided."""
+        return ask_everything(
+            self._stages, [one for of in self._groups for one in of], self._test, self._purifies, images
+        )
 
     def start(self, images: Float32) -> Flight:
         """Take images in, without running anything.

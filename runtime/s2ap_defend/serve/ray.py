@@ -27,7 +27,7 @@ from s2ap_defend.errors import EngineError, RecipeError
 from s2ap_defend.serve.app import create_app
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.service import Service
-from s2ap_defend.serve.threads import load_fastest
+from s2ap_defend.serve.threads import load_models
 
 __all__ = ["Autoscaling", "Replica", "Settings", "app"]
 
@@ -146,13 +146,13 @@ class Replica:
 
     def __init__(self, settings: Settings, sha256: str) -> None:
         config = settings.server_config()
-        found = file_sha256(config.model)
+        found = file_sha256(settings.model)
         if found != sha256:
             raise RecipeError(
-                f"{config.model} has the SHA-256 {found[:12]}... on this node and {sha256[:12]}... where it was "
+                f"{settings.model} has the SHA-256 {found[:12]}... on this node and {sha256[:12]}... where it was "
                 "deployed from; give every node the same file"
             )
-        self._app = create_app(load_fastest(config), config)
+        self._app = create_app(load_models(config), config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application; Ray asks for it once."""
@@ -162,14 +162,15 @@ class Replica:
         """Raise if the model does not answer; Ray sends no requests before the first answer, and replaces who fails.
 
         Raises:
-            EngineError: If the model failed when it was warmed up.
+            EngineError: If the model failed.
+        UnavailableError: If its engine failed and is not started again yet.
         """
         service: Service = self._app.state.service
         while service.state == "starting":
             await asyncio.sleep(POLL_S)
         if service.state == "failed":
-            raise service.failure or EngineError("the model failed")
-        await service.probe()
+            raise service.default.failure or EngineError("the model failed")
+        await service.default.instance.probe()
 
 
 def file_sha256(path: Path) -> str:
@@ -209,4 +210,4 @@ def app(args: Settings) -> serve.Application:
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
         **scaling,
     )(Replica)
-    return deployment.bind(args, file_sha256(config.model))
+    return deployment.bind(args, file_sha256(args.model))

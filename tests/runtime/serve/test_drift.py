@@ -32,7 +32,7 @@ def ask(classifier, batches, **options) -> tuple[dict[str, float], dict]:
 
     async def session():
         app = create_app(classifier, ServerConfig(model=classifier.path, **options))
-        model = app.state.service.served.model
+        model = app.state.service.default.served.model
         async with app.router.lifespan_context(app):
             await until_warm(app.state.service)
             transport = httpx.ASGITransport(app)
