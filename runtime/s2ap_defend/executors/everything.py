@@ -48,7 +48,7 @@ def ask_everything(
         valid=sane.valid,
         finite=sane.finite,
     )
-    found, raw = run_sequential_test(test, answers), accepted_raw(test, answers)
+    found, raw = run_sequential_test(test, answers, constant_time=True), accepted_raw(test, answers)
     probabilities = [said[f"{scope}/probabilities"] for scope in (CLASSIFIER, last)]
     return Verdicts(
         label=found.label,

@@ -157,7 +157,11 @@ class Instance:
     async def _warm(self) -> None:
         largest = self._max_batch_rows
         for rows in sorted({largest, *(2**power for power in range(largest.bit_length()))}):
-            await self.batcher.warm_up(self._grey(rows))
+            images = self._grey(rows)
+            if rows in {1, largest}:
+                await self.batcher.warm_up(images)
+            else:
+                await self.batcher.probe(images, every_stage=True)
 
     def _grey(self, rows: int) -> Float32:
         return np.full((rows, *self.served.shape), 0.5, dtype=np.float32)

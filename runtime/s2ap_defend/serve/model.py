@@ -72,6 +72,7 @@ class Model:
         self._signature = look([self._path])  # of the file that is in use
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reviving: asyncio.Task[None] | None = None
         self._instances: list[Instance] = []  # those too that finish what they have
         self._current: Instance | None = self._make(classifier)
         self.served: ServedModel = self._current.served
@@ -158,18 +159,19 @@ class Model:
             self._retire(former)
 
     def load_if_changed(self) -> None:
-        """Load the file again if it is another one than before, on the event loop; an error is one line in the log."""
+        """Load the file again if it is another one than before, or was given up; an error is one line in the log."""
         self._spawn(self._try_to_load())
 
     def abort(self) -> None:
-        """Answer everything that waits or runs with 503."""
+        """Answer everything that waits or runs with 503, and begin nothing any more."""
+        for task in self._tasks:
+            task.cancel()
         for one in self._instances:
             one.batcher.abort(UnavailableError("the server stopped before this request was answered"))
 
     async def stop(self) -> None:
         """Stop all that runs; a batch that does not end is left behind after two seconds."""
-        for task in self._tasks:
-            task.cancel()
+        self.abort()
         for stopped in await asyncio.gather(*(one.batcher.close(STOP_TIMEOUT_S) for one in self._instances)):
             if not stopped:
                 logger.warning("a batch is still running and was left behind")
@@ -224,6 +226,8 @@ class Model:
         self.served, self.manifest, self._signature = instance.served, classifier.manifest, signature
         self.counts.watch(instance.drift)
         self.metrics.count_load("loaded")
+        if self.state != "broken":
+            self._restarts = Restarts()  # somebody has put it right
         self._restarts.ready()
         self._become("ready")
         logger.info("ready: model %s, loaded and warm after %.1f s", self.name, time.perf_counter() - started)
@@ -237,10 +241,11 @@ class Model:
 
     def _after(self, error: DefendError) -> str:
         """What a load that failed has led to."""
-        return f"{error}; {'the former model serves on' if self.state == 'ready' else 'no model was there before'}"
+        return f"{error}; {'the former model serves on' if self.state == 'ready' else f'the model stays {self.state}'}"
 
     async def _replace_changed(self) -> None:
-        if self.state != "unloaded" and await asyncio.to_thread(look, [self._path]) != self._signature:
+        changed = await asyncio.to_thread(look, [self._path]) != self._signature
+        if self.state == "failed" or (changed and self.state != "unloaded"):
             await self._replace()
 
     def _on_broken(self, instance: Instance, error: DefendError) -> None:
@@ -251,7 +256,8 @@ class Model:
         self._current = None
         self._become("broken")
         self._dismiss(instance)
-        self._spawn(self._revive(error))
+        if self._reviving is None or self._reviving.done():
+            self._reviving = self._spawn(self._revive(error))
 
     async def _revive(self, error: DefendError) -> None:
         """Start the engine again until it answers, or that is given up."""

@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 OF_THE_LISTENER = (
     *("model", "host", "port", "grpc_port", "insecure", "tls_cert", "tls_key"),
-    *("max_connections", "head_timeout_s", "drain_delay_s", "log_format"),
+    *("max_connections", "head_timeout_s", "drain_delay_s", "log_format", "allow_load"),
 )
-"""Settings of the server that Ray's proxies have in its place, and the model, which stands above them."""
+"""Settings of the server that Ray has in its place, and the model, which stands above them."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5.0, 60.0
 POLL_S = 0.05
 
@@ -99,7 +99,7 @@ class Settings(BaseModel):
         known = {field.name for field in dataclasses.fields(ServerConfig)} - {*OF_THE_LISTENER}
         for name in self.server:
             if name in OF_THE_LISTENER:
-                raise RecipeError(f"server.{name} is decided by Ray's proxies, not by a replica; leave it out")
+                raise RecipeError(f"server.{name} is decided by Ray, not by a replica; leave it out")
             if name not in known:
                 raise RecipeError(f"server.{name} is not known; expected one of {', '.join(sorted(known))}")
         try:

@@ -1,6 +1,8 @@
 """Asking every stage about every image: the bits of the executor that stops early, and work that tells nothing."""
 
+import sys
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -49,3 +51,30 @@ def test_constant_time_is_of_executors_that_can_take_it(tiny_model_path: Path) -
     assert [type(one.executor).__name__ for one in found.values()] == [*["ConstantExecutor"] * 2, "AtOnceExecutor"]
     with pytest.raises(EngineError, match=r"'whole' cannot take constant time: .*; take 'staged' or 'at_once'"):
         DefendedClassifier.load(tiny_model_path, device="cpu", executor="whole", constant_time=True)
+
+
+def test_the_same_is_called_for_every_image(file: ModelFile, unsure_images: np.ndarray) -> None:
+    executor = StagedExecutor.of(file, device="cpu", threads=1)
+    images = [image[None] for image in unsure_images if image.min() >= 0 and image.max() <= 1]  # others are no requests
+    images = images[:24]
+    verdicts = executor.run_all(np.concatenate(images))
+    assert {time.rows for time in executor.times().values()} == {24}
+    assert len(np.unique(verdicts.members_used)) >= 3
+    assert 0 < verdicts.adversarial.mean() < 1
+    calls: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event in {"call", "c_call"}:
+            calls.append(getattr(argument, "__name__", frame.f_code.co_name))
+
+    found = set()
+    for image in images:
+        calls.clear()
+        sys.setprofile(note)
+        try:
+            executor.run_all(image)
+        finally:
+            sys.setprofile(None)
+        found.add(tuple(calls))
+    assert len(found) == 1
+    assert len(calls) > 50

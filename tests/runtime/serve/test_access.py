@@ -73,6 +73,13 @@ def test_every_route_asks_for_its_right_and_for_nothing_more(client, ring, name)
                 assert response.status_code == status, (path, caller, response.text)
 
 
+def test_models_are_loaded_and_unloaded_by_keys_with_the_right_to_it_alone(client, ring, name):
+    for what in ("unload", "load"):
+        for caller, status in ((None, 401), ("asker", 403), ("operator", 200)):
+            path = f"/v2/repository/models/{name}/{what}"
+            assert client.post(path, headers=ring.bearer(caller)).status_code == status
+
+
 def test_the_list_above_has_every_route_that_is_described(classifier, ring):
     listed = {path: need for need, paths in ROUTES.items() for path in paths}
     with serving(classifier, keys=ring.path) as client:

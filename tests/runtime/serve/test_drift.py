@@ -1,6 +1,7 @@
 """The drift monitor: uniform without drift, loud with it; and what a server tells of it."""
 
 import asyncio
+import json
 import math
 
 import httpx
@@ -38,13 +39,14 @@ def ask(classifier, batches, **options) -> tuple[dict[str, float], dict]:
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
                 for images in batches:
-                    tensor = {
-                        "name": "image",
-                        "shape": images.shape,
-                        "datatype": "FP32",
-                        "data": images.ravel().tolist(),
-                    }
-                    answer = await http.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]})
+                    tensor = {"name": "image", "shape": images.shape, "datatype": "FP32"}
+                    tensor["parameters"] = {"binary_data_size": images.nbytes}
+                    head = json.dumps({"inputs": [tensor]}).encode()
+                    answer = await http.post(
+                        f"/v2/models/{model}/infer",
+                        content=head + images.tobytes(),
+                        headers={"Inference-Header-Content-Length": str(len(head))},
+                    )
                     assert answer.status_code == 200, answer.text
                 metrics = (await http.get("/metrics")).text
                 statistics = (await http.get("/v2/models/stats")).json()["model_stats"][0]

@@ -186,6 +186,14 @@ def test_the_bytes_that_wait_are_limited_for_all_models_together(classifier, oth
         assert "images wait already" in said[0]
 
 
+def test_every_stage_has_run_on_every_size_of_batch_before_the_model_is_ready(tiny_model_path):
+    staged = DefendedClassifier.load(tiny_model_path, device="cpu", threads=1, executor="staged")
+    with live(staged, max_batch_rows=5):
+        times = staged.executor.times()
+    assert len(times) > 2
+    assert all(time.rows >= 1 + 2 + 4 + 5 for time in times.values())
+
+
 def test_files_are_named_by_their_stems_or_as_they_are_told(tmp_path):
     equal = tmp_path / "a=b.onnx"
     equal.touch()

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 
+from s2ap_defend.executors.constant import ConstantExecutor
 from s2ap_defend.serve import ServerConfig
 from s2ap_defend.serve.threads import fastest, load_models
 
@@ -48,7 +49,10 @@ def test_a_server_measures_where_nobody_said_and_only_there(tiny_model_path, mon
         measured = load_models(ServerConfig(model=tiny_model_path, device="cpu"))[tiny_model_path.stem]
         assert f"tiny.onnx: {measured.threads} of 2 threads, which was measured to be faster" in caplog.text
         caplog.clear()
-        said = load_models(ServerConfig(model=tiny_model_path, device="cpu", threads=1))[tiny_model_path.stem]
+        said = load_models(ServerConfig(model=tiny_model_path, device="cpu", threads=1, constant_time=True))[
+            tiny_model_path.stem
+        ]
+        assert isinstance(said.executor, ConstantExecutor)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         load_models(ServerConfig(model=tiny_model_path, device="cpu"))
         assert caplog.text == ""
