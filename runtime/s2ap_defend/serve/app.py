@@ -137,6 +137,7 @@ def _models(service: Service) -> APIRouter:
         return metadata.describe_model(service.served_to(CALLER.get()))
 
     def statistics() -> dict[str, Any]:
+        service.catch_up()
         return {"model_stats": [service.statistics.to_json(served.model, served.version)]}
 
     def configuration() -> dict[str, Any]:
@@ -179,6 +180,7 @@ def _operations(service: Service) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics.")
     async def metrics(request: Request) -> Response:
+        service.catch_up()
         body, content_type = service.metrics.render(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 

@@ -27,12 +27,13 @@ from s2ap_defend.serve.statistics import Statistics
 from s2ap_defend.serve.stepping import asked
 from s2ap_defend.serve.tickets import Ticket
 from s2ap_defend.serve.watched import Watched, Watcher
-from s2ap_defend.types import Verdicts
+from s2ap_defend.types import Bool, Float64, Verdicts
 
 logger = logging.getLogger(__name__)
 
 State = Literal["starting", "ready", "draining", "failed"]
 STOP_TIMEOUT_S = 2.0
+LOOK_ROWS = 64  # that the drift monitor sees together, not batch by batch
 WINDOW_ROWS = 1000  # images whose times are published together
 
 
@@ -91,6 +92,8 @@ class Service:
         self.on_failure: Callable[[], None] | None = None
         self.receiving = Shares(config.max_queue_bytes)
         self._warm_up_task: asyncio.Task[None] | None = None
+        self._unseen: list[tuple[Float64, Bool]] = []  # by the drift monitor: ratios, and what was flagged
+        self._unseen_rows = 0
         self._drift_rows = 0
         self._timed_rows = 0
         if self.drift is not None:
@@ -230,17 +233,25 @@ class Service:
         if self.drift is not None:
             for outcome in report.result.outcomes:
                 if isinstance(outcome, Verdicts):
-                    self._watch(self.drift, outcome)
+                    self._unseen.append((outcome.log_likelihood_ratio, outcome.adversarial))
+                    self._unseen_rows += len(outcome)
+                    if self._unseen_rows >= min(LOOK_ROWS, self.drift.window - self._drift_rows):
+                        self.catch_up()
 
-    def _watch(self, drift: DriftMonitor, verdicts: Verdicts) -> None:
-        """Let the drift monitor see served images; without evidence it speaks once a window, about all of it.
+    def catch_up(self) -> None:
+        """Let the drift monitor see what was served since it last did; call it before what it says is read.
 
-        A mean of p-values before and after one request would tell the rank of its log-likelihood ratio.
+        Without evidence it speaks once a window, about all of it: a mean of p-values before and after one request would
+        tell the rank of its log-likelihood ratio.
         """
-        drift.observe(verdicts)
-        self._drift_rows += len(verdicts)
-        if self.config.expose_evidence or self._drift_rows >= drift.window:
-            self._publish_drift(drift)
+        if self.drift is None or not self._unseen:
+            return
+        ratios, flagged = (np.concatenate(parts) for parts in zip(*self._unseen, strict=True))
+        self.drift.observe_ratios(ratios, flagged)
+        self._drift_rows += self._unseen_rows
+        self._unseen, self._unseen_rows = [], 0
+        if self.config.expose_evidence or self._drift_rows >= self.drift.window:
+            self._publish_drift(self.drift)
 
     def _publish_drift(self, drift: DriftMonitor) -> None:
         self._drift_rows = 0
