@@ -5,8 +5,10 @@
 Each server runs in its own process, on uvicorn with uvloop and httptools, and answers one client that waits for every
 answer. Rounds alternate between the servers in one run, so that what else the machine does meets all of them; the
 ratio is the median over rounds. CPU is that of the server's process, all of its threads, by the kernel's account of
-what they ran (Linux). The FastAPI app reads the same bytes as an array, asks the same model on the event loop and
-answers with a dict: it has no batcher, no checks, no metrics and no limits.
+what they ran (Linux). The FastAPI app reads the same bytes as an array, asks the same model and answers with a dict: it
+has no batcher, no checks, no metrics and no limits. It does so on the event loop, which answers nobody while a model
+runs, or, as a model needs it and as FastAPI runs functions that are not async, on a thread; with JSON, pydantic reads a
+list of numbers.
 """
 
 import re
@@ -19,12 +21,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 import numpy as np
+import orjson
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Body, FastAPI, Request
+from pydantic import BaseModel
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.serve import ServerConfig, create_app
@@ -33,8 +37,12 @@ from s2ap_defend.serve.server import KEEP_ALIVE_S, SWITCH_INTERVAL_S, Server, li
 from s2ap_defend.shipped import shipped_file
 from s2ap_defend.types import Float32, Verdicts
 
+BYTES = "application/octet-stream"
 GOAL = 0.5  # of the CPU of the FastAPI app
-SERVERS = ("s2ap-defend", "s2ap-defend, access log", "FastAPI")
+SERVERS = (
+    *("s2ap-defend", "s2ap-defend, access log", "s2ap-defend, JSON"),
+    *("FastAPI", "FastAPI, thread", "FastAPI, thread, JSON"),
+)
 
 
 class StubClassifier(DefendedClassifier):
@@ -49,22 +57,54 @@ class StubClassifier(DefendedClassifier):
         return self.said if len(images) == 1 else self.said.rows(np.zeros(len(images), dtype=np.int64))
 
 
-def bare(classifier: StubClassifier) -> FastAPI:
+class Question(BaseModel):
+    """An image as JSON."""
+
+    image: list[float]
+
+
+def bare(classifier: StubClassifier, kind: str) -> FastAPI:
     """What one would write without this package."""
     app = FastAPI()
     shape = classifier.input_shape
 
-    @app.post("/infer")
-    async def infer(request: Request) -> dict[str, Any]:
-        images = np.frombuffer(await request.body(), dtype=np.float32).reshape(-1, *shape)
-        verdicts = classifier(images)
+    def ask(images: Float32) -> dict[str, Any]:
+        verdicts = classifier(images.reshape(-1, *shape))
         return {
             "label": verdicts.label.tolist(),
             "adversarial": verdicts.adversarial.tolist(),
             "abstained": verdicts.abstained.tolist(),
         }
 
+    async def on_the_loop(request: Request) -> dict[str, Any]:
+        return ask(np.frombuffer(await request.body(), dtype=np.float32))
+
+    def on_a_thread(image: Annotated[bytes, Body(media_type=BYTES)]) -> dict[str, Any]:
+        return ask(np.frombuffer(image, dtype=np.float32))
+
+    def from_json(question: Question) -> dict[str, Any]:
+        return ask(np.array(question.image, dtype=np.float32))
+
+    app.post("/infer")({"FastAPI": on_the_loop, "FastAPI, thread": on_a_thread}.get(kind, from_json))
     return app
+
+
+def asked(kind: str, model: str, images: Float32) -> bytes:
+    """A request for one image."""
+    numbers, headers = images.ravel().tolist(), f"Content-Type: {BYTES}\r\n"
+    body, path = images.tobytes(), "/infer"
+    if "JSON" in kind:
+        headers = "Content-Type: application/json\r\n"
+        body = orjson.dumps({"image": numbers})
+    if "FastAPI" not in kind:
+        path = f"/v2/models/{model}/infer"
+        if "JSON" in kind:
+            tensor = {"name": "image", "datatype": "FP32", "shape": images.shape, "data": numbers}
+            body = orjson.dumps({"inputs": [tensor]})
+        else:
+            headers += "Inference-Header-Content-Length: 0\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
 
 
 def serve(kind: str, model: Path) -> None:
@@ -72,9 +112,9 @@ def serve(kind: str, model: Path) -> None:
     classifier = StubClassifier.load(model, device="cpu", threads=1, executor="whole")
     with written_log("json"), listen("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)
-        if kind == "FastAPI":
+        if "FastAPI" in kind:
             config = uvicorn.Config(
-                bare(classifier),
+                bare(classifier, kind),
                 loop="uvloop",
                 http="httptools",
                 access_log=False,
@@ -143,11 +183,8 @@ def measured(kind: str, model: Path, images: Float32) -> Iterator[Measured]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603 - our own
         try:
             port = int(process.stdout.readline()) if process.stdout else 0
-            path = "/infer" if kind == "FastAPI" else f"/v2/models/{model.stem}/infer"
-            headers = "Inference-Header-Content-Length: 0\r\nContent-Type: application/octet-stream\r\n"
-            head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Content-Length: {images.nbytes}\r\n\r\n"
-            wait_until_ready(port, "/openapi.json" if kind == "FastAPI" else "/v2/health/ready")
-            yield Measured(process.pid, port, head.encode() + images.tobytes())
+            wait_until_ready(port, "/openapi.json" if "FastAPI" in kind else "/v2/health/ready")
+            yield Measured(process.pid, port, asked(kind, model.stem, images))
         finally:
             process.terminate()
 
