@@ -90,9 +90,7 @@ class InferenceEndpoint(Generic[R]):
         arrived_s, timeline = asyncio.get_running_loop().time(), Timeline()
         headers = dict(scope["headers"])
         tracer = self._service.tracer
-        span = (
-            None if tracer is None else tracer.begin(EXCHANGE.get(), f"POST {self._route}", timeline.arrived_ns, HTTP)
-        )
+        span = None if tracer is None else tracer.begin(EXCHANGE.get(), f"POST {self._route}", timeline, HTTP)
         outcome, response = ERROR, None
         try:
             request, verdicts = await self._infer(scope, headers, receive, arrived_s, timeline)
@@ -127,7 +125,7 @@ class InferenceEndpoint(Generic[R]):
                 failed = (
                     outcome if status.get("http.response.status_code", 500) >= 500 and outcome != CANCELLED else None
                 )
-                tracer.end(span, timeline.steps(), {**status, "url.path": scope["path"]}, failed)
+                tracer.end(span, timeline, {**status, "url.path": scope["path"]}, failed)
         await response(scope, receive, send)
 
     async def _infer(

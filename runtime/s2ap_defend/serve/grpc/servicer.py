@@ -125,9 +125,7 @@ class InferenceServicer:
 
     async def _infer(self, message: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Message:
         arrived_s, timeline, tracer = asyncio.get_running_loop().time(), Timeline(), self._service.tracer
-        span = (
-            None if tracer is None else tracer.begin(EXCHANGE.get(), SPAN, timeline.arrived_ns, {"rpc.system": "grpc"})
-        )
+        span = None if tracer is None else tracer.begin(EXCHANGE.get(), SPAN, timeline, {"rpc.system": "grpc"})
         left_s = context.time_remaining()
         outcome = ERROR
         self.busy += 1
@@ -149,7 +147,7 @@ class InferenceServicer:
             self._service.metrics.count_request(outcome, duration_ns / 1e9, "grpc")
             self._service.statistics.count_request(outcome == SUCCESS, duration_ns)
             if tracer is not None and span is not None:
-                tracer.end(span, timeline.steps(), {}, outcome if outcome == ERROR else None)
+                tracer.end(span, timeline, {}, outcome if outcome == ERROR else None)
         return answer
 
     async def _answer(
