@@ -122,6 +122,8 @@ def _models(service: Service) -> APIRouter:
         return metadata.describe_model(model.served.shown(evidence=CALLER.get().evidence))
 
     def statistics(*models: Model) -> dict[str, Any]:
+        for one in models:
+            one.counts.catch_up()
         return {"model_stats": [one.counts.statistics.to_json(one.name, one.served.version) for one in models]}
 
     def configuration(model: Model) -> dict[str, Any]:
@@ -161,6 +163,8 @@ def _operations(service: Service) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics.")
     async def metrics(request: Request) -> Response:
+        for model in service.models.values():
+            model.counts.catch_up()
         body, content_type = service.metrics.render(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 

@@ -175,10 +175,12 @@ class Device:
             computed = time.perf_counter_ns()
         else:
             computed = time.perf_counter_ns()
-            outcomes, first = [], 0
-            for part in parts:
-                outcomes.append(whole.rows(slice(first, first + len(part))))
-                first += len(part)
+            outcomes, first = [whole], 0
+            if len(parts) > 1:
+                outcomes = []
+                for part in parts:
+                    outcomes.append(whole.rows(slice(first, first + len(part))))
+                    first += len(part)
         finished = time.perf_counter_ns()
         return BatchResult(
             outcomes=outcomes,

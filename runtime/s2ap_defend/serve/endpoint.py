@@ -54,9 +54,7 @@ class InferenceEndpoint(Generic[R]):
         arrived_s, timeline = asyncio.get_running_loop().time(), Timeline()
         headers = dict(scope["headers"])
         tracer, model = self._service.tracer, None
-        span = (
-            None if tracer is None else tracer.begin(EXCHANGE.get(), f"POST {self._route}", timeline.arrived_ns, HTTP)
-        )
+        span = None if tracer is None else tracer.begin(EXCHANGE.get(), f"POST {self._route}", timeline, HTTP)
         outcome, response = ERROR, None
         try:
             model = self._service.model(*named(scope))
@@ -94,7 +92,7 @@ class InferenceEndpoint(Generic[R]):
                     outcome if status.get("http.response.status_code", 500) >= 500 and outcome != CANCELLED else None
                 )
                 about = {} if model is None else {"s2ap.model": model.name}
-                tracer.end(span, timeline.steps(), {**status, **about, "url.path": scope["path"]}, failed)
+                tracer.end(span, timeline, {**status, **about, "url.path": scope["path"]}, failed)
         await response(scope, receive, send)
 
     async def _infer(

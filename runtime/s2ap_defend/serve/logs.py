@@ -2,12 +2,12 @@
 
 import logging
 import os
-import queue
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import orjson
@@ -19,6 +19,7 @@ __all__ = ["LogFormat", "QueuedHandler", "written_log"]
 LogFormat = Literal["text", "json"]
 
 MOST_RECORDS = 10_000  # that wait to be written
+GATHER_S = 0.01  # between two looks: waking a thread for every record costs more than writing it
 FLUSH_S = 1.0  # for what waits when the server stops
 TEXT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -75,8 +76,10 @@ class QueuedHandler(logging.Handler):
         self.on_drop: Callable[[], None] | None = None
         self._write_line = write
         self._told = 0
+        self._most = most
         self._closing = False
-        self._records: queue.Queue[logging.LogRecord | None] = queue.Queue(most)
+        self._records: deque[logging.LogRecord] = deque()
+        self._woken = threading.Event()
         self._thread = threading.Thread(target=self._work, name="s2ap-log", daemon=True)
         self._thread.start()
 
@@ -84,27 +87,32 @@ class QueuedHandler(logging.Handler):
         """Queue a record; never waits."""
         if not hasattr(record, "request_id"):
             record.request_id = current_id()
-        try:
-            self._records.put_nowait(record)
-        except queue.Full:
-            self.dropped += 1
-            if self.on_drop is not None:
-                self.on_drop()
+        if len(self._records) >= self._most:
+            self._drop()
+            return
+        self._records.append(record)
+        if not self._woken.is_set():
+            self._woken.set()
 
     def finish(self, timeout_s: float = FLUSH_S) -> None:
         """Write what waits; what cannot be written in time is left behind."""
         self._closing = True
-        with suppress(queue.Full):  # the thread looks by itself when it gets there
-            self._records.put_nowait(None)
+        self._woken.set()
         self._thread.join(timeout_s)
 
     def _work(self) -> None:
-        while True:
-            record = self._records.get()
-            if record is not None:
-                self._write(record)
-            if self._closing and self._records.empty():
-                return
+        while not self._closing or self._records:
+            self._woken.wait()
+            self._woken.clear()
+            while self._records:
+                self._write(self._records.popleft())
+            if not self._closing:
+                time.sleep(GATHER_S)
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        if self.on_drop is not None:
+            self.on_drop()
 
     def _write(self, record: logging.LogRecord) -> None:
         try:
@@ -115,10 +123,8 @@ class QueuedHandler(logging.Handler):
                 self._write_line(self._line(logging.LogRecord(__name__, logging.WARNING, "", 0, said, (), None)))
             self._write_line(self._line(record))
         except Exception:  # the reader is gone, the disk is full, a message does not fit its arguments
-            self.dropped += 1
             self._told += 1
-            if self.on_drop is not None:
-                self.on_drop()
+            self._drop()
 
     def _line(self, record: logging.LogRecord) -> bytes:
         return (self.format(record) + "\n").encode("utf-8", "backslashreplace")

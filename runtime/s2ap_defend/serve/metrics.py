@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
@@ -189,10 +190,13 @@ class ModelMetrics:
     def count_verdicts(self, verdicts: Verdicts) -> None:
         """Count the images of one answer."""
         self._rows.inc(len(verdicts))
-        adversarial, undecided = verdicts.adversarial, verdicts.abstained & ~verdicts.adversarial
-        for verdict, rows in zip(VERDICTS, (~adversarial & ~undecided, adversarial, undecided), strict=True):
-            if rows.any():
-                self._verdicts[verdict].inc(int(rows.sum()))
+        adversarial = np.count_nonzero(verdicts.adversarial)
+        answered = len(verdicts) - np.count_nonzero(verdicts.adversarial | verdicts.abstained)
+        for verdict, rows in zip(
+            VERDICTS, (answered, adversarial, len(verdicts) - answered - adversarial), strict=True
+        ):
+            if rows:
+                self._verdicts[verdict].inc(int(rows))
         if self._evidence:
             self._corrections.inc(int(verdicts.corrected.sum()))
             for members, rate in zip(verdicts.members_used.tolist(), verdicts.label_change_rate.tolist(), strict=True):

@@ -41,14 +41,16 @@ class Timeline:
 
     Attributes:
         arrived_ns: When it arrived, by time.perf_counter_ns.
+        epoch_ns: What makes such a time one since 1970; the same for all of a request, whatever clocks do meanwhile.
         decode_ns: When its decoding began and ended; None before.
         ticket: What was queued of it; None before.
     """
 
-    __slots__ = ("arrived_ns", "decode_ns", "ticket")
+    __slots__ = ("arrived_ns", "decode_ns", "epoch_ns", "ticket")
 
     def __init__(self) -> None:
         self.arrived_ns = time.perf_counter_ns()
+        self.epoch_ns = time.time_ns() - self.arrived_ns
         self.decode_ns: tuple[int, int] | None = None
         self.ticket: Ticket | None = None
 

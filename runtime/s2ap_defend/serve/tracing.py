@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections.abc import Iterable
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -15,7 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from s2ap_defend import __version__
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.serve.exchange import Exchange
-from s2ap_defend.serve.timeline import Step
+from s2ap_defend.serve.timeline import Step, Timeline
 
 __all__ = ["Tracer", "otlp_tracer"]
 
@@ -40,7 +39,7 @@ class Tracer:
         self._tracer = self._provider.get_tracer("s2ap_defend", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
-    def begin(self, exchange: Exchange, name: str, began_ns: int, attributes: Attributes) -> Span:
+    def begin(self, exchange: Exchange, name: str, timeline: Timeline, attributes: Attributes) -> Span:
         """Begin the span of a request; `exchange.trace_id` is that of its trace from now on."""
         parent = Context()
         if exchange.traceparent is not None:
@@ -51,22 +50,22 @@ class Tracer:
             parent,
             SpanKind.SERVER,
             {**attributes, "s2ap.request_id": exchange.id},
-            start_time=began_ns + _epoch_ns(),
+            start_time=timeline.arrived_ns + timeline.epoch_ns,
         )
         if span.get_span_context().is_valid:
             exchange.trace_id = format_trace_id(span.get_span_context().trace_id)
         return span
 
-    def end(self, span: Span, steps: Iterable[Step], attributes: Attributes, error: str | None = None) -> None:
+    def end(self, span: Span, timeline: Timeline, attributes: Attributes, error: str | None = None) -> None:
         """End the span of a request, and give it those of its steps; `error` if the server is to blame."""
         if span.is_recording():
             below = {"request": set_span_in_context(span, Context())}
-            for step in steps:
-                self._add(step, below)
+            for step in timeline.steps():
+                self._add(step, below, timeline.epoch_ns)
             span.set_attributes(attributes)
             if error is not None:
                 span.set_status(Status(StatusCode.ERROR, error))
-        span.end()
+        span.end(time.perf_counter_ns() + timeline.epoch_ns)
 
     def close(self, timeout_s: float) -> None:
         """Send what there is; what nobody takes in time is left behind."""
@@ -74,8 +73,7 @@ class Tracer:
         closing.start()
         closing.join(timeout_s)
 
-    def _add(self, step: Step, below: dict[str, Context]) -> None:
-        epoch_ns = _epoch_ns()
+    def _add(self, step: Step, below: dict[str, Context], epoch_ns: int) -> None:
         attributes: Attributes = {}
         if step.rows is not None:
             attributes["s2ap.rows"] = step.rows
@@ -106,8 +104,3 @@ def otlp_tracer() -> Tracer:
     else:
         raise RecipeError(f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
     return Tracer(BatchSpanProcessor(exporter))
-
-
-def _epoch_ns() -> int:
-    """What makes time of time.perf_counter_ns time since 1970."""
-    return time.time_ns() - time.perf_counter_ns()

@@ -147,9 +147,7 @@ class InferenceServicer:
 
     async def _infer(self, message: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Message:
         arrived_s, timeline, tracer = asyncio.get_running_loop().time(), Timeline(), self._service.tracer
-        span = (
-            None if tracer is None else tracer.begin(EXCHANGE.get(), SPAN, timeline.arrived_ns, {"rpc.system": "grpc"})
-        )
+        span = None if tracer is None else tracer.begin(EXCHANGE.get(), SPAN, timeline, {"rpc.system": "grpc"})
         left_s = context.time_remaining()
         outcome, model = ERROR, None
         self.busy += 1
@@ -173,7 +171,7 @@ class InferenceServicer:
             (model or self._service.default).counts.count_request(outcome, duration_ns, "grpc")
             if tracer is not None and span is not None:
                 about = {} if model is None else {"s2ap.model": model.name}
-                tracer.end(span, timeline.steps(), about, outcome if outcome == ERROR else None)
+                tracer.end(span, timeline, about, outcome if outcome == ERROR else None)
         return answer
 
     async def _answer(
