@@ -79,7 +79,8 @@ device_option = click.option(
 executor_option = click.option(
     "--executor",
     type=click.Choice(get_args(ExecutorName)),
-    help="Run the whole file at once, or its stages one by one; the verdicts are the same. Without it: the faster one.",
+    help="Run the whole file, its stages one by one, or all of them for every image; verdicts are the same. Without "
+    "it: the faster one.",
 )
 on_white_option = click.option(
     "--on-white", is_flag=True, help="Composite what is transparent in image files on white instead of refusing it."

@@ -1,7 +1,7 @@
 """`s2ap-defend serve`: the inference server."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -17,6 +17,9 @@ from s2ap_defend.commands.settings import config_option, print_settings
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName
 from s2ap_defend.types import Resize
+
+if TYPE_CHECKING:
+    from s2ap_defend.serve.logs import LogFormat
 
 
 @click.command(context_settings={"auto_envvar_prefix": "S2AP_DEFEND_SERVE"})
@@ -55,6 +58,17 @@ from s2ap_defend.types import Resize
 @click.option("--max-connections", default=1024, show_default=True, help="Connections at a time; more get 503.")
 @click.option("--drain-delay", default=5.0, show_default=True, help="Seconds between SIGTERM and the last accept.")
 @click.option("--grace", default=20.0, show_default=True, help="Seconds that accepted requests have to finish.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How the log is written.",
+)
+@click.option("--access-log", is_flag=True, help="Log every request, with its id, status and time.")
+@click.option(
+    "--otel", is_flag=True, help="Send spans of requests over OTLP, as OTEL_* in the environment says. [otel]."
+)
 def serve(
     model: tuple[str, ...],
     print_config: bool,
@@ -81,6 +95,9 @@ def serve(
     max_connections: int,
     drain_delay: float,
     grace: float,
+    log_format: "LogFormat",
+    access_log: bool,
+    otel: bool,
 ) -> None:
     """Serve model files: Open Inference Protocol v2 over HTTP and gRPC, a page at /, metrics at /metrics.
 
@@ -116,6 +133,9 @@ def serve(
         max_connections=max_connections,
         drain_delay_s=drain_delay,
         grace_s=grace,
+        log_format=log_format,
+        access_log=access_log,
+        otel=otel,
     )
     if print_config:
         print_settings(click.get_current_context())

@@ -18,6 +18,7 @@ from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import DefendError
 from s2ap_defend.serve import metadata, openapi, page, responses
 from s2ap_defend.serve.access import CALLER
+from s2ap_defend.serve.access_log import AccessLog
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.edge import Application
 from s2ap_defend.serve.endpoint import InferenceEndpoint, named
@@ -27,9 +28,10 @@ from s2ap_defend.serve.responses import json_response
 from s2ap_defend.serve.service import Service
 
 DECODER_THREADS = 2
+INFER_ROUTE = "/v2/models/{model}/infer"
 
 
-def create_app(classifiers: DefendedClassifier | Mapping[str, DefendedClassifier], config: ServerConfig) -> FastAPI:
+def create_app(classifiers: DefendedClassifier | Mapping[str, DefendedClassifier], config: ServerConfig) -> Application:
     """Build the application; models are warmed up when the application starts.
 
     Args:
@@ -73,11 +75,13 @@ def create_app(classifiers: DefendedClassifier | Mapping[str, DefendedClassifier
     )
     app.state.service = service
     app.access = service.access
+    app.access_log = AccessLog() if config.access_log else None
     app.allowed_hosts = frozenset(host.lower() for host in config.allowed_hosts)
-    infer = InferenceEndpoint(service, lambda instance: instance.protocol, decoders)
-    classify = InferenceEndpoint(service, lambda instance: instance.images, readers)
-    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
-        app.router.routes.append(Route(path, infer, methods=["POST"]))
+    infer = InferenceEndpoint(service, lambda instance: instance.protocol, decoders, INFER_ROUTE)
+    classify = InferenceEndpoint(service, lambda instance: instance.images, readers, "/classify")
+    app.infer, app.classify = infer, classify
+    for path in (INFER_ROUTE, "/v2/models/{model}/versions/{version}/infer"):
+        app.router.routes.append(Route(path, infer, methods=["POST"]))  # for other methods: 405
     app.router.routes.append(Route("/classify", classify, methods=["POST"]))
     app.include_router(_health(service))
     app.include_router(_models(service))
@@ -118,6 +122,8 @@ def _models(service: Service) -> APIRouter:
         return metadata.describe_model(model.served.shown(evidence=CALLER.get().evidence))
 
     def statistics(*models: Model) -> dict[str, Any]:
+        for one in models:
+            one.counts.catch_up()
         return {"model_stats": [one.counts.statistics.to_json(one.name, one.served.version) for one in models]}
 
     def configuration(model: Model) -> dict[str, Any]:
@@ -157,6 +163,8 @@ def _operations(service: Service) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics.")
     async def metrics(request: Request) -> Response:
+        for model in service.models.values():
+            model.counts.catch_up()
         body, content_type = service.metrics.render(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
@@ -170,13 +178,13 @@ def _page(service: Service) -> APIRouter:
     async def index() -> Response:
         return page.page_file("page.html")
 
-    @router.get("/page.css")
-    async def style() -> Response:
-        return page.page_file("page.css")
+    def add(name: str) -> None:
+        @router.get(f"/{name}")
+        async def file() -> Response:
+            return page.page_file(name)
 
-    @router.get("/page.js")
-    async def script() -> Response:
-        return page.page_file("page.js")
+    for name in page.PAGE_FILES:
+        add(name)
 
     @router.get("/page.json")
     async def description(request: Request) -> Response:

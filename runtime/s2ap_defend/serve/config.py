@@ -12,6 +12,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.executors import ExecutorName
 from s2ap_defend.serve.certificate import Certificate
 from s2ap_defend.serve.keys import read_keys
+from s2ap_defend.serve.logs import LogFormat
 from s2ap_defend.types import Resize
 
 MIB = 1024 * 1024
@@ -60,6 +61,9 @@ class ServerConfig:
         body_rate_bytes_s: Bytes a second that a body must bring after its first five seconds.
         drain_delay_s: Seconds that SIGTERM leaves for load balancers to see that the server is no longer ready.
         grace_s: Seconds that accepted requests have to finish after that.
+        log_format: How the log is written: lines of text, or of JSON.
+        access_log: Whether every request is logged.
+        otel: Whether spans of inference requests are sent over OTLP, as the variables OTEL_* of the environment say.
     """
 
     model: Path | Mapping[str, Path]
@@ -91,6 +95,9 @@ class ServerConfig:
     body_rate_bytes_s: int = 8192
     drain_delay_s: float = 5.0
     grace_s: float = 20.0
+    log_format: LogFormat = "text"
+    access_log: bool = False
+    otel: bool = False
 
     def __post_init__(self) -> None:
         """Check every value, and read what files hold.
@@ -125,6 +132,8 @@ class ServerConfig:
         for name in ("head_timeout_s", "body_timeout_s", "drain_delay_s", "grace_s"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected seconds, 0 or more")
+        if self.log_format not in get_args(LogFormat):
+            raise RecipeError(f"log_format is {self.log_format!r}, expected one of {', '.join(get_args(LogFormat))}")
         if self.keys is not None:
             read_keys(self.keys)
         self.certificate()

@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from s2ap_defend.errors import DefendError, EngineError
+from s2ap_defend.executors.stages import OnRun
 from s2ap_defend.serve.errors import UnavailableError
 from s2ap_defend.types import Float32, Verdicts
 
@@ -18,10 +20,20 @@ logger = logging.getLogger(__name__)
 
 Classify = Callable[[Float32], Verdicts]
 Outcome = Verdicts | DefendError | None
-OnPart = Callable[[int, Outcome], None]
 OnBroken = Callable[[DefendError], None]
 
 BROKEN = "the engine of the model failed and is started again; try again later"
+
+
+class Run(NamedTuple):
+    """A run of the model, or of stages of it: their name, when it began and ended, by time.perf_counter_ns."""
+
+    stages: str
+    began_ns: int
+    ended_ns: int
+
+
+OnPart = Callable[[int, Outcome, list[Run]], None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class BatchResult:
         input_ns: Time to put the batch together.
         compute_ns: Time in the model, retries included.
         output_ns: Time to take the answer apart.
+        runs: For every part the runs that its images were in.
     """
 
     outcomes: list[Outcome]
@@ -43,6 +56,7 @@ class BatchResult:
     input_ns: int
     compute_ns: int
     output_ns: int
+    runs: list[list[Run]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,7 @@ class Batch:
     is_wanted: Callable[[int], bool]
     on_part: OnPart
     on_done: Callable[[BatchResult], None]
+    every_stage: bool = False
 
 
 class Device:
@@ -73,6 +88,7 @@ class Device:
         classify: The model: images [N, C, H, W] to N verdicts. Called by one thread only.
         loop: The event loop on which callers are told.
         on_broken: Called there with the error when the model is broken, or the thread has ended by an error.
+        observe: Tells the model what to call after every run of its engines; without it a batch is one run.
 
     Attributes:
         takes_more: Whether parts may be handed over while it runs others.
@@ -81,11 +97,19 @@ class Device:
 
     takes_more = False
 
-    def __init__(self, classify: Classify, loop: asyncio.AbstractEventLoop, on_broken: OnBroken | None = None) -> None:
+    def __init__(
+        self,
+        classify: Classify,
+        loop: asyncio.AbstractEventLoop,
+        on_broken: OnBroken | None = None,
+        observe: Callable[[OnRun | None], None] | None = None,
+    ) -> None:
         self.known: Float32 | None = None
         self._classify = classify
         self._loop = loop
         self._on_broken = on_broken
+        self._observe = observe
+        self._runs: list[Run] = []  # of what the model does now
         self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._live, name="s2ap-device", daemon=True)
@@ -97,16 +121,19 @@ class Device:
         is_wanted: Callable[[int], bool],
         on_part: OnPart,
         on_done: Callable[[BatchResult], None],
+        *,
+        every_stage: bool = False,
     ) -> None:
         """Run parts [Ni, C, H, W] as one batch.
 
         Args:
             parts: The images of each request.
             is_wanted: Whether somebody still waits for the part of this index; asked before retries, on the thread.
-            on_part: Called on the event loop with a part's index and outcome, where it is known before the others'.
+            on_part: Called on the event loop with a part's index, outcome and runs, where it is done before others.
             on_done: Called on the event loop, once, with all outcomes.
+            every_stage: Whether stages run first, too, that these images do not ask; of a model that goes by stages.
         """
-        self._batches.put(Batch(parts, is_wanted, on_part, on_done))
+        self._batches.put(Batch(parts, is_wanted, on_part, on_done, every_stage))
 
     async def close(self, timeout_s: float) -> bool:
         """Stop after the batches at hand; whether the thread ended in time."""
@@ -121,7 +148,11 @@ class Device:
 
     def _live(self) -> None:
         try:
+            if self._observe is not None:
+                self._observe(lambda *run: self._runs.append(Run(*run)))
             self._work()
+            if self._observe is not None:
+                self._observe(None)
         except BaseException as error:
             logger.exception("the thread of the device ended")
             self._tell_broken(EngineError(f"the thread of the device ended: {type(error).__name__}"))
@@ -136,20 +167,30 @@ class Device:
         started = time.perf_counter_ns()
         parts = batch.parts
         images = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        prepared = time.perf_counter_ns()
+        prepared, self._runs = time.perf_counter_ns(), []
         whole = self._attempt(images)
         outcomes: list[Outcome]
         if isinstance(whole, DefendError):
-            outcomes = self._after_failure(batch, range(len(parts)), whole, len(images))
+            outcomes, self._runs = self._after_failure(batch, range(len(parts)), whole, len(images)), []
             computed = time.perf_counter_ns()
         else:
             computed = time.perf_counter_ns()
-            outcomes, first = [], 0
-            for part in parts:
-                outcomes.append(whole.rows(slice(first, first + len(part))))
-                first += len(part)
+            outcomes, first = [whole], 0
+            if len(parts) > 1:
+                outcomes = []
+                for part in parts:
+                    outcomes.append(whole.rows(slice(first, first + len(part))))
+                    first += len(part)
         finished = time.perf_counter_ns()
-        return BatchResult(outcomes, len(images), started, prepared - started, computed - prepared, finished - computed)
+        return BatchResult(
+            outcomes=outcomes,
+            rows=len(images),
+            started_ns=started,
+            input_ns=prepared - started,
+            compute_ns=computed - prepared,
+            output_ns=finished - computed,
+            runs=[self._runs or [Run("whole", prepared, computed)]] * len(parts),
+        )
 
     def _after_failure(self, batch: Batch, indices: Iterable[int], failure: DefendError, rows: int) -> list[Outcome]:
         """Outcomes of those parts of a batch that failed, among so many rows."""
@@ -176,9 +217,9 @@ class Device:
             rows.append(outcome)
         return Verdicts.concatenate(rows)
 
-    def _attempt(self, images: Float32) -> Verdicts | DefendError:
+    def _attempt(self, images: Float32, classify: Classify | None = None) -> Verdicts | DefendError:
         try:
-            verdicts = self._classify(images)
+            verdicts = (classify or self._classify)(images)
             if len(verdicts) != len(images):
                 raise EngineError(f"the model gave {len(verdicts)} verdicts for {len(images)} images")
         except Exception as error:

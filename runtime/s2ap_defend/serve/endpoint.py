@@ -1,6 +1,7 @@
 """The path of one inference request: body, decode, queue, answer. A plain ASGI application, for speed."""
 
 import asyncio
+import logging
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from s2ap_defend.errors import DefendError
 from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.body import ClientGoneError, inflate, read_body
 from s2ap_defend.serve.errors import UnavailableError
+from s2ap_defend.serve.exchange import EXCHANGE
 from s2ap_defend.serve.instance import Instance
 from s2ap_defend.serve.metrics import CANCELLED, ERROR, SUCCESS
 from s2ap_defend.serve.responses import error_response, outcome_of
@@ -20,9 +22,13 @@ from s2ap_defend.serve.served import Codec, Head, R
 from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.shares import peer_of
 from s2ap_defend.serve.tickets import Ticket
+from s2ap_defend.serve.timeline import Timeline, server_timing
 from s2ap_defend.types import Verdicts
 
+logger = logging.getLogger(__name__)
+
 WATCH_AFTER_S = 0.02
+HTTP = {"http.request.method": "POST"}
 
 
 class InferenceEndpoint(Generic[R]):
@@ -32,30 +38,36 @@ class InferenceEndpoint(Generic[R]):
         service: What serves them.
         codec_of: How they are written for the instance of a model.
         decoders: Threads for what would hold up the event loop: large and compressed bodies.
+        route: What traces call it.
     """
 
     def __init__(
-        self, service: Service, codec_of: Callable[[Instance], Codec[R]], decoders: ThreadPoolExecutor
+        self, service: Service, codec_of: Callable[[Instance], Codec[R]], decoders: ThreadPoolExecutor, route: str
     ) -> None:
         self._service = service
         self._codec_of = codec_of
+        self._route = route
         self._decoders = decoders
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        arrived_s, arrived_ns = asyncio.get_running_loop().time(), time.perf_counter_ns()
+        arrived_s, timeline = asyncio.get_running_loop().time(), Timeline()
         headers = dict(scope["headers"])
-        outcome, model = ERROR, self._service.default
+        tracer, model = self._service.tracer, None
+        span = None if tracer is None else tracer.begin(EXCHANGE.get(), f"POST {self._route}", timeline, HTTP)
+        outcome, response = ERROR, None
         try:
             model = self._service.model(*named(scope))
             with model.use() as instance:
                 codec = self._codec_of(instance)
-                request, verdicts = await self._infer(instance, codec, scope, headers, receive, arrived_s)
+                request, verdicts = await self._infer(instance, codec, scope, headers, receive, arrived_s, timeline)
                 if codec.inline_bytes:
                     response = codec.encode(request, verdicts)
                 else:
                     loop = asyncio.get_running_loop()
                     response = await loop.run_in_executor(self._decoders, codec.encode, request, verdicts)
+            if CALLER.get().evidence:  # how long it took tells how many members were asked
+                response.headers["server-timing"] = server_timing(timeline.steps())
             model.metrics.count_verdicts(verdicts)
             outcome = SUCCESS
         except ClientGoneError:
@@ -69,8 +81,18 @@ class InferenceEndpoint(Generic[R]):
         except DefendError as error:
             outcome = outcome_of(error)
             response = error_response(error)
+            if response.status_code == 500:
+                logger.error("a request failed: %s", error)
         finally:
-            model.counts.count_request(outcome, time.perf_counter_ns() - arrived_ns)
+            duration_ns = time.perf_counter_ns() - timeline.arrived_ns
+            (model or self._service.default).counts.count_request(outcome, duration_ns)
+            if tracer is not None and span is not None:
+                status = {} if response is None else {"http.response.status_code": response.status_code}
+                failed = (
+                    outcome if status.get("http.response.status_code", 500) >= 500 and outcome != CANCELLED else None
+                )
+                about = {} if model is None else {"s2ap.model": model.name}
+                tracer.end(span, timeline, {**status, **about, "url.path": scope["path"]}, failed)
         await response(scope, receive, send)
 
     async def _infer(
@@ -81,12 +103,14 @@ class InferenceEndpoint(Generic[R]):
         headers: Mapping[bytes, bytes],
         receive: Receive,
         arrived_s: float,
+        timeline: Timeline,
     ) -> tuple[R, Verdicts]:
         caller = CALLER.get()
         caller.check(1)
         with self._service.receiving.hold(peer_of(scope.get("client"))) as hold:
             length = headers.get(b"content-length")
             body = await read_body(receive, None if length is None else int(length), codec.limits, hold)
+            began_ns = time.perf_counter_ns()
             head = Head(headers, scope["query_string"].decode("latin-1"), caller.evidence)
             if len(body) <= codec.inline_bytes and b"content-encoding" not in headers:
                 request = _decode(instance, codec, body, head)
@@ -94,7 +118,8 @@ class InferenceEndpoint(Generic[R]):
                 loop = asyncio.get_running_loop()
                 request = await loop.run_in_executor(self._decoders, _decode, instance, codec, body, head)
             del body
-            ticket = instance.enqueue(request, caller, arrived_s)
+            timeline.decode_ns = began_ns, time.perf_counter_ns()
+            timeline.ticket = ticket = instance.enqueue(request, caller, arrived_s)
         try:
             return request, await _answer(ticket, receive)
         finally:

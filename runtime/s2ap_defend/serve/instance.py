@@ -11,7 +11,6 @@ import numpy as np
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.drift import DriftMonitor
 from s2ap_defend.errors import DefendError
-from s2ap_defend.executors.staged import StagedExecutor
 from s2ap_defend.images import chosen_resize
 from s2ap_defend.serve.access import Caller
 from s2ap_defend.serve.batcher import Batcher
@@ -156,15 +155,13 @@ class Instance:
         await self._unused.wait()
 
     async def _warm(self) -> None:
-        executor, largest = self.classifier.executor, self._max_batch_rows
+        largest = self._max_batch_rows
         for rows in sorted({largest, *(2**power for power in range(largest.bit_length()))}):
             images = self._grey(rows)
-            if isinstance(executor, StagedExecutor):  # stages that grey images do not ask must be warm, too
-                await asyncio.to_thread(executor.run_all, images)
             if rows in {1, largest}:
                 await self.batcher.warm_up(images)
             else:
-                await self.batcher.probe(images)
+                await self.batcher.probe(images, every_stage=True)
 
     def _grey(self, rows: int) -> Float32:
         return np.full((rows, *self.served.shape), 0.5, dtype=np.float32)

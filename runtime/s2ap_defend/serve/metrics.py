@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
@@ -76,6 +77,9 @@ class Metrics:
         self.failures = counter("s2ap_engine_failures", "Engines that failed and were given up.")
         self.pending_requests = gauge("s2ap_inference_pending_requests", "Requests that wait or run.")
         self.pending_rows = gauge("s2ap_inference_pending_rows", "Images that wait or run.")
+        self._dropped = Counter(
+            "s2ap_log_records_dropped", "Records of the log that nobody read fast enough.", registry=registry
+        )
         if evidence:
             self.members = histogram("s2ap_defense_members_used", "Members asked for an image.", POWERS)
             self.rates = histogram("s2ap_defense_label_change_rate", "Share of members that disagree.", RATES)
@@ -100,6 +104,10 @@ class Metrics:
             "When the certificate of this server ends, in seconds since 1970.",
             registry=self._registry,
         ).set_function(expires_s)
+
+    def count_dropped(self) -> None:
+        """Count a record of the log that was dropped; from any thread."""
+        self._dropped.inc()
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """(body, content type) of a scrape, in the format that the Accept header prefers."""
@@ -182,10 +190,13 @@ class ModelMetrics:
     def count_verdicts(self, verdicts: Verdicts) -> None:
         """Count the images of one answer."""
         self._rows.inc(len(verdicts))
-        adversarial, undecided = verdicts.adversarial, verdicts.abstained & ~verdicts.adversarial
-        for verdict, rows in zip(VERDICTS, (~adversarial & ~undecided, adversarial, undecided), strict=True):
-            if rows.any():
-                self._verdicts[verdict].inc(int(rows.sum()))
+        adversarial = np.count_nonzero(verdicts.adversarial)
+        answered = len(verdicts) - np.count_nonzero(verdicts.adversarial | verdicts.abstained)
+        for verdict, rows in zip(
+            VERDICTS, (answered, adversarial, len(verdicts) - answered - adversarial), strict=True
+        ):
+            if rows:
+                self._verdicts[verdict].inc(int(rows))
         if self._evidence:
             self._corrections.inc(int(verdicts.corrected.sum()))
             for members, rate in zip(verdicts.members_used.tolist(), verdicts.label_change_rate.tolist(), strict=True):

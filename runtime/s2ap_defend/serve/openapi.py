@@ -23,8 +23,9 @@ SCHEDULING: dict[str, Any] = {
 PARAMETERS: dict[str, Any] = {
     **SCHEDULING,
     "resize": {
-        "enum": ["trained", *get_args(Resize)],
-        "description": "What becomes of images of another size; by default as the server was started.",
+        "enum": list(get_args(Resize)),
+        "description": "What becomes of images of another size; by default as the server was started. Also `trained`, "
+        "where the model file says how its training images were resized.",
     },
 }
 MODEL = {"model": {"type": "string", "description": "Which model is asked; the first one without it."}}
@@ -57,7 +58,7 @@ SCHEMAS: dict[str, Any] = {
         "properties": {
             "name": {"const": "image"},
             "datatype": {"enum": list(INPUT_DATATYPES)},
-            "shape": {"type": "array", "items": {"type": "integer"}, "minItems": 4, "maxItems": 4},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 4, "maxItems": 4},
             "data": {"type": "array", "items": {}, "description": DATA},
             "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
         },

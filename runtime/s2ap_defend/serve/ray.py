@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 OF_THE_LISTENER = (
     *("model", "host", "port", "grpc_port", "insecure", "tls_cert", "tls_key"),
-    *("max_connections", "head_timeout_s", "drain_delay_s", "allow_load"),
+    *("max_connections", "head_timeout_s", "drain_delay_s", "log_format", "allow_load"),
 )
 """Settings of the server that Ray has in its place, and the model, which stands above them."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5.0, 60.0

@@ -9,18 +9,21 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from functools import partial
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 
 from s2ap_defend.errors import EngineError, RecipeError
+from s2ap_defend.serve import extras
 from s2ap_defend.serve.app import create_app
 from s2ap_defend.serve.certificate import Certificate
 from s2ap_defend.serve.config import ServerConfig, is_loopback
+from s2ap_defend.serve.edge import Application
 from s2ap_defend.serve.handshakes import ignore_handshakes
+from s2ap_defend.serve.logs import written_log
 from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.shares import Limits, Shares
 from s2ap_defend.serve.threads import load_models
@@ -46,15 +49,16 @@ def serve(config: ServerConfig) -> None:
         ModelFileError: If a model file cannot be used.
         EngineError: If the device cannot be used, or a model fails when it is warmed up.
     """
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
     if config.grpc_port is not None:
-        load_grpc()
-    with listen(config.host, config.port) as listener:
+        extras.grpc_server()
+    if config.otel:
+        extras.tracing()
+    with written_log(config.log_format) as log, listen(config.host, config.port) as listener:
         classifiers = load_models(config)
         app = create_app(classifiers, config)
         service: Service = app.state.service
+        if log is not None:
+            log.on_drop = service.metrics.count_dropped
         url, first = _url(listener, service.certificate), next(iter(classifiers.values()))
         logger.info("listening on %s (%s, %s)", url, first.provider, first.executor.name)
         if len(classifiers) > 1:
@@ -99,21 +103,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise RecipeError(f"cannot listen on {host} port {port}: {error.strerror or error}; {advice}") from error
 
 
-def load_grpc() -> ModuleType:
-    """The module that serves gRPC.
-
-    Raises:
-        RecipeError: If the extra [grpc] is not installed.
-    """
-    try:
-        from s2ap_defend.serve.grpc import server
-    except (ImportError, RuntimeError) as error:  # tritonclient raises RuntimeError where grpc is missing
-        raise RecipeError(
-            f"gRPC needs the extra [grpc]; pip install '.[grpc]' in a checkout ({str(error).splitlines()[0]})"
-        ) from error
-    return server
-
-
 class Server(uvicorn.Server):
     """uvicorn with our way to stop; it alone would refuse connections the moment a signal arrives.
 
@@ -123,9 +112,11 @@ class Server(uvicorn.Server):
         config: Its settings.
     """
 
-    def __init__(self, app: FastAPI, service: Service, config: ServerConfig) -> None:
-        self._limits = Limits(Shares(config.max_connections), config.head_timeout_s)
-        self.grpc = None if config.grpc_port is None else load_grpc().GrpcServer(service, config)
+    def __init__(self, app: Application, service: Service, config: ServerConfig) -> None:
+        self._limits = Limits(Shares(config.max_connections), config.head_timeout_s, app.access_log)
+        self.grpc = (
+            None if config.grpc_port is None else extras.grpc_server().GrpcServer(service, config, app.access_log)
+        )
         self._refused: RecipeError | None = None
         super().__init__(
             uvicorn.Config(
@@ -224,9 +215,9 @@ class Server(uvicorn.Server):
         return protocol
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Take a signal; called by Python between two instructions of the main thread."""
+        """Take a signal; called by Python between two instructions of the main thread, whatever request it is at."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._on_signal, sig)
+            self._loop.call_soon_threadsafe(self._on_signal, sig, context=Context())
 
     def _on_signal(self, sig: int) -> None:
         name = signal.Signals(sig).name

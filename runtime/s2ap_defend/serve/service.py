@@ -1,5 +1,6 @@
 """The state of one server: its models, who may ask them, and whether it takes requests."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
@@ -7,12 +8,13 @@ from typing import Literal
 from s2ap_defend import __version__
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import DefendError
+from s2ap_defend.serve import extras
 from s2ap_defend.serve.access import Access
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.errors import ProtocolError, UnavailableError, UnknownModelError
 from s2ap_defend.serve.keys import read_keys
 from s2ap_defend.serve.metrics import Metrics
-from s2ap_defend.serve.model import Model, ModelState
+from s2ap_defend.serve.model import STOP_TIMEOUT_S, Model, ModelState
 from s2ap_defend.serve.shares import Shares
 from s2ap_defend.serve.watched import Watched, Watcher
 
@@ -43,6 +45,7 @@ class Service:
         access: Who may ask what.
         certificate: By which clients know the server, None without TLS.
         watcher: Reads files again that change while it serves.
+        tracer: Makes spans of inference requests; None: nobody does.
     """
 
     def __init__(self, classifiers: Mapping[str, DefendedClassifier], config: ServerConfig) -> None:
@@ -67,6 +70,7 @@ class Service:
         self.access = Access(keys, evidence=config.expose_evidence, on_denied=self.default.metrics.count_denied)
         self.certificate = config.certificate()
         self.watcher = Watcher(self._watched())
+        self.tracer = extras.tracing().otlp_tracer() if config.otel else None
 
     @property
     def state(self) -> State:
@@ -157,11 +161,13 @@ class Service:
             model.abort()
 
     async def stop(self) -> None:
-        """Stop all models."""
+        """Stop all models, and send what spans there are."""
         self.drain()
         self.watcher.stop()
         for model in self.models.values():
             await model.stop()
+        if self.tracer is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self.tracer.close, STOP_TIMEOUT_S)
 
     def _queued_bytes(self) -> int:
         return sum(model.queued_bytes for model in self.models.values())

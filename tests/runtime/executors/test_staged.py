@@ -150,5 +150,5 @@ def test_the_executor_is_chosen_by_name_and_an_unknown_one_is_refused(tiny_model
         assert DefendedClassifier.load(tiny_model_path, device="cpu", executor=name).executor.name == name
     assert DefendedClassifier.load(tiny_model_path, device="cpu", threads=2).executor.name == "staged"
     assert DefendedClassifier.load(tiny_model_path, device="cpu", threads=1).executor.name == "whole"
-    with pytest.raises(EngineError, match="executor 'fast' is not known; choose whole or staged"):
+    with pytest.raises(EngineError, match="executor 'fast' is not known; choose whole, staged, at_once"):
         DefendedClassifier.load(tiny_model_path, executor="fast")

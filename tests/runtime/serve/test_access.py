@@ -21,7 +21,7 @@ from s2ap_defend.serve.classify import encode_png
 from s2ap_defend.types import Verdicts
 
 PUBLIC = ["label", "adversarial", "abstained"]
-OPEN = ("/", "/page.css", "/page.js", "/v2/health/live", "/v2/health/ready")
+OPEN = ("/", "/page.css", "/page.js", "/page-evidence.js", "/v2/health/live", "/v2/health/ready")
 ANY = ("/v2", "/openapi.json", "/page.json", "/v2/models/{0}", "/v2/models/{0}/ready", "/v2/models/{0}/config")
 ADMIN = ("/metrics", "/v2/models/stats", "/v2/models/{0}/stats", "/v2/models/{0}/versions/1/stats")
 INFER = ("/classify", "/v2/models/{0}/infer", "/v2/models/{0}/versions/1/infer")

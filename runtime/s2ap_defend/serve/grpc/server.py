@@ -9,6 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.serve.access_log import AccessLog
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.grpc.gate import Gate
 from s2ap_defend.serve.grpc.servicer import INLINE_BYTES, InferenceServicer
@@ -28,19 +29,20 @@ class GrpcServer:
     Args:
         service: What it serves.
         config: Where it listens, and its limits.
+        access_log: Where calls are logged, None for nowhere.
 
     Attributes:
         port: Where it listens, once it has started.
         gate: What every call goes through.
     """
 
-    def __init__(self, service: Service, config: ServerConfig) -> None:
+    def __init__(self, service: Service, config: ServerConfig, access_log: AccessLog | None = None) -> None:
         self.port = 0
         self._service = service
         self._config = config
         self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-grpc")
         self._servicer = InferenceServicer(service, self._decoders)
-        self.gate = Gate(service.access, Shares(config.max_connections), config.body_timeout_s)
+        self.gate = Gate(service.access, Shares(config.max_connections), config.body_timeout_s, access_log)
         self._health = health.aio.HealthServicer()
         self._telling: set[asyncio.Task[None]] = set()
 

@@ -1,6 +1,7 @@
 """The calls of inference.GRPCInferenceService, on the batcher that answers HTTP."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from s2ap_defend.serve import metadata
 from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.body import FULL
 from s2ap_defend.serve.errors import DeadlineError, QueueFullError, UnavailableError
+from s2ap_defend.serve.exchange import EXCHANGE
 from s2ap_defend.serve.grpc.gate import abort, peer_name
 from s2ap_defend.serve.grpc.messages import decode_message, encode_message
 from s2ap_defend.serve.instance import Instance
@@ -26,7 +28,11 @@ from s2ap_defend.serve.repository import check_load, describe_repository
 from s2ap_defend.serve.responses import explain, outcome_of
 from s2ap_defend.serve.served import InferRequest, ServedModel
 from s2ap_defend.serve.service import Service
+from s2ap_defend.serve.timeline import Timeline
 
+logger = logging.getLogger(__name__)
+
+SPAN = "inference.GRPCInferenceService/ModelInfer"
 INLINE_BYTES = 64 * 1024  # larger messages are decoded on a thread
 MISSING = {
     "System": "shared memory is not supported; send the tensor in the message",
@@ -140,14 +146,15 @@ class InferenceServicer:
                 yield pb.ModelStreamInferResponse(error_message=explain(error)[1], infer_response=failed)
 
     async def _infer(self, message: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Message:
-        arrived_s, arrived_ns = asyncio.get_running_loop().time(), time.perf_counter_ns()
+        arrived_s, timeline, tracer = asyncio.get_running_loop().time(), Timeline(), self._service.tracer
+        span = None if tracer is None else tracer.begin(EXCHANGE.get(), SPAN, timeline, {"rpc.system": "grpc"})
         left_s = context.time_remaining()
-        outcome, model = ERROR, self._service.default
+        outcome, model = ERROR, None
         self.busy += 1
         try:
             model = self._service.model(message.model_name, message.model_version or None)
             with model.use() as instance:
-                answer = await self._answer(model, instance, message, arrived_s, left_s, peer_name(context))
+                answer = await self._answer(model, instance, message, arrived_s, left_s, peer_name(context), timeline)
             outcome = SUCCESS
         except asyncio.CancelledError:
             late = left_s is not None and asyncio.get_running_loop().time() >= arrived_s + left_s
@@ -155,10 +162,16 @@ class InferenceServicer:
             raise
         except DefendError as error:
             outcome = outcome_of(error)
+            if explain(error)[0] == 500:
+                logger.error("a request failed: %s", error)
             raise
         finally:
             self.busy -= 1
-            model.counts.count_request(outcome, time.perf_counter_ns() - arrived_ns, "grpc")
+            duration_ns = time.perf_counter_ns() - timeline.arrived_ns
+            (model or self._service.default).counts.count_request(outcome, duration_ns, "grpc")
+            if tracer is not None and span is not None:
+                about = {} if model is None else {"s2ap.model": model.name}
+                tracer.end(span, timeline, about, outcome if outcome == ERROR else None)
         return answer
 
     async def _answer(
@@ -169,6 +182,7 @@ class InferenceServicer:
         arrived_s: float,
         left_s: float | None,
         peer: str,
+        timeline: Timeline,
     ) -> Message:
         service, loop = self._service, asyncio.get_running_loop()
         if service.draining:
@@ -181,11 +195,13 @@ class InferenceServicer:
             size = message.ByteSize()
             if not hold.add(size):
                 raise QueueFullError(FULL)
+            began_ns = time.perf_counter_ns()
             if size <= INLINE_BYTES:
                 request = _decode(instance, message, served)
             else:
                 request = await loop.run_in_executor(self._decoders, _decode, instance, message, served)
-            ticket = instance.enqueue(request, caller, arrived_s, left_s)
+            timeline.decode_ns = began_ns, time.perf_counter_ns()
+            timeline.ticket = ticket = instance.enqueue(request, caller, arrived_s, left_s)
         try:
             verdicts = await ticket.future
         finally:
