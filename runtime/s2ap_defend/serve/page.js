@@ -12,8 +12,14 @@ let key = null;        // as long as the page is open, nowhere else
 
 const headers = () => (key ? { Authorization: `Bearer ${key}` } : {});
 
+// The same model as the page: the one that its address names, else the server's first.
+function of(path) {
+  const name = new URLSearchParams(location.search).get("model");
+  return name === null ? path : `${path}?model=${encodeURIComponent(name)}`;
+}
+
 async function start() {
-  const response = await fetch("page.json", { headers: headers() });
+  const response = await fetch(of("page.json"), { headers: headers() });
   const description = await response.json();
   $("entry").hidden = response.status !== 401;
   if (response.status === 401) return askForKey(key ? description.error : null);
@@ -22,6 +28,12 @@ async function start() {
   model = description;
   const { width, height, channels } = model.input;
   $("model").textContent = `Model ${model.model}: ${model.classes.length} classes`;
+  for (const name of model.models.filter((other) => other !== model.model)) {
+    const link = document.createElement("a");
+    link.href = `?model=${encodeURIComponent(name)}`;
+    link.textContent = name;
+    $("model").append(" · ", link);
+  }
   const size = model.resize ? `resized to ${width} × ${height} pixels` : `${width} × ${height} pixels`;
   $("size").textContent = `PNG, JPEG, WebP or BMP, ${size}, ${channels === 1 ? "grey" : "colour"}`;
   $("resize").textContent = `Crop and resize to ${width} × ${height} here and try again`;
@@ -63,7 +75,7 @@ async function classify(asked) {
   for (const item of asked) form.append("images", item.blob, item.name);
   const began = performance.now();
   try {
-    const response = await fetch("classify", { method: "POST", headers: headers(), body: form });
+    const response = await fetch(of("classify"), { method: "POST", headers: headers(), body: form });
     const answer = await response.json();
     if (mine !== attempt) return;
     if (response.ok) {

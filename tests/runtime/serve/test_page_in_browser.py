@@ -7,6 +7,8 @@ from tests.runtime.serve.browser import program, tab
 from tests.runtime.serve.key_files import Ring
 from tests.runtime.serve.live import live
 
+from s2ap_defend.classifier import DefendedClassifier
+
 pytest.importorskip("websockets")
 pytestmark = [
     pytest.mark.slow,
@@ -208,3 +210,19 @@ def test_a_server_with_keys_asks_for_one_and_hides_what_the_key_may_not_see(page
             assert page.value("document.getElementById('difference').checkVisibility()") == sees
             assert page.value("document.getElementById('hidden').hidden") == sees
     page.problems = [one for one in page.problems if "401" not in one]
+
+
+def test_the_page_asks_the_model_that_its_address_names_and_links_to_the_others(
+    page, classifier, abstaining_model_path, pictures
+):
+    other = DefendedClassifier.load(abstaining_model_path, device="cpu", threads=1)
+    verdicts = [[as_read(path, model) for path in pictures[:8]] for model in (classifier, other)]
+    assert [word(one) for one in verdicts[0]] != [word(one) for one in verdicts[1]]
+    with live({"first": classifier, "a & b": other}) as several:
+        page.open(several.url)
+        for name, expected in zip(("first", "a & b"), verdicts, strict=True):
+            page.until(f"document.getElementById('model')?.textContent.startsWith('Model {name}:')")
+            answered(page, *pictures[:8])
+            shown = page.value("[...document.querySelectorAll('[role=tab]')].map((tab) => tab.innerText)")
+            assert all(row.endswith(word(one)) for row, one in zip(shown, expected, strict=True))
+            page.value("document.querySelector('#model a').click()")
