@@ -51,7 +51,10 @@ def test_a_dry_run_says_what_would_be_deployed(tiny_model_path):
         ({"model": "m.onnx", "gpus": 2}, "gpus: Input should be 0 or 1"),
         ({"model": "m.onnx", "server": {"port": 1}}, "server.port is decided by Ray's proxies"),
         ({"model": "m.onnx", "server": {"tls_cert": "c"}}, "server.tls_cert is decided by Ray's proxies"),
-        ({"model": "m.onnx", "server": {"thread": 1}}, "server.thread is not known; expected one of access_log, allowed_hosts"),
+        (
+            {"model": "m.onnx", "server": {"thread": 1}},
+            "server.thread is not known; expected one of access_log, allowed_hosts",
+        ),
         ({"model": "m.onnx", "server": {"threads": "many"}}, "server: threads: Input should be a valid integer"),
         ({"model": "m.onnx", "server": {"max_queue_rows": 8}}, "max_queue_rows 8 is less than max_batch_rows 32"),
         ([1], "Input should be a valid dictionary"),
