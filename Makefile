@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNTIME := .venv-runtime
 
-.PHONY: demo test test-slow test-runtime test-node check format clean
+.PHONY: demo test test-slow test-runtime test-node test-cpp test-oldest check format clean
 
 demo: $(READY)
 	$(BIN)/python -m s2ap_export.commands.demo --output build/model.onnx
@@ -24,10 +24,21 @@ test-slow: $(READY)
 test-runtime: $(RUNTIME)/.ready
 	$(RUNTIME)/bin/python -m pytest tests/runtime tests/contract
 
-# The model file in Node.js, without this package; needs node and npm.
+# The model file in JavaScript, in Node.js and as WebAssembly, without this package; needs node and npm.
 test-node: $(READY)
-	cd tests/contract/node && npm install --ignore-scripts --no-package-lock --no-audit --no-fund
-	$(BIN)/python -m pytest tests/contract/test_node.py
+	cd examples/javascript && npm install --ignore-scripts --no-package-lock --no-audit --no-fund
+	$(BIN)/python -m pytest tests/contract/test_runtimes.py -k "node or webassembly"
+
+# The model file in C++, without this package; needs cmake, g++ and ONNX Runtime's headers in $ONNXRUNTIME_ROOT/include.
+test-cpp: $(READY)
+	$(BIN)/python -m pytest tests/contract/test_runtimes.py -k "cpp or program"
+
+# The model file and the runtime on the oldest ONNX Runtime that pyproject.toml allows.
+test-oldest: $(READY)
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check --quiet "onnxruntime==1.22.*" \
+	    "numpy>=2.0" "onnx>=1.21" "click>=8.2" "orjson>=3.10" "pillow>=11" "pydantic>=2.10" "rich>=13.9"
+	$(BIN)/python -m pytest tests/contract/test_runtimes.py -k oldest
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -40,7 +51,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf build dist .venv .venv-runtime .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+	rm -rf build dist .venv .venv-runtime .venv-oldest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
 
 $(READY): EXTRAS := train,dev
 $(RUNTIME)/.ready: EXTRAS := test

@@ -3,6 +3,7 @@
 Time does not depend on what weights say, only who is asked does, and that is in the tables.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -13,6 +14,7 @@ from s2ap_defend.bench.rounds import Variant
 from s2ap_defend.decision_record import Purify
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.executors.staged import StagedExecutor
+from s2ap_defend.executors.starters import CpuStages
 from s2ap_defend.sequential import NEAR_TIE, SequentialTest
 from s2ap_defend.types import Float32, Verdicts
 from s2ap_export.graph.compose import compose
@@ -45,7 +47,7 @@ class Built:
             for model in (self.model, self.classifier)
         )
         sees = ["raw"] * self.test.members
-        staged = StagedExecutor(self.model, self.test, sees, self.purify, device="cpu", threads=1)
+        staged = StagedExecutor(self.model, self.test, sees, self.purify, on=CpuStages(1))
         return {
             "bare classifier": [partial(bare.run, {"image": images}, ["log_probabilities"])],
             "whole": [partial(whole.run, {"image": images}, Verdicts.FIELDS)],
@@ -53,7 +55,14 @@ class Built:
         }
 
 
-def built(shape: Shape, members: int, *, asks_all: bool, purification: Purification = OFF) -> Built:
+def built(
+    shape: Shape,
+    members: int,
+    *,
+    asks_all: bool,
+    purification: Purification = OFF,
+    networks: Sequence[ModelProto] = (),
+) -> Built:
     """A graph whose images all stop after the opening, or ask every member; all members are as large as the classifier.
 
     Args:
@@ -61,6 +70,7 @@ def built(shape: Shape, members: int, *, asks_all: bool, purification: Purificat
         members: In waves of WAVE.
         asks_all: Whether nothing is decided before the last member.
         purification: Every image is purified, or none where it has no step.
+        networks: The classifier and the members; none: a small one in the place of all.
     """
     lower = np.full(members, -np.inf)
     lower[OPENING - 1 :] = -np.inf if asks_all else 0.5
@@ -75,10 +85,10 @@ def built(shape: Shape, members: int, *, asks_all: bool, purification: Purificat
         vote_weights=np.ones(members),
         opening=OPENING,
     )
-    network = _classifier(shape)
+    network, *jurors = networks or [_classifier(shape)] * (1 + members)
     purify: Purify = "off" if purification.off else "always"
     model = compose(
-        _purifier(shape, purification), network, [network] * members, test, sees=["raw"] * members, purify=purify
+        untrained_purifier(shape, purification), network, jurors, test, sees=["raw"] * members, purify=purify
     )
     return Built(model, test, purify, network)
 
@@ -90,6 +100,7 @@ def _classifier(shape: Shape) -> ModelProto:
 
 
 @cache
-def _purifier(shape: Shape, purification: Purification) -> ModelProto:
+def untrained_purifier(shape: Shape, purification: Purification) -> ModelProto:
+    """The stage of a purifier, with a small score model."""
     bank = hadamard_bank(purification.bank_size, shape, purification.bank_seed)
     return trace_purifier(UNet(shape[0], 16, (1, 2), seed=0).eval(), bank, purification, shape, "purifier")

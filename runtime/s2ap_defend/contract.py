@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto
 
 from s2ap_defend.errors import ModelFileError
+from s2ap_defend.external_data import tensor_array
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.precision_record import weights_precision
 from s2ap_defend.sequential import tables_in_graph
@@ -70,7 +71,7 @@ def _check_tables(proto: ModelProto, manifest: Manifest, path: Path) -> None:
     in_graph = {tensor.name: tensor for tensor in proto.graph.initializer if _TABLE.fullmatch(tensor.name)}
     said = {f"test/{name}": table for name, table in tables_in_graph(manifest.to_test()).items()}
     for name in sorted(in_graph.keys() | said.keys()):
-        array = numpy_helper.to_array(in_graph[name]) if name in in_graph else None
+        array = tensor_array(in_graph[name], path.parent) if name in in_graph else None
         expected = said.get(name)
         if array is None or expected is None or array.dtype != expected.dtype or not np.array_equal(array, expected):
             raise ModelFileError(f"{path}: the manifest's {name} differ from the graph's; export the model again")
@@ -105,8 +106,9 @@ def _check_again(graphs: Sequence[GraphProto], path: Path) -> None:
         scope, _, rest = name.partition("/")
         if scope != _AGAIN:
             continue
-        first, again = tensors.get(f"{_CLASSIFIER}/{rest}"), numpy_helper.to_array(tensors[name])
-        if first is None or not np.array_equal(numpy_helper.to_array(first), again, equal_nan=again.dtype.kind == "f"):
+        first, again = tensors.get(f"{_CLASSIFIER}/{rest}"), tensor_array(tensors[name], path.parent)
+        floating = again.dtype.kind == "f"
+        if first is None or not np.array_equal(tensor_array(first, path.parent), again, equal_nan=floating):
             raise ModelFileError(
                 f"{path}: the classifier's second run has other weights than the first ({name}); export the model again"
             )
@@ -122,7 +124,7 @@ def _check_purifier(graphs: Sequence[GraphProto], manifest: Manifest, path: Path
         for node in graph.node
     )
     said = manifest.purifier
-    bank = numpy_helper.to_array(tensors[BANK]) if BANK in tensors else None
+    bank = tensor_array(tensors[BANK], path.parent) if BANK in tensors else None
     found = expected = ""
     if said.off and (bank is not None or convolutions):
         found, expected = f"a purifier of {convolutions} convolutions", "steps 0, which is no purifier"

@@ -5,15 +5,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from s2ap_defend.contract import check_contract, check_outputs
 from s2ap_defend.errors import ModelFileError
+from s2ap_defend.external_data import THRESHOLD, data_file, fill, locations, own_data, tensor_array, tensor_bytes
 from s2ap_defend.files import check_writable
 from s2ap_defend.golden_record import GOLDEN_KEY, GoldenRecord
 from s2ap_defend.manifest import METADATA_KEY, Manifest, read_manifest
@@ -30,16 +32,37 @@ class ModelFile:
     Attributes:
         path: Where it was read.
         manifest: The checked manifest.
-        proto: The ONNX model with all weights in memory.
+        outline: The ONNX model; weights in external data are references to it, for engines that map them.
         size_bytes: Size of the file and of its external data.
-        data_locations: Names of the files of its external data, which lie beside it.
+        data_locations: Names of the files of its external data, which lie in the same folder.
     """
 
     path: Path
     manifest: Manifest
-    proto: ModelProto
+    outline: ModelProto
     size_bytes: int
     data_locations: tuple[str, ...] = ()
+
+    @cached_property
+    def proto(self) -> ModelProto:
+        """The ONNX model with all weights in memory; what lies in external data is read at the first use.
+
+        Raises:
+            ModelFileError: If it cannot be read any more.
+        """
+        if not self.data_locations:
+            return self.outline
+        whole = ModelProto()
+        whole.CopyFrom(self.outline)
+        try:
+            return fill(whole, self.path.parent)
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            raise _unreadable(self.path, error) from error
+
+    @property
+    def folder(self) -> Path:
+        """Where its external data lies."""
+        return self.path.absolute().parent
 
 
 def check_there(path: Path) -> None:
@@ -77,7 +100,7 @@ def _open(path: Path) -> ModelFile:
         raise ModelFileError(f"{path} is an ONNX model without a defence; make one with: {HARDEN_COMMAND}")
     manifest = read_manifest(texts[0], source=path.name)
     for what, found, expected in (
-        ("weights", weights_sha256(proto), manifest.weights_sha256),
+        ("weights", _weights_on_disk(proto, path), manifest.weights_sha256),
         ("graph", graph_sha256(proto), manifest.graph_sha256),
     ):
         if found != expected:
@@ -104,7 +127,8 @@ def write_model_file(
         model: The defended graph.
         manifest: Its manifest; the two hashes in it are computed anew.
         path: The file to write.
-        external_data: Whether weights go to `NAME.data` beside the file; None decides by size.
+        external_data: Whether weights go to a file of their own in the same folder; None decides by size. Its name
+            holds their hash, so that whoever opens the model file while it is replaced finds the old pair or the new.
         golden: Golden inputs and what this graph answers to them; None: the file has none.
 
     Raises:
@@ -119,7 +143,9 @@ def write_model_file(
     written.metadata_props.add(key=METADATA_KEY, value=sealed.to_json())
     if golden is not None:
         written.metadata_props.add(key=GOLDEN_KEY, value=golden.model_dump_json())
-    external = model.ByteSize() > MAX_EMBEDDED_BYTES if external_data is None else external_data
+    size = sum(map(tensor_bytes, all_tensors(model.graph)))
+    external = size > MAX_EMBEDDED_BYTES if external_data is None else external_data
+    location = f"{path.name}.{hashes['weights_sha256'][:12]}.data"
     check_writable(path)
     folder = _temporary_folder(path)
     try:
@@ -127,12 +153,15 @@ def write_model_file(
             written,
             folder / path.name,
             save_as_external_data=external,
-            location=f"{path.name}.data" if external else None,
-            size_threshold=1024,
+            location=location if external else None,
+            size_threshold=THRESHOLD,
         )
-        for name in (f"{path.name}.data", path.name):
+        left = [data for data in own_data(path) if not external or data.name != location]
+        for name in (location, path.name):
             if (folder / name).exists():
                 (folder / name).replace(path.with_name(name))
+        for data in left:
+            data.unlink(missing_ok=True)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
@@ -148,13 +177,19 @@ def _temporary_folder(path: Path) -> Path:
         raise ModelFileError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def weights_sha256(model: ModelProto) -> str:
-    """SHA-256 over every tensor of the model: name, type, shape and little-endian values, in file order."""
+def weights_sha256(model: ModelProto, folder: Path = Path()) -> str:
+    """SHA-256 over every tensor of the model: name, type, shape and little-endian values, in file order.
+
+    Args:
+        model: Its external data is read a tensor at a time.
+        folder: Where that lies.
+    """
     digest = hashlib.sha256()
     for tensor in all_tensors(model.graph):
-        array = numpy_helper.to_array(tensor)
+        array = tensor_array(tensor, folder)
         digest.update(f"{tensor.name}:{tensor.data_type}:{list(tensor.dims)}\n".encode())
-        digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(little.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -198,7 +233,7 @@ def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
 
 
 def _load(path: Path) -> tuple[ModelProto, list[Path]]:
-    """The model with all weights in memory, and the files of its external data."""
+    """The model, external data left where it is, and the files of that."""
     try:
         check_there(path)
         proto = onnx.load(path, load_external_data=False)
@@ -208,41 +243,18 @@ def _load(path: Path) -> tuple[ModelProto, list[Path]]:
         raise ModelFileError(f"{path} is truncated or no ONNX model; fetch or export it again") from error
     if not proto.graph.node:
         raise ModelFileError(f"{path} holds no ONNX graph; it is empty or truncated")
-    locations = {
-        entry.value for tensor in all_tensors(proto.graph) for entry in tensor.external_data if entry.key == "location"
-    }
-    data = [_data_file(path, location) for location in sorted(locations)]
-    try:
-        onnx.load_external_data_for_model(proto, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelFileError(
-            f"the external data of {path} cannot be read: {error}; fetch or export both files again"
-        ) from error
+    data = [data_file(path, location) for location in locations(all_tensors(proto.graph))]
     return proto, data
 
 
-def _data_file(path: Path, location: str) -> Path:
-    """The file of external data that a model names, if it is one that onnx and ONNX Runtime read.
+def _weights_on_disk(proto: ModelProto, path: Path) -> str:
+    try:
+        return weights_sha256(proto, path.parent)
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        if locations(all_tensors(proto.graph)):
+            raise _unreadable(path, error) from error
+        raise
 
-    They refuse links, which could lead them to any file of this machine; here the reason is said.
-    """
-    if location != Path(location).name or location in {"", ".."} or "\0" in location:
-        raise ModelFileError(
-            f"{path} says that its external data is at {location!r}, expected the bare name of a file beside it; "
-            "export the model again"
-        )
-    data = path.with_name(location)
-    if data.is_symlink():
-        raise ModelFileError(
-            f"{data} is a symbolic link, as in a Hugging Face cache, and external data must be a regular file; copy "
-            f"both files into one folder (cp -L {path} {data} FOLDER) or fetch them into one (local_dir), and name "
-            f"FOLDER/{path.name}"
-        )
-    if not data.is_file():
-        raise ModelFileError(f"{data}, the external data of {path.name}, is not there; both files travel together")
-    if data.stat().st_nlink > 1:
-        raise ModelFileError(
-            f"{data} has more than one hard link, and external data must be a file of its own; copy both files into "
-            f"one folder (cp {path} {data} FOLDER) and name FOLDER/{path.name}"
-        )
-    return data
+
+def _unreadable(path: Path, error: Exception) -> ModelFileError:
+    return ModelFileError(f"the external data of {path} cannot be read: {error}; fetch or export both files again")

@@ -31,11 +31,12 @@ def test_weights_in_external_data_give_the_same_verdicts_and_hashes(
     opened = open_model_file(tiny_model_path)
     path = tmp_path / "apart.onnx"
     write_model_file(opened.proto, opened.manifest, path, external_data=True)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["apart.onnx", "apart.onnx.data"]
+    data = f"apart.onnx.{opened.manifest.weights_sha256[:12]}.data"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["apart.onnx", data])
     assert open_model_file(path).manifest == opened.manifest
     together = DefendedClassifier.load(tiny_model_path, device="cpu")(random_images)
     assert np.array_equal(DefendedClassifier.load(path, device="cpu")(random_images).votes, together.votes)
-    (tmp_path / "apart.onnx.data").unlink()
+    (tmp_path / data).unlink()
     with pytest.raises(ModelFileError):
         open_model_file(path)
 
@@ -188,11 +189,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tiny_model_path: Pa
     shutil.copy(tiny_model_path, path)
     opened = open_model_file(path)
     before = path.read_bytes()
-    (tmp_path / "model.onnx.data").mkdir()  # the data file cannot take this name
+    data = f"model.onnx.{opened.manifest.weights_sha256[:12]}.data"
+    (tmp_path / data).mkdir()  # the data file cannot take this name
     with pytest.raises(ModelFileError, match="cannot be written"):
         write_model_file(opened.proto, opened.manifest, path, external_data=True)
     assert path.read_bytes() == before
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(["model.onnx", data])
 
 
 def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from s2ap_defend.commands.options import complete_recipe, model_argument
 from s2ap_defend.errors import InputError, RecipeError
+from s2ap_defend.external_data import own_data
 from s2ap_defend.files import replace_file
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
@@ -133,7 +134,7 @@ def evaluate(
     outputs = {"--json": json_file, "--report": report, "--badge": badge, "--write-manifest": write_manifest}
     check_outputs(
         {option: path for option, path in outputs.items() if path is not None},
-        (model, model.with_name(f"{model.name}.data"), Path(recipe or "")),
+        (model, *own_data(model), Path(recipe or "")),
     )
     _check_options(overrides, time_limit)
     manifest = open_model_file(model).manifest

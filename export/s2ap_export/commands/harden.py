@@ -123,6 +123,9 @@ _FILE = click.Path(path_type=Path)
     help="Fail where the file is not what the recipe asks for, is below a simpler baseline, or its evaluation is no "
     "measure; otherwise the verdict and a list of what is weak say so.",
 )
+@click.option(
+    "--external-data", is_flag=True, help="Put the weights into a file of their own next to OUTPUT, as above 1.9 GB."
+)
 @click.option("--report", type=_FILE, help="Write the evaluation as one HTML page; by default OUTPUT.html.")
 def harden(
     recipe: str | None,
@@ -134,6 +137,7 @@ def harden(
     dry_run: bool,
     overwrite: bool,
     strict: bool,
+    external_data: bool,
     report: Path | None,
     **own: Any,  # noqa: ANN401  the fields of Own
 ) -> None:
@@ -182,6 +186,7 @@ def harden(
         overwrite=overwrite,
         tables=tables,
         strict=strict,
+        external_data=external_data,
     )
     write_page(hardened.evaluation, page)
     if hardened.manifest.purifier.choice is not None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from onnx import ModelProto
@@ -24,7 +23,8 @@ from s2ap_defend.bench.work import Work, count_work
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.engines import Device, Engine
 from s2ap_defend.errors import EngineError
-from s2ap_defend.executors import ExecutorName
+from s2ap_defend.executors import USUAL, ExecutorName
+from s2ap_defend.executors.at_once import AtOnceExecutor
 from s2ap_defend.executors.staged import StagedExecutor
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.progress import Reporter
@@ -59,7 +59,7 @@ def measure(
     traffic: Traffic,
     *,
     batches: Sequence[int],
-    executors: Sequence[ExecutorName] = get_args(ExecutorName),
+    executors: Sequence[ExecutorName] = USUAL,
     device: Device = "auto",
     threads: int | None = None,
     clock: Clock = "wall",
@@ -147,12 +147,14 @@ def _timed(
     variants: dict[str, Variant] = {BARE: [partial(_ask, bare, part, SAID) for part in parts]}
     variants |= {name: [partial(run, part) for part in parts] for name, run in started.items()}
     variants |= {run.scope: _calls(run, cuts) for run in runs}
-    counting = {name: one.executor for name, one in started.items() if isinstance(one.executor, StagedExecutor)}
+    counting = {
+        name: one.executor for name, one in started.items() if isinstance(one.executor, StagedExecutor | AtOnceExecutor)
+    }
     outside = {name: _outside(executor, parts) for name, executor in counting.items() if own_clocks}
     return _Timed(batch, cuts, verdicts, runs, run_rounds({**variants, **limits}), outside)
 
 
-def _outside(executor: StagedExecutor, parts: Sequence[Float32]) -> float:
+def _outside(executor: StagedExecutor | AtOnceExecutor, parts: Sequence[Float32]) -> float:
     """Share of the time beyond the engines, by the executor's own clocks."""
     shares = []
     for _ in range(REPEATS):

@@ -12,7 +12,7 @@ from s2ap_defend.bench.choices import Clock, TrafficKind
 from s2ap_defend.commands.options import device_option, model_argument, on_white_option, resize_option
 from s2ap_defend.engines import Device
 from s2ap_defend.errors import ModelFileError
-from s2ap_defend.executors import ExecutorName
+from s2ap_defend.executors import USUAL, ExecutorName
 from s2ap_defend.files import check_writable, replace_file
 from s2ap_defend.types import Resize
 
@@ -57,7 +57,11 @@ def batch_sizes(ctx: click.Context, param: click.Parameter, text: str) -> tuple[
     help="Attacked images, in the same ways; by default those of the folder 'demo' beside MODEL.",
 )
 @click.option(
-    "--executor", "executors", multiple=True, type=click.Choice(get_args(ExecutorName)), help="By default all of them."
+    "--executor",
+    "executors",
+    multiple=True,
+    type=click.Choice(get_args(ExecutorName)),
+    help=f"By default {' and '.join(USUAL)}; 'at_once' asks all members of every image, without a branch.",
 )
 @device_option
 @click.option("--threads", type=click.IntRange(1), help="CPU threads inside one operator.")
@@ -121,7 +125,7 @@ def bench(
         opened,
         found,
         batches=batch,
-        executors=executors or get_args(ExecutorName),
+        executors=executors or USUAL,
         device=device,
         threads=threads,
         clock=clock,

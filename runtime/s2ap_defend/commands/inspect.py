@@ -23,7 +23,7 @@ from s2ap_defend.tables import foreign, harmless, plain_table, print_table
 def inspect(model: Path, as_json: bool) -> None:
     """Verify a model file and show its stages, members, decision and measured accuracy."""
     opened = open_model_file(model)
-    stages = stage_sizes(opened.proto)
+    stages = stage_sizes(opened.outline)
     if as_json:
         click.echo(orjson.dumps(_as_json(opened, stages), option=orjson.OPT_INDENT_2).decode())
         return

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from s2ap_defend.commands.options import device_option, executor_option, model_argument, on_white_option, resize_option
+from s2ap_defend.commands.options import (
+    NamedModelPath,
+    device_option,
+    executor_option,
+    named_models,
+    on_white_option,
+    resize_option,
+)
 from s2ap_defend.commands.settings import config_option, print_settings
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName
@@ -16,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"auto_envvar_prefix": "S2AP_DEFEND_SERVE"})
-@model_argument
+@click.argument("model", type=NamedModelPath(), nargs=-1, required=True, envvar="S2AP_DEFEND_SERVE_MODEL")
 @config_option
 @click.option(
     "--print-config", is_flag=True, help="Print the settings that there are, and where each is from, and stop."
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--tls-key", type=click.Path(path_type=Path), help="The certificate's private key, PEM.")
 @click.option("--keys", type=click.Path(path_type=Path), help="Let only these API keys ask, of serve-key; a TOML file.")
 @click.option("--allow-host", multiple=True, help="Answer only for this name in the Host header; may be repeated.")
+@click.option("--allow-load", is_flag=True, help="Let anybody load and unload models, where there are no --keys.")
 @click.option("--expose-evidence", is_flag=True, help="Answer with votes, evidence and the purified image as well.")
 @on_white_option
 @resize_option
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
     "--threads", type=click.IntRange(1), help="CPU threads; one or all cores without it, whichever is faster."
 )
 @executor_option
+@click.option("--constant-time", is_flag=True, help="Ask all members about every image: time tells nothing of it.")
 @click.option("--cache", is_flag=True, help="Keep optimised graphs of the stages beside the model: it starts faster.")
 @click.option(
     "--engines",
@@ -61,7 +70,7 @@ if TYPE_CHECKING:
     "--otel", is_flag=True, help="Send spans of requests over OTLP, as OTEL_* in the environment says. [otel]."
 )
 def serve(
-    model: Path,
+    model: tuple[str, ...],
     print_config: bool,
     host: str,
     port: int,
@@ -71,12 +80,14 @@ def serve(
     tls_key: Path | None,
     keys: Path | None,
     allow_host: tuple[str, ...],
+    allow_load: bool,
     expose_evidence: bool,
     on_white: bool,
     resize: Resize | Literal["trained"] | None,
     device: Device,
     threads: int | None,
     executor: ExecutorName | None,
+    constant_time: bool,
     cache: bool,
     engines: Path | None,
     max_batch_rows: int,
@@ -88,7 +99,9 @@ def serve(
     access_log: bool,
     otel: bool,
 ) -> None:
-    """Serve a model file: Open Inference Protocol v2 over HTTP and gRPC, a page at /, metrics at /metrics.
+    """Serve model files: Open Inference Protocol v2 over HTTP and gRPC, a page at /, metrics at /metrics.
+
+    Several are served under the names of their files, or as NAME=FILE; the first is asked where nobody names one.
 
     What no flag says may be in the environment (S2AP_DEFEND_SERVE_MAX_BATCH_ROWS), or in the file of --config.
     """
@@ -96,7 +109,7 @@ def serve(
     from s2ap_defend.serve.server import serve as run_server
 
     config = ServerConfig(
-        model=model,
+        model=named_models(model),
         host=host,
         port=port,
         grpc_port=grpc_port,
@@ -105,12 +118,14 @@ def serve(
         tls_key=tls_key,
         keys=keys,
         allowed_hosts=allow_host,
+        allow_load=allow_load,
         expose_evidence=expose_evidence,
         on_white=on_white,
         resize=resize,
         device=device,
         threads=threads,
         executor=executor,
+        constant_time=constant_time,
         cache=cache,
         engines=engines,
         max_batch_rows=max_batch_rows,

@@ -9,6 +9,7 @@ import numpy as np
 
 from s2ap_defend.engines import Array, Device
 from s2ap_defend.engines.cores import operator_threads
+from s2ap_defend.engines.pinned import pin
 from s2ap_defend.errors import EngineError, ModelFileError
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by the import: from 1.31 on it writes events to disk
@@ -21,7 +22,9 @@ _PROVIDERS: dict[str, tuple[str, ...]] = {
 }
 _CUDA = "pip install '.[gpu]' in a checkout (Linux, x86-64) brings the CUDA libraries"
 INSTALL = {"cuda": _CUDA, "tensorrt": f"{_CUDA}, TensorRT's are installed separately"}
-_ERRORS_ONLY = 3
+_ALWAYS = {"cuda": {"use_tf32": "0"}}
+"""Options of a provider: thresholds are calibrated in float32, whose mantissa TF32 cuts to 10 bits."""
+_FATAL_ONLY = 4  # errors come as exceptions
 
 
 class OnnxRuntimeEngine:
@@ -29,6 +32,7 @@ class OnnxRuntimeEngine:
 
     Args:
         model: Path of a model file (its external data lies beside it) or serialised bytes.
+        folder: Of the external data of serialised bytes; None: they have none. ONNX Runtime maps it into memory.
         device: 'auto' takes CUDA where it works and the CPU elsewhere; a named device is used or refused.
         threads: Threads inside one operator; None: as many as this process has cores, within OMP_NUM_THREADS.
         optimised: Whether the model is one that was saved for this machine by `save_to`, and is run as it is.
@@ -44,6 +48,7 @@ class OnnxRuntimeEngine:
         self,
         model: Path | bytes,
         *,
+        folder: Path | None = None,
         device: Device = "auto",
         threads: int | None = None,
         optimised: bool = False,
@@ -53,14 +58,17 @@ class OnnxRuntimeEngine:
         chosen = available_device(device)
         wanted = _PROVIDERS[chosen]
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY if chosen == "cpu" else _ERRORS_ONLY + 1
+        options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = operator_threads() if threads is None else threads
         if optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if save_to is not None:
             options.optimized_model_filepath = str(save_to)
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         source: Any = str(model) if isinstance(model, Path) else model
-        each: list[Any] = [(wanted[0], dict(provider_options or {})), *wanted[1:]]
+        own = _ALWAYS.get(chosen, {}) | dict(provider_options or {})
+        each: list[Any] = [(wanted[0], own), *wanted[1:]]
         fallback = int(device == "auto")  # to other providers, which ONNX Runtime prints on standard output
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=each, enable_fallback=fallback)
@@ -77,7 +85,75 @@ class OnnxRuntimeEngine:
         try:
             return list(self._session.run(list(outputs), dict(feeds)))
         except Exception as error:
-            raise EngineError(f"ONNX Runtime failed on {self.provider}: {_first_line(error)}") from error
+            raise _failed(self.provider, error) from error
+
+    def bind(self, size: int, *, number: int) -> "BoundBatch":
+        """Buffers on the device for batches of one size, of a graph whose only input is `image`.
+
+        Args:
+            size: Images.
+            number: Of the size among all of this engine; its CUDA graph has it.
+
+        Raises:
+            EngineError: If the device has no memory for them.
+        """
+        return BoundBatch(self._session, size, number)
+
+
+class BoundBatch:
+    """The input and the outputs of an engine for batches of one size, in buffers on its device that are used again.
+
+    Args:
+        session: Of the graph, whose only input is `image` [n, C, H, W].
+        size: Images.
+        number: Of the CUDA graph.
+
+    Raises:
+        EngineError: If the device has no memory for them.
+    """
+
+    def __init__(self, session: Any, size: int, number: int) -> None:  # noqa: ANN401 - ONNX Runtime has no types
+        self._session, self._provider = session, str(session.get_providers()[0])
+        self._device = "cpu" if self._provider == "CPUExecutionProvider" else "cuda"
+
+        def buffer(value: Any) -> Any:  # noqa: ANN401
+            shape = [dim if isinstance(dim, int) else size for dim in value.shape]
+            kind = _TYPES[value.type]
+            return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, self._device, 0)
+
+        try:
+            self._image = buffer(session.get_inputs()[0])
+            self._outputs = {output.name: buffer(output) for output in session.get_outputs()}
+        except Exception as error:
+            raise _failed(self._provider, error) from error
+        self._host = np.zeros(self._image.shape(), dtype=np.float32)
+        self.pinned = self._device == "cuda" and pin(self._host)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("image", self._image)
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+        self._options = onnxruntime.RunOptions()
+        self._options.add_run_config_entry("gpu_graph_id", str(number))
+
+    def run(self, images: Array | Sequence[Array]) -> dict[str, np.ndarray]:
+        """All outputs by name, for at most `size` images; rows beyond those are of images that were here before.
+
+        Raises:
+            EngineError: If the engine fails.
+        """
+        try:
+            if len(images):
+                self._host[: len(images)] = images
+            self._image.update_inplace(self._host)
+            self._session.run_with_iobinding(self._binding, self._options)
+            self._binding.synchronize_outputs()
+            said = {name: value.numpy() for name, value in self._outputs.items()}
+        except Exception as error:
+            raise _failed(self._provider, error) from error
+        return {name: value.copy() for name, value in said.items()} if self._device == "cpu" else said
+
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
 def version() -> str:
@@ -124,6 +200,10 @@ def _not_started(device: str, found: str, chosen: str) -> EngineError:
         f"device {device!r} was asked for, but ONNX Runtime {found}; check the driver; {INSTALL[chosen]}; or use "
         "--device cpu"
     )
+
+
+def _failed(provider: str, error: Exception) -> EngineError:
+    return EngineError(f"ONNX Runtime failed on {provider}: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

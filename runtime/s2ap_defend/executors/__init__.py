@@ -5,10 +5,13 @@ from typing import Literal, Protocol
 
 from s2ap_defend.types import Float32, Int64, Verdicts
 
-__all__ = ["Executor", "ExecutorName", "Landed"]
+__all__ = ["USUAL", "Executor", "ExecutorName", "Landed"]
 
-ExecutorName = Literal["whole", "staged"]
-"""'whole' is one engine over the whole file; 'staged' one for each stage, what is left to ask decided on the host."""
+ExecutorName = Literal["whole", "staged", "at_once"]
+"""'whole' is one engine over the whole file; 'staged' one for each stage, what is left to ask decided on the host;
+'at_once' one that purifies every image and asks all members, without a branch."""
+USUAL: tuple[ExecutorName, ...] = ("whole", "staged")
+"""Those that are compared unless others are named: asking everybody costs most where it is not launches that cost."""
 
 
 class Executor(Protocol):

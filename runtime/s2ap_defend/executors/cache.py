@@ -13,7 +13,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from s2ap_defend.engines.onnxruntime import version
 from s2ap_defend.executors.stages import StageGraph
 from s2ap_defend.model_file import ModelFile
 
-__all__ = ["StageCache"]
+__all__ = ["NewCache", "StageCache"]
 
 _INDEX = "index.json"
 _CUT = "2"  # another one when stages are cut in another way
@@ -56,31 +56,51 @@ class StageCache:
         return found
 
     @contextmanager
-    def writing(self, graphs: Mapping[str, StageGraph]) -> Iterator[Path | None]:
-        """A folder into which engines save SCOPE.onnx; it becomes the cache at the end. None: it cannot be written."""
+    def writing(self) -> Iterator["NewCache | None"]:
+        """A folder into which engines save their graphs; it becomes the cache at the end. None: it cannot be."""
         try:
             self.folder.parent.mkdir(exist_ok=True)
-            new = Path(tempfile.mkdtemp(prefix=".", dir=self.folder.parent))
+            new = NewCache(Path(tempfile.mkdtemp(prefix=".", dir=self.folder.parent)))
         except OSError:
             yield None
             return
         try:
             yield new
-            index = {
-                scope: {
-                    "outputs": graph.outputs,
-                    "rows_at_once": graph.rows_at_once,
-                    "sha256": hashlib.sha256((new / f"{scope}.onnx").read_bytes()).hexdigest(),
-                }
-                for scope, graph in graphs.items()
-            }
-            (new / _INDEX).write_text(json.dumps(index, indent=1))
+            (new.folder / _INDEX).write_text(json.dumps(new.index(), indent=1))
             shutil.rmtree(self.folder, ignore_errors=True)  # what is there was damaged, or another process was faster
-            new.rename(self.folder)
+            new.folder.rename(self.folder)
         except OSError:
             pass  # the disk is full, or another process was faster
         finally:
-            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(new.folder, ignore_errors=True)
+
+
+class NewCache:
+    """A cache that is written.
+
+    Attributes:
+        folder: Of its files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._graphs: dict[str, tuple[tuple[str, ...], int]] = {}
+
+    def add(self, scope: str, graph: StageGraph) -> Path:
+        """Where the engine of a graph saves what it made of it."""
+        self._graphs[scope] = graph.outputs, graph.rows_at_once
+        return self.folder / f"{scope}.onnx"
+
+    def index(self) -> dict[str, dict[str, object]]:
+        """What has been saved, by scope."""
+        return {
+            scope: {
+                "outputs": outputs,
+                "rows_at_once": rows,
+                "sha256": hashlib.sha256((self.folder / f"{scope}.onnx").read_bytes()).hexdigest(),
+            }
+            for scope, (outputs, rows) in self._graphs.items()
+        }
 
 
 def _machine() -> list[str]:

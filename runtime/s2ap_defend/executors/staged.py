@@ -5,7 +5,6 @@ decision is that of the numpy reference, which equals the graph of the whole fil
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -16,15 +15,13 @@ from onnx import ModelProto
 
 from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.engines import Device
-from s2ap_defend.engines.cores import usable_cores
-from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine, available_device, chosen_device
 from s2ap_defend.executors import ExecutorName, Landed
-from s2ap_defend.executors.cache import StageCache
+from s2ap_defend.executors.everything import ask_everything
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, asked_groups, waves_of
 from s2ap_defend.executors.rows import Rows, sanitise
-from s2ap_defend.executors.stages import OnRun, Stage, StageGraph, Stages, StageTime, stage_graphs
-from s2ap_defend.executors.tensorrt import BUCKETS, engine_folder, made_folders, stage_options
+from s2ap_defend.executors.stages import OnRun, Stages, StageTime
+from s2ap_defend.executors.starters import StageStarter, asked_of, starter_for
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import Path as TestPath
 from s2ap_defend.sequential import SequentialTest
@@ -53,15 +50,12 @@ class StagedExecutor:
     longest, and of all that wait for the same wave: nobody waits for ever, and nobody waits for who needs more members.
 
     Args:
-        model: A defended model, weights in memory.
+        model: A defended model.
         test: Its tables.
         sees: What each of its members sees.
         purify: Which images are purified.
-        device: As for OnnxRuntimeEngine.
-        threads: Engine runs at a time; None: as many as this process has cores. Every run has one thread. With one,
-            stages that are asked about the same images share an engine.
-        cache: Where optimised graphs of its stages are kept; None: nowhere.
-        engines: Folder of TensorRT's engines, one a stage whatever `threads` is; of other devices it is not used.
+        on: How its stages are run.
+        folder: Where its external data lies; None: all weights are in memory.
     """
 
     name: ClassVar[ExecutorName] = "staged"
@@ -73,37 +67,13 @@ class StagedExecutor:
         sees: Sequence[Sees],
         purify: Purify,
         *,
-        device: Device = "auto",
-        threads: int | None = None,
-        cache: StageCache | None = None,
-        engines: Path | None = None,
+        on: StageStarter,
+        folder: Path | None = None,
     ) -> None:
-        tensorrt = available_device(device) == "tensorrt"
-        threads = 1 if tensorrt else threads or usable_cores()
-        groups = asked_groups(test, sees, purify, joined=threads == 1 and not tensorrt)
-        graphs, optimised = (cache.read() if cache else {}), bool(cache)
-        if not graphs:
-            rows = BUCKETS[-1][1] if tensorrt else None
-            graphs, optimised = stage_graphs(model, [group.scopes for group in groups], rows_at_once=rows), False
-        with cache.writing(graphs) if cache and not optimised else nullcontext() as folder:
-
-            def start(scope: str, graph: StageGraph) -> Stage:
-                save_to = folder / f"{scope}.onnx" if folder else None
-                options = stage_options(engines, scope, graph.model) if engines and tensorrt else None
-                engine = OnnxRuntimeEngine(
-                    graph.model,
-                    device=device,
-                    threads=1,
-                    optimised=optimised,
-                    save_to=save_to,
-                    provider_options=options,
-                )
-                return Stage(engine, graph.outputs, graph.rows_at_once)
-
-            with made_folders(engines) if engines and tensorrt else nullcontext():
-                stages = {scope: start(scope, graph) for scope, graph in graphs.items()}
-        self._stages = Stages(stages, threads)
-        self.provider: str = stages[CLASSIFIER].engine.provider
+        groups = asked_groups(test, sees, purify, joining=on.joining)
+        stages = on.start(model, groups, folder)
+        self._stages = Stages(stages, on.threads)
+        self.provider: str = stages[groups[0].scopes[0]].engine.provider
         self._test, self._purifies, self._waves = test, purify, waves_of(test, purify)
         self._says = [_says(member_scope(i)) for i in range(test.members)]
         self._groups = [[group for group in groups if group.step == step] for step in range(len(self._waves))]
@@ -118,15 +88,13 @@ class StagedExecutor:
         cache: bool = False,
         engines: Path | None = None,
     ) -> "StagedExecutor":
-        """The executor of a verified file; `cache` and `engines` as in `DefendedClassifier.load`."""
-        manifest = model.manifest
-        sees = [member.sees for member in manifest.members]
-        alone = (threads or usable_cores()) == 1
-        kept = StageCache(model, joined=alone) if cache and chosen_device(device) == "cpu" else None
-        purify = manifest.decision.purify
-        folder = engine_folder(model.path) if engines is None else engines
-        test = manifest.to_test()
-        return cls(model.proto, test, sees, purify, device=device, threads=threads, cache=kept, engines=folder)
+        """The executor of a verified file; arguments as for `DefendedClassifier.load`."""
+        return cls.with_starter(model, starter_for(model, device=device, threads=threads, cache=cache, engines=engines))
+
+    @classmethod
+    def with_starter(cls, model: ModelFile, starter: StageStarter) -> "StagedExecutor":
+        """The executor of a verified file whose stages are run in a way of their own."""
+        return cls(*asked_of(model), on=starter, folder=model.folder if model.data_locations else None)
 
     def times(self) -> dict[str, StageTime]:
         """What every engine has done since it was loaded, by its stages: 'classifier+member_000+member_001'."""
@@ -139,6 +107,12 @@ class StagedExecutor:
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""
         return self._finish(0, self._open([(0, images)]))
+
+    def run_all(self, images: Float32) -> Verdicts:
+        """The same by all stages for all images, however early each of them is decided."""
+        return ask_everything(
+            self._stages, [one for of in self._groups for one in of], self._test, self._purifies, images
+        )
 
     def start(self, images: Float32) -> Flight:
         """Take images in, without running anything.
@@ -226,7 +200,8 @@ class StagedExecutor:
         opening = rows.opening.swapaxes(0, 1)
         said = self._stages.ask([(PURIFIER, rows.image)])
         purified, error = said[_PURIFIED], said[_ERROR]
-        said = self._stages.ask([(CLASSIFIER_AGAIN, purified)])
+        apart = [group for group in self._groups[PURIFY] if group.sees == "purified"]
+        said |= self._stages.ask([(group.scopes[0], purified) for group in apart])
         path = TestPath(self._test, said[_says(CLASSIFIER_AGAIN)], opening, valid=rows.valid)
         path.scan(0, opening)
         probabilities = said[_probabilities(CLASSIFIER_AGAIN)]

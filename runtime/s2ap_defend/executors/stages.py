@@ -3,17 +3,21 @@
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import onnx
-from onnx import ModelProto, helper
+from onnx import ModelProto, helper, numpy_helper
 
 from s2ap_defend.engines import Array, Engine
+from s2ap_defend.engines.bound import STACKED
+from s2ap_defend.executors.groups import Group
 from s2ap_defend.executors.workers import Task, Workers
+from s2ap_defend.external_data import fill
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, cut_stage, join_stages
 from s2ap_defend.types import Float32
 
@@ -48,11 +52,13 @@ class StageGraph:
         model: The serialised graph.
         outputs: Names of what is asked of it, `SCOPE/NAME`.
         rows_at_once: Images in one run of the engine at most.
+        stacked: Those of its outputs, [n, K] each, that the graph gives as one, `STACKED` [len(stacked), n, K].
     """
 
     model: bytes
     outputs: tuple[str, ...]
     rows_at_once: int
+    stacked: tuple[str, ...] = ()
 
 
 class Stage:
@@ -65,7 +71,7 @@ class Stage:
 
     Attributes:
         name: The stages: 'classifier+member_000+member_001'.
-        on_run: Told of every run, None for nobody.
+        on_run: Called after every run; None: nothing is.
     """
 
     on_run: OnRun | None = None
@@ -108,23 +114,35 @@ class Stage:
 
 
 def stage_graphs(
-    model: ModelProto, groups: Iterable[Sequence[str]], *, rows_at_once: int | None = None
-) -> dict[str, StageGraph]:
-    """Cut stages out of a defended model, those of a group as one graph; by the first scope of each.
+    model: ModelProto,
+    groups: Iterable[Group],
+    *,
+    rows_at_once: int | None = None,
+    constant: bool = False,
+    stacked: bool = False,
+    folder: Path | None = None,
+) -> Iterator[tuple[str, StageGraph]]:
+    """Cut stages out of a defended model, those of a group as one graph; with the first scope of each.
+
+    One at a time, so that no more than one has its weights in memory.
 
     Args:
-        model: Weights in memory.
-        groups: Scopes.
-        rows_at_once: Images in one run on TensorRT, which reads weights as constants; None: what fits the CPU's cache.
+        model: The model.
+        groups: Theirs.
+        rows_at_once: Images in one run; None: what fits the CPU's cache.
+        constant: Whether the image is the only input, as engines of GPUs want it; they read weights as constants.
+        stacked: Whether answers leave a graph as one array, which is one copy from a device.
+        folder: Of external data that is copied into the graphs; None: none is.
     """
-    cut = _answering if rows_at_once is None else tensorrt_stage
-    found = {}
-    for scopes in groups:
-        stages = {scope: cut(model, scope) for scope in scopes}
-        joined = join_stages(stages)
+    cut = tensorrt_stage if constant else _answering
+    for group in groups:
+        joined = join_stages({scope: cut(model, scope) for scope in group.scopes}, group.behind)
         outputs = tuple(output.name for output in joined.graph.output)
-        found[scopes[0]] = StageGraph(joined.SerializeToString(), outputs, rows_at_once or _rows_at_once(joined))
-    return found
+        rows = rows_at_once or _rows_at_once(joined)
+        together = _stack(joined) if stacked else ()
+        if folder is not None:
+            fill(joined, folder)
+        yield group.scopes[0], StageGraph(joined.SerializeToString(), outputs, rows, together)
 
 
 def tensorrt_stage(model: ModelProto, scope: str) -> ModelProto:
@@ -156,7 +174,7 @@ class Stages:
         return {stage.name: stage.time for stage in self._engines.values()}
 
     def observe(self, on_run: OnRun | None) -> None:
-        """Tell of every run from now on, or nobody."""
+        """Call this after every run from now on, or nothing."""
         for stage in self._engines.values():
             stage.on_run = on_run
 
@@ -202,7 +220,7 @@ def _answering(model: ModelProto, scope: str) -> ModelProto:
     """A stage that gives all that is asked of it."""
     stage = cut_stage(model, scope)
     if scope in {CLASSIFIER, CLASSIFIER_AGAIN}:
-        _give_probabilities(stage)
+        _give_probabilities(stage, scope)
     return stage
 
 
@@ -214,13 +232,36 @@ def _joined(answers: list[list[Array]]) -> list[Array]:
     return answers[0] if len(answers) == 1 else [np.concatenate(parts) for parts in zip(*answers, strict=True)]
 
 
-def _give_probabilities(classifier: ModelProto) -> None:
+def _give_probabilities(classifier: ModelProto, scope: str) -> None:
     """Add the output `probabilities`, computed as in the whole file: numpy rounds an exponential in its own way."""
     graph = classifier.graph
-    graph.node.append(helper.make_node("Exp", ["log_probabilities"], ["probabilities"], name="probabilities"))
+    name = f"{scope}/probabilities"
+    graph.node.append(helper.make_node("Exp", ["log_probabilities"], ["probabilities"], name=name))
     probabilities = graph.output.add()
     probabilities.CopyFrom(graph.output[0])
     probabilities.name = "probabilities"
+
+
+def _stack(joined: ModelProto) -> tuple[str, ...]:
+    """Make one output of those with a number for each class, where there are several; their names."""
+    graph = joined.graph
+    answers = [output for output in graph.output if len(output.type.tensor_type.shape.dim) == 2]
+    if len(answers) < 2:
+        return ()
+    names = tuple(output.name for output in answers)
+    others = [output for output in graph.output if output.name not in names]
+    batch, classes = (dim.dim_param or dim.dim_value for dim in answers[0].type.tensor_type.shape.dim)
+    graph.initializer.append(numpy_helper.from_array(np.zeros(1, dtype=np.int64), f"{STACKED}/axis"))
+    for name in names:
+        each = [name, f"{STACKED}/axis"]
+        graph.node.append(helper.make_node("Unsqueeze", each, [f"{STACKED}/{name}"], name=f"{STACKED}/{name}"))
+    parts = [f"{STACKED}/{name}" for name in names]
+    graph.node.append(helper.make_node("Concat", parts, [STACKED], axis=0, name=STACKED))
+    kind = answers[0].type.tensor_type.elem_type
+    stacked = helper.make_tensor_value_info(STACKED, kind, [len(names), batch, classes])
+    del graph.output[:]
+    graph.output.extend([stacked, *others])
+    return names
 
 
 def _rows_at_once(stage: ModelProto) -> int:

@@ -28,7 +28,7 @@ def http_need(path: str) -> Need:
         return "open"
     if path == "/classify" or path.endswith("/infer"):
         return "infer"
-    if path == "/metrics" or path.endswith("/stats"):
+    if path == "/metrics" or path.endswith("/stats") or path.startswith("/v2/repository/models/"):
         return "admin"
     return "any"
 

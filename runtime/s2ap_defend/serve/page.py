@@ -9,7 +9,7 @@ import numpy as np
 from starlette.responses import Response
 
 from s2ap_defend.manifest import Manifest
-from s2ap_defend.serve.protocol import ServedModel
+from s2ap_defend.serve.served import ServedModel
 from s2ap_defend.types import Resize
 
 HEADERS = {

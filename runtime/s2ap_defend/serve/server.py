@@ -26,7 +26,7 @@ from s2ap_defend.serve.handshakes import ignore_handshakes
 from s2ap_defend.serve.logs import written_log
 from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.shares import Limits, Shares
-from s2ap_defend.serve.threads import load_fastest
+from s2ap_defend.serve.threads import load_models
 
 logger = logging.getLogger(__name__)
 
@@ -37,30 +37,33 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGQUIT", "SIGHUP", "SIGUSR1")  # t
 
 
 def serve(config: ServerConfig) -> None:
-    """Serve a model file until SIGTERM or SIGINT; returns after a clean stop.
+    """Serve model files until SIGTERM or SIGINT; returns after a clean stop.
 
     On SIGTERM or SIGQUIT the server is no longer ready, serves on for `drain_delay_s`, stops accepting, and gives what
     it has accepted `grace_s` to finish. SIGINT, and a second signal, skip the delay; a third skips the grace. SIGHUP
-    means SIGTERM where it was started from a terminal, which is gone then, and reads keys and certificate again
-    elsewhere. SIGUSR1 logs what the server is doing.
+    means SIGTERM where it was started from a terminal, which is gone then; elsewhere keys, certificate and the model
+    files that have changed are read again. SIGUSR1 logs what the server is doing.
 
     Raises:
         RecipeError: If the address cannot be listened on.
-        ModelFileError: If the model file cannot be used.
-        EngineError: If the device cannot be used, or the model fails when it is warmed up.
+        ModelFileError: If a model file cannot be used.
+        EngineError: If the device cannot be used, or a model fails when it is warmed up.
     """
     if config.grpc_port is not None:
         extras.grpc_server()
     if config.otel:
         extras.tracing()
     with written_log(config.log_format) as log, listen(config.host, config.port) as listener:
-        classifier = load_fastest(config)
-        app = create_app(classifier, config)
+        classifiers = load_models(config)
+        app = create_app(classifiers, config)
         service: Service = app.state.service
         if log is not None:
             log.on_drop = service.metrics.count_dropped
-        url = _url(listener, service.certificate)
-        logger.info("listening on %s (%s, %s)", url, classifier.provider, classifier.executor.name)
+        url, first = _url(listener, service.certificate), next(iter(classifiers.values()))
+        logger.info("listening on %s (%s, %s)", url, first.provider, first.executor.name)
+        if len(classifiers) > 1:
+            logger.info("models: %s; the first is asked where a request names none", ", ".join(classifiers))
+        del classifiers, first  # one that is replaced must not live on here
         if service.certificate is not None:
             service.certificate.log()
         if not is_loopback(config.host):
@@ -223,7 +226,8 @@ class Server(uvicorn.Server):
             return
         if name == "SIGHUP" and not self._has_terminal:
             self._service.watcher.read_now()
-            logger.info("SIGHUP: keys and certificate are read again; for the model and settings start again")
+            self._service.load_changed()
+            logger.info("SIGHUP: keys, certificate and changed model files are read again; for settings start again")
             return
         self._signals += 1
         if self._signals > 2:

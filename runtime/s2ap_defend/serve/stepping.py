@@ -9,18 +9,33 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.errors import DefendError
 from s2ap_defend.executors import Landed
+from s2ap_defend.executors.constant import ConstantExecutor
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.staged import StagedExecutor
-from s2ap_defend.serve.device import Batch, BatchResult, Classify, Device, Outcome, Run, failure_of
+from s2ap_defend.serve.device import Batch, BatchResult, Classify, Device, OnBroken, Outcome, Run, failure_of
 from s2ap_defend.types import Int64, Verdicts
 
-__all__ = ["SteppingDevice", "asked"]
+__all__ = ["Asked", "SteppingDevice", "asked", "start_device"]
+
+Asked = Classify | StagedExecutor | ConstantExecutor
+"""What a batcher asks: images [N, C, H, W] to N verdicts, or an executor of stages, wave by wave or all of them."""
 
 
-def asked(classifier: DefendedClassifier) -> Classify | StagedExecutor:
-    """What a batcher asks of a classifier: its executor where that goes wave by wave, otherwise itself."""
-    return classifier.executor if isinstance(classifier.executor, StagedExecutor) else classifier
+def asked(classifier: DefendedClassifier) -> Asked:
+    """What a batcher asks of a classifier: its executor where that has stages, otherwise itself."""
+    executor = classifier.executor
+    return executor if isinstance(executor, StagedExecutor | ConstantExecutor) else classifier
+
+
+def start_device(model: Asked, loop: asyncio.AbstractEventLoop, on_broken: OnBroken | None = None) -> Device:
+    """The device that runs it; arguments as for `Device`."""
+    if isinstance(model, StagedExecutor):
+        return SteppingDevice(model, loop, on_broken)
+    if isinstance(model, ConstantExecutor):
+        return Device(model.run, loop, on_broken, model.observe)
+    return Device(model, loop, on_broken)
 
 
 @dataclass
@@ -98,19 +113,20 @@ class SteppingDevice(Device):
     Args:
         executor: What runs; by one thread only.
         loop: The event loop on which callers are told.
+        on_broken: As for `Device`.
     """
 
     takes_more = True
 
-    def __init__(self, executor: StagedExecutor, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, executor: StagedExecutor, loop: asyncio.AbstractEventLoop, on_broken: OnBroken | None = None
+    ) -> None:
         self._executor = executor
         self._flight = Flight()
         self._riding: list[_Riding] = []
-        self._runs: list[Run] = []  # of the wave that runs
-        super().__init__(executor.run, loop)
+        super().__init__(executor.run, loop, on_broken, executor.observe)
 
     def _work(self) -> None:
-        self._executor.observe(lambda *run: self._runs.append(Run(*run)))
         stopping = False
         while not stopping or self._riding:
             for batch in self._handed_over():
@@ -121,8 +137,6 @@ class SteppingDevice(Device):
             self._settle()
             if not self._flight.empty:
                 self._step()
-        self._executor.observe(None)
-        self._tell(self._stopped.set)
 
     def _handed_over(self) -> Iterator[Batch | None]:
         """What was handed over; waits for it where nothing is in flight."""
@@ -137,7 +151,10 @@ class SteppingDevice(Device):
     def _board(self, batch: Batch) -> None:
         riding = _Riding(batch, time.perf_counter_ns())
         for index, images in enumerate(batch.parts):
-            if batch.is_wanted(index):
+            ran = self._attempt(images, self._executor.run_all) if batch.every_stage else None
+            if isinstance(ran, DefendError):
+                riding.outcomes[index] = ran
+            elif batch.is_wanted(index):
                 riding.parts[index] = _Part(self._flight.number, len(images))
                 self._executor.join(self._flight, images)
             else:
@@ -190,7 +207,7 @@ class SteppingDevice(Device):
         failure, self._flight = failure_of(error, rows), Flight()
         for riding in self._riding:
             began = time.perf_counter_ns()
-            for index in riding.parts.keys() - riding.outcomes.keys():
-                riding.outcomes[index] = failure if rows == 1 else self._row_by_row(riding.batch, index)
+            left = sorted(riding.parts.keys() - riding.outcomes.keys())
+            riding.outcomes.update(zip(left, self._after_failure(riding.batch, left, failure, rows), strict=True))
             riding.compute_ns += time.perf_counter_ns() - began
         self._settle()

@@ -77,15 +77,22 @@ def answer_golden(file: ModelFile) -> GoldenRecord | None:
     return GoldenRecord.of(pixels[index], said.rows(index)) if len(index) else None
 
 
-def write_with_golden(model: ModelProto, manifest: Manifest, path: Path) -> None:
+def write_with_golden(model: ModelProto, manifest: Manifest, path: Path, *, external_data: bool | None = None) -> None:
     """Write a defended model file, ask it its golden inputs, and write it again with the answers.
+
+    Args:
+        model: The defended graph.
+        manifest: Its manifest.
+        path: The file to write.
+        external_data: As for `write_model_file`.
 
     Raises:
         ModelFileError: If it cannot be written.
         EngineError: If it cannot be run.
     """
-    write_model_file(model, manifest, path)
-    write_model_file(model, manifest, path, golden=answer_golden(open_model_file(path)))
+    write_model_file(model, manifest, path, external_data=external_data)
+    golden = answer_golden(open_model_file(path))
+    write_model_file(model, manifest, path, external_data=external_data, golden=golden)
 
 
 def compare(record: GoldenRecord, found: Verdicts, *, reduced: bool) -> str:

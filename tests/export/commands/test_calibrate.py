@@ -73,7 +73,7 @@ def test_nothing_but_the_boundaries_changes(model: Path, npz: Path, capsys: pyte
     assert record.expected_false_alarm_rate == pytest.approx(12 / 121)
 
 
-def test_figures_of_the_old_boundary_are_dropped_and_that_is_said(
+def test_figures_of_the_old_boundary_are_dropped_and_that_is_said_and_a_pair_stays_one(
     model: Path, npz: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = open_model_file(model)
@@ -88,13 +88,15 @@ def test_figures_of_the_old_boundary_are_dropped_and_that_is_said(
         "members_used": 4.0,
     }
     measured = type(file.manifest).model_validate({**file.manifest.model_dump(), "measured": [row]})
-    write_model_file(file.proto, measured, model)
+    write_model_file(file.proto, measured, model, external_data=True)
     arguments = ["calibrate", str(model), "--data", str(npz), "--alpha", "0.1", "--calibrate-on", "all"]
     assert run(arguments) == 0
     output = capsys.readouterr().out
     assert "what was measured with the old decision is not in the new file" in output
     assert "120 of 120 images counted: clean inputs, right or wrong." in output
-    assert open_model_file(model.with_name("model.calibrated.onnx")).manifest.measured == ()
+    written = open_model_file(model.with_name("model.calibrated.onnx"))
+    assert written.manifest.measured == ()
+    assert written.data_locations == (f"model.calibrated.onnx.{written.manifest.weights_sha256[:12]}.data",)
 
 
 def test_calibrating_again_moves_the_boundary_either_way_and_forgets_the_last_one(

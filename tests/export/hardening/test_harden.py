@@ -25,7 +25,7 @@ def hardened(small_parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A defended file made by the real command with networks too small and short to defend anything."""
     path = tmp_path_factory.mktemp("harden") / "model.onnx"
     shutil.copytree(small_parts, path.with_name("model.onnx.training"))
-    assert run(["harden", "digits", "-o", str(path), "--workers", "1", *OVERRIDES]) == 0
+    assert run(["harden", "digits", "-o", str(path), "--workers", "1", "--external-data", *OVERRIDES]) == 0
     return path
 
 
@@ -69,6 +69,7 @@ def test_the_file_holds_golden_answers_and_everything_in_it_verifies(hardened: P
     found = verify_file(hardened)
     assert found.golden
     assert found.sound
+    assert len(open_model_file(hardened).data_locations) == 1
     assert [check.name for check in found.checks if check.state != "passed"] == []
 
 

@@ -50,6 +50,13 @@ def test_the_stages_give_every_output_of_the_whole_file_to_the_last_bit(
         assert_same(staged.run(unsure_images[index]), whole.rows(index))
 
 
+def test_all_stages_for_all_images_give_the_same_bits(
+    staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray
+) -> None:
+    for rows in (slice(None), slice(0, 1), slice(7, 13)):
+        assert_same(staged.run_all(unsure_images[rows]), whole.rows(rows))
+
+
 def test_a_large_batch_whose_rows_are_parted_gets_the_same_bits(
     staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray
 ) -> None:
@@ -143,5 +150,5 @@ def test_the_executor_is_chosen_by_name_and_an_unknown_one_is_refused(tiny_model
         assert DefendedClassifier.load(tiny_model_path, device="cpu", executor=name).executor.name == name
     assert DefendedClassifier.load(tiny_model_path, device="cpu", threads=2).executor.name == "staged"
     assert DefendedClassifier.load(tiny_model_path, device="cpu", threads=1).executor.name == "whole"
-    with pytest.raises(EngineError, match="executor 'fast' is not known; choose whole or staged"):
+    with pytest.raises(EngineError, match="executor 'fast' is not known; choose whole, staged, at_once"):
         DefendedClassifier.load(tiny_model_path, executor="fast")

@@ -27,14 +27,14 @@ def server(classifier):
         yield server
 
 
-def schemathesis(server, folder: Path, *options: str) -> None:
+def schemathesis(server, folder: Path, *options: str, operations: int = 19) -> None:
     """Check that the server keeps to its description of itself."""
     pytest.importorskip("schemathesis")
-    (folder / "schemathesis.toml").write_text(SETTINGS.format(model=server.service.served.model))
+    (folder / "schemathesis.toml").write_text(SETTINGS.format(model=server.service.default.name))
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--no-color"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, cwd=folder, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Tested: 16" in done.stdout
+    assert f"Tested: {operations}" in done.stdout
 
 
 def test_schemathesis_finds_nothing_in_a_few_requests(server, tmp_path):
@@ -52,7 +52,9 @@ def test_schemathesis_finds_no_way_around_the_keys(classifier, tmp_path):
     ring.add("all", "infer", "evidence", "admin")
     key = f"Authorization: Bearer {ring.tokens['all']}"
     with live(classifier, keys=ring.path) as server:
-        schemathesis(server, tmp_path, "-H", key, "--phases", "coverage,fuzzing", "--max-examples", "20")
+        options = ["--phases", "coverage,fuzzing", "--max-examples", "20"]
+        loaded = ["--exclude-path-regex", "/unload$"]  # whoever may unload the model has it answer 503
+        schemathesis(server, tmp_path, "-H", key, *options, *loaded, operations=18)
 
 
 @pytest.fixture

@@ -97,7 +97,8 @@ def test_the_page_learns_what_evidence_is_compared_with_only_if_evidence_is_expo
 def test_the_openapi_description_names_every_endpoint_of_the_protocol(classifier):
     schema = get(classifier, "/openapi.json")[0].json()
     model = "/v2/models/{model}"
-    expected = {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/metrics", "/classify"}
+    repository = {f"/v2/repository/{path}" for path in ("index", "models/{model}/load", "models/{model}/unload")}
+    expected = repository | {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/metrics", "/classify"}
     for prefix in (model, f"{model}/versions/{{version}}"):
         expected |= {prefix, f"{prefix}/ready", f"{prefix}/config", f"{prefix}/stats", f"{prefix}/infer"}
     assert set(schema["paths"]) == expected

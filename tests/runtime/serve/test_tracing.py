@@ -57,7 +57,7 @@ def test_a_request_is_a_span_of_its_caller_with_decode_queue_batch_and_stages_be
     (whole,) = found["POST /v2/models/{model}/infer"]
     assert (whole.kind, f"{whole.context.trace_id:032x}") == (SpanKind.SERVER, TRACE)
     assert (f"{whole.parent.span_id:016x}", whole.context.trace_state["a"]) == (PARENT, "1")
-    assert whole.attributes["s2ap.request_id"] == "mine"
+    assert (whole.attributes["s2ap.request_id"], whole.attributes["s2ap.model"]) == ("mine", "tiny")
     assert whole.attributes["http.response.status_code"] == 200
     assert whole.resource.attributes["service.name"] == "s2ap-defend"
     (decode,), (queue,), (run,), stages = (found[name] for name in ("decode", "queue", "batch", "stage"))
@@ -87,8 +87,8 @@ def test_what_fails_by_the_servers_fault_is_an_error_and_what_the_client_did_is_
     def fails(_):
         raise RuntimeError("no device")
 
-    monkeypatch.setattr(server.service.classifier.executor, "step", fails)
-    monkeypatch.setattr(server.service.batcher._device, "_classify", fails)
+    instance = server.service.default.instance
+    monkeypatch.setattr(instance.classifier.executor, "step", fails)  # and still answers what it has answered before
     assert httpx.post(url, content=batch[:1].tobytes(), headers=RAW).status_code == 500
     clients, servers = spans(5)["POST /v2/models/{model}/infer"]
     assert (clients.attributes["http.response.status_code"], clients.status.status_code) == (400, StatusCode.UNSET)
@@ -96,7 +96,7 @@ def test_what_fails_by_the_servers_fault_is_an_error_and_what_the_client_did_is_
 
 
 def test_calls_over_grpc_and_unsampled_callers_are_traced_alike(server, spans, batch):
-    message = service_pb2.ModelInferRequest(model_name=server.service.served.model)
+    message = service_pb2.ModelInferRequest(model_name=server.service.default.name)
     message.inputs.add(name="image", datatype="FP32", shape=batch.shape)
     message.raw_input_contents.append(batch.tobytes())
     with grpc.insecure_channel(f"127.0.0.1:{server.server.grpc.port}") as channel:
@@ -106,7 +106,7 @@ def test_calls_over_grpc_and_unsampled_callers_are_traced_alike(server, spans, b
     found = spans(5)
     (whole,) = found["inference.GRPCInferenceService/ModelInfer"]  # the caller of the other one does not want it
     assert (f"{whole.context.trace_id:032x}", f"{whole.parent.span_id:016x}") == (TRACE, PARENT)
-    assert found["batch"][0].attributes["s2ap.rows"] == 4
+    assert (whole.attributes["s2ap.model"], found["batch"][0].attributes["s2ap.rows"]) == ("tiny", 4)
 
 
 def test_who_may_see_evidence_sees_in_a_header_where_the_time_went(server, classifier, batch):
@@ -118,6 +118,26 @@ def test_who_may_see_evidence_sees_in_a_header_where_the_time_went(server, class
         answer = httpx.post(f"{closed.url}{closed.infer}", content=batch[:1].tobytes(), headers=RAW)
         assert answer.status_code == 200
         assert "server-timing" not in answer.headers
+
+
+def test_each_of_several_models_is_named_in_its_spans_and_one_that_is_not_there_in_none(tiny_model_path, batch):
+    options = {"device": "cpu", "threads": 1, "executor": "staged"}
+    constant = DefendedClassifier.load(tiny_model_path, constant_time=True, **options)
+    models = {"early": DefendedClassifier.load(tiny_model_path, **options), "all": constant}
+    soon = models["early"](batch).members_used.argmin()
+    stages = []
+    with live(models, expose_evidence=True, max_batch_rows=4) as server:
+        exporter = InMemorySpanExporter()
+        server.service.tracer = Tracer(SimpleSpanProcessor(exporter))
+        for name in (*models, "none"):
+            url = f"{server.url}/v2/models/{name}/infer"
+            answer = httpx.post(url, content=batch[soon].tobytes(), headers=RAW)
+            stages.append([part for part in answer.headers.get("server-timing", "").split(", ") if "member_" in part])
+        until(lambda: [span.name for span in exporter.get_finished_spans()].count("POST /v2/models/{model}/infer") == 3)
+        whole = [span for span in exporter.get_finished_spans() if span.parent is None]
+    assert [span.attributes.get("s2ap.model") for span in whole] == ["early", "all", None]
+    early, everything, nothing = stages
+    assert len(nothing) == 0 < len(early) < len(everything)
 
 
 def test_what_happened_twice_is_added_up():

@@ -8,6 +8,7 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from s2ap_defend import EngineError, ModelFileError
+from s2ap_defend.executors.groups import Group
 from s2ap_defend.executors.stages import stage_graphs
 from s2ap_defend.executors.tensorrt import BUCKETS, engine_folder, made_folders, provider_options, stage_options
 from s2ap_defend.model_file import ModelFile, write_model_file
@@ -51,9 +52,13 @@ def test_stages_for_tensorrt_have_one_input_pass_the_lint_and_answer_as_the_file
             np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-5)
 
 
+def asks(scope: str) -> Group:
+    return Group(0, "raw", False, (scope,))
+
+
 def test_the_staged_executor_asks_the_same_graphs_by_the_names_of_their_scopes(file: ModelFile) -> None:
     images = np.random.default_rng(0).random((3, *file.manifest.input.shape), dtype=np.float32)
-    graphs = stage_graphs(file.proto, [(CLASSIFIER,), (PURIFIER,)], rows_at_once=256)
+    graphs = dict(stage_graphs(file.proto, [asks(CLASSIFIER), asks(PURIFIER)], rows_at_once=256, constant=True))
     for scope, graph in graphs.items():
         assert graph.rows_at_once == 256
         found = answers(graph.model, images)

@@ -100,10 +100,11 @@ def test_class_names_of_every_kind_come_through(tiny_model_path: Path, tmp_path:
 def test_external_data_travel_with_the_file(tiny_model_path: Path, tmp_path: Path) -> None:
     file = open_model_file(tiny_model_path)
     write_model_file(file.proto, file.manifest, tmp_path / "large.onnx", external_data=True)
-    write_repository(open_model_file(tmp_path / "large.onnx"), tmp_path / "models")
+    written = open_model_file(tmp_path / "large.onnx")
+    write_repository(written, tmp_path / "models")
     for name in ("large", "large_onnx"):
         copied = tmp_path / "models" / name / "1" / "model.onnx"
-        assert (copied.parent / "large.onnx.data").is_file()
+        assert (copied.parent / written.data_locations[0]).is_file()
         assert open_model_file(copied).manifest.weights_sha256 == file.manifest.weights_sha256
 
 

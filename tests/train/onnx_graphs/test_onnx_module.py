@@ -4,6 +4,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.errors import ModelFileError
 from s2ap_train.onnx_graphs import torch_stage
 
@@ -76,6 +77,14 @@ CASES = {
     },
     "AveragePool of an uneven rest": ([], {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
     "GlobalMaxPool": ([], {}),
+    "LpNormalization": ([], {"axis": 1, "p": 2}),
+    "LpNormalization by sums": ([], {"axis": -1, "p": 1}),
+    "MeanVarianceNormalization": ([], {"axes": [2, 3]}),
+    "Mean": ([normal(4), normal(2, 1, 1)], {}),
+    "CumSum": ([np.int64(2)], {}),
+    "CumSum from behind, without itself": ([np.int64(1)], {"reverse": 1, "exclusive": 1}),
+    "ReduceLogSum": ([ints(1)], {}),
+    **{name: ([], {}) for name in ("Acos", "Asin", "Atan", "Tan", "Sinh", "Cosh")},
     "LayerNormalization": ([normal(4), normal(4)], {"epsilon": 1e-3}),
     "GroupNormalization": ([normal(2), normal(2)], {"num_groups": 2}),
     "DepthToSpace": ([], {"blocksize": 1}),
@@ -166,6 +175,16 @@ def test_convolutions_of_large_images_compute_the_same_with_channels_last(side, 
     (expected,) = ReferenceEvaluator(model).run(None, {"image": images})
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert found.is_contiguous(memory_format=torch.channels_last) == last
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_normalisation_by_neighbouring_channels_is_that_of_onnx_runtime(size):
+    settings = {"size": size, "alpha": 0.8, "beta": 0.6, "bias": 1.5}
+    model = stage([helper.make_node("LRN", ["image"], ["y"], **settings)], {}, shape=("batch", 7, 4, 4))
+    pixels = RANDOM.random((3, 7, 4, 4), dtype=np.float32)
+    session = OnnxRuntimeEngine(model.SerializeToString(), device="cpu", threads=1)
+    (expected,) = session.run({"image": pixels}, ["y"])
+    np.testing.assert_allclose(torch_stage(model)(torch.from_numpy(pixels))[0].numpy(), expected, rtol=1e-5)
 
 
 def test_blocks_of_channels_become_pixels_in_either_order_of_onnx():

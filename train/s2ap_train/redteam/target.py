@@ -125,5 +125,5 @@ def bare_target(file: ModelFile, twin: Twin) -> Target:
         system=BareSystem(file, threads=1),
         view=bare_view(twin),
         classify=twin.classify,
-        features=(lambda images, path: twin.features(images),),  # noqa: ARG005
+        features=(lambda images, path: twin.features(images),) if twin.has_features else (),  # noqa: ARG005
     )

@@ -99,7 +99,7 @@ def calibrate(
     manifest = recalibrated_manifest(file.manifest, result.tables, answering.decision)
     same = answering.decision == file.manifest.decision
     graph = recalibrated_model(file.proto, result.test) if same else composed(file, result.test)
-    write_with_golden(graph, manifest, output)
+    write_with_golden(graph, manifest, output, external_data=bool(file.data_locations) or None)
     if as_json:
         more = {"measurements_dropped": len(file.manifest.measured), "output": str(output)}
         click.echo(orjson.dumps({**to_json(result), **more}, option=orjson.OPT_INDENT_2).decode())

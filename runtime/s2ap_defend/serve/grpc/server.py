@@ -53,9 +53,8 @@ class GrpcServer:
             RecipeError: If the port cannot be listened on.
         """
         config = self._config
-        size_bytes = min(
-            config.max_body_bytes, INLINE_BYTES + config.max_queue_rows * 4 * math.prod(self._service.served.shape)
-        )
+        pixels = max(math.prod(model.served.shape) for model in self._service.models.values())
+        size_bytes = min(config.max_body_bytes, INLINE_BYTES + config.max_queue_rows * 4 * pixels)
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", size_bytes),
@@ -116,7 +115,8 @@ class GrpcServer:
         task.add_done_callback(self._telling.discard)
 
     async def _tell(self) -> None:
-        statuses = health_pb2.HealthCheckResponse
-        status = statuses.SERVING if self._service.state == "ready" else statuses.NOT_SERVING
-        for name in ("", "inference.GRPCInferenceService", self._service.served.model):
-            await self._health.set(name, status)
+        service, statuses = self._service, health_pb2.HealthCheckResponse
+        ready = dict.fromkeys(("", "inference.GRPCInferenceService"), service.state == "ready")
+        ready |= {name: model.state == "ready" and not service.draining for name, model in service.models.items()}
+        for name, serving in ready.items():
+            await self._health.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)

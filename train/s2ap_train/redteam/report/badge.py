@@ -127,4 +127,5 @@ def write_measured(model: Path, output: Path, evaluation: Evaluation) -> None:
             "file again"
         )
     measured = file.manifest.model_copy(update={"measured": measurements(evaluation)})
-    write_model_file(file.proto, measured, output, golden=read_golden(file.proto))
+    apart = bool(file.data_locations) or None
+    write_model_file(file.proto, measured, output, external_data=apart, golden=read_golden(file.proto))

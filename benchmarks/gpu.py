@@ -1,0 +1,311 @@
+"""One part of benchmarks/gpu.sh: what a machine with a GPU says of files, engines and training, as JSON.
+
+    python benchmarks/gpu.py parity-torch --device cuda --folder build/gpu
+
+A part whose library or provider is missing writes which, under "skipped"; one that fails writes PART.error.txt, and is
+tried again by the next call.
+"""
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "contract" / "golden"
+ONNXRUNTIME = ("whole", "staged", "at_once")
+TORCH = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        batches: Sizes of batches.
+        images: That parity is looked at.
+        seconds: Of each measurement of time.
+        resnet: Width of the network of the shape cifar10-resnet18, and its images (C, H, W).
+        trained: Images of the short training.
+    """
+
+    batches: tuple[int, ...]
+    images: int
+    seconds: float
+    resnet: tuple[float, tuple[int, int, int]]
+    trained: int
+
+
+SIZES = {
+    "full": Sizes((1, 2, 4, 8, 16, 32, 64, 128, 256), 256, 0.5, (1.0, (3, 32, 32)), 5120),
+    "tiny": Sizes((1, 2), 4, 0.01, (0.0625, (3, 8, 8)), 16),
+}
+
+
+def environment(device: str, sizes: Sizes) -> dict[str, Any]:  # noqa: ARG001
+    """Versions, and what the machine is."""
+    import torch
+
+    from s2ap_defend.bench.machine import describe_machine
+    from s2ap_defend.model_file import open_model_file
+    from s2ap_defend.verification.places import find_places
+    from s2ap_defend.verification.verify import file_stages
+
+    stages = file_stages(open_model_file(GOLDEN / "version-4.onnx"))
+    found = {place.device: {"runs": place.runs, "detail": place.detail} for place in find_places(stages, ())}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"machine": describe_machine(), "torch": torch.__version__, "gpu": gpu, "places": found}
+
+
+def parity_onnxruntime(device: str, sizes: Sizes) -> dict[str, Any]:
+    """Executors on the device against the whole file on the CPU."""
+    from s2ap_defend import DefendedClassifier
+
+    if lacking := _lacking(device):
+        return lacking
+    return _parity(sizes, {name: _loads(DefendedClassifier, device, name) for name in ONNXRUNTIME})
+
+
+def parity_torch(device: str, sizes: Sizes) -> dict[str, Any]:
+    """PyTorch on the device against the whole file on the CPU."""
+    from s2ap_export.torch_engine import load_torch
+
+    types = TORCH if device == "cuda" else TORCH[:2]
+    ways = {name: lambda path, name=name: load_torch(path, device=device, dtype=name) for name in types}
+    return _parity(sizes, ways)
+
+
+def bench_onnxruntime(device: str, sizes: Sizes) -> dict[str, Any]:
+    """Times of the executors."""
+    if lacking := _lacking(device):
+        return lacking
+    from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+    from s2ap_defend.executors.at_once import AtOnceExecutor
+    from s2ap_defend.executors.staged import StagedExecutor
+    from s2ap_defend.executors.starters import BoundStages
+    from s2ap_defend.types import Verdicts
+
+    found = {}
+    for name, asks_all, file in _shaped(sizes):
+        sees = ["raw"] * file.test.members
+        whole = OnnxRuntimeEngine(file.model.SerializeToString(), device=device)
+        ways: dict[str, Callable[[Any], object]] = {
+            "whole": lambda images, whole=whole: whole.run({"image": images}, Verdicts.FIELDS),
+            "staged": StagedExecutor(file.model, file.test, sees, file.purify, on=BoundStages(device)).run,
+            "at_once": AtOnceExecutor(
+                file.model, file.test, sees, file.purify, on=BoundStages(device, joining="file")
+            ).run,
+        }
+        found[name] = _timed(ways, sizes, _flops(file, asks_all))
+    return found
+
+
+def bench_torch(device: str, sizes: Sizes) -> dict[str, Any]:
+    """Times of PyTorch, and the share of what products of matrices reach there."""
+    import torch
+
+    from s2ap_defend.executors.staged import StagedExecutor
+    from s2ap_export.torch_engine.load import DTYPES, TorchStages
+
+    found: dict[str, Any] = {}
+    types = TORCH if device == "cuda" else TORCH[:1]
+    ceilings = {name: _product_flops_per_s(torch.device(device), DTYPES[name]) for name in types}
+    found["ceilings_flops_per_s"] = ceilings
+    for name, asks_all, file in _shaped(sizes):
+        sees = ["raw"] * file.test.members
+        ways = {}
+        for dtype in types:
+            for members in ("apart", "batched"):
+                stages = TorchStages(torch.device(device), DTYPES[dtype], members)
+                ways[f"{dtype}, {members}"] = StagedExecutor(file.model, file.test, sees, file.purify, on=stages).run
+        found[name] = _timed(ways, sizes, _flops(file, asks_all))
+        for way, rows in found[name].items():
+            for row in rows:
+                row["of_ceiling"] = row["flops_per_s"] / ceilings[way.partition(",")[0]]
+    return found
+
+
+def training(device: str, sizes: Sizes) -> dict[str, Any]:
+    """Adversarial training of a ResNet18 on random images, in every precision that the device has."""
+    import torch
+
+    from s2ap_train.compute import Compute
+    from s2ap_train.models.resnet import ResNet18
+    from s2ap_train.training import Run, TrainingConfig, train_classifier
+
+    width, shape = sizes.resnet
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand((sizes.trained, *shape), generator=generator)
+    labels = torch.randint(0, 10, (sizes.trained,), generator=generator)
+    few = images[:8], labels[:8]
+    config = TrainingConfig(epochs=1, batch_size=min(256, sizes.trained), attack_steps=2, validation_steps=1)
+    found = {}
+    for precision in ("32", "bf16") if device == "cuda" else ("32",):
+        compute = Compute(device, precision=precision, channels_last=True)
+        seconds = []
+        for _ in range(2):  # the first one warms up
+            model = compute.place(ResNet18(shape[0], 10, width=width, seed=0))
+            began = time.perf_counter()
+            result = train_classifier(model, images.numpy(), labels.numpy(), few, config, run=Run(0, compute))
+            seconds.append(time.perf_counter() - began)
+        found[precision] = {"images_per_s": sizes.trained / seconds[-1], "history": list(result.history)}
+    return found
+
+
+PARTS: dict[str, Callable[[str, Sizes], dict[str, Any]]] = {
+    "environment": environment,
+    "parity-onnxruntime": parity_onnxruntime,
+    "parity-torch": parity_torch,
+    "bench-onnxruntime": bench_onnxruntime,
+    "bench-torch": bench_torch,
+    "training": training,
+}
+
+
+def _lacking(device: str) -> dict[str, str]:
+    """Why ONNX Runtime has no such device here; empty where it was built for it."""
+    from s2ap_defend.engines.onnxruntime import available_device
+    from s2ap_defend.errors import EngineError
+
+    try:
+        available_device(device)  # type: ignore[arg-type]
+    except EngineError as error:
+        return {"skipped": str(error)}
+    return {}
+
+
+def _loads(classifier: Any, device: str, executor: str) -> Callable[[Path], Any]:  # noqa: ANN401
+    return lambda path: classifier.load(path, device=device, executor=executor)
+
+
+def _parity(sizes: Sizes, ways: dict[str, Callable[[Path], Any]]) -> dict[str, Any]:
+    """Flips and largest differences of every way to run every file."""
+    import numpy as np
+
+    from s2ap_defend import DefendedClassifier
+
+    found: dict[str, Any] = {}
+    for path in (ROOT / "models" / "fashion.onnx", *sorted(GOLDEN.glob("*.onnx"))):
+        here = DefendedClassifier.load(path, device="cpu", executor="whole")
+        rng = np.random.default_rng(0)
+        brightness = rng.choice([0.3, 1.0], (sizes.images, 1, 1, 1)).astype(np.float32)
+        images = rng.random((sizes.images, *here.input_shape), dtype=np.float32) * brightness
+        expected = here(images)
+        for name, load in ways.items():
+            there = load(path)
+            said = there(images)
+            found.setdefault(path.name, {})[name] = {
+                "provider": there.provider,
+                "images": sizes.images,
+                "label": int((said.label != expected.label).sum()),
+                "adversarial": int((said.adversarial != expected.adversarial).sum()),
+                "members_used": int((said.members_used != expected.members_used).sum()),
+                "probabilities": float(np.abs(said.probabilities - expected.probabilities).max()),
+                "purified": float(np.abs(said.purified - expected.purified).max()),
+            }
+    return found
+
+
+def _shaped(sizes: Sizes) -> Iterator[tuple[str, bool, Any]]:
+    """Untrained files of the shape cifar10-resnet18 with six members, decided after two of them or after all."""
+    from latency_files import built
+
+    from s2ap_export.tracing.trace import trace_classifier
+    from s2ap_train.models import fold_batch_norm
+    from s2ap_train.models.resnet import ResNet18
+
+    width, shape = sizes.resnet
+    networks = [fold_batch_norm(ResNet18(shape[0], 10, width=width, seed=seed).eval()) for seed in range(7)]
+    scopes = ["classifier", *(f"member_{i:03d}" for i in range(6))]
+    traced = [trace_classifier(network, shape, scope) for network, scope in zip(networks, scopes, strict=True)]
+    for name, asks_all in (("resnet18, two members asked", False), ("resnet18, six members asked", True)):
+        yield name, asks_all, built(shape, 6, asks_all=asks_all, networks=traced)
+
+
+def _flops(file: Any, asks_all: bool) -> int:  # noqa: ANN401
+    """Of the networks that an image asks."""
+    from s2ap_defend.bench.work import count_work
+
+    work = count_work(file.classifier)
+    return 0 if work is None else work.flops * (1 + (file.test.members if asks_all else file.test.waves[0]))
+
+
+def _timed(ways: dict[str, Callable[[Any], object]], sizes: Sizes, flops: int) -> dict[str, list[dict[str, float]]]:
+    """Milliseconds of a call by way and size of batch; ways take turns, a call each."""
+    import numpy as np
+
+    rng, (_, shape) = np.random.default_rng(0), sizes.resnet
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for batch in sizes.batches:
+        images = rng.random((batch, *shape), dtype=np.float32)
+        took: dict[str, list[float]] = {name: [] for name in ways}
+        for run in ways.values():
+            for _ in range(3):
+                run(images)
+        ends = time.perf_counter() + sizes.seconds * len(ways)
+        while time.perf_counter() < ends or len(took[next(iter(ways))]) < 10:
+            for name, run in ways.items():
+                began = time.perf_counter()
+                run(images)
+                took[name].append(time.perf_counter() - began)
+        for name, seconds in took.items():
+            middle, late = (float(np.quantile(seconds, share)) for share in (0.5, 0.99))
+            found[name].append(
+                {
+                    "batch": batch,
+                    "runs": len(seconds),
+                    "p50_ms": 1e3 * middle,
+                    "p99_ms": 1e3 * late,
+                    "images_per_s": batch / middle,
+                    "flops_per_s": flops * batch / middle,
+                }
+            )
+    return found
+
+
+def _product_flops_per_s(device: Any, dtype: Any) -> float:  # noqa: ANN401
+    """What a product of large matrices reaches."""
+    import torch
+
+    side = 8192 if device.type == "cuda" else 256
+    one = torch.rand((side, side), device=device, dtype=dtype)
+    fastest = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        one @ one
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - began)
+    return 2.0 * side**3 / fastest
+
+
+@click.command()
+@click.argument("part", type=click.Choice(list(PARTS)))
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+@click.option("--sizes", type=click.Choice(list(SIZES)), default="full", show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Where PART.json is written.")
+def main(part: str, device: str, sizes: str, folder: Path) -> None:
+    """Measure one part and write PART.json."""
+    began = time.perf_counter()
+    try:
+        found = PARTS[part](device, SIZES[sizes])
+    except ModuleNotFoundError as error:
+        found = {"skipped": f"{error.name} is not installed for {sys.executable}"}
+    except Exception:
+        (folder / f"{part}.error.txt").write_text(traceback.format_exc())
+        raise
+    document = {"part": part, "device": device, "sizes": sizes, "seconds": time.perf_counter() - began, **found}
+    path = folder / f"{part}.json"
+    path.with_suffix(".tmp").write_text(json.dumps(document, indent=1) + "\n")
+    path.with_suffix(".tmp").replace(path)
+    print(f"{part}: {found.get('skipped', 'done')}, {document['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

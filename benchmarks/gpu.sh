@@ -1,0 +1,31 @@
+#!/bin/sh
+# Everything that a machine with a GPU can say, in under 10 minutes, into small JSON files:
+#
+#     sh benchmarks/gpu.sh [FOLDER]          # build/gpu without; copied to $OUT as well, where that is set
+#
+# A second call goes on: parts whose file is there are not run again. No network, no installation: a part whose library
+# is missing says so in its file, one that fails leaves NAME.error.txt. DEVICE=cpu SIZES=tiny tries the same code here. PYTHON names the interpreter.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+FOLDER=${1:-build/gpu}
+DEVICE=${DEVICE:-cuda}
+SIZES=${SIZES:-full}
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
+fi
+export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}runtime:train:export:benchmarks"
+mkdir -p "$FOLDER" || exit 2
+failed=0
+# limits in seconds, together under 10 minutes
+for part in environment:30 parity-onnxruntime:90 parity-torch:90 bench-onnxruntime:150 bench-torch:150 training:60; do
+    name=${part%:*}
+    if [ -e "$FOLDER/$name.json" ]; then
+        echo "$name: done before"
+    else
+        timeout "${part#*:}" "$PYTHON" benchmarks/gpu.py "$name" --device "$DEVICE" --sizes "$SIZES" --folder "$FOLDER" ||
+            { echo "$name: failed"; failed=1; }
+    fi
+    if [ -n "${OUT:-}" ]; then cp "$FOLDER"/*.json "$FOLDER"/*.txt "$OUT"/ 2>/dev/null; fi
+done
+exit $failed
