@@ -212,6 +212,18 @@ def test_blocks_of_channels_become_pixels_in_either_order_of_onnx():
         np.testing.assert_array_equal(torch_stage(model)(torch.from_numpy(image))[0].numpy(), expected)
 
 
+def test_one_size_of_a_shape_is_picked():
+    nodes = [
+        helper.make_node("Shape", ["image"], ["shape"]),
+        helper.make_node("Gather", ["shape", "second"], ["channels"]),
+        helper.make_node("Unsqueeze", ["channels", "first"], ["sizes"]),
+        helper.make_node("Concat", ["any", "sizes"], ["wanted"], axis=0),
+        helper.make_node("Reshape", ["image", "wanted"], ["y"]),
+    ]
+    model = stage(nodes, {"second": np.int64(1), "first": ints(0), "any": ints(-1)})
+    assert torch_stage(model)(torch.from_numpy(IMAGE))[0].shape == (IMAGE.size // 2, 2)
+
+
 def test_shapes_that_are_computed_from_the_batch_follow_it():
     nodes = [
         helper.make_node("Shape", ["image"], ["n"], start=0, end=1),
