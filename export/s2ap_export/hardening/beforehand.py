@@ -167,9 +167,9 @@ def _alive(network: Classifier, images: Tensor) -> Classifier:
     alive = copy.deepcopy(network).cpu().train()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for parameter in alive.parameters():
-            same = parameter.is_floating_point() and bool((parameter == parameter.flatten()[:1]).all())
-            if same and not isinstance(network, OnnxNetwork):
+        for parameter in () if isinstance(network, OnnxNetwork) else alive.parameters():
+            number = parameter.is_floating_point() and parameter.numel()
+            if number and bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         for module in alive.modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:
