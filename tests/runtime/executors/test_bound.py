@@ -32,7 +32,7 @@ def bound(file: ModelFile) -> StagedExecutor:
 
 @pytest.fixture(scope="module")
 def at_once(file: ModelFile) -> AtOnceExecutor:
-    return AtOnceExecutor.with_starter(file, BoundStages("cpu", sizes=SMALL, joining="file"))
+    return AtOnceExecutor.with_starter(file, BoundStages("cpu", sizes=SMALL))
 
 
 def assert_same(found: Verdicts, expected: Verdicts) -> None:
