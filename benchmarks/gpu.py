@@ -93,14 +93,11 @@ def bench_onnxruntime(device: str, sizes: Sizes) -> dict[str, Any]:
 
     found = {}
     for name, asks_all, file in _shaped(sizes):
-        sees = ["raw"] * file.test.members
         whole = OnnxRuntimeEngine(file.model.SerializeToString(), device=device)
         ways: dict[str, Callable[[Any], object]] = {
             "whole": lambda images, whole=whole: whole.run({"image": images}, Verdicts.FIELDS),
-            "staged": StagedExecutor(file.model, file.test, sees, file.purify, on=BoundStages(device)).run,
-            "at_once": AtOnceExecutor(
-                file.model, file.test, sees, file.purify, on=BoundStages(device, joining="file")
-            ).run,
+            "staged": StagedExecutor(file.defence, on=BoundStages(device)).run,
+            "at_once": AtOnceExecutor(file.defence, on=BoundStages(device)).run,
         }
         found[name] = _timed(ways, sizes, _flops(file, asks_all))
     return found
@@ -118,12 +115,11 @@ def bench_torch(device: str, sizes: Sizes) -> dict[str, Any]:
     ceilings = {name: _product_flops_per_s(torch.device(device), DTYPES[name]) for name in types}
     found["ceilings_flops_per_s"] = ceilings
     for name, asks_all, file in _shaped(sizes):
-        sees = ["raw"] * file.test.members
         ways = {}
         for dtype in types:
             for members in ("apart", "batched"):
                 stages = TorchStages(torch.device(device), DTYPES[dtype], members)
-                ways[f"{dtype}, {members}"] = StagedExecutor(file.model, file.test, sees, file.purify, on=stages).run
+                ways[f"{dtype}, {members}"] = StagedExecutor(file.defence, on=stages).run
         found[name] = _timed(ways, sizes, _flops(file, asks_all))
         for way, rows in found[name].items():
             for row in rows:

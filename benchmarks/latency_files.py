@@ -14,7 +14,7 @@ from s2ap_defend.bench.rounds import Variant
 from s2ap_defend.decision_record import Purify
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.executors.staged import StagedExecutor
-from s2ap_defend.executors.starters import CpuStages
+from s2ap_defend.executors.starters import CpuStages, Defence
 from s2ap_defend.sequential import NEAR_TIE, SequentialTest
 from s2ap_defend.types import Float32, Verdicts
 from s2ap_export.graph.compose import compose
@@ -40,14 +40,18 @@ class Built:
     purify: Purify
     classifier: ModelProto
 
+    @property
+    def defence(self) -> Defence:
+        """The graph as executors take it; all members see raw images."""
+        return Defence(self.model, self.test, ["raw"] * self.test.members, self.purify)
+
     def variants(self, images: Float32) -> dict[str, Variant]:
         """One call of the bare classifier and of both executors, on one thread of the CPU."""
         whole, bare = (
             OnnxRuntimeEngine(model.SerializeToString(), device="cpu", threads=1)
             for model in (self.model, self.classifier)
         )
-        sees = ["raw"] * self.test.members
-        staged = StagedExecutor(self.model, self.test, sees, self.purify, on=CpuStages(1))
+        staged = StagedExecutor(self.defence, on=CpuStages(1))
         return {
             "bare classifier": [partial(bare.run, {"image": images}, ["log_probabilities"])],
             "whole": [partial(whole.run, {"image": images}, Verdicts.FIELDS)],

@@ -100,6 +100,7 @@ def test_the_red_team_has_targets_and_costs_of_it(made, images):
     labels = answers(images).argmax(1)
     defended, bare = open_targets(made.path)
     assert bare.features == ()
+    assert defended.lent
     assert len(defended.features) == 1  # of the jurors, which all see the image as it came
     assert (bare.system(images, labels).label == labels).all()
     (row,) = (one for one in rows_of(made.path, {}) if one.name == BARE)

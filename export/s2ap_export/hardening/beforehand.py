@@ -30,6 +30,7 @@ from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.models import Classifier, ModelTable, create, fold_batch_norm
 from s2ap_train.models.cost import flops
+from s2ap_train.models.onnx_network import OnnxNetwork
 from s2ap_train.onnx_graphs import torch_stage
 from s2ap_train.pruning.shape import shape_after
 from s2ap_train.recipe import Recipe, check_networks
@@ -160,13 +161,15 @@ def _alive(network: Classifier, images: Tensor) -> Classifier:
     """A copy in which no part hides what others compute.
 
     Normalisations know the statistics of the images, and parameters that begin as one number everywhere (the zeros of a
-    last layer, the tiny factors of a residual branch) are moved a little.
+    last layer, the tiny factors of a residual branch) are moved a little; not those of an ONNX file, whose graph is
+    served as it is.
     """
     alive = copy.deepcopy(network).cpu().train()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for parameter in alive.parameters():
-            if parameter.is_floating_point() and bool((parameter == parameter.flatten()[:1]).all()):
+        for parameter in () if isinstance(network, OnnxNetwork) else alive.parameters():
+            number = parameter.is_floating_point() and parameter.numel()
+            if number and bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         for module in alive.modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:

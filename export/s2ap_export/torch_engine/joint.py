@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
 from s2ap_defend.executors.groups import Group
@@ -18,6 +18,7 @@ from s2ap_train.onnx_graphs.onnx_module import TorchStage, torch_stage
 
 __all__ = ["Members", "Way", "joint_ways"]
 
+_INTEGERS = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}
 Members = Literal["apart", "batched", "measured"]
 """Members run one by one; those of equal structure as one batched network; or what is faster for a size of batch."""
 Way = Callable[[Tensor], tuple[Tensor, ...]]
@@ -108,7 +109,7 @@ def _structure(stage: ModelProto) -> str:
     lines = []
     for tensor in graph.initializer:
         number[tensor.name] = len(number)
-        integers = tensor.raw_data.hex() if tensor.data_type in _INTEGERS else ""
+        integers = numpy_helper.to_array(tensor).tobytes().hex() if tensor.data_type in _INTEGERS else ""
         lines.append(f"{tensor.data_type} {list(tensor.dims)} {integers}")
     for node in graph.node:
         lines.append(f"{node.op_type} {[number.get(name, -2) for name in node.input]} {_attributes(node)}")
@@ -118,6 +119,3 @@ def _structure(stage: ModelProto) -> str:
 
 def _attributes(node: NodeProto) -> list[str]:
     return sorted(attribute.SerializeToString(deterministic=True).hex() for attribute in node.attribute)
-
-
-_INTEGERS = {2, 3, 5, 6, 7, 9, 12, 13}  # of onnx.TensorProto: (u)int8, (u)int16, (u)int32, (u)int64, bool

@@ -4,23 +4,16 @@ Every image costs as if all members were asked, and as if it were purified where
 less than the ways back and forth between waves, as for single images on a GPU.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
-from onnx import ModelProto
-
-from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.engines import Device
 from s2ap_defend.engines.onnxruntime import available_device
 from s2ap_defend.errors import EngineError
 from s2ap_defend.executors import ExecutorName
 from s2ap_defend.executors.everything import ask_everything
-from s2ap_defend.executors.groups import asked_groups
 from s2ap_defend.executors.stages import Stages, StageTime
-from s2ap_defend.executors.starters import BoundStages, StageStarter, asked_of
+from s2ap_defend.executors.starters import BoundStages, Defence, StageStarter
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.types import Float32, Verdicts
 
 __all__ = ["AtOnceExecutor"]
@@ -30,31 +23,17 @@ class AtOnceExecutor:
     """Runs all stages of a file as one graph; see Executor.
 
     Args:
-        model: A defended model.
-        test: Its tables.
-        sees: What each of its members sees.
-        purify: Which images are purified.
-        on: How its stages are run, all of the file joined.
-        folder: Where its external data lies; None: all weights are in memory.
+        defence: What is run.
+        on: How its stages are put on an engine, all in one graph.
     """
 
     name: ClassVar[ExecutorName] = "at_once"
 
-    def __init__(
-        self,
-        model: ModelProto,
-        test: SequentialTest,
-        sees: Sequence[Sees],
-        purify: Purify,
-        *,
-        on: StageStarter,
-        folder: Path | None = None,
-    ) -> None:
-        self._test, self._purifies = test, purify
-        self._groups = asked_groups(test, sees, purify, joining="file")
-        started = on.start(model, self._groups, folder)
-        self._stages = Stages(started, on.threads)
-        self.provider: str = started[self._groups[0].scopes[0]].engine.provider
+    def __init__(self, defence: Defence, *, on: StageStarter) -> None:
+        self._test, self._purifies = defence.test, defence.purify
+        self._groups, stages = defence.start(on, "file")
+        self._stages = Stages(stages, on.threads)
+        self.provider: str = stages[self._groups[0].scopes[0]].engine.provider
 
     @classmethod
     def of(cls, model: ModelFile, *, device: Device = "auto", threads: int | None = None) -> "AtOnceExecutor":
@@ -66,12 +45,12 @@ class AtOnceExecutor:
         chosen = available_device(device)
         if chosen == "tensorrt":
             raise EngineError("executor 'at_once' has no TensorRT engines, which are one a stage; choose 'staged'")
-        return cls.with_starter(model, BoundStages(chosen, operator_threads=threads, joining="file"))
+        return cls.with_starter(model, BoundStages(chosen, operator_threads=threads))
 
     @classmethod
     def with_starter(cls, model: ModelFile, starter: StageStarter) -> "AtOnceExecutor":
         """The executor of a verified file whose stages are run in a way of their own."""
-        return cls(*asked_of(model), on=starter, folder=model.folder if model.data_locations else None)
+        return cls(Defence.of(model), on=starter)
 
     def times(self) -> dict[str, StageTime]:
         """What the engine has done since it was loaded, by its stages."""

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from onnx import ModelProto
 
-from s2ap_defend.decision_record import Purify, Sees
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName, Landed
 from s2ap_defend.executors.everything import ask_everything
 from s2ap_defend.executors.flight import Flight
-from s2ap_defend.executors.groups import PURIFY, asked_groups, waves_of
+from s2ap_defend.executors.groups import PURIFY, waves_of
 from s2ap_defend.executors.rows import Rows, sanitise
 from s2ap_defend.executors.stages import OnRun, Stages, StageTime
-from s2ap_defend.executors.starters import StageStarter, asked_of, starter_for
+from s2ap_defend.executors.starters import Defence, StageStarter, starter_for
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import Path as TestPath
-from s2ap_defend.sequential import SequentialTest
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, member_scope
 from s2ap_defend.types import Bool, Float32, Int64, Verdicts
 
@@ -50,28 +47,15 @@ class StagedExecutor:
     longest, and of all that wait for the same wave: nobody waits for ever, and nobody waits for who needs more members.
 
     Args:
-        model: A defended model.
-        test: Its tables.
-        sees: What each of its members sees.
-        purify: Which images are purified.
-        on: How its stages are run.
-        folder: Where its external data lies; None: all weights are in memory.
+        defence: What is run.
+        on: How its stages are put on engines.
     """
 
     name: ClassVar[ExecutorName] = "staged"
 
-    def __init__(
-        self,
-        model: ModelProto,
-        test: SequentialTest,
-        sees: Sequence[Sees],
-        purify: Purify,
-        *,
-        on: StageStarter,
-        folder: Path | None = None,
-    ) -> None:
-        groups = asked_groups(test, sees, purify, joining=on.joining)
-        stages = on.start(model, groups, folder)
+    def __init__(self, defence: Defence, *, on: StageStarter) -> None:
+        test, purify = defence.test, defence.purify
+        groups, stages = defence.start(on, on.joining)
         self._stages = Stages(stages, on.threads)
         self.provider: str = stages[groups[0].scopes[0]].engine.provider
         self._test, self._purifies, self._waves = test, purify, waves_of(test, purify)
@@ -94,7 +78,7 @@ class StagedExecutor:
     @classmethod
     def with_starter(cls, model: ModelFile, starter: StageStarter) -> "StagedExecutor":
         """The executor of a verified file whose stages are run in a way of their own."""
-        return cls(*asked_of(model), on=starter, folder=model.folder if model.data_locations else None)
+        return cls(Defence.of(model), on=starter)
 
     def times(self) -> dict[str, StageTime]:
         """What every engine has done since it was loaded, by its stages: 'classifier+member_000+member_001'."""

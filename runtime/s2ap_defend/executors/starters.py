@@ -14,13 +14,49 @@ from s2ap_defend.engines.bound import SIZES, BoundEngine
 from s2ap_defend.engines.cores import usable_cores
 from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine, available_device
 from s2ap_defend.executors.cache import StageCache
-from s2ap_defend.executors.groups import Group, Joining
+from s2ap_defend.executors.groups import Group, Joining, asked_groups
 from s2ap_defend.executors.stages import Stage, StageGraph, stage_graphs
 from s2ap_defend.executors.tensorrt import BUCKETS, engine_folder, made_folders, stage_options
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import SequentialTest
 
-__all__ = ["BoundStages", "CpuStages", "StageStarter", "TensorRTStages", "asked_of", "starter_for"]
+__all__ = ["BoundStages", "CpuStages", "Defence", "StageStarter", "TensorRTStages", "starter_for"]
+
+
+@dataclass(frozen=True)
+class Defence:
+    """What executors run.
+
+    Attributes:
+        model: A defended model.
+        test: Its tables.
+        sees: What each of its members sees.
+        purify: Which images are purified.
+        folder: Where its external data lies; None: all weights are in memory.
+    """
+
+    model: ModelProto
+    test: SequentialTest
+    sees: Sequence[Sees]
+    purify: Purify
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, file: ModelFile) -> "Defence":
+        """That of a verified file."""
+        manifest, folder = file.manifest, file.folder if file.data_locations else None
+        sees = [member.sees for member in manifest.members]
+        return cls(file.outline, manifest.to_test(), sees, manifest.decision.purify, folder)
+
+    def start(self, on: "StageStarter", joining: Joining) -> tuple[list[Group], dict[str, Stage]]:
+        """Its groups in the order in which they are asked, and their engines by the first scope of each.
+
+        Raises:
+            EngineError: If the device cannot be used.
+            ModelFileError: If a stage cannot be cut out or run.
+        """
+        groups = asked_groups(self.test, self.sees, self.purify, joining=joining)
+        return groups, on.start(self.model, groups, self.folder)
 
 
 class StageStarter(Protocol):
@@ -92,14 +128,13 @@ class BoundStages:
         device: 'cuda' or 'cpu'.
         sizes: Of batches, ascending.
         operator_threads: Of the CPU, inside one operator; None: as many as this process has cores.
-        joining: Which stages share an engine.
     """
 
     threads: ClassVar[int] = 1
+    joining: ClassVar[Joining] = "step"
     device: Device
     sizes: tuple[int, ...] = SIZES
     operator_threads: int | None = 1
-    joining: Joining = "step"
 
     def start(self, model: ModelProto, groups: Sequence[Group], folder: Path | None = None) -> dict[str, Stage]:
         """See StageStarter.start."""
@@ -166,9 +201,3 @@ def starter_for(
         return BoundStages("cuda")
     threads = threads or usable_cores()
     return CpuStages(threads, StageCache(file, joined=threads == 1) if cache else None)
-
-
-def asked_of(file: ModelFile) -> tuple[ModelProto, SequentialTest, list[Sees], Purify]:
-    """A file's graph, its tables, what each member sees, and which images are purified."""
-    manifest = file.manifest
-    return file.outline, manifest.to_test(), [member.sees for member in manifest.members], manifest.decision.purify

@@ -13,7 +13,7 @@ from tests.runtime.sequential_cases import ROWS
 
 from s2ap_defend.decision_record import Purify
 from s2ap_defend.executors.staged import StagedExecutor
-from s2ap_defend.executors.starters import CpuStages
+from s2ap_defend.executors.starters import CpuStages, Defence
 from s2ap_defend.executors.whole import WholeExecutor
 from s2ap_defend.model_file import ModelFile, open_model_file
 from s2ap_defend.sequential import Answer, first_answers, member_scores
@@ -35,7 +35,7 @@ def assert_same(found: Verdicts, expected: Verdicts) -> None:
 def test_every_decision_is_that_of_the_whole_graph_to_the_last_bit(case: Case, size: int, threads: int) -> None:
     test, answers, purify, sees = case
     model, batch = model_of(case), images(answers, purify, sees)
-    staged = StagedExecutor(model, test, sees, purify, on=CpuStages(threads))
+    staged = StagedExecutor(Defence(model, test, sees, purify), on=CpuStages(threads))
     parts = [batch[i : i + size] for i in range(0, ROWS, size)]
     whole = session(model)
     assert_same(Verdicts.concatenate([staged.run(part) for part in parts]), verdicts(whole, batch))

@@ -266,3 +266,18 @@ def test_an_onnx_file_that_only_onnx_runtime_runs_must_answer_an_image_by_itself
     pictures = shades * np.random.default_rng(1).random((8, 3, 5, 5), dtype=np.float32)
     with pytest.raises(DefendError, match=message):
         check_network(network, pictures, tensorrt=False)
+
+
+def test_an_onnx_file_is_looked_at_with_its_own_numbers(tmp_path: Path) -> None:
+    """Numbers that are equal everywhere, such as limits and zeros, are not moved: the graph is served as it is."""
+    weight = np.random.default_rng(0).normal(size=(75, 2)).astype(np.float32)
+    constants = {"w": weight, "b": np.zeros(2, np.float32), "low": np.float32(0), "high": np.float32(0.5)}
+    nodes = [
+        helper.make_node("Clip", ["x", "low", "high"], ["pixels"]),
+        helper.make_node("Flatten", ["pixels"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "b"], ["y"]),
+    ]
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    network = onnx_classifier(tmp_path / "c.onnx", nodes, *tensors)
+    assert not network.without_gradients
+    assert "MFLOPs" in check_network(network, np.random.default_rng(1).random((8, 3, 5, 5), dtype=np.float32))

@@ -154,19 +154,11 @@ class OnnxNetwork(Classifier):
         """The graph in torch, or, where torch cannot have it, on ONNX Runtime, and what torch cannot have of it."""
         try:
             stage = torch_stage(proto)
+            self._run(stage, self._example())
         except UndifferentiableError as error:
             return self._served(proto), error.what
-        except DefendError as error:
-            raise RecipeError(f"{self.file}: {error}") from error
-        try:
-            self._run(stage, self._example())
-        except _FAILURES as error:
-            try:
-                served = self._served(proto)
-                self._run(served, self._example())
-            except _FAILURES:  # neither takes these images, so they are at fault
-                return stage, ""
-            return served, f"its operators fail in torch ({first_line(error)})"
+        except _FAILURES as error:  # if ONNX Runtime does not take the images either, they are at fault
+            return self._served(proto), f"its operators fail in torch ({first_line(error)})"
         return stage, ""
 
     def _served(self, proto: ModelProto) -> ServedStage:
