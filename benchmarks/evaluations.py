@@ -96,7 +96,7 @@ def pooled(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "files": {
             name: {
                 key: run["configuration"].get(key)
-                for key in ("command", "seed", "first", "weights_sha256", "decision", "machine")
+                for key in ("command", "seed", "first", "weights_sha256", "images_sha256", "decision", "machine")
             }
             for name, run in found.items()
         },

@@ -33,12 +33,14 @@ class DefendedClassifier:
         path: Where the model file was read.
         manifest: Its manifest.
         executor: What runs it.
+        threads: CPU threads that were asked for; None: none were.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, executor: Executor) -> None:
+    def __init__(self, path: Path, manifest: Manifest, executor: Executor, threads: int | None = None) -> None:
         self.path = path
         self.manifest = manifest
         self.executor = executor
+        self.threads = threads
 
     @classmethod
     def load(
@@ -50,6 +52,7 @@ class DefendedClassifier:
         executor: ExecutorName | None = None,
         cache: bool = False,
         engines: Path | None = None,
+        constant_time: bool = False,
     ) -> "DefendedClassifier":
         """Open, verify and start a defended model file.
 
@@ -63,14 +66,24 @@ class DefendedClassifier:
                 folder NAME.stages beside the model, and starts from them the next time. A folder that cannot be
                 written is no error.
             engines: Folder of TensorRT's engines; None: NAME.tensorrt beside the model. What is missing is built there.
+            constant_time: Whether every stage is asked about every image, so that the time of a call does not tell how
+                many members it needed; by the staged executor, unless 'at_once' is named. Verdicts are the same.
 
         Raises:
             ModelFileError: If the file is missing, broken, changed, undefended or of another version.
             EngineError: If the device cannot be used, or there is no such executor.
         """
         model = open_model_file(Path(path))
-        started = start_executor(model, executor, device=device, threads=threads, cache=cache, engines=engines)
-        return cls(model.path, model.manifest, started)
+        started = start_executor(
+            model,
+            executor,
+            device=device,
+            threads=threads,
+            cache=cache,
+            engines=engines,
+            constant_time=constant_time,
+        )
+        return cls(model.path, model.manifest, started, threads)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -10,11 +10,11 @@ import numpy as np
 from s2ap_defend.errors import InputError, ModelFileError, RecipeError
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.sequential import SequentialTest
-from s2ap_defend.types import Float64, Int64, Verdicts
+from s2ap_defend.types import Bool, Float64, Int64, Verdicts
 
 CELLS_PER_NAT = 64
 MAX_NATS = 64
-SLOPES = np.array([-2.0, -1.0, 1.0, 2.0])
+SLOPES = (-2.0, -1.0, 1.0, 2.0)
 MAX_CAPITAL = 1e300
 
 
@@ -119,21 +119,25 @@ class DriftMonitor:
     def update(self, verdicts: Verdicts) -> DriftReport:
         """Take in the verdicts of N served inputs and report."""
         with self._lock:
-            self._observe(verdicts)
+            self._observe(verdicts.log_likelihood_ratio, verdicts.adversarial)
             return self._report()
 
     def observe(self, verdicts: Verdicts) -> None:
         """Take in the verdicts of N served inputs; cheaper than `update`."""
+        self.observe_ratios(verdicts.log_likelihood_ratio, verdicts.adversarial)
+
+    def observe_ratios(self, ratios: Float64, flagged: Bool) -> None:
+        """Take in N served inputs of which only their final ratios [N] and whether they were flagged [N] are left."""
         with self._lock:
-            self._observe(verdicts)
+            self._observe(ratios, flagged)
 
     def report(self) -> DriftReport:
         """Report on what was taken in so far."""
         with self._lock:
             return self._report()
 
-    def _observe(self, verdicts: Verdicts) -> None:
-        ratios = np.nan_to_num(verdicts.log_likelihood_ratio, nan=math.inf)  # what is no number is as odd as can be
+    def _observe(self, ratios: Float64, flagged: Bool) -> None:
+        ratios = np.nan_to_num(ratios, nan=math.inf)  # what is no number is as odd as can be
         below = np.searchsorted(self._reference, ratios, side="left")
         equal = np.searchsorted(self._reference, ratios, side="right") - below
         above = len(self._reference) - below - equal
@@ -141,7 +145,7 @@ class DriftMonitor:
         p_values = (above + uniform[:, 0] * (equal + 1)) / (len(self._reference) + 1)
         places = np.arange(self._count, self._count + len(ratios))[-self.window :] % self.window
         self._p_values[places] = p_values[-self.window :]
-        self._flagged[places] = verdicts.adversarial[-self.window :]
+        self._flagged[places] = flagged[-self.window :]
         self._count += len(ratios)
         largest = self._martingale.update(ratios, uniform[:, 1])
         self._drifted |= largest >= 1.0 / self.level
@@ -182,7 +186,7 @@ class _Martingale:
 
     def __init__(self, reference: Float64) -> None:
         self._history = np.bincount(_cells(reference), minlength=2 * MAX_NATS * CELLS_PER_NAT + 1)
-        self._bets = np.zeros(len(SLOPES))
+        self._bets = [0.0] * len(SLOPES)
         self._seen = len(reference)
         self._steps = 0
         self.capital = 1.0
@@ -201,9 +205,11 @@ class _Martingale:
             self._seen += 1
             self._steps += 1
             started = 1.0 / (self._steps * (self._steps + 1))
-            bets = (self._bets + started / len(SLOPES)) * (1.0 + SLOPES * (p - 0.5))
-            self._bets = np.minimum(bets, MAX_CAPITAL)  # giving capital away keeps Ville's inequality
-            self.capital = 1.0 / (self._steps + 1) + float(self._bets.sum())
+            self.capital = 1.0 / (self._steps + 1)
+            for i, slope in enumerate(SLOPES):  # so few that an array would take longer
+                bet = (self._bets[i] + started / len(SLOPES)) * (1.0 + slope * (p - 0.5))
+                self._bets[i] = min(bet, MAX_CAPITAL)  # giving capital away keeps Ville's inequality
+                self.capital += self._bets[i]
             largest = max(largest, self.capital)
         return largest
 

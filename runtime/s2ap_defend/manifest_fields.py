@@ -22,8 +22,8 @@ Amount = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-WeakPart = Literal["members", "evidence", "boundary", "answer", "purifier"]
-"""What of a file can be weaker than it was meant to be."""
+WeakPart = Literal["members", "evidence", "boundary", "answer", "purifier", "classifier"]
+"""What of a file can be weaker, or measured by weaker attacks, than it was meant to be."""
 
 ROUNDING = 1e-9
 """Shares of at most millions of images are this exact in float64."""

@@ -69,7 +69,7 @@ def cut_stage(proto: ModelProto, scope: str) -> ModelProto:
     initializers = {tensor.name: tensor for outer in enclosing for tensor in outer.initializer}
     own = {tensor.name for tensor in graph.initializer}
     constants = {node.output[0]: node for outer in enclosing for node in outer.node if node.op_type == "Constant"}
-    read = list(dict.fromkeys(name for node in nodes for name in _reads(node) if name and name not in produced))
+    read = list(dict.fromkeys(name for node in nodes for name in reads(node) if name and name not in produced))
     inputs = [name for name in read if name not in initializers and name not in constants]
     if len(inputs) != 1:
         raise ModelFileError(
@@ -81,7 +81,7 @@ def cut_stage(proto: ModelProto, scope: str) -> ModelProto:
     inner = produced - {f"{scope}/{name}" for name in wanted}  # declared shapes make the stage quick to load
     if missing:
         raise ModelFileError(f"stage {scope} has no value {scope}/{missing[0]}; export the model again")
-    _rename(nodes, {inputs[0]: "image"} | {f"{scope}/{name}": name for name in wanted})
+    rename_nodes(nodes, {inputs[0]: "image"} | {f"{scope}/{name}": name for name in wanted})
     shared = [initializers[name] for name in read if name in initializers and name not in own]
     stage = helper.make_model(
         helper.make_graph(
@@ -120,7 +120,7 @@ def join_stages(stages: Mapping[str, ModelProto], behind: Collection[str] = ()) 
         if scope in behind:
             names["image"] = f"{PURIFIER}/{_OUTPUTS[PURIFIER][0]}"
         names |= {name: f"{scope}/{name}" for name in _constant_elsewhere(graph, joined.graph)}
-        _rename(graph.node, names)
+        rename_nodes(graph.node, names)
         for kind in ("initializer", "input", "output"):
             for one in getattr(graph, kind):
                 one.name = one.name if one.name == "image" else names.get(one.name, one.name)
@@ -193,23 +193,39 @@ def _scope(node: NodeProto) -> str:
     return scope if slash else ""
 
 
-def _reads(node: NodeProto) -> Iterator[str]:
+def reads(node: NodeProto) -> Iterator[str]:
     """Names that a node reads from its graph and from those around it."""
     yield from node.input
     for inner in subgraphs(node):
-        own = {tensor.name for tensor in inner.initializer} | {name for n in inner.node for name in n.output}
-        yield from (name for n in inner.node for name in _reads(n) if name not in own)
+        own = {tensor.name for tensor in inner.initializer} | {value.name for value in inner.input}
+        own |= {name for n in inner.node for name in n.output}
+        yield from (name for n in inner.node for name in reads(n) if name not in own)
         yield from (output.name for output in inner.output if output.name not in own)
 
 
-def _rename(nodes: Iterable[NodeProto], names: dict[str, str]) -> None:
+def value_names(graph: GraphProto) -> Iterator[str]:
+    """Names of all values of one graph, those of branches and loops in it apart; some more than once."""
+    yield from (name for node in graph.node for name in (*node.input, *node.output) if name)
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (value.name for value in (*graph.value_info, *graph.input, *graph.output))
+
+
+def rename_nodes(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
+    """Rename what nodes read and give, inside branches and loops too, in place; names that are not mentioned stay."""
     for node in nodes:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         for inner in subgraphs(node):
-            _rename(inner.node, names)
-            for output in inner.output:
-                output.name = names.get(output.name, output.name)
+            rename_values(inner, names)
+
+
+def rename_values(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Rename all values of a graph as `rename_nodes` does."""
+    rename_nodes(graph.node, names)
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
 
 
 def _value(proto: ModelProto, name: str, like: str) -> ValueInfoProto:

@@ -57,6 +57,7 @@ def test_the_runtime_imports_nothing_that_a_plain_installation_may_lack() -> Non
     assert {"numpy", "onnx", "onnxruntime", "click", "pydantic"} <= set(libraries)
     elsewhere = {"model_signing"}  # an extra of its own, which signature.py asks for
     elsewhere |= {"grpc", "grpc_health", "tritonclient"}  # of the extra that serve/grpc asks for
+    elsewhere |= {"opentelemetry"}  # of the extra that serve/tracing.py asks for
     elsewhere |= {"ray", "yaml"}  # of the extra that serve/ray.py asks for
     lacking = {module: place for module, place in libraries.items() if not of_dependencies(module)}
     assert {module: lacking[module] for module in lacking.keys() - elsewhere} == {}

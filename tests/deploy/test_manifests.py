@@ -13,6 +13,7 @@ import pytest
 import yaml
 from tests.runtime.serve.live import live
 
+from s2ap_defend.commands.options import named_models
 from s2ap_defend.commands.serve import serve
 from s2ap_defend.serve import ServerConfig
 
@@ -52,7 +53,7 @@ COMMANDS = {
 def test_every_command_line_is_one_of_serve_and_its_settings_are_allowed(name):
     values = serve.make_context("serve", list(COMMANDS[name]), resilient_parsing=False).params
     config = ServerConfig(
-        model=values["model"],
+        model=named_models(values["model"]),
         host=values["host"],
         port=values["port"],
         grpc_port=values["grpc_port"],

@@ -14,7 +14,7 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _MODULE = re.compile(r"s2ap_(?:defend|export|train)(?:\.\w+)+")
 _FILE = re.compile(r"[\w-]+(?:/[\w.-]+)+\.(?:py|json|md|png|toml)")
 _OPTION = re.compile(r"--[a-z][a-z0-9-]+")
-_OTHERS = {"--help", "--version", "--exclude-editable"}
+_OTHERS = {"--help", "--version", "--exclude-editable", "--http2"}
 """Of every command, and of other programs."""
 
 every = pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)

@@ -123,8 +123,9 @@ def write_untrained(
     classes: int = 10,
     shape: tuple[int, int, int] = SHAPE,
     fold: int = 1,
+    classifier: ModelProto | None = None,
 ) -> None:
-    """Write them with this decision as one defended file."""
+    """Write them with this decision as one defended file; `classifier` in the place of theirs, if one is given."""
     bank = hadamard_bank(purification.bank_size, shape, purification.bank_seed)
     members = tuple(
         Member(
@@ -172,7 +173,7 @@ def write_untrained(
         weights_sha256="0" * 64,
         graph_sha256="0" * 64,
     )
-    model = compose(
-        *stages_of(purification, classes, shape, fold), manifest.to_test(), sees=SEES, purify=decision.purify
-    )
+    purifier, own, networks = stages_of(purification, classes, shape, fold)
+    answering = own if classifier is None else classifier
+    model = compose(purifier, answering, networks, manifest.to_test(), sees=SEES, purify=decision.purify)
     write_model_file(model, manifest, path)

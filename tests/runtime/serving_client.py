@@ -59,7 +59,7 @@ def serving(classifier, **options) -> Client:
 
 def infer(client, images, path=None, **changes):
     tensor = {"name": "image", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}
-    model = client.app.state.service.served.model
+    model = client.app.state.service.default.served.model
     return client.post(path or f"/v2/models/{model}/infer", json={"inputs": [tensor], **changes})
 
 

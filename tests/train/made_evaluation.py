@@ -155,6 +155,7 @@ def made_evaluation(**changes: Any) -> Evaluation:
             preset="quick",
             budget={"steps": 20, "restarts": 1},
             samples=SAMPLES,
+            images_sha256="cd" * 32,
             eps=0.15,
             l2=1.0,
             pixels=3,

@@ -151,6 +151,7 @@ def _photos(own: Own) -> dict[str, Any]:
     from s2ap_train.data import DataSettings, data_facts
     from s2ap_train.models import create
     from s2ap_train.models.cost import flops
+    from s2ap_train.models.onnx_network import OnnxNetwork
     from s2ap_train.recipe.photos import default_network, photos_tables
 
     data = _data(own)
@@ -160,22 +161,23 @@ def _photos(own: Own) -> dict[str, Any]:
     if own.onnx is not None and "robust_model" not in given:
         given["robust_model"] = default_network(facts)
 
-    def cost(table: str | dict[str, Any]) -> int:
-        network = create(table, facts.image_shape, len(facts.classes))
-        return flops(network, network.image_shape)
-
+    network, robust = (
+        create(table, facts.image_shape, len(facts.classes)) for table in (model, given.get("robust_model", model))
+    )
     tables = photos_tables(
         facts,
         data=data,
         model=model,
-        flops=cost(model),
-        trained_flops=cost(given.get("robust_model", model)),
+        flops=flops(network, facts.image_shape),
+        trained_flops=flops(robust, facts.image_shape),
         effort=own.effort or "standard",
         eps=_DEFAULT_EPS if own.eps is None else own.eps,
         answer=own.answer or "mixed",
         seed=own.seed or 0,
         given=given,
     )
+    if isinstance(network, OnnxNetwork) and network.refused_by_tensorrt:
+        tables["export"] = {"tensorrt": False}
     if own.accelerator is not None:
         tables["compute"] = {"accelerator": own.accelerator}
     if own.max_cost is not None:

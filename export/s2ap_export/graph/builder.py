@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
+from s2ap_defend.stages import reads, rename_nodes
 from s2ap_export.graph.rewrites import Rewrites
 
 __all__ = ["BATCH", "IR_VERSION", "OPSET", "PRODUCER", "Attribute", "GraphBuilder", "Shape"]
@@ -119,10 +120,9 @@ class GraphBuilder:
                 continue
             kept = NodeProto()
             kept.CopyFrom(node)
-            needed.update(node.input)
-            kept.input[:] = [names.get(name, name) for name in node.input]
-            kept.output[:] = [names.get(name, name) for name in node.output]
+            needed.update(reads(node))
             nodes.append(kept)
+        rename_nodes(nodes, names)
         used = [tensor for name, tensor in self.initializers.items() if name in needed]
         inner = [declared for declared in self._declared if declared.name in needed and declared.name not in names]
         graph = helper.make_graph(

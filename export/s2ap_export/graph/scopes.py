@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from onnx import GraphProto, ModelProto
 
+from s2ap_defend.model_file import all_graphs
+from s2ap_defend.stages import rename_values, value_names
 from s2ap_export.graph.builder import BATCH, GraphBuilder
 
-__all__ = ["MOST_IN_BRANCHES", "embed", "move", "rename_scope", "rename_values", "run_again"]
+__all__ = ["MOST_IN_BRANCHES", "embed", "move", "rename_scope", "run_again"]
 
 MOST_IN_BRANCHES = 64 * 2**20
 """Bytes of weights that may lie in branches: engines rearrange them there, which is faster, and hold them 4 times."""
@@ -23,25 +23,13 @@ def rename_scope(stage: ModelProto, scope: str) -> ModelProto:
     copied.CopyFrom(stage)
     graph = copied.graph
     before = f"{graph.name}/"
-    names = [name for node in graph.node for name in (*node.input, *node.output)]
-    names += [tensor.name for tensor in graph.initializer]
+    names = {name for inner in all_graphs(graph) for name in value_names(inner)}
     renamed = {name: f"{scope}/{name.removeprefix(before)}" for name in names if name.startswith(before)}
     rename_values(graph, renamed)
     for node in graph.node:
         node.name = f"{scope}/{node.name.removeprefix(before)}"
     graph.name = scope
     return copied
-
-
-def rename_values(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Rename values of a graph without branches in place; names that are not mentioned stay."""
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for tensor in graph.initializer:
-        tensor.name = names.get(tensor.name, tensor.name)
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        value.name = names.get(value.name, value.name)
 
 
 def run_again(stage: ModelProto, scope: str, *, most_in_branches: int = MOST_IN_BRANCHES) -> ModelProto:

@@ -71,7 +71,7 @@ def traced_networks(recipe: Recipe, components: Components, splits: Splits) -> T
 
         single = checked(trace_classifier(fold_batch_norm(network), shape, scope=scope))
         check_fit(single, wanted=recipe.export.tensorrt)
-        if precision != "float32":
+        if precision not in {"float32", precision_of(single)}:
             try:
                 reduced = in_precision(single, precision, splits.fit.images, tensorrt=recipe.export.tensorrt)
                 return checked(reduced)

@@ -30,6 +30,7 @@ from s2ap_export.tracing.trace import frozen, trace_classifier
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.models import Classifier, ModelTable, create, fold_batch_norm
 from s2ap_train.models.cost import flops
+from s2ap_train.models.onnx_network import OnnxNetwork
 from s2ap_train.onnx_graphs import torch_stage
 from s2ap_train.pruning.shape import shape_after
 from s2ap_train.recipe import Recipe, check_networks
@@ -103,7 +104,8 @@ def check_network(network: Classifier, images: Float32, *, tensorrt: bool = True
     expected = _log_probabilities(precise, exact)
     with _blamed(module, x):
         _check_alone("the network", lambda images: _log_probabilities(precise, images), exact, expected)
-    _check_twin(stage, exact, expected)
+    if not alive.without_gradients:
+        _check_twin(stage, exact, expected)
     check_fit(stage, wanted=tensorrt)
     same = check_stage("network", stage, lambda images: (_log_probabilities(module, images),), images)
     cost = f"{flops(alive, alive.image_shape) / 1e6:.3g} MFLOPs"
@@ -148,7 +150,8 @@ def _blamed(module: nn.Module, images: Tensor) -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        layer = layer_at_fault(module, images)
+        in_torch = not (isinstance(module, Classifier) and module.without_gradients)
+        layer = layer_at_fault(module, images) if in_torch else ""
         if not layer:
             raise
         raise RecipeError(f"{layer}{error}") from error
@@ -158,13 +161,15 @@ def _alive(network: Classifier, images: Tensor) -> Classifier:
     """A copy in which no part hides what others compute.
 
     Normalisations know the statistics of the images, and parameters that begin as one number everywhere (the zeros of a
-    last layer, the tiny factors of a residual branch) are moved a little.
+    last layer, the tiny factors of a residual branch) are moved a little; not those of an ONNX file, whose graph is
+    served as it is.
     """
     alive = copy.deepcopy(network).cpu().train()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for parameter in alive.parameters():
-            if parameter.is_floating_point() and bool((parameter == parameter.flatten()[:1]).all()):
+        for parameter in () if isinstance(network, OnnxNetwork) else alive.parameters():
+            number = parameter.is_floating_point() and parameter.numel()
+            if number and bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         for module in alive.modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:
@@ -227,7 +232,8 @@ def _check_alone(name: str, function: Callable[[Tensor], Tensor], x: Tensor, exp
         raise RecipeError(
             f"{name} answers an image differently in another batch, by {difference:.2g} of the largest "
             "log-probability; a verdict may depend on one image only: leave out what reads the batch, such as a mean "
-            "over its images, or a normalisation by its statistics in evaluation mode"
+            "over its images, a normalisation by its statistics in evaluation mode, or a quantisation by its range "
+            "(DynamicQuantizeLinear)"
         )
 
 

@@ -29,6 +29,7 @@ from s2ap_train.hardening.decision_choice.choice import ChosenDecision, choose_d
 from s2ap_train.hardening.feasibility import check_feasible, weaknesses
 from s2ap_train.hardening.forecast import Forecast
 from s2ap_train.hardening.purifier_choice import By, check_grid, choose_purifier
+from s2ap_train.hardening.surrogate import blind_attacks
 from s2ap_train.hardening.train import Components, train_components
 from s2ap_train.hardening.unlearned import unlearned
 from s2ap_train.jobs import Workers
@@ -131,6 +132,9 @@ def harden(
     check_writable(candidate_path(work_dir, output))
     asked = recipe
     splits, candidate, kept, expected = look_before(recipe, output, work_dir, reporter, workers=workers, choose=choose)
+    blind = blind_attacks(recipe, splits)
+    if strict and blind is not None:
+        refuse(blind)
     with locked_folder(work_dir):
         if not overwrite:
             check_replaced(kept, work_dir)
@@ -144,6 +148,7 @@ def harden(
                     f"dead channels: {before.method} has {after.parameters:,} of {before.parameters:,} numbers left"
                 )
         weak = tuple(unlearned(recipe, [one.clean_accuracy for one in components.members], splits))
+        weak = weak if blind is None else (blind, *weak)
         for weakness in weak:
             if strict:
                 refuse(weakness)
@@ -177,15 +182,16 @@ def harden(
             )
             write_model_file(model, manifest, candidate.path)
             candidate.remember(asked)
-            manifest = with_comparison(
-                manifest,
-                candidate.path,
-                partial(_in_float32, recipe, components, splits, work_dir, decided, strict=strict),
-                splits.validation,
-                decided.fitting,
-                work_dir,
-                max_flips=recipe.export.max_flips,
-            )
+            if recipe.export.precision.reduced:  # not where the classifier came in less than float32
+                manifest = with_comparison(
+                    manifest,
+                    candidate.path,
+                    partial(_in_float32, recipe, components, splits, work_dir, decided, strict=strict),
+                    splits.validation,
+                    decided.fitting,
+                    work_dir,
+                    max_flips=recipe.export.max_flips,
+                )
             step.advance(f"{len(manifest.members)} members, {candidate.path.stat().st_size / 1e6:.1f} MB")
         evaluation = evaluate_file(
             candidate.path,

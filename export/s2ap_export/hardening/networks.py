@@ -116,7 +116,8 @@ def _wider(model: Path, recipe: Recipe, splits: Splits, folder: Path, reporter: 
 def _check_same(model: Path, recipe: Recipe, network: Network, images: Float32, checkpoints: Path) -> None:
     """Refuse checkpoints of another file than the one that is evaluated; `images` are those of the fitting split."""
     inside, own = cut_stage(open_model_file(model).proto, CLASSIFIER), to_stage(network.model)
-    own = in_precision(own, precision_of(inside), images, tensorrt=recipe.export.tensorrt)
+    if precision_of(own) != precision_of(inside):
+        own = in_precision(own, precision_of(inside), images, tensorrt=recipe.export.tensorrt)
     found = [
         OnnxRuntimeEngine(stage.SerializeToString(), device="cpu", threads=1).run(
             {"image": images[:_COMPARED]}, ["log_probabilities"]

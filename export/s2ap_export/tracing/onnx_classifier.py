@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
+from s2ap_defend.model_file import all_graphs
+from s2ap_defend.stages import rename_values, value_names
 from s2ap_export.graph.builder import BATCH, GraphBuilder
 from s2ap_train.models.onnx_network import OnnxNetwork
 
@@ -45,25 +47,20 @@ def _prepared(build: GraphBuilder, network: OnnxNetwork) -> str:
 
 
 def _answered(build: GraphBuilder, network: OnnxNetwork, image: str) -> str:
-    """The graph of the file, added node by node; the name of its output."""
-    graph = network.proto.graph
-    names = {graph.input[0].name: image, "": ""}
-    for tensor in graph.initializer:
-        names[tensor.name] = f"{build.scope}/graph/{tensor.name}"
-        own = TensorProto()
-        own.CopyFrom(tensor)
-        own.name = names[tensor.name]
-        build.initializers[own.name] = own
+    """The graph of the file, added node by node; the name of its output. Nodes in branches and loops have no names."""
+    graph = GraphProto()
+    graph.CopyFrom(network.proto.graph)
+    inside = {name for inner in all_graphs(graph) for name in value_names(inner)}
+    rename_values(graph, {name: f"{build.scope}/graph/{name}" for name in inside} | {graph.input[0].name: image})
+    for inner in all_graphs(graph):
+        for node in inner.node:
+            node.ClearField("name")
+            node.ClearField("doc_string")
     for number, node in enumerate(graph.node):
-        names |= {name: f"{build.scope}/graph/{name}" for name in node.output if name}
-        own_node = NodeProto()
-        own_node.CopyFrom(node)
-        own_node.name = f"{build.scope}/graph_{number}"
-        own_node.input[:] = [names[name] for name in node.input]
-        own_node.output[:] = [names[name] for name in node.output]
-        own_node.ClearField("doc_string")
-        build.nodes.append(own_node)
-    return names[graph.output[0].name]
+        node.name = f"{build.scope}/graph_{number}"
+    build.initializers |= {tensor.name: tensor for tensor in graph.initializer}
+    build.nodes += graph.node
+    return str(graph.output[0].name)
 
 
 def _logits(build: GraphBuilder, network: OnnxNetwork, value: str) -> str:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.stages import rename_values
 from s2ap_export.graph.builder import BATCH, IR_VERSION, OPSET
-from s2ap_export.graph.scopes import rename_values
 
 __all__ = ["WRITER", "export_classifier"]
 

@@ -64,11 +64,13 @@ def _is_known(value: ValueInfoProto) -> bool:
 def _flops(node: NodeProto, shapes: Shapes) -> int:
     """Of one node; KeyError where the shape of what it multiplies is not known."""
     match node.op_type:
-        case "Conv":
+        case "Conv" | "ConvInteger":
             return 2 * prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
         case "ConvTranspose":
             return 2 * prod(shapes[node.input[0]]) * prod(shapes[node.input[1]][1:])
-        case "MatMul":
+        case "QLinearConv":
+            return 2 * prod(shapes[node.output[0]]) * prod(shapes[node.input[3]][1:])
+        case "MatMul" | "MatMulInteger" | "QLinearMatMul":
             return 2 * prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
         case "Gemm":
             transposed = any(one.name == "transA" and one.i for one in node.attribute)

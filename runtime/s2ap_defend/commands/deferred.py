@@ -72,7 +72,7 @@ COMMANDS = (
         "plan", "Show exact error rates and expected members of a sequential test; refuse one that can never decide."
     ),
     DeferredCommand(
-        "serve", "Serve a model file: Open Inference Protocol v2 over HTTP and gRPC, a page at /, metrics at /metrics."
+        "serve", "Serve model files: Open Inference Protocol v2 over HTTP and gRPC, a page at /, metrics at /metrics."
     ),
     DeferredCommand("serve-key", "Make an API key for the server, and print it once and its entry in the keys file."),
     DeferredCommand(

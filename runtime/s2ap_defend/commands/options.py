@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -8,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from s2ap_defend.engines import Device
+from s2ap_defend.errors import RecipeError
 from s2ap_defend.executors import ExecutorName
 from s2ap_defend.shipped import SHIPPED, shipped_file
 from s2ap_defend.types import Resize
@@ -36,6 +38,34 @@ class ModelPath(click.Path):
         """Files, and the names."""
         names = [CompletionItem(name) for name in SHIPPED if name.startswith(incomplete)]
         return [*super().shell_complete(ctx, param, incomplete), *names]
+
+
+class NamedModelPath(ModelPath):
+    """A model file, which NAME= in front of it names; otherwise the stem of its own name does."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """NAME=PATH, or PATH alone."""
+        name, separator, path = str(value).partition("=")
+        if not separator or Path(str(value)).exists():
+            return str(super().convert(value, param, ctx))
+        return f"{name}={super().convert(path, param, ctx)}"
+
+
+def named_models(given: Sequence[str]) -> dict[str, Path]:
+    """The files by the names of their models, from what NamedModelPath gives.
+
+    Raises:
+        RecipeError: If two have one name.
+    """
+    models: dict[str, Path] = {}
+    for text in given:
+        name, separator, path = text.partition("=")
+        if not separator or Path(text).exists():
+            name, path = Path(text).stem, text
+        if name in models:
+            raise RecipeError(f"{models[name]} and {path} are both called {name!r}; name one of them: NAME={path}")
+        models[name] = Path(path)
+    return models
 
 
 model_argument = click.argument("model", type=ModelPath())

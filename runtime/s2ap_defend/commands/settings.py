@@ -35,14 +35,19 @@ def _read(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
             raise click.ClickException(f"the settings {path} have {name[:40]!r}, which is no option; {hint}")
         _check_kind(known[name], value, f"{name} of the settings {path}")
-    ctx.default_map = {str(known[name].name): value for name, value in table.items()}
+    ctx.default_map = {
+        str(known[name].name): [value] if known[name].nargs == -1 and isinstance(value, str) else value
+        for name, value in table.items()
+    }
 
 
 def _check_kind(param: click.Parameter, value: object, what: str) -> None:
     """Check what click would make something else of."""
-    if param.multiple if isinstance(param, click.Option) else False:
+    if param.nargs == -1 and isinstance(value, str):
+        return
+    if param.nargs == -1 or (isinstance(param, click.Option) and param.multiple):
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise click.ClickException(f"{what} must be a list of texts")
+            raise click.ClickException(f"{what} must be a {'text, or a ' * (param.nargs == -1)}list of texts")
     elif isinstance(param, click.Option) and param.is_flag:
         if not isinstance(value, bool):
             raise click.ClickException(f"{what} must be true or false")
@@ -71,6 +76,8 @@ def print_settings(ctx: click.Context) -> None:
         if name in {"config", "print_config"} or not param.expose_value:
             continue
         value, source = ctx.params[name], ctx.get_parameter_source(name)
+        if param.nargs == -1 and len(value) == 1:
+            (value,) = value
         said = SOURCES.get(source, "default") if source is not None else "default"
         click.echo(
             f"# {_name_of(param)} is not set" if value is None else f"{_name_of(param)} = {_toml(value)}  # {said}"

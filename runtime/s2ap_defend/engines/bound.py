@@ -5,6 +5,7 @@ each operator. Sizes are few, so that buffers and graphs are; a batch is filled 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -56,14 +57,15 @@ class BoundEngine:
     ) -> None:
         self.captures = device == "cuda"
         start = partial(OnnxRuntimeEngine, model, folder=folder, device=device, threads=threads)
-        try:
-            options = {"enable_cuda_graph": "1"} if self.captures else None
-            self._engine = start(provider_options=options)
-        except ModelFileError as error:
-            if not self.captures or "graph capture" not in str(error):
-                raise
-            self.captures = False
-            self._engine = start()
+        with _ONE_AT_A_TIME if self.captures else nullcontext():
+            try:
+                options = {"enable_cuda_graph": "1"} if self.captures else None
+                self._engine = start(provider_options=options)
+            except ModelFileError as error:
+                if not self.captures or "graph capture" not in str(error):
+                    raise
+                self.captures = False
+                self._engine = start()
         self.provider: str = self._engine.provider
         self._stacked, self._sizes = tuple(stacked), tuple(sizes)
         self._bound: dict[int, BoundBatch] = {}

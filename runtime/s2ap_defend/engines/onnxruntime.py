@@ -25,7 +25,7 @@ INSTALL = {"cuda": _CUDA, "tensorrt": f"{_CUDA}, TensorRT's are installed separa
 _ALWAYS = {"cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
 """Options of a provider: thresholds are calibrated in float32, whose mantissa TF32 cuts to 10 bits; and an exhaustive
 search for the fastest convolution, the default, makes whoever comes first with a size of batch wait for it."""
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # errors come as exceptions
 
 
 class OnnxRuntimeEngine:
@@ -59,7 +59,7 @@ class OnnxRuntimeEngine:
         chosen = available_device(device)
         wanted = _PROVIDERS[chosen]
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY if chosen == "cpu" else _ERRORS_ONLY + 1
+        options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = operator_threads() if threads is None else threads
         if optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -14,10 +14,11 @@ import numpy as np
 
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName, Landed
+from s2ap_defend.executors.everything import ask_everything
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, waves_of
 from s2ap_defend.executors.rows import Rows, sanitise
-from s2ap_defend.executors.stages import Stages, StageTime
+from s2ap_defend.executors.stages import OnRun, Stages, StageTime
 from s2ap_defend.executors.starters import Defence, StageStarter, starter_for
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import Path as TestPath
@@ -83,9 +84,19 @@ class StagedExecutor:
         """What every engine has done since it was loaded, by its stages: 'classifier+member_000+member_001'."""
         return self._stages.times()
 
+    def observe(self, on_run: OnRun | None) -> None:
+        """Call this after every run of an engine from now on, or nothing."""
+        self._stages.observe(on_run)
+
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""
         return self._finish(0, self._open([(0, images)]))
+
+    def run_all(self, images: Float32) -> Verdicts:
+        """The same by all stages for all images, however early each of them is decided."""
+        return ask_everything(
+            self._stages, [one for of in self._groups for one in of], self._test, self._purifies, images
+        )
 
     def start(self, images: Float32) -> Flight:
         """Take images in, without running anything.

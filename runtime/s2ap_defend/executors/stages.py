@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,16 @@ from s2ap_defend.external_data import fill
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, cut_stage, join_stages
 from s2ap_defend.types import Float32
 
-__all__ = ["Stage", "StageGraph", "StageTime", "Stages", "stage_graphs", "tensorrt_stage"]
+__all__ = ["OnRun", "Stage", "StageGraph", "StageTime", "Stages", "stage_graphs", "tensorrt_stage"]
 
 CACHE_BYTES = 1 << 20
 """The rows of a run are so many that its largest value fits: those of the second-level caches of today's cores."""
 WORTH_SHARING_S = 3e-4
 """Work of less than this runs on the calling thread: waking another one takes about a tenth of it."""
+
+OnRun = Callable[[str, int, int], None]
+"""Called after every run of an engine, on the thread that ran it: its stages, when it began and ended, by
+time.perf_counter_ns."""
 
 _BATCH = re.compile(r".+?(?:_x(\d+))?")  # a dynamic size: the images, or so many rows of each
 
@@ -64,10 +68,17 @@ class Stage:
         engine: Of the graph.
         outputs: Names of what is asked of it, `SCOPE/NAME`.
         rows_at_once: Images in one run of the engine at most.
+
+    Attributes:
+        name: The stages: 'classifier+member_000+member_001'.
+        on_run: Called after every run; None: nothing is.
     """
+
+    on_run: OnRun | None = None
 
     def __init__(self, engine: Engine, outputs: Sequence[str], rows_at_once: int) -> None:
         self.engine, self.outputs, self.rows_at_once = engine, tuple(outputs), rows_at_once
+        self.name = "+".join(dict.fromkeys(output.partition("/")[0] for output in outputs))
         self._runs, self._rows, self._seconds = 0, 0, 0.0
         self._fastest = 0.0
         self._lock = Lock()
@@ -87,15 +98,18 @@ class Stage:
         Raises:
             EngineError: If the engine fails.
         """
-        began, rows = time.perf_counter(), len(images)
+        began_ns, rows = time.perf_counter_ns(), len(images)
         answers = self.engine.run({"image": images}, self.outputs)
-        seconds = time.perf_counter() - began
+        ended_ns = time.perf_counter_ns()
+        seconds = (ended_ns - began_ns) / 1e9
         with self._lock:
             self._runs += 1
             self._rows += rows
             self._seconds += seconds
             if not 0.0 < self._fastest <= seconds / rows:
                 self._fastest = seconds / rows
+        if self.on_run is not None:
+            self.on_run(self.name, began_ns, ended_ns)
         return answers
 
 
@@ -157,8 +171,12 @@ class Stages:
 
     def times(self) -> dict[str, StageTime]:
         """What every engine has done since it was loaded, by its stages: 'classifier+member_000+member_001'."""
-        scopes = ([name.partition("/")[0] for name in stage.outputs] for stage in self._engines.values())
-        return {"+".join(dict.fromkeys(of)): one.time for of, one in zip(scopes, self._engines.values(), strict=True)}
+        return {stage.name: stage.time for stage in self._engines.values()}
+
+    def observe(self, on_run: OnRun | None) -> None:
+        """Call this after every run from now on, or nothing."""
+        for stage in self._engines.values():
+            stage.on_run = on_run
 
     def ask(self, questions: Sequence[tuple[str, Float32]]) -> dict[str, Array]:
         """What engines, by their first scopes, say of images [n, C, H, W] each; they run beside each other.

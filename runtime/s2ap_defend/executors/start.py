@@ -9,6 +9,7 @@ from s2ap_defend.engines.onnxruntime import chosen_device
 from s2ap_defend.errors import EngineError
 from s2ap_defend.executors import Executor, ExecutorName
 from s2ap_defend.executors.at_once import AtOnceExecutor
+from s2ap_defend.executors.constant import ConstantExecutor
 from s2ap_defend.executors.staged import StagedExecutor
 from s2ap_defend.executors.whole import WholeExecutor
 from s2ap_defend.model_file import ModelFile
@@ -24,6 +25,7 @@ def start_executor(
     threads: int | None = None,
     cache: bool = False,
     engines: Path | None = None,
+    constant_time: bool = False,
 ) -> Executor:
     """Start an executor.
 
@@ -35,6 +37,7 @@ def start_executor(
         threads: As for `DefendedClassifier.load`.
         cache: As there.
         engines: As there.
+        constant_time: As there.
 
     Raises:
         ModelFileError: If the file cannot be run.
@@ -42,12 +45,19 @@ def start_executor(
     """
     if name is not None and name not in get_args(ExecutorName):
         raise EngineError(f"executor {name!r} is not known; choose {', '.join(get_args(ExecutorName))}")
+    if constant_time and name == "whole":
+        raise EngineError(
+            "the executor 'whole' cannot take constant time: the file itself stops early; take 'staged' or 'at_once'"
+        )
+    if constant_time and name is None:
+        name = "staged"
     if name is None:
         several = (threads or usable_cores()) > 1
         chosen = chosen_device(device)
         name = "staged" if several or chosen != "cpu" else "whole"
     if name == "staged":
-        return StagedExecutor.of(model, device=device, threads=threads, cache=cache, engines=engines)
-    if name == "at_once":
+        staged = StagedExecutor.of(model, device=device, threads=threads, cache=cache, engines=engines)
+        return ConstantExecutor(staged) if constant_time else staged
+    if name == "at_once":  # its time is constant by nature
         return AtOnceExecutor.of(model, device=device, threads=threads)
     return WholeExecutor(model, device=device, threads=threads)

@@ -45,6 +45,7 @@ class Path:
             `scan`.
         reconstruction_error: What the purifier left [N]; None: no signal asks for it.
         valid: Images whose pixels are all in [0, 1] [N]; others are flagged. None: all are.
+        constant_time: Whether what only some inputs need is computed for all, so that time does not tell who they are.
 
     Attributes:
         first_answer: The label that the evidence is measured against [N].
@@ -69,8 +70,10 @@ class Path:
         *,
         reconstruction_error: Float32 | None = None,
         valid: Bool | None = None,
+        constant_time: bool = False,
     ) -> None:
         self.test, self.classifier = test, classifier
+        self._constant_time = constant_time
         count, self._classes = classifier.shape
         self.used, self.changed = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         self.decided = np.zeros(count, dtype=bool) if valid is None else ~valid
@@ -189,12 +192,14 @@ class Path:
         label = self.first_answer
         if test.answer != "accurate" and any(test.jurors[test.opening :]):
             later = self.used > test.opening  # others are as after the opening
-            if later.all():
+            if self._constant_time:
+                label = np.where(later, self.label(), label)
+            elif later.all():
                 label = self.label()
             elif later.any():
                 label = label.copy()
                 label[later] = self._label(self.jury[later], self._own[later], self.classifier[later])
-        if test.correction == "correct" and adversarial.any():
+        if test.correction == "correct" and self._matters(adversarial):
             label = np.where(adversarial, voted_label(self.votes, self.summed), label)
         return label, adversarial, abstained
 
@@ -253,8 +258,12 @@ class Path:
             self.decided |= crossed
         if lower > -np.inf:
             self.decided |= undecided & self.stops_clean(member, lower)
-        if test.curtails and self.adversarial.any():
+        if test.curtails and self._matters(self.adversarial):
             self.settled |= self.adversarial & self.vote_is_settled(member)
+
+    def _matters(self, inputs: Bool) -> bool:
+        """Whether something is computed that these inputs need."""
+        return self._constant_time or bool(inputs.any())
 
     def _ballots(self, first: int, logs: Float64, probabilities: Float64) -> Float64:
         """What members add to the jury [w, N, J]."""

@@ -79,7 +79,7 @@ class SequentialOutcome:
     first_answer: Int64
 
 
-def run_sequential_test(test: SequentialTest, said: StageAnswers) -> SequentialOutcome:
+def run_sequential_test(test: SequentialTest, said: StageAnswers, *, constant_time: bool = False) -> SequentialOutcome:
     """Decide inputs whose answers of all stages are known.
 
     Where the classifier's answers on raw images are given, inputs that these accept in the opening keep that verdict;
@@ -88,11 +88,12 @@ def run_sequential_test(test: SequentialTest, said: StageAnswers) -> SequentialO
     Args:
         test: The tables.
         said: The answers of the stages.
+        constant_time: Whether its time may not tell what is decided.
     """
+    purified = _run(test, said, said.classifier, constant_time)
     if said.on_raw is None:
-        return _run(test, said, said.classifier)
-    raw, accepted = _run(test, said, said.on_raw), accepted_raw(test, said)
-    purified = _run(test, said, said.classifier)
+        return purified
+    raw, accepted = _run(test, said, said.on_raw, constant_time), accepted_raw(test, said)
     chosen = {
         one.name: np.where(
             accepted.reshape(-1, *[1] * (getattr(raw, one.name).ndim - 1)),
@@ -152,8 +153,8 @@ def signal_scores(test: SequentialTest, said: StageAnswers, name: SignalName) ->
     return path.signal(name, said.reconstruction_error)
 
 
-def _run(test: SequentialTest, said: StageAnswers, classifier: Float32) -> SequentialOutcome:
-    path = _path(test, said, classifier)
+def _run(test: SequentialTest, said: StageAnswers, classifier: Float32, constant_time: bool) -> SequentialOutcome:
+    path = _path(test, said, classifier, constant_time)
     path.scan(0, said.members)
     label, adversarial, abstained = path.verdict()
     return SequentialOutcome(
@@ -169,7 +170,7 @@ def _run(test: SequentialTest, said: StageAnswers, classifier: Float32) -> Seque
     )
 
 
-def _path(test: SequentialTest, said: StageAnswers, classifier: Float32) -> Path:
+def _path(test: SequentialTest, said: StageAnswers, classifier: Float32, constant_time: bool = False) -> Path:
     """The inputs at the beginning, with these answers of the classifier."""
-    opening = said.members[: test.opening]
-    return Path(test, classifier, opening, reconstruction_error=said.reconstruction_error, valid=said.valid)
+    error, opening = said.reconstruction_error, said.members[: test.opening]
+    return Path(test, classifier, opening, reconstruction_error=error, valid=said.valid, constant_time=constant_time)

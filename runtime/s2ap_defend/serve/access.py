@@ -9,13 +9,14 @@ from typing import Literal, NamedTuple
 from s2ap_defend.serve.allowance import Allowance
 from s2ap_defend.serve.errors import ForbiddenError, UnauthenticatedError
 from s2ap_defend.serve.keys import Key, Right, hash_key
+from s2ap_defend.serve.page import PAGE_FILES
 
 __all__ = ["CALLER", "Access", "Caller", "Need", "grpc_need", "http_need", "presented"]
 
 Need = Right | Literal["open", "any"]
 """What a route asks for: a right, any key at all, or nothing."""
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js"})  # the same in every installation
+OPEN_PATHS = frozenset({"/", *(f"/{name}" for name in PAGE_FILES)})  # the same in every installation
 INFERENCE_CALLS = frozenset({"ModelInfer", "ModelStreamInfer"})
 OPEN_CALLS = frozenset({"ServerLive", "ServerReady"})
 ANY_KEY_CALLS = frozenset({"ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "RepositoryIndex"})
@@ -27,7 +28,7 @@ def http_need(path: str) -> Need:
         return "open"
     if path == "/classify" or path.endswith("/infer"):
         return "infer"
-    if path == "/metrics" or path.endswith("/stats"):
+    if path == "/metrics" or path.endswith("/stats") or path.startswith("/v2/repository/models/"):
         return "admin"
     return "any"
 

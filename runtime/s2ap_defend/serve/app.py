@@ -1,7 +1,6 @@
-"""The web application around one classifier."""
+"""The web application around one or several classifiers."""
 
-import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,34 +16,35 @@ from starlette.routing import Route
 from s2ap_defend import __version__
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.errors import DefendError
-from s2ap_defend.images import chosen_resize
 from s2ap_defend.serve import metadata, openapi, page, responses
 from s2ap_defend.serve.access import CALLER
-from s2ap_defend.serve.classify import ImagesCodec
-from s2ap_defend.serve.codecs import ProtocolCodec
+from s2ap_defend.serve.access_log import AccessLog
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.edge import Application
-from s2ap_defend.serve.endpoint import InferenceEndpoint
-from s2ap_defend.serve.errors import UnavailableError
-from s2ap_defend.serve.protocol import largest_request
+from s2ap_defend.serve.endpoint import InferenceEndpoint, named
+from s2ap_defend.serve.model import Model
+from s2ap_defend.serve.repository import repository_routes
 from s2ap_defend.serve.responses import json_response
 from s2ap_defend.serve.service import Service
-from s2ap_defend.types import Resize
 
 DECODER_THREADS = 2
+INFER_ROUTE = "/v2/models/{model}/infer"
 
 
-def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
-    """Build the application; the model is warmed up when the application starts.
+def create_app(classifiers: DefendedClassifier | Mapping[str, DefendedClassifier], config: ServerConfig) -> Application:
+    """Build the application; models are warmed up when the application starts.
 
     Args:
-        classifier: What it serves, under the stem of its file's name.
+        classifiers: What it serves: one, under the stem of its file's name, or several by their names, of which the
+            first is asked where a request names none.
         config: Limits, and whether evidence is exposed. Where to listen is not the application's business.
 
     Returns:
         An ASGI application; `app.state.service` is the Service inside.
     """
-    service = Service(classifier, config)
+    if not isinstance(classifiers, Mapping):
+        classifiers = {classifiers.path.stem: classifiers}
+    service = Service(classifiers, config)
     decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-decode")
     readers = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-images")  # tensors do not wait for files
 
@@ -75,27 +75,19 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
     )
     app.state.service = service
     app.access = service.access
+    app.access_log = AccessLog() if config.access_log else None
     app.allowed_hosts = frozenset(host.lower() for host in config.allowed_hosts)
-    size_bytes = min(config.max_body_bytes, largest_request(service.served, config.max_queue_rows))
-    infer = InferenceEndpoint(service, ProtocolCodec(service.served), decoders, size_bytes)
-    trained = classifier.manifest.input.resize
-    resize = chosen_resize(config.resize, trained)
-    images = ImagesCodec(
-        service.served,
-        classifier.classes,
-        most_images=min(config.max_queue_rows, config.max_queue_bytes // (4 * math.prod(service.served.shape))),
-        on_white=config.on_white,
-        resize=resize,
-        trained=trained,
-    )
-    classify = InferenceEndpoint(service, images, readers, config.max_body_bytes)
-    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
-        app.router.routes.append(Route(path, infer, methods=["POST"]))
+    infer = InferenceEndpoint(service, lambda instance: instance.protocol, decoders, INFER_ROUTE)
+    classify = InferenceEndpoint(service, lambda instance: instance.images, readers, "/classify")
+    app.infer, app.classify = infer, classify
+    for path in (INFER_ROUTE, "/v2/models/{model}/versions/{version}/infer"):
+        app.router.routes.append(Route(path, infer, methods=["POST"]))  # for other methods: 405
     app.router.routes.append(Route("/classify", classify, methods=["POST"]))
     app.include_router(_health(service))
     app.include_router(_models(service))
+    app.include_router(repository_routes(service))
     app.include_router(_operations(service))
-    app.include_router(_page(service, resize))
+    app.include_router(_page(service))
     _extend_openapi(app, keys=config.keys is not None)
     return app
 
@@ -103,23 +95,21 @@ def create_app(classifier: DefendedClassifier, config: ServerConfig) -> FastAPI:
 def _health(service: Service) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    def check_ready() -> None:
-        service.check_ready()
-        if service.state == "draining":
-            raise UnavailableError("the server is stopping")
-
-    @router.get("/v2/health/live", summary="Whether the process runs.")
+    @router.get("/v2/health/live", summary="Whether the process runs and can serve again by itself.")
     async def live() -> Response:
+        service.check_live()
         return json_response({"live": True})
 
     @router.get("/v2/health/ready", summary="Whether new requests should be sent here.")
     async def ready() -> Response:
-        check_ready()
+        service.check_ready()
         return json_response({"ready": True})
 
-    def model_ready() -> dict[str, Any]:
-        check_ready()
-        return {"name": service.served.model, "ready": True}
+    def model_ready(model: Model) -> dict[str, Any]:
+        model.check_ready()
+        if service.draining:
+            service.check_ready()
+        return {"name": model.name, "ready": True}
 
     _about_model(router, service, "/ready", "Whether the model takes requests.", model_ready)
     return router
@@ -127,18 +117,18 @@ def _health(service: Service) -> APIRouter:
 
 def _models(service: Service) -> APIRouter:
     router = APIRouter(tags=["models"])
-    served = service.served
 
-    def description() -> dict[str, Any]:
-        return metadata.describe_model(service.served_to(CALLER.get()))
+    def description(model: Model) -> dict[str, Any]:
+        return metadata.describe_model(model.served.shown(evidence=CALLER.get().evidence))
 
-    def statistics() -> dict[str, Any]:
-        return {"model_stats": [service.statistics.to_json(served.model, served.version)]}
+    def statistics(*models: Model) -> dict[str, Any]:
+        for one in models:
+            one.counts.catch_up()
+        return {"model_stats": [one.counts.statistics.to_json(one.name, one.served.version) for one in models]}
 
-    def configuration() -> dict[str, Any]:
-        return metadata.configure_model(
-            service.served_to(CALLER.get()), service.classifier.classes, service.config.max_batch_rows
-        )
+    def configuration(model: Model) -> dict[str, Any]:
+        served = model.served.shown(evidence=CALLER.get().evidence)
+        return metadata.configure_model(served, model.manifest.classes, service.config.max_batch_rows)
 
     @router.get("/v2", summary="The server and its extensions of the protocol.")
     async def server_metadata() -> Response:
@@ -146,7 +136,7 @@ def _models(service: Service) -> APIRouter:
 
     @router.get("/v2/models/stats", summary="Statistics of all models.")
     async def all_statistics() -> Response:
-        return json_response(statistics())
+        return json_response(statistics(*service.models.values()))
 
     _about_model(router, service, "", "Inputs and outputs of the model.", description)
     _about_model(router, service, "/config", "Configuration of the model.", configuration)
@@ -155,19 +145,17 @@ def _models(service: Service) -> APIRouter:
 
 
 def _about_model(
-    router: APIRouter, service: Service, suffix: str, summary: str, answer: Callable[[], dict[str, Any]]
+    router: APIRouter, service: Service, suffix: str, summary: str, answer: Callable[[Model], dict[str, Any]]
 ) -> None:
-    """Answer something about the model, with and without its version in the path and nowhere else."""
+    """Answer something about a model, with and without its version in the path and nowhere else."""
 
     @router.get(f"/v2/models/{{model}}{suffix}", summary=summary)
     async def latest(model: str) -> Response:
-        service.check_model(model, None)
-        return json_response(answer())
+        return json_response(answer(service.model(model)))
 
     @router.get(f"/v2/models/{{model}}/versions/{{version}}{suffix}", summary=summary)
     async def versioned(model: str, version: str) -> Response:
-        service.check_model(model, version)
-        return json_response(answer())
+        return json_response(answer(service.model(model, version)))
 
 
 def _operations(service: Service) -> APIRouter:
@@ -175,30 +163,36 @@ def _operations(service: Service) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics.")
     async def metrics(request: Request) -> Response:
+        for model in service.models.values():
+            model.counts.catch_up()
         body, content_type = service.metrics.render(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
     return router
 
 
-def _page(service: Service, resize: Resize | None) -> APIRouter:
+def _page(service: Service) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
     async def index() -> Response:
         return page.page_file("page.html")
 
-    @router.get("/page.css")
-    async def style() -> Response:
-        return page.page_file("page.css")
+    def add(name: str) -> None:
+        @router.get(f"/{name}")
+        async def file() -> Response:
+            return page.page_file(name)
 
-    @router.get("/page.js")
-    async def script() -> Response:
-        return page.page_file("page.js")
+    for name in page.PAGE_FILES:
+        add(name)
 
     @router.get("/page.json")
-    async def description() -> Response:
-        return json_response(page.describe_page(service.classifier.manifest, service.served_to(CALLER.get()), resize))
+    async def description(request: Request) -> Response:
+        model = service.model(*named(request.scope))
+        seen = page.describe_page(
+            model.manifest, model.served.shown(evidence=CALLER.get().evidence), model.instance.resize
+        )
+        return json_response({**seen, "models": list(service.models)})
 
     return router
 

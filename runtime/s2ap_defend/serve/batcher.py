@@ -12,14 +12,12 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from s2ap_defend.errors import DefendError
-from s2ap_defend.executors.staged import StagedExecutor
-from s2ap_defend.serve.device import BatchResult, Classify, Device, Outcome
+from s2ap_defend.serve.device import BatchReport, BatchResult, Device, OnBroken, Outcome, Run
 from s2ap_defend.serve.errors import DeadlineError, QueueFullError, TooLargeError, UnavailableError
 from s2ap_defend.serve.pace import Pace
-from s2ap_defend.serve.stepping import SteppingDevice
+from s2ap_defend.serve.stepping import Asked, start_device
 from s2ap_defend.serve.tickets import Piece, Ticket
 from s2ap_defend.serve.waiting import Queue
 from s2ap_defend.types import Float32, Verdicts
@@ -28,42 +26,39 @@ HASTE = 1.1  # a request is run if this many times the expected time is left
 CAUTION = 2.0  # and taken in if so many times the expected wait is left as well
 
 
-@dataclass(frozen=True)
-class BatchReport:
-    """A batch that ran: its result, and how long each of its requests, or parts of one, had waited."""
-
-    result: BatchResult
-    queue_ns: tuple[int, ...]
-
-
 class Batcher:
     """Collects requests and runs them on one device.
 
     Args:
-        classify: The model: checked images [N, C, H, W] to N verdicts, or an executor that goes wave by wave. Called by
-            one thread only.
+        classify: The model, which takes checked images. Called by one thread only.
         max_batch_rows: Images that run at a time. A larger request is split and its verdicts are joined again.
         max_queue_rows: Images that may wait; more are refused.
-        max_queue_bytes: Bytes that they may have.
+        max_queue_bytes: Bytes that they may have, those of other batchers included that share the limit.
+        queued_elsewhere: Bytes that wait in these.
         ageing_s: Seconds of waiting that weigh as much as one level of priority.
         on_batch: Called on the event loop after every batch.
+        on_broken: Called there when the model is broken, once it was warmed up; see `Device`.
     """
 
     def __init__(
         self,
-        classify: Classify | StagedExecutor,
+        classify: Asked,
         *,
         max_batch_rows: int,
         max_queue_rows: int,
         max_queue_bytes: int,
         ageing_s: float = 1.0,
+        queued_elsewhere: Callable[[], int] = lambda: 0,
         on_batch: Callable[[BatchReport], None] | None = None,
+        on_broken: OnBroken | None = None,
     ) -> None:
         self._classify = classify
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
         self._max_queue_bytes = max_queue_bytes
+        self._queued_elsewhere = queued_elsewhere
         self._on_batch = on_batch
+        self._on_broken = on_broken
         self._device: Device | None = None
         self._pace = Pace(max_batch_rows)
         self._queue = Queue(max_batch_rows, ageing_s)
@@ -98,29 +93,43 @@ class Batcher:
 
     def start(self) -> None:
         """Start the device's thread; call it on the event loop that will make the requests."""
-        loop, model = asyncio.get_running_loop(), self._classify
-        self._device = SteppingDevice(model, loop) if isinstance(model, StagedExecutor) else Device(model, loop)
+        self._device = start_device(self._classify, asyncio.get_running_loop(), self._on_broken)
 
     async def warm_up(self, images: Float32) -> None:
         """Run the model twice outside the queue: the first request does not pay for it, and the pace is known.
+
+        The first time every stage runs, on the thread of the device: CUDA graphs are those of a thread. The first
+        images are those that a model which fails is asked about again.
 
         Raises:
             EngineError: If the model fails.
         """
         loop = asyncio.get_running_loop()
-        for _ in range(2):
+        for every_stage in (True, False):
             began = loop.time()
-            await self.probe(images)
+            await self.probe(images, every_stage=every_stage)
         self._pace.observe(len(images), loop.time() - began)
+        device = self._started_device()
+        device.known = images if device.known is None else device.known
 
-    async def probe(self, images: Float32) -> None:
+    async def probe(self, images: Float32, *, every_stage: bool = False) -> None:
         """Run the model once, behind what it has begun and before what waits; nothing is counted.
+
+        Args:
+            images: [N, C, H, W], N > 0.
+            every_stage: Whether stages run, too, that these images do not ask.
 
         Raises:
             EngineError: If the model fails.
         """
         done: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
-        self._started_device().run([images], lambda _: True, lambda *_: None, lambda result: _settle(done, result))
+        self._started_device().run(
+            [images],
+            lambda _: True,
+            lambda *_: None,
+            lambda result: _settle(done, result),
+            every_stage=every_stage,
+        )
         outcome = (await done).outcomes[0]
         if isinstance(outcome, DefendError):
             raise outcome
@@ -195,7 +204,8 @@ class Batcher:
                 f"the request has {rows} images of {size_bytes} bytes, the queue holds {self._max_queue_rows} images "
                 f"and {self._max_queue_bytes} bytes; send fewer at once"
             )
-        if self.queued_rows + rows > self._max_queue_rows or self.queued_bytes + size_bytes > self._max_queue_bytes:
+        queued_bytes = self.queued_bytes + self._queued_elsewhere()
+        if self.queued_rows + rows > self._max_queue_rows or queued_bytes + size_bytes > self._max_queue_bytes:
             raise QueueFullError(
                 f"{self.queued_rows} images wait already; try again later", self._pace.total_s(self.pending_rows)
             )
@@ -234,11 +244,13 @@ class Batcher:
         if not self._running:
             self._running_since = now
         self._running += pieces
-        together = self.running_rows
+        together, began_ns = self.running_rows, time.perf_counter_ns()
+        for piece in pieces:
+            piece.began_ns = began_ns
         self._device.run(
             [piece.images for piece in pieces],
             lambda index: not pieces[index].ticket.future.done(),
-            lambda index, outcome: self._leave([pieces[index]], [outcome]),
+            lambda index, outcome, runs: self._leave([pieces[index]], [outcome], [runs]),
             lambda result: self._finish(pieces, result, now, together),
         )
 
@@ -270,15 +282,16 @@ class Batcher:
             rows += count
         return pieces
 
-    def _leave(self, pieces: list[Piece], outcomes: Sequence[Outcome]) -> None:
+    def _leave(self, pieces: list[Piece], outcomes: Sequence[Outcome], runs: Sequence[list[Run]]) -> None:
         """Answer pieces that are done; those that were before stay as they are."""
         gone = set(map(id, pieces))
         self._running = [piece for piece in self._running if id(piece) not in gone]
         self._dispatch()  # the device first
-        for piece, outcome in zip(pieces, outcomes, strict=True):
+        ended_ns = time.perf_counter_ns()
+        for piece, outcome, ran_in in zip(pieces, outcomes, runs, strict=True):
             if piece.answered:
                 continue
-            piece.answered = True
+            piece.answered, piece.ended_ns, piece.runs = True, ended_ns, ran_in
             if isinstance(outcome, Verdicts):
                 piece.ticket.settle(piece, outcome)
             elif outcome is not None:
@@ -287,7 +300,7 @@ class Batcher:
 
     def _finish(self, pieces: list[Piece], result: BatchResult, began_s: float, together: int) -> None:
         self._pace.observe(together, asyncio.get_running_loop().time() - began_s)
-        self._leave(pieces, result.outcomes)
+        self._leave(pieces, result.outcomes, result.runs)
         if self._on_batch is not None:
             waited = tuple(result.started_ns - piece.ticket.arrived_ns for piece in pieces)
             self._on_batch(BatchReport(result, waited))

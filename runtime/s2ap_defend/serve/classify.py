@@ -13,12 +13,13 @@ from starlette.responses import Response
 
 from s2ap_defend.errors import InputError, RecipeError
 from s2ap_defend.images import MAX_PIXELS, READ, chosen_resize, fitted, open_picture
-from s2ap_defend.serve.endpoint import Head
+from s2ap_defend.serve.body import BodyLimits
 from s2ap_defend.serve.errors import ProtocolError, TooLargeError
 from s2ap_defend.serve.json_strings import LongStrings
 from s2ap_defend.serve.multipart import form_parts
-from s2ap_defend.serve.protocol import InferRequest, ServedModel, decode_scheduling
+from s2ap_defend.serve.protocol import decode_scheduling
 from s2ap_defend.serve.responses import JSON, json_response
+from s2ap_defend.serve.served import Head, InferRequest, ServedModel
 from s2ap_defend.types import Float32, Resize, Verdicts
 
 __all__ = ["FORM", "IMAGE_TYPES", "ImagesCodec", "ImagesRequest", "encode_png"]
@@ -56,6 +57,7 @@ class ImagesCodec:
     Args:
         served: The model.
         classes: Class names by label.
+        limits: What a body may cost.
         most_images: Images that a request may have.
         on_white: Whether what is transparent is composited on white.
         resize: How images of another size are resized where the request does not say; None refuses them.
@@ -68,12 +70,14 @@ class ImagesCodec:
         self,
         served: ServedModel,
         classes: tuple[str, ...],
+        limits: BodyLimits,
         *,
         most_images: int,
         on_white: bool = False,
         resize: Resize | None = None,
         trained: Resize | None = None,
     ) -> None:
+        self.limits = limits
         self._served = served
         self._classes = classes
         self._most_images = most_images
@@ -207,12 +211,12 @@ def _data_url(image: Float32) -> str:
 def _query(text: str) -> dict[str, Any]:
     """Parameters of a query, numbers as numbers."""
     try:
-        pairs = urllib.parse.parse_qsl(text, keep_blank_values=True, max_num_fields=len(PARAMETERS))
+        pairs = urllib.parse.parse_qsl(text, keep_blank_values=True, max_num_fields=1 + len(PARAMETERS))
     except ValueError as error:
-        raise ProtocolError(f"the query has more parameters than {', '.join(PARAMETERS)}") from error
+        raise ProtocolError(f"the query has more parameters than model, {', '.join(PARAMETERS)}") from error
     if len(dict(pairs)) < len(pairs):
         raise ProtocolError("the query has a parameter twice")
-    return _known({name: int(value) if _is_number(value) else value for name, value in pairs})
+    return _known({name: int(value) if _is_number(value) else value for name, value in pairs if name != "model"})
 
 
 def _is_number(text: str) -> bool:

@@ -1,12 +1,11 @@
 """The protocol's way to write an inference request over HTTP."""
 
-from dataclasses import replace
-
 from starlette.responses import Response
 
-from s2ap_defend.serve.endpoint import Head
-from s2ap_defend.serve.protocol import InferRequest, ServedModel, decode_header_length, decode_request, encode_response
+from s2ap_defend.serve.body import BodyLimits
+from s2ap_defend.serve.protocol import decode_header_length, decode_request, encode_response
 from s2ap_defend.serve.responses import JSON
+from s2ap_defend.serve.served import Head, InferRequest, ServedModel
 from s2ap_defend.types import Verdicts
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -17,9 +16,10 @@ class ProtocolCodec:
 
     inline_bytes = 64 * 1024
 
-    def __init__(self, served: ServedModel) -> None:
+    def __init__(self, served: ServedModel, limits: BodyLimits) -> None:
+        self.limits = limits
         self._served = served
-        self._in_full = replace(served, outputs=Verdicts.FIELDS)
+        self._in_full = served.shown(evidence=True)
 
     def decode(self, body: bytes, head: Head) -> InferRequest:
         """Decode a request; see `protocol.decode_request`."""

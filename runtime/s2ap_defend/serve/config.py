@@ -2,6 +2,7 @@
 
 import ipaddress
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,9 +12,11 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.executors import ExecutorName
 from s2ap_defend.serve.certificate import Certificate
 from s2ap_defend.serve.keys import read_keys
+from s2ap_defend.serve.logs import LogFormat
 from s2ap_defend.types import Resize
 
 MIB = 1024 * 1024
+NAME_CHARACTERS = 128
 LEAST = {
     **dict.fromkeys(("max_batch_rows", "max_queue_rows", "max_queue_bytes", "max_body_bytes", "body_rate_bytes_s"), 1),
     "max_connections": 2,
@@ -22,10 +25,11 @@ LEAST = {
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """How one model file is served.
+    """How one model file is served, or several.
 
     Attributes:
-        model: The defended model file; its stem is the model's name in URLs.
+        model: The defended model file, whose stem is the model's name in URLs, or several files by their names; the
+            first is asked where a request names none.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one, which the log names.
         grpc_port: Port of the same address for gRPC, 0 takes a free one; None leaves gRPC out.
@@ -34,6 +38,7 @@ class ServerConfig:
         tls_key: PEM file of its private key. Both are read again when they change.
         keys: File of the API keys, which is read again when it changes; None lets anybody ask.
         allowed_hosts: Names or addresses by which clients may ask for the server (the Host header); empty allows any.
+        allow_load: Let anybody load and unload models, although the server has no keys.
         expose_evidence: Answer with all outputs, not only `label` and `adversarial`. Evidence is an oracle for
             adaptive attackers.
         on_white: Composite what is transparent in image files on white; otherwise such files are refused.
@@ -43,6 +48,7 @@ class ServerConfig:
         threads: CPU threads, as for `DefendedClassifier.load`; None measures whether one or all cores are faster.
         executor: What runs the model, as there; None takes the faster one.
         engines: Folder of TensorRT's engines, as there.
+        constant_time: Whether every stage is asked about every image, as there.
         cache: Whether the staged executor keeps the optimised graphs of its stages beside the model, as there.
         max_batch_rows: Images that run at a time; larger requests are split.
         max_queue_rows: Images that may wait.
@@ -55,9 +61,12 @@ class ServerConfig:
         body_rate_bytes_s: Bytes a second that a body must bring after its first five seconds.
         drain_delay_s: Seconds that SIGTERM leaves for load balancers to see that the server is no longer ready.
         grace_s: Seconds that accepted requests have to finish after that.
+        log_format: How the log is written: lines of text, or of JSON.
+        access_log: Whether every request is logged.
+        otel: Whether spans of inference requests are sent over OTLP, as the variables OTEL_* of the environment say.
     """
 
-    model: Path
+    model: Path | Mapping[str, Path]
     host: str = "127.0.0.1"
     port: int = 8000
     grpc_port: int | None = None
@@ -66,6 +75,7 @@ class ServerConfig:
     tls_key: Path | None = None
     keys: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
+    allow_load: bool = False
     expose_evidence: bool = False
     on_white: bool = False
     resize: Resize | Literal["trained"] | None = None
@@ -74,6 +84,7 @@ class ServerConfig:
     executor: ExecutorName | None = None
     cache: bool = False
     engines: Path | None = None
+    constant_time: bool = False
     max_batch_rows: int = 32
     max_queue_rows: int = 1024
     max_queue_bytes: int = 512 * MIB
@@ -84,6 +95,9 @@ class ServerConfig:
     body_rate_bytes_s: int = 8192
     drain_delay_s: float = 5.0
     grace_s: float = 20.0
+    log_format: LogFormat = "text"
+    access_log: bool = False
+    otel: bool = False
 
     def __post_init__(self) -> None:
         """Check every value, and read what files hold.
@@ -92,6 +106,7 @@ class ServerConfig:
             RecipeError: If a value or a file cannot work, or other machines could reach the server and `insecure` is
                 not set.
         """
+        _check_names(self.models)
         _check_ports(self.port, self.grpc_port)
         for name, least in LEAST.items():
             if getattr(self, name) < least:
@@ -117,6 +132,8 @@ class ServerConfig:
         for name in ("head_timeout_s", "body_timeout_s", "drain_delay_s", "grace_s"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise RecipeError(f"{name} is {getattr(self, name)}, expected seconds, 0 or more")
+        if self.log_format not in get_args(LogFormat):
+            raise RecipeError(f"log_format is {self.log_format!r}, expected one of {', '.join(get_args(LogFormat))}")
         if self.keys is not None:
             read_keys(self.keys)
         self.certificate()
@@ -127,6 +144,11 @@ class ServerConfig:
                 "--tls-cert and --tls-key, put a proxy that checks who is asking in front of 127.0.0.1, or accept the "
                 "risk with --insecure"
             )
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """The files by the names of their models."""
+        return {self.model.stem: self.model} if isinstance(self.model, Path) else dict(self.model)
 
     def certificate(self) -> Certificate | None:
         """The certificate, None without TLS.
@@ -147,6 +169,17 @@ class ServerConfig:
         """What makes it unsafe where other machines reach it, in words; empty if nothing does."""
         missing = {"authentication": self.keys, "encryption": self.tls_cert}
         return " and ".join(f"no {what}" for what, given in missing.items() if given is None)
+
+
+def _check_names(models: Mapping[str, Path]) -> None:
+    if not models:
+        raise RecipeError("no model file is given; give one, such as the model.onnx that harden wrote")
+    for name in models:
+        if not name or "/" in name or len(name) > NAME_CHARACTERS:
+            raise RecipeError(
+                f"{name[:80]!r} cannot be the name of a model: expected 1 to {NAME_CHARACTERS} characters, no slash "
+                "among them; give one as NAME=FILE"
+            )
 
 
 def _check_ports(http: int, grpc: int | None) -> None:

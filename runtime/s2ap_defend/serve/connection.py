@@ -9,6 +9,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from s2ap_defend.serve.exchange import REQUEST_ID, Exchange
 from s2ap_defend.serve.responses import error_body
 from s2ap_defend.serve.shares import Limits, peer_of
 
@@ -242,8 +243,11 @@ class Connection(HttpToolsProtocol):
         self.loop.call_later(DISCARD_S, self._close)
 
     def _write_error(self, status: int, reason: str, *, retry_after: int | None = None) -> None:
-        body = error_body(reason)
-        head = [STATUS_LINE[status]]
+        """Answer what no application sees."""
+        exchange, body = Exchange(), error_body(reason)
+        if self._limits.access_log is not None:
+            self._limits.access_log.http(exchange, self.client and self.client[0], "-", b"-", status, 0.0)
+        head = [STATUS_LINE[status], f"{REQUEST_ID}: {exchange.id}\r\n".encode()]
         head += [name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers]
         head += [b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)]
         head += [b"retry-after: %d\r\n" % retry_after] if retry_after is not None else []

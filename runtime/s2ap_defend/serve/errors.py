@@ -10,6 +10,7 @@ DefendError
     ├── TooLargeError         413
     ├── QueueFullError        429
     │   └── RateLimitError
+    ├── LoadError             500
     ├── UnavailableError      503
     └── DeadlineError         504
 """
@@ -102,6 +103,10 @@ class RateLimitError(QueueFullError):
     """The caller's key may not ask about so many images yet; `wait_s` are the seconds until it may."""
 
     outcome = "rate_limited"
+
+
+class LoadError(RequestError):
+    """A model file could not be loaded; whoever asked for it may know why."""
 
 
 class UnavailableError(RequestError):

@@ -4,9 +4,11 @@ from typing import Any
 
 import orjson
 
-from s2ap_defend.serve.protocol import DATATYPES, INPUT, ServedModel
+from s2ap_defend.serve.served import DATATYPES, INPUT, ServedModel
 
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "parameters", "schedule_policy", "statistics"]
+EXTENSIONS = [
+    *("binary_tensor_data", "model_configuration", "model_repository", "parameters", "schedule_policy", "statistics"),
+]
 PLATFORM = "onnxruntime_onnx"
 
 

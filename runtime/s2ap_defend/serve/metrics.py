@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server; every label has a small, fixed set of values.
+"""Prometheus metrics of a server; every label has a small, fixed set of values.
 
 What is evidence in an answer is evidence here too: members asked, label change rates and corrections of single
 requests could be read off two scrapes, so they are only counted when the server exposes evidence. Times tell how many
@@ -6,14 +6,17 @@ members were asked; without evidence they are published a whole window of images
 not. What the drift monitor says is about whole windows as well; the service decides when one ends.
 """
 
+import math
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
 from s2ap_defend.drift import DriftReport
-from s2ap_defend.serve.batcher import BatchReport
+from s2ap_defend.serve.device import BatchReport
 from s2ap_defend.types import Verdicts
 
 SUCCESS, CANCELLED, ERROR = "success", "cancelled", "error"
@@ -27,106 +30,70 @@ RATES = tuple(i / 20 for i in range(21))
 VERDICTS = ("clean", "adversarial", "undecided")
 MODEL_LABELS = ("model", "version")
 MOST_HELD_BACK = 30_000  # times; refused requests have some, and end no window
+LOADS = ("loaded", "failed")
+
+F = TypeVar("F", Counter, Gauge, Histogram)
 
 
 class Metrics:
-    """Counts what a server does.
+    """The metrics of a server, for each of its models.
 
     Args:
-        model: Name of the model.
-        version: Its version.
         build: What is running, for s2ap_build_info.
         evidence: Whether metrics may tell what single answers hide.
-        drift: Whether there is a drift monitor.
-        pending_requests: Returns the requests that wait or run now.
-        pending_rows: Returns their images.
     """
 
-    def __init__(
-        self,
-        model: str,
-        version: str,
-        *,
-        build: dict[str, str],
-        evidence: bool,
-        drift: bool,
-        pending_requests: Callable[[], float],
-        pending_rows: Callable[[], float],
-    ) -> None:
+    def __init__(self, *, build: dict[str, str], evidence: bool) -> None:
         self._registry = registry = CollectorRegistry()
-        labels = (model, version)
+        self.evidence = evidence
 
-        def counter(name: str, text: str) -> Counter:
-            return Counter(name, text, MODEL_LABELS, registry=registry).labels(*labels)
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, (*MODEL_LABELS, *labels), registry=registry)
 
         def gauge(name: str, text: str) -> Gauge:
-            return Gauge(name, text, MODEL_LABELS, registry=registry).labels(*labels)
+            return Gauge(name, text, MODEL_LABELS, registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, text, MODEL_LABELS, buckets=buckets, registry=registry).labels(*labels)
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(name, text, (*MODEL_LABELS, *labels), buckets=buckets, registry=registry)
 
-        requests = Counter(
-            "s2ap_inference_requests",
-            "Inference requests by outcome.",
-            (*MODEL_LABELS, "protocol", "outcome"),
-            registry=registry,
+        self.requests = counter("s2ap_inference_requests", "Inference requests by outcome.", "protocol", "outcome")
+        self.rejected = counter("s2ap_inference_rejected", "Requests turned away, by reason.", "reason")
+        self.denied = counter(
+            "s2ap_access_denied", "Requests whose key is missing, unknown or lacks a right, by reason.", "reason"
         )
-        rejected = Counter(
-            "s2ap_inference_rejected",
-            "Requests turned away, by reason.",
-            (*MODEL_LABELS, "reason"),
-            registry=registry,
+        self.compute = histogram(
+            "s2ap_inference_compute_duration_seconds", "Time of a batch on the device, by stage.", SECONDS, "stage"
         )
-        denied = Counter(
-            "s2ap_access_denied",
-            "Requests whose key is missing, unknown or lacks a right, by reason.",
-            (*MODEL_LABELS, "reason"),
-            registry=registry,
-        )
-        compute = Histogram(
-            "s2ap_inference_compute_duration_seconds",
-            "Time of a batch on the device, by stage.",
-            (*MODEL_LABELS, "stage"),
-            buckets=SECONDS,
-            registry=registry,
-        )
-        verdicts = Counter("s2ap_defense_verdicts", "Images by verdict.", (*MODEL_LABELS, "verdict"), registry=registry)
-        self._requests = {
-            (protocol, outcome): requests.labels(*labels, protocol, outcome)
-            for protocol in PROTOCOLS
-            for outcome in OUTCOMES
-        }
-        self._rejected = {reason: rejected.labels(*labels, reason) for reason in REJECTIONS}
-        self._denied = {reason: denied.labels(*labels, reason) for reason in DENIALS}
-        self._compute = compute.labels(*labels, "whole")
-        self._verdicts = {verdict: verdicts.labels(*labels, verdict) for verdict in VERDICTS}
-        self._rows = counter("s2ap_inference_rows", "Images answered.")
-        self._batches = counter("s2ap_inference_batches", "Batches run.")
-        self._duration = histogram(
+        self.verdicts = counter("s2ap_defense_verdicts", "Images by verdict.", "verdict")
+        self.rows = counter("s2ap_inference_rows", "Images answered.")
+        self.batches = counter("s2ap_inference_batches", "Batches run.")
+        self.duration = histogram(
             "s2ap_inference_request_duration_seconds", "Time from a request's head to its answer.", SECONDS
         )
-        self._queue = histogram("s2ap_inference_queue_duration_seconds", "Time that requests waited.", SECONDS)
-        self._batch_rows = histogram("s2ap_inference_batch_rows", "Images in a batch.", POWERS)
-        self._ready = gauge("s2ap_model_ready", "1 when the model takes requests.")
-        gauge("s2ap_inference_pending_requests", "Requests that wait or run.").set_function(pending_requests)
-        gauge("s2ap_inference_pending_rows", "Images that wait or run.").set_function(pending_rows)
-        self._evidence = evidence
-        self._held_back: list[tuple[Histogram, float]] = []
+        self.queue = histogram("s2ap_inference_queue_duration_seconds", "Time that requests waited.", SECONDS)
+        self.batch_rows = histogram("s2ap_inference_batch_rows", "Images in a batch.", POWERS)
+        self.ready = gauge("s2ap_model_ready", "1 when the model takes requests.")
+        self.loads = counter("s2ap_model_loads", "Loads of a model file while the server runs, by outcome.", "outcome")
+        self.failures = counter("s2ap_engine_failures", "Engines that failed and were given up.")
+        self.pending_requests = gauge("s2ap_inference_pending_requests", "Requests that wait or run.")
+        self.pending_rows = gauge("s2ap_inference_pending_rows", "Images that wait or run.")
+        self._dropped = Counter(
+            "s2ap_log_records_dropped", "Records of the log that nobody read fast enough.", registry=registry
+        )
         if evidence:
-            self._members = histogram("s2ap_defense_members_used", "Members asked for an image.", POWERS)
-            self._rates = histogram("s2ap_defense_label_change_rate", "Share of members that disagree.", RATES)
-            self._corrections = counter(
+            self.members = histogram("s2ap_defense_members_used", "Members asked for an image.", POWERS)
+            self.rates = histogram("s2ap_defense_label_change_rate", "Share of members that disagree.", RATES)
+            self.corrections = counter(
                 "s2ap_defense_corrections", "Flagged images that got another label than the classifier's."
             )
-        if drift:
-            self._drift = {
-                "drifted": gauge("s2ap_drift_detected", "1 once served images differ from the calibration images."),
-                "window": gauge("s2ap_drift_window_rows", "Images that the drift statistics are about."),
-                "statistic": gauge("s2ap_drift_ks_statistic", "Distance of conformal p-values from uniform."),
-                "p_value": gauge("s2ap_drift_p_value", "P-value of that distance at one look."),
-                "mean_p_value": gauge("s2ap_drift_mean_p_value", "Mean conformal p-value; 0.5 without drift."),
-                "log_martingale": gauge("s2ap_drift_log_martingale", "Evidence against no drift, in nats."),
-            }
+        self.drift = {
+            "drifted": gauge("s2ap_drift_detected", "1 once served images differ from the calibration images."),
+            "window": gauge("s2ap_drift_window_rows", "Images that the drift statistics are about."),
+            "statistic": gauge("s2ap_drift_ks_statistic", "Distance of conformal p-values from uniform."),
+            "p_value": gauge("s2ap_drift_p_value", "P-value of that distance at one look."),
+            "mean_p_value": gauge("s2ap_drift_mean_p_value", "Mean conformal p-value; 0.5 without drift."),
+            "log_martingale": gauge("s2ap_drift_log_martingale", "Evidence against no drift, in nats."),
+        }
         Info("s2ap_build", "What is running.", registry=registry).info(build)
         (ProcessCollector if evidence else _Process)(registry=registry)
 
@@ -138,9 +105,76 @@ class Metrics:
             registry=self._registry,
         ).set_function(expires_s)
 
-    def set_ready(self, ready: bool) -> None:
-        """Tell whether the model takes requests."""
-        self._ready.set(float(ready))
+    def count_dropped(self) -> None:
+        """Count a record of the log that was dropped; from any thread."""
+        self._dropped.inc()
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """(body, content type) of a scrape, in the format that the Accept header prefers."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+
+class ModelMetrics:
+    """Counts what a server does for one model.
+
+    Args:
+        server: The metrics of the server.
+        model: Name of the model.
+        version: Its version.
+        pending_requests: Returns the requests that wait or run now.
+        pending_rows: Returns their images.
+    """
+
+    def __init__(
+        self,
+        server: Metrics,
+        model: str,
+        version: str,
+        *,
+        pending_requests: Callable[[], float],
+        pending_rows: Callable[[], float],
+    ) -> None:
+        self._server = server
+        self._labels = (model, version)
+        self._requests = {
+            (protocol, outcome): self._own(server.requests, protocol, outcome)
+            for protocol in PROTOCOLS
+            for outcome in OUTCOMES
+        }
+        self._rejected = {reason: self._own(server.rejected, reason) for reason in REJECTIONS}
+        self._denied = {reason: self._own(server.denied, reason) for reason in DENIALS}
+        self._verdicts = {verdict: self._own(server.verdicts, verdict) for verdict in VERDICTS}
+        self._loads = {outcome: self._own(server.loads, outcome) for outcome in LOADS}
+        self._failures = self._own(server.failures)
+        self._compute = self._own(server.compute, "whole")
+        self._rows = self._own(server.rows)
+        self._batches = self._own(server.batches)
+        self._duration = self._own(server.duration)
+        self._queue = self._own(server.queue)
+        self._batch_rows = self._own(server.batch_rows)
+        self._ready = self._own(server.ready)
+        self._own(server.pending_requests).set_function(pending_requests)
+        self._own(server.pending_rows).set_function(pending_rows)
+        self._evidence = server.evidence
+        if server.evidence:
+            self._members = self._own(server.members)
+            self._rates = self._own(server.rates)
+            self._corrections = self._own(server.corrections)
+        self._drifting = False
+        self._held_back: list[tuple[Histogram, float]] = []
+
+    def set_ready(self, ready: bool | None) -> None:
+        """Tell whether the model takes requests; None, NaN in a scrape, where nobody wants it to."""
+        self._ready.set(math.nan if ready is None else float(ready))
+
+    def count_load(self, outcome: str) -> None:
+        """Count a load; `outcome` is one of LOADS."""
+        self._loads[outcome].inc()
+
+    def count_failure(self) -> None:
+        """Count an engine that failed."""
+        self._failures.inc()
 
     def count_request(self, outcome: str, duration_s: float, protocol: str = "http") -> None:
         """Count one finished request; `outcome` is one of OUTCOMES, `protocol` one of PROTOCOLS."""
@@ -156,10 +190,13 @@ class Metrics:
     def count_verdicts(self, verdicts: Verdicts) -> None:
         """Count the images of one answer."""
         self._rows.inc(len(verdicts))
-        adversarial, undecided = verdicts.adversarial, verdicts.abstained & ~verdicts.adversarial
-        for verdict, rows in zip(VERDICTS, (~adversarial & ~undecided, adversarial, undecided), strict=True):
-            if rows.any():
-                self._verdicts[verdict].inc(int(rows.sum()))
+        adversarial = np.count_nonzero(verdicts.adversarial)
+        answered = len(verdicts) - np.count_nonzero(verdicts.adversarial | verdicts.abstained)
+        for verdict, rows in zip(
+            VERDICTS, (answered, adversarial, len(verdicts) - answered - adversarial), strict=True
+        ):
+            if rows:
+                self._verdicts[verdict].inc(int(rows))
         if self._evidence:
             self._corrections.inc(int(verdicts.corrected.sum()))
             for members, rate in zip(verdicts.members_used.tolist(), verdicts.label_change_rate.tolist(), strict=True):
@@ -188,15 +225,17 @@ class Metrics:
         if len(self._held_back) >= MOST_HELD_BACK:
             self.publish_times()
 
-    def set_drift(self, report: DriftReport) -> None:
-        """Publish what the drift monitor says."""
-        for name, drift_gauge in self._drift.items():
-            drift_gauge.set(float(getattr(report, name)))
+    def set_drift(self, report: DriftReport | None) -> None:
+        """Publish what the drift monitor says; None: there is none."""
+        for name, gauge in self._server.drift.items():
+            if report is not None:
+                self._own(gauge).set(float(getattr(report, name)))
+            elif self._drifting:
+                gauge.remove(*self._labels)
+        self._drifting = report is not None
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """(body, content type) of a scrape, in the format that the Accept header prefers."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+    def _own(self, family: F, *labels: str) -> F:
+        return family.labels(*self._labels, *labels)
 
 
 class _Process(ProcessCollector):

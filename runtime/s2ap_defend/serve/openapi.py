@@ -5,7 +5,7 @@ from typing import Any, get_args
 from s2ap_defend.images import READ
 from s2ap_defend.serve.access import http_need
 from s2ap_defend.serve.classify import FORM, IMAGE_TYPES, NAME_CHARACTERS
-from s2ap_defend.serve.protocol import INPUT_DATATYPES
+from s2ap_defend.serve.tensors import INPUT_DATATYPES
 from s2ap_defend.types import Resize
 
 ERROR = {
@@ -23,10 +23,12 @@ SCHEDULING: dict[str, Any] = {
 PARAMETERS: dict[str, Any] = {
     **SCHEDULING,
     "resize": {
-        "enum": ["trained", *get_args(Resize)],
-        "description": "What becomes of images of another size; by default as the server was started.",
+        "enum": list(get_args(Resize)),
+        "description": "What becomes of images of another size; by default as the server was started. Also `trained`, "
+        "where the model file says how its training images were resized.",
     },
 }
+MODEL = {"model": {"type": "string", "description": "Which model is asked; the first one without it."}}
 DATA = "Flat or nested as the shape: values in [0, 1], for UINT8 0 to 255. FP16 is binary only."
 SCHEMAS: dict[str, Any] = {
     "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
@@ -56,7 +58,7 @@ SCHEMAS: dict[str, Any] = {
         "properties": {
             "name": {"const": "image"},
             "datatype": {"enum": list(INPUT_DATATYPES)},
-            "shape": {"type": "array", "items": {"type": "integer"}, "minItems": 4, "maxItems": 4},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 4, "maxItems": 4},
             "data": {"type": "array", "items": {}, "description": DATA},
             "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
         },
@@ -199,7 +201,9 @@ PATHS: dict[str, Any] = {
         "post": {
             "tags": ["inference"],
             "summary": "Purify, detect and label image files: one as it is, or several.",
-            "parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in PARAMETERS.items()],
+            "parameters": [
+                {"name": name, "in": "query", "schema": schema} for name, schema in {**MODEL, **PARAMETERS}.items()
+            ],
             "requestBody": {
                 "required": True,
                 "content": {
@@ -232,13 +236,17 @@ def add_endpoints(schema: dict[str, Any], *, keys: bool) -> dict[str, Any]:
 
     FastAPI describes an error 422 wherever a path has a parameter, of a shape that no answer has.
     """
-    described = {path: {"get": _with_errors(path, item["get"])} for path, item in schema["paths"].items()}
+    described = {
+        path: {method: _with_errors(path, operation) for method, operation in item.items()}
+        for path, item in schema["paths"].items()
+    }
     components = {"schemas": SCHEMAS}
     if not keys:
         return {**schema, "paths": {**described, **PATHS}, "components": components}
     for path, item in described.items():
         if http_need(path) == "open":
-            item["get"]["security"] = []
+            for operation in item.values():
+                operation["security"] = []
     return {
         **schema,
         "paths": {**described, **PATHS},
@@ -254,6 +262,8 @@ def _with_errors(path: str, operation: dict[str, Any]) -> dict[str, Any]:
     responses = {"200": answer, "default": ERROR}
     if "{model}" in path:
         responses["404"] = ERROR
-    if path.endswith("/ready"):
+    if "/ready" in path or "/live" in path:
         responses["503"] = ERROR
+    if "/repository/" in path:
+        responses |= {str(status): ERROR for status in (400, 403, 408, 413, 429, 500, 503)}
     return {**operation, "responses": responses}

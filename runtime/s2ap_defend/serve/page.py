@@ -2,13 +2,14 @@
 
 import math
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from starlette.responses import Response
 
 from s2ap_defend.manifest import Manifest
-from s2ap_defend.serve.protocol import ServedModel
+from s2ap_defend.serve.served import ServedModel
 from s2ap_defend.types import Resize
 
 HEADERS = {
@@ -20,13 +21,15 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-MEDIA_TYPES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+PAGE_FILES = ("page.css", "page.js", "page-evidence.js", "page-resize.js")
+"""What the page at / loads, each from its name."""
 
 
 def page_file(name: str) -> Response:
     """One of the page's files."""
     content = files("s2ap_defend.serve").joinpath(name).read_bytes()
-    return Response(content, media_type=MEDIA_TYPES[name], headers=HEADERS)
+    return Response(content, media_type=MEDIA_TYPES[PurePath(name).suffix], headers=HEADERS)
 
 
 def describe_page(manifest: Manifest, served: ServedModel, resize: Resize | None) -> dict[str, Any]:

@@ -5,80 +5,19 @@ length of the JSON), or, with that header 0, one raw image. The protocol: github
 Triton's extension_binary_data. Whatever the bytes are, decoding raises nothing but ProtocolError, or TooLargeError.
 """
 
-import math
-import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 
 from s2ap_defend.serve.errors import ProtocolError
-from s2ap_defend.serve.json_numbers import LARGE_BYTES, NUMBER_BYTES, JsonNumbers, read_large
+from s2ap_defend.serve.json_numbers import LARGE_BYTES, read_large
+from s2ap_defend.serve.served import DATATYPES, DEFAULT_PRIORITY, INPUT, InferRequest, ServedModel
+from s2ap_defend.serve.tensors import INPUT_DATATYPES, encode_tensor, from_bytes, from_json, show
 from s2ap_defend.types import Float32, Verdicts
 
-INPUT = "image"
-DATATYPES = {
-    "label": "INT64",
-    "adversarial": "BOOL",
-    "base_label": "INT64",
-    "probabilities": "FP32",
-    "label_change_rate": "FP32",
-    "log_likelihood_ratio": "FP64",
-    "members_used": "INT64",
-    "votes": "FP64",
-    "purified": "FP32",
-    "reconstruction_error": "FP32",
-    "abstained": "BOOL",
-}
-PUBLIC_OUTPUTS = ("label", "adversarial", "abstained")
-LITTLE_ENDIAN = {"INT64": "<i8", "BOOL": "|b1", "FP32": "<f4", "FP64": "<f8"}
-INPUT_DATATYPES = {"FP32": "<f4", "FP16": "<f2", "UINT8": "|u1"}
-LEVELS = np.float32(255.0)  # of UINT8
-DEFAULT_PRIORITY, LOWEST_PRIORITY = 5, 10
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """What the served model takes and what this server gives.
-
-    Attributes:
-        model: Its name.
-        shape: (C, H, W) of one image.
-        classes: Number of classes.
-        outputs: Names of the outputs that clients may see, in the order of the answer.
-    """
-
-    model: str
-    shape: tuple[int, int, int]
-    classes: int
-    outputs: tuple[str, ...] = PUBLIC_OUTPUTS
-    version: str = "1"
-
-
-@dataclass(frozen=True)
-class InferRequest:
-    """One decoded request.
-
-    Attributes:
-        images: [N, C, H, W] float32; the values are not checked yet.
-        outputs: Wanted outputs, each with whether it is wanted as binary data.
-        id: The client's name for the request, which the answer repeats.
-        timeout_s: Seconds after which the client does not want the answer any more.
-        priority: 1 (first) to 10 (last).
-    """
-
-    images: Float32
-    outputs: tuple[tuple[str, bool], ...]
-    id: str | None = None
-    timeout_s: float | None = None
-    priority: int = DEFAULT_PRIORITY
-
-
-def largest_request(served: ServedModel, rows: int) -> int:
-    """Bytes that a request for so many images can need: numbers as JSON, and what is around them."""
-    return LARGE_BYTES + rows * math.prod(served.shape) * NUMBER_BYTES
+LOWEST_PRIORITY = 10
 
 
 def decode_header_length(value: str | None) -> int | None:
@@ -101,7 +40,7 @@ def decode_request(body: bytes, header_length: int | None, served: ServedModel) 
         ProtocolError: With the first thing that is wrong, in one sentence.
     """
     if header_length == 0:
-        image = _from_bytes(memoryview(body), (1, *served.shape), "the raw body")
+        image = from_bytes(memoryview(body), (1, *served.shape), "the raw body")
         return InferRequest(images=image, outputs=tuple((name, True) for name in served.outputs))
     head, tail = memoryview(body), memoryview(b"")
     if header_length is not None:
@@ -167,11 +106,6 @@ def encode_response(request: InferRequest, verdicts: Verdicts, served: ServedMod
     return (b"".join([head, *tensors]), len(head)) if tensors else (head, None)
 
 
-def encode_tensor(array: np.ndarray, name: str) -> bytes:
-    """The output called `name` as binary data."""
-    return array.astype(LITTLE_ENDIAN[DATATYPES[name]], copy=False).tobytes()
-
-
 def _parse_json(data: memoryview) -> Any:  # noqa: ANN401
     try:
         return orjson.loads(data) if len(data) <= LARGE_BYTES else read_large(data)
@@ -201,12 +135,12 @@ def _decode_image(inputs: object, tail: memoryview, served: ServedModel) -> Floa
     tensors = _list_of_objects(inputs if inputs is not None else [], "inputs")
     names = [tensor.get("name") for tensor in tensors]
     if names != [INPUT]:
-        raise ProtocolError(f"the inputs are {_show(names)}, expected exactly one called {INPUT!r}")
+        raise ProtocolError(f"the inputs are {show(names)}, expected exactly one called {INPUT!r}")
     tensor = tensors[0]
     shape = _check_shape(tensor.get("shape"), served)
     datatype = tensor.get("datatype")
     if not isinstance(datatype, str) or datatype not in INPUT_DATATYPES:
-        raise ProtocolError(f"{INPUT} has datatype {_show(datatype)}, expected one of {_listed(list(INPUT_DATATYPES))}")
+        raise ProtocolError(f"{INPUT} has datatype {show(datatype)}, expected one of {_listed(list(INPUT_DATATYPES))}")
     parameters = _object(tensor.get("parameters", {}), f"parameters of {INPUT}")
     if "shared_memory_region" in parameters:
         raise ProtocolError("shared memory is not supported; send the tensor in the body")
@@ -215,7 +149,7 @@ def _decode_image(inputs: object, tail: memoryview, served: ServedModel) -> Floa
             raise ProtocolError(f"{len(tail)} bytes follow the JSON, but no input has a binary_data_size")
         if "data" not in tensor:
             raise ProtocolError(f"{INPUT} has neither data nor a binary_data_size")
-        return _from_json(tensor["data"], shape, datatype)
+        return from_json(tensor["data"], shape, datatype)
     if "data" in tensor:
         raise ProtocolError(f"{INPUT} has both data and a binary_data_size")
     size = _whole_number(parameters["binary_data_size"], "binary_data_size", "bytes")
@@ -224,7 +158,7 @@ def _decode_image(inputs: object, tail: memoryview, served: ServedModel) -> Floa
             f"binary_data_size is {size}, but {len(tail)} bytes follow the JSON, "
             "whose length the header Inference-Header-Content-Length gives"
         )
-    return _from_bytes(tail, shape, INPUT, datatype)
+    return from_bytes(tail, shape, INPUT, datatype)
 
 
 def _check_shape(shape: object, served: ServedModel) -> tuple[int, ...]:
@@ -232,53 +166,10 @@ def _check_shape(shape: object, served: ServedModel) -> tuple[int, ...]:
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise ProtocolError(f"the shape of {INPUT} must be a list of whole numbers, {expected}")
     if len(shape) != 4 or tuple(shape[1:]) != served.shape:
-        raise ProtocolError(f"{INPUT} has shape {_show(shape)}, the model takes {expected}")
+        raise ProtocolError(f"{INPUT} has shape {show(shape)}, the model takes {expected}")
     if shape[0] < 1:
-        raise ProtocolError(f"{INPUT} has shape {_show(shape)}, which is an empty batch; send at least one image")
+        raise ProtocolError(f"{INPUT} has shape {show(shape)}, which is an empty batch; send at least one image")
     return tuple(shape)
-
-
-def _from_bytes(data: memoryview, shape: tuple[int, ...], what: str, datatype: str = "FP32") -> Float32:
-    dtype = np.dtype(INPUT_DATATYPES[datatype])
-    expected = dtype.itemsize * math.prod(shape)  # Python integers do not overflow
-    if len(data) != expected:
-        raise ProtocolError(
-            f"{what} has {len(data)} bytes, but {datatype} of shape {_show(list(shape))} has {expected}"
-        )
-    array = np.frombuffer(data, dtype=dtype).reshape(shape).astype(np.float32, copy=False)
-    if datatype == "UINT8":
-        return array / LEVELS
-    return array if array.flags.aligned else array.copy()  # the JSON before it has any length
-
-
-def _from_json(data: object, shape: tuple[int, ...], datatype: str) -> Float32:
-    """Numbers of a datatype that JSON can hold, as FP32."""
-    if datatype == "FP16":
-        raise ProtocolError("FP16 has no form as numbers; send it as binary data, or the numbers as FP32")
-    values = _numbers(data, shape)
-    if datatype == "UINT8":
-        if not ((values >= 0) & (values <= LEVELS) & (values == np.floor(values))).all():
-            raise ProtocolError(f"data of {INPUT} must hold whole numbers from 0 to 255, because it is UINT8")
-        values /= LEVELS
-    return values
-
-
-def _numbers(data: object, shape: tuple[int, ...]) -> Float32:
-    if isinstance(data, JsonNumbers):
-        return data.read(shape)
-    if not isinstance(data, list | np.ndarray):
-        raise ProtocolError(f"data of {INPUT} must be a list of numbers")
-    try:
-        array = np.array(data)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise ProtocolError(f"data of {INPUT} must be a flat list, or lists nested as its shape") from error
-    if array.size and array.dtype.kind not in "fiu":
-        raise ProtocolError(f"data of {INPUT} must hold numbers only")
-    if array.size != math.prod(shape) or (array.ndim > 1 and array.shape != shape):
-        found = f"{array.size} numbers" if array.ndim == 1 else f"lists nested as {_show(list(array.shape))}"
-        raise ProtocolError(f"data of {INPUT} holds {found}, but its shape is {_show(list(shape))}")
-    with np.errstate(over="ignore"):  # becomes infinite, which is then refused by its value
-        return array.astype(np.float32).reshape(shape)
 
 
 def _decode_outputs(outputs: object, parameters: dict[str, Any], served: ServedModel) -> tuple[tuple[str, bool], ...]:
@@ -290,7 +181,7 @@ def _decode_outputs(outputs: object, parameters: dict[str, Any], served: ServedM
         name = output.get("name")
         options = _object(output.get("parameters", {}), "parameters of an output")
         if not isinstance(name, str) or name not in DATATYPES:
-            raise ProtocolError(f"there is no output {_show(name)}; choose from {_listed(served.outputs)}")
+            raise ProtocolError(f"there is no output {show(name)}; choose from {_listed(served.outputs)}")
         if name not in served.outputs:
             raise ProtocolError(
                 f"output {name!r} is evidence, which this server hides because it guides attackers; "
@@ -314,7 +205,3 @@ def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names)
-
-
-def _show(value: object) -> str:
-    return reprlib.repr(value)  # bounded in depth and size, whatever a client sends

@@ -27,7 +27,7 @@ from s2ap_defend.errors import EngineError, RecipeError
 from s2ap_defend.serve.app import create_app
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.service import Service
-from s2ap_defend.serve.threads import load_fastest
+from s2ap_defend.serve.threads import load_models
 
 __all__ = ["Autoscaling", "Replica", "Settings", "app"]
 
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 OF_THE_LISTENER = (
     *("model", "host", "port", "grpc_port", "insecure", "tls_cert", "tls_key"),
-    *("max_connections", "head_timeout_s", "drain_delay_s"),
+    *("max_connections", "head_timeout_s", "drain_delay_s", "log_format", "allow_load"),
 )
-"""Settings of the server that Ray's proxies have in its place, and the model, which stands above them."""
+"""Settings of the server that Ray has in its place, and the model, which stands above them."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5.0, 60.0
 POLL_S = 0.05
 
@@ -99,7 +99,7 @@ class Settings(BaseModel):
         known = {field.name for field in dataclasses.fields(ServerConfig)} - {*OF_THE_LISTENER}
         for name in self.server:
             if name in OF_THE_LISTENER:
-                raise RecipeError(f"server.{name} is decided by Ray's proxies, not by a replica; leave it out")
+                raise RecipeError(f"server.{name} is decided by Ray, not by a replica; leave it out")
             if name not in known:
                 raise RecipeError(f"server.{name} is not known; expected one of {', '.join(sorted(known))}")
         try:
@@ -146,13 +146,13 @@ class Replica:
 
     def __init__(self, settings: Settings, sha256: str) -> None:
         config = settings.server_config()
-        found = file_sha256(config.model)
+        found = file_sha256(settings.model)
         if found != sha256:
             raise RecipeError(
-                f"{config.model} has the SHA-256 {found[:12]}... on this node and {sha256[:12]}... where it was "
+                f"{settings.model} has the SHA-256 {found[:12]}... on this node and {sha256[:12]}... where it was "
                 "deployed from; give every node the same file"
             )
-        self._app = create_app(load_fastest(config), config)
+        self._app = create_app(load_models(config), config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application; Ray asks for it once."""
@@ -162,14 +162,15 @@ class Replica:
         """Raise if the model does not answer; Ray sends no requests before the first answer, and replaces who fails.
 
         Raises:
-            EngineError: If the model failed when it was warmed up.
+            EngineError: If the model failed.
+        UnavailableError: If its engine failed and is not started again yet.
         """
         service: Service = self._app.state.service
         while service.state == "starting":
             await asyncio.sleep(POLL_S)
         if service.state == "failed":
-            raise service.failure or EngineError("the model failed")
-        await service.probe()
+            raise service.default.failure or EngineError("the model failed")
+        await service.default.instance.probe()
 
 
 def file_sha256(path: Path) -> str:
@@ -209,4 +210,4 @@ def app(args: Settings) -> serve.Application:
         ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
         **scaling,
     )(Replica)
-    return deployment.bind(args, file_sha256(config.model))
+    return deployment.bind(args, file_sha256(args.model))

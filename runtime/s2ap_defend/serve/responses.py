@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from s2ap_defend.errors import DefendError, InputError
 from s2ap_defend.serve.errors import RequestError
+from s2ap_defend.serve.exchange import current_id
 
 JSON = "application/json"
 
@@ -40,7 +41,7 @@ def explain(error: DefendError) -> tuple[int, str]:
         return error.status, str(error)
     if isinstance(error, InputError):
         return 400, str(error)
-    return 500, "the model failed on this request; the server's log says why"
+    return 500, f"the model failed on this request; {_where()}"
 
 
 def outcome_of(error: DefendError) -> str:
@@ -77,6 +78,16 @@ async def on_defend_error(_: Request, error: Exception) -> Response:
     return error_response(error)
 
 
+def failed_response() -> Response:
+    """The answer where the server has a bug; the traceback is in the log."""
+    return json_response({"error": f"the server failed on this request; {_where()}"}, status=500)
+
+
 async def on_bug(_: Request, __: Exception) -> Response:
-    """Everything else; the traceback is in the log."""
-    return json_response({"error": "the server failed on this request; its log says why"}, status=500)
+    """Everything else."""
+    return failed_response()
+
+
+def _where() -> str:
+    name = current_id()
+    return "the server's log says why" + (f", at request_id {name}" if name else "")

@@ -9,21 +9,24 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from functools import partial
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 
 from s2ap_defend.errors import EngineError, RecipeError
+from s2ap_defend.serve import extras
 from s2ap_defend.serve.app import create_app
 from s2ap_defend.serve.certificate import Certificate
 from s2ap_defend.serve.config import ServerConfig, is_loopback
+from s2ap_defend.serve.edge import Application
 from s2ap_defend.serve.handshakes import ignore_handshakes
+from s2ap_defend.serve.logs import written_log
 from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.shares import Limits, Shares
-from s2ap_defend.serve.threads import load_fastest
+from s2ap_defend.serve.threads import load_models
 
 logger = logging.getLogger(__name__)
 
@@ -34,29 +37,33 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGQUIT", "SIGHUP", "SIGUSR1")  # t
 
 
 def serve(config: ServerConfig) -> None:
-    """Serve a model file until SIGTERM or SIGINT; returns after a clean stop.
+    """Serve model files until SIGTERM or SIGINT; returns after a clean stop.
 
     On SIGTERM or SIGQUIT the server is no longer ready, serves on for `drain_delay_s`, stops accepting, and gives what
     it has accepted `grace_s` to finish. SIGINT, and a second signal, skip the delay; a third skips the grace. SIGHUP
-    means SIGTERM where it was started from a terminal, which is gone then, and reads keys and certificate again
-    elsewhere. SIGUSR1 logs what the server is doing.
+    means SIGTERM where it was started from a terminal, which is gone then; elsewhere keys, certificate and the model
+    files that have changed are read again. SIGUSR1 logs what the server is doing.
 
     Raises:
         RecipeError: If the address cannot be listened on.
-        ModelFileError: If the model file cannot be used.
-        EngineError: If the device cannot be used, or the model fails when it is warmed up.
+        ModelFileError: If a model file cannot be used.
+        EngineError: If the device cannot be used, or a model fails when it is warmed up.
     """
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
     if config.grpc_port is not None:
-        load_grpc()
-    with listen(config.host, config.port) as listener:
-        classifier = load_fastest(config)
-        app = create_app(classifier, config)
+        extras.grpc_server()
+    if config.otel:
+        extras.tracing()
+    with written_log(config.log_format) as log, listen(config.host, config.port) as listener:
+        classifiers = load_models(config)
+        app = create_app(classifiers, config)
         service: Service = app.state.service
-        url = _url(listener, service.certificate)
-        logger.info("listening on %s (%s, %s)", url, classifier.provider, classifier.executor.name)
+        if log is not None:
+            log.on_drop = service.metrics.count_dropped
+        url, first = _url(listener, service.certificate), next(iter(classifiers.values()))
+        logger.info("listening on %s (%s, %s)", url, first.provider, first.executor.name)
+        if len(classifiers) > 1:
+            logger.info("models: %s; the first is asked where a request names none", ", ".join(classifiers))
+        del classifiers, first  # one that is replaced must not live on here
         if service.certificate is not None:
             service.certificate.log()
         if not is_loopback(config.host):
@@ -96,21 +103,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise RecipeError(f"cannot listen on {host} port {port}: {error.strerror or error}; {advice}") from error
 
 
-def load_grpc() -> ModuleType:
-    """The module that serves gRPC.
-
-    Raises:
-        RecipeError: If the extra [grpc] is not installed.
-    """
-    try:
-        from s2ap_defend.serve.grpc import server
-    except (ImportError, RuntimeError) as error:  # tritonclient raises RuntimeError where grpc is missing
-        raise RecipeError(
-            f"gRPC needs the extra [grpc]; pip install '.[grpc]' in a checkout ({str(error).splitlines()[0]})"
-        ) from error
-    return server
-
-
 class Server(uvicorn.Server):
     """uvicorn with our way to stop; it alone would refuse connections the moment a signal arrives.
 
@@ -120,9 +112,11 @@ class Server(uvicorn.Server):
         config: Its settings.
     """
 
-    def __init__(self, app: FastAPI, service: Service, config: ServerConfig) -> None:
-        self._limits = Limits(Shares(config.max_connections), config.head_timeout_s)
-        self.grpc = None if config.grpc_port is None else load_grpc().GrpcServer(service, config)
+    def __init__(self, app: Application, service: Service, config: ServerConfig) -> None:
+        self._limits = Limits(Shares(config.max_connections), config.head_timeout_s, app.access_log)
+        self.grpc = (
+            None if config.grpc_port is None else extras.grpc_server().GrpcServer(service, config, app.access_log)
+        )
         self._refused: RecipeError | None = None
         super().__init__(
             uvicorn.Config(
@@ -221,9 +215,9 @@ class Server(uvicorn.Server):
         return protocol
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Take a signal; called by Python between two instructions of the main thread."""
+        """Take a signal; called by Python between two instructions of the main thread, whatever request it is at."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._on_signal, sig)
+            self._loop.call_soon_threadsafe(self._on_signal, sig, context=Context())
 
     def _on_signal(self, sig: int) -> None:
         name = signal.Signals(sig).name
@@ -232,7 +226,8 @@ class Server(uvicorn.Server):
             return
         if name == "SIGHUP" and not self._has_terminal:
             self._service.watcher.read_now()
-            logger.info("SIGHUP: keys and certificate are read again; for the model and settings start again")
+            self._service.load_changed()
+            logger.info("SIGHUP: keys, certificate and changed model files are read again; for settings start again")
             return
         self._signals += 1
         if self._signals > 2:

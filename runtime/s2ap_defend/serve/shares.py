@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from s2ap_defend.serve.access_log import AccessLog
+
 __all__ = ["Hold", "Limits", "Shares", "peer_of"]
 
 
@@ -82,12 +84,14 @@ class Limits:
         connections: How many there may be, and for each peer.
         head_timeout_s: Seconds a client has for the head of a request, from the first byte, or from connecting; and for
             what it still sends of a body that was refused.
+        access_log: Where requests are logged that no application sees, None for nowhere.
         linger_s: Seconds that an idle connection stays when the server stops, for what is on its way.
         draining: Whether every answer ends its connection.
     """
 
     connections: Shares
     head_timeout_s: float
+    access_log: AccessLog | None = None
     linger_s: float = 1.0
     draining: bool = False
 

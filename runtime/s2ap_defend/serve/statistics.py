@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from s2ap_defend.drift import DriftReport
-from s2ap_defend.serve.batcher import BatchReport
-from s2ap_defend.serve.device import BatchResult
+from s2ap_defend.serve.device import BatchReport, BatchResult
 from s2ap_defend.types import Verdicts
 
 

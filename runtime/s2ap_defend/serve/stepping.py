@@ -9,28 +9,44 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from s2ap_defend.classifier import DefendedClassifier
+from s2ap_defend.errors import DefendError
 from s2ap_defend.executors import Landed
+from s2ap_defend.executors.constant import ConstantExecutor
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.staged import StagedExecutor
-from s2ap_defend.serve.device import Batch, BatchResult, Classify, Device, Outcome, failure_of
+from s2ap_defend.serve.device import Batch, BatchResult, Classify, Device, OnBroken, Outcome, Run, failure_of
 from s2ap_defend.types import Int64, Verdicts
 
-__all__ = ["SteppingDevice", "asked"]
+__all__ = ["Asked", "SteppingDevice", "asked", "start_device"]
+
+Asked = Classify | StagedExecutor | ConstantExecutor
+"""What a batcher asks: images [N, C, H, W] to N verdicts, or an executor of stages, wave by wave or all of them."""
 
 
-def asked(classifier: DefendedClassifier) -> Classify | StagedExecutor:
-    """What a batcher asks of a classifier: its executor where that goes wave by wave, otherwise itself."""
-    return classifier.executor if isinstance(classifier.executor, StagedExecutor) else classifier
+def asked(classifier: DefendedClassifier) -> Asked:
+    """What a batcher asks of a classifier: its executor where that has stages, otherwise itself."""
+    executor = classifier.executor
+    return executor if isinstance(executor, StagedExecutor | ConstantExecutor) else classifier
+
+
+def start_device(model: Asked, loop: asyncio.AbstractEventLoop, on_broken: OnBroken | None = None) -> Device:
+    """The device that runs it; arguments as for `Device`."""
+    if isinstance(model, StagedExecutor):
+        return SteppingDevice(model, loop, on_broken)
+    if isinstance(model, ConstantExecutor):
+        return Device(model.run, loop, on_broken, model.observe)
+    return Device(model, loop, on_broken)
 
 
 @dataclass
 class _Part:
-    """A part in flight: where its images begin, and what of them is finished."""
+    """A part in flight: where its images begin, what of them is finished, and what they ran in."""
 
     first: int
     rows: int
     numbers: list[Int64] = field(default_factory=list)
     verdicts: list[Verdicts] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -61,14 +77,31 @@ class _Riding:
     def done(self) -> bool:
         return len(self.outcomes) == len(self.batch.parts)
 
-    def share(self, ran: Int64) -> float:
-        """Its images among those that ran."""
-        inside = [((ran >= part.first) & (ran < part.first + part.rows)).sum() for part in self.parts.values()]
-        return float(sum(inside)) / len(ran)
+    def share(self, ran: Int64, runs: list[Run]) -> float:
+        """Its images among those that ran; the parts that they are of take in the runs."""
+        inside = 0
+        for part in self.parts.values():
+            rows = int(np.count_nonzero((ran >= part.first) & (ran < part.first + part.rows)))
+            if rows:
+                part.runs += runs
+            inside += rows
+        return inside / len(ran)
 
     def result(self) -> BatchResult:
         outcomes = [self.outcomes[i] for i in range(len(self.batch.parts))]
-        return BatchResult(outcomes, self.rows, self.started_ns, self.input_ns, int(self.compute_ns), self.output_ns)
+        return BatchResult(
+            outcomes=outcomes,
+            rows=self.rows,
+            started_ns=self.started_ns,
+            input_ns=self.input_ns,
+            compute_ns=int(self.compute_ns),
+            output_ns=self.output_ns,
+            runs=[self.runs_of(i) for i in range(len(outcomes))],
+        )
+
+    def runs_of(self, index: int) -> list[Run]:
+        """What a part ran in; nothing where nobody waited for it."""
+        return self.parts[index].runs if index in self.parts else []
 
 
 class SteppingDevice(Device):
@@ -80,15 +113,18 @@ class SteppingDevice(Device):
     Args:
         executor: What runs; by one thread only.
         loop: The event loop on which callers are told.
+        on_broken: As for `Device`.
     """
 
     takes_more = True
 
-    def __init__(self, executor: StagedExecutor, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, executor: StagedExecutor, loop: asyncio.AbstractEventLoop, on_broken: OnBroken | None = None
+    ) -> None:
         self._executor = executor
         self._flight = Flight()
         self._riding: list[_Riding] = []
-        super().__init__(executor.run, loop)
+        super().__init__(executor.run, loop, on_broken, executor.observe)
 
     def _work(self) -> None:
         stopping = False
@@ -101,7 +137,6 @@ class SteppingDevice(Device):
             self._settle()
             if not self._flight.empty:
                 self._step()
-        self._tell(self._stopped.set)
 
     def _handed_over(self) -> Iterator[Batch | None]:
         """What was handed over; waits for it where nothing is in flight."""
@@ -116,7 +151,10 @@ class SteppingDevice(Device):
     def _board(self, batch: Batch) -> None:
         riding = _Riding(batch, time.perf_counter_ns())
         for index, images in enumerate(batch.parts):
-            if batch.is_wanted(index):
+            ran = self._attempt(images, self._executor.run_all) if batch.every_stage else None
+            if isinstance(ran, DefendError):
+                riding.outcomes[index] = ran
+            elif batch.is_wanted(index):
                 riding.parts[index] = _Part(self._flight.number, len(images))
                 self._executor.join(self._flight, images)
             else:
@@ -125,7 +163,7 @@ class SteppingDevice(Device):
         self._riding.append(riding)
 
     def _step(self) -> None:
-        began = time.perf_counter_ns()
+        began, self._runs = time.perf_counter_ns(), []
         try:
             landed = self._executor.step(self._flight)
         except Exception as error:
@@ -133,7 +171,7 @@ class SteppingDevice(Device):
             return
         computed = time.perf_counter_ns()
         for riding in self._riding:
-            riding.compute_ns += (computed - began) * riding.share(landed.ran)
+            riding.compute_ns += (computed - began) * riding.share(landed.ran, self._runs)
             self._land(riding, landed)
         self._settle()
 
@@ -152,7 +190,7 @@ class SteppingDevice(Device):
         riding.output_ns += time.perf_counter_ns() - began
         if not riding.done:
             for index in complete:
-                self._tell(riding.batch.on_part, index, riding.outcomes[index])
+                self._tell(riding.batch.on_part, index, riding.outcomes[index], riding.runs_of(index))
 
     def _settle(self) -> None:
         """Tell of batches that are done; a flight without any begins anew."""
@@ -169,7 +207,7 @@ class SteppingDevice(Device):
         failure, self._flight = failure_of(error, rows), Flight()
         for riding in self._riding:
             began = time.perf_counter_ns()
-            for index in riding.parts.keys() - riding.outcomes.keys():
-                riding.outcomes[index] = failure if rows == 1 else self._row_by_row(riding.batch, index)
+            left = sorted(riding.parts.keys() - riding.outcomes.keys())
+            riding.outcomes.update(zip(left, self._after_failure(riding.batch, left, failure, rows), strict=True))
             riding.compute_ns += time.perf_counter_ns() - began
         self._settle()

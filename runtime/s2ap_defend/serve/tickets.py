@@ -1,9 +1,11 @@
 """Requests that the batcher took in, and the parts of them that run."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from s2ap_defend.errors import DefendError
+from s2ap_defend.serve.device import Run
 from s2ap_defend.types import Float32, Verdicts
 
 __all__ = ["Key", "Piece", "Ticket"]
@@ -13,12 +15,25 @@ Key = tuple[int, float, int]
 
 @dataclass(eq=False)
 class Piece:
-    """Images of one request that were handed over together."""
+    """Images of one request that were handed over together.
+
+    Attributes:
+        ticket: Of the request.
+        images: [n, C, H, W].
+        verdicts: Of these, once they are known.
+        answered: Whether they are done, or failed.
+        began_ns: When they were handed over, by time.perf_counter_ns.
+        ended_ns: When they were done; 0 before.
+        runs: What they ran in.
+    """
 
     ticket: "Ticket"
     images: Float32
     verdicts: Verdicts | None = None
     answered: bool = False
+    began_ns: int = 0
+    ended_ns: int = 0
+    runs: Sequence[Run] = ()
 
 
 @dataclass(eq=False)

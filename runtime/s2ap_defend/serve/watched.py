@@ -7,13 +7,27 @@ from pathlib import Path
 
 from s2ap_defend.errors import DefendError
 
-__all__ = ["Watched", "Watcher"]
+__all__ = ["Signature", "Watched", "Watcher", "look"]
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
 
 Signature = tuple[tuple[int, int, int] | None, ...]
+"""Of files, by which it shows that one was replaced."""
+
+
+def look(paths: Sequence[Path]) -> Signature:
+    """The signature of files as they are now."""
+    found: list[tuple[int, int, int] | None] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
 
 
 class Watched:
@@ -30,35 +44,24 @@ class Watched:
         self._what = what
         self._paths = paths
         self._read = read
-        self._used = self._seen = self._look()
+        self._used = self._seen = look(paths)
 
     def poll(self) -> None:
         """Read them if they have changed and not since the last look: several files are not replaced at one moment."""
-        found = self._look()
+        found = look(self._paths)
         if found != self._used and found == self._seen:
             self.read()
         self._seen = found
 
     def read(self) -> None:
         """Read them now."""
-        self._used = self._look()
+        self._used = look(self._paths)
         try:
             self._read()
         except DefendError as error:
             logger.error("%s; the former %s stay in use", error, self._what)
         else:
             logger.info("%s read again", self._what)
-
-    def _look(self) -> Signature:
-        found: list[tuple[int, int, int] | None] = []
-        for path in self._paths:
-            try:
-                status = path.stat()
-            except OSError:
-                found.append(None)
-            else:
-                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-        return tuple(found)
 
 
 class Watcher:

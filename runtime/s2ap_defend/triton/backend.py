@@ -16,7 +16,7 @@ import numpy as np
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.engines import Device
 from s2ap_defend.errors import DefendError
-from s2ap_defend.serve.protocol import INPUT
+from s2ap_defend.serve.served import INPUT
 from s2ap_defend.types import Float32, Verdicts
 
 __all__ = ["MODEL_FILE", "TritonPythonModel"]

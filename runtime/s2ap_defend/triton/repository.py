@@ -17,7 +17,7 @@ from typing import Any, Literal
 from s2ap_defend.errors import ModelFileError, RecipeError
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.serve.metadata import configure_model
-from s2ap_defend.serve.protocol import PUBLIC_OUTPUTS, ServedModel
+from s2ap_defend.serve.served import PUBLIC_OUTPUTS, ServedModel
 from s2ap_defend.triton.backend import MODEL_FILE
 from s2ap_defend.types import Verdicts
 

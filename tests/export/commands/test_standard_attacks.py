@@ -1,4 +1,4 @@
-"""`evaluate --attacks standard` on files of users' own networks, to its end: every attack, check and row."""
+"""`evaluate` with its larger presets on files of users' own networks, to its end: every attack, check and row."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from tests.export.commands.test_tutorial import TINY
 from tests.train.few_images import write_npz
 from torch import nn
 
 from s2ap_defend.commands.main import run
-from s2ap_train.redteam.attacks.catalogue import PRESETS
+from s2ap_train.redteam.attacks.catalogue import PRESETS, Preset
 
 pytestmark = pytest.mark.slow
 
@@ -62,15 +64,16 @@ def learn(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Non
     network.eval()
 
 
-def evaluated(capsys: pytest.CaptureFixture[str], *own: str) -> dict[str, Any]:
-    """The figures of all that the preset does to a file of the classifier that the options name."""
+def evaluated(capsys: pytest.CaptureFixture[str], *own: str, preset: Preset = "standard") -> dict[str, Any]:
+    """The figures of all that the preset does, with little work, to a file of the classifier that the options name."""
     changed = TINY | {"adversarial.epochs": 6, "members.jurors.pretraining.epochs": 6}
     tiny = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
     common = ["--data", "own.npz", "--effort", "quick", "--eps", "0.1", "--workers", "1"]
     assert run(["harden", *common, "-o", "model.onnx", *own, *tiny]) == 0
     capsys.readouterr()
     written = ["--json", "figures.json", "--report", "report.html"]
-    command = ["evaluate", "model.onnx", "--attacks", "standard", "--samples", "6", "--workers", "1", *written]
+    work = ["--attacks", preset, "--samples", "6", *(["--budget", "quick"] if preset == "full" else [])]
+    command = ["evaluate", "model.onnx", *work, "--workers", "1", *written]
     assert run(command) == 0
     first = capsys.readouterr()
     assert first.err == ""
@@ -85,10 +88,31 @@ def evaluated(capsys: pytest.CaptureFixture[str], *own: str) -> dict[str, Any]:
     return figures
 
 
-def assert_whole(figures: dict[str, Any]) -> None:
+class Brightness(CalibrationDataReader):  # type: ignore[misc]
+    """Images by which a graph is quantised."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.batches = iter([{"x": part.numpy()} for part in images.split(16)])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)
+
+
+def write_int8(images: torch.Tensor, network: nn.Module) -> Path:
+    """own.onnx as engines for phones write it: convolutions of integers, of which torch has none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        names = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
+        torch.onnx.export(network, (images[:1],), "float.onnx", dynamo=False, **names)
+    kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static("float.onnx", "own.onnx", Brightness(images[:64]), quant_format=QuantFormat.QOperator, **kinds)
+    return Path("own.onnx")
+
+
+def assert_whole(figures: dict[str, Any], preset: Preset = "standard") -> None:
     """Every attack of the preset was run or says why not, and nothing is claimed that an attack takes away."""
     ran, left_out = figures["attacks"].keys(), figures["not_run"]
-    assert set(PRESETS["standard"]) == ran | (left_out.keys() & set(PRESETS["standard"]))
+    assert set(PRESETS[preset]) == ran | (left_out.keys() & set(PRESETS[preset]))
     assert len(ran) > 30
     assert all(reason for reason in left_out.values())
     assert {"transfer-base", "transfer-ensemble", "hopskipjump", "apgd-dlr", "unrolled-pgd"} <= ran
@@ -112,7 +136,9 @@ def test_a_residual_network_of_ones_own(capsys: pytest.CaptureFixture[str]) -> N
     learn(network, images, labels)
     torch.save(network.state_dict(), "best.pt")
     own = ["--model", "residual_of_a_test:build", "--weights", "best.pt", "--normalised-inside"]
-    assert_whole(evaluated(capsys, *own))
+    figures = evaluated(capsys, *own, preset="full")
+    assert_whole(figures, "full")
+    assert {"autoattack", "cw-l2"} <= figures["attacks"].keys()
 
 
 def test_an_onnx_file_of_two_classes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,3 +150,23 @@ def test_an_onnx_file_of_two_classes(capsys: pytest.CaptureFixture[str]) -> None
         warnings.simplefilter("ignore")
         torch.onnx.export(network.append(nn.Softmax(1)), (images[:1],), "own.onnx", dynamo=False)
     assert_whole(evaluated(capsys, "--onnx", "own.onnx"))
+
+
+def test_a_classifier_of_8_bits_that_torch_cannot_differentiate(capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = photos(3)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 3, 3), nn.Flatten())
+    learn(network, images, labels)
+    graph = onnx.load(write_int8(images, network))
+    assert sum(node.op_type == "QLinearConv" for node in graph.graph.node) == 2
+    figures = evaluated(capsys, "--onnx", "own.onnx")
+    said = "gradients of the classifier could not be had: operator ai.onnx.QLinearConv"
+    assert any(text.startswith(said) for text in figures["configuration"]["weaknesses"])
+    assert said in Path("report.html").read_text()
+    assert said in Path("model.onnx.html").read_text()
+    assert_whole(figures)
+    assert {"square", "transfer-base", "hopskipjump"} <= figures["attacks"].keys()
+    assert {figures["not_run"][name] for name in ("ila", "fia")} == {"no hidden layer of the classifier can be read"}
+    capsys.readouterr()
+    assert run(["inspect", "model.onnx"]) == 0
+    assert said in capsys.readouterr().out.replace("\n", " ")

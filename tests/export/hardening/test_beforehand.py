@@ -5,8 +5,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from rich.console import Console
 from tests.export.any_networks import FALLBACKS, SHAPE
 from tests.export.small_recipe import OVERRIDES
@@ -18,7 +21,7 @@ from s2ap_defend.commands.main import run
 from s2ap_defend.progress import Reporter
 from s2ap_export.hardening.beforehand import check_network, check_recipe
 from s2ap_export.hardening.blame import layer_at_fault
-from s2ap_train.models import Classifier
+from s2ap_train.models import Classifier, create
 from s2ap_train.recipe import load_recipe
 
 NETS = """
@@ -219,3 +222,62 @@ def test_harden_names_the_key_of_a_network_that_cannot_be_attacked_and_trains_no
     assert "operator ai.onnx.DFT is not supported by the twin" in error
     assert error.count("\n") == 1
     assert not (here / "work").exists()
+
+
+def onnx_classifier(path: Path, nodes: list[NodeProto], *constants: TensorProto) -> Classifier:
+    """Images [N, 3, 5, 5] -> `y` [N, 2]."""
+    declared = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *sizes])
+        for name, sizes in (("x", (3, 5, 5)), ("y", (2,)))
+    ]
+    graph = helper.make_graph(nodes, "given", declared[:1], declared[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    return create({"name": "onnx", "file": str(path)}, (3, 5, 5), 2)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        (
+            [
+                helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+                helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["pixels"]),
+            ],
+            "answers an image differently in another batch, .*DynamicQuantizeLinear",
+        ),
+        (
+            [
+                helper.make_node("RandomNormalLike", ["x"], ["noise"]),
+                helper.make_node("Add", ["x", "noise"], ["pixels"]),
+            ],
+            "answers the same images differently the second time",
+        ),
+    ],
+    ids=["range of the batch", "random numbers"],
+)
+def test_an_onnx_file_that_only_onnx_runtime_runs_must_answer_an_image_by_itself(
+    tmp_path: Path, nodes: list[NodeProto], message: str
+) -> None:
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(75, 2)).astype(np.float32), "w")
+    rest = [helper.make_node("Flatten", ["pixels"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    network = onnx_classifier(tmp_path / "c.onnx", [*nodes, *rest], weight)
+    assert network.without_gradients
+    shades = np.linspace(0.1, 1, 8, dtype=np.float32).reshape(-1, 1, 1, 1)
+    pictures = shades * np.random.default_rng(1).random((8, 3, 5, 5), dtype=np.float32)
+    with pytest.raises(DefendError, match=message):
+        check_network(network, pictures, tensorrt=False)
+
+
+def test_an_onnx_file_is_looked_at_with_its_own_numbers(tmp_path: Path) -> None:
+    """Numbers that are equal everywhere, such as limits and zeros, are not moved: the graph is served as it is."""
+    weight = np.random.default_rng(0).normal(size=(75, 2)).astype(np.float32)
+    constants = {"w": weight, "b": np.zeros(2, np.float32), "low": np.float32(0), "high": np.float32(0.5)}
+    nodes = [
+        helper.make_node("Clip", ["x", "low", "high"], ["pixels"]),
+        helper.make_node("Flatten", ["pixels"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "b"], ["y"]),
+    ]
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    network = onnx_classifier(tmp_path / "c.onnx", nodes, *tensors)
+    assert not network.without_gradients
+    assert "MFLOPs" in check_network(network, np.random.default_rng(1).random((8, 3, 5, 5), dtype=np.float32))

@@ -1,5 +1,6 @@
 """Settings of the server: flags before environment before file before defaults, and what they come to."""
 
+import os
 import tomllib
 
 import pytest
@@ -75,3 +76,20 @@ def test_a_wrong_file_is_one_line_that_says_what_to_write(tmp_path, capsys, text
     error = capsys.readouterr().err
     assert said.format(path) in error
     assert error.count("\n") == 1
+
+
+def test_several_models_are_given_on_every_road(tmp_path, capsys, monkeypatch):
+    expected = ["a.onnx", "b=c.onnx"]
+    assert settings(capsys, *expected)["model"] == (expected, "command line")
+    path = tmp_path / "serve.toml"
+    path.write_text(f"model = {expected}")
+    assert settings(capsys, "--config", str(path))["model"] == (expected, "file")
+    monkeypatch.setenv("S2AP_DEFEND_SERVE_MODEL", os.pathsep.join(expected))
+    assert settings(capsys)["model"] == (expected, "environment")
+    monkeypatch.setenv("S2AP_DEFEND_SERVE_MODEL", "a.onnx")
+    assert settings(capsys)["model"] == ("a.onnx", "environment")
+    assert run(["serve", "a.onnx", "b/a.onnx"]) == 2
+    assert "a.onnx and b/a.onnx are both called 'a'; name one of them" in capsys.readouterr().err
+    path.write_text("model = 3")
+    assert run(["serve", "--config", str(path), "--print-config"]) == 2
+    assert "must be a text, or a list of texts" in capsys.readouterr().err

@@ -50,6 +50,13 @@ def test_the_stages_give_every_output_of_the_whole_file_to_the_last_bit(
         assert_same(staged.run(unsure_images[index]), whole.rows(index))
 
 
+def test_all_stages_for_all_images_give_the_same_bits(
+    staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray
+) -> None:
+    for rows in (slice(None), slice(0, 1), slice(7, 13)):
+        assert_same(staged.run_all(unsure_images[rows]), whole.rows(rows))
+
+
 def test_a_large_batch_whose_rows_are_parted_gets_the_same_bits(
     staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray
 ) -> None:

@@ -26,7 +26,7 @@ class Live:
         self.service = service
         self.address = address
         self.url = f"http{'s' * (service.certificate is not None)}://{address[0]}:{address[1]}"
-        self.infer = f"/v2/models/{service.served.model}/infer"
+        self.infer = f"/v2/models/{service.default.served.model}/infer"
 
     def connect(self, peer: str = "127.0.0.1") -> socket.socket:
         """A connection from an address of this machine."""
@@ -96,9 +96,12 @@ def until(condition) -> None:
 
 
 @contextmanager
-def live(classifier, **options):
-    config = ServerConfig(model=classifier.path, port=0, **options)
-    app = create_app(classifier, config)
+def live(classifiers, **options):
+    """A server of one classifier, or of several by name."""
+    several = isinstance(classifiers, dict)
+    files = {name: one.path for name, one in classifiers.items()} if several else classifiers.path
+    config = ServerConfig(model=files, port=0, **options)
+    app = create_app(classifiers, config)
     server = Server(app, app.state.service, config)
     with listen(config.host, config.port) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -21,13 +21,15 @@ from s2ap_defend.serve.classify import encode_png
 from s2ap_defend.types import Verdicts
 
 PUBLIC = ["label", "adversarial", "abstained"]
-OPEN = ("/", "/page.css", "/page.js", "/v2/health/live", "/v2/health/ready")
+OPEN = ("/", "/page.css", "/page.js", "/page-evidence.js", "/v2/health/live", "/v2/health/ready")
 ANY = ("/v2", "/openapi.json", "/page.json", "/v2/models/{0}", "/v2/models/{0}/ready", "/v2/models/{0}/config")
 ADMIN = ("/metrics", "/v2/models/stats", "/v2/models/{0}/stats", "/v2/models/{0}/versions/1/stats")
 INFER = ("/classify", "/v2/models/{0}/infer", "/v2/models/{0}/versions/1/infer")
 
 
-ROUTES = {"open": OPEN, "any": ANY, "admin": ADMIN, "infer": INFER}
+INDEX = ("/v2/repository/index",)
+CONTROL = ("/v2/repository/models/{0}/load", "/v2/repository/models/{0}/unload")
+ROUTES = {"open": OPEN, "any": (*ANY, *INDEX), "admin": (*ADMIN, *CONTROL), "infer": INFER}
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +62,22 @@ def test_every_route_asks_for_its_right_and_for_nothing_more(client, ring, name)
         **{path: {"asker": 200, "operator": 200, None: 401} for path in ANY},
         **{path: {"asker": 403, "operator": 200, None: 401} for path in ADMIN},
         **{path: {"asker": 405, "operator": 403, None: 401} for path in INFER},
-        **{path: {"asker": 404, None: 401} for path in ("/none", "/docs", "/v2/models/a%2Fb", "/v2/repository/index")},
+        **{path: {"asker": 405, None: 401} for path in INDEX},
+        **{path: {"asker": 403, "operator": 405, None: 401} for path in CONTROL},
+        **{path: {"asker": 404, None: 401} for path in ("/none", "/docs", "/v2/models/a%2Fb")},
     }
     for path, statuses in expected.items():
         for caller, status in statuses.items():
             for method in ("GET", "HEAD"):
                 response = client.request(method, path.format(name), headers=ring.bearer(caller))
                 assert response.status_code == status, (path, caller, response.text)
+
+
+def test_models_are_loaded_and_unloaded_by_keys_with_the_right_to_it_alone(client, ring, name):
+    for what in ("unload", "load"):
+        for caller, status in ((None, 401), ("asker", 403), ("operator", 200)):
+            path = f"/v2/repository/models/{name}/{what}"
+            assert client.post(path, headers=ring.bearer(caller)).status_code == status
 
 
 def test_the_list_above_has_every_route_that_is_described(classifier, ring):
@@ -105,7 +116,7 @@ def test_evidence_is_in_the_answers_of_a_key_that_has_the_right_to_it_only(clien
 
     assert names("asker") == PUBLIC
     assert names("analyst") == list(Verdicts.FIELDS)
-    described = client.get(f"/v2/models/{server.service.served.model}", headers=ring.bearer("analyst")).json()
+    described = client.get(f"/v2/models/{server.service.default.served.model}", headers=ring.bearer("analyst")).json()
     assert [output["name"] for output in described["outputs"]] == list(Verdicts.FIELDS)
     assert client.get("/page.json", headers=ring.bearer("analyst")).json()["evidence"]
     assert client.get("/page.json", headers=ring.bearer("asker")).json()["evidence"] is None

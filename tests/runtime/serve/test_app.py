@@ -259,7 +259,7 @@ def times(client) -> tuple[list, dict]:
 
 
 def test_times_are_published_a_window_of_images_at_a_time(classifier, monkeypatch):
-    monkeypatch.setattr("s2ap_defend.serve.service.WINDOW_ROWS", 20)
+    monkeypatch.setattr("s2ap_defend.serve.counts.WINDOW_ROWS", 20)
     many = np.random.default_rng(6).random((8, *classifier.input_shape), dtype=np.float32)
     with serving(classifier) as client:
         before = times(client)

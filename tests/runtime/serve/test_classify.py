@@ -198,7 +198,7 @@ REFUSED = {
     "JSON parameters": (json_body('{"images": [{"b64": ""}], "parameters": 1}'), 400, "parameters must be a JSON obj"),
     "unknown parameter": ({"content": b"x", "params": {"size": "8"}}, 400, "there is no parameter 'size'; choose from"),
     "parameter twice": ({"content": b"x", "params": {"resize": ["crop", "pad"]}}, 400, "has a parameter twice"),
-    "many parameters": ({"content": b"x", "params": {"a": list("bcde")}}, 400, "has more parameters than timeout"),
+    "many parameters": ({"content": b"x", "params": {"a": list("bcdef")}}, 400, "has more parameters than model,"),
     "timeout": ({"content": b"x", "params": {"timeout": "1.5"}}, 400, "timeout must be a whole number, 0 or more"),
 }
 
@@ -231,7 +231,8 @@ def test_bodies_and_answers_are_as_described(client, files):
     for content_type in operation["requestBody"]["content"]:
         headers = {"Content-Type": f"{content_type}; boundary=b"}
         assert client.post("/classify", content=b"", headers=headers).status_code == 400, content_type
-    for parameter in operation["parameters"]:
+    assert_error(client.post("/classify", params={"model": "?"}), 404, "there is no model '?'; this server has 'tiny'")
+    for parameter in operation["parameters"][1:]:
         assert_error(client.post("/classify", params={parameter["name"]: "?"}), 400, f"parameter {parameter['name']}")
     schemas = described["components"]["schemas"]
     read, broken = client.post("/classify", json=as_json(files[0], b"broken")).json()["images"]

@@ -1,6 +1,7 @@
 """The drift monitor: uniform without drift, loud with it; and what a server tells of it."""
 
 import asyncio
+import json
 import math
 
 import httpx
@@ -32,19 +33,20 @@ def ask(classifier, batches, **options) -> tuple[dict[str, float], dict]:
 
     async def session():
         app = create_app(classifier, ServerConfig(model=classifier.path, **options))
-        model = app.state.service.served.model
+        model = app.state.service.default.served.model
         async with app.router.lifespan_context(app):
             await until_warm(app.state.service)
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
                 for images in batches:
-                    tensor = {
-                        "name": "image",
-                        "shape": images.shape,
-                        "datatype": "FP32",
-                        "data": images.ravel().tolist(),
-                    }
-                    answer = await http.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]})
+                    tensor = {"name": "image", "shape": images.shape, "datatype": "FP32"}
+                    tensor["parameters"] = {"binary_data_size": images.nbytes}
+                    head = json.dumps({"inputs": [tensor]}).encode()
+                    answer = await http.post(
+                        f"/v2/models/{model}/infer",
+                        content=head + images.tobytes(),
+                        headers={"Inference-Header-Content-Length": str(len(head))},
+                    )
                     assert answer.status_code == 200, answer.text
                 metrics = (await http.get("/metrics")).text
                 statistics = (await http.get("/v2/models/stats")).json()["model_stats"][0]

@@ -59,7 +59,7 @@ def message(name, images, **changes) -> service_pb2.ModelInferRequest:
 
 def hold_the_device(service, monkeypatch) -> threading.Event:
     """Let the model wait before every batch until the event is set."""
-    go, device = threading.Event(), service.batcher._device
+    go, device = threading.Event(), service.default.instance.batcher._device
     run = device._classify
 
     def waits(images):
@@ -204,7 +204,6 @@ def test_messages_are_bounded(stub, name):
 
 def test_what_is_not_offered_says_why(stub):
     for call, reason in (
-        (lambda: stub.RepositoryModelLoad(service_pb2.RepositoryModelLoadRequest()), "models are read at the start"),
         (lambda: stub.CudaSharedMemoryStatus(service_pb2.CudaSharedMemoryStatusRequest()), "shared memory"),
         (lambda: stub.LogSettings(service_pb2.LogSettingsRequest()), "log has no settings"),
     ):
@@ -228,15 +227,15 @@ def test_deadlines_and_cancelled_calls_leave_the_queue(server, stub, name, batch
     go = hold_the_device(service, monkeypatch)
     try:
         running_call = stub.ModelInfer.future(message(name, batch))
-        until(lambda: service.batcher.running_rows == 4)
+        until(lambda: service.default.instance.batcher.running_rows == 4)
         cancelled = stub.ModelInfer.future(message(name, batch))
-        until(lambda: service.batcher.queued_rows == 4)
+        until(lambda: service.default.instance.batcher.queued_rows == 4)
         cancelled.cancel()
-        until(lambda: service.batcher.queued_rows == 0)
+        until(lambda: service.default.instance.batcher.queued_rows == 0)
         late = stub.ModelInfer.future(message(name, batch), timeout=0.5)
-        until(lambda: service.batcher.queued_rows == 4)
+        until(lambda: service.default.instance.batcher.queued_rows == 4)
         assert code_of(late.result)[0] == Code.DEADLINE_EXCEEDED
-        until(lambda: service.batcher.queued_rows == 0)
+        until(lambda: service.default.instance.batcher.queued_rows == 0)
         own = message(name, batch)
         own.parameters["timeout"].int64_param = 300_000
         code, reason = code_of(lambda: stub.ModelInfer(own))
@@ -254,9 +253,9 @@ def test_a_full_queue_is_said(classifier, name, batch, monkeypatch):
         go = hold_the_device(server.service, monkeypatch)
         try:
             first = stub.ModelInfer.future(message(name, batch))
-            until(lambda: server.service.batcher.running_rows == 4)
+            until(lambda: server.service.default.instance.batcher.running_rows == 4)
             second = stub.ModelInfer.future(message(name, batch))
-            until(lambda: server.service.batcher.queued_rows == 4)
+            until(lambda: server.service.default.instance.batcher.queued_rows == 4)
             code, reason = code_of(lambda: stub.ModelInfer(message(name, batch)))
             assert (code, reason) == (Code.RESOURCE_EXHAUSTED, "4 images wait already; try again later")
         finally:
@@ -272,7 +271,7 @@ def test_a_stopping_server_answers_what_it_accepted_and_nothing_new(classifier, 
         assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
         go = hold_the_device(server.service, monkeypatch)
         accepted = stub.ModelInfer.future(message(name, batch))
-        until(lambda: server.service.batcher.running_rows == 4)
+        until(lambda: server.service.default.instance.batcher.running_rows == 4)
         server.server.handle_exit(signal.SIGTERM, None)
         assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert not stub.ServerReady(service_pb2.ServerReadyRequest()).ready

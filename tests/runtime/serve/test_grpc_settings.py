@@ -1,7 +1,5 @@
 """What keeps gRPC from being served."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,9 +19,3 @@ from s2ap_defend.serve import ServerConfig
 def test_ports_that_cannot_be_served_are_refused(changes, said):
     with pytest.raises(RecipeError, match=said):
         ServerConfig(model=Path("model.onnx"), **changes)
-
-
-def test_without_the_extra_its_name_is_said():
-    code = "import sys; sys.modules['grpc'] = None; from s2ap_defend.serve.server import load_grpc; load_grpc()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "RecipeError: gRPC needs the extra [grpc]; pip install '.[grpc]' in a checkout" in done.stderr

@@ -146,15 +146,15 @@ def test_a_client_that_has_ended_its_side_gets_its_answers(slow_server, batch):
 
 
 def test_a_client_that_is_gone_does_not_count_as_one_that_has_ended_its_side(slow_server, batch):
-    before = slow_server.service.batcher.pending_requests
+    before = slow_server.service.default.instance.batcher.pending_requests
     with slow_server.connect() as busy:
         busy.sendall(slow_server.raw(batch) * 3)
-        until(lambda: slow_server.service.batcher.pending_requests > before)
+        until(lambda: slow_server.service.default.instance.batcher.pending_requests > before)
         with slow_server.connect() as leaving:
             leaving.sendall(slow_server.raw(batch))
-            until(lambda: slow_server.service.batcher.queued_rows == 1)
+            until(lambda: slow_server.service.default.instance.batcher.queued_rows == 1)
         began = time.monotonic()
-        until(lambda: slow_server.service.batcher.queued_rows == 0)
+        until(lambda: slow_server.service.default.instance.batcher.queued_rows == 0)
         assert time.monotonic() - began < 5
         assert [read_answer(busy)[0] for _ in range(3)] == [200] * 3
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from s2ap_defend.serve import json_numbers
 from s2ap_defend.serve.errors import ProtocolError, TooLargeError
 from s2ap_defend.serve.json_numbers import JsonNumbers
-from s2ap_defend.serve.protocol import ServedModel, decode_request
+from s2ap_defend.serve.protocol import decode_request
+from s2ap_defend.serve.served import ServedModel
 
 SERVED = ServedModel(model="digits", shape=(1, 8, 8), classes=10)
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 4))

@@ -120,7 +120,7 @@ async def busy(held, batch, name, **options):
         await until_warm(service)
         held.gate.clear()
         first = asyncio.ensure_future(call(f"/v2/models/{name}/infer", message(batch[:1])))
-        while service.batcher.pending_rows == 0 or service.batcher.queued_rows:
+        while service.default.instance.batcher.pending_rows == 0 or service.default.instance.batcher.queued_rows:
             await asyncio.sleep(0.001)
         yield service, call
         held.gate.set()
@@ -131,7 +131,7 @@ def test_a_full_queue_answers_429_with_retry_after(held, batch, name):
     async def scenario():
         async with busy(held, batch, name, max_batch_rows=2, max_queue_rows=4) as (service, call):
             waiting = asyncio.ensure_future(call(f"/v2/models/{name}/infer", message(batch)))
-            while service.batcher.queued_rows < 4:
+            while service.default.instance.batcher.queued_rows < 4:
                 await asyncio.sleep(0.001)
             status, headers, answer = await call(f"/v2/models/{name}/infer", message(batch[:1]))
             assert (status, headers[b"retry-after"]) == (429, b"1")
@@ -148,7 +148,7 @@ def test_a_deadline_in_microseconds_answers_504_while_the_device_is_busy(held, b
             status, _, answer = await call(f"/v2/models/{name}/infer", message(batch, timeout=30_000))
             assert (status, list(answer)) == (504, ["error"])
             assert not held.gate.is_set()
-            assert service.batcher.queued_rows == 0
+            assert service.default.instance.batcher.queued_rows == 0
 
     asyncio.run(scenario())
 
@@ -165,7 +165,7 @@ def test_a_client_that_leaves_gives_back_its_place_in_the_queue(held, batch, nam
 
             headers = {"content-length": str(len(body))}
             assert await call(f"/v2/models/{name}/infer", headers=headers, receive=receive) is None
-            assert service.batcher.queued_rows == 0
+            assert service.default.instance.batcher.queued_rows == 0
             assert service.receiving.total == 0
 
     asyncio.run(scenario())
@@ -223,7 +223,7 @@ def test_a_model_that_fails_answers_500_without_its_internals_and_serves_on(tiny
 
 def test_a_bug_in_the_server_answers_500_as_an_error_object(classifier, batch):
     with serving(classifier) as client:
-        client.app.state.service.classifier = None
+        client.app.state.service.default.instance.classifier = client.app.state.service.default.manifest = None
         assert_error(infer(client, batch), 500, "the server failed on this request")
         assert_error(client.get("/page.json"), 500, "the server failed on this request")
 

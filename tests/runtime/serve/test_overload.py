@@ -116,7 +116,7 @@ def test_a_server_says_at_once_that_a_timeout_is_too_short_and_when_to_come_back
 
         assert ask(0.05).status_code == 504  # not even alone
         waiting = [pool.submit(ask, 20.0, 1) for _ in range(12)]
-        until(lambda: server.service.batcher.queued_rows >= 10)
+        until(lambda: server.service.default.instance.batcher.queued_rows >= 10)
         refused = ask(0.6)
         assert refused.status_code == 429
         assert "the request's timeout leaves" in refused.json()["error"]
@@ -135,7 +135,7 @@ def test_a_server_answers_small_requests_while_large_ones_are_under_way(tiny_mod
             return time.monotonic()
 
         large = [pool.submit(ask, 64) for _ in range(2)]
-        until(lambda: server.service.batcher.pending_rows == 128)
+        until(lambda: server.service.default.instance.batcher.pending_rows == 128)
         assert ask(1) < min(one.result() for one in large)
 
 

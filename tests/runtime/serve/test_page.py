@@ -11,7 +11,8 @@ import pytest
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.serve import ServerConfig, create_app
 
-FILES = ("page.html", "page.css", "page.js")
+SCRIPTS = ("page.js", "page-evidence.js", "page-resize.js")
+FILES = ("page.html", "page.css", *SCRIPTS)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_the_policy_forbids_other_servers_and_inline_code_and_the_page_keeps_to_
 
 def test_the_script_uses_only_elements_that_exist():
     page = parsed(files("s2ap_defend.serve").joinpath("page.html").read_text("utf-8"))
-    script = files("s2ap_defend.serve").joinpath("page.js").read_text("utf-8")
+    script = "".join(files("s2ap_defend.serve").joinpath(name).read_text("utf-8") for name in SCRIPTS)
     used = set(re.findall(r'\$\("([a-z-]+)"\)', script))
     assert used <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
@@ -96,7 +97,8 @@ def test_the_page_learns_what_evidence_is_compared_with_only_if_evidence_is_expo
 def test_the_openapi_description_names_every_endpoint_of_the_protocol(classifier):
     schema = get(classifier, "/openapi.json")[0].json()
     model = "/v2/models/{model}"
-    expected = {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/metrics", "/classify"}
+    repository = {f"/v2/repository/{path}" for path in ("index", "models/{model}/load", "models/{model}/unload")}
+    expected = repository | {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/metrics", "/classify"}
     for prefix in (model, f"{model}/versions/{{version}}"):
         expected |= {prefix, f"{prefix}/ready", f"{prefix}/config", f"{prefix}/stats", f"{prefix}/infer"}
     assert set(schema["paths"]) == expected

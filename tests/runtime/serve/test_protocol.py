@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from s2ap_defend.serve.errors import ProtocolError
 from s2ap_defend.serve.json_numbers import LARGE_BYTES
-from s2ap_defend.serve.protocol import InferRequest, ServedModel, decode_header_length, decode_request, encode_response
+from s2ap_defend.serve.protocol import decode_header_length, decode_request, encode_response
+from s2ap_defend.serve.served import InferRequest, ServedModel
 from s2ap_defend.types import Verdicts
 
 SHAPE = (1, 2, 3)

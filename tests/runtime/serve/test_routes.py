@@ -28,7 +28,7 @@ def described(client):
 
 
 def test_every_described_path_answers_as_described(client, described, server, classifier):
-    model = server.service.served.model
+    model = server.service.default.served.model
     for path, item in described["paths"].items():
         for names in ({"model": model, "version": "1"}, {"model": "other", "version": "1"}):
             for method, operation in item.items():
@@ -51,14 +51,14 @@ def test_the_description_has_no_parameter_that_does_nothing_and_no_error_but_our
         for operation in item.values():
             named = {parameter["name"] for parameter in operation.get("parameters", ())}
             in_path = {name for name in ("model", "version") if f"{{{name}}}" in path}
-            assert named == ({"timeout", "priority", "resize"} if path == "/classify" else in_path)
+            assert named == ({"model", "timeout", "priority", "resize"} if path == "/classify" else in_path)
             for status, response in operation["responses"].items():
                 if status != "200":
                     assert response["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}
 
 
 def test_query_parameters_change_nothing(client, server):
-    path = f"/v2/models/{server.service.served.model}"
+    path = f"/v2/models/{server.service.default.served.model}"
     for query in ("?version=2", "?model=other", "?version=1&version=2&x=%2F", "?"):
         for suffix in ("", "/ready", "/config"):
             assert client.get(path + suffix + query).json() == client.get(path + suffix).json()

@@ -53,9 +53,9 @@ def test_connections_that_wait_to_be_accepted_are_answered(classifier, batch):
 def test_signals_mean_what_operators_expect(tiny_model_path):
     with running(tiny_model_path, "--drain-delay", "0") as server:
         server.process.send_signal(signal.SIGUSR1)
-        assert "ready: 0 requests wait or run, 0 images wait" in server.wait_for("requests wait or run")
+        assert "tiny is ready: 0 requests wait or run, 0 images wait" in server.wait_for("requests wait or run")
         server.process.send_signal(signal.SIGHUP)
-        server.wait_for("for the model and settings start again")
+        server.wait_for("for settings start again")
         server.process.send_signal(signal.SIGQUIT)
         assert server.wait() == 0
         assert "stopped" in server.log[-1]

@@ -5,8 +5,9 @@ import logging
 import numpy as np
 import pytest
 
+from s2ap_defend.executors.constant import ConstantExecutor
 from s2ap_defend.serve import ServerConfig
-from s2ap_defend.serve.threads import fastest, load_fastest
+from s2ap_defend.serve.threads import fastest, load_models
 
 BATCHES = [np.zeros((rows, 1, 8, 8), np.float32) for rows in (1, 32)]
 
@@ -45,12 +46,15 @@ def test_a_server_measures_where_nobody_said_and_only_there(tiny_model_path, mon
     monkeypatch.setattr("s2ap_defend.serve.threads.usable_cores", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with caplog.at_level(logging.INFO):
-        measured = load_fastest(ServerConfig(model=tiny_model_path, device="cpu"))
-        assert "of 2 cores, which was measured to be faster" in caplog.text
+        measured = load_models(ServerConfig(model=tiny_model_path, device="cpu"))[tiny_model_path.stem]
+        assert f"tiny.onnx: {measured.threads} of 2 threads, which was measured to be faster" in caplog.text
         caplog.clear()
-        said = load_fastest(ServerConfig(model=tiny_model_path, device="cpu", threads=1))
+        said = load_models(ServerConfig(model=tiny_model_path, device="cpu", threads=1, constant_time=True))[
+            tiny_model_path.stem
+        ]
+        assert isinstance(said.executor, ConstantExecutor)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        load_fastest(ServerConfig(model=tiny_model_path, device="cpu"))
+        load_models(ServerConfig(model=tiny_model_path, device="cpu"))
         assert caplog.text == ""
     images = random_images[:8]
     np.testing.assert_array_equal(measured(images).label, said(images).label)

@@ -152,7 +152,7 @@ def small(path: Path, *nodes: onnx.NodeProto, opset: int = 20, dtype: int = Tens
     [
         (lambda p: p.write_bytes(b"no model"), "is no ONNX model that can be read"),
         (lambda p: small(p, dtype=TensorProto.DOUBLE), "takes double images, expected float32"),
-        (lambda p: small(p, helper.make_node("Det", ["f"], ["y"])), "operator ai.onnx.Det is not"),
+        (lambda p: small(p, helper.make_node("Det", ["f"], ["y"])), "cannot be run on 2 images of shape"),
         (lambda p: small(p, helper.make_node("MatMul", ["f", "w"], ["y"]), helper.make_node("Relu", ["y"], ["z"]),
                          outputs=("y", "z")), "has the outputs y, z, expected one"),
         (lambda p: small(p, helper.make_node("Relu", ["f"], ["y"])),
@@ -167,6 +167,26 @@ def test_what_is_no_such_classifier_is_refused(tmp_path, change, said):
         return
     with pytest.raises(RecipeError, match=said):
         made(tmp_path / "c.onnx")
+
+
+@pytest.mark.parametrize("outputs", [("y",), ("f", "y")], ids=["alone", "beside another"])
+def test_columns_with_ones_behind_them_are_a_column_a_class(tmp_path, images, outputs):
+    path = small(
+        tmp_path / "c.onnx",
+        helper.make_node("MatMul", ["f", "w"], ["z"]),
+        helper.make_node("Softmax", ["z"], ["p"], axis=1),
+        helper.make_node("Unsqueeze", ["p", "places"], ["y"]),
+    )
+    proto = onnx.load(path)
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "places"))
+    kinds = {"y": ["n", 4, 1, 1], "f": ["n", 240]}
+    del proto.graph.output[:]
+    proto.graph.output.extend(helper.make_tensor_value_info(name, 1, kinds[name]) for name in outputs)
+    onnx.save(proto, path)
+    model = made(path)
+    assert model.reading.log  # the probabilities do not come last, so they are read
+    assert model(images).shape == (5, 4)
+    np.testing.assert_allclose(model(images).exp().numpy(), 0.25, atol=1e-6)  # the weights of all classes are equal
 
 
 def test_images_of_another_size_are_refused_with_both_sizes(tmp_path):

@@ -4,6 +4,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
 from s2ap_defend.errors import ModelFileError
 from s2ap_train.onnx_graphs import torch_stage
 
@@ -76,6 +77,14 @@ CASES = {
     },
     "AveragePool of an uneven rest": ([], {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
     "GlobalMaxPool": ([], {}),
+    "LpNormalization": ([], {"axis": 1, "p": 2}),
+    "LpNormalization by sums": ([], {"axis": -1, "p": 1}),
+    "MeanVarianceNormalization": ([], {"axes": [2, 3]}),
+    "Mean": ([normal(4), normal(2, 1, 1)], {}),
+    "CumSum": ([np.int64(2)], {}),
+    "CumSum from behind, without itself": ([np.int64(1)], {"reverse": 1, "exclusive": 1}),
+    "ReduceLogSum": ([ints(1)], {}),
+    **{name: ([], {}) for name in ("Acos", "Asin", "Atan", "Tan", "Sinh", "Cosh")},
     "LayerNormalization": ([normal(4), normal(4)], {"epsilon": 1e-3}),
     "GroupNormalization": ([normal(2), normal(2)], {"num_groups": 2}),
     "DepthToSpace": ([], {"blocksize": 1}),
@@ -108,11 +117,26 @@ CASES = {
 }
 
 
+SERVED = {
+    **{f"LRN over {size}": ([], {"size": size, "alpha": 0.8, "beta": 0.6, "bias": 1.5}) for size in (1, 3, 5)},
+    **{
+        f"{operator} with auto_pad {kind}": (constants, {**settings, "auto_pad": kind, "strides": [2, 3]})
+        for kind in ("SAME_UPPER", "SAME_LOWER")
+        for operator, constants, settings in (
+            ("Conv", [normal(3, 2, 2, 3)], {}),
+            ("MaxPool", [], {"kernel_shape": [3, 2]}),
+            ("AveragePool", [], {"kernel_shape": [3, 2], "count_include_pad": 0}),
+        )
+    },
+}
+
+
 QUANTISED = {
     "int8 around zero": (np.float32(0.01), np.int8(0)),
     "int8, one-sided, cut off": (np.float32(0.002), np.int8(-128)),
     "uint8 by default": (np.float32(0.02), None),
     "uint8, odd zero point": (np.float32(0.02), np.uint8(101)),
+    "one scale in a list": (np.float32([0.02]), np.uint8([7])),
     "a scale for each channel": (np.float32([0.01, 0.003]), np.int8([0, -5])),
 }
 
@@ -168,12 +192,36 @@ def test_convolutions_of_large_images_compute_the_same_with_channels_last(side, 
     assert found.is_contiguous(memory_format=torch.channels_last) == last
 
 
+@pytest.mark.parametrize("case", SERVED)
+def test_what_the_reference_computes_otherwise_is_what_onnx_runtime_computes(case):
+    operands, attributes = SERVED[case]
+    constants = {f"c{i}": np.asarray(value) for i, value in enumerate(operands)}
+    model = stage([helper.make_node(case.split()[0], ["image", *constants], ["y"], **attributes)], constants)
+    session = OnnxRuntimeEngine(model.SerializeToString(), device="cpu", threads=1)
+    (expected,) = session.run({"image": IMAGE}, ["y"])
+    (found,) = torch_stage(model)(torch.from_numpy(IMAGE))
+    assert tuple(found.shape) == expected.shape
+    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5, atol=2e-6)
+
+
 def test_blocks_of_channels_become_pixels_in_either_order_of_onnx():
     image = np.arange(32, dtype=np.float32).reshape(1, 8, 2, 2)
     for mode in ("DCR", "CRD"):
         model = stage([helper.make_node("DepthToSpace", ["image"], ["y"], blocksize=2, mode=mode)], {})
         (expected,) = ReferenceEvaluator(model).run(None, {"image": image})
         np.testing.assert_array_equal(torch_stage(model)(torch.from_numpy(image))[0].numpy(), expected)
+
+
+def test_one_size_of_a_shape_is_picked():
+    nodes = [
+        helper.make_node("Shape", ["image"], ["shape"]),
+        helper.make_node("Gather", ["shape", "second"], ["channels"]),
+        helper.make_node("Unsqueeze", ["channels", "first"], ["sizes"]),
+        helper.make_node("Concat", ["any", "sizes"], ["wanted"], axis=0),
+        helper.make_node("Reshape", ["image", "wanted"], ["y"]),
+    ]
+    model = stage(nodes, {"second": np.int64(1), "first": ints(0), "any": ints(-1)})
+    assert torch_stage(model)(torch.from_numpy(IMAGE))[0].shape == (IMAGE.size // 2, 2)
 
 
 def test_shapes_that_are_computed_from_the_batch_follow_it():

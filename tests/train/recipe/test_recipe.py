@@ -92,6 +92,13 @@ def test_harden_trains_on_the_cpu_unless_its_recipe_says_where() -> None:
     assert load_pruning_recipe("digits", ("compute.precision=bf16",)).compute.precision == "bf16"
 
 
+def test_pruning_and_ensembles_leave_out_what_is_for_harden() -> None:
+    together = ("jury_training.epochs=1", "jury_training.eps=0.1")
+    assert load_recipe("digits", together).jury_training is not None
+    assert load_ensemble_recipe("digits", together) == load_ensemble_recipe("digits")
+    assert load_pruning_recipe("digits", together) == load_pruning_recipe("digits")
+
+
 def test_a_score_model_is_read_from_recipes_that_harden_and_from_those_for_it_alone(tmp_path: Path) -> None:
     alone = tmp_path / "score.toml"
     alone.write_text('name = "score"\ndata = "digits"\nseed = 1\n[score_model]\nsize = "fast"\n')

@@ -54,17 +54,22 @@ class CalledLayer(nn.Module):
             RecipeError: If the function calls no such layer.
         """
         if self._place is None:
-            counted = _Calls(None, self.middle)
-            with torch.no_grad(), counted:
-                self._answer[0](images[:1])
-            if not counted.seen:
+            count = self.layers(images[:1])
+            if not count:
                 raise RecipeError(
                     "the classifier calls no convolution and no matrix product, so it has no hidden layer to attack; "
                     "leave out the attacks ila and fia"
                 )
-            self._place = (counted.seen - 1) // 2
+            self._place = (count - 1) // 2
         with _Calls(self._place, self.middle):
             return self._answer[0](images)
+
+    def layers(self, images: Tensor) -> int:
+        """How many layers the function calls for images [N, C, H, W], without gradients."""
+        counted = _Calls(None, self.middle)
+        with torch.no_grad(), counted:
+            self._answer[0](images)
+        return counted.seen
 
 
 class _Calls(TorchFunctionMode):

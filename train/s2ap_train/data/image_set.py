@@ -28,6 +28,11 @@ class ImageSet:
         """Return the chosen rows."""
         return ImageSet(self.images[index], self.labels[index])
 
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal digest of the bytes of all images and then of all labels."""
+        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Splits:

@@ -22,6 +22,7 @@ from s2ap_train.attacks.right_images import Classifier
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.train import Components
+from s2ap_train.models import Classifier as Network
 from s2ap_train.recipe import Recipe
 
 EPS_FACTORS = (0.5, 1.0, 1.5)
@@ -31,6 +32,10 @@ NEAR_AND_SPARSE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"deepfool": {}, "jsma": {"tries": 1}, "local-search": {"rounds": 20}}
 )
 """Attacks that end just behind the boundary, or change few pixels, and what is cut of their cost."""
+BY_QUERIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"square": {"queries": 300}, "one-pixel": {"population": 20, "generations": 15}, "local-search": {"rounds": 20}}
+)
+"""Those in their place where gradients of the classifier cannot be had: attacks that only ask it."""
 _PROBES = {"local-search": {"probes": 32}}
 """What else is cut where images have more than `_SMALL` positions: every probe is an answer of the classifier."""
 _SMALL = 16 * 16
@@ -64,7 +69,10 @@ def fitting_attacks(recipe: Recipe, components: Components, splits: Splits) -> d
     jurors = [one for one, role in zip(members, components.roles, strict=True) if role == "juror"]
     return {
         "PGD on the classifier": partial(_pgd, classifier, data, eps=eps, seed=seed),
-        **{name: partial(_near_or_sparse, name, classifier, data, seed=seed) for name in NEAR_AND_SPARSE},
+        **{
+            name: partial(_near_or_sparse, name, settings, classifier, data, eps=eps, seed=seed)
+            for name, settings in _near_and_sparse(classifier).items()
+        },
         "PGD on classifier and members": partial(attacked_together, classifier, members, data, eps=eps, seed=seed),
         "PGD on the jury": partial(attacked_jury, jurors, data, eps=eps, seed=seed),
     }
@@ -89,8 +97,14 @@ def copied_image(copies: ImageSet, data: ImageSet) -> Int64:
 
 
 def attacked_alone(classifier: Classifier, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
-    """PGD on the classifier at half, one and one and a half eps, then DeepFool, JSMA and Local Search [N, C, H, W]."""
-    near = (_near_or_sparse(name, classifier, data, seed=seed) for name in NEAR_AND_SPARSE)
+    """PGD on the classifier at half, one and one and a half eps, then attacks of `NEAR_AND_SPARSE` [N, C, H, W].
+
+    Where gradients of the classifier cannot be had, PGD climbs its surrogate's and those of `BY_QUERIES` come then.
+    """
+    near = (
+        _near_or_sparse(name, settings, classifier, data, eps=eps, seed=seed)
+        for name, settings in _near_and_sparse(classifier).items()
+    )
     return [*_pgd(classifier, data, eps=eps, seed=seed), *(images for found in near for images in found)]
 
 
@@ -106,9 +120,17 @@ def attacked_jury(jurors: Sequence[Classifier], data: ImageSet, *, eps: float, s
     return _pgd(jury_network(jurors), data, eps=eps, seed=seed + 2)
 
 
-def _near_or_sparse(name: str, classifier: Classifier, data: ImageSet, *, seed: int) -> list[Float32]:
+def _near_and_sparse(classifier: Classifier) -> Mapping[str, Mapping[str, Any]]:
+    blind = isinstance(classifier, Network) and classifier.without_gradients
+    return BY_QUERIES if blind else NEAR_AND_SPARSE
+
+
+def _near_or_sparse(
+    name: str, settings: Mapping[str, Any], classifier: Classifier, data: ImageSet, *, eps: float, seed: int
+) -> list[Float32]:
     cut = _PROBES.get(name, {}) if math.prod(data.images.shape[2:]) > _SMALL else {}
-    return [ATTACKS[name](classifier, data.images, data.labels, seed=seed, **NEAR_AND_SPARSE[name], **cut)]
+    radius = {"eps": eps} if ATTACKS[name].budget == "eps" else {}
+    return [ATTACKS[name](classifier, data.images, data.labels, seed=seed, **settings, **cut, **radius)]
 
 
 def _pgd(network: Classifier, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:

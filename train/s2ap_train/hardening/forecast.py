@@ -92,7 +92,8 @@ def _forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks, choose: By 
     closing = (1 + VALIDATION_ATTACK_STEPS) * validated
     parts: dict[str, tuple[float, ModelTable]] = {}
     given = recipe.given
-    known_already = given.classifier is not None or recipe.from_onnx
+    blind = recipe.from_onnx and bool(create(recipe.model, shape, classes).without_gradients)  # a surrogate is trained
+    known_already = given.classifier is not None or (recipe.from_onnx and not blind)
     plain = 0.0 if known_already else training(recipe.plain, recipe.model)
     adversarial = 0.0 if given.robust is not None else training(recipe.adversarial, recipe.robust_model)
     parts[PLAIN] = plain, recipe.model

@@ -53,6 +53,11 @@ class Classifier(nn.Module):
         """What was found about it that whoever starts a run should know, as sentences."""
         return ()
 
+    @property
+    def without_gradients(self) -> str:
+        """What of it has no gradient here, so that those of a surrogate stand in; empty: its gradients are its own."""
+        return ""
+
     def arguments(self) -> dict[str, Any]:
         """Name and arguments that make this network with all its channels, as JSON values."""
         raise NotImplementedError

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from onnx import ModelProto
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from s2ap_defend.bench.work import count_work
+from s2ap_defend.model_file import all_tensors
 from s2ap_train.models.channel_groups import ChannelGroup
 from s2ap_train.models.modes import attention_in_steps, evaluation_mode
+from s2ap_train.models.onnx_network import OnnxNetwork
 from s2ap_train.models.weights import prunable_weights
 
 if TYPE_CHECKING:
@@ -63,17 +68,30 @@ def flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Floating point operations for one image, a multiply-add counted as 2, as torch counts them.
 
     Convolutions and matrix products only: normalisation, activations and sums are not counted. Zeros in weights are
-    counted like other numbers.
+    counted like other numbers. Of an ONNX file that torch does not compute they are counted as `graph_flops` does.
 
     Args:
         model: Images -> logits.
         image_shape: (C, H, W).
     """
+    if isinstance(model, OnnxNetwork) and model.without_gradients:
+        return graph_flops(model.proto)
     return int(_count(model, image_shape).get_total_flops())
 
 
+def graph_flops(stage: ModelProto) -> int:
+    """Floating point operations for one image of an ONNX graph with one input.
+
+    Where sizes in it are not known before it runs, as in a loop, each number that it holds counts as one multiply-add.
+    """
+    work = count_work(stage)
+    return max(1, 2 * _numbers(stage) if work is None else work.flops)
+
+
 def parameter_count(model: nn.Module) -> int:
-    """Trainable numbers, biases and normalisation included."""
+    """Trainable numbers, biases and normalisation included; of an ONNX file that torch does not compute, all it has."""
+    if isinstance(model, OnnxNetwork) and model.without_gradients:
+        return _numbers(model.proto)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -104,6 +122,10 @@ def layer_costs(
         )
         costs.append(cost)
     return tuple(costs)
+
+
+def _numbers(stage: ModelProto) -> int:
+    return sum(math.prod(tensor.dims) for tensor in all_tensors(stage.graph))
 
 
 def _flops_by_weight(model: nn.Module, counts: Mapping[str, int]) -> dict[str, int]:

@@ -1,5 +1,6 @@
-"""An ONNX graph as differentiable torch functions."""
+"""An ONNX graph as differentiable torch functions, or as a function alone where an operator has no gradient here."""
 
-from s2ap_train.onnx_graphs.onnx_module import TorchStage, torch_stage
+from s2ap_train.onnx_graphs.onnx_module import TorchStage, UndifferentiableError, torch_stage
+from s2ap_train.onnx_graphs.served_stage import ServedStage, with_gradient_of
 
-__all__ = ["TorchStage", "torch_stage"]
+__all__ = ["ServedStage", "TorchStage", "UndifferentiableError", "torch_stage", "with_gradient_of"]

@@ -20,11 +20,26 @@ from s2ap_train.onnx_graphs.operators import INTEGERS, OPERATORS, STRAIGHT_THROU
 from s2ap_train.onnx_graphs.rearranging import Function
 from s2ap_train.onnx_graphs.segments import Step, run_steps, segments_of
 
+__all__ = ["TorchStage", "UndifferentiableError", "torch_stage"]
+
 _SINGLE_OR_HALF = {TensorProto.FLOAT, TensorProto.FLOAT16}
 
 _CHANNELS_LAST_PIXELS = 256
 """Pixels of an image from which convolutions keep channels last: 1.4 to 1.5 times as fast at 28x28 on a CPU, forward
 and back through all stages, and .86 to .98 at 8x8."""
+
+
+class UndifferentiableError(ModelFileError):
+    """A stage holds an operator, or a setting of one, that is not computed here.
+
+    Args:
+        message: For people.
+        what: The operator and its node.
+    """
+
+    def __init__(self, message: str, what: str) -> None:
+        super().__init__(message)
+        self.what = what
 
 
 class TorchStage:
@@ -102,7 +117,8 @@ def torch_stage(
             again: less memory, half as much time again. The gradient is the same to the last bit. 1 keeps everything.
 
     Raises:
-        ModelFileError: If the stage has more than one input or an operator that is not supported.
+        ModelFileError: If the stage has more than one input; an UndifferentiableError: an operator that is not
+            supported.
         ValueError: Without a segment.
     """
     if segments < 1:
@@ -178,9 +194,10 @@ class _Builder:
         if node.op_type == "ConstantOfShape":
             attributes.setdefault("value", torch.zeros(1, dtype=self.dtype, device=self.device))
         if node.op_type not in self.operators or node.domain not in {"", "ai.onnx"}:
-            raise ModelFileError(
-                f"{_title(node)} cannot be differentiated: operator {node.domain or 'ai.onnx'}.{node.op_type} is not "
-                "supported by the twin; export the stage without it"
+            raise UndifferentiableError(
+                f"{_title(node)} cannot be differentiated: operator {_operator(node)} is not supported by the twin; "
+                "export the stage without it",
+                f"operator {_operator(node)} ({_title(node)})",
             )
         if node.op_type == "Cast" and attributes["to"] in _SINGLE_OR_HALF:
             cast = self._to_floating(node)
@@ -190,7 +207,10 @@ class _Builder:
         try:
             function = self.operators[node.op_type](attributes)
         except (ValueError, KeyError) as error:
-            raise ModelFileError(f"{_title(node)} cannot be differentiated: {error} is not supported") from error
+            raise UndifferentiableError(
+                f"{_title(node)} cannot be differentiated: {error} is not supported",
+                f"operator {_operator(node)} with {error} ({_title(node)})",
+            ) from error
         return self._rounding(node, function, not self.half.isdisjoint(node.input) and node.op_type != "Cast")
 
     def _read(self, node: NodeProto) -> Sequence[str]:
@@ -290,6 +310,10 @@ def _needed(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
             needed.append(node)
             wanted.update(node.input)
     return needed[::-1]
+
+
+def _operator(node: NodeProto) -> str:
+    return f"{node.domain or 'ai.onnx'}.{node.op_type}"
 
 
 def _title(node: NodeProto) -> str:

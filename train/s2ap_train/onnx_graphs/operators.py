@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 from onnx import TensorProto
 from torch import Tensor
-from torch.nn import functional
 
 from s2ap_train.onnx_graphs.activations import ACTIVATIONS
+from s2ap_train.onnx_graphs.normalising import NORMALISATIONS
 from s2ap_train.onnx_graphs.quantisation import QUANTISATION, STRAIGHT_THROUGH_QUANTISATION
 from s2ap_train.onnx_graphs.rearranging import REARRANGING, Attributes, Builder, Function, ints
 from s2ap_train.onnx_graphs.resizing import RESIZING
@@ -42,36 +42,6 @@ def _gemm(attributes: Attributes) -> Function:
             return torch.addmm(c, a, b)
         product: Tensor = alpha * torch.mm(a, b)
         return product if c is None else product + beta * c
-
-    return apply
-
-
-def _instance_norm(attributes: Attributes) -> Function:
-    eps = attributes.get("epsilon", 1e-5)
-    return lambda x, scale, bias: functional.instance_norm(x, weight=scale, bias=bias, eps=eps)
-
-
-def _batch_norm(attributes: Attributes) -> Function:
-    eps = attributes.get("epsilon", 1e-5)
-    return lambda x, scale, bias, mean, var: functional.batch_norm(x, mean, var, scale, bias, eps=eps)
-
-
-def _group_norm(attributes: Attributes) -> Function:
-    eps, groups = attributes.get("epsilon", 1e-5), attributes["num_groups"]
-
-    def apply(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        scale, bias = (values.repeat_interleave(x.shape[1] // len(values)) for values in (scale, bias))
-        return functional.group_norm(x, groups, scale, bias, eps)  # operator set 20 gives one factor a group
-
-    return apply
-
-
-def _layer_norm(attributes: Attributes) -> Function:
-    eps, axis = attributes.get("epsilon", 1e-5), attributes.get("axis", -1)
-
-    def apply(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-        scaled = functional.layer_norm(x, x.shape[axis:], eps=eps) * scale
-        return scaled if bias is None else scaled + bias
 
     return apply
 
@@ -157,6 +127,22 @@ def _fold(function: Function) -> Callable[[Attributes], Function]:
     return lambda _: apply
 
 
+def _mean(*values: Tensor) -> Tensor:
+    return sum(values[1:], values[0]) / len(values)
+
+
+def _cumulative_sum(attributes: Attributes) -> Function:
+    exclusive, reverse = attributes.get("exclusive", 0), attributes.get("reverse", 0)
+
+    def apply(x: Tensor, axis: Tensor) -> Tensor:
+        along = ints(axis.reshape(-1))[0]
+        seen = x.flip(along) if reverse else x
+        sums = seen.cumsum(along) - (seen if exclusive else 0)
+        return sums.flip(along) if reverse else sums
+
+    return apply
+
+
 def _divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
 
@@ -181,10 +167,14 @@ def _straight_through(function: Function) -> Builder:
 
 _ELEMENTWISE: dict[str, Function] = {
     "Abs": torch.abs,
+    "Acos": torch.acos,
+    "Asin": torch.asin,
+    "Atan": torch.atan,
     "Add": torch.add,
     "And": torch.logical_and,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
+    "Cosh": torch.cosh,
     "Equal": torch.eq,
     "Erf": torch.erf,
     "Exp": torch.exp,
@@ -206,8 +196,10 @@ _ELEMENTWISE: dict[str, Function] = {
     "Round": torch.round,
     "Sign": torch.sign,
     "Sin": torch.sin,
+    "Sinh": torch.sinh,
     "Sqrt": torch.sqrt,
     "Sub": torch.sub,
+    "Tan": torch.tan,
 }
 
 OPERATORS: dict[str, Builder] = (
@@ -216,24 +208,24 @@ OPERATORS: dict[str, Builder] = (
     | ACTIVATIONS
     | QUANTISATION
     | WINDOWS
+    | NORMALISATIONS
     | {
         "ArgMax": _arg(torch.argmax),
         "ArgMin": _arg(torch.argmin),
-        "BatchNormalization": _batch_norm,
         "Cast": _cast,
         "Clip": _plain(_clip),
         "Div": _plain(_divide),
         "Einsum": _einsum,
         "Gemm": _gemm,
-        "GroupNormalization": _group_norm,
-        "InstanceNormalization": _instance_norm,
-        "LayerNormalization": _layer_norm,
         "LogSoftmax": _softmax(torch.log_softmax),
+        "CumSum": _cumulative_sum,
         "Max": _fold(torch.maximum),
+        "Mean": _plain(_mean),
         "Min": _fold(torch.minimum),
         "Mod": _plain(torch.remainder),
         "ReduceL1": _reduce(lambda x, axes, keep: x.abs().sum(axes, keep)),
         "ReduceL2": _reduce(lambda x, axes, keep: x.norm(dim=axes, keepdim=keep)),
+        "ReduceLogSum": _reduce(lambda x, axes, keep: x.sum(axes, keep).log()),
         "ReduceLogSumExp": _reduce(lambda x, axes, keep: x.logsumexp(axes, keep)),
         "ReduceMax": _reduce(lambda x, axes, keep: x.amax(axes, keep)),
         "ReduceMean": _reduce(lambda x, axes, keep: x.mean(axes, keep)),

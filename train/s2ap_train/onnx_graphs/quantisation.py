@@ -49,8 +49,8 @@ def _dequantize(attributes: Attributes) -> Function:
 
 def _along(values: Tensor, axis: int, like: Tensor) -> Tensor:
     """Numbers of a whole tensor, or one for each place along an axis, so that they can be multiplied with it."""
-    if values.dim() == 0:
-        return values
+    if values.numel() == 1:
+        return values.reshape(())
     sizes = [1] * like.dim()
     sizes[axis] = len(values)
     return values.reshape(sizes)

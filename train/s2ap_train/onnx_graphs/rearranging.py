@@ -89,7 +89,7 @@ def _gather(attributes: Attributes) -> Function:
         along = axis % x.dim()
         flat = (index.reshape(-1) % x.shape[along]).to(x.device)
         picked = x.index_select(along, flat)
-        return picked.reshape(*x.shape[:along], *index.shape, *x.shape[along + 1 :])
+        return picked.reshape((*x.shape[:along], *index.shape, *x.shape[along + 1 :]))  # a tuple: it may be empty
 
     return apply
 

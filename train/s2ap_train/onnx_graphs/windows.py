@@ -20,13 +20,12 @@ _AVERAGE_POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functio
 
 
 def _conv(attributes: Attributes) -> Function:
-    _no_auto_pad(attributes)
     stride, dilation = attributes.get("strides"), attributes.get("dilations")
-    groups, pads = attributes.get("group", 1), attributes.get("pads")
+    groups = attributes.get("group", 1)
 
     def apply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         rank = weight.dim() - 2
-        padded, padding = _padding(x, pads, rank)
+        padded, padding = _padding(x, _pads(attributes, x, weight.shape[2:]), rank)
         return _CONVOLUTIONS[rank](padded, weight, bias, stride or 1, padding, dilation or 1, groups)
 
     return apply
@@ -49,26 +48,52 @@ def _conv_transpose(attributes: Attributes) -> Function:
 
 
 def _max_pool(attributes: Attributes) -> Function:
-    _no_auto_pad(attributes)
     kernel, stride = attributes["kernel_shape"], attributes.get("strides", 1)
     dilation, ceil = attributes.get("dilations", 1), bool(attributes.get("ceil_mode", 0))
-    pads = attributes.get("pads")
 
     def apply(x: Tensor) -> Tensor:
-        padded, padding = _padding(x, pads, len(kernel), value=-torch.inf)
+        padded, padding = _padding(x, _pads(attributes, x, kernel), len(kernel), value=-torch.inf)
         return _MAX_POOLS[len(kernel)](padded, kernel, stride, padding, dilation, ceil)
 
     return apply
 
 
 def _average_pool(attributes: Attributes) -> Function:
-    _no_auto_pad(attributes)
     kernel, stride = attributes["kernel_shape"], attributes.get("strides", 1)
-    pads, ceil = attributes.get("pads", [0] * 2 * len(kernel)), bool(attributes.get("ceil_mode", 0))
-    if pads[: len(kernel)] != pads[len(kernel) :] or any(size != 1 for size in attributes.get("dilations", ())):
-        raise ValueError(f"AveragePool with pads {pads} or dilations")
-    include, padding = bool(attributes.get("count_include_pad", 0)), pads[: len(kernel)]
-    return lambda x: _AVERAGE_POOLS[len(kernel)](x, kernel, stride, padding, ceil, include)
+    include, ceil = bool(attributes.get("count_include_pad", 0)), bool(attributes.get("ceil_mode", 0))
+    pool, rank = _AVERAGE_POOLS[len(kernel)], len(kernel)
+    if any(size != 1 for size in attributes.get("dilations", ())):
+        raise ValueError("AveragePool with dilations")
+
+    def apply(x: Tensor) -> Tensor:
+        pads = _pads(attributes, x, kernel)
+        padded, padding = _padding(x, pads, rank)
+        mean = pool(padded, kernel, stride, padding, ceil, include)
+        if include or padded is x:
+            return mean
+        return mean / pool(_padding(torch.ones_like(x[:1, :1]), pads, rank)[0], kernel, stride, 0, ceil, include)
+
+    return apply
+
+
+def _pads(attributes: Attributes, x: Tensor, kernel: Sequence[int]) -> Sequence[int] | None:
+    """Places before and after each axis of images: those that are said, or so many that as many windows as steps fit.
+
+    Args:
+        attributes: Of a node that moves a window.
+        x: Images [N, C, ...].
+        kernel: Size of the window.
+    """
+    kind = attributes.get("auto_pad", b"NOTSET")
+    if kind not in {b"SAME_UPPER", b"SAME_LOWER"}:
+        return attributes.get("pads")
+    ones = [1] * len(kernel)
+    axes = zip(x.shape[2:], kernel, attributes.get("strides") or ones, attributes.get("dilations") or ones, strict=True)
+    missing = [
+        max((-(-side // step) - 1) * step + dilation * (size - 1) + 1 - side, 0) for side, size, step, dilation in axes
+    ]
+    less, more = [one // 2 for one in missing], [one - one // 2 for one in missing]
+    return [*less, *more] if kind == b"SAME_UPPER" else [*more, *less]
 
 
 def _no_auto_pad(attributes: Attributes) -> None:

@@ -34,7 +34,7 @@ R = TypeVar("R", bound=BaseModel)
 _FOR_ENSEMBLES = ("plain", "members", "detection")
 _ALL_FOR_ENSEMBLES = (*_FOR_ENSEMBLES, "given")
 _FOR_HARDENING = ("classifier", "score_model", "purifier", "evaluation")
-_ALL_FOR_HARDENING = (*_FOR_HARDENING, "choice", "decision", "decision_choice", "export")
+_ALL_FOR_HARDENING = (*_FOR_HARDENING, "choice", "decision", "decision_choice", "export", "jury_training")
 
 
 class _DataRecipe(Table):

@@ -55,6 +55,7 @@ def configuration_of(
         preset=plan.name,
         budget=asdict(plan.budget),
         samples=len(data),
+        images_sha256=data.sha256,
         first=first,
         eps=plan.eps,
         l2=plan.l2,

@@ -155,7 +155,7 @@ def gradients(target: Target, task: Task, count: float) -> Found:
     The margin of the log-probabilities has a slope wherever the logits have one, however sure the network is. The
     gradient takes the exact path through the purifier. The images are handed back as they are; the notes say how many
     there were (`images`), and how many have a gradient that is 0 in every pixel, or not a number: `without` of the
-    classifier, `members_without` of each member.
+    classifier, `members_without` of each member. `lent`: the classifier's gradient is that of the members.
     """
     chosen = task.data.subset(slice(int(count)))
     without, members = 0, np.zeros(target.members, dtype=np.int64)
@@ -168,7 +168,7 @@ def gradients(target: Target, task: Task, count: float) -> Found:
             gone = [_without_gradient(margin(answer, y), x) for answer in answers]
         without += gone[0]
         members += np.array(gone[1:], dtype=np.int64)
-    notes = {"images": len(chosen), "without": without, "members_without": members.tolist()}
+    notes = {"images": len(chosen), "without": without, "members_without": members.tolist(), "lent": target.lent}
     return Found(task.data.images, notes)
 
 

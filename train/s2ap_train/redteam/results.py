@@ -181,6 +181,7 @@ class Configuration:
         preset: 'quick', 'standard', 'full', or the attacks by name.
         budget: Fields of the `AdaptiveBudget`.
         samples: Images.
+        images_sha256: Of the images' and labels' bytes (`ImageSet.sha256`).
         first: Number of the first one among the test images, from 0.
         eps: l_inf budget, pixels in [0, 1].
         l2: l2 budget.
@@ -200,6 +201,7 @@ class Configuration:
     preset: str
     budget: Mapping[str, Any]
     samples: int
+    images_sha256: str
     eps: float
     l2: float
     pixels: int

@@ -48,6 +48,7 @@ class Target:
         features: Hidden features of the networks that give the answer, those on each way of the gradient by
             themselves; empty: not to be had.
         plan: Descents through `view` that fit the system; by default those of a bare classifier, whatever `test` is.
+        lent: Whether the gradient of the classifier is that of the members, as its own cannot be had.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Target:
     purifies: bool = False
     features: tuple[Features, ...] = ()
     plan: AttackPlan = bare_plan
+    lent: bool = False
 
     @property
     def path(self) -> GradientPath:
@@ -115,6 +117,7 @@ def defended_target(file: ModelFile, path: Path, twin: Twin) -> Target:
         purifies=not file.manifest.purifier.off,
         features=answer_features(file, twin),
         plan=partial(defended_plan, twin.test),
+        lent=not twin.has_features,
     )
 
 
@@ -125,5 +128,5 @@ def bare_target(file: ModelFile, twin: Twin) -> Target:
         system=BareSystem(file, threads=1),
         view=bare_view(twin),
         classify=twin.classify,
-        features=(lambda images, path: twin.features(images),),  # noqa: ARG005
+        features=(lambda images, path: twin.features(images),) if twin.has_features else (),  # noqa: ARG005
     )

@@ -27,9 +27,9 @@ def answer_features(file: ModelFile, twin: Twin) -> tuple[Features, ...]:
     """Features of the networks that answer, side by side [N, D]: of those behind the purifier, of those past it.
 
     Each takes images [N, C, H, W] and the path of the gradient. The classifier answers unless the answer is 'robust',
-    the jurors unless it is 'accurate'; each sees what it sees in the file, so that gradients reach it on the way that
-    an attack on the answer takes. The two ways are kept apart: where one hides the gradient the other would not show
-    it.
+    the jurors unless it is 'accurate'; a classifier without gradients of its own is left out. Each sees what it sees in
+    the file, so that gradients reach it on the way that an attack on the answer takes. The two ways are kept apart:
+    where one hides the gradient the other would not show it.
 
     Args:
         file: The opened file.
@@ -41,7 +41,9 @@ def answer_features(file: ModelFile, twin: Twin) -> tuple[Features, ...]:
     members, answer = file.manifest.members, file.manifest.decision.answer
     jurors = np.flatnonzero([member.vote_weight for member in members]).tolist() if answer != "accurate" else []
     stages = [torch_stage(hidden_stage(cut_stage(file.proto, member_scope(i))), twin.device) for i in jurors]
-    networks: list[tuple[Callable[[Tensor], Tensor], Sees]] = [(twin.features, "purified")] * (answer != "robust")
+    networks: list[tuple[Callable[[Tensor], Tensor], Sees]] = [(twin.features, "purified")] * (
+        answer != "robust" and twin.has_features
+    )
     networks += [(partial(_features, stage), members[i].sees) for i, stage in zip(jurors, stages, strict=True)]
     off = file.manifest.purifier.off
     behind = [network for network, sees in networks if sees == "purified" and not off]

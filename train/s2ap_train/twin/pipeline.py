@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from onnx import ModelProto
 from torch import Tensor
 
 from s2ap_defend.decision_record import Purify, Sees
@@ -14,8 +15,9 @@ from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import SequentialOutcome, SequentialTest, StageAnswers, run_sequential_test
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 from s2ap_defend.types import Float32
+from s2ap_train.attacks.joint import jury_network
+from s2ap_train.onnx_graphs import ServedStage, TorchStage, UndifferentiableError, torch_stage, with_gradient_of
 from s2ap_train.onnx_graphs.hidden import hidden_stage
-from s2ap_train.onnx_graphs.onnx_module import TorchStage, torch_stage
 from s2ap_train.purifier.gradient_path import GradientPath, purified
 
 __all__ = ["UNCUT_BYTES", "Twin", "kept_bytes"]
@@ -35,6 +37,9 @@ class Twin:
 
     All images are [N, C, H, W] in [0, 1]. Values equal those of the file up to float32 rounding; a bin edge or a
     near-tie that lies within rounding of a score can therefore fall on the other side.
+
+    Where an operator of the classifier has no gradient here, ONNX Runtime answers in its place, and the gradient is
+    that of the members' mean probability, what the file has of networks trained on the same images.
 
     Args:
         purifier: Images -> purified images, their reconstruction errors.
@@ -97,7 +102,8 @@ class Twin:
                 asks its score model.
 
         Raises:
-            ModelFileError: If a stage is missing or holds an operator that the twin does not know.
+            ModelFileError: If a stage is missing, or another than the classifier holds an operator that the twin does
+                not know.
         """
         purifier = cut_stage(file.proto, PURIFIER)
         classifier = cut_stage(file.proto, CLASSIFIER)
@@ -107,12 +113,14 @@ class Twin:
             large = kept_bytes(whole, file.manifest.input.shape, torch.device(device)) * _BATCH > UNCUT_BYTES
             about = file.manifest.purifier
             segments = max(1, about.steps * (2 if about.rho else 1)) if large else 1
+        asked = tuple(torch_stage(member, device, dtype=dtype) for member in members)
+        answer, blind = _classifier(classifier, asked, device, dtype)
         return cls(
             purifier=torch_stage(purifier, device, dtype=dtype, segments=segments),
             clamp_free_purifier=torch_stage(purifier, device, dtype=dtype, straight_through=True, segments=segments),
-            classifier=torch_stage(classifier, device, dtype=dtype),
-            hidden=torch_stage(hidden_stage(classifier), device, dtype=dtype),
-            members=tuple(torch_stage(member, device, dtype=dtype) for member in members),
+            classifier=answer,
+            hidden=None if blind else torch_stage(hidden_stage(classifier), device, dtype=dtype),
+            members=asked,
             test=file.manifest.to_test(),
             device=torch.device(device),
             sees=[member.sees for member in file.manifest.members],
@@ -140,6 +148,11 @@ class Twin:
             surrogate=None,
         )
 
+    @property
+    def has_features(self) -> bool:
+        """Whether hidden features of the classifier can be had."""
+        return self._hidden is not None
+
     def classify(self, purified: Tensor) -> Tensor:
         """Log-probabilities of the classifier on images as it sees them [N, K]."""
         return self._classifier(purified)[0]
@@ -148,7 +161,8 @@ class Twin:
         """Hidden features of the classifier, what its last layer of weights reads, on images as it sees them [N, D].
 
         Raises:
-            ValueError: If the twin was made without them; one made of a file has them.
+            ValueError: If the twin was made without them; one made of a file has them where the classifier has a
+                gradient of its own.
         """
         if self._hidden is None:
             raise ValueError("this twin was made without the hidden stage of its classifier")
@@ -200,6 +214,26 @@ class Twin:
             suspicious = self.purify_which == "suspicious"
             on_raw = self.classify(x).float().cpu().numpy() if suspicious else None
         return StageAnswers(classifier, members, on_raw, errors)
+
+
+def _classifier(
+    stage: ModelProto, members: Sequence[Stage], device: torch.device | str, dtype: torch.dtype
+) -> tuple[Stage, bool]:
+    """The classifier, and whether its gradients are those of the members, together, as its own cannot be had."""
+    try:
+        return torch_stage(stage, device, dtype=dtype), False
+    except UndifferentiableError:
+        served = ServedStage(stage)
+
+    def answer(images: Tensor) -> tuple[Tensor, ...]:
+        (values,) = served(images.float())
+        values = values.to(dtype)
+        if not (images.requires_grad and torch.is_grad_enabled()):
+            return (values,)
+        together = jury_network([lambda x, member=member: member(x)[0] for member in members])  # type: ignore[misc]
+        return (with_gradient_of(values, together(images)),)
+
+    return answer, True
 
 
 def kept_bytes(stage: TorchStage, image_shape: tuple[int, int, int], device: torch.device) -> int:

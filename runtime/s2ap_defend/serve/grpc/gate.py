@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -9,7 +10,9 @@ import grpc
 
 from s2ap_defend.errors import DefendError
 from s2ap_defend.serve.access import CALLER, Access, grpc_need, presented
+from s2ap_defend.serve.access_log import AccessLog
 from s2ap_defend.serve.errors import BodyTimeoutError, ProtocolError, QueueFullError, RequestError
+from s2ap_defend.serve.exchange import EXCHANGE, REQUEST_ID, named
 from s2ap_defend.serve.responses import explain
 from s2ap_defend.serve.shares import Shares, peer_of
 
@@ -40,13 +43,17 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
         access: Who may ask what.
         calls: How many calls there may be, and for each peer.
         message_timeout_s: Seconds that the only message of a call may take.
+        access_log: Where calls are logged, None for nowhere.
 
     Attributes:
         calls: Those that are open.
     """
 
-    def __init__(self, access: Access, calls: Shares, message_timeout_s: float) -> None:
+    def __init__(
+        self, access: Access, calls: Shares, message_timeout_s: float, access_log: AccessLog | None = None
+    ) -> None:
         self._access = access
+        self._access_log = access_log
         self.calls = calls
         self._timeout_s = message_timeout_s
 
@@ -59,19 +66,40 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
         handler = await continuation(details)
         if handler is None:
             return None
-        headers = ((key.encode(), _as_bytes(value)) for key, value in details.invocation_metadata)
+        headers = [(key.encode(), _as_bytes(value)) for key, value in details.invocation_metadata]
+        exchange = named(headers)
+        EXCHANGE.set(exchange)
         denied = None
         try:
-            CALLER.set(self._access.admit(presented(headers), grpc_need(details.method)))
+            caller = self._access.admit(presented(headers), grpc_need(details.method))
         except RequestError as error:
             denied = error
+        else:
+            CALLER.set(caller)
+            exchange.key = None if caller.key is None else caller.key.name
         answer = handler.unary_unary or handler.unary_stream or handler.stream_stream or handler.stream_unary
         if handler.response_streaming:
             make, within = grpc.stream_stream_rpc_method_handler, self._stream
         else:
             make, within = grpc.stream_unary_rpc_method_handler, self._single
-        call = within(answer, handler.request_streaming, denied)
+        call = self._logged(within(answer, handler.request_streaming, denied), details.method)
         return make(call, handler.request_deserializer, handler.response_serializer)
+
+    def _logged(self, call: Call, method: str) -> Call:
+        async def logged(messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
+            began_s, exchange = time.perf_counter(), EXCHANGE.get()
+            context.set_trailing_metadata(((REQUEST_ID, exchange.id),))
+            try:
+                return await call(messages, context)
+            except asyncio.CancelledError:
+                context.set_code(grpc.StatusCode.CANCELLED)
+                raise
+            finally:
+                if self._access_log is not None:
+                    seconds = time.perf_counter() - began_s
+                    self._access_log.grpc(exchange, peer_name(context), method, _code_name(context), seconds)
+
+        return logged
 
     def _single(self, answer: Call, streaming: bool, denied: RequestError | None) -> Call:
         async def call(messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
@@ -119,9 +147,15 @@ async def abort(error: DefendError, context: grpc.aio.ServicerContext) -> NoRetu
     """End a call with an error."""
     status, reason = explain(error)
     seconds = error.headers.get("retry-after") if isinstance(error, RequestError) else None
-    trailing = () if seconds is None else (("grpc-retry-pushback-ms", str(1000 * int(seconds))),)
+    again = () if seconds is None else (("grpc-retry-pushback-ms", str(1000 * int(seconds))),)
+    trailing = (*context.trailing_metadata(), *again)
     await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), reason, trailing)
     raise error  # for readers of types: abort does not return
+
+
+def _code_name(context: grpc.aio.ServicerContext) -> str:
+    code = context.code()
+    return str(code.name) if isinstance(code, grpc.StatusCode) else "OK"
 
 
 def _as_bytes(value: str | bytes) -> bytes:

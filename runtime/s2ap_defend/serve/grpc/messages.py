@@ -6,7 +6,9 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from s2ap_defend.serve.errors import ProtocolError
-from s2ap_defend.serve.protocol import DATATYPES, InferRequest, ServedModel, decode_fields, encode_tensor
+from s2ap_defend.serve.protocol import decode_fields
+from s2ap_defend.serve.served import DATATYPES, InferRequest, ServedModel
+from s2ap_defend.serve.tensors import encode_tensor
 from s2ap_defend.types import Verdicts
 
 CONTENTS = {"FP32": "fp32_contents", "UINT8": "uint_contents"}

@@ -9,6 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.serve.access_log import AccessLog
 from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.grpc.gate import Gate
 from s2ap_defend.serve.grpc.servicer import INLINE_BYTES, InferenceServicer
@@ -28,19 +29,20 @@ class GrpcServer:
     Args:
         service: What it serves.
         config: Where it listens, and its limits.
+        access_log: Where calls are logged, None for nowhere.
 
     Attributes:
         port: Where it listens, once it has started.
         gate: What every call goes through.
     """
 
-    def __init__(self, service: Service, config: ServerConfig) -> None:
+    def __init__(self, service: Service, config: ServerConfig, access_log: AccessLog | None = None) -> None:
         self.port = 0
         self._service = service
         self._config = config
         self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="s2ap-grpc")
         self._servicer = InferenceServicer(service, self._decoders)
-        self.gate = Gate(service.access, Shares(config.max_connections), config.body_timeout_s)
+        self.gate = Gate(service.access, Shares(config.max_connections), config.body_timeout_s, access_log)
         self._health = health.aio.HealthServicer()
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -51,9 +53,8 @@ class GrpcServer:
             RecipeError: If the port cannot be listened on.
         """
         config = self._config
-        size_bytes = min(
-            config.max_body_bytes, INLINE_BYTES + config.max_queue_rows * 4 * math.prod(self._service.served.shape)
-        )
+        pixels = max(math.prod(model.served.shape) for model in self._service.models.values())
+        size_bytes = min(config.max_body_bytes, INLINE_BYTES + config.max_queue_rows * 4 * pixels)
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", size_bytes),
@@ -114,7 +115,8 @@ class GrpcServer:
         task.add_done_callback(self._telling.discard)
 
     async def _tell(self) -> None:
-        statuses = health_pb2.HealthCheckResponse
-        status = statuses.SERVING if self._service.state == "ready" else statuses.NOT_SERVING
-        for name in ("", "inference.GRPCInferenceService", self._service.served.model):
-            await self._health.set(name, status)
+        service, statuses = self._service, health_pb2.HealthCheckResponse
+        ready = dict.fromkeys(("", "inference.GRPCInferenceService"), service.state == "ready")
+        ready |= {name: model.state == "ready" and not service.draining for name, model in service.models.items()}
+        for name, serving in ready.items():
+            await self._health.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)

@@ -1,6 +1,7 @@
 """The calls of inference.GRPCInferenceService, on the batcher that answers HTTP."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +18,23 @@ from s2ap_defend.serve import metadata
 from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.body import FULL
 from s2ap_defend.serve.errors import DeadlineError, QueueFullError, UnavailableError
+from s2ap_defend.serve.exchange import EXCHANGE
 from s2ap_defend.serve.grpc.gate import abort, peer_name
 from s2ap_defend.serve.grpc.messages import decode_message, encode_message
+from s2ap_defend.serve.instance import Instance
 from s2ap_defend.serve.metrics import CANCELLED, ERROR, SUCCESS
-from s2ap_defend.serve.protocol import InferRequest, ServedModel
+from s2ap_defend.serve.model import Model
+from s2ap_defend.serve.repository import check_load, describe_repository
 from s2ap_defend.serve.responses import explain, outcome_of
+from s2ap_defend.serve.served import InferRequest, ServedModel
 from s2ap_defend.serve.service import Service
+from s2ap_defend.serve.timeline import Timeline
 
+logger = logging.getLogger(__name__)
+
+SPAN = "inference.GRPCInferenceService/ModelInfer"
 INLINE_BYTES = 64 * 1024  # larger messages are decoded on a thread
 MISSING = {
-    "Repository": "models are read at the start only",
     "System": "shared memory is not supported; send the tensor in the message",
     "Cuda": "shared memory is not supported; send the tensor in the message",
     "Trace": "there are no settings for tracing",
@@ -54,17 +62,17 @@ class InferenceServicer:
                 setattr(self, method.name, _refuse(method.name))
 
     async def ServerLive(self, *_: object) -> Message:  # noqa: N802 - names of the protocol, here and below
-        """Whether the process runs."""
-        return _filled(pb.ServerLiveResponse(), {"live": True})
+        """Whether the process runs and can serve again by itself."""
+        return _filled(pb.ServerLiveResponse(), {"live": _holds(self._service.check_live)})
 
     async def ServerReady(self, *_: object) -> Message:  # noqa: N802
         """Whether new requests should be sent here."""
-        return _filled(pb.ServerReadyResponse(), {"ready": self._service.state == "ready"})
+        return _filled(pb.ServerReadyResponse(), {"ready": _holds(self._service.check_ready)})
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
         """Whether the model takes requests."""
-        await self._check_model(request, context)
-        return _filled(pb.ModelReadyResponse(), {"ready": self._service.state == "ready"})
+        model = await self._named(request, context)
+        return _filled(pb.ModelReadyResponse(), {"ready": _holds(model.check_ready) and not self._service.draining})
 
     async def ServerMetadata(self, *_: object) -> Message:  # noqa: N802
         """The server and its extensions of the protocol."""
@@ -72,32 +80,52 @@ class InferenceServicer:
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
         """Inputs and outputs of the model."""
-        await self._check_model(request, context)
-        return _filled(pb.ModelMetadataResponse(), metadata.describe_model(self._service.served_to(CALLER.get())))
+        model = await self._named(request, context)
+        return _filled(
+            pb.ModelMetadataResponse(), metadata.describe_model(model.served.shown(evidence=CALLER.get().evidence))
+        )
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
         """Configuration of the model."""
-        await self._check_model(request, context)
-        service = self._service
-        served = service.served_to(CALLER.get())
-        found = metadata.configure_model(served, service.classifier.classes, service.config.max_batch_rows)
+        model = await self._named(request, context)
+        served = model.served.shown(evidence=CALLER.get().evidence)
+        found = metadata.configure_model(served, model.manifest.classes, self._service.config.max_batch_rows)
         return _filled(pb.ModelConfigResponse(), {"config": found})
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
-        """Statistics of the model, or of all, which is one, when no name is given."""
-        if request.name:
-            await self._check_model(request, context)
-        served = self._service.served
-        found = self._service.statistics.to_json(served.model, served.version)
-        return _filled(pb.ModelStatisticsResponse(), {"model_stats": [found]})
+        """Statistics of the model, or of all when no name is given."""
+        models = [await self._named(request, context)] if request.name else self._service.models.values()
+        found = [model.counts.statistics.to_json(model.name, model.served.version) for model in models]
+        return _filled(pb.ModelStatisticsResponse(), {"model_stats": found})
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, _: object) -> Message:  # noqa: N802
-        """The one model."""
-        served, state = self._service.served, self._service.state
-        ready = state == "ready"
-        entry = {"name": served.model, "version": served.version, "state": "READY" if ready else "UNAVAILABLE"}
-        models = [] if request.ready and not ready else [{**entry, "reason": "" if ready else state}]
-        return _filled(pb.RepositoryIndexResponse(), {"models": models})
+        """The models and their states."""
+        found = describe_repository(self._service, ready=request.ready)
+        return _filled(pb.RepositoryIndexResponse(), {"models": found})
+
+    async def RepositoryModelLoad(  # noqa: N802
+        self, request: pb.RepositoryModelLoadRequest, context: grpc.aio.ServicerContext
+    ) -> Message:
+        """Load the model's file again."""
+        try:
+            self._service.check_control()
+            model = self._service.model(request.model_name)
+            check_load(dict(request.parameters))
+            await model.load()
+        except DefendError as error:
+            await abort(error, context)
+        return _filled(pb.RepositoryModelLoadResponse(), {})
+
+    async def RepositoryModelUnload(  # noqa: N802
+        self, request: pb.RepositoryModelUnloadRequest, context: grpc.aio.ServicerContext
+    ) -> Message:
+        """Unload the model."""
+        try:
+            self._service.check_control()
+            await self._service.model(request.model_name).unload()
+        except DefendError as error:
+            await abort(error, context)
+        return _filled(pb.RepositoryModelUnloadResponse(), {})
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
         """Verdicts."""
@@ -118,12 +146,15 @@ class InferenceServicer:
                 yield pb.ModelStreamInferResponse(error_message=explain(error)[1], infer_response=failed)
 
     async def _infer(self, message: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Message:
-        arrived_s, arrived_ns = asyncio.get_running_loop().time(), time.perf_counter_ns()
+        arrived_s, timeline, tracer = asyncio.get_running_loop().time(), Timeline(), self._service.tracer
+        span = None if tracer is None else tracer.begin(EXCHANGE.get(), SPAN, timeline, {"rpc.system": "grpc"})
         left_s = context.time_remaining()
-        outcome = ERROR
+        outcome, model = ERROR, None
         self.busy += 1
         try:
-            answer = await self._answer(message, arrived_s, left_s, peer_name(context))
+            model = self._service.model(message.model_name, message.model_version or None)
+            with model.use() as instance:
+                answer = await self._answer(model, instance, message, arrived_s, left_s, peer_name(context), timeline)
             outcome = SUCCESS
         except asyncio.CancelledError:
             late = left_s is not None and asyncio.get_running_loop().time() >= arrived_s + left_s
@@ -131,53 +162,73 @@ class InferenceServicer:
             raise
         except DefendError as error:
             outcome = outcome_of(error)
+            if explain(error)[0] == 500:
+                logger.error("a request failed: %s", error)
             raise
         finally:
             self.busy -= 1
-            duration_ns = time.perf_counter_ns() - arrived_ns
-            self._service.metrics.count_request(outcome, duration_ns / 1e9, "grpc")
-            self._service.statistics.count_request(outcome == SUCCESS, duration_ns)
+            duration_ns = time.perf_counter_ns() - timeline.arrived_ns
+            (model or self._service.default).counts.count_request(outcome, duration_ns, "grpc")
+            if tracer is not None and span is not None:
+                about = {} if model is None else {"s2ap.model": model.name}
+                tracer.end(span, timeline, about, outcome if outcome == ERROR else None)
         return answer
 
     async def _answer(
-        self, message: pb.ModelInferRequest, arrived_s: float, left_s: float | None, peer: str
+        self,
+        model: Model,
+        instance: Instance,
+        message: pb.ModelInferRequest,
+        arrived_s: float,
+        left_s: float | None,
+        peer: str,
+        timeline: Timeline,
     ) -> Message:
         service, loop = self._service, asyncio.get_running_loop()
-        service.check_model(message.model_name, message.model_version or None)
-        service.check_ready()
-        if service.state == "draining":
+        if service.draining:
             raise UnavailableError("the server is stopping")
         caller = CALLER.get()
         service.access.confirm(caller)  # a stream may be older than the keys
         caller.check(1)
-        served = service.served_to(caller)
+        served = instance.served.shown(evidence=caller.evidence)
         with service.receiving.hold(peer) as hold:
             size = message.ByteSize()
             if not hold.add(size):
                 raise QueueFullError(FULL)
+            began_ns = time.perf_counter_ns()
             if size <= INLINE_BYTES:
-                request = self._decode(message, served)
+                request = _decode(instance, message, served)
             else:
-                request = await loop.run_in_executor(self._decoders, self._decode, message, served)
-            ticket = service.enqueue(request, caller, arrived_s, left_s)
+                request = await loop.run_in_executor(self._decoders, _decode, instance, message, served)
+            timeline.decode_ns = began_ns, time.perf_counter_ns()
+            timeline.ticket = ticket = instance.enqueue(request, caller, arrived_s, left_s)
         try:
             verdicts = await ticket.future
         finally:
-            service.batcher.release(ticket)
+            instance.batcher.release(ticket)
         answer: Message = encode_message(request, verdicts, served)
-        service.metrics.count_verdicts(verdicts)
+        model.metrics.count_verdicts(verdicts)
         return answer
 
-    def _decode(self, message: pb.ModelInferRequest, served: ServedModel) -> InferRequest:
-        request = decode_message(message, served)
-        self._service.classifier.validate(request.images)  # alone, before it shares a batch
-        return request
-
-    async def _check_model(self, request: pb.ModelReadyRequest, context: grpc.aio.ServicerContext) -> None:
+    async def _named(self, request: pb.ModelReadyRequest, context: grpc.aio.ServicerContext) -> Model:
         try:
-            self._service.check_model(request.name, request.version or None)
+            return self._service.model(request.name, request.version or None)
         except DefendError as error:
             await abort(error, context)
+
+
+def _decode(instance: Instance, message: pb.ModelInferRequest, served: ServedModel) -> InferRequest:
+    request = decode_message(message, served)
+    instance.classifier.validate(request.images)  # alone, before it shares a batch
+    return request
+
+
+def _holds(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except DefendError:
+        return False
+    return True
 
 
 def _refuse(method: str) -> Callable[[object, grpc.aio.ServicerContext], Any]:

@@ -170,12 +170,12 @@ def test_a_descent_without_bounds_may_leave_one_image_in_twenty_beyond_chance():
 
 
 def test_one_member_without_gradients_is_enough_to_fail():
-    def judged(without, members):
+    def judged(without, members, **more):
         seen = Probed(
             Probe("gradients", 32, gradients),
             first(0),
             first(40),
-            {"images": 40, "without": without, "members_without": members},
+            {"images": 40, "without": without, "members_without": members, **more},
         )
         return judge(seen)["gradients exist"]
 
@@ -189,6 +189,11 @@ def test_one_member_without_gradients_is_enough_to_fail():
         "members_without_gradient": 1,
     }
     assert judged(0, []).found == {"classifier_without_gradient": 0.0}
+    assert judged(0, [0]).meaning.startswith("classifier and members have gradients")
+    assert judged(0, [0], lent=True).meaning == (
+        "members have gradients with respect to nearly every image; the classifier is attacked by theirs, as it has "
+        "none of its own here"
+    )
 
 
 def test_every_check_has_one_name():

@@ -149,9 +149,10 @@ def open_row(row: Row) -> Target:
     Raises:
         ModelFileError: If the file or the stage cannot be used.
     """
-    if row.stage is not None:
-        return network_target(row.name, onnx.load_from_string(row.stage), row.threshold)
     stages = _stages(row.model, row.model.stat().st_mtime_ns)
+    if row.stage is not None:
+        borrowing = stages.twin if row.name == BARE and not stages.twin.has_features else None
+        return network_target(row.name, onnx.load_from_string(row.stage), row.threshold, borrowing=borrowing)
     if row.of_file == served_row(stages.file):
         return replace(defended_target(stages.file, row.model, stages.twin), name=row.name)
     return replace(chain_target(row.of_file, stages), name=row.name)

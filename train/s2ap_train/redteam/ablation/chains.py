@@ -5,7 +5,7 @@ Each is a `Target`: judged by the stages' answers, and seen by an attacker that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -30,6 +30,7 @@ from s2ap_train.redteam.ablation.names import FULL, JURY, UNFLAGGED, UNPURIFIED
 from s2ap_train.redteam.target import Target
 from s2ap_train.statistics.outcome import Outcome
 from s2ap_train.twin import Twin
+from s2ap_train.twin.answer_features import Features
 
 __all__ = ["Chain", "ChainSystem", "OpenedFile", "chain_target", "corrections", "jury_test", "network_target"]
 
@@ -197,27 +198,27 @@ def chain_target(name: str, opened: OpenedFile) -> Target:
         test=chain.test,
         members=len(places),
         purifies=chain.purifies,
-        features=(lambda images, path: twin.features(twin.purify(images, path)),),
+        features=(lambda images, path: twin.features(twin.purify(images, path)),) if twin.has_features else (),
         plan=partial(defended_plan, chain.test),
     )
 
 
-def network_target(name: str, stage: ModelProto, threshold: float | None = None) -> Target:
+def network_target(
+    name: str, stage: ModelProto, threshold: float | None = None, *, borrowing: Twin | None = None
+) -> Target:
     """One network on ONNX Runtime, such as a juror, an adversarially trained or a wider classifier.
 
     Args:
         name: Of the network.
         stage: `image` -> `log_probabilities`, as an exported classifier.
         threshold: Probability that its largest must reach for an input not to be flagged; None: none is.
+        borrowing: The twin of the file whose classifier the network is, where that lends it gradients; None: it has its
+            own.
 
     Raises:
         ModelFileError: If the stage cannot be run or differentiated.
     """
-    twin, hidden = torch_stage(stage), torch_stage(hidden_stage(stage))
-
-    def classify(images: Tensor) -> Tensor:
-        return twin(images)[0]
-
+    classify, features = _differentiated(stage) if borrowing is None else (borrowing.classify, ())
     engines = StageEngines(None, stage, (), threads=1)
     return Target(
         name=name,
@@ -226,6 +227,12 @@ def network_target(name: str, stage: ModelProto, threshold: float | None = None)
         else ConfidenceSystem(lambda images: engines.ask(images).classifier, threshold),
         view=lambda images, path, members: (classify(images), None),  # noqa: ARG005
         classify=classify,
-        features=(lambda images, path: hidden(images)[0].flatten(1),),  # noqa: ARG005
+        features=features,
         plan=bare_plan if threshold is None else partial(confidence_plan, threshold),
     )
+
+
+def _differentiated(stage: ModelProto) -> tuple[Callable[[Tensor], Tensor], tuple[Features, ...]]:
+    """A network and its hidden features."""
+    twin, hidden = torch_stage(stage), torch_stage(hidden_stage(stage))
+    return (lambda images: twin(images)[0]), ((lambda images, path: hidden(images)[0].flatten(1)),)  # noqa: ARG005

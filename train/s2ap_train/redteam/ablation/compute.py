@@ -12,18 +12,22 @@ from torch import Tensor
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage, member_scope
 from s2ap_train.calibration.flops import StageFlops
-from s2ap_train.onnx_graphs import torch_stage
+from s2ap_train.models.cost import graph_flops
+from s2ap_train.onnx_graphs import UndifferentiableError, torch_stage
 
 __all__ = ["file_flops", "stage_flops"]
 
 
 def stage_flops(stage: ModelProto, image_shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of one image in one stage.
+    """Floating-point operations of one image in one stage; counted from its graph where torch does not compute it.
 
     Raises:
-        ModelFileError: If the stage holds an operator that the twin does not know.
+        ModelFileError: If the stage has more than one input.
     """
-    return _counted(torch_stage(stage), image_shape)
+    try:
+        return _counted(torch_stage(stage), image_shape)
+    except UndifferentiableError:
+        return graph_flops(stage)
 
 
 def file_flops(file: ModelFile) -> StageFlops:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from s2ap_defend.types import Float32
@@ -17,6 +18,7 @@ from s2ap_train.attacks.jsma import jsma
 from s2ap_train.jobs import Found
 from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.candidates import best_of, into_ball
+from s2ap_train.redteam.attacks.white_box_search import skipped
 from s2ap_train.redteam.target import Target
 
 __all__ = ["ATTACKS"]
@@ -32,6 +34,8 @@ _LONGEST_CW = 1000
 def _features(name: Literal["ila", "fia"], target: Target, task: Task) -> Found:
     settings = {"eps": task.eps, "steps": task.budget.cheap_steps} if name == "fia" else {"eps": task.eps}
     network = CalledLayer(target.classify)
+    if not network.layers(torch.from_numpy(task.data.images[:1])):
+        return skipped(task, "no hidden layer of the classifier can be read")
     images = CATALOGUE[name](network, task.data.images, task.data.labels, seed=task.seed, layer=MIDDLE, **settings)
     return Found(images, {"made_on": "bare classifier", "layer": MIDDLE, **settings})
 

@@ -146,11 +146,13 @@ def _gradients_exist(probed: Sequence[Probed]) -> Check:
             "worst_member_without_gradient": max(shares[1:]),
             "members_without_gradient": sum(share > ZERO_GRADIENT_IMAGES for share in shares[1:]),
         }
+    who = "members have" if notes.get("lent") else "classifier and members have"
+    lent = "; the classifier is attacked by theirs, as it has none of its own here" if notes.get("lent") else ""
     return Check(
         name,
         passed,
         found,
-        "classifier and members have gradients with respect to nearly every image"
+        f"{who} gradients with respect to nearly every image{lent}"
         if passed
         else "images have a gradient of exactly 0 through the purifier, and no gradient attack can move them: "
         "rounding, a step that is cut off from the gradient, or saturation",

@@ -179,6 +179,7 @@ def configuration_table(evaluation: Evaluation) -> TableText:
         ("decision", options.decision),
         ("recipe", options.recipe),
         ("data", f"{options.data}, {options.samples} test images"),
+        ("SHA-256 of images and labels", options.images_sha256),
         ("attacks", options.preset),
         ("budgets", f"l_inf eps {options.eps:g}, l2 {options.l2:g}, l0 {options.pixels} pixels"),
         ("work", ", ".join(f"{name} {value}" for name, value in options.budget.items())),

@@ -1,0 +1,243 @@
+"""What the server itself costs a request at batch 1, beside a bare FastAPI app, with a model that takes no time.
+
+    python benchmarks/serving.py fashion
+
+Each server runs in its own process, on uvicorn with uvloop and httptools, and answers one client that waits for every
+answer. Rounds alternate between the servers in one run, so that what else the machine does meets all of them; the
+ratio is the median over rounds. CPU is that of the server's process, all of its threads, by the kernel's account of
+what they ran (Linux). The FastAPI app reads the same bytes as an array, asks the same model and answers with a dict: it
+has no batcher, no checks, no metrics and no limits. It does so on the event loop, which answers nobody while a model
+runs, or, as a model needs it and as FastAPI runs functions that are not async, on a thread; with JSON, pydantic reads a
+list of numbers.
+"""
+
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import numpy as np
+import orjson
+import uvicorn
+from fastapi import Body, FastAPI, Request
+from pydantic import BaseModel
+
+from s2ap_defend import DefendedClassifier
+from s2ap_defend.serve import ServerConfig, create_app
+from s2ap_defend.serve.logs import written_log
+from s2ap_defend.serve.server import KEEP_ALIVE_S, SWITCH_INTERVAL_S, Server, listen
+from s2ap_defend.shipped import shipped_file
+from s2ap_defend.types import Float32, Verdicts
+
+BYTES = "application/octet-stream"
+BASE = "FastAPI, thread"  # what answers others while its model runs
+GOAL = 0.5  # of its CPU
+SERVERS = (
+    *("s2ap-defend", "s2ap-defend, access log", "s2ap-defend, JSON"),
+    *("FastAPI", "FastAPI, thread", "FastAPI, thread, JSON"),
+)
+
+
+class StubClassifier(DefendedClassifier):
+    """A defended classifier whose verdicts are those of its first image, from then on at once."""
+
+    said: Verdicts | None = None
+
+    def __call__(self, images: Float32) -> Verdicts:
+        """The verdicts, as many as there are images."""
+        if self.said is None:
+            self.said = super().__call__(images[:1])
+        return self.said if len(images) == 1 else self.said.rows(np.zeros(len(images), dtype=np.int64))
+
+
+class Question(BaseModel):
+    """An image as JSON."""
+
+    image: list[float]
+
+
+def bare(classifier: StubClassifier, kind: str) -> FastAPI:
+    """What one would write without this package."""
+    app = FastAPI()
+    shape = classifier.input_shape
+
+    def ask(images: Float32) -> dict[str, Any]:
+        verdicts = classifier(images.reshape(-1, *shape))
+        return {
+            "label": verdicts.label.tolist(),
+            "adversarial": verdicts.adversarial.tolist(),
+            "abstained": verdicts.abstained.tolist(),
+        }
+
+    async def on_the_loop(request: Request) -> dict[str, Any]:
+        return ask(np.frombuffer(await request.body(), dtype=np.float32))
+
+    def on_a_thread(image: Annotated[bytes, Body(media_type=BYTES)]) -> dict[str, Any]:
+        return ask(np.frombuffer(image, dtype=np.float32))
+
+    def from_json(question: Question) -> dict[str, Any]:
+        return ask(np.array(question.image, dtype=np.float32))
+
+    app.post("/infer")({"FastAPI": on_the_loop, "FastAPI, thread": on_a_thread}.get(kind, from_json))
+    return app
+
+
+def asked(kind: str, model: str, images: Float32) -> bytes:
+    """A request for one image."""
+    numbers, headers = images.ravel().tolist(), f"Content-Type: {BYTES}\r\n"
+    body, path = images.tobytes(), "/infer"
+    if "JSON" in kind:
+        headers = "Content-Type: application/json\r\n"
+        body = orjson.dumps({"image": numbers})
+    if "FastAPI" not in kind:
+        path = f"/v2/models/{model}/infer"
+        if "JSON" in kind:
+            tensor = {"name": "image", "datatype": "FP32", "shape": images.shape, "data": numbers}
+            body = orjson.dumps({"inputs": [tensor]})
+        else:
+            headers += "Inference-Header-Content-Length: 0\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def serve(kind: str, model: Path) -> None:
+    """Serve until SIGTERM."""
+    classifier = StubClassifier.load(model, device="cpu", threads=1, executor="whole")
+    with written_log("json"), listen("127.0.0.1", 0) as listener:
+        print(listener.getsockname()[1], flush=True)
+        if "FastAPI" in kind:
+            config = uvicorn.Config(
+                bare(classifier, kind),
+                loop="uvloop",
+                http="httptools",
+                access_log=False,
+                log_config=None,
+                timeout_keep_alive=KEEP_ALIVE_S,
+            )
+            uvicorn.Server(config).run(sockets=[listener])
+        else:
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
+            settings = ServerConfig(model=model, drain_delay_s=0.0, access_log="log" in kind)
+            app = create_app(classifier, settings)
+            Server(app, app.state.service, settings).run(sockets=[listener])
+
+
+@dataclass
+class Measured:
+    """One server: its process and port, what it is asked, and what each round took, in microseconds a request."""
+
+    process: int
+    port: int
+    request: bytes
+    cpu_us: list[float] = field(default_factory=list)
+    wall_us: list[float] = field(default_factory=list)
+
+    def ask(self, connection: socket.socket) -> None:
+        """One request and its whole answer."""
+        connection.sendall(self.request)
+        answer = b""
+        while True:
+            received = connection.recv(65536)
+            if not received:
+                raise click.ClickException("the server closed the connection")
+            answer += received
+            head, separator, body = answer.partition(b"\r\n\r\n")
+            found = re.search(rb"content-length: (\d+)", head) if separator else None
+            if found is not None and len(body) >= int(found[1]):
+                break
+        if not answer.startswith(b"HTTP/1.1 200"):
+            raise click.ClickException(f"the server answered {answer[:200]!r}")
+
+    def round(self, requests: int) -> None:
+        """Ask so many times."""
+        took = []
+        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.ask(connection)
+            before = cpu_ns(self.process)
+            for _ in range(requests):
+                began = time.perf_counter_ns()
+                self.ask(connection)
+                took.append(time.perf_counter_ns() - began)
+        self.cpu_us.append((cpu_ns(self.process) - before) / requests / 1e3)
+        self.wall_us.append(statistics.median(took) / 1e3)
+
+
+def cpu_ns(process: int) -> int:
+    """Time that the threads of a process have run, in nanoseconds."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+
+
+@contextmanager
+def measured(kind: str, model: Path, images: Float32) -> Iterator[Measured]:
+    """A server in its own process."""
+    command = [sys.executable, __file__, str(model), "--only-serve", kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603 - our own
+        try:
+            port = int(process.stdout.readline()) if process.stdout else 0
+            wait_until_ready(port, "/openapi.json" if "FastAPI" in kind else "/v2/health/ready")
+            yield Measured(process.pid, port, asked(kind, model.stem, images))
+        finally:
+            process.terminate()
+
+
+def wait_until_ready(port: int, path: str) -> None:
+    """Wait until a server answers there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+            if connection.recv(12) == b"HTTP/1.1 200":
+                return
+        time.sleep(0.1)
+    raise click.ClickException("the server did not start")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--requests", default=300, show_default=True, help="Of a round.")
+@click.option("--rounds", default=15, show_default=True, help="Of each server.")
+@click.option("--only-serve", hidden=True)
+def main(model: str, requests: int, rounds: int, only_serve: str | None) -> None:
+    """Measure what the server of MODEL costs itself."""
+    path = shipped_file(Path(model))
+    if only_serve is not None:
+        serve(only_serve, path)
+        return
+    from report import aligned, machine  # imports torch, which no server needs
+
+    shape = DefendedClassifier.load(path, device="cpu", threads=1, executor="whole").input_shape
+    images = np.random.default_rng(0).random((1, *shape), dtype=np.float32)
+    print(f"{machine()}\n{rounds} alternating rounds of {requests} requests, one image {shape} each")
+    with ExitStack() as stack:
+        servers = {kind: stack.enter_context(measured(kind, path, images)) for kind in SERVERS}
+        for server in servers.values():
+            server.round(requests)
+            server.cpu_us.clear()
+            server.wall_us.clear()
+        for _ in range(rounds):
+            for server in servers.values():
+                server.round(requests)
+    base = servers[BASE]
+    rows = [("server", "CPU us a request", "ratio", "answer p50 us", "ratio")]
+    for kind, server in servers.items():
+        cells = []
+        for own, others in ((server.cpu_us, base.cpu_us), (server.wall_us, base.wall_us)):
+            ratio = statistics.median(a / b for a, b in zip(own, others, strict=True))
+            cells += [f"{statistics.median(own):.0f}", f"{ratio:.2f}"]
+        rows.append((kind, *cells))
+    print("\n".join(aligned(rows)))
+    print(f"ratio: to {BASE}; goal: at most {GOAL:g} of its CPU")
+
+
+if __name__ == "__main__":
+    main()
