@@ -6,6 +6,7 @@ A part whose library or provider is missing writes which, under "skipped"; one t
 tried again by the next call.
 """
 
+import argparse
 import json
 import sys
 import time
@@ -14,8 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import click
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "contract" / "golden"
@@ -281,26 +280,29 @@ def _product_flops_per_s(device: Any, dtype: Any) -> float:  # noqa: ANN401
     return 2.0 * side**3 / fastest
 
 
-@click.command()
-@click.argument("part", type=click.Choice(list(PARTS)))
-@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
-@click.option("--sizes", type=click.Choice(list(SIZES)), default="full", show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Where PART.json is written.")
-def main(part: str, device: str, sizes: str, folder: Path) -> None:
+def main() -> None:
     """Measure one part and write PART.json."""
-    began = time.perf_counter()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--sizes", choices=list(SIZES), default="full")
+    parser.add_argument("--folder", type=Path, required=True, help="where PART.json is written")
+    asked = parser.parse_args()
+    began, error_file = time.perf_counter(), asked.folder / f"{asked.part}.error.txt"
     try:
-        found = PARTS[part](device, SIZES[sizes])
+        found = PARTS[asked.part](asked.device, SIZES[asked.sizes])
     except ModuleNotFoundError as error:
         found = {"skipped": f"{error.name} is not installed for {sys.executable}"}
     except Exception:
-        (folder / f"{part}.error.txt").write_text(traceback.format_exc())
+        error_file.write_text(traceback.format_exc())
         raise
-    document = {"part": part, "device": device, "sizes": sizes, "seconds": time.perf_counter() - began, **found}
-    path = folder / f"{part}.json"
+    error_file.unlink(missing_ok=True)
+    seconds = time.perf_counter() - began
+    document = {"part": asked.part, "device": asked.device, "sizes": asked.sizes, "seconds": seconds, **found}
+    path = asked.folder / f"{asked.part}.json"
     path.with_suffix(".tmp").write_text(json.dumps(document, indent=1) + "\n")
     path.with_suffix(".tmp").replace(path)
-    print(f"{part}: {found.get('skipped', 'done')}, {document['seconds']:.0f} s")
+    print(f"{asked.part}: {found.get('skipped', 'done')}, {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ _ONE_AT_A_TIME = Lock()
 
 
 class TorchEngine:
-    """Runs a torch function of images; see Engine.
+    """Runs a torch function of images.
 
     Args:
         ways: Functions that compute the same, images [n, C, H, W] to outputs; of several the fastest is taken, for
@@ -54,7 +54,11 @@ class TorchEngine:
         self.captured: set[int] = set()
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Evaluate the function; see Engine.run."""
+        """The wanted outputs for images [n, C, H, W], on CUDA at most `sizes[-1]` of them.
+
+        Raises:
+            EngineError: If PyTorch fails.
+        """
         images = feeds["image"]
         try:
             if self._device.type == "cpu":

@@ -32,7 +32,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class TorchStages:
-    """The stages of a step as one torch function; see StageStarter.
+    """The stages of a step as one torch function.
 
     Attributes:
         device: Where they run.
@@ -50,7 +50,12 @@ class TorchStages:
     sizes: tuple[int, ...] = SIZES
 
     def start(self, model: ModelProto, groups: Sequence[Group], folder: Path | None = None) -> dict[str, Stage]:
-        """The engines by the first scope of each group; arguments as for every StageStarter.
+        """The engines by the first scope of each group.
+
+        Args:
+            model: A defended model.
+            groups: Its stages, as `joining` says.
+            folder: Where its external data lies; None: all weights are in memory.
 
         Raises:
             ModelFileError: If a stage cannot be cut out, or has an operator that the twin does not know.

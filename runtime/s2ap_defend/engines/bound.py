@@ -32,9 +32,9 @@ class BoundEngine:
 
     Args:
         model: The serialised graph.
-        folder: As for OnnxRuntimeEngine.
-        device: As for OnnxRuntimeEngine.
-        threads: As for OnnxRuntimeEngine.
+        folder: Of its external data; None: it has none.
+        device: 'cpu' or 'cuda'.
+        threads: Of the CPU, inside one operator; None: as many as this process has cores.
         stacked: Names of what its output `STACKED` holds, in order; none: it has no such output.
         sizes: Of batches, ascending.
         ahead: Whether every size is run once now, so that no later run has to capture it.
@@ -79,7 +79,11 @@ class BoundEngine:
         return tuple(self._bound)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Evaluate the graph for at most `sizes[-1]` images; see Engine.run."""
+        """Evaluate the graph for at most `sizes[-1]` images, which are copied into the buffers.
+
+        Raises:
+            EngineError: If the engine fails.
+        """
         images = feeds["image"]
         size = next(size for size in self._sizes if size >= len(images))
         with _ONE_AT_A_TIME:

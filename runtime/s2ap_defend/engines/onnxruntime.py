@@ -22,8 +22,9 @@ _PROVIDERS: dict[str, tuple[str, ...]] = {
 }
 _CUDA = "pip install '.[gpu]' in a checkout (Linux, x86-64) brings the CUDA libraries"
 INSTALL = {"cuda": _CUDA, "tensorrt": f"{_CUDA}, TensorRT's are installed separately"}
-_ALWAYS = {"cuda": {"use_tf32": "0"}}
-"""Options of a provider: thresholds are calibrated in float32, whose mantissa TF32 cuts to 10 bits."""
+_ALWAYS = {"cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
+"""Options of a provider: thresholds are calibrated in float32, whose mantissa TF32 cuts to 10 bits; and an exhaustive
+search for the fastest convolution, the default, makes whoever comes first with a size of batch wait for it."""
 _FATAL_ONLY = 4  # errors come as exceptions
 
 

@@ -20,7 +20,7 @@ __all__ = ["AtOnceExecutor"]
 
 
 class AtOnceExecutor:
-    """Runs all stages of a file as one graph; see Executor.
+    """Runs all stages of a file as one graph, and decides when all have answered.
 
     Args:
         defence: What is run.
@@ -57,5 +57,12 @@ class AtOnceExecutor:
         return self._stages.times()
 
     def run(self, images: Float32) -> Verdicts:
-        """Purify, detect and correct; see Executor.run."""
+        """Purify every image, ask all members, then detect and correct.
+
+        Args:
+            images: float32 [N, C, H, W], N > 0. Pixels may be any numbers: what is not in [0, 1] is flagged.
+
+        Raises:
+            EngineError: If the engine fails.
+        """
         return ask_everything(self._stages, self._groups, self._test, self._purifies, images)

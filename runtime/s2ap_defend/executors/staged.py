@@ -72,7 +72,7 @@ class StagedExecutor:
         cache: bool = False,
         engines: Path | None = None,
     ) -> "StagedExecutor":
-        """The executor of a verified file; arguments as for `DefendedClassifier.load`."""
+        """The executor of a verified file on a device, as `DefendedClassifier.load` takes it."""
         return cls.with_starter(model, starter_for(model, device=device, threads=threads, cache=cache, engines=engines))
 
     @classmethod

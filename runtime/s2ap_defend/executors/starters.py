@@ -102,7 +102,7 @@ class CpuStages:
         return "same images" if self.threads == 1 else "none"
 
     def start(self, model: ModelProto, groups: Sequence[Group], folder: Path | None = None) -> dict[str, Stage]:
-        """See StageStarter.start."""
+        """The engines by the first scope of each group."""
         stored = self.cache.read() if self.cache else {}
         graphs = stored.items() if stored else stage_graphs(model, groups)
         with self.cache.writing() if self.cache and not stored else nullcontext() as cached:
@@ -119,7 +119,7 @@ class CpuStages:
 
 @dataclass(frozen=True)
 class BoundStages:
-    """The stages of a step in one graph, which reads and writes buffers that are used again; see BoundEngine.
+    """The stages of a step in one graph, which reads and writes buffers that are used again.
 
     What the purifier makes of an image stays on the device for those of the step that see it; a step costs one copy of
     its images there and one of all its answers back. On the CPU it gives the bits of `CpuStages`, and gains nothing.
@@ -137,7 +137,7 @@ class BoundStages:
     operator_threads: int | None = 1
 
     def start(self, model: ModelProto, groups: Sequence[Group], folder: Path | None = None) -> dict[str, Stage]:
-        """See StageStarter.start."""
+        """The engines by the first scope of each group."""
         rows = self.sizes[-1]
         graphs = stage_graphs(model, groups, rows_at_once=rows, constant=self.device != "cpu", stacked=True)
 
@@ -169,7 +169,7 @@ class TensorRTStages:
     engines: Path | None
 
     def start(self, model: ModelProto, groups: Sequence[Group], folder: Path | None = None) -> dict[str, Stage]:
-        """See StageStarter.start."""
+        """The engines by the first scope of each group."""
         graphs = stage_graphs(model, groups, rows_at_once=BUCKETS[-1][1], constant=True, folder=folder)
 
         def start(scope: str, graph: StageGraph) -> Stage:
@@ -189,7 +189,14 @@ def starter_for(
     cache: bool = False,
     engines: Path | None = None,
 ) -> StageStarter:
-    """How the stages of a file are run on a device; arguments as for `DefendedClassifier.load`.
+    """How the stages of a file are run on a device.
+
+    Args:
+        file: A verified file.
+        device: 'auto', 'cpu', 'cuda' or 'tensorrt'.
+        threads: Engine runs at a time on the CPU; None: as many as this process has cores.
+        cache: Whether optimised graphs of stages are stored next to the file, on the CPU.
+        engines: Folder of TensorRT's engines; None: NAME.tensorrt next to the file.
 
     Raises:
         EngineError: If there is no such device.
