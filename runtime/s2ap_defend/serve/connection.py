@@ -4,10 +4,11 @@ import asyncio
 import fcntl
 import sys
 import termios
+from collections import deque
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from s2ap_defend.serve.exchange import REQUEST_ID, Exchange
 from s2ap_defend.serve.responses import error_body
@@ -42,6 +43,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._framing_bytes = 0
         self._lost = False
+        self._unanswered: deque[RequestResponseCycle] = deque()  # oldest first; of a client that pipelines, several
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take in a connection, or turn it away."""
@@ -61,6 +63,9 @@ class Connection(HttpToolsProtocol):
         if self._admitted:
             self._limits.connections.give_back(self._peer, 1)
             self._admitted = False
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -112,6 +117,7 @@ class Connection(HttpToolsProtocol):
             return
         before = self.cycle
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
         if self._limits.draining:
             self.cycle.keep_alive = False
             if before is not None and not before.response_started:
@@ -130,6 +136,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of a body that nobody reads."""
+        while self._unanswered and self._unanswered[0].response_complete:
+            self._unanswered.popleft()
         super().on_response_complete()
         if self.cycle.more_body:
             self._hurry()

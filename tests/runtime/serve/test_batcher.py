@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.runtime.serve.batching import POISON, Model, held, images, labels, running
 
 from s2ap_defend.errors import EngineError
-from s2ap_defend.serve.errors import QueueFullError, TooLargeError
+from s2ap_defend.serve.errors import DeadlineError, QueueFullError, TooLargeError
 
 ROW_BYTES = 4
 
@@ -58,6 +58,58 @@ def test_every_caller_gets_exactly_its_rows(requests, max_batch_rows, poisoned):
         assert max(map(len, model.batches)) <= max_batch_rows
 
     asyncio.run(scenario())
+
+
+@pytest.mark.slow
+def test_of_ten_thousand_requests_each_gets_exactly_its_rows_or_its_own_error():
+    """Random rows and priorities; some are cancelled, some late, some poisoned, and some find the queue full."""
+    draw = np.random.default_rng(0)
+    counts = dict.fromkeys(("answered", "poisoned", "cancelled", "late", "refused"), 0)
+
+    async def one(batcher, first: int) -> None:
+        rows, fate = (
+            int(draw.integers(1, 12)),
+            draw.choice(["keep", "cancel", "late", "poison"], p=[0.7, 0.1, 0.1, 0.1]),
+        )
+        numbers = list(range(first, first + rows))
+        if fate == "poison":
+            numbers[int(draw.integers(rows))] = POISON
+        due = asyncio.get_running_loop().time() + (float(draw.random()) * 0.002 if fate == "late" else 60)
+        asked = asyncio.ensure_future(batcher.submit(images(*numbers), priority=int(draw.integers(3)), deadline_s=due))
+        await asyncio.sleep(float(draw.random()) * 0.002)
+        if fate == "cancel":
+            asked.cancel()
+        try:
+            verdicts = await asked
+        except asyncio.CancelledError:
+            assert fate == "cancel"
+            counts["cancelled"] += 1
+        except DeadlineError:
+            assert fate == "late"
+            counts["late"] += 1
+        except QueueFullError:
+            counts["refused"] += 1
+        except EngineError:
+            assert POISON in numbers
+            counts["poisoned"] += 1
+        else:
+            assert labels(verdicts) == numbers
+            assert POISON not in numbers
+            counts["answered"] += 1
+
+    async def scenario():
+        model = Model()
+        limits = {"max_batch_rows": 7, "max_queue_rows": 300, "max_queue_bytes": 10**6}
+        async with running(model, **limits) as batcher:
+            for begin in range(0, 10_000, 100):
+                # numbers begin above POISON: nothing else may be it
+                await asyncio.gather(*(one(batcher, 1000 + 20 * number) for number in range(begin, begin + 100)))
+            assert (batcher.queued_rows, batcher.queued_bytes) == (0, 0)
+        assert max(map(len, model.batches)) <= 7
+
+    asyncio.run(scenario())
+    assert sum(counts.values()) == 10_000
+    assert all(counts.values()), counts
 
 
 def test_a_free_device_takes_a_lone_request_at_once_and_the_next_batch_forms_while_it_works():

@@ -1,6 +1,8 @@
 """What one client, or one peer, may take of a server: nobody can lock the others out."""
 
 import json
+import socket
+import struct
 import time
 from contextlib import ExitStack
 
@@ -10,6 +12,9 @@ from hypothesis import strategies as st
 from tests.runtime.serve.live import is_closed, live, read_answer, read_error, until
 
 from s2ap_defend.serve.shares import Shares, peer_of
+
+RESET = struct.pack("ii", 1, 0)
+"""Of SO_LINGER: closing a connection resets it."""
 
 OTHER = "127.0.0.2"
 
@@ -121,3 +126,15 @@ def test_a_connection_that_stays_silent_is_closed_and_one_between_two_requests_i
         time.sleep(0.3)
         idle.sendall(server.raw(batch))
         assert read_answer(idle)[0] == 200
+
+
+def test_a_client_that_pipelines_and_goes_leaves_nothing_in_the_log(classifier, batch, caplog):
+    """Its first answers met a closed connection, which was an error of the application once for each."""
+    with live(classifier) as server:
+        for _ in range(10):
+            with server.connect() as connection:
+                connection.sendall(server.raw(batch) * 20)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        until(lambda: not server.server.server_state.connections and not server.server.server_state.tasks)
+        assert server.answers(batch) == 200
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []

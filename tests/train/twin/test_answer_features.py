@@ -1,5 +1,7 @@
 """What a planted readout of a file's answer reads: the networks that answer, each on the image that it sees."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def twin(file):
 def answering(file, answer):
     """The file with another answer; its graph stays as it is."""
     decision = file.manifest.decision.model_copy(update={"answer": answer})
-    return type(file)(**{**vars(file), "manifest": file.manifest.model_copy(update={"decision": decision})})
+    return replace(file, manifest=file.manifest.model_copy(update={"decision": decision}))
 
 
 @pytest.mark.parametrize(("answer", "classifier", "jury"), [("robust", 0, 1), ("mixed", 1, 1), ("accurate", 1, 0)])
@@ -48,7 +50,7 @@ def test_the_networks_that_answer_are_read_each_on_what_it_sees(file, twin, rand
 
 def test_jurors_that_see_the_purified_image_are_read_beside_the_classifier(file, twin, random_images):
     members = tuple(member.model_copy(update={"sees": "purified"}) for member in file.manifest.members)
-    behind = type(file)(**{**vars(file), "manifest": file.manifest.model_copy(update={"members": members})})
+    behind = replace(file, manifest=file.manifest.model_copy(update={"members": members}))
     (way,) = answer_features(behind, twin)
     x = torch.from_numpy(random_images[:4])
     with torch.no_grad():
@@ -60,7 +62,7 @@ def test_jurors_that_see_the_purified_image_are_read_beside_the_classifier(file,
 def test_without_a_purifier_there_is_one_way(file, twin):
     off = file.manifest.purifier.model_copy(update={"steps": 0, "sigmas": ()})
     assert off.off
-    unpurified = type(file)(**{**vars(file), "manifest": file.manifest.model_copy(update={"purifier": off})})
+    unpurified = replace(file, manifest=file.manifest.model_copy(update={"purifier": off}))
     assert len(answer_features(unpurified, twin)) == 1
 
 

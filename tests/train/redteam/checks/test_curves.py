@@ -116,8 +116,8 @@ def test_gradients_are_counted_for_the_classifier_and_for_each_member():
         return c, torch.stack([c, blind])
 
     notes = gradients(replace(target, view=view, members=2), TASK, 12).notes
-    assert notes == {"images": 12, "without": 0, "members_without": [0, 12]}
-    assert gradients(detached(), TASK, 7).notes == {"images": 7, "without": 7, "members_without": []}
+    assert notes == {"images": 12, "without": 0, "members_without": [0, 12], "lent": False}
+    assert gradients(detached(), TASK, 7).notes == {"images": 7, "without": 7, "members_without": [], "lent": False}
 
 
 @pytest.mark.parametrize("eps", [0.0, -0.1, 1.5])
