@@ -32,7 +32,7 @@ PORT = 8765
 
 @click.command()
 @model_argument
-@click.option("--images", default=32, show_default=True, help="Images of a request.")
+@click.option("--images", default=8, show_default=True, help="Images of a request; 64 clients ask at a time.")
 @click.option("--rounds", default=3, show_default=True, help="Times that each number of replicas is measured.")
 @click.option("--seconds", default=10.0, show_default=True, help="Of one measurement.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the figures here.")
