@@ -21,7 +21,7 @@ from s2ap_train.storage.fingerprint import fingerprint
 HARDENING = {
     "digits": (16, (1, 2), 1),
     "fashion": (16, (1, 2, 2), 1),
-    "cifar10-small": (16, (1, 2, 2), 1),
+    "cifar10-small": (32, (1, 2, 2), 1),
     "cifar10-resnet18": (64, (1, 2, 2), 1),
 }
 """Recipes for harden, and width, multipliers and fold of their score models."""
