@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tests.runtime.serve.live import is_closed, live, until
 from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
 
 from s2ap_defend.serve.grpc import server as grpc_server
 
@@ -32,8 +33,12 @@ def ended(connection: socket.socket) -> bool:
 
 
 def is_alive(address: str) -> bool:
+    """Whether it takes a connection, and is live."""
     with InferenceServerClient(address) as client:
-        return client.is_server_live()
+        try:
+            return client.is_server_live()
+        except InferenceServerException:
+            return False
 
 
 @contextmanager
