@@ -29,3 +29,8 @@ class InputError(DefendError):
 
 class RecipeError(DefendError):
     """A recipe, command option or training checkpoint cannot be used."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, for a message of one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from s2ap_defend.engines import Array
-from s2ap_defend.errors import EngineError
+from s2ap_defend.errors import EngineError, first_line
 from s2ap_export.torch_engine.joint import Way
 
 __all__ = ["TorchEngine"]
@@ -67,7 +67,7 @@ class TorchEngine:
                 with _ONE_AT_A_TIME, torch.cuda.device(self._device):
                     said = self._on_cuda(images)
         except RuntimeError as error:
-            raise EngineError(f"PyTorch failed on {self._device}: {str(error).splitlines()[0]}") from error
+            raise EngineError(f"PyTorch failed on {self._device}: {first_line(error)}") from error
         found = dict(zip(self._names, said, strict=True))
         return [found[name] for name in outputs]
 

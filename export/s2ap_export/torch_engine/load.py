@@ -52,11 +52,6 @@ class TorchStages:
     def start(self, model: ModelProto, groups: Sequence[Group], folder: Path | None = None) -> dict[str, Stage]:
         """The engines by the first scope of each group.
 
-        Args:
-            model: A defended model.
-            groups: Its stages, as `joining` says.
-            folder: Where its external data lies; None: all weights are in memory.
-
         Raises:
             ModelFileError: If a stage cannot be cut out, or has an operator that the twin does not know.
         """

@@ -10,7 +10,7 @@ import numpy as np
 from s2ap_defend.engines import Array, Device
 from s2ap_defend.engines.cores import operator_threads
 from s2ap_defend.engines.pinned import pin
-from s2ap_defend.errors import EngineError, ModelFileError
+from s2ap_defend.errors import EngineError, ModelFileError, first_line
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by the import: from 1.31 on it writes events to disk
 import onnxruntime
@@ -76,7 +76,7 @@ class OnnxRuntimeEngine:
         except Exception as error:  # the runtime raises its own, undocumented types
             if _is_of_provider(error):
                 raise _not_started(device, f"could not start {wanted[0]}", chosen) from error
-            raise ModelFileError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+            raise ModelFileError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
         self.provider: str = self._session.get_providers()[0]
         if device != "auto" and self.provider != wanted[0]:
             raise _not_started(device, f"could only start {self.provider}", chosen)
@@ -204,8 +204,4 @@ def _not_started(device: str, found: str, chosen: str) -> EngineError:
 
 
 def _failed(provider: str, error: Exception) -> EngineError:
-    return EngineError(f"ONNX Runtime failed on {provider}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return EngineError(f"ONNX Runtime failed on {provider}: {first_line(error)}")

@@ -3,7 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-from s2ap_defend.errors import RecipeError
+from s2ap_defend.errors import RecipeError, first_line
 
 __all__ = ["grpc_server", "tracing"]
 
@@ -31,5 +31,5 @@ def _load(module: str, what: str, extra: str) -> ModuleType:
         return import_module(module)
     except (ImportError, RuntimeError) as error:  # tritonclient raises RuntimeError where grpc is missing
         raise RecipeError(
-            f"{what} needs the extra [{extra}]; pip install '.[{extra}]' in a checkout ({str(error).splitlines()[0]})"
+            f"{what} needs the extra [{extra}]; pip install '.[{extra}]' in a checkout ({first_line(error)})"
         ) from error

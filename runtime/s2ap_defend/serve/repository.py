@@ -24,9 +24,9 @@ def describe_repository(service: Service, *, ready: bool) -> list[dict[str, str]
     """The models, or those that are ready, in the shape of the protocol."""
     found = []
     for model in service.models.values():
-        is_ready = model.state == "ready" and not service.draining
-        if is_ready or not ready:
-            state, reason = ("READY", "") if is_ready else ("UNAVAILABLE", model.state)
+        taken = service.takes(model)
+        if taken or not ready:
+            state, reason = ("READY", "") if taken else ("UNAVAILABLE", model.state)
             found.append({"name": model.name, "version": model.served.version, "state": state, "reason": reason})
     return found
 

@@ -109,6 +109,10 @@ class Service:
             )
         return model
 
+    def takes(self, model: Model) -> bool:
+        """Whether new requests for a model should be sent here."""
+        return model.state == "ready" and not self.draining
+
     def check_ready(self) -> None:
         """Check that new requests should be sent here: every model that is loaded is ready, and there is one.
 
@@ -173,8 +177,7 @@ class Service:
         return sum(model.queued_bytes for model in self.models.values())
 
     def _on_model(self, model: Model) -> None:
-        ready = model.state == "ready" and not self.draining
-        model.metrics.set_ready(None if model.state == "unloaded" else ready)
+        model.metrics.set_ready(None if model.state == "unloaded" else self.takes(model))
         for tell in self.on_state:
             tell()
         if model.state == "failed" and not model.has_served:

@@ -28,10 +28,10 @@ class ImageSet:
         """Return the chosen rows."""
         return ImageSet(self.images[index], self.labels[index])
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Hexadecimal digest of the bytes of all images and then of all labels."""
-        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
+        """Hexadecimal digest of the bytes of all images and then of all labels, worked out once."""
+        return _sha256(self.images, self.labels)
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,12 @@ class Splits:
 
         Shapes and names of classes are not in it.
         """
-        digest = hashlib.sha256()
-        for name, subset in self.by_name.items():
-            if not names or name in names:
-                digest.update(np.ascontiguousarray(subset.images).data)
-                digest.update(np.ascontiguousarray(subset.labels).data)
-        return digest.hexdigest()
+        chosen = [subset for name, subset in self.by_name.items() if not names or name in names]
+        return _sha256(*(values for subset in chosen for values in (subset.images, subset.labels)))
 
 
-def _sha256(values: Float32 | Int64) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+def _sha256(*arrays: Float32 | Int64) -> str:
+    digest = hashlib.sha256()
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()

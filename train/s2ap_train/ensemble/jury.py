@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from s2ap_train.attacks.joint import jury_network
 from s2ap_train.models import Classifier
 from s2ap_train.training import Run, Training, TrainingConfig, TrainingData, train_classifier
 from s2ap_train.training.losses import robust_loss
@@ -27,8 +27,7 @@ class Jury(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """What a mix answers that is all jury and not sharpened."""
-        each = torch.stack([one(images).float().log_softmax(1) for one in self.jurors])
-        return each.logsumexp(0) - math.log(len(self.jurors))
+        return jury_network([_in_float32(one) for one in self.jurors])(images)
 
 
 def train_on_together(jury: Jury, data: TrainingData, config: TrainingConfig, *, run: Run) -> Training:
@@ -49,6 +48,10 @@ def train_on_together(jury: Jury, data: TrainingData, config: TrainingConfig, *,
     """
     masks = {name: weight != 0 for name, weight in jury.named_parameters() if weight.dim() > 1}
     return train_classifier(jury, *data.arrays, config, run=run, trained=True, masks=masks, loss=_each)
+
+
+def _in_float32(juror: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda images: juror(images).float()
 
 
 def _each(config: TrainingConfig, jury: nn.Module, x: Tensor, attacked: Tensor, y: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from s2ap_defend.errors import RecipeError
+from s2ap_defend.errors import RecipeError, first_line
 from s2ap_train.models.channel_graph import INSTEAD, ChannelGroup, ChannelReport, find_channels
 from s2ap_train.models.channel_removal import shrink
 from s2ap_train.models.classifier import Classifier
@@ -244,7 +244,7 @@ def _difference(trial: nn.Module, groups: Sequence[ChannelGroup], kept: Kept, im
         except (RuntimeError, ValueError, TypeError, AssertionError, RecipeError) as error:
             # sizes that are written into a forward method
             return (
-                f"the network does not work with fewer of its channels ({str(error).splitlines()[0]}); take sizes from "
+                f"the network does not work with fewer of its channels ({first_line(error)}); take sizes from "
                 "the tensors in the forward method"
             )
     difference = float((gated - removed).abs().max() / gated.abs().max().clamp_min(1))

@@ -9,21 +9,16 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference, version_converter
 from onnx.inliner import inline_local_functions
 
-from s2ap_defend.errors import RecipeError
+from s2ap_defend.errors import RecipeError, first_line
 from s2ap_defend.model_file import all_graphs
 
-__all__ = ["Layout", "first_line", "layout_of", "prepared", "read_graph", "without_ending"]
+__all__ = ["Layout", "layout_of", "prepared", "read_graph", "without_ending"]
 
 Layout = Literal["NCHW", "NHWC"]
 _OPSET = 20
 _WITHOUT_EFFECT = frozenset({"Dropout", "Identity"})
 _ENDINGS = frozenset({"Softmax", "Sigmoid"})
 _STANDARD = frozenset({"", "ai.onnx"})
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first; its type where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def read_graph(path: Path) -> ModelProto:
@@ -106,7 +101,7 @@ def prepared(proto: ModelProto, file: str, classes: int) -> ModelProto:
             proto = version_converter.convert_version(proto, _OPSET)
         except Exception as error:  # RuntimeError and others, of the converter's C++
             raise RecipeError(
-                f"{file} has opset {version}, which cannot be converted to {_OPSET}: {str(error).splitlines()[0]}; "
+                f"{file} has opset {version}, which cannot be converted to {_OPSET}: {first_line(error)}; "
                 "export it with another one"
             ) from error
     graph = proto.graph

@@ -11,12 +11,12 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from s2ap_defend.errors import DefendError, RecipeError
+from s2ap_defend.errors import DefendError, RecipeError, first_line
 from s2ap_defend.verification.lint import lint_stage
 from s2ap_train.models.classifier import Classifier, ImageSize
 from s2ap_train.models.logits import Reading, reading_of
 from s2ap_train.models.normalisation import Normalisation
-from s2ap_train.models.onnx_file import Layout, first_line, layout_of, prepared, read_graph, without_ending
+from s2ap_train.models.onnx_file import Layout, layout_of, prepared, read_graph, without_ending
 from s2ap_train.models.small_cnn import SmallCNN
 from s2ap_train.onnx_graphs import ServedStage, TorchStage, UndifferentiableError, torch_stage, with_gradient_of
 

@@ -117,6 +117,6 @@ class GrpcServer:
     async def _tell(self) -> None:
         service, statuses = self._service, health_pb2.HealthCheckResponse
         ready = dict.fromkeys(("", "inference.GRPCInferenceService"), service.state == "ready")
-        ready |= {name: model.state == "ready" and not service.draining for name, model in service.models.items()}
+        ready |= {name: service.takes(model) for name, model in service.models.items()}
         for name, serving in ready.items():
             await self._health.set(name, statuses.SERVING if serving else statuses.NOT_SERVING)
