@@ -293,9 +293,11 @@ def main() -> None:
         found = PARTS[asked.part](asked.device, SIZES[asked.sizes])
     except ModuleNotFoundError as error:
         found = {"skipped": f"{error.name} is not installed for {sys.executable}"}
-    except Exception:
+    except Exception as error:
+        from s2ap_defend.errors import first_line
+
         error_file.write_text(traceback.format_exc())
-        raise
+        sys.exit(f"{asked.part}: failed, {type(error).__name__}: {first_line(error)}; where is in {error_file}")
     error_file.unlink(missing_ok=True)
     seconds = time.perf_counter() - began
     document = {"part": asked.part, "device": asked.device, "sizes": asked.sizes, "seconds": seconds, **found}

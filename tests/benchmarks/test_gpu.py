@@ -73,5 +73,6 @@ def test_a_part_that_fails_says_where_the_reason_is_and_the_others_go_on(tmp_pat
     done = run(folder, tmp_path, PYTHONPATH=str(tmp_path / "broken"))
     assert done.returncode == 1
     for part in ("parity-torch", "training"):
-        assert f"{part}: failed with code 1; why is in {folder}/{part}.error.txt" in done.stdout
+        said = f"{part}: failed, ValueError: a driver that is too old; where is in {folder}/{part}.error.txt"
+        assert said in done.stderr.splitlines()
         assert "a driver that is too old" in (folder / f"{part}.error.txt").read_text()
