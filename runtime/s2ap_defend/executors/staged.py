@@ -15,6 +15,7 @@ import numpy as np
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName, Landed
 from s2ap_defend.executors.everything import ask_everything
+from s2ap_defend.executors.few import FEW, FewImages
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, waves_of
 from s2ap_defend.executors.rows import Rows, sanitise
@@ -61,6 +62,7 @@ class StagedExecutor:
         self._test, self._purifies, self._waves = test, purify, waves_of(test, purify)
         self._says = [_says(member_scope(i)) for i in range(test.members)]
         self._groups = [[group for group in groups if group.step == step] for step in range(len(self._waves))]
+        self._few = FewImages(self._stages, self._groups, self._waves, test, purify)
 
     @classmethod
     def of(
@@ -90,7 +92,8 @@ class StagedExecutor:
 
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""
-        return self._finish(0, self._open([(0, images)]))
+        verdicts = self._few.run(images) if len(images) <= FEW else None
+        return self._finish(0, self._open([(0, images)])) if verdicts is None else verdicts
 
     def run_all(self, images: Float32) -> Verdicts:
         """The same by all stages for all images, however early each of them is decided."""
