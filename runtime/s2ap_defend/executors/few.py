@@ -8,7 +8,7 @@ import numpy as np
 from s2ap_defend.decision_record import Purify
 from s2ap_defend.engines import Array
 from s2ap_defend.executors.groups import PURIFY, Group
-from s2ap_defend.executors.rows import sanitise
+from s2ap_defend.executors.rows import Opened
 from s2ap_defend.executors.stages import Stages
 from s2ap_defend.sequential import LARGEST, SequentialTest, SinglePath, SingleTables
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, member_scope
@@ -16,8 +16,8 @@ from s2ap_defend.types import Float32, Verdicts
 
 __all__ = ["FEW", "FewImages"]
 
-FEW = 4
-"""Images up to which this is faster, by measurement."""
+FEW = 64
+"""Log-probabilities of the classifier, of all images, up to which this is faster, by measurement."""
 
 _PURIFIED, _ERROR = f"{PURIFIER}/purified", f"{PURIFIER}/reconstruction_error"
 _Logs = list[list[float]]
@@ -60,37 +60,30 @@ class FewImages:
         self._waves, self._groups = waves, groups
         self._says = [f"{member_scope(i)}/log_probabilities" for i in range(test.members)]
 
-    def run(self, images: Float32) -> Verdicts | None:
-        """The verdicts on images [n, C, H, W].
+    def run(self, opened: Opened) -> Verdicts | None:
+        """The verdicts, once the first wave has answered.
 
         Returns:
-            None where a pixel is none, or an answer is not finite: that is for arrays.
+            None where that is for arrays: there are too many numbers, a pixel is none, or an answer is not finite.
 
         Raises:
             EngineError: If an engine fails.
         """
-        if sanitise(images).valid is not None:
+        classified = opened.said[f"{CLASSIFIER}/log_probabilities"]
+        if classified.size > FEW or opened.sane.valid is not None:
             return None
+        images = opened.sane.image
         try:
-            known, opening = self._open(images)
+            wave = [_numbers(opened.said[name]) for name in self._says[: len(self._waves[0])]]
+            paths = self._paths(_numbers(classified), wave, opened.error.tolist())
+            known = _Known(opened.purified, opened.said[f"{CLASSIFIER}/probabilities"], opened.error, paths)
             if self._purifies == "suspicious":
-                self._purify(images, known, opening)
+                self._purify(images, known, wave[: self._test.opening])
             for step in range(1 + (self._purifies == "suspicious"), len(self._waves)):
                 self._ask(step, images, known)
         except _TooLargeError:
             return None
         return _verdicts(images, known)
-
-    def _open(self, images: Float32) -> tuple[_Known, list[_Logs]]:
-        """The first wave; what is known then, and the answers of the opening's members [o][n][K]."""
-        purified, error = images, np.zeros(len(images), dtype=np.float32)
-        said = self._stages.ask([(group.scopes[0], images) for group in self._groups[0] if group.sees == "raw"])
-        if self._purifies == "always":
-            purified, error = said[_PURIFIED], said[_ERROR]
-            said |= self._stages.ask([(of.scopes[0], purified) for of in self._groups[0] if of.sees == "purified"])
-        wave = [_numbers(said[name]) for name in self._says[: len(self._waves[0])]]
-        paths = self._paths(_numbers(said[f"{CLASSIFIER}/log_probabilities"]), wave, error.tolist())
-        return _Known(purified, said[f"{CLASSIFIER}/probabilities"], error, paths), wave[: self._test.opening]
 
     def _paths(self, classified: _Logs, wave: Sequence[_Logs], errors: Sequence[float | None]) -> list[SinglePath]:
         """Paths behind the first wave, whose answers are [w][n][K]."""
@@ -117,7 +110,7 @@ class FewImages:
         if len(rows) == len(images):
             known.purified, known.probabilities, known.error, known.paths = purified, probabilities, error, paths
             return
-        known.purified = images.copy()
+        known.purified, known.probabilities, known.error = images.copy(), known.probabilities.copy(), known.error.copy()
         known.purified[rows], known.probabilities[rows], known.error[rows] = purified, probabilities, error
         for row, path in zip(rows, paths, strict=True):
             known.paths[row] = path

@@ -4,7 +4,6 @@ A wave runs for the images that ask for it, gathered; nothing runs for nobody, a
 decision is that of the numpy reference, which equals the graph of the whole file to the last bit.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -15,10 +14,10 @@ import numpy as np
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName, Landed
 from s2ap_defend.executors.everything import ask_everything
-from s2ap_defend.executors.few import FEW, FewImages
+from s2ap_defend.executors.few import FewImages
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, waves_of
-from s2ap_defend.executors.rows import Rows, sanitise
+from s2ap_defend.executors.rows import Opened, Rows, sanitise
 from s2ap_defend.executors.stages import OnRun, Stages, StageTime
 from s2ap_defend.executors.starters import Defence, StageStarter, starter_for
 from s2ap_defend.model_file import ModelFile
@@ -92,8 +91,9 @@ class StagedExecutor:
 
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""
-        verdicts = self._few.run(images) if len(images) <= FEW else None
-        return self._finish(0, self._open([(0, images)])) if verdicts is None else verdicts
+        opened = self._open(images)
+        verdicts = self._few.run(opened)
+        return self._finish(0, self._rows(opened, 0)) if verdicts is None else verdicts
 
     def run_all(self, images: Float32) -> Verdicts:
         """The same by all stages for all images, however early each of them is decided."""
@@ -123,21 +123,25 @@ class StagedExecutor:
         """
         fresh = flight.take_fresh()
         if fresh:
-            return self._sort(flight, 0, self._open(fresh))
+            images = fresh[0][1] if len(fresh) == 1 else np.concatenate([images for _, images in fresh])
+            return self._sort(flight, 0, self._rows(self._open(images), fresh[0][0]))
         step, rows = flight.take_waiting()
         return self._sort(flight, step, self._run(step, rows))
 
-    def _open(self, fresh: Sequence[tuple[int, Float32]]) -> Rows:
+    def _open(self, images: Float32) -> Opened:
         """The first wave."""
-        images = fresh[0][1] if len(fresh) == 1 else np.concatenate([images for _, images in fresh])
-        sane, count = sanitise(images), len(images)
-        image = purified = sane.image
-        said = self._stages.ask([(group.scopes[0], image) for group in self._groups[0] if group.sees == "raw"])
+        sane, error = sanitise(images), np.zeros(len(images), dtype=np.float32)
+        purified = sane.image
+        said = self._stages.ask([(of.scopes[0], sane.image) for of in self._groups[0] if of.sees == "raw"])
         if self._purifies == "always":
             purified, error = said[_PURIFIED], said[_ERROR]
             said |= self._stages.ask([(of.scopes[0], purified) for of in self._groups[0] if of.sees == "purified"])
-        else:
-            error = np.zeros(count, dtype=np.float32)
+        return Opened(sane, purified, error, said)
+
+    def _rows(self, opened: Opened, number: int) -> Rows:
+        """The images behind the first wave, numbered on from a number."""
+        sane, said, error = opened.sane, opened.said, opened.error
+        count = len(error)
         classified = said[_says(CLASSIFIER)]
         answers = [said[name] for name in self._says[: len(self._waves[0])]]
         logs = np.concatenate(answers).reshape(len(answers), *classified.shape)
@@ -146,10 +150,10 @@ class StagedExecutor:
         path.scan(0, logs)
         everyone = np.ones(count, dtype=bool)
         return Rows(
-            number=np.arange(fresh[0][0], fresh[0][0] + count),
-            born=np.full(count, fresh[0][0]),
-            image=image,
-            purified=purified,
+            number=np.arange(number, number + count),
+            born=np.full(count, number),
+            image=sane.image,
+            purified=opened.purified,
             probabilities=said[_probabilities(CLASSIFIER)],
             reconstruction_error=error,
             opening=opening.swapaxes(0, 1),
@@ -164,9 +168,10 @@ class StagedExecutor:
             return rows.verdicts()
         for later in range(step + 1, len(self._waves)):
             asking = self._waits(later - 1, later, rows)
-            if not asking.any():
+            asks = np.count_nonzero(asking)
+            if not asks:
                 continue
-            numbers = np.count_nonzero(~asking) * len(self._waves[later]) * rows.probabilities.shape[1]
+            numbers = (len(rows) - asks) * len(self._waves[later]) * rows.probabilities.shape[1]
             if numbers > WORTH_PARTING or self._purifies_in(later):
                 behind = (self._waits(later - 1, i, rows) for i in range(later + 1, len(self._waves)))
                 going = reduce(np.logical_or, behind, asking)
@@ -249,11 +254,12 @@ def _overwrite(verdicts: Verdicts, rows: Bool, by: Verdicts) -> None:
 
 def _nobody_waits(rows: Rows) -> bool:
     path = rows.path
-    return bool(path.decided.all()) and not path.adversarial.any()
+    return np.count_nonzero(path.decided) == len(path) and not np.count_nonzero(path.adversarial)
 
 
 def _chosen(images: Float32, index: Bool) -> Float32:
-    return images if index.all() else images[index]
+    (rows,) = index.nonzero()
+    return images if len(rows) == len(images) else images.take(rows, axis=0)
 
 
 def _says(scope: str) -> str:

@@ -23,8 +23,8 @@ from s2ap_defend.types import Float32
 
 __all__ = ["OnRun", "Stage", "StageGraph", "StageTime", "Stages", "stage_graphs", "tensorrt_stage"]
 
-CACHE_BYTES = 1 << 20
-"""The rows of a run are so many that its largest value fits: those of the second-level caches of today's cores."""
+CACHE_BYTES = 2 << 20
+"""The rows of a run are so many that its largest value fits: about a second-level cache of today's cores."""
 WORTH_SHARING_S = 3e-4
 """Work of less than this runs on the calling thread: waking another one takes about a tenth of it."""
 
@@ -212,8 +212,11 @@ class Stages:
 
 
 def _in_turn(stage: Stage, images: Float32) -> list[Array]:
-    rows = stage.rows_at_once
-    return _joined([stage.run(images[at : at + rows]) for at in range(0, len(images), rows)])
+    count = len(images)
+    if count <= stage.rows_at_once:
+        return stage.run(images)
+    rows = math.ceil(count / math.ceil(count / stage.rows_at_once))  # as many runs, of like size
+    return _joined([stage.run(images[at : at + rows]) for at in range(0, count, rows)])
 
 
 def _answering(model: ModelProto, scope: str) -> ModelProto:
