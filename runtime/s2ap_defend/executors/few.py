@@ -16,7 +16,7 @@ from s2ap_defend.types import Float32, Verdicts
 
 __all__ = ["FEW", "FewImages"]
 
-FEW = 64
+FEW = 80
 """Log-probabilities of the classifier, of all images, up to which this is faster, by measurement."""
 
 _PURIFIED, _ERROR = f"{PURIFIER}/purified", f"{PURIFIER}/reconstruction_error"
