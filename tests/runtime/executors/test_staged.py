@@ -1,3 +1,4 @@
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,6 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s2ap_defend import DefendedClassifier, EngineError, Verdicts
+from s2ap_defend.engines import Array
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.executors import starters
+from s2ap_defend.executors.few import FEW
 from s2ap_defend.executors.staged import WORTH_PARTING, StagedExecutor
 from s2ap_defend.executors.whole import WholeExecutor
 from s2ap_defend.model_file import ModelFile
@@ -82,6 +87,38 @@ def test_images_that_join_between_waves_get_the_same_verdicts(
     for one in landed:
         assert set(one.number.tolist()) <= set(one.ran.tolist())
         assert_same(one.verdicts, whole.rows(one.number))
+
+
+class Shouting(OnnxRuntimeEngine):
+    """An engine whose stages are absurdly sure of one image in two."""
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
+        said = super().run(feeds, outputs)
+        sure = feeds["image"].mean(axis=(1, 2, 3)) > 0.3
+        for name, values in zip(outputs, said, strict=True):
+            if name.endswith("log_probabilities"):
+                values[sure, 1] = -2e30
+        return said
+
+
+def test_answers_that_are_too_large_for_a_few_images_are_decided_as_among_many(
+    file: ModelFile, random_images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starters, "OnnxRuntimeEngine", Shouting)
+    executor = StagedExecutor.of(file, device="cpu", threads=1)
+    images = random_images[:12] * np.linspace(0.2, 1.0, 12, dtype=np.float32)[:, None, None, None]
+    together = executor.run(images)
+    assert 0 < (images.mean(axis=(1, 2, 3)) > 0.3).mean() < 1
+    for i in range(12):
+        assert_same(executor.run(images[i : i + 1]), together.rows(slice(i, i + 1)))
+
+
+def test_a_few_images_of_many_classes_are_decided_in_arrays(file: ModelFile, random_images: np.ndarray) -> None:
+    executor = StagedExecutor.of(file, device="cpu", threads=1)
+    few = FEW // len(file.manifest.classes)
+    assert 1 <= few < len(random_images)
+    opened = [executor._open(random_images[:count]) for count in (few, few + 1)]
+    assert [executor._few.run(one) is None for one in opened] == [False, True]
 
 
 def test_eight_threads_that_share_an_executor_get_the_bits_that_one_gets(
