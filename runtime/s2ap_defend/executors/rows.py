@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from s2ap_defend.engines import Array
+from s2ap_defend.images.arrays import are_pixels
 from s2ap_defend.sequential import Path
 from s2ap_defend.types import Bool, Float32, Int64, Verdicts
 
@@ -30,7 +31,7 @@ class Sane:
 
 def sanitise(images: Float32) -> Sane:
     """Hide pixels that are no pixels from all stages, and say whose they were."""
-    if images.min() >= 0.0 and images.max() <= 1.0:  # false where one is no number
+    if are_pixels(images) or (images.min() >= 0.0 and images.max() <= 1.0):  # false where one is no number
         return Sane(images)
     pixels = (1, 2, 3)
     valid = np.asarray(((images >= 0.0) & (images <= 1.0)).all(axis=pixels))

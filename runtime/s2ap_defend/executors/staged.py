@@ -45,6 +45,7 @@ class StagedExecutor:
 
     A step runs one wave. Images that have just joined go first, then it is the turn of those that have been waiting
     longest, and of all that wait for the same wave: nobody waits for ever, and nobody waits for who needs more members.
+    An image that is alone takes all of its waves in one step.
 
     Args:
         defence: What is run.
@@ -116,7 +117,7 @@ class StagedExecutor:
         flight.join(images)
 
     def step(self, flight: Flight) -> Landed:
-        """Run one wave of a flight that is not empty.
+        """Run one wave of a flight that is not empty, or all of them for an image that is alone.
 
         Raises:
             EngineError: If an engine fails; the images of the wave are lost to the flight.
@@ -124,7 +125,12 @@ class StagedExecutor:
         fresh = flight.take_fresh()
         if fresh:
             images = fresh[0][1] if len(fresh) == 1 else np.concatenate([images for _, images in fresh])
-            return self._sort(flight, 0, self._rows(self._open(images), fresh[0][0]))
+            opened = self._open(images)
+            verdicts = self._few.run(opened) if len(images) == 1 and flight.empty else None
+            if verdicts is not None:
+                number = np.full(1, fresh[0][0])
+                return Landed(number, number, verdicts)
+            return self._sort(flight, 0, self._rows(opened, fresh[0][0]))
         step, rows = flight.take_waiting()
         return self._sort(flight, step, self._run(step, rows))
 

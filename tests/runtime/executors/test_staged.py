@@ -144,6 +144,23 @@ def test_images_that_are_decided_leave_before_others_need_more_members(
     assert last.verdicts.members_used.min() > first.verdicts.members_used.min()
 
 
+def test_an_image_that_is_alone_takes_one_step_and_one_that_is_not_may_take_more(
+    staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray
+) -> None:
+    valid = unsure_images.min(axis=(1, 2, 3)) >= 0
+    several = int(np.flatnonzero(valid & (whole.members_used > 4) & (unsure_images.max(axis=(1, 2, 3)) <= 1))[0])
+    image, rows = unsure_images[several : several + 1], whole.rows(slice(several, several + 1))
+    flight = staged.start(image)
+    landed = staged.step(flight)
+    assert flight.empty
+    assert landed.number.tolist() == landed.ran.tolist() == [0]
+    assert_same(landed.verdicts, rows)
+    staged.join(flight, image)
+    staged.join(flight, image)
+    assert len(staged.step(flight).number) == 0
+    assert not flight.empty
+
+
 def test_nobody_waits_for_ever_while_more_images_join(staged: StagedExecutor, unsure_images: np.ndarray) -> None:
     flight, finished = staged.start(unsure_images[:20]), set()
     for _ in range(20):
