@@ -70,8 +70,10 @@ def test_arrays_that_the_model_does_not_take_are_refused(images: object, message
 
 @pytest.mark.parametrize(
     ("value", "is_pixel"),
-    [(0.0, True), (1e-45, True), (1.0, True), (1.0000001, False), (-1e-45, False), (np.nan, False), (-np.nan, False)]
-    + [(np.inf, False), (-np.inf, False)],
+    [
+        *((0.0, True), (1e-45, True), (1.0, True), (1.0000001, False), (-1e-45, False)),
+        *((np.nan, False), (-np.nan, False), (np.inf, False), (-np.inf, False)),
+    ],
 )
 def test_one_look_at_each_number_tells_pixels_from_others(value: float, is_pixel: bool) -> None:
     image = np.full((2, 1, 3, 3), 0.5, dtype=np.float32)
