@@ -149,8 +149,9 @@ class StagedExecutor:
         sane, said, error = opened.sane, opened.said, opened.error
         count = len(error)
         classified = said[_says(CLASSIFIER)]
-        answers = [said[name] for name in self._says[: len(self._waves[0])]]
-        logs = np.concatenate(answers).reshape(len(answers), *classified.shape)
+        logs = np.empty((len(self._waves[0]), *classified.shape), dtype=np.float32)
+        for name, answers in zip(self._says, logs, strict=False):
+            answers[...] = said[name]
         opening = logs[: self._test.opening]
         path = TestPath(self._test, classified, opening, reconstruction_error=error, valid=sane.valid)
         path.scan(0, logs)
@@ -208,20 +209,18 @@ class StagedExecutor:
     def _ask(self, step: int, rows: Rows) -> Rows:
         """A later wave; every member runs for the rows that may ask it, sensors for undecided ones alone."""
         wave, path = self._waves[step], rows.path
-        asking = {True: path.waits(wave.start, len(wave)), False: ~path.decided}  # by whether the member votes
-        asked = [group for group in self._groups[step] if asking[group.votes].any()]
+        waiting, undecided = path.waits(wave.start, len(wave)), ~path.decided
+        asking = {True: waiting.nonzero()[0], False: undecided.nonzero()[0]}  # by whether the member votes
+        asked = [group for group in self._groups[step] if len(asking[group.votes])]
         seen = {
             (eye, votes): _chosen(rows.image if eye == "raw" else rows.purified, asking[votes])
             for eye, votes in {(group.sees, group.votes) for group in asked}
         }
         said = self._stages.ask([(group.scopes[0], seen[group.sees, group.votes]) for group in asked])
         logs = np.zeros((len(wave), *path.classifier.shape), dtype=np.float32)
-        for i in wave:
-            answer = said.get(self._says[i])
-            if answer is not None and len(answer) == len(rows):
-                logs[i - wave.start] = answer
-            elif answer is not None:
-                logs[i - wave.start, asking[self._test.jurors[i]]] = answer
+        for i, answers in zip(wave, logs, strict=True):
+            if self._says[i] in said:
+                answers[asking[self._test.jurors[i]]] = said[self._says[i]]
         path.scan(wave.start, logs)
         return rows
 
@@ -263,8 +262,7 @@ def _nobody_waits(rows: Rows) -> bool:
     return np.count_nonzero(path.decided) == len(path) and not np.count_nonzero(path.adversarial)
 
 
-def _chosen(images: Float32, index: Bool) -> Float32:
-    (rows,) = index.nonzero()
+def _chosen(images: Float32, rows: Int64) -> Float32:
     return images if len(rows) == len(images) else images.take(rows, axis=0)
 
 

@@ -209,10 +209,10 @@ class Path:
         match name:
             case "jury margin":
                 mean = self.jury[1] / max(self.test.opening_weight, WEIGHT_UNIT)
-                first = self.first_answer, np.arange(len(self))
-                of_label = mean[first]
-                mean[first] = -np.inf
-                return np.asarray(np.maximum.reduce(mean, axis=0) - of_label, dtype=np.float32)
+                answers = self._classes == self.first_answer  # [K, N], one of each input
+                others, of_label = np.where(answers, -np.inf, mean), np.where(answers, mean, -np.inf)
+                margins = np.maximum.reduce(others, axis=0) - np.maximum.reduce(of_label, axis=0)
+                return np.asarray(margins, dtype=np.float32)
             case "classifier surprise":
                 return np.asarray(-_of_label(self.classifier, self.first_answer), dtype=np.float32)
             case _:
