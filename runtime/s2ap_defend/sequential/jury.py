@@ -52,7 +52,7 @@ def exponential(logs: Float64) -> Float64:
         np.add(value, coefficient, out=value)
     for _ in range(SQUARINGS):
         np.multiply(value, value, out=value)
-    return value
+    return np.asarray(value)
 
 
 def power(base: Float64, exponent: float) -> Float64:

@@ -98,7 +98,7 @@ class Path:
     @property
     def votes(self) -> Float64:
         """Weight of the jurors' votes for each class [N, K]."""
-        return self.jury[0].T
+        return np.asarray(self.jury[0].T)
 
     def rows(self, index: Bool | Int64 | slice) -> Self:
         """The chosen inputs, as they are now."""
@@ -255,7 +255,7 @@ class Path:
 
     def _matters(self, inputs: Bool) -> bool:
         """Whether something is computed that these inputs need."""
-        return self._constant_time or np.count_nonzero(inputs) > 0
+        return self._constant_time or bool(np.count_nonzero(inputs))
 
     def _ballots(self, first: int, logs: Float32, exact: Float64, probabilities: Float64) -> Float64:
         """What members add to the jury [w, J, K, N].
