@@ -1,4 +1,4 @@
-"""The manifest: everything a reader must know of a defended model file beside its graph.
+"""The manifest: everything a reader must know of a defended model file besides its graph.
 
 It is JSON under metadata_props["s2ap_defend"], data only: no Python name, path or URL. docs/model-file.md is the
 normative description. Unknown keys, another version and contradictory numbers are refused.

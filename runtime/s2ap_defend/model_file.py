@@ -169,7 +169,7 @@ def write_model_file(
 
 
 def _temporary_folder(path: Path) -> Path:
-    """A new folder beside `path`, whose own folder is made when missing."""
+    """A new folder next to `path`, whose own folder is made when missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 @click.option(
     "--work-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of what attacks found; by default MODEL.evaluation beside the model.",
+    help="Folder of what attacks found; by default MODEL.evaluation next to the model.",
 )
 @click.option(
     "--server", metavar="URL", help="Address of a server of this very file; attacks over HTTP join the preset."
@@ -117,7 +117,7 @@ def evaluate(
 ) -> None:
     """Attack MODEL with its test images, or those of a recipe, and print what is left of its accuracy.
 
-    Two figures, side by side and beside simpler alternatives: the final label is right under every attack; it is right,
+    Two figures, and those of simpler alternatives: the final label is right under every attack; it is right,
     or the input is flagged or not answered. What attacks find is kept: after an interruption the same command goes on
     where it stopped.
     """

@@ -2,7 +2,7 @@
 
 A convolution of float16 values is accumulated in float32 by the engines that have one, so each loses no more than the
 rounding of its inputs and outputs. A sum of squares over a large image exceeds 65504, the largest float16 number, and a
-small gradient step vanishes beside a pixel: neither is touched, and no norm or softmax is. ReLU and the maximum of a
+small gradient step vanishes against a pixel: neither is touched, and no norm or softmax is. ReLU and the maximum of a
 pool give one of the values that they read, exactly: behind a convolution they stay in float16. The score model predicts
 noise, not the image, so that no difference of two nearly equal images is taken in half precision either.
 

@@ -137,7 +137,7 @@ class Search:
         return int(self.broken.sum()) - before
 
     def run(self, descent: Descent, view: View, rows: Tensor, noise: Tensor, budget: AdaptiveBudget) -> None:
-        """One descent for some rows; runs of other rows may go on beside it."""
+        """One descent for some rows; runs of other rows may go on at the same time."""
         labels = torch.from_numpy(self._labels)[rows]
         members = descent.objective.members
         targets = labels

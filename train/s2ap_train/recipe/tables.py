@@ -77,7 +77,7 @@ class DecisionRecipe(Table):
             vote.
         label_cost: What a mix may lose against the jury, both attacked: labels, and images right or flagged.
         max_cost: The most that a clean image may cost, a multiple of the classifier's; what is dearer is taken only
-            where all are. With it the search begins without a purifier. None: any, and costs are told in operations.
+            where all are. With it the search begins without a purifier. None: any, and costs are given in operations.
         cost_in: What it limits: the 'time' of the stages, measured once on one thread of this machine in batches of 64
             and stored in the work folder; or floating-point 'operations', the same on every machine.
     """
@@ -214,7 +214,7 @@ class ExportSettings(Table):
 
 
 class MeasureSettings(Table):
-    """What `prune` measures beside accuracy, on test images.
+    """What `prune` measures besides accuracy, on test images.
 
     Attributes:
         samples: Test images at the most.

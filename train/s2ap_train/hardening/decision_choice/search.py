@@ -73,7 +73,7 @@ class Search:
     ) -> Search:
         """Attack the fitting images, and ask the networks about them; arguments as for `choose_decision`.
 
-        `weak` is told what a candidate cannot be calibrated to; `times` are None where costs are operations.
+        `weak` is called with what a candidate cannot be calibrated to; `times` are None where costs are operations.
         """
         data = splits.fit.subset(slice(0, recipe.decision_choice.samples))
         networks = Networks.of(recipe, components)
