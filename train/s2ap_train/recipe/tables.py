@@ -191,8 +191,9 @@ class ExportSettings(Table):
     """How the model file is written.
 
     Attributes:
-        precision: What convolutions compute in, by stage; one word, "float16", is for all of them, "int8" for
-            classifier and members. Thresholds are calibrated on what is exported.
+        precision: What convolutions compute in, by stage; one word, "float16", is for all of them, "int8" and
+            "float16_weights", which computes in float32, for classifier and members. Thresholds are calibrated on what
+            is exported.
         max_flips: Largest share of validation images whose label or flag may differ from that in float32.
         tensorrt: Whether a network is refused that holds what TensorRT does not take.
     """
@@ -208,7 +209,7 @@ class ExportSettings(Table):
             return value
         if value not in get_args(Precision):
             raise ValueError(f"choose from {', '.join(get_args(Precision))}, for all stages or by stage")
-        if value == "int8":
+        if value not in get_args(PurifierPrecision):
             return {"classifier": value, "members": value}
         return dict.fromkeys(StagePrecision.model_fields, value)
 
