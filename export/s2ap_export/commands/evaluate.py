@@ -64,6 +64,11 @@ if TYPE_CHECKING:
     help="Begin nothing new after this time; the search over all attacks always runs. What was left out is said.",
 )
 @click.option(
+    "--gradients",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="What the attacks' descents compute in; by default the recipe's, float32.",
+)
+@click.option(
     "--ablation",
     type=click.Choice(["off", "kept", "all"]),
     help="Rows of the ablation: none; those of the file and of checkpoints that are there (default of quick); or "
@@ -106,6 +111,7 @@ def evaluate(
     seed: int | None,
     workers: int | Literal["ray"] | None,
     time_limit: float | None,
+    gradients: Literal["float32", "bfloat16"] | None,
     ablation: Literal["off", "kept", "all"] | None,
     checkpoints: Path | None,
     work_dir: Path | None,
@@ -152,6 +158,7 @@ def evaluate(
         pixels=pixels,
         seed=seed,
         time_limit=time_limit,
+        gradients=gradients,
         server=server is not None,
     )
     _check_plan(plan, splits.image_shape, server, write_manifest)

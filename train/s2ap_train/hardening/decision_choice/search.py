@@ -174,7 +174,14 @@ class Search:
 def attack_budget(recipe: Recipe, classes: int) -> AdaptiveBudget:
     """Work of the attack on each decision."""
     grid = recipe.decision_choice
-    budget = AdaptiveBudget(steps=grid.steps, cheap_steps=grid.steps, restarts=1, targets=grid.targets, thorough=False)
+    budget = AdaptiveBudget(
+        steps=grid.steps,
+        cheap_steps=grid.steps,
+        restarts=1,
+        targets=grid.targets,
+        thorough=False,
+        gradients=recipe.evaluation.gradients,
+    )
     return budget.for_classes(classes)
 
 
