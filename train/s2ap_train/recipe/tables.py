@@ -200,11 +200,14 @@ class ExportSettings(Table):
             is exported.
         max_flips: Largest share of validation images whose label or flag may differ from that in float32.
         tensorrt: Whether a network is refused that holds what TensorRT does not take.
+        sparse_weights: "auto" stores a tensor of weights without its zeros where that halves it; "never" stores every
+            tensor whole.
     """
 
     precision: StagePrecision = StagePrecision()
     max_flips: Annotated[float, Field(ge=0, le=1)] = 0.01
     tensorrt: bool = True
+    sparse_weights: Literal["auto", "never"] = "auto"
 
     @field_validator("precision", mode="before")
     @classmethod
