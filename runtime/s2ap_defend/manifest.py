@@ -270,6 +270,12 @@ class Manifest(ManifestTable):
             amplification=self.decision.amplification,
         )
 
+    @property
+    def has_half_weights(self) -> bool:
+        """Whether weights of a stage were rounded to float16, so that the file stores them in it."""
+        stages = [] if self.precision is None else [self.precision.classifier, *(one.precision for one in self.members)]
+        return "float16_weights" in stages
+
     def to_json(self) -> str:
         """Serialise; the same manifest always gives the same text."""
         return self.model_dump_json()

@@ -3,14 +3,18 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from tests.export.defended_files import SEES
 from tests.export.stage_runs import DIGITS, run
+from tests.runtime.test_sparse_weights import graph_of
 from torch import nn
 
-from s2ap_defend import DefendedClassifier, ModelFileError, RecipeError
-from s2ap_defend.model_file import open_model_file, write_model_file
+from s2ap_defend import DefendedClassifier, ModelFileError, RecipeError, Verdicts
+from s2ap_defend.half_weights import lengthen, shorten
+from s2ap_defend.model_file import all_graphs, open_model_file, write_model_file
 from s2ap_defend.precision_record import PrecisionRecord, weights_precision
 from s2ap_export.graph.compose import compose
 from s2ap_export.hardening.half_weights import to_half_weights
@@ -97,8 +101,63 @@ def test_a_file_says_so_and_one_that_does_not_do_so_is_refused(
         rounded = to_half_weights(classifier)
         model = compose(purifier, rounded, stages, said.to_test(), sees=SEES, purify=said.decision.purify)
         write_model_file(model, manifest, path)
-    whole, staged = (DefendedClassifier.load(good, threads=1, executor=name)(digits) for name in ("whole", "staged"))
+    dense = tmp_path / "dense.onnx"
+    write_model_file(open_model_file(good).proto, said, dense)
+    assert weight_bytes(good) < weight_bytes(dense)
+    assert open_model_file(good).proto.graph == open_model_file(dense).proto.graph
+    whole, staged, single = (
+        DefendedClassifier.load(path, threads=1, executor=name)(digits)
+        for path, name in ((good, "whole"), (good, "staged"), (dense, "whole"))
+    )
+    plain = ort.InferenceSession(good, providers=["CPUExecutionProvider"]).run(list(Verdicts.FIELDS), {"image": digits})
+    for i, name in enumerate(Verdicts.FIELDS):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(single, name), err_msg=name)
+        np.testing.assert_array_equal(getattr(whole, name), plain[i], err_msg=name)
     np.testing.assert_array_equal(whole.label, staged.label)
     np.testing.assert_array_equal(whole.log_likelihood_ratio, staged.log_likelihood_ratio)
     with pytest.raises(ModelFileError, match="weights of member_005 are float32, the manifest says float16_weights"):
         open_model_file(bad)
+
+
+def weight_bytes(path: Path) -> int:
+    """Of all tensors of a file, as they are stored."""
+    return sum(len(one.raw_data) for graph in all_graphs(onnx.load(path).graph) for one in graph.initializer)
+
+
+WEIGHTS = (np.arange(600, dtype=np.float32) - 300) / 256
+
+
+@pytest.mark.parametrize(
+    ("values", "halves"),
+    [
+        (WEIGHTS, True),
+        (WEIGHTS.reshape(2, 300), True),
+        (-WEIGHTS * 0, True),
+        (WEIGHTS / 3, False),
+        (WEIGHTS[:511], False),
+    ],
+    ids=["exact", "a matrix", "minus zero", "rounded", "small"],
+)
+def test_tensors_are_stored_in_halves_where_those_are_exact_and_come_back(values: np.ndarray, halves: bool) -> None:
+    graph, before = graph_of(values), graph_of(values)
+    shorten([graph])
+    assert (graph.ByteSize() < 0.7 * before.ByteSize()) == halves
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    (found,) = ort.InferenceSession(model.SerializeToString()).run(None, {})
+    assert (found.dtype, found.tobytes()) == (np.float32, values.tobytes())
+    lengthen([graph])
+    assert graph == before
+
+
+def test_half_weights_of_another_form_are_refused() -> None:
+    for forge in (
+        lambda graph: graph.node.insert(0, graph.node[-1]),
+        lambda graph: setattr(graph.node[0].attribute[0], "i", TensorProto.DOUBLE),
+        lambda graph: graph.initializer[0].CopyFrom(numpy_helper.from_array(WEIGHTS, "w:half")),
+    ):
+        graph = graph_of(WEIGHTS)
+        shorten([graph])
+        forge(graph)
+        with pytest.raises(ValueError, match="nodes that cast w:half are not those of the file format"):
+            lengthen([graph])
