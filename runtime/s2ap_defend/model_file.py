@@ -102,6 +102,10 @@ def _open(path: Path) -> ModelFile:
     if not texts:
         raise ModelFileError(f"{path} is an ONNX model without a defence; make one with: {HARDEN_COMMAND}")
     manifest = read_manifest(texts[0], source=path.name)
+    if manifest.sparse_weights and data:
+        raise ModelFileError(
+            f"{path} has sparse weights and external data, expected one of them; export the model again"
+        )
     _restore_weights(proto, manifest, path)
     for what, found, expected in (
         ("weights", _weights_on_disk(proto, path), manifest.weights_sha256),

@@ -65,6 +65,12 @@ def test_what_would_not_be_halved_is_small_or_of_another_type_stays_as_it_is(wei
     assert graph == graph_of(weight)
 
 
+def test_a_graph_whose_names_could_be_taken_for_parts_stays_as_it_is() -> None:
+    graph = graph_of(CASES["random"])
+    graph.initializer.add(name="other:gaps", data_type=TensorProto.FLOAT)
+    assert compress([graph]) == 0
+
+
 def part(graph: GraphProto, name: str) -> TensorProto:
     return next(tensor for tensor in graph.initializer if tensor.name == f"{NAME}:{name}")
 
@@ -163,6 +169,10 @@ def test_a_sparse_file_that_was_changed_is_one_clear_error(sparse_model_path: Pa
     onnx.save(values, tmp_path / "changed.onnx")
     with pytest.raises(ModelFileError, match="was changed after it was written: its weights"):
         open_model_file(tmp_path / "changed.onnx")
+    apart = onnx.load(sparse_model_path)
+    onnx.save_model(apart, tmp_path / "apart.onnx", save_as_external_data=True, location="apart.data")
+    with pytest.raises(ModelFileError, match="has sparse weights and external data"):
+        open_model_file(tmp_path / "apart.onnx")
     said = onnx.load(sparse_model_path)
     entry = said.metadata_props[0]
     count = open_model_file(sparse_model_path).manifest.sparse_weights
