@@ -24,10 +24,10 @@ test-slow: $(READY)
 test-runtime: $(RUNTIME)/.ready
 	$(RUNTIME)/bin/python -m pytest tests/runtime tests/contract
 
-# The model file in JavaScript, in Node.js and as WebAssembly, without this package; needs node and npm.
+# The model file in JavaScript, in Node.js, as WebAssembly and in Chromium, without this package; needs node and npm.
 test-node: $(READY)
 	cd examples/javascript && npm install --ignore-scripts --no-package-lock --no-audit --no-fund
-	$(BIN)/python -m pytest tests/contract/test_runtimes.py -k "node or webassembly"
+	$(BIN)/python -m pytest tests/contract/test_runtimes.py tests/contract/test_browser.py -rs -k "node or webassembly or browser"
 
 # The model file in C++, without this package; needs cmake, g++ and ONNX Runtime's headers in $ONNXRUNTIME_ROOT/include.
 test-cpp: $(READY)

@@ -8,17 +8,20 @@ batches of eight images, and at most. Pages of a mapped file count as resident w
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import numpy as np
-from latency_files import OFF, untrained_purifier
+from latency_files import OFF, Shape, untrained_purifier
+from onnx import ModelProto
 from report import aligned, machine
 
 from s2ap_defend.bench.memory import measure_memory
 from s2ap_defend.executors import USUAL
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.model_file import open_model_file, write_model_file
+from s2ap_defend.precision_record import Precision, PrecisionRecord
 from s2ap_export.graph.compose import compose
 from s2ap_export.tracing.trace import trace_classifier
 from s2ap_train.models import fold_batch_norm
@@ -31,21 +34,28 @@ SHAPE = (3, 32, 32)
 def write_many(folder: Path, members: int, width: float) -> dict[str, Path]:
     """Write a file of so many members twice; by how its weights are stored."""
     networks = [fold_batch_norm(ResNet18(SHAPE[0], 10, width=width, seed=seed).eval()) for seed in range(1 + members)]
-    scopes = ["classifier", *(f"member_{i:03d}" for i in range(members))]
-    traced = [trace_classifier(network, SHAPE, scope) for network, scope in zip(networks, scopes, strict=True)]
-    manifest = _manifest(members)
-    purifier, sees = untrained_purifier(SHAPE, OFF), ["raw"] * members
-    graph = compose(purifier, traced[0], traced[1:], manifest.to_test(), sees=sees, purify="off")
+    graph, manifest = defended([trace_classifier(network, SHAPE, "classifier") for network in networks], SHAPE)
     paths = {"one file": folder / "one.onnx", "a file of their own": folder / "apart.onnx"}
     for path, external in zip(paths.values(), (False, True), strict=True):
         write_model_file(graph, manifest, path, external_data=external)
     return paths
 
 
-def _manifest(members: int) -> Manifest:
+def defended(
+    stages: Sequence[ModelProto], shape: Shape, precision: Precision = "float32"
+) -> tuple[ModelProto, Manifest]:
+    """The graph and manifest of a classifier and members, in this order, that purifies nothing and asks all members."""
+    members = len(stages) - 1
+    manifest = _manifest(members, shape, precision)
+    purifier, sees = untrained_purifier(shape, OFF), ["raw"] * members
+    return compose(purifier, stages[0], stages[1:], manifest.to_test(), sees=sees, purify="off"), manifest
+
+
+def _manifest(members: int, shape: Shape, precision: Precision) -> Manifest:
     """That of a golden file, with so many members, who are asked all."""
     known = open_model_file(GOLDEN).manifest
-    member = known.members[0].model_copy(update={"sees": "raw", "vote_weight": 1.0, "role": "juror"})
+    changes = {"sees": "raw", "vote_weight": 1.0, "role": "juror", "precision": precision}
+    member = known.members[0].model_copy(update=changes)
     tables = known.test.model_copy(
         update={
             "evidence": "margin",
@@ -61,11 +71,12 @@ def _manifest(members: int) -> Manifest:
     )
     return known.model_copy(
         update={
-            "input": known.input.model_copy(update=dict(zip(("channels", "height", "width"), SHAPE, strict=True))),
+            "input": known.input.model_copy(update=dict(zip(("channels", "height", "width"), shape, strict=True))),
             "members": (member,) * members,
             "test": tables,
             "decision": known.decision.model_copy(update={"answer": "robust", "purify": "off"}),
             "purifier": known.purifier.model_copy(update={"sigmas": (), "steps": 0, "rho": 0.0}),
+            "precision": None if precision == "float32" else PrecisionRecord(classifier=precision, comparison=None),
         }
     )
 

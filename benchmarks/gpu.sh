@@ -3,8 +3,10 @@
 #
 #     sh benchmarks/gpu.sh [FOLDER]          # build/gpu without; copied to $OUT as well, where that is set
 #
-# A second call goes on: parts whose file is there are not run again. No network, no installation: a part whose library
-# is missing says so in its file, one that fails leaves NAME.error.txt. DEVICE=cpu SIZES=tiny tries the same code here. PYTHON names the interpreter.
+# docs/export.md says what to install before and what is in the files. A second call goes on: parts that are done are not
+# run again. No network, no installation: a part whose library is missing says so in its file, one that fails leaves
+# NAME.error.txt, one that takes too long is stopped; all three are tried again by the next call. DEVICE=cpu SIZES=tiny
+# tries the same code on a CPU. PYTHON names the interpreter, .venv/bin/python or python3 without it.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 FOLDER=${1:-build/gpu}
@@ -18,13 +20,19 @@ export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}runtime:train:export:benchmarks"
 mkdir -p "$FOLDER" || exit 2
 failed=0
 # limits in seconds, together under 10 minutes
-for part in environment:30 parity-onnxruntime:90 parity-torch:90 bench-onnxruntime:150 bench-torch:150 training:60; do
+for part in environment:60 parity-onnxruntime:90 parity-torch:90 bench-onnxruntime:140 bench-torch:150 training:60; do
     name=${part%:*}
-    if [ -e "$FOLDER/$name.json" ]; then
+    if [ -e "$FOLDER/$name.json" ] && ! grep -q '^ "skipped": ' "$FOLDER/$name.json"; then
         echo "$name: done before"
     else
-        timeout "${part#*:}" "$PYTHON" benchmarks/gpu.py "$name" --device "$DEVICE" --sizes "$SIZES" --folder "$FOLDER" ||
-            { echo "$name: failed"; failed=1; }
+        timeout "${part#*:}" "$PYTHON" benchmarks/gpu.py "$name" --device "$DEVICE" --sizes "$SIZES" --folder "$FOLDER"
+        code=$?
+        case $code in
+        0) ;;
+        124) echo "$name: stopped after ${part#*:} s" ;;
+        *) echo "$name: failed with code $code; why is in $FOLDER/$name.error.txt or above" ;;
+        esac
+        [ $code -eq 0 ] || failed=1
     fi
     if [ -n "${OUT:-}" ]; then cp "$FOLDER"/*.json "$FOLDER"/*.txt "$OUT"/ 2>/dev/null; fi
 done

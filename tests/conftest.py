@@ -46,6 +46,24 @@ def abstaining_model_path(golden: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
+def sparse_model_path(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny file with nine of ten weights zero in convolutions, which lie in it as values and gaps."""
+    from onnx import TensorProto, numpy_helper
+
+    from s2ap_defend.model_file import all_tensors, open_model_file, write_model_file
+
+    file = open_model_file(tiny_model_path)
+    for tensor in all_tensors(file.proto.graph):
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 4 and tensor.name != "purifier/bank":
+            weight = numpy_helper.to_array(tensor).copy()
+            weight[np.abs(weight) <= np.quantile(np.abs(weight), 0.9)] = 0
+            tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    path = tmp_path_factory.mktemp("sparse") / "sparse.onnx"
+    write_model_file(file.proto, file.manifest.model_copy(update={"sparse_weights": 0}), path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def random_images() -> np.ndarray:
     """256 images [256, 1, 8, 8] of uniform noise."""
     return np.random.default_rng(0).random((256, 1, 8, 8), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The manifest: everything a reader must know of a defended model file beside its graph.
+"""The manifest: everything a reader must know of a defended model file besides its graph.
 
 It is JSON under metadata_props["s2ap_defend"], data only: no Python name, path or URL. docs/model-file.md is the
 normative description. Unknown keys, another version and contradictory numbers are refused.
@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 METADATA_KEY = "s2ap_defend"
-_LEFT_OUT = ("weaknesses", "precision")
+_LEFT_OUT = ("weaknesses", "precision", "sparse_weights")
 FORMAT_VERSION: Literal[4] = 4
 
 
@@ -222,7 +222,8 @@ class Provenance(ManifestTable):
 class Manifest(ManifestTable):
     """The whole manifest of a defended model file.
 
-    The keys of weaknesses and of precision are missing where there is none and all is float32, as in older files.
+    The keys of weaknesses, of precision and of sparse weights are missing where there is none and all is float32, as in
+    older files. `sparse_weights` is how many tensors are stored as values and gaps; None: none is to be.
     """
 
     format_version: Literal[4]
@@ -238,6 +239,7 @@ class Manifest(ManifestTable):
     graph_sha256: Sha256
     weaknesses: tuple[WeaknessRecord, ...] = ()
     precision: PrecisionRecord | None = None
+    sparse_weights: Count | None = None
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
@@ -267,6 +269,12 @@ class Manifest(ManifestTable):
             jury_share=self.decision.jury_share,
             amplification=self.decision.amplification,
         )
+
+    @property
+    def has_half_weights(self) -> bool:
+        """Whether weights of a stage were rounded to float16, so that the file stores them in it."""
+        stages = [] if self.precision is None else [self.precision.classifier, *(one.precision for one in self.members)]
+        return "float16_weights" in stages
 
     def to_json(self) -> str:
         """Serialise; the same manifest always gives the same text."""

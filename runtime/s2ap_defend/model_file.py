@@ -18,8 +18,10 @@ from s2ap_defend.errors import ModelFileError
 from s2ap_defend.external_data import THRESHOLD, data_file, fill, locations, own_data, tensor_array, tensor_bytes
 from s2ap_defend.files import check_writable
 from s2ap_defend.golden_record import GOLDEN_KEY, GoldenRecord
+from s2ap_defend.half_weights import lengthen, shorten
 from s2ap_defend.manifest import METADATA_KEY, Manifest, read_manifest
 from s2ap_defend.shipped import shipped_file
+from s2ap_defend.sparse_weights import compress, expand
 
 HARDEN_COMMAND = "s2ap-defend harden RECIPE -o model.onnx"
 MAX_EMBEDDED_BYTES = 1_900_000_000
@@ -32,7 +34,8 @@ class ModelFile:
     Attributes:
         path: Where it was read.
         manifest: The checked manifest.
-        outline: The ONNX model; weights in external data are references to it, for engines that map them.
+        outline: The ONNX model; weights in external data are references to it, for engines that map them, and sparse
+            ones are dense.
         size_bytes: Size of the file and of its external data.
         data_locations: Names of the files of its external data, which lie in the same folder.
     """
@@ -99,6 +102,11 @@ def _open(path: Path) -> ModelFile:
     if not texts:
         raise ModelFileError(f"{path} is an ONNX model without a defence; make one with: {HARDEN_COMMAND}")
     manifest = read_manifest(texts[0], source=path.name)
+    if manifest.sparse_weights and data:
+        raise ModelFileError(
+            f"{path} has sparse weights and external data, expected one of them; export the model again"
+        )
+    _restore_weights(proto, manifest, path)
     for what, found, expected in (
         ("weights", _weights_on_disk(proto, path), manifest.weights_sha256),
         ("graph", graph_sha256(proto), manifest.graph_sha256),
@@ -113,6 +121,21 @@ def _open(path: Path) -> ModelFile:
     return ModelFile(path, manifest, proto, size, tuple(file.name for file in data))
 
 
+def _restore_weights(proto: ModelProto, manifest: Manifest, path: Path) -> None:
+    """Undo what was done to weights to store them in less bytes."""
+    graphs, said = list(all_graphs(proto.graph)), manifest.sparse_weights or 0
+    try:
+        if manifest.has_half_weights:
+            lengthen(graphs)
+        found = expand(graphs, most_bytes=MAX_EMBEDDED_BYTES) if said else 0
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ModelFileError(f"{path} is damaged: {error}; fetch or export it again") from error
+    if found != said:
+        raise ModelFileError(
+            f"{path} holds {found} sparse tensors, its manifest says {said}; fetch or export the file again"
+        )
+
+
 def write_model_file(
     model: ModelProto,
     manifest: Manifest,
@@ -125,7 +148,8 @@ def write_model_file(
 
     Args:
         model: The defended graph.
-        manifest: Its manifest; the two hashes in it are computed anew.
+        manifest: Its manifest; the two hashes in it are computed anew, and so is the number of sparse weights, unless
+            it is None: then all are stored dense. In external data they always are.
         path: The file to write.
         external_data: Whether weights go to a file of their own in the same folder; None decides by size. Its name
             holds their hash, so that whoever opens the model file while it is replaced finds the old pair or the new.
@@ -135,16 +159,20 @@ def write_model_file(
         ModelFileError: If the folder cannot be written, or the outputs are not those of version and manifest.
     """
     check_outputs(model, manifest, path)
+    size = sum(map(tensor_bytes, all_tensors(model.graph)))
+    external = size > MAX_EMBEDDED_BYTES if external_data is None else external_data
     hashes = {"weights_sha256": weights_sha256(model), "graph_sha256": graph_sha256(model)}
-    sealed = manifest.model_copy(update=hashes)
     written = ModelProto()
     written.CopyFrom(model)
+    graphs = list(all_graphs(written.graph))
+    sparse = None if external or manifest.sparse_weights is None else compress(graphs)
+    if manifest.has_half_weights and not external:
+        shorten(graphs)
+    sealed = manifest.model_copy(update={**hashes, "sparse_weights": sparse})
     del written.metadata_props[:]
     written.metadata_props.add(key=METADATA_KEY, value=sealed.to_json())
     if golden is not None:
         written.metadata_props.add(key=GOLDEN_KEY, value=golden.model_dump_json())
-    size = sum(map(tensor_bytes, all_tensors(model.graph)))
-    external = size > MAX_EMBEDDED_BYTES if external_data is None else external_data
     location = f"{path.name}.{hashes['weights_sha256'][:12]}.data"
     check_writable(path)
     folder = _temporary_folder(path)
@@ -169,7 +197,7 @@ def write_model_file(
 
 
 def _temporary_folder(path: Path) -> Path:
-    """A new folder beside `path`, whose own folder is made when missing."""
+    """A new folder next to `path`, whose own folder is made when missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -47,7 +47,7 @@ def test_every_part_is_measured_once_and_brought_out(tmp_path: Path) -> None:
     assert again.stdout.count("done before") == len(PARTS) - 1
 
 
-def test_a_part_whose_library_is_missing_says_so_and_one_that_is_done_is_not_run_again(tmp_path: Path) -> None:
+def test_a_part_whose_library_is_missing_says_so_and_is_tried_again_and_one_that_is_done_is_not(tmp_path: Path) -> None:
     folder, out = tmp_path / "results", tmp_path / "out"
     folder.mkdir()
     out.mkdir()
@@ -55,7 +55,23 @@ def test_a_part_whose_library_is_missing_says_so_and_one_that_is_done_is_not_run
         (folder / f"{part}.json").write_text("{}")
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / "torch.py").write_text("raise ModuleNotFoundError('no torch here', name='torch')\n")
-    done = run(folder, out, PYTHONPATH=str(tmp_path / "hidden"), PYTHON=sys.executable)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "environment: done before" in done.stdout
+    for _ in range(2):
+        done = run(folder, out, PYTHONPATH=str(tmp_path / "hidden"), PYTHON=sys.executable)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "environment: done before" in done.stdout
+        assert "parity-torch: torch is not installed for" in done.stdout
     assert "torch is not installed for" in json.loads((out / "parity-torch.json").read_text())["skipped"]
+
+
+def test_a_part_that_fails_says_where_the_reason_is_and_the_others_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for part in PARTS - {"parity-torch", "training"}:
+        (folder / f"{part}.json").write_text("{}")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("raise ValueError('a driver that is too old')\n")
+    done = run(folder, tmp_path, PYTHONPATH=str(tmp_path / "broken"))
+    assert done.returncode == 1
+    for part in ("parity-torch", "training"):
+        assert f"{part}: failed with code 1; why is in {folder}/{part}.error.txt" in done.stdout
+        assert "a driver that is too old" in (folder / f"{part}.error.txt").read_text()

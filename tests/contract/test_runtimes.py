@@ -16,7 +16,7 @@ from s2ap_defend import DefendedClassifier
 ROOT = Path(__file__).parents[2]
 JAVASCRIPT, CPP = ROOT / "examples" / "javascript", ROOT / "examples" / "cpp"
 OLDEST = ROOT / ".venv-oldest" / "bin" / "python"
-FILES = ["version-4", "version-4-keeping", "version-4-abstaining"]
+FILES = ["version-4", "version-4-keeping", "version-4-abstaining", "sparse"]
 HEADERS = Path(os.environ.get("ONNXRUNTIME_ROOT", "/usr")) / "include"
 
 needs_node = pytest.mark.skipif(
@@ -50,6 +50,15 @@ print(json.dumps({"version": onnxruntime.__version__, **{name: said[name].tolist
 """
 
 
+@pytest.fixture(params=FILES)
+def model(request: pytest.FixtureRequest, golden: Path) -> Path:
+    """A golden file, or one with weights that are stored without their zeros."""
+    if request.param == "sparse":
+        path: Path = request.getfixturevalue("sparse_model_path")
+        return path
+    return golden / f"{request.param}.onnx"
+
+
 def run(command: list[str], model: Path, images: np.ndarray, folder: Path, *more: str) -> dict[str, list[float]]:
     """What a program answers for a file and images, by output."""
     (folder / "images.bin").write_bytes(images.astype("<f4").tobytes())
@@ -75,16 +84,12 @@ def assert_as_here(model: Path, ask: Callable[[np.ndarray], dict[str, list[float
 
 
 @needs_node
-@pytest.mark.parametrize("name", FILES)
-def test_the_file_gives_the_same_verdicts_in_node(name: str, golden: Path, tmp_path: Path) -> None:
-    model = golden / f"{name}.onnx"
+def test_the_file_gives_the_same_verdicts_in_node(model: Path, tmp_path: Path) -> None:
     assert_as_here(model, lambda images: in_node(model, images, tmp_path))
 
 
 @needs_node
-@pytest.mark.parametrize("name", FILES)
-def test_the_file_gives_the_same_verdicts_in_webassembly(name: str, golden: Path, tmp_path: Path) -> None:
-    model = golden / f"{name}.onnx"
+def test_the_file_gives_the_same_verdicts_in_webassembly(model: Path, tmp_path: Path) -> None:
     assert_as_here(model, lambda images: in_node(model, images, tmp_path, "onnxruntime-web"))
 
 
@@ -121,9 +126,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_headers
-@pytest.mark.parametrize("name", FILES)
-def test_the_file_gives_the_same_verdicts_in_cpp(name: str, program: Path, golden: Path, tmp_path: Path) -> None:
-    model = golden / f"{name}.onnx"
+def test_the_file_gives_the_same_verdicts_in_cpp(model: Path, program: Path, tmp_path: Path) -> None:
     assert_as_here(model, lambda images: run([str(program)], model, images, tmp_path))
 
 
@@ -138,9 +141,8 @@ def test_the_program_says_in_one_line_what_is_wrong(program: Path, tmp_path: Pat
 
 
 @needs_oldest
-@pytest.mark.parametrize("name", FILES)
-def test_the_oldest_onnxruntime_gives_the_same_verdicts(name: str, golden: Path, tmp_path: Path) -> None:
-    model, script = golden / f"{name}.onnx", tmp_path / "with_oldest.py"
+def test_the_oldest_onnxruntime_gives_the_same_verdicts(model: Path, tmp_path: Path) -> None:
+    script = tmp_path / "with_oldest.py"
     script.write_text(WITH_OLDEST)
     assert_as_here(model, lambda images: run([str(OLDEST), str(script)], model, images, tmp_path))
     versions = run([str(OLDEST), str(script)], model, np.zeros((1, 1, 8, 8), np.float32), tmp_path)["version"]

@@ -111,6 +111,7 @@ def describe(
         graph_sha256=UNSEALED,
         weaknesses=tuple(WeaknessRecord(part=one.part, text=one.in_words) for one in weaknesses),
         precision=PrecisionRecord(classifier=precisions.classifier, comparison=None) if precisions.reduced else None,
+        sparse_weights=0 if recipe.export.sparse_weights == "auto" else None,
     )
 
 

@@ -40,6 +40,14 @@ def inspect(model: Path, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if manifest.sparse_weights:
+        dense = sum(size.size_bytes for size in stages.values()) / 1e6
+        console.print(
+            f"sparse  {manifest.sparse_weights} tensors are stored without their zeros; all weights are {dense:.2f} MB",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     for weakness in manifest.weaknesses:
         console.print(f"weak    {harmless(weakness.text)}", markup=False, highlight=False, soft_wrap=True)
     for table in (_stage_table(stages), _member_table(manifest), decision_table(manifest)):
@@ -124,7 +132,7 @@ def _precision(manifest: Manifest) -> str:
         return "float32"
     counts = Counter(member.precision for member in manifest.members)
     members = ", ".join(f"{count} {precision}" for precision, count in sorted(counts.items()))
-    text = f"classifier {record.classifier}, members: {members}"
+    text = f"classifier {record.classifier}, members: {members}".replace("_", " ")
     return text if record.comparison is None else f"{text}; {harmless(record.comparison.in_words)}"
 
 

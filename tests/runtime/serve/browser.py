@@ -2,14 +2,17 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+OPENED = "document.querySelector('#size')?.textContent || document.querySelector('#entry')?.hidden === false"
 KEYS = {"Tab": 9, "Enter": 13, "ArrowRight": 39, "ArrowLeft": 37, "End": 35, "Home": 36}
 
 
@@ -45,9 +48,9 @@ class Tab:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
 
-    def open(self, url: str) -> None:
+    def open(self, url: str, ready: str = OPENED) -> None:
         self.send("Page.navigate", url=url)
-        self.until("document.querySelector('#size')?.textContent || document.querySelector('#entry')?.hidden === false")
+        self.until(ready)
 
     def value(self, expression: str):
         """What JavaScript says; promises are waited for."""
@@ -61,10 +64,10 @@ class Tab:
             assert time.monotonic() < deadline, (expression, self.value("document.body.innerText"))
             time.sleep(0.02)
 
-    def choose(self, *paths) -> None:
+    def choose(self, *paths, into: str = "#file") -> None:
         """Give files to the page as its file dialogue does."""
         root = self.send("DOM.getDocument")["root"]["nodeId"]
-        node = self.send("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=into)["nodeId"]
         self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
     def press(self, key: str) -> None:
@@ -100,10 +103,10 @@ def tab():
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         command = [program(), *options, "--remote-debugging-port=0", f"--user-data-dir={home}", "about:blank"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
             try:
                 found = next(filter(None, (re.search(r"listening on (ws://\S+)", line) for line in process.stderr)))
                 with connect(found[1], max_size=None) as socket:
                     yield Tab(socket)
             finally:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # Debian's program is a shell script that starts it

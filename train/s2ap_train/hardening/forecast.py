@@ -126,7 +126,7 @@ def _forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks, choose: By 
 
 
 def _within(settings: object, training: Callable[..., float], table: ModelTable) -> float:
-    """Seconds of every training that settings hold; one beside the settings of S2AP ascends, too."""
+    """Seconds of every training that settings hold; one next to the settings of S2AP ascends, too."""
     if isinstance(settings, TrainingConfig):
         return training(settings, table)
     if isinstance(settings, tuple):
