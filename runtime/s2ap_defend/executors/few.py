@@ -46,6 +46,7 @@ class FewImages:
         waves: The members that each step asks.
         test: The tables.
         purify: Which images are purified.
+        most: Log-probabilities of the classifier, of all images, that are taken.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class FewImages:
         waves: Sequence[range],
         test: SequentialTest,
         purify: Purify,
+        *,
+        most: int = FEW,
     ) -> None:
         self._stages, self._test, self._tables, self._purifies = stages, test, SingleTables(test), purify
-        self._waves, self._groups = waves, groups
+        self._waves, self._groups, self._most = waves, groups, most
         self._says = [f"{member_scope(i)}/log_probabilities" for i in range(test.members)]
 
     def run(self, opened: Opened) -> Verdicts | None:
@@ -70,7 +73,7 @@ class FewImages:
             EngineError: If an engine fails.
         """
         classified = opened.said[f"{CLASSIFIER}/log_probabilities"]
-        if classified.size > FEW or opened.sane.valid is not None:
+        if classified.size > self._most or opened.sane.valid is not None:
             return None
         images = opened.sane.image
         try:

@@ -14,7 +14,7 @@ import numpy as np
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName, Landed
 from s2ap_defend.executors.everything import ask_everything
-from s2ap_defend.executors.few import FewImages
+from s2ap_defend.executors.few import FEW, FewImages
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, waves_of
 from s2ap_defend.executors.rows import Opened, Rows, sanitise
@@ -50,11 +50,12 @@ class StagedExecutor:
     Args:
         defence: What is run.
         on: How its stages are put on engines.
+        few: Log-probabilities of the classifier, of all images of a run, up to which it decides without arrays.
     """
 
     name: ClassVar[ExecutorName] = "staged"
 
-    def __init__(self, defence: Defence, *, on: StageStarter) -> None:
+    def __init__(self, defence: Defence, *, on: StageStarter, few: int = FEW) -> None:
         test, purify = defence.test, defence.purify
         groups, stages = defence.start(on, on.joining)
         self._stages = Stages(stages, on.threads)
@@ -62,7 +63,7 @@ class StagedExecutor:
         self._test, self._purifies, self._waves = test, purify, waves_of(test, purify)
         self._says = [_says(member_scope(i)) for i in range(test.members)]
         self._groups = [[group for group in groups if group.step == step] for step in range(len(self._waves))]
-        self._few = FewImages(self._stages, self._groups, self._waves, test, purify)
+        self._few = FewImages(self._stages, self._groups, self._waves, test, purify, most=few)
 
     @classmethod
     def of(
