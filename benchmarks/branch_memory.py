@@ -86,10 +86,10 @@ def main(load: Path | None) -> None:
         for name, most in (("in branches", 2**40), ("in the main graph", 0)):
             path = Path(folder) / "model.onnx"
             size = write(path, most)
-            told = subprocess.run(  # noqa: S603 - this file
+            said = subprocess.run(  # noqa: S603 - this file
                 [sys.executable, __file__, "--load", str(path)], capture_output=True, text=True, check=True
             )
-            rows.append((name, f"{size / 2**20:.0f}", *told.stdout.split()))
+            rows.append((name, f"{size / 2**20:.0f}", *said.stdout.split()))
     print(*aligned(rows), machine(), sep="\n")
 
 

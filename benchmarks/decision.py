@@ -1,4 +1,4 @@
-"""Who answers, what raises the flag and when images are purified: every choice attacked, beside the robust classifier.
+"""Who answers, what raises the flag and when images are purified: every choice attacked, next to the robust classifier.
 
     python benchmarks/decision.py [digits|fashion] [--data PATH] [--samples N] [--seed N] [--add FILE] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""Systems of the decision benchmark: files of every decision, single networks beside them, and what attacks leave."""
+"""Systems of the decision benchmark: files of every decision, single networks next to them, and what attacks leave."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -80,7 +80,7 @@ def measured_systems(
         policies: When images are purified, in the files of every answer.
         mixes: Shares and amplifications of the jury that are compared with the chosen mix, under the last policy.
         folder: Of model files and of what attacks find.
-        checkpoints: Of the networks; None: beside them.
+        checkpoints: Of the networks; None: next to them.
         reporter: Shows every step.
         workers: Processes.
     """

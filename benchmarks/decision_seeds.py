@@ -59,7 +59,7 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def earlier_runs(
     files: Sequence[Path], plan: Mapping[str, Any], samples: int, seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Runs of files that the benchmark wrote before, to stand beside those of other seeds.
+    """Runs of files that the benchmark wrote before, to stand next to those of other seeds.
 
     Args:
         files: JSON.

@@ -1,4 +1,4 @@
-"""Kinds of jurors as changes of a recipe: what of a juror differs from the others beside its seed."""
+"""Kinds of jurors as changes of a recipe: what of a juror differs from the others besides its seed."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Defended graphs of any size for the benchmark of latency: untrained networks, tables that stop where it is told.
+"""Defended graphs of any size for the benchmark of latency: untrained networks, tables that stop at a given member.
 
 Time does not depend on what weights say, only who is asked does, and that is in the tables.
 """

@@ -1,4 +1,4 @@
-"""A defended file beside what a user would pick instead: time and detection on the same images in one run.
+"""A defended file next to what a user would pick instead: time and detection on the same images in one run.
 
     python benchmarks/peers.py build/model.onnx --work-dir build/model.onnx.training --json FILE
 
@@ -9,7 +9,7 @@ rounds of all systems alternate, a call takes its median over them. Serial proto
 all others all images at once; the file is timed both ways.
 
 Detection is measured under attacks on the bare classifier, which know of no defence: every system here is weaker
-against an attacker who knows it. What that leaves of the file is in its manifest and printed beside; of the peers it
+against an attacker who knows it. What that leaves of the file is in its manifest and printed next to; of the peers it
 was not measured.
 
 Written down before measuring: the file is at least ten times as fast as the serial protocol on clean images and keeps

@@ -1,4 +1,4 @@
-"""What the Adversarial Robustness Toolbox offers, as one of the systems that stand beside a defended file."""
+"""What the Adversarial Robustness Toolbox offers, as one of the systems that stand next to a defended file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of a defended file beside what a user would pick instead."""
+"""The tables of a defended file next to what a user would pick instead."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ def print_tables(document: Mapping[str, Any], timed: str) -> None:
 
     Args:
         document: The figures, as `peers.py` writes them.
-        timed: The system whose time is that of the file beside serial protocols.
+        timed: The system whose time is that of the file next to serial protocols.
     """
     header = ("system", "runs of a network", "x bare", "x file", "attacked, x file", "clean right", "flagged")
     header += ("PGD: label right", "right or flagged", "DeepFool: label right", "right or flagged")

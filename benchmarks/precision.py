@@ -29,6 +29,7 @@ from s2ap_train.data import Splits
 
 VARIANTS: dict[str, tuple[Precision, Precision, bool]] = {
     "float32": ("float32", "float32", True),
+    "float16 weights": ("float16_weights", "float16_weights", True),
     "float16": ("float16", "float16", True),
     "int8": ("int8", "int8", True),
     "int8, classifier alone": ("int8", "float32", True),

@@ -139,7 +139,7 @@ def attack_all(parts: Parts, names: Sequence[str], reporter: Reporter, workers: 
 def curves(parts: Parts, names: Sequence[str], classifier: str, reporter: Reporter, workers: int) -> dict[str, Any]:
     """Accuracy under five descents over their budget and over their steps, JSON values by purifier.
 
-    Beside it, over eps, what random noise leaves; over steps, whether many help the defence: on how many images the
+    Next to it, over eps, what random noise leaves; over steps, whether many help the defence: on how many images the
     most steps fail where fewer succeeded, the other way round, and the largest such test by McNemar.
 
     Args:

@@ -103,8 +103,8 @@ def findings(document: Mapping[str, Any]) -> list[str]:
         compared = [name for name, row in rows.items() if "against_rho_0" in row]
         if compared:
             changed = [f"{name} ({points:+.0f} points)" for name, points in significant(rows, "against_rho_0").items()]
-            told = "; ".join(changed) if changed else "none beyond noise"
-            lines.append(f"{where} SAM changes the worst case against rho 0, of {'; '.join(compared)}: {told}.")
+            said = "; ".join(changed) if changed else "none beyond noise"
+            lines.append(f"{where} SAM changes the worst case against rho 0, of {'; '.join(compared)}: {said}.")
         beaten = [f"{name} {row['square_alone']}" for name, row in rows.items() if row["square_alone"]]
         power = rows["off"]["square_finds"] if "off" in rows else None
         found = "" if power is None else f" (alone, without a purifier, it finds {power:.0%} of what gradients find)"

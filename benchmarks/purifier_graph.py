@@ -52,7 +52,7 @@ EARLIER = ("mirrored_convolutions", "shared_nodes", "merged_reshapes")  # those 
 
 
 class UnfoldedSigma(nn.Module):
-    """The score model told sigma as a value of the graph: its embedding is computed for each image of the bank.
+    """The score model, given sigma as a value of the graph: its embedding is computed for each image of the bank.
 
     Args:
         net: The score model.

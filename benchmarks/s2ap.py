@@ -9,7 +9,7 @@ S2AP minus its base, with Student's 95 % interval. Every run is kept in the work
 
 Written down before measuring. Robustness: no expectation; at this scale a difference is likely to drown in the spread
 over seeds. Sharpness and stability: S2AP lower, it is what S2AP optimises. Time: by passes, one forward and backward
-pass beside the 10 of PGD-10 and the training step is + 9 %, beside PGD-3 + 25 %. By operations it is more: the ascent
+pass next to the 10 of PGD-10 and the training step is + 9 %, next to PGD-3 + 25 %. By operations it is more: the ascent
 needs gradients in weights and batch statistics, as the training step does, which an attack step on the folded network
 does not; at 2 units an attack step and 3 a pass of training, + 13 % and + 33 %. Cutting the moved scores comes on top.
 Goals: at most 20 % with PGD-10 and 40 % with PGD-3. Time is that of a search without warm-up epochs, which S2AP skips,

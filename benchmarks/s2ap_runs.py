@@ -70,7 +70,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """The run folder; runs of other settings lie beside it."""
+        """The run folder; runs of other settings lie next to it."""
         return self.work_dir / "runs" / f"{self.arm}-seed{self.seed}-{fingerprint(self.recipe)[:8]}"
 
     @property

@@ -1,9 +1,9 @@
-"""What the staged executor costs beside the whole file, and how much of it is spent outside the engines.
+"""What the staged executor costs next to the whole file, and how much of it is spent outside the engines.
 
     python benchmarks/staged.py build/model.onnx --data images.npy
 
 Written down before changing, from a profile of a digits file (13 members, suspicious images purified) on one thread.
-Each of the five engines of the opening starts for the same images, about 8 microseconds a run beside its work; between
+Each of the five engines of the opening starts for the same images, about 8 microseconds a run besides its work; between
 waves rows are taken apart and joined, 20 arrays at a time, which is half of what the host does with 64 images.
 
     batch 1     one engine of several outputs for the opening: 5 runs become 1, staged / whole from 1.3 to about 1.0

@@ -57,15 +57,15 @@ class DefendedClassifier:
         """Open, verify and start a defended model file.
 
         Args:
-            path: The file; weights in external data lie beside it.
+            path: The file; weights in external data lie next to it.
             device: 'auto', 'cpu', 'cuda' or 'tensorrt'.
             threads: CPU threads: inside one operator of the whole file, or stages and parts of a batch at a time; None:
                 as many as this process has cores, inside an operator within OMP_NUM_THREADS.
             executor: 'whole', 'staged' or 'at_once', of the same verdicts; None: the faster one (docs/embedding.md).
             cache: Whether the staged executor keeps the graphs of its stages, as optimised for this machine, in the
-                folder NAME.stages beside the model, and starts from them the next time. A folder that cannot be
+                folder NAME.stages next to the model, and starts from them the next time. A folder that cannot be
                 written is no error.
-            engines: Folder of TensorRT's engines; None: NAME.tensorrt beside the model. What is missing is built there.
+            engines: Folder of TensorRT's engines; None: NAME.tensorrt next to the model. What is missing is built.
             constant_time: Whether every stage is asked about every image, so that the time of a call does not tell how
                 many members it needed; by the staged executor, unless 'at_once' is named. Verdicts are the same.
 

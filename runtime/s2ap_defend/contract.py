@@ -10,6 +10,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from s2ap_defend.errors import ModelFileError
 from s2ap_defend.external_data import tensor_array
+from s2ap_defend.half_weights import are_halves, weight_names
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.precision_record import weights_precision
 from s2ap_defend.sequential import tables_in_graph
@@ -153,8 +154,13 @@ def _check_precision(graphs: Sequence[GraphProto], manifest: Manifest, path: Pat
         tensors.setdefault(tensor.name.partition("/")[0], []).append(tensor)
     said = {f"member_{i:03d}": member.precision for i, member in enumerate(manifest.members)}
     said[_CLASSIFIER] = "float32" if manifest.precision is None else manifest.precision.classifier
+    names = weight_names(node for graph in graphs for node in graph.node)
     for scope, precision in said.items():
-        found = weights_precision(tensors.get(scope, ()))
+        own = tensors.get(scope, ())
+        found = weights_precision(own)
+        if found == "float32" and precision == "float16_weights":
+            weights = (tensor_array(tensor, path.parent) for tensor in own if tensor.name in names)
+            found = precision if all(map(are_halves, weights)) else found
         if found != precision:
             raise ModelFileError(
                 f"{path}: the weights of {scope} are {found}, the manifest says {precision}; export the model again"

@@ -92,7 +92,7 @@ def data_file(path: Path, location: str) -> Path:
     """
     if location != Path(location).name or location in {"", ".."} or "\0" in location:
         raise ModelFileError(
-            f"{path} says that its external data is at {location!r}, expected the bare name of a file beside it; "
+            f"{path} says that its external data is at {location!r}, expected the bare name of a file next to it; "
             "export the model again"
         )
     data = path.with_name(location)

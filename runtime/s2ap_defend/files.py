@@ -25,7 +25,7 @@ def check_writable(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside `path`, then rename it: a reader sees the old content or the new one.
+    """Write a file next to `path`, then rename it: a reader sees the old content or the new one.
 
     Its folder is made when missing.
 

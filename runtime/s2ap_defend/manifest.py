@@ -1,4 +1,4 @@
-"""The manifest: everything a reader must know of a defended model file beside its graph.
+"""The manifest: everything a reader must know of a defended model file besides its graph.
 
 It is JSON under metadata_props["s2ap_defend"], data only: no Python name, path or URL. docs/model-file.md is the
 normative description. Unknown keys, another version and contradictory numbers are refused.
@@ -269,6 +269,12 @@ class Manifest(ManifestTable):
             jury_share=self.decision.jury_share,
             amplification=self.decision.amplification,
         )
+
+    @property
+    def has_half_weights(self) -> bool:
+        """Whether weights of a stage were rounded to float16, so that the file stores them in it."""
+        stages = [] if self.precision is None else [self.precision.classifier, *(one.precision for one in self.members)]
+        return "float16_weights" in stages
 
     def to_json(self) -> str:
         """Serialise; the same manifest always gives the same text."""

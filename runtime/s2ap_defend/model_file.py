@@ -18,6 +18,7 @@ from s2ap_defend.errors import ModelFileError
 from s2ap_defend.external_data import THRESHOLD, data_file, fill, locations, own_data, tensor_array, tensor_bytes
 from s2ap_defend.files import check_writable
 from s2ap_defend.golden_record import GOLDEN_KEY, GoldenRecord
+from s2ap_defend.half_weights import lengthen, shorten
 from s2ap_defend.manifest import METADATA_KEY, Manifest, read_manifest
 from s2ap_defend.shipped import shipped_file
 from s2ap_defend.sparse_weights import compress, expand
@@ -105,8 +106,7 @@ def _open(path: Path) -> ModelFile:
         raise ModelFileError(
             f"{path} has sparse weights and external data, expected one of them; export the model again"
         )
-    if manifest.sparse_weights:
-        _make_dense(proto, manifest.sparse_weights, path)
+    _restore_weights(proto, manifest, path)
     for what, found, expected in (
         ("weights", _weights_on_disk(proto, path), manifest.weights_sha256),
         ("graph", graph_sha256(proto), manifest.graph_sha256),
@@ -121,10 +121,13 @@ def _open(path: Path) -> ModelFile:
     return ModelFile(path, manifest, proto, size, tuple(file.name for file in data))
 
 
-def _make_dense(proto: ModelProto, said: int, path: Path) -> None:
-    graphs = list(all_graphs(proto.graph))
+def _restore_weights(proto: ModelProto, manifest: Manifest, path: Path) -> None:
+    """Undo what was done to weights to store them in less bytes."""
+    graphs, said = list(all_graphs(proto.graph)), manifest.sparse_weights or 0
     try:
-        found = expand(graphs, most_bytes=MAX_EMBEDDED_BYTES)
+        if manifest.has_half_weights:
+            lengthen(graphs)
+        found = expand(graphs, most_bytes=MAX_EMBEDDED_BYTES) if said else 0
     except (ValueError, TypeError, OverflowError) as error:
         raise ModelFileError(f"{path} is damaged: {error}; fetch or export it again") from error
     if found != said:
@@ -161,7 +164,10 @@ def write_model_file(
     hashes = {"weights_sha256": weights_sha256(model), "graph_sha256": graph_sha256(model)}
     written = ModelProto()
     written.CopyFrom(model)
-    sparse = None if external or manifest.sparse_weights is None else compress(list(all_graphs(written.graph)))
+    graphs = list(all_graphs(written.graph))
+    sparse = None if external or manifest.sparse_weights is None else compress(graphs)
+    if manifest.has_half_weights and not external:
+        shorten(graphs)
     sealed = manifest.model_copy(update={**hashes, "sparse_weights": sparse})
     del written.metadata_props[:]
     written.metadata_props.add(key=METADATA_KEY, value=sealed.to_json())
@@ -191,7 +197,7 @@ def write_model_file(
 
 
 def _temporary_folder(path: Path) -> Path:
-    """A new folder beside `path`, whose own folder is made when missing."""
+    """A new folder next to `path`, whose own folder is made when missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -17,14 +17,14 @@ __all__ = [
     "weights_precision",
 ]
 
-Precision = Literal["float32", "float16", "int8"]
-"""What the convolutions of a stage compute in."""
+Precision = Literal["float32", "float16_weights", "float16", "int8"]
+"""What the convolutions of a stage compute in; 'float16_weights': in float32, with weights that float16 holds."""
 PurifierPrecision = Literal["float32", "float16"]
 """The same of a purifier."""
 
 
 def weights_precision(weights: Iterable[TensorProto]) -> Precision:
-    """What the convolutions of a stage compute in, by its tensors."""
+    """What the convolutions of a stage compute in, by its tensors: weights that are only rounded are float32."""
     types = {tensor.data_type for tensor in weights}
     return "float16" if TensorProto.FLOAT16 in types else "int8" if TensorProto.INT8 in types else "float32"
 

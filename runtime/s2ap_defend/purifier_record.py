@@ -144,7 +144,7 @@ class ChoiceRecord(ManifestTable):
     """How the purifier was chosen.
 
     Attributes:
-        by: 'recipe': it is the recipe's and the table was measured beside it; 'validation': the table decided;
+        by: 'recipe': it is the recipe's and the table was measured next to it; 'validation': the table decided;
             'decision': the decision, chosen afterwards, purifies nothing, so it is the row that is off.
         chosen: Index of the purifier in `rows`.
         reason: In plain words: which one, why, and whether a part of it lowers the adaptive figure.

@@ -1,4 +1,4 @@
-"""Weights beside the model file: read where they are a file of their own, refused with the true reason elsewhere."""
+"""Weights next to the model file: read where they are a file of their own, refused with the true reason elsewhere."""
 
 import os
 import re
@@ -19,7 +19,7 @@ MODEL, DATA = "model", "data"
 
 @pytest.fixture
 def apart(tiny_model_path: Path, tmp_path: Path) -> Path:
-    """The tiny file with its weights beside it."""
+    """The tiny file with its weights next to it."""
     opened = open_model_file(tiny_model_path)
     path = tmp_path / "apart" / "model.onnx"
     write_model_file(opened.proto, opened.manifest, path, external_data=True)

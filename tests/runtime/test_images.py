@@ -7,6 +7,7 @@ from PIL import Image
 
 from s2ap_defend.errors import InputError
 from s2ap_defend.images import check_images, load_images, read
+from s2ap_defend.images.arrays import are_pixels
 
 GREY = (1, 8, 8)
 
@@ -65,6 +66,25 @@ def test_a_bad_image_is_refused_with_one_sentence(data: bytes, message: str) -> 
 def test_arrays_that_the_model_does_not_take_are_refused(images: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_images(images, GREY)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_pixel"),
+    [
+        *((0.0, True), (1e-45, True), (1.0, True), (1.0000001, False), (-1e-45, False)),
+        *((np.nan, False), (-np.nan, False), (np.inf, False), (-np.inf, False)),
+    ],
+)
+def test_one_look_at_each_number_tells_pixels_from_others(value: float, is_pixel: bool) -> None:
+    image = np.full((2, 1, 3, 3), 0.5, dtype=np.float32)
+    image[1, 0, 2, 1] = value
+    assert are_pixels(image) == is_pixel
+    assert are_pixels(image[:, :, ::-1]) == is_pixel
+
+
+def test_a_negative_zero_is_an_image_as_well() -> None:
+    images = np.full((1, 1, 2, 2), -0.0, dtype=np.float32)
+    assert check_images(images, (1, 2, 2)) is images
 
 
 def test_arrays_in_files_may_hold_one_image_or_a_batch(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def voted(votes: list[list[bool]], *, right: bool = True) -> Answers:
 
 
 def answers_of(members: Float32, first: Int64, label: Int64) -> Answers:
-    """Answers of members [n, N, K] beside a classifier that says the first answers [N] with probability .9."""
+    """Answers of members [n, N, K] next to a classifier that says the first answers [N] with probability .9."""
     classes = members.shape[2]
     classifier = np.full((len(first), classes), 0.1 / (classes - 1))
     classifier[np.arange(len(first)), first] = 0.9

@@ -64,6 +64,11 @@ if TYPE_CHECKING:
     help="Begin nothing new after this time; the search over all attacks always runs. What was left out is said.",
 )
 @click.option(
+    "--gradients",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="What the attacks' descents compute in; by default the recipe's, float32.",
+)
+@click.option(
     "--ablation",
     type=click.Choice(["off", "kept", "all"]),
     help="Rows of the ablation: none; those of the file and of checkpoints that are there (default of quick); or "
@@ -77,7 +82,7 @@ if TYPE_CHECKING:
 @click.option(
     "--work-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of what attacks found; by default MODEL.evaluation beside the model.",
+    help="Folder of what attacks found; by default MODEL.evaluation next to the model.",
 )
 @click.option(
     "--server", metavar="URL", help="Address of a server of this very file; attacks over HTTP join the preset."
@@ -106,6 +111,7 @@ def evaluate(
     seed: int | None,
     workers: int | Literal["ray"] | None,
     time_limit: float | None,
+    gradients: Literal["float32", "bfloat16"] | None,
     ablation: Literal["off", "kept", "all"] | None,
     checkpoints: Path | None,
     work_dir: Path | None,
@@ -117,7 +123,7 @@ def evaluate(
 ) -> None:
     """Attack MODEL with its test images, or those of a recipe, and print what is left of its accuracy.
 
-    Two figures, side by side and beside simpler alternatives: the final label is right under every attack; it is right,
+    Two figures, and those of simpler alternatives: the final label is right under every attack; it is right,
     or the input is flagged or not answered. What attacks find is kept: after an interruption the same command goes on
     where it stopped.
     """
@@ -152,6 +158,7 @@ def evaluate(
         pixels=pixels,
         seed=seed,
         time_limit=time_limit,
+        gradients=gradients,
         server=server is not None,
     )
     _check_plan(plan, splits.image_shape, server, write_manifest)

@@ -100,7 +100,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--work-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the checkpoints; by default OUTPUT.training beside the output.",
+    help="Folder of the checkpoints; by default OUTPUT.training next to the output.",
 )
 @click.option(
     "--workers",
@@ -111,7 +111,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--choose",
     type=click.Choice(["recipe", "validation", "unmeasured"]),
-    help="Who decides on the purifier: the recipe, beside a table of what others leave under a white-box attack on "
+    help="Who decides on the purifier: the recipe, next to a table of what others leave under a white-box attack on "
     "validation images (default); the best of that table, off and rho 0 among them; or the recipe without a table "
     "(default with --effort quick).",
 )

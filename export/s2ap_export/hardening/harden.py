@@ -125,8 +125,8 @@ def harden(
 
     Raises:
         ModelFileError: If the output cannot be written.
-        RecipeError: If the recipe cannot work with its data or machine, which is told before anything is trained as far
-            as it can be known, another run works in `work_dir`, or something is refused.
+        RecipeError: If the recipe cannot work with its data or machine, before anything is trained as far as it can be
+            known, another run works in `work_dir`, or something is refused.
     """
     check_writable(output)
     check_writable(candidate_path(work_dir, output))

@@ -115,9 +115,11 @@ def _wider(model: Path, recipe: Recipe, splits: Splits, folder: Path, reporter: 
 
 def _check_same(model: Path, recipe: Recipe, network: Network, images: Float32, checkpoints: Path) -> None:
     """Refuse checkpoints of another file than the one that is evaluated; `images` are those of the fitting split."""
-    inside, own = cut_stage(open_model_file(model).proto, CLASSIFIER), to_stage(network.model)
-    if precision_of(own) != precision_of(inside):
-        own = in_precision(own, precision_of(inside), images, tensorrt=recipe.export.tensorrt)
+    file = open_model_file(model)
+    inside, own = cut_stage(file.proto, CLASSIFIER), to_stage(network.model)
+    precision = "float32" if file.manifest.precision is None else file.manifest.precision.classifier
+    if precision_of(own) != precision:
+        own = in_precision(own, precision, images, tensorrt=recipe.export.tensorrt)
     found = [
         OnnxRuntimeEngine(stage.SerializeToString(), device="cpu", threads=1).run(
             {"image": images[:_COMPARED]}, ["log_probabilities"]

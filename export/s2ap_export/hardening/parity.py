@@ -34,7 +34,7 @@ PIXEL = 1e-4
 """Largest difference of a purified pixel, float32: a fortieth of one of 256 grey levels."""
 RELATIVE = 1e-4
 """Largest difference of log-probabilities or errors, relative to the largest of them, float32."""
-ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "int8": 2.0**-8}
+ROUNDING = {"float32": 0.0, "float16_weights": 2.0**-11, "float16": 2.0**-11, "int8": 2.0**-8}
 """Of one number, in each precision, beyond what float32 rounds."""
 MARGIN = 3  # standard deviations of a random walk
 BATCHES = (1, 2, 5)

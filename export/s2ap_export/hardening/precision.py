@@ -2,7 +2,7 @@
 
 A convolution of float16 values is accumulated in float32 by the engines that have one, so each loses no more than the
 rounding of its inputs and outputs. A sum of squares over a large image exceeds 65504, the largest float16 number, and a
-small gradient step vanishes beside a pixel: neither is touched, and no norm or softmax is. ReLU and the maximum of a
+small gradient step vanishes against a pixel: neither is touched, and no norm or softmax is. ReLU and the maximum of a
 pool give one of the values that they read, exactly: behind a convolution they stay in float16. The score model predicts
 noise, not the image, so that no difference of two nearly equal images is taken in half precision either.
 
@@ -19,11 +19,14 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.half_weights import is_sum as is_sum_of
 from s2ap_defend.precision_record import Precision, weights_precision
 
-__all__ = ["CONVOLUTIONS", "is_half", "is_sum", "precision_of", "to_half"]
+__all__ = ["CONVOLUTIONS", "ROUNDED_WEIGHTS", "is_half", "is_sum", "precision_of", "to_half"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+ROUNDED_WEIGHTS = "weights"
+"""Property of a stage whose weights were rounded, with what they were rounded to."""
 _EXACT = frozenset({"Relu", "MaxPool"})
 """They give one of the values that they read, or 0."""
 
@@ -55,8 +58,9 @@ def is_half(stage: ModelProto) -> bool:
 
 
 def precision_of(stage: ModelProto) -> Precision:
-    """What the convolutions of a stage compute in."""
-    return weights_precision(stage.graph.initializer)
+    """What the convolutions of a stage compute in, or are rounded to."""
+    rounded = any(one.key == ROUNDED_WEIGHTS for one in stage.metadata_props)
+    return "float16_weights" if rounded else weights_precision(stage.graph.initializer)
 
 
 def is_sum(weight: TensorProto) -> bool:
@@ -65,8 +69,7 @@ def is_sum(weight: TensorProto) -> bool:
     Args:
         weight: Its weights; those of sums and means are equal, [1, n, 1, 1].
     """
-    values = numpy_helper.to_array(weight)
-    return values.shape == (1, values.size, 1, 1) and bool((values == values.flat[0]).all())
+    return is_sum_of(numpy_helper.to_array(weight))
 
 
 def replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto], weights: Mapping[str, TensorProto]) -> None:

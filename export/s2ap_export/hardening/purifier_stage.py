@@ -33,7 +33,7 @@ def exported_purifier(recipe: Recipe, score_model: UNet, images: Float32, weak: 
         recipe: Its purifier, and the precision that it is exported in.
         score_model: Its score model.
         images: Those that it is compared on, float32 [N, C, H, W].
-        weak: Told if float16 is too coarse; then it is in float32.
+        weak: Called if float16 is too coarse; then it is in float32.
 
     Raises:
         RecipeError: If it differs from its network, or `weak` does.

@@ -7,6 +7,7 @@ from onnx import ModelProto
 
 from s2ap_defend.precision_record import Precision
 from s2ap_defend.types import Float32
+from s2ap_export.hardening.half_weights import to_half_weights
 from s2ap_export.hardening.int8 import to_int8
 from s2ap_export.hardening.precision import to_half
 
@@ -31,6 +32,8 @@ def in_precision(stage: ModelProto, precision: Precision, images: Float32, *, te
     match precision:
         case "float16":
             return to_half(stage)
+        case "float16_weights":
+            return to_half_weights(stage)
         case "int8":
             rows = np.linspace(0, len(images) - 1, min(_IMAGES, len(images))).astype(np.int64)
             return to_int8(stage, images[rows], symmetric=tensorrt)

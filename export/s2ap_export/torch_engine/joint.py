@@ -14,7 +14,7 @@ from s2ap_defend.executors.groups import Group
 from s2ap_defend.executors.stages import tensorrt_stage
 from s2ap_defend.external_data import fill
 from s2ap_defend.stages import PURIFIER
-from s2ap_train.onnx_graphs.onnx_module import TorchStage, torch_stage
+from s2ap_train.onnx_graphs import TorchStage, torch_stage
 
 __all__ = ["Members", "Way", "joint_ways"]
 

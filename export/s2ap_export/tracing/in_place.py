@@ -11,7 +11,7 @@ __all__ = ["OutOfPlace"]
 
 
 class OutOfPlace(TorchFunctionMode):
-    """Inside it, functions called with `inplace=True` compute beside their input and copy the result over it.
+    """Inside it, functions called with `inplace=True` compute next to their input and copy the result over it.
 
     torch's functionalisation takes a copy for all of them, and a batch whose size is a symbol for few.
     """
@@ -23,7 +23,7 @@ class OutOfPlace(TorchFunctionMode):
         arguments: Sequence[Any] = (),
         keywords: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Call the function, in place or beside it."""
+        """Call the function, in place or next to it."""
         given = dict(keywords or {})
         if not given.pop("inplace", False):
             return function(*arguments, **(keywords or {}))

@@ -1,4 +1,4 @@
-"""Time a defended file beside its bare classifier, its stages and the machine's ceilings, all in one run."""
+"""Time a defended file next to its bare classifier, its stages and the machine's ceilings, all in one run."""
 
 import tempfile
 import time

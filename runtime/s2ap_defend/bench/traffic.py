@@ -14,7 +14,7 @@ from s2ap_defend.types import Float32
 
 T = TypeVar("T")
 DEMONSTRATION = "demo"
-"""Folder that `make demo` writes beside its file, with images N-clean-M.png and N-attacked-M.png."""
+"""Folder that `make demo` writes next to its file, with images N-clean-M.png and N-attacked-M.png."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def find_traffic(
 ) -> Traffic:
     """The images of one kind.
 
-    Mixed traffic is clean and attacked images in turn. Without data they come from the folder `demo` beside the file,
+    Mixed traffic is clean and attacked images in turn. Without data they come from the folder `demo` next to the file,
     and clean ones that are nowhere are uniform noise.
 
     Args:
@@ -71,7 +71,7 @@ def find_traffic(
             said.append(f"{most} images of uniform noise, for want of clean ones")
         else:
             raise InputError(
-                f"--traffic {kind} needs attacked images, and there are none beside {model}; give some with "
+                f"--traffic {kind} needs attacked images, and there are none next to {model}; give some with "
                 "--attacked: float32 [N, C, H, W] in [0, 1] as .npy or .npz, or a folder of lossless image files"
             )
     typical = kind == "attacked" or bool(data) or "noise" not in said[0]

@@ -19,7 +19,7 @@ class Work:
 
     Attributes:
         flops: Of the convolutions and matrix products of one image; a multiply-add counts 2. Everything else counts
-            nothing: what a network needs beside its products depends on how they are fused.
+            nothing: what a network needs besides its products depends on how they are fused.
         weight_bytes: Of all its tensors, read once a batch.
         image_bytes: Of one image's input and outputs.
     """

@@ -1,4 +1,4 @@
-"""`s2ap-defend bench`: what a file costs, beside its bare classifier and what the machine allows."""
+"""`s2ap-defend bench`: what a file costs, next to its bare classifier and what the machine allows."""
 
 import sys
 from pathlib import Path
@@ -48,13 +48,13 @@ def batch_sizes(ctx: click.Context, param: click.Parameter, text: str) -> tuple[
     "--data",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Clean images: files, folders, .npy or .npz; by default those of the folder 'demo' beside MODEL, else noise.",
+    help="Clean images: files, folders, .npy or .npz; by default those of the folder 'demo' next to MODEL, else noise.",
 )
 @click.option(
     "--attacked",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Attacked images, in the same ways; by default those of the folder 'demo' beside MODEL.",
+    help="Attacked images, in the same ways; by default those of the folder 'demo' next to MODEL.",
 )
 @click.option(
     "--executor",
@@ -99,7 +99,7 @@ def bench(
     resize: Resize | Literal["trained"] | None,
     file: Path | None,
 ) -> None:
-    """Time a model file beside its bare classifier, its stages and what this machine allows.
+    """Time a model file next to its bare classifier, its stages and what this machine allows.
 
     Everything takes turns in one run, so that multiples hold on a machine that does other work, too.
     """

@@ -64,14 +64,14 @@ def _frontier_table(frontier: Frontier) -> Table:
     """The rows; of their settings those that tell them apart."""
     title = f"Decisions compared on {frontier.samples} {harmless(frontier.split)} images, eps {frontier.eps:g}"
     title += ", cost in time" * (frontier.cost_in == "time")
-    told = {name: [_setting(row, name) for row in frontier.rows] for name in _SETTINGS}
-    told = {name: values for name, values in told.items() if name == "answer" or len({*values}) > 1}
-    headers = (name.replace("amplification", "power").replace("_", "\n") for name in told)
+    shown = {name: [_setting(row, name) for row in frontier.rows] for name in _SETTINGS}
+    shown = {name: values for name, values in shown.items() if name == "answer" or len({*values}) > 1}
+    headers = (name.replace("amplification", "power").replace("_", "\n") for name in shown)
     table = plain_table("", *headers, *(header for header, _ in _MEASURES.values()), title=title)
     table.padding = 0  # one blank between columns, so that all fit into 80
     for i, row in enumerate(frontier.rows):
         figures = (form.format(getattr(row, name)) for name, (_, form) in _MEASURES.items())
-        table.add_row(">" if i == frontier.chosen else "", *(values[i] for values in told.values()), *figures)
+        table.add_row(">" if i == frontier.chosen else "", *(values[i] for values in shown.values()), *figures)
     return table
 
 

@@ -57,7 +57,7 @@ class DeferredCommand(click.Command):
 
 
 COMMANDS = (
-    DeferredCommand("bench", "Time a model file beside its bare classifier, its stages and what this machine allows."),
+    DeferredCommand("bench", "Time a model file next to its bare classifier, its stages and what this machine allows."),
     DeferredCommand(
         "classify",
         "Purify, test and label images: files, folders, .npy or .npz of float32 [N, C, H, W] in [0, 1].",

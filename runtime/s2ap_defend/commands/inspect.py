@@ -132,7 +132,7 @@ def _precision(manifest: Manifest) -> str:
         return "float32"
     counts = Counter(member.precision for member in manifest.members)
     members = ", ".join(f"{count} {precision}" for precision, count in sorted(counts.items()))
-    text = f"classifier {record.classifier}, members: {members}"
+    text = f"classifier {record.classifier}, members: {members}".replace("_", " ")
     return text if record.comparison is None else f"{text}; {harmless(record.comparison.in_words)}"
 
 

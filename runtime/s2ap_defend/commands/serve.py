@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 )
 @executor_option
 @click.option("--constant-time", is_flag=True, help="Ask all members about every image: time tells nothing of it.")
-@click.option("--cache", is_flag=True, help="Keep optimised graphs of the stages beside the model: it starts faster.")
+@click.option("--cache", is_flag=True, help="Keep optimised graphs of the stages next to the model: it starts faster.")
 @click.option(
     "--engines",
     type=click.Path(path_type=Path, file_okay=False),

@@ -1,15 +1,17 @@
 """Images on their way through a file: what is known of them between two waves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from s2ap_defend.engines import Array
+from s2ap_defend.images.arrays import are_pixels
 from s2ap_defend.sequential import Path
 from s2ap_defend.types import Bool, Float32, Int64, Verdicts
 
-__all__ = ["Rows", "Sane", "joined_rows", "sanitise"]
+__all__ = ["Opened", "Rows", "Sane", "joined_rows", "sanitise"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,29 @@ class Sane:
 
 def sanitise(images: Float32) -> Sane:
     """Hide pixels that are no pixels from all stages, and say whose they were."""
-    if images.min() >= 0.0 and images.max() <= 1.0:  # false where one is no number
+    if are_pixels(images) or (images.min() >= 0.0 and images.max() <= 1.0):  # false where one is no number
         return Sane(images)
     pixels = (1, 2, 3)
     valid = np.asarray(((images >= 0.0) & (images <= 1.0)).all(axis=pixels))
     number = np.where(np.isnan(images), np.float32(0.5), images)
     return Sane(np.clip(number, np.float32(0), np.float32(1)), valid, np.asarray(np.isfinite(images).all(axis=pixels)))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is known of N images behind the first wave, before anything is decided.
+
+    Attributes:
+        sane: The images.
+        purified: What the purifier made of them; the images where not all are purified [N, C, H, W].
+        error: What it left [N]; 0 where it did not run.
+        said: What the stages answered, by name.
+    """
+
+    sane: Sane
+    purified: Float32
+    error: Float32
+    said: Mapping[str, Array]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ A wave runs for the images that ask for it, gathered; nothing runs for nobody, a
 decision is that of the numpy reference, which equals the graph of the whole file to the last bit.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -15,9 +14,10 @@ import numpy as np
 from s2ap_defend.engines import Device
 from s2ap_defend.executors import ExecutorName, Landed
 from s2ap_defend.executors.everything import ask_everything
+from s2ap_defend.executors.few import FEW, FewImages
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, waves_of
-from s2ap_defend.executors.rows import Rows, sanitise
+from s2ap_defend.executors.rows import Opened, Rows, sanitise
 from s2ap_defend.executors.stages import OnRun, Stages, StageTime
 from s2ap_defend.executors.starters import Defence, StageStarter, starter_for
 from s2ap_defend.model_file import ModelFile
@@ -45,15 +45,17 @@ class StagedExecutor:
 
     A step runs one wave. Images that have just joined go first, then it is the turn of those that have been waiting
     longest, and of all that wait for the same wave: nobody waits for ever, and nobody waits for who needs more members.
+    An image that is alone takes all of its waves in one step.
 
     Args:
         defence: What is run.
         on: How its stages are put on engines.
+        few: Log-probabilities of the classifier, of all images of a run, up to which it decides without arrays.
     """
 
     name: ClassVar[ExecutorName] = "staged"
 
-    def __init__(self, defence: Defence, *, on: StageStarter) -> None:
+    def __init__(self, defence: Defence, *, on: StageStarter, few: int = FEW) -> None:
         test, purify = defence.test, defence.purify
         groups, stages = defence.start(on, on.joining)
         self._stages = Stages(stages, on.threads)
@@ -61,6 +63,7 @@ class StagedExecutor:
         self._test, self._purifies, self._waves = test, purify, waves_of(test, purify)
         self._says = [_says(member_scope(i)) for i in range(test.members)]
         self._groups = [[group for group in groups if group.step == step] for step in range(len(self._waves))]
+        self._few = FewImages(self._stages, self._groups, self._waves, test, purify, most=few)
 
     @classmethod
     def of(
@@ -90,7 +93,9 @@ class StagedExecutor:
 
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""
-        return self._finish(0, self._open([(0, images)]))
+        opened = self._open(images)
+        verdicts = self._few.run(opened)
+        return self._finish(0, self._rows(opened, 0)) if verdicts is None else verdicts
 
     def run_all(self, images: Float32) -> Verdicts:
         """The same by all stages for all images, however early each of them is decided."""
@@ -113,40 +118,50 @@ class StagedExecutor:
         flight.join(images)
 
     def step(self, flight: Flight) -> Landed:
-        """Run one wave of a flight that is not empty.
+        """Run one wave of a flight that is not empty, or all of them for an image that is alone.
 
         Raises:
             EngineError: If an engine fails; the images of the wave are lost to the flight.
         """
         fresh = flight.take_fresh()
         if fresh:
-            return self._sort(flight, 0, self._open(fresh))
+            images = fresh[0][1] if len(fresh) == 1 else np.concatenate([images for _, images in fresh])
+            opened = self._open(images)
+            verdicts = self._few.run(opened) if len(images) == 1 and flight.empty else None
+            if verdicts is not None:
+                number = np.full(1, fresh[0][0])
+                return Landed(number, number, verdicts)
+            return self._sort(flight, 0, self._rows(opened, fresh[0][0]))
         step, rows = flight.take_waiting()
         return self._sort(flight, step, self._run(step, rows))
 
-    def _open(self, fresh: Sequence[tuple[int, Float32]]) -> Rows:
+    def _open(self, images: Float32) -> Opened:
         """The first wave."""
-        images = fresh[0][1] if len(fresh) == 1 else np.concatenate([images for _, images in fresh])
-        sane, count = sanitise(images), len(images)
-        image = purified = sane.image
-        said = self._stages.ask([(group.scopes[0], image) for group in self._groups[0] if group.sees == "raw"])
+        sane, error = sanitise(images), np.zeros(len(images), dtype=np.float32)
+        purified = sane.image
+        said = self._stages.ask([(of.scopes[0], sane.image) for of in self._groups[0] if of.sees == "raw"])
         if self._purifies == "always":
             purified, error = said[_PURIFIED], said[_ERROR]
             said |= self._stages.ask([(of.scopes[0], purified) for of in self._groups[0] if of.sees == "purified"])
-        else:
-            error = np.zeros(count, dtype=np.float32)
+        return Opened(sane, purified, error, said)
+
+    def _rows(self, opened: Opened, number: int) -> Rows:
+        """The images behind the first wave, numbered on from a number."""
+        sane, said, error = opened.sane, opened.said, opened.error
+        count = len(error)
         classified = said[_says(CLASSIFIER)]
-        answers = [said[name] for name in self._says[: len(self._waves[0])]]
-        logs = np.concatenate(answers).reshape(len(answers), *classified.shape)
+        logs = np.empty((len(self._waves[0]), *classified.shape), dtype=np.float32)
+        for name, answers in zip(self._says, logs, strict=False):
+            answers[...] = said[name]
         opening = logs[: self._test.opening]
         path = TestPath(self._test, classified, opening, reconstruction_error=error, valid=sane.valid)
         path.scan(0, logs)
         everyone = np.ones(count, dtype=bool)
         return Rows(
-            number=np.arange(fresh[0][0], fresh[0][0] + count),
-            born=np.full(count, fresh[0][0]),
-            image=image,
-            purified=purified,
+            number=np.arange(number, number + count),
+            born=np.full(count, number),
+            image=sane.image,
+            purified=opened.purified,
             probabilities=said[_probabilities(CLASSIFIER)],
             reconstruction_error=error,
             opening=opening.swapaxes(0, 1),
@@ -161,9 +176,10 @@ class StagedExecutor:
             return rows.verdicts()
         for later in range(step + 1, len(self._waves)):
             asking = self._waits(later - 1, later, rows)
-            if not asking.any():
+            asks = np.count_nonzero(asking)
+            if not asks:
                 continue
-            numbers = np.count_nonzero(~asking) * len(self._waves[later]) * rows.probabilities.shape[1]
+            numbers = (len(rows) - asks) * len(self._waves[later]) * rows.probabilities.shape[1]
             if numbers > WORTH_PARTING or self._purifies_in(later):
                 behind = (self._waits(later - 1, i, rows) for i in range(later + 1, len(self._waves)))
                 going = reduce(np.logical_or, behind, asking)
@@ -194,20 +210,18 @@ class StagedExecutor:
     def _ask(self, step: int, rows: Rows) -> Rows:
         """A later wave; every member runs for the rows that may ask it, sensors for undecided ones alone."""
         wave, path = self._waves[step], rows.path
-        asking = {True: path.waits(wave.start, len(wave)), False: ~path.decided}  # by whether the member votes
-        asked = [group for group in self._groups[step] if asking[group.votes].any()]
+        waiting, undecided = path.waits(wave.start, len(wave)), ~path.decided
+        asking = {True: waiting.nonzero()[0], False: undecided.nonzero()[0]}  # by whether the member votes
+        asked = [group for group in self._groups[step] if len(asking[group.votes])]
         seen = {
             (eye, votes): _chosen(rows.image if eye == "raw" else rows.purified, asking[votes])
             for eye, votes in {(group.sees, group.votes) for group in asked}
         }
         said = self._stages.ask([(group.scopes[0], seen[group.sees, group.votes]) for group in asked])
         logs = np.zeros((len(wave), *path.classifier.shape), dtype=np.float32)
-        for i in wave:
-            answer = said.get(self._says[i])
-            if answer is not None and len(answer) == len(rows):
-                logs[i - wave.start] = answer
-            elif answer is not None:
-                logs[i - wave.start, asking[self._test.jurors[i]]] = answer
+        for i, answers in zip(wave, logs, strict=True):
+            if self._says[i] in said:
+                answers[asking[self._test.jurors[i]]] = said[self._says[i]]
         path.scan(wave.start, logs)
         return rows
 
@@ -246,11 +260,11 @@ def _overwrite(verdicts: Verdicts, rows: Bool, by: Verdicts) -> None:
 
 def _nobody_waits(rows: Rows) -> bool:
     path = rows.path
-    return bool(path.decided.all()) and not path.adversarial.any()
+    return np.count_nonzero(path.decided) == len(path) and not np.count_nonzero(path.adversarial)
 
 
-def _chosen(images: Float32, index: Bool) -> Float32:
-    return images if index.all() else images[index]
+def _chosen(images: Float32, rows: Int64) -> Float32:
+    return images if len(rows) == len(images) else images.take(rows, axis=0)
 
 
 def _says(scope: str) -> str:

@@ -14,6 +14,7 @@ from s2ap_defend.images.reading import check_readable, content_of, read
 from s2ap_defend.types import Float32, Resize
 
 ARRAY_SUFFIXES = (".npy", ".npz")
+_ONE = np.float32(1.0).view(np.uint32)
 _BROKEN = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
@@ -38,6 +39,14 @@ def load_images(
     raise InputError(f"{path} has the ending {suffix or 'none'}; known are {known}")
 
 
+def are_pixels(numbers: Float32) -> bool:
+    """Whether all numbers are in [0, 1], by one look at each; -0 is not taken for one of them.
+
+    The bits of such numbers, read as an integer, ascend with them, and those of all others lie above that of 1.
+    """
+    return bool(np.maximum.reduce(numbers.view(np.uint32), axis=None) <= _ONE)
+
+
 def check_images(images: object, shape: tuple[int, int, int]) -> Float32:
     """Check that `images` is float32 [N, *shape] in [0, 1] with N > 0 and return it contiguous.
 
@@ -53,8 +62,10 @@ def check_images(images: object, shape: tuple[int, int, int]) -> Float32:
         raise InputError(f"images have shape {list(images.shape)}, expected {expected}")
     if len(images) == 0:
         raise InputError(f"the batch is empty, expected at least one image, {expected}")
+    if are_pixels(images):
+        return np.ascontiguousarray(images)
     low, high = images.min(), images.max()
-    if low >= 0.0 and high <= 1.0:  # false where one is no number
+    if low >= 0.0 and high <= 1.0:  # -0 is a pixel; false where one is no number
         return np.ascontiguousarray(images)
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"images hold NaN or infinite values, expected {expected}")

@@ -11,6 +11,7 @@ from s2ap_defend.sequential.reference import (
     run_sequential_test,
     signal_scores,
 )
+from s2ap_defend.sequential.single import LARGEST, SinglePath, SingleTables
 from s2ap_defend.sequential.summary import asked_members
 from s2ap_defend.sequential.tables import (
     AMPLIFICATION_UNIT,
@@ -36,6 +37,7 @@ from s2ap_defend.sequential.wald import (
 __all__ = [
     "AMPLIFICATION_UNIT",
     "FINAL_THRESHOLDS",
+    "LARGEST",
     "LARGEST_AMPLIFICATION",
     "NEAR_TIE",
     "Answer",
@@ -46,6 +48,8 @@ __all__ = [
     "SequentialTest",
     "Signal",
     "SignalName",
+    "SinglePath",
+    "SingleTables",
     "StageAnswers",
     "Truncation",
     "accepted_raw",

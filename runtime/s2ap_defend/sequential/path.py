@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 
-from s2ap_defend.sequential.jury import exponential, mix, settled, voted_label
+from s2ap_defend.sequential.jury import exponential, mixed_label, settled, voted_label
 from s2ap_defend.sequential.tables import WEIGHT_UNIT, Evidence, SequentialTest, SignalName
 from s2ap_defend.types import Bool, Float32, Float64, Int64
 
@@ -15,10 +15,9 @@ __all__ = ["NEAR_TIE", "Path", "member_scores"]
 NEAR_TIE = np.float32(1e-4)
 """A member whose top log-probability exceeds that of a label by less than this agrees with the label."""
 
-_Scores = TypeVar("_Scores", Float32, Float64)
-_ROWS = (
-    "classifier", "first_answer", "used", "changed", "ratio", "decided", "adversarial", "settled", "jury", "_own",
-)  # fmt: skip
+_ROWS = ("classifier", "first_answer", "used", "changed", "ratio", "decided", "adversarial", "settled")
+_COLUMNS = ("jury", "_own")
+"""What has inputs in its last dimension."""
 
 
 def member_scores(evidence: Evidence, log_probabilities: Float32, label: Int64) -> Float32:
@@ -55,8 +54,8 @@ class Path:
         decided: Whether a boundary was reached [N].
         adversarial: Whether it was the alarm boundary [N].
         settled: Whether the vote on a flagged input is over [N].
-        jury: What jurors said [N, J]: weights of their votes for each class, sums of their log-probabilities, and of
-            their probabilities where the answer is mixed.
+        jury: What jurors said [J, K, N]: weights of their votes for each class, sums of their log-probabilities, and
+            of their probabilities where the answer is mixed.
 
     Raises:
         ValueError: If a signal is the reconstruction error, and that is not given.
@@ -74,20 +73,20 @@ class Path:
     ) -> None:
         self.test, self.classifier = test, classifier
         self._constant_time = constant_time
-        count, self._classes = classifier.shape
+        count, classes = classifier.shape
         self.used, self.changed = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
         self.decided = np.zeros(count, dtype=bool) if valid is None else ~valid
         self.adversarial, self.settled = self.decided.copy(), np.zeros(count, dtype=bool)
-        self.jury = np.zeros((count, (3 if test.answer == "mixed" else 2) * self._classes))
-        exact = np.concatenate([opening, classifier[None]], dtype=np.float64)
-        probabilities = (
-            exponential(exact) if test.answer == "mixed" else exact
-        )  # those of logs are asked for in the mix
-        self._own = probabilities[-1]
-        for votes, ballot in zip(test.jurors, self._ballots(0, exact[:-1], probabilities[:-1]), strict=False):
+        self._classes = np.arange(classes)[:, None]
+        exact = np.empty((len(opening) + 1, classes, count))
+        exact[:-1], exact[-1] = opening.swapaxes(1, 2), classifier.T
+        probabilities = exponential(exact) if test.answer == "mixed" else exact
+        ballots = self._ballots(0, opening, exact[:-1], probabilities[:-1])
+        self.jury, self._own = np.zeros(ballots.shape[1:]), probabilities[-1]
+        for votes, ballot in zip(test.jurors, ballots, strict=False):
             if votes:
                 self.jury += ballot
-        self.first_answer = self._label(self.jury, self._own, classifier, test.opening_weight)
+        self.first_answer = self._label(test.opening_weight)
         self.ratio = np.zeros(count)
         for signal in test.signals:
             bins = _bins(self.signal(signal.name, reconstruction_error), signal.edges)
@@ -99,25 +98,23 @@ class Path:
     @property
     def votes(self) -> Float64:
         """Weight of the jurors' votes for each class [N, K]."""
-        return self.jury[:, : self._classes]
-
-    @property
-    def summed(self) -> Float64:
-        """Weighted sum of the jurors' log-probabilities [N, K]."""
-        return self.jury[:, self._classes : 2 * self._classes]
+        return np.asarray(self.jury[0].T)
 
     def rows(self, index: Bool | Int64 | slice) -> Self:
         """The chosen inputs, as they are now."""
         chosen = copy(self)
         for name in _ROWS:
             setattr(chosen, name, getattr(self, name)[index])
+        for name in _COLUMNS:
+            setattr(chosen, name, getattr(self, name)[..., index])
         return chosen
 
     def join(self, others: Sequence[Self]) -> Self:
         """These inputs and others of the same test."""
         joined = copy(self)
-        for name in _ROWS:
-            setattr(joined, name, np.concatenate([getattr(one, name) for one in (self, *others)]))
+        for name in (*_ROWS, *_COLUMNS):
+            axis = -1 if name in _COLUMNS else 0
+            setattr(joined, name, np.concatenate([getattr(one, name) for one in (self, *others)], axis=axis))
         return joined
 
     def scan(self, first: int, logs: Float32) -> None:
@@ -129,9 +126,10 @@ class Path:
         """
         test, end = self.test, first + len(logs)
         of_answer = _of_label(logs, self.first_answer)  # [w, N]
-        margins = logs.max(axis=-1) - of_answer
+        across = np.ascontiguousarray(logs.swapaxes(1, 2))  # [w, K, N]
+        margins = np.maximum.reduce(across, axis=1) - of_answer
         changes = margins >= NEAR_TIE
-        bins = _bins(margins if test.evidence == "margin" else -of_answer, test.edges[first:end, None])
+        bins = _bins(margins if test.evidence == "margin" else -of_answer, test.edges[first:end])
         increments = test.increments.take(bins + test.first_bins[first:end])
         opening, undecided = max(0, min(end, test.opening) - first), ~self.decided
         if opening:  # asked whatever was decided, and there is no boundary before the last of it
@@ -144,15 +142,15 @@ class Path:
             return
         ballots = None
         if any(test.jurors[first + opening : end]):
-            exact = logs.astype(np.float64)
-            ballots = self._ballots(first, exact, exponential(exact) if test.answer == "mixed" else exact)
+            exact = across.astype(np.float64)
+            ballots = self._ballots(first, logs, exact, exponential(exact) if test.answer == "mixed" else exact)
         for j, i in enumerate(range(first + opening, end), start=opening):
             undecided = ~self.decided
             asked = undecided
             if ballots is not None and test.jurors[i]:
                 if test.polls:
                     asked = undecided | (self.adversarial & ~self.settled)
-                np.add(self.jury, ballots[j], out=self.jury, where=asked[:, None])
+                np.add(self.jury, ballots[j], out=self.jury, where=asked)
             self.used += asked
             self.changed += asked & changes[j]
             np.add(self.ratio, increments[j], out=self.ratio, where=undecided)
@@ -174,11 +172,11 @@ class Path:
 
     def vote_is_settled(self, member: int) -> Bool:
         """Where no vote behind this member's can change or tie the winner [N]."""
-        return settled(self.votes, float(self.test.votes_left[member]))
+        return settled(self.jury[0], float(self.test.votes_left[member]))
 
     def label(self) -> Int64:
         """The answer of the classifier and the jurors asked so far, were nothing flagged [N]."""
-        return self._label(self.jury, self._own, self.classifier)
+        return self._label()
 
     def verdict(self) -> tuple[Int64, Bool, Bool]:
         """(label, adversarial, abstained) by the final rule, once nobody asks any more [N]."""
@@ -192,15 +190,10 @@ class Path:
         label = self.first_answer
         if test.answer != "accurate" and any(test.jurors[test.opening :]):
             later = self.used > test.opening  # others are as after the opening
-            if self._constant_time:
+            if self._matters(later):
                 label = np.where(later, self.label(), label)
-            elif later.all():
-                label = self.label()
-            elif later.any():
-                label = label.copy()
-                label[later] = self._label(self.jury[later], self._own[later], self.classifier[later])
         if test.correction == "correct" and self._matters(adversarial):
-            label = np.where(adversarial, voted_label(self.votes, self.summed), label)
+            label = np.where(adversarial, voted_label(*self.jury[:2]), label)
         return label, adversarial, abstained
 
     def label_change_rate(self) -> Float32:
@@ -215,10 +208,11 @@ class Path:
         """
         match name:
             case "jury margin":
-                mean = self.summed / max(self.test.opening_weight, WEIGHT_UNIT)
-                of_label = _of_label(mean, self.first_answer)
-                mean[np.arange(len(self)), self.first_answer] = -np.inf
-                return np.asarray(mean.max(axis=1) - of_label, dtype=np.float32)
+                mean = self.jury[1] / max(self.test.opening_weight, WEIGHT_UNIT)
+                answers = self._classes == self.first_answer  # [K, N], one of each input
+                others, of_label = np.where(answers, -np.inf, mean), np.where(answers, mean, -np.inf)
+                margins = np.maximum.reduce(others, axis=0) - np.maximum.reduce(of_label, axis=0)
+                return np.asarray(margins, dtype=np.float32)
             case "classifier surprise":
                 return np.asarray(-_of_label(self.classifier, self.first_answer), dtype=np.float32)
             case _:
@@ -226,29 +220,27 @@ class Path:
                     raise ValueError("the test counts the reconstruction error, which is not given")
                 return reconstruction_error
 
-    def _label(self, jury: Float64, own: Float64, classifier: Float32, weight: float | None = None) -> Int64:
-        """The answer of some inputs [n], were nothing flagged.
+    def _label(self, weight: float | None = None) -> Int64:
+        """The answer, were nothing flagged [N].
 
         Args:
-            jury: What their jurors said [n, J].
-            own: The classifier's probabilities, of a mix [n, K].
-            classifier: Its log-probabilities [n, K].
-            weight: That of all their votes, where it is one for all.
+            weight: That of all jurors' votes, where it is one for all inputs.
         """
-        test, classes = self.test, self._classes
+        test = self.test
         match test.answer:
             case "robust":
-                return voted_label(jury[:, :classes], jury[:, classes : 2 * classes])
+                return voted_label(*self.jury[:2])
             case "mixed":
-                return mix(
-                    own,
-                    jury[:, 2 * classes :],
-                    np.add.reduce(jury[:, :classes], axis=1) if weight is None else weight,
+                votes, _, probabilities = self.jury
+                return mixed_label(
+                    self._own,
+                    probabilities,
+                    np.add.reduce(votes, axis=0) if weight is None else weight,  # exact, in whatever order
                     jury_share=test.jury_share,
                     amplification=test.amplification,
                 )
             case "accurate":
-                return np.asarray(classifier.argmax(axis=1), dtype=np.int64)
+                return np.asarray(self.classifier.argmax(axis=1), dtype=np.int64)
 
     def _decide(self, member: int, undecided: Bool) -> None:
         test, (lower, upper) = self.test, self.test.boundaries[member]
@@ -263,22 +255,36 @@ class Path:
 
     def _matters(self, inputs: Bool) -> bool:
         """Whether something is computed that these inputs need."""
-        return self._constant_time or bool(inputs.any())
+        return self._constant_time or bool(np.count_nonzero(inputs))
 
-    def _ballots(self, first: int, logs: Float64, probabilities: Float64) -> Float64:
-        """What members add to the jury [w, N, J]."""
-        voted = logs.argmax(axis=-1)[..., None] == np.arange(self._classes)
-        blocks = (voted, logs, probabilities)[: self.jury.shape[-1] // self._classes]
-        ballots = np.concatenate(blocks, axis=-1, dtype=np.float64)
-        ballots *= self.test.vote_weights[first : first + len(logs), None, None]
+    def _ballots(self, first: int, logs: Float32, exact: Float64, probabilities: Float64) -> Float64:
+        """What members add to the jury [w, J, K, N].
+
+        Args:
+            first: Index of the first of them.
+            logs: Their log-probabilities [w, N, K].
+            exact: The same [w, K, N].
+            probabilities: Theirs [w, K, N]; for a mix.
+        """
+        members, classes, count = exact.shape
+        ballots = np.empty((members, 3 if self.test.answer == "mixed" else 2, classes, count))
+        np.equal(logs.argmax(axis=-1)[:, None], self._classes, out=ballots[:, 0])
+        ballots[:, 1] = exact
+        if self.test.answer == "mixed":
+            ballots[:, 2] = probabilities
+        ballots *= self.test.vote_weights[first : first + members, None, None, None]
         return ballots
 
 
-def _of_label(scores: _Scores, label: Int64) -> _Scores:
+def _of_label(scores: Float32, label: Int64) -> Float32:
     """The number of each input's label [..., N] among those of its classes [..., N, K]."""
-    return np.asarray(scores[..., np.arange(len(label)), label], dtype=scores.dtype)
+    *more, count, classes = scores.shape
+    places = np.arange(0, count * classes, classes) + label  # taking is faster than indexing
+    return scores.reshape(*more, count * classes).take(places, axis=-1)
 
 
 def _bins(scores: Float32, edges: Float32) -> Int64:
     """The number of edges [..., K - 1] that are at most each score [..., N]."""
-    return np.asarray(np.add.reduce(scores[..., None] >= edges, axis=-1, dtype=np.int64))
+    reached = scores[..., None, :] >= edges[..., None]
+    few = np.uint8 if edges.shape[-1] < 256 else np.int64
+    return np.asarray(np.add.reduce(reached.view(np.uint8), axis=-2, dtype=few), dtype=np.int64)

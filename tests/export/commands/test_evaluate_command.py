@@ -111,8 +111,10 @@ def test_the_clean_images_alone_are_no_mistake(model: Path, tmp_path: Path) -> N
 def test_the_robust_classifier_alone_needs_no_checkpoints(model: Path, tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     few = ["--recipe", "digits", "--attacks", "pgd", "--samples", 4, "--workers", 1, "--ablation", "kept"]
+    few += ["--gradients", "bfloat16"]
     assert run([str(argument) for argument in ("evaluate", model, *few, "--json", target)]) == 0
     document = json.loads(target.read_bytes())
+    assert document["configuration"]["budget"]["gradients"] == "bfloat16"
     assert document["pruned"]["worst_case"].keys() == document["pruned_confidence"]["worst_case"].keys()
     assert {"label_accuracy", "robust_accuracy"} <= document["pruned"]["worst_case"].keys()
     assert set(document["not_run"]) == {"row 'adversarially trained'", "row 'wider, same compute'"}

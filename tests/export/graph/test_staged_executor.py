@@ -12,6 +12,7 @@ from tests.export.graph.spoken_images import Case, decisions, images, model_of, 
 from tests.runtime.sequential_cases import ROWS
 
 from s2ap_defend.decision_record import Purify
+from s2ap_defend.executors.few import FEW
 from s2ap_defend.executors.staged import StagedExecutor
 from s2ap_defend.executors.starters import CpuStages, Defence
 from s2ap_defend.executors.whole import WholeExecutor
@@ -31,11 +32,13 @@ def assert_same(found: Verdicts, expected: Verdicts) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(case=decisions(), size=st.integers(1, ROWS), threads=st.sampled_from([1, 2]))
-def test_every_decision_is_that_of_the_whole_graph_to_the_last_bit(case: Case, size: int, threads: int) -> None:
+@given(case=decisions(), size=st.integers(1, ROWS), threads=st.sampled_from([1, 2]), few=st.sampled_from([0, FEW]))
+def test_every_decision_is_that_of_the_whole_graph_to_the_last_bit(
+    case: Case, size: int, threads: int, few: int
+) -> None:
     test, answers, purify, sees = case
     model, batch = model_of(case), images(answers, purify, sees)
-    staged = StagedExecutor(Defence(model, test, sees, purify), on=CpuStages(threads))
+    staged = StagedExecutor(Defence(model, test, sees, purify), on=CpuStages(threads), few=few)
     parts = [batch[i : i + size] for i in range(0, ROWS, size)]
     whole = session(model)
     assert_same(Verdicts.concatenate([staged.run(part) for part in parts]), verdicts(whole, batch))

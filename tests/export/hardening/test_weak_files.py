@@ -90,7 +90,7 @@ def test_terminal_page_and_json_say_what_is_weak() -> None:
     print_evaluation(evaluation, Console(file=(told := io.StringIO()), width=100))
     assert "What is weak in the file" in told.getvalue()
     page = evaluation_page(evaluation)
-    assert page.index("What is weak</h2>") < page.index("Beside simpler alternatives</h2>")
+    assert page.index("What is weak</h2>") < page.index("Against simpler alternatives</h2>")
     assert "an &lt;odd&gt; weakness" in page
     assert to_json(evaluation)["configuration"]["weaknesses"] == list(said)
     assert "What is weak" not in evaluation_page(made_evaluation())

@@ -68,7 +68,7 @@ def test_without_any_images_clean_traffic_is_noise_and_says_so(tmp_path):
 
 @pytest.mark.parametrize("kind", ["attacked", "mixed"])
 def test_attacked_images_are_never_made_up(kind, tmp_path):
-    with pytest.raises(InputError, match=f"--traffic {kind} needs attacked images, and there are none beside"):
+    with pytest.raises(InputError, match=f"--traffic {kind} needs attacked images, and there are none next to"):
         find(kind, tmp_path)
 
 

@@ -104,7 +104,7 @@ def test_a_list_that_is_none_of_batch_sizes_is_refused(
         (["missing.onnx"], "missing.onnx"),
         (["{model}", "--device", "abacus"], "'abacus' is not one of 'auto', 'cpu', 'cuda', 'tensorrt'"),
         (["{model}", "--executor", "half"], "'half' is not"),
-        (["{model}", "--traffic", "mixed"], "--traffic mixed needs attacked images, and there are none beside"),
+        (["{model}", "--traffic", "mixed"], "--traffic mixed needs attacked images, and there are none next to"),
         (["{model}", "--data", "missing.npz"], "missing.npz cannot be read: No such file or directory"),
         (["{model}", "--rounds", "0"], "0 is not in the range x>=1"),
         (["{model}", "--clock", "processor", "--device", "cpu"], "use --device cpu --threads 1, or --clock wall"),

@@ -116,7 +116,7 @@ def test_completing_a_recipe_imports_nothing_of_training_but_its_command() -> No
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
-@pytest.mark.skipif(not COMMAND.exists(), reason="the command is not beside this Python")
+@pytest.mark.skipif(not COMMAND.exists(), reason="the command is not next to this Python")
 def test_bash_itself_completes_with_the_line_of_the_readme() -> None:
     script = """
         eval "$(_S2AP_DEFEND_COMPLETE=bash_source s2ap-defend)"

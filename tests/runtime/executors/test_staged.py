@@ -1,3 +1,4 @@
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,6 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s2ap_defend import DefendedClassifier, EngineError, Verdicts
+from s2ap_defend.engines import Array
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_defend.executors import starters
+from s2ap_defend.executors.few import FEW
 from s2ap_defend.executors.staged import WORTH_PARTING, StagedExecutor
 from s2ap_defend.executors.whole import WholeExecutor
 from s2ap_defend.model_file import ModelFile
@@ -84,6 +89,38 @@ def test_images_that_join_between_waves_get_the_same_verdicts(
         assert_same(one.verdicts, whole.rows(one.number))
 
 
+class Shouting(OnnxRuntimeEngine):
+    """An engine whose stages are absurdly sure of one image in two."""
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
+        said = super().run(feeds, outputs)
+        sure = feeds["image"].mean(axis=(1, 2, 3)) > 0.3
+        for name, values in zip(outputs, said, strict=True):
+            if name.endswith("log_probabilities"):
+                values[sure, 1] = -2e30
+        return said
+
+
+def test_answers_that_are_too_large_for_a_few_images_are_decided_as_among_many(
+    file: ModelFile, random_images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starters, "OnnxRuntimeEngine", Shouting)
+    executor = StagedExecutor.of(file, device="cpu", threads=1)
+    images = random_images[:12] * np.linspace(0.2, 1.0, 12, dtype=np.float32)[:, None, None, None]
+    together = executor.run(images)
+    assert 0 < (images.mean(axis=(1, 2, 3)) > 0.3).mean() < 1
+    for i in range(12):
+        assert_same(executor.run(images[i : i + 1]), together.rows(slice(i, i + 1)))
+
+
+def test_a_few_images_of_many_classes_are_decided_in_arrays(file: ModelFile, random_images: np.ndarray) -> None:
+    executor = StagedExecutor.of(file, device="cpu", threads=1)
+    few = FEW // len(file.manifest.classes)
+    assert 1 <= few < len(random_images)
+    opened = [executor._open(random_images[:count]) for count in (few, few + 1)]
+    assert [executor._few.run(one) is None for one in opened] == [False, True]
+
+
 def test_eight_threads_that_share_an_executor_get_the_bits_that_one_gets(
     staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray
 ) -> None:
@@ -105,6 +142,23 @@ def test_images_that_are_decided_leave_before_others_need_more_members(
     while not flight.empty:
         last = staged.step(flight)
     assert last.verdicts.members_used.min() > first.verdicts.members_used.min()
+
+
+def test_an_image_that_is_alone_takes_one_step_and_one_that_is_not_may_take_more(
+    staged: StagedExecutor, whole: Verdicts, unsure_images: np.ndarray
+) -> None:
+    valid = unsure_images.min(axis=(1, 2, 3)) >= 0
+    several = int(np.flatnonzero(valid & (whole.members_used > 4) & (unsure_images.max(axis=(1, 2, 3)) <= 1))[0])
+    image, rows = unsure_images[several : several + 1], whole.rows(slice(several, several + 1))
+    flight = staged.start(image)
+    landed = staged.step(flight)
+    assert flight.empty
+    assert landed.number.tolist() == landed.ran.tolist() == [0]
+    assert_same(landed.verdicts, rows)
+    staged.join(flight, image)
+    staged.join(flight, image)
+    assert len(staged.step(flight).number) == 0
+    assert not flight.empty
 
 
 def test_nobody_waits_for_ever_while_more_images_join(staged: StagedExecutor, unsure_images: np.ndarray) -> None:

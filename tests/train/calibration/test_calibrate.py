@@ -190,7 +190,7 @@ def test_every_kind_compiles_to_tables_that_run(kind: str, truncation: str | Non
 
 
 def test_a_test_that_may_abstain_counts_every_member() -> None:
-    with pytest.raises(RecipeError, match=r"'abstain' beside evidence 'gaining'.*set detection\.evidence = \"all\""):
+    with pytest.raises(RecipeError, match=r"'abstain' with evidence 'gaining'.*set detection\.evidence = \"all\""):
         Detection(truncation="abstain")
     Detection(truncation="abstain", order="as trained")  # everyone counts there
     Detection(truncation="abstain", kind="graded")
@@ -258,7 +258,7 @@ def test_the_test_flags_exactly_the_inputs_whose_statistic_reaches_its_boundary(
     [
         ({"alpha": 0.0}, "alpha 0 is no false-alarm rate"),
         ({"alpha": math.nan}, "alpha nan is no false-alarm rate"),
-        ({"alpha": 0.6, "beta": 0.4}, r"beta 0\.4 is no miss rate beside alpha 0\.6"),
+        ({"alpha": 0.6, "beta": 0.4}, r"beta 0\.4 is no miss rate with alpha 0\.6"),
         ({"bins": 1}, "detection.bins is 1, expected 2 or more"),
         ({"n_max": 0}, "detection.n_max is 0, expected 1 or more"),
         ({"kind": "sprt"}, "detection.kind 'sprt' is not known; choose from conformal, graded"),

@@ -75,7 +75,7 @@ def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
         ({}, "holds no images; expected train/CLASS/IMAGE"),
         ({"notes.txt": b"x"}, "holds no images"),
         ({**files(), "test/fox/0.png": picture(1)}, "has the class 'fox' in test/ but not in train/"),
-        ({**files(), "extra/fox/0.png": picture(1)}, "holds images in extra beside train"),
+        ({**files(), "extra/fox/0.png": picture(1)}, "holds images in extra besides train"),
         ({**files(), "train/0.png": picture(1)}, r"train/0\.png lies in no class folder"),
         ({**files(), "train/cat/a/b.png": picture(1)}, r"train/cat/a/b\.png lies deeper than its class folder"),
         ({**files(test=0), "test/0.png": picture(1)}, "the images in test lie in no class folder"),

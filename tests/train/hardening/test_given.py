@@ -117,7 +117,7 @@ def test_a_fair_network_goes_on_with_few_images_and_that_it_may_be_luck_is_said(
     few = dataclasses.replace(splits, validation=splits.validation.subset(slice(0, 20)))
     given = check_given(recipe, few)  # apes are seen, all else are dogs: 10 of 20, which 1 of 72 guesses reaches
     assert given.accuracy == 0.5
-    assert given.notes == ("10 of 20 images right may be luck beside guessing (25.0%)",)
+    assert given.notes == ("10 of 20 images right may be luck, as guessing gives (25.0%)",)
     with pytest.raises(RecipeError, match=r"gets 50.0% of 8 .* on so few no more than guessing may \(25.0%\)"):
         check_given(recipe, dataclasses.replace(splits, validation=splits.validation.subset(slice(0, 8))))
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto
 from tests.train.looped_classifier import write_looped
 
 from s2ap_train.attacks.accuracy import accuracy, robust_accuracy
@@ -13,6 +17,8 @@ from s2ap_train.hardening import fitting_attacks
 from s2ap_train.hardening.fitting_attacks import BY_QUERIES, NEAR_AND_SPARSE, attacked_alone
 from s2ap_train.hardening.parts import PLAIN, PartList
 from s2ap_train.hardening.surrogate import blind_attacks
+from s2ap_train.models import onnx_network
+from s2ap_train.models.onnx_file import read_graph
 from s2ap_train.models.onnx_network import OnnxNetwork
 from s2ap_train.recipe import Recipe, load_recipe
 from s2ap_train.storage.parts import PartStore, silent_reporter
@@ -70,6 +76,28 @@ def test_it_is_said_with_the_operator(recipe: Recipe, splits: Splits) -> None:
     )
     assert blind_attacks(recipe.model_copy(update={"classifier": "pruned"}), splits) is None
     assert blind_attacks(load_recipe("digits"), splits) is None
+
+
+def test_the_file_is_read_once_for_what_its_gradients_lack_until_it_changes(
+    recipe: Recipe, splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def counted(path: Path) -> ModelProto:
+        read.append(path)
+        return read_graph(path)
+
+    monkeypatch.setattr(onnx_network, "read_graph", counted)
+    file = write_looped(tmp_path / "looped.onnx")
+    own = recipe.model_copy(update={"model": {"name": "onnx", "file": str(file)}})
+    parts = PartList(own, splits)
+    assert parts.plain().epochs == 6
+    assert blind_attacks(own, splits) is not None
+    assert len(PartList(own, splits).classifiers()) == 3
+    assert read == [file]
+    os.utime(file, ns=(0, 0))
+    assert blind_attacks(own, splits) is not None
+    assert read == [file, file]
 
 
 def test_evidence_is_fitted_on_attacks_that_only_ask_it(

@@ -169,7 +169,7 @@ def test_what_is_no_such_classifier_is_refused(tmp_path, change, said):
         made(tmp_path / "c.onnx")
 
 
-@pytest.mark.parametrize("outputs", [("y",), ("f", "y")], ids=["alone", "beside another"])
+@pytest.mark.parametrize("outputs", [("y",), ("f", "y")], ids=["alone", "next to another"])
 def test_columns_with_ones_behind_them_are_a_column_a_class(tmp_path, images, outputs):
     path = small(
         tmp_path / "c.onnx",

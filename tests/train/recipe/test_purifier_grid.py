@@ -90,7 +90,10 @@ def test_without_a_table_a_small_grid_surrounds_the_recipes_purifier():
         ("choice.settings=[{sigm=[0.1]}]", r"key choice\.settings\.0\.sigm is not known; did you mean 'sigma'"),
         ("choice.settings=[{rho=[]}]", r"choice\.settings\.0\.rho"),
         ('choice.settings=[{mode=["fast"]}]', r"choice\.settings\.0\.mode"),
-        ('export.precision="float8"', r"export\.precision is 'float8'.*choose from float32, float16, int8"),
+        (
+            'export.precision="float8"',
+            r"export\.precision is 'float8'.*choose from float32, float16_weights, float1",
+        ),
         ('export.precision={members="float8"}', r"export\.precision\.members is 'float8'"),
         ('export.precision={purifier="int8"}', r"export\.precision\.purifier is 'int8'"),
     ],

@@ -3,7 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["AdaptiveBudget"]
+__all__ = ["AdaptiveBudget", "Gradients"]
+
+Gradients = Literal["float32", "bfloat16"]
+"""What the convolutions and products of an attack's gradients are computed in."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class AdaptiveBudget:
         batch: Images differentiated at once; memory grows with it.
         square_queries: Queries of the Square attack per image.
         decision_queries: Queries per image of attacks that see decisions only.
+        gradients: What the descents' convolutions compute in; what an image does is asked of the system itself.
     """
 
     steps: int = 50
@@ -31,6 +35,7 @@ class AdaptiveBudget:
     batch: int = 256
     square_queries: int = 1000
     decision_queries: int = 1000
+    gradients: Gradients = "float32"
 
     def __post_init__(self) -> None:
         if min(self.steps, self.cheap_steps, self.restarts, self.targets, self.check_every, self.batch) < 1:

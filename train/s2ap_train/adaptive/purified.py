@@ -13,6 +13,7 @@ from s2ap_defend.decision_record import Sees
 from s2ap_defend.types import Bool, Float32, Int64
 from s2ap_train.adaptive.systems import never_flagged
 from s2ap_train.attacks.right_images import BATCH, Classifier, in_batches
+from s2ap_train.compute.bfloat16 import widened
 from s2ap_train.statistics.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ def variant_view(
     def once(images: Tensor, path: GradientPath, count: int | None) -> tuple[Tensor, Tensor | None]:
         purified = variant.purify(images, path)
         answers = [
-            member(purified if seen == "purified" else images).log_softmax(1)
+            widened(member(purified if seen == "purified" else images)).log_softmax(1)
             for member, seen in zip(members[:count], wired[:count], strict=True)
         ]
-        return classify(purified).log_softmax(1), torch.stack(answers) if answers else None
+        return widened(classify(purified)).log_softmax(1), torch.stack(answers) if answers else None
 
     def view(images: Tensor, path: GradientPath, count: int | None) -> tuple[Tensor, Tensor | None]:
         if draws == 1 or not variant.stochastic or path == "none":

@@ -21,6 +21,7 @@ from s2ap_train.adaptive.plans import Descent, Start, bare_plan, defended_plan
 from s2ap_train.adaptive.regions import Norm, Region, ball_around
 from s2ap_train.adaptive.systems import System
 from s2ap_train.adaptive.views import View, bare_view, twin_view
+from s2ap_train.compute.bfloat16 import in_bfloat16
 from s2ap_train.data import ImageSet
 
 __all__ = [
@@ -137,7 +138,7 @@ class Search:
         return int(self.broken.sum()) - before
 
     def run(self, descent: Descent, view: View, rows: Tensor, noise: Tensor, budget: AdaptiveBudget) -> None:
-        """One descent for some rows; runs of other rows may go on beside it."""
+        """One descent for some rows; runs of other rows may go on at the same time."""
         labels = torch.from_numpy(self._labels)[rows]
         members = descent.objective.members
         targets = labels
@@ -146,7 +147,8 @@ class Search:
             targets = likeliest_wrong(view, best, labels, descent.target, by=descent.objective.aims)
 
         def loss(points: Tensor, local: Tensor) -> Tensor:
-            c, m = view(points, descent.path, members)
+            with in_bfloat16(points.device, wanted=budget.gradients == "bfloat16"):
+                c, m = view(points, descent.path, members)
             return descent.objective.loss(c, m, labels[local], targets[local])
 
         steps = budget.cheap_steps if descent.path in {"none", "identity"} else budget.steps

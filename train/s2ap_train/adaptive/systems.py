@@ -166,7 +166,7 @@ def _answer_margin(verdicts: Verdicts, labels: Int64, test: SequentialTest) -> F
     """Margin of the true label in what the answer is the largest of [N], as far as a verdict tells; negative: wrong.
 
     'accurate': of the classifier's log-probabilities. 'robust': of the shares of votes. 'mixed': of the log of the
-    mix, the jury's probability being its share of votes, which is all that is told.
+    mix, the jury's probability being its share of votes, which is all that a verdict holds.
     """
     if test.answer == "robust":
         return _vote_margin(verdicts, labels)

@@ -139,7 +139,7 @@ def check_alarm_possible(test: SequentialTest, statistics: Float64, alpha: float
         test: With the boundary.
         statistics: Alarm statistics of the calibration inputs [n].
         alpha: False-alarm rate that the boundary keeps.
-        weak: Told if the alarm boundary is above everything that the members can say.
+        weak: Called if the alarm boundary is above everything that the members can say.
     """
     reachable = sum(one.increments.max() for one in test.signals) + np.cumsum(test.increments.max(axis=1))
     if (reachable >= test.upper).any():
@@ -162,7 +162,7 @@ def check_decidable(test: SequentialTest, weak: OnWeakness = refuse) -> None:
 
     Args:
         test: The test.
-        weak: Told of each that cannot, and how many members like these could.
+        weak: Called with each that cannot, and with how many members like these could.
     """
     for name, instead, sign, boundary in (
         ("clean", "an input that is not flagged is asked of all members", -1, -test.lower),

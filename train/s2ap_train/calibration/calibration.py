@@ -84,7 +84,7 @@ def calibrate(
         config: Settings.
         jury: Who answers, and who is asked first.
         costs: Cost of every member in any one unit, such as milliseconds; None counts each as one.
-        weak: Told if too few inputs are left to fit or to reach alpha, or the test could never decide.
+        weak: Called if too few inputs are left to fit or to reach alpha, or the test could never decide.
 
     Raises:
         RecipeError: If `weak` does.
@@ -154,7 +154,7 @@ def with_conformal_boundary(
         test: Without an alarm boundary.
         statistics: Its alarm statistics of the calibration inputs that count [n].
         alpha: False-alarm rate.
-        weak: Told if no boundary that keeps alpha flags anything.
+        weak: Called if no boundary that keeps alpha flags anything.
 
     Raises:
         RecipeError: If there are too few inputs for alpha, or `weak` does.

@@ -122,4 +122,4 @@ def jury_label(answers: Answers, vote_weights: Float64) -> Int64:
     votes = np.zeros(logs.shape[1:])
     for weight, labels in zip(vote_weights, logs.argmax(axis=-1), strict=True):
         votes[np.arange(len(answers)), labels] += weight
-    return voted_label(votes, (vote_weights[:, None, None] * logs).sum(axis=0))
+    return voted_label(votes.T, (vote_weights[:, None, None] * logs).sum(axis=0).T)

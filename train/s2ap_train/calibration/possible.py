@@ -27,7 +27,7 @@ def has_evidence(right: Answers, fooled: Answers, weak: OnWeakness) -> bool:
     Args:
         right: Clean inputs that are answered right.
         fooled: Attacked ones that are answered wrong.
-        weak: Told if not.
+        weak: Called if not.
     """
     if len(right) >= FEWEST and len(fooled) >= FEWEST:
         return True
@@ -50,7 +50,7 @@ def able(config: Detection, right: Answers, fooled: Answers, weak: OnWeakness) -
         config: As they are wanted.
         right: Clean inputs that are answered right.
         fooled: Attacked ones that are answered wrong.
-        weak: Told if the kind is another.
+        weak: Called if the kind is another.
     """
     try:
         shared_rates(config, right, fooled)
@@ -71,7 +71,7 @@ def affordable_alpha(config: Detection, samples: int, weak: OnWeakness) -> float
     Args:
         config: The settings; only kind 'conformal' depends on the number of inputs.
         samples: Calibration inputs that count.
-        weak: Told if it is not the one of the settings.
+        weak: Called if it is not the one of the settings.
     """
     if config.kind != "conformal":
         return config.alpha

@@ -88,7 +88,7 @@ class Detection:
             )
         if self.truncation == "abstain" and self.chooses_witnesses:
             raise RecipeError(
-                "detection.truncation 'abstain' beside evidence 'gaining': after the few members that count nothing "
+                "detection.truncation 'abstain' with evidence 'gaining': after the few members that count nothing "
                 'more could decide, and most clean inputs would get no answer; set detection.evidence = "all"'
             )
 
@@ -124,5 +124,5 @@ def check_rates(alpha: float, beta: float) -> None:
     check_alpha(alpha)
     if not (math.isfinite(beta) and 0.0 < beta < 1.0 - alpha):
         raise RecipeError(
-            f"beta {beta:g} is no miss rate beside alpha {alpha:g}; give a number above 0 and below {1 - alpha:g}"
+            f"beta {beta:g} is no miss rate with alpha {alpha:g}; give a number above 0 and below {1 - alpha:g}"
         )

@@ -40,7 +40,7 @@ class Weakness:
 
 
 OnWeakness = Callable[[Weakness], None]
-"""Is told of every weakness, and raises where none is allowed."""
+"""Is called with every weakness, and raises where none is allowed."""
 
 
 def refuse(weakness: Weakness) -> None:

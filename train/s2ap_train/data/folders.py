@@ -76,7 +76,7 @@ def _by_class_folder(tree: Tree) -> tuple[Labelled, Labelled | None, tuple[str, 
     unused = sorted({path.split("/")[0] for path in tree.images()} - {"train", used})
     strange = [name for name in unused if name not in SPLITS]
     if strange:
-        raise RecipeError(f"{tree.label} holds images in {strange[0]} beside train; {_LAYOUT}")
+        raise RecipeError(f"{tree.label} holds images in {strange[0]} besides train; {_LAYOUT}")
     if used is None and unused:
         raise RecipeError(f"{tree.label}: the images in {unused[0]} lie in no class folder; {_LAYOUT}")
     if unused:

@@ -38,7 +38,7 @@ class Subset:
 
     Attributes:
         labels: int64 [N].
-        read: Images of the given rows, float32 [n, C, H, W] in [0, 1]; its second argument is told after every few
+        read: Images of the given rows, float32 [n, C, H, W] in [0, 1]; its second argument is called after every few
             images how many more are read.
     """
 

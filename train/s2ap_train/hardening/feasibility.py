@@ -1,6 +1,6 @@
 """What a recipe cannot do with its data, known before anything is trained.
 
-Every problem names the key that is to be changed and the number that is needed, and all of them are told at once.
+Every problem names the key that is to be changed and the number that is needed, and all of them are reported at once.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _of_memory(recipe: Recipe, splits: Splits, memory_bytes: float) -> Iterator[
 def _memory_bytes() -> float:
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):  # not told on this system
+    except (AttributeError, OSError, ValueError):  # unknown on this system
         return math.inf
 
 

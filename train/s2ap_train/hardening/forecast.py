@@ -18,6 +18,7 @@ from s2ap_train.hardening.parts import ADVERSARIAL, JURY, PLAIN, PRUNED, jurors_
 from s2ap_train.hardening.purifier_choice import By, check_grid
 from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
 from s2ap_train.hardening.score_model import TEACHER
+from s2ap_train.hardening.surrogate import lacked_gradients
 from s2ap_train.models import ModelTable, create
 from s2ap_train.purifier import UNet, hadamard_bank, purify
 from s2ap_train.recipe import Recipe
@@ -92,7 +93,7 @@ def _forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks, choose: By 
     closing = (1 + VALIDATION_ATTACK_STEPS) * validated
     parts: dict[str, tuple[float, ModelTable]] = {}
     given = recipe.given
-    blind = recipe.from_onnx and bool(create(recipe.model, shape, classes).without_gradients)  # a surrogate is trained
+    blind = bool(lacked_gradients(recipe.model, splits))  # a surrogate is trained
     known_already = given.classifier is not None or (recipe.from_onnx and not blind)
     plain = 0.0 if known_already else training(recipe.plain, recipe.model)
     adversarial = 0.0 if given.robust is not None else training(recipe.adversarial, recipe.robust_model)
@@ -125,7 +126,7 @@ def _forecast(recipe: Recipe, splits: Splits, stored: StoredAttacks, choose: By 
 
 
 def _within(settings: object, training: Callable[..., float], table: ModelTable) -> float:
-    """Seconds of every training that settings hold; one beside the settings of S2AP ascends, too."""
+    """Seconds of every training that settings hold; one next to the settings of S2AP ascends, too."""
     if isinstance(settings, TrainingConfig):
         return training(settings, table)
     if isinstance(settings, tuple):

@@ -111,7 +111,7 @@ def _known(
     if knows:
         said = [] if better is None else [f"with {better} it would be more accurate than its {accuracy:.1%}"]
         if not _above(right, len(labels), commonest):
-            said.append(f"{right} of {len(labels)} images right may be luck beside guessing ({commonest:.1%})")
+            said.append(f"{right} of {len(labels)} images right may be luck, as guessing gives ({commonest:.1%})")
         return GivenClassifier(model, accuracy, (*notes, *said))
     causes = [] if better is None else [f"with {better} it knows more of them: change how it is fed"]
     causes += _order_of_classes(answers, labels, splits.classes, commonest)

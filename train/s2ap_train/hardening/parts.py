@@ -17,10 +17,9 @@ from s2ap_train.ensemble import Base, Fitted, Jury, fit_pruned, train_on_togethe
 from s2ap_train.ensemble.pruned import epochs_of
 from s2ap_train.hardening.network import Network, known_network, measured, network_record, network_summary
 from s2ap_train.hardening.score_model import score_model_parts
-from s2ap_train.hardening.surrogate import train_surrogate
-from s2ap_train.models import Classifier, ModelTable, onnx_network
+from s2ap_train.hardening.surrogate import lacked_gradients, train_surrogate
+from s2ap_train.models import Classifier, ModelTable
 from s2ap_train.models import build as build_classifier
-from s2ap_train.models.table import as_table
 from s2ap_train.models.weight_file import file_digest, load_given
 from s2ap_train.pruning.scores import weight_counts
 from s2ap_train.recipe import EnsembleRecipe, Recipe
@@ -62,7 +61,6 @@ class PartList:
         self._recipe, self._splits = recipe, splits
         self._compute, self._trained_on = _one_device(recipe), data_digest(splits)
         self._data = TrainingData.of(splits)
-        self._without_gradients: bool | None = None
 
     def all(self) -> tuple[Part[Any], ...]:
         """Every part, those that take long first; one comes behind those that it needs."""
@@ -125,7 +123,8 @@ class PartList:
 
     def _given(self, name: str, network: ModelTable, weights: Path | None, *, robust: bool = False) -> Part[Classifier]:
         """A network with the weights of a file, or its own, as they are."""
-        seed, surrogate = self._recipe.seed, self._recipe.plain if self._lacks_gradients(network) else None
+        seed = self._recipe.seed
+        surrogate = self._recipe.plain if lacked_gradients(network, self._splits) else None
 
         def fit(_: Needs, run: Run) -> Fitted:
             model = self._data.create(network, seed)
@@ -147,14 +146,6 @@ class PartList:
         epochs = 1 if surrogate is None else surrogate.epochs
         settings = digest if surrogate is None else (digest, surrogate)
         return self._part(name, settings, seed, fit, epochs=epochs, network=network)
-
-    def _lacks_gradients(self, network: ModelTable) -> bool:
-        """Whether it is an ONNX file whose gradients cannot be had; it is read once."""
-        if as_table(network).get("name") != onnx_network.NAME:
-            return False
-        if self._without_gradients is None:
-            self._without_gradients = bool(self._data.create(network, self._recipe.seed).without_gradients)
-        return self._without_gradients
 
     def pruned(self) -> Part[Classifier]:
         """The pruned network that comes from the adversarially trained one."""

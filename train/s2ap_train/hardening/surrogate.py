@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
+from pathlib import Path
+
 import torch
 
 from s2ap_train.attacks.accuracy import Array
 from s2ap_train.attacks.right_images import in_batches
 from s2ap_train.calibration import Weakness
 from s2ap_train.data import Splits
-from s2ap_train.models import Classifier, create
+from s2ap_train.models import Classifier, ModelTable, create, onnx_network
 from s2ap_train.models.onnx_network import OnnxNetwork
+from s2ap_train.models.table import as_table
 from s2ap_train.recipe import Recipe
 from s2ap_train.training import Run, TrainingConfig, TrainingData, train_classifier
 
-__all__ = ["blind_attacks", "train_surrogate"]
+__all__ = ["blind_attacks", "lacked_gradients", "train_surrogate"]
 
 _BATCH = 256
 
@@ -54,7 +59,7 @@ def blind_attacks(recipe: Recipe, splits: Splits) -> Weakness | None:
     """
     if not recipe.from_onnx or recipe.classifier != "plain":
         return None
-    lacks = create(recipe.model, splits.image_shape, len(splits.classes)).without_gradients
+    lacks = lacked_gradients(recipe.model, splits)
     if not lacks:
         return None
     return Weakness(
@@ -63,3 +68,35 @@ def blind_attacks(recipe: Recipe, splits: Splits) -> Weakness | None:
         instead="attacks on it went by transfer and queries, which find less",
         cure="give its torch network with --model and --weights for attacks that know it",
     )
+
+
+def lacked_gradients(network: ModelTable, splits: Splits) -> str:
+    """What of an ONNX file has no gradient here; empty: nothing, or it is no file. One that stays is read once.
+
+    Args:
+        network: The file's table, or another network's.
+        splits: Its data.
+
+    Raises:
+        RecipeError: If the file cannot be read, or is no classifier of these images.
+    """
+    table = as_table(network)
+    if table.get("name") != onnx_network.NAME:
+        return ""
+    return _lacked(
+        json.dumps(table, sort_keys=True), _state(str(table.get("file"))), splits.image_shape, len(splits.classes)
+    )
+
+
+@lru_cache(maxsize=8)
+def _lacked(table: str, _state: tuple[int, int], image_shape: tuple[int, int, int], classes: int) -> str:
+    return create(json.loads(table), image_shape, classes).without_gradients
+
+
+def _state(file: str) -> tuple[int, int]:
+    """What changes with a file: when it was written, and its bytes."""
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size

@@ -1,7 +1,7 @@
 """How a network's loss reacts to its input: size, curvature and steadiness of the input gradient.
 
 A smaller, smoother gradient is robustness only when attacks get weaker with it; alone it may be gradient masking. Read
-these figures beside the checks of `s2ap_train.measures.sanity`.
+these figures next to the checks of `s2ap_train.measures.sanity`.
 """
 
 from __future__ import annotations

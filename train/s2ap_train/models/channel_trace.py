@@ -1,4 +1,4 @@
-"""One pass of a network that follows channels through every operator, by labels beside the numbers."""
+"""One pass of a network that follows channels through every operator, by labels next to the numbers."""
 
 from __future__ import annotations
 

@@ -28,13 +28,13 @@ from s2ap_train.models.weight_names import Pixels, matched
 __all__ = ["file_digest", "load_given", "load_weights"]
 
 _NESTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
-"""Keys under which training scripts store the weights beside other things."""
+"""Keys under which training scripts store the weights among other things."""
 _SCALAR = np.float64().__reduce__()[0]  # how numpy's numbers are read back
 _HARMLESS: tuple[Any, ...] = (
     *(argparse.Namespace, np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),
     *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
 )
-"""What training scripts store beside the weights: settings and numbers, none of which runs code."""
+"""What training scripts store besides the weights: settings and numbers, none of which runs code."""
 _SHOWN = 3
 _OPTIONAL = "num_batches_tracked"
 
@@ -63,7 +63,7 @@ def load_weights(network: nn.Module, path: Path) -> tuple[str, ...]:
     Args:
         network: A module; its parameters and buffers are replaced.
         path: A safetensors file, or what `torch.save` wrote of a state_dict, also under a key such as 'model' or
-            'state_dict', beside numbers and settings. `weight_names.matched` says which names fit.
+            'state_dict', next to numbers and settings. `weight_names.matched` says which names fit.
 
     Returns:
         What was done to the names, one sentence each.
@@ -82,7 +82,7 @@ def load_weights(network: nn.Module, path: Path) -> tuple[str, ...]:
 
 
 def _load(network: nn.Module, path: Path) -> tuple[tuple[str, ...], Pixels | None]:
-    """Put the weights of a file into a network: (what was done to the names, the normalisation beside them)."""
+    """Put the weights of a file into a network: (what was done to the names, the normalisation next to them)."""
     tensors, nests = _read(path)
     found, expected = matched(tensors, network), network.state_dict()
     _check(found.tensors, expected, path, network)

@@ -1,4 +1,4 @@
-"""The names of weights that others saved: what wrappers put before them, and a normalisation beside them."""
+"""The names of weights that others saved: what wrappers put before them, and a normalisation next to them."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from s2ap_train.compute.bfloat16 import widened
 from s2ap_train.onnx_graphs.activations import ACTIVATIONS
 from s2ap_train.onnx_graphs.normalising import NORMALISATIONS
 from s2ap_train.onnx_graphs.quantisation import QUANTISATION, STRAIGHT_THROUGH_QUANTISATION
@@ -49,7 +50,7 @@ def _gemm(attributes: Attributes) -> Function:
 def _softmax(function: Function) -> Callable[[Attributes], Function]:
     def build(attributes: Attributes) -> Function:
         axis = attributes.get("axis", -1)
-        return lambda x: function(x, dim=axis)
+        return lambda x: function(widened(x), dim=axis)
 
     return build
 

@@ -42,7 +42,7 @@ class Allocation(Protocol):
         """What to record of the epoch."""
 
     def state(self) -> dict[str, float]:
-        """What a resumed search needs beside `parameters`."""
+        """What a resumed search needs besides `parameters`."""
 
     def restore(self, state: Mapping[str, float]) -> None:
         """Take over a state."""

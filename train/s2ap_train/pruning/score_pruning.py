@@ -42,7 +42,7 @@ class ScorePruning:
     same_share: ClassVar[bool] = True
     """Whether every layer or group keeps the same share, so that the shape is known before the search."""
     trains_affine: ClassVar[bool] = True
-    """Whether the affine part of batch normalisation is trained beside the scores."""
+    """Whether the affine part of batch normalisation is trained next to the scores."""
     starts_trained: ClassVar[bool] = True
     """Whether the network that is searched was trained: a fall from the first mask's accuracy is then a collapse."""
 

@@ -61,7 +61,7 @@ def largest_eigenvalue(
 
     A mask is piecewise constant, so the true Hessian in the scores is 0 almost everywhere. Through the straight-through
     mask it is D H D with H the Hessian in the effective weights and D = diag(w * sign s): an indication, to be read
-    beside `mask_sharpness`. The straight-through slope is 1 at every scale, so this does not change when the scores are
+    next to `mask_sharpness`. The straight-through slope is 1 at every scale, so this stays when the scores are
     rescaled, as masks and sharpness do not.
 
     With `relative` it is the largest eigenvalue of diag(||s_l||) D H D diag(||s_l||): twice the rise that the surrogate

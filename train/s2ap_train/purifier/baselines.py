@@ -24,7 +24,7 @@ from s2ap_train.purifier.purify import Score, field
 __all__ = ["AdamDescent", "adam_purify", "jpeg_round_trip", "squeeze_bits", "stratified_levels", "uniform_levels"]
 
 BETA1, BETA2 = 0.9, 0.999  # Kingma, Ba 2015 (arXiv 1412.6980), as both papers have them
-ADAM_FLOOR = 1e-16  # under the root: their 1e-8 beside it, squared, so that a zero gradient has a derivative
+ADAM_FLOOR = 1e-16  # under the root: their 1e-8 next to it, squared, so that a zero gradient has a derivative
 _JPEG_MODES = {1: "L", 3: "RGB"}
 
 

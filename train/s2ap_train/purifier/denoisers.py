@@ -136,7 +136,7 @@ class DenoisingError:
 def denoising_errors(
     net: Callable[[Tensor, float], Tensor], gaussian: LinearDenoiser, images: Tensor, sigmas: Sequence[float]
 ) -> tuple[DenoisingError, ...]:
-    """The score model beside the Gaussian at each sigma; arguments as in `denoising_error`."""
+    """The score model next to the Gaussian at each sigma; arguments as in `denoising_error`."""
     ours, theirs = denoising_error(net, images, sigmas), denoising_error(gaussian, images, sigmas)
     return tuple(
         DenoisingError(sigma, net=mine, gaussian=closed, gaussian_expected=gaussian.expected_error(sigma))

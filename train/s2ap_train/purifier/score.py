@@ -150,7 +150,7 @@ class TrainedScore:
         net: In evaluation mode, without gradients, averaged weights, on the CPU.
         history: One record per epoch: 'loss', 'validation_error' over the validation sigmas, and the error at each of
             them as 'validation_error_<sigma>'.
-        denoising: After the last epoch, at eight sigmas over the trained range, beside the Gaussian, on at most 256 of
+        denoising: After the last epoch, at eight sigmas over the trained range, next to the Gaussian, on at most 256 of
             the validation images.
     """
 

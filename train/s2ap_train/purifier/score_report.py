@@ -34,7 +34,7 @@ def write_score_report(
         record: What is known of the model: `name`, `data`, `parameters`, `flops`, `seconds`, `history` and
             `denoising`, as `s2ap_train.hardening.score_model` keeps them.
         net: The score model, on the CPU.
-        gaussian: The closed-form denoiser beside it.
+        gaussian: The closed-form denoiser next to it.
         images: Clean images to show, [N, C, H, W] in [0, 1].
     """
     sigmas = [row["sigma"] for row in record["denoising"]]

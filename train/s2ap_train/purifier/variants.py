@@ -104,7 +104,7 @@ def one_step_denoise(net: Score, sigma: float) -> Variant:
 
     Args:
         net: The score model, in evaluation mode.
-        sigma: Noise level that the denoiser is told, pixels.
+        sigma: Noise level that the denoiser is given, pixels.
 
     Raises:
         RecipeError: Unless sigma is positive.

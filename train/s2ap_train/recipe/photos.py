@@ -69,7 +69,7 @@ def photos_tables(
         RecipeError: If the images held out for validation and calibration leave a class without one to train on, or
             the images are too small for the jurors.
     """
-    _check_sides(facts, _LEAST_SIDE_OF_JURORS, "each juror that is trained beside your network")
+    _check_sides(facts, _LEAST_SIDE_OF_JURORS, "each juror that is trained next to your network")
     work = EFFORTS[effort]
     held_out = {name: max(1, min(most, facts.training // share)) for name, (share, most) in _HELD_OUT.items()}
     trained = min(max(work.images, len(facts.classes)), _left_to_train_on(facts, sum(held_out.values())))

@@ -10,6 +10,7 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.precision_record import Precision, PurifierPrecision
 from s2ap_defend.sequential import Answer, SignalName
 from s2ap_defend.sequential.tables import WEIGHT_UNIT
+from s2ap_train.adaptive.budget import Gradients
 from s2ap_train.models import ModelTable
 from s2ap_train.settings import Table
 from s2ap_train.training import TrainingConfig
@@ -77,7 +78,7 @@ class DecisionRecipe(Table):
             vote.
         label_cost: What a mix may lose against the jury, both attacked: labels, and images right or flagged.
         max_cost: The most that a clean image may cost, a multiple of the classifier's; what is dearer is taken only
-            where all are. With it the search begins without a purifier. None: any, and costs are told in operations.
+            where all are. With it the search begins without a purifier. None: any, and costs are given in operations.
         cost_in: What it limits: the 'time' of the stages, measured once on one thread of this machine in batches of 64
             and stored in the work folder; or floating-point 'operations', the same on every machine.
     """
@@ -159,6 +160,8 @@ class EvaluationSettings(Table):
         attacks: A preset, or names of attacks with commas between them; None: the preset of that budget.
         l2: l2 budget, pixels in [0, 1]; None: a third of the length of a change of eps in every pixel.
         pixels: l0 budget: positions (row, column) that may change.
+        gradients: What the descents of attackers that know everything compute in, here and in the choice of the
+            decision. "bfloat16" takes two thirds of the time where the processor has it, and finds as much.
     """
 
     samples: Annotated[int, Field(ge=10)]
@@ -166,6 +169,7 @@ class EvaluationSettings(Table):
     attacks: str | None = None
     l2: Annotated[float, Field(gt=0)] | None = None
     pixels: Annotated[int, Field(ge=1)] = 3
+    gradients: Gradients = "float32"
 
 
 class StagePrecision(Table):
@@ -191,8 +195,9 @@ class ExportSettings(Table):
     """How the model file is written.
 
     Attributes:
-        precision: What convolutions compute in, by stage; one word, "float16", is for all of them, "int8" for
-            classifier and members. Thresholds are calibrated on what is exported.
+        precision: What convolutions compute in, by stage; one word, "float16", is for all of them, "int8" and
+            "float16_weights", which computes in float32, for classifier and members. Thresholds are calibrated on what
+            is exported.
         max_flips: Largest share of validation images whose label or flag may differ from that in float32.
         tensorrt: Whether a network is refused that holds what TensorRT does not take.
         sparse_weights: "auto" stores a tensor of weights without its zeros where that halves it; "never" stores every
@@ -211,13 +216,13 @@ class ExportSettings(Table):
             return value
         if value not in get_args(Precision):
             raise ValueError(f"choose from {', '.join(get_args(Precision))}, for all stages or by stage")
-        if value == "int8":
+        if value not in get_args(PurifierPrecision):
             return {"classifier": value, "members": value}
         return dict.fromkeys(StagePrecision.model_fields, value)
 
 
 class MeasureSettings(Table):
-    """What `prune` measures beside accuracy, on test images.
+    """What `prune` measures besides accuracy, on test images.
 
     Attributes:
         samples: Test images at the most.

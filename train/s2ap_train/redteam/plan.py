@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from s2ap_defend.errors import RecipeError
-from s2ap_train.adaptive.budget import AdaptiveBudget
+from s2ap_train.adaptive.budget import AdaptiveBudget, Gradients
 from s2ap_train.recipe import EvaluationRecipe, Recipe
 from s2ap_train.redteam.attacks.attack import RedTeamAttack
 from s2ap_train.redteam.attacks.catalogue import Preset, chosen_attacks
@@ -59,12 +59,13 @@ def plan_of(
     pixels: int | None = None,
     seed: int | None = None,
     time_limit: float | None = None,
+    gradients: Gradients | None = None,
     server: bool = False,
 ) -> Plan:
     """The plan of a recipe, changed as far as something else is asked for.
 
     Args:
-        recipe: Gives preset, eps, l2, pixels and seed.
+        recipe: Gives preset, eps, l2, pixels, seed and gradients.
         positions: Numbers in one image, C * H * W.
         attacks: A preset, or names with commas between them.
         budget: Work of the attacker; by default that of the preset, 'quick' for attacks that are named.
@@ -73,6 +74,7 @@ def plan_of(
         pixels: l0 budget, positions.
         seed: Of all attacks.
         time_limit: Minutes.
+        gradients: What the descents' convolutions compute in.
         server: Whether there is a server, which a preset then attacks as well.
 
     Raises:
@@ -90,7 +92,7 @@ def plan_of(
     return Plan(
         name=asked,
         attacks=chosen,
-        budget=AdaptiveBudget.named(work),
+        budget=replace(AdaptiveBudget.named(work), gradients=gradients or own.gradients),
         eps=eps,
         l2=l2,
         pixels=own.pixels if pixels is None else pixels,

@@ -53,7 +53,7 @@ class Requirement:
 
     Attributes:
         line: What must hold, in words.
-        holds: Whether it does; None: it cannot be told from these images.
+        holds: Whether it does; None: these images do not decide it.
         found: The measured values that decided.
         said: The same in words.
     """

@@ -146,7 +146,7 @@ def images_needed(effect: PairedDifference) -> int | None:
 
 
 def two_digits(count: int) -> int:
-    """A number of images that is an order of magnitude, as it is told."""
+    """A number of images that is an order of magnitude, as it is printed."""
     return round(count, 2 - len(str(count)))
 
 

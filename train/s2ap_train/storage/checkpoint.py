@@ -60,8 +60,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def write_folder(folder: Path, files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
     """Write files and their record as one checkpoint folder, replacing one that is there.
 
-    All is written to a folder beside the target and flushed before it is renamed, so a reader sees the old checkpoint
-    or the new one. (Replacing takes two renames: if the machine stops between them, the old one is left beside, named
+    All is written to a folder next to the target and flushed before it is renamed, so a reader sees the old checkpoint
+    or the new one. (Replacing takes two renames: if the machine stops between them, the old one is left next to, named
     `.<name>.*.old`.)
 
     Raises:
@@ -115,7 +115,7 @@ def check_replaceable(folder: Path) -> None:
 
     Raises:
         RecipeError: If the folder exists, is not empty and is not a checkpoint, or is a file, or nothing can be written
-            beside it.
+            next to it.
     """
     try:
         taken = folder.exists() and not (folder / RECORD_FILE).is_file() and not _is_empty(folder)
@@ -191,7 +191,7 @@ def _record_hash(record: object, folder: Path) -> str:
 
 
 def _beside(folder: Path) -> Path:
-    """A new empty folder beside the target, which a rename can move there."""
+    """A new empty folder next to the target, which a rename can move there."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".new", dir=folder.parent))

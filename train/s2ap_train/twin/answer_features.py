@@ -12,8 +12,8 @@ from torch import Tensor
 from s2ap_defend.decision_record import Sees
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.stages import cut_stage, member_scope
+from s2ap_train.onnx_graphs import TorchStage, torch_stage
 from s2ap_train.onnx_graphs.hidden import hidden_stage
-from s2ap_train.onnx_graphs.onnx_module import TorchStage, torch_stage
 from s2ap_train.purifier.gradient_path import GradientPath
 from s2ap_train.twin.pipeline import Twin
 

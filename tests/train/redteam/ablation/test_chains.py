@@ -1,4 +1,4 @@
-"""Chains made of a file's stages, and networks beside it, as they are attacked."""
+"""Chains made of a file's stages, and networks next to it, as they are attacked."""
 
 import numpy as np
 import pytest

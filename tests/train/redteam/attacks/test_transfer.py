@@ -75,7 +75,7 @@ def test_without_networks_of_its_own_there_is_nothing_to_transfer():
     for attack in ATTACKS:
         with pytest.raises(RecipeError, match=r"need networks that the attacker trained.*evaluate with --recipe"):
             attack.run(target, task_of(data))
-    with pytest.raises(RecipeError, match="needs networks beside the attacker's base"):
+    with pytest.raises(RecipeError, match="needs networks besides the attacker's base"):
         ENSEMBLE.run(target, task_of(data, surrogates=(Linear(WEIGHTS, 0.0),)))
 
 

@@ -218,15 +218,15 @@ def test_the_file_stands_beside_its_baselines_in_both_figures_and_image_by_image
 def test_every_line_of_what_must_hold_is_printed_with_its_figures():
     for show in (printed(made_evaluation()), summary(made_evaluation())):
         text = said(show)
-        assert "What must hold of the decision: 1 holds, 1 does not hold, 1 cannot be told." in text
+        assert "What must hold of the decision: 1 holds, 1 does not hold, 1 undecided." in text
         assert "- does not hold: at most 4 members are asked 4.30 on average" in text
-        assert "- cannot be told: label right: not below that one was not measured" in text
+        assert "- undecided: label right: not below that one was not measured" in text
 
 
 def test_what_holds_is_counted_in_the_plural_where_there_is_more_than_one():
     lines = made_evaluation().must_hold
     (text, _) = requirements([*lines, *lines])
-    assert text == "What must hold of the decision: 2 hold, 2 do not hold, 2 cannot be told."
+    assert text == "What must hold of the decision: 2 hold, 2 do not hold, 2 undecided."
 
 
 def test_json_keeps_the_keys_that_are_an_interface_and_reads_back():
@@ -255,7 +255,7 @@ def test_json_keeps_the_keys_that_are_an_interface_and_reads_back():
     first = document["comparisons"][1]
     assert (first["baseline"], first["measure"], first["standing"]) == (PRUNED, "label right", "above")
     assert first["effect"]["gained"] == 8
-    assert [line["result"] for line in document["must_hold"]] == ["does not hold", "holds", "cannot be told"]
+    assert [line["result"] for line in document["must_hold"]] == ["does not hold", "holds", "undecided"]
     assert document["must_hold"][0]["found"] == {"members_used": 4.3}
     assert document["members_used"]["slow-down"] == [12] * 118 + [4, 5]
     assert document["configuration"]["budget"] == {"steps": 20, "restarts": 1}

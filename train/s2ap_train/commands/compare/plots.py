@@ -48,7 +48,7 @@ def accuracy_plot(comparison: Comparison) -> bytes:
 
 
 def sharpness_plot(comparison: Comparison) -> bytes:
-    """Sharpness by real mask changes beside the surrogate's largest eigenvalue; a PNG file."""
+    """Sharpness by real mask changes next to the surrogate's largest eigenvalue; a PNG file."""
     keys = (
         ("sharpness", "sharpness (real mask changes)"),
         ("hessian_eigenvalue", "lambda max (surrogate)"),
@@ -66,7 +66,7 @@ def sharpness_plot(comparison: Comparison) -> bytes:
 
 
 def stability_plot(comparison: Comparison) -> bytes:
-    """Kept weights that the next epoch replaces, and that another seed replaces beside chance; a PNG file."""
+    """Kept weights that the next epoch replaces, and that another seed replaces next to chance; a PNG file."""
 
     def draw(axes: Sequence[Axes], groups: list[Group], colours: Mapping[str, str]) -> None:
         for number, group in enumerate(groups):

@@ -55,7 +55,7 @@ _KEYS = {
 @click.option(
     "--work-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of what is unfinished and of the dense network; by default OUTPUT.work beside the output. Runs that "
+    help="Folder of what is unfinished and of the dense network; by default OUTPUT.work next to the output. Runs that "
     "differ only in pruning may share one, one after another.",
 )
 def prune(

@@ -101,7 +101,7 @@ def run_measures(
 ) -> dict[str, Any]:
     """Measure the dense network, the mask before fine-tuning, and the network that is shipped, all alike.
 
-    What is measured beside accuracy is left out, with the reason, where a network does not allow it.
+    What is measured besides accuracy is left out, with the reason, where a network does not allow it.
 
     Args:
         recipe: What was asked for.

@@ -73,7 +73,7 @@ class Search:
     ) -> Search:
         """Attack the fitting images, and ask the networks about them; arguments as for `choose_decision`.
 
-        `weak` is told what a candidate cannot be calibrated to; `times` are None where costs are operations.
+        `weak` is called with what a candidate cannot be calibrated to; `times` are None where costs are operations.
         """
         data = splits.fit.subset(slice(0, recipe.decision_choice.samples))
         networks = Networks.of(recipe, components)
@@ -174,7 +174,14 @@ class Search:
 def attack_budget(recipe: Recipe, classes: int) -> AdaptiveBudget:
     """Work of the attack on each decision."""
     grid = recipe.decision_choice
-    budget = AdaptiveBudget(steps=grid.steps, cheap_steps=grid.steps, restarts=1, targets=grid.targets, thorough=False)
+    budget = AdaptiveBudget(
+        steps=grid.steps,
+        cheap_steps=grid.steps,
+        restarts=1,
+        targets=grid.targets,
+        thorough=False,
+        gradients=recipe.evaluation.gradients,
+    )
     return budget.for_classes(classes)
 
 

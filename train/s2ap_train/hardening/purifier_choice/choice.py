@@ -145,7 +145,7 @@ def choose(
         configs: What is tried; one is off, one is the recipe's.
         own: The recipe's purifier.
         by: Who decides.
-        reference: What is attacked beside it without a purifier, for comparison.
+        reference: What is attacked next to it without a purifier, for comparison.
     """
     configs = [canonical(config) for config in configs]
     searched: list[Purification] = []

@@ -14,7 +14,7 @@ from s2ap_train.statistics.paired import NOISE, PairedDifference, images_needed,
 __all__ = ["ENOUGH", "GAIN", "MEMBERS", "MEMBER_COST", "must_hold", "must_hold_against_baselines"]
 
 ENOUGH = 1000
-"""Images from which a gain that is not beyond noise counts as missing; with fewer it cannot be told."""
+"""Images from which a gain that is not beyond noise counts as missing; with fewer it is undecided."""
 GAIN = 0.01
 """Clean accuracy that a mix must gain over the robust classifier alone."""
 MEMBERS = 4.0
@@ -93,7 +93,7 @@ def _compared(effect: PairedDifference | None, baseline: str, measure: Measure, 
     holds = _holds(effect, aim)
     needed = images_needed(effect)
     if holds is None and aim != "not below" and needed is not None and needed > effect.samples:
-        said += f"; a gain of this size needs about {two_digits(needed)} images to be told from noise"
+        said += f"; a gain of this size needs about {two_digits(needed)} images to stand out of noise"
     return Requirement(line, holds, found, said)
 
 

@@ -39,7 +39,7 @@ def _transfer_ensemble(target: Target, task: Task) -> Found:
     with _lent(task) as (base, *members):
         if not members:
             raise RecipeError(
-                "transfer-ensemble needs networks beside the attacker's base, and there are none; train surrogates "
+                "transfer-ensemble needs networks besides the attacker's base, and there are none; train surrogates "
                 "with at least one member"
             )
         together, robust = joint_network(base, members), joint_network(members[0], members[1:])

@@ -1,4 +1,4 @@
-"""The file beside its baselines, and what must hold of it."""
+"""The file next to its baselines, and what must hold of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from s2ap_train.statistics.figures import Headlines
 
 __all__ = ["HOLDS", "baseline_tables", "requirements"]
 
-HOLDS = {True: "holds", False: "does not hold", None: "cannot be told"}
+HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
 _KINDS = {True: "passed", False: "failed", None: "not judged"}
 
 

@@ -71,7 +71,7 @@ def sections(evaluation: Evaluation) -> dict[str, list[Block]]:
 def weaknesses(evaluation: Evaluation) -> list[Block]:
     """What of the file is weaker than it was meant to be; empty where nothing is."""
     found = evaluation.configuration.weaknesses
-    return ["What is weak in the file, beside what its recipe asked for:", list(found)] if found else []
+    return ["What is weak in the file, next to what its recipe asked for:", list(found)] if found else []
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _row_json(row: AblationRow | None) -> dict[str, Any] | None:
 
 
 def _attack_json(row: AttackRow) -> dict[str, Any]:
-    """The figures at the top, as the interface has them, and what the attack is beside them."""
+    """The figures at the top, as the interface has them, and what the attack is next to them."""
     about = {f.name: getattr(row, f.name) for f in fields(row) if f.name not in {"name", "defended", "bare"}}
     return {**_plain(row.defended), **_plain(about)}
 

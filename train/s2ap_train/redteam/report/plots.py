@@ -122,7 +122,7 @@ def roc_plot(detection: DetectionFigures) -> Picture:
 
 
 def members_plot(members_used: Mapping[str, Sequence[int]]) -> Picture:
-    """How many members are asked: clean images beside the attacks under which most are."""
+    """How many members are asked: clean images next to the attacks under which most are."""
     attacks = [name for name, counts in members_used.items() if name != "clean" and len(counts)]
     shown = sorted(attacks, key=lambda name: (-np.mean(members_used[name]), name))[:3]
     names = [*(["clean"] if len(members_used.get("clean", ())) else []), *shown]
