@@ -5,7 +5,6 @@ engines do once, when they load a file (constant folding). Whoever reads W finds
 """
 
 from collections.abc import Iterable
-from copy import deepcopy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +51,8 @@ def shorten(graphs: Iterable[GraphProto]) -> None:
             if halves.astype(np.float32).tobytes() == values.tobytes():
                 casts.append(_cast(tensor.name))
                 tensor.CopyFrom(numpy_helper.from_array(halves, tensor.name + _HALF))
-        _put_first(graph, casts)
+        for cast in reversed(casts):
+            graph.node.insert(0, cast)  # branches stay the objects that `graphs` has
 
 
 def lengthen(graphs: Iterable[GraphProto]) -> None:
@@ -67,7 +67,8 @@ def lengthen(graphs: Iterable[GraphProto]) -> None:
     for graph in graphs:
         stored = [tensor for tensor in graph.initializer if tensor.name.endswith(_HALF)]
         casts = [_cast(tensor.name.removesuffix(_HALF)) for tensor in stored]
-        if list(graph.node[: len(casts)]) != casts or any(one.data_type != TensorProto.FLOAT16 for one in stored):
+        kinds = {(one.data_type, one.data_location) for one in stored}
+        if list(graph.node[: len(casts)]) != casts or kinds - {(TensorProto.FLOAT16, TensorProto.DEFAULT)}:
             raise ValueError(f"the nodes that cast {stored[0].name} are not those of the file format")
         for tensor in stored:
             values = numpy_helper.to_array(tensor).astype(np.float32)
@@ -77,10 +78,3 @@ def lengthen(graphs: Iterable[GraphProto]) -> None:
 
 def _cast(name: str) -> NodeProto:
     return helper.make_node("Cast", [name + _HALF], [name], name=f"{name}:single", to=TensorProto.FLOAT)
-
-
-def _put_first(graph: GraphProto, nodes: list[NodeProto]) -> None:
-    if nodes:
-        nodes += [deepcopy(node) for node in graph.node]
-        del graph.node[:]
-        graph.node.extend(nodes)

@@ -27,7 +27,7 @@ def compress(graphs: Sequence[GraphProto]) -> int:
     None is where a name of the graphs could be taken for one of a part.
 
     Args:
-        graphs: A graph and those of all branches inside it, each before its own branches, weights in memory.
+        graphs: A graph and those of all branches inside it, weights in memory.
 
     Returns:
         How many tensors are stored so.
@@ -35,7 +35,7 @@ def compress(graphs: Sequence[GraphProto]) -> int:
     if any(tensor.name.endswith(":gaps") for graph in graphs for tensor in graph.initializer):
         return 0
     count = 0
-    for graph in reversed(graphs):  # nodes are copied, with the branches in them
+    for graph in graphs:
         nodes: list[NodeProto] = []
         tensors: list[TensorProto] = []
         for tensor in graph.initializer:
@@ -49,10 +49,10 @@ def compress(graphs: Sequence[GraphProto]) -> int:
             else:
                 tensors.append(deepcopy(tensor))
         if nodes:
-            nodes += [deepcopy(node) for node in graph.node]
-            del graph.initializer[:], graph.node[:]
+            del graph.initializer[:]
             graph.initializer.extend(tensors)
-            graph.node.extend(nodes)
+            for node in reversed(nodes):
+                graph.node.insert(0, node)  # branches stay the objects that `graphs` has
     return count
 
 

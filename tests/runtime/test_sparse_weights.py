@@ -9,9 +9,10 @@ import onnxruntime
 import pytest
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
-from s2ap_defend import ModelFileError
+from s2ap_defend import ModelFileError, half_weights, sparse_weights
 from s2ap_defend.commands.main import run
-from s2ap_defend.model_file import all_graphs, open_model_file, write_model_file
+from s2ap_defend.model_file import all_graphs, all_tensors, open_model_file, write_model_file
+from s2ap_defend.precision_record import PrecisionRecord
 from s2ap_defend.sparse_weights import compress, expand
 
 NAME, PLACES = "w", 4096
@@ -147,6 +148,32 @@ def test_a_sparse_file_that_is_written_again_is_the_same_and_in_external_data_it
     apart = open_model_file(tmp_path / "apart.onnx")
     assert apart.manifest.sparse_weights is None
     assert apart.manifest.weights_sha256 == file.manifest.weights_sha256
+
+
+def test_sparse_weights_are_shortened_to_halves_too_in_branches_as_in_the_main_graph(
+    sparse_model_path: Path, tmp_path: Path, random_images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_weights, "_WORTH_BYTES", 0)  # the networks are tiny
+    monkeypatch.setattr(half_weights, "_LEAST", 20)
+    file = open_model_file(sparse_model_path)
+    for tensor in all_tensors(file.proto.graph):
+        if tensor.name.startswith(("classifier", "member")) and tensor.data_type == TensorProto.FLOAT:
+            rounded = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+    members = tuple(one.model_copy(update={"precision": "float16_weights"}) for one in file.manifest.members)
+    said = PrecisionRecord(classifier="float16_weights", comparison=None)
+    halved = file.manifest.model_copy(update={"members": members, "precision": said})
+    paths = {name: tmp_path / f"{name}.onnx" for name in ("both", "dense")}
+    write_model_file(file.proto, halved, paths["both"])
+    write_model_file(file.proto, file.manifest.model_copy(update={"sparse_weights": None}), paths["dense"])
+    both, dense = map(open_model_file, paths.values())
+    assert both.outline.graph == dense.outline.graph
+    stored = [
+        {one.name.rpartition(":")[2] for one in g.initializer} for g in all_graphs(onnx.load(paths["both"]).graph)
+    ]
+    assert [{"gaps", "half"} <= kinds for kinds in stored].count(True) > 1
+    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    assert outputs(paths["both"], random_images[:4], level) == outputs(paths["dense"], random_images[:4], level)
 
 
 def test_a_sparse_file_is_verified_and_inspected(sparse_model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
