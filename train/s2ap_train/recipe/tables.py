@@ -161,7 +161,7 @@ class EvaluationSettings(Table):
         l2: l2 budget, pixels in [0, 1]; None: a third of the length of a change of eps in every pixel.
         pixels: l0 budget: positions (row, column) that may change.
         gradients: What the descents of attackers that know everything compute in, here and in the choice of the
-            decision. "bfloat16" takes two thirds of the time where the processor has it, and finds as much.
+            decision. "bfloat16" is faster where the processor has it, and finds about as much.
     """
 
     samples: Annotated[int, Field(ge=10)]
