@@ -9,17 +9,19 @@ what they ran (Linux). The FastAPI app reads the same bytes as an array, asks th
 has no batcher, no checks, no metrics and no limits. It does so on the event loop, which answers nobody while a model
 runs, or, as a model needs it and as FastAPI runs functions that are not async, on a thread; with JSON, pydantic reads a
 list of numbers.
+
+LitServe and KServe's SDK answer, too, where an interpreter has them; CPU is that of all their processes then:
+
+    python -m venv others && others/bin/pip install litserve kserve
+    python benchmarks/serving.py fashion --python others/bin/python
 """
 
-import re
 import socket
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,8 +31,10 @@ import orjson
 import uvicorn
 from fastapi import Body, FastAPI, Request
 from pydantic import BaseModel
+from serving_measured import Measured, served
 
 from s2ap_defend import DefendedClassifier
+from s2ap_defend.executors import Executor, ExecutorName
 from s2ap_defend.serve import ServerConfig, create_app
 from s2ap_defend.serve.logs import written_log
 from s2ap_defend.serve.server import KEEP_ALIVE_S, SWITCH_INTERVAL_S, Server, listen
@@ -40,22 +44,26 @@ from s2ap_defend.types import Float32, Verdicts
 BYTES = "application/octet-stream"
 BASE = "FastAPI, thread"  # what answers others while its model runs
 GOAL = 0.5  # of its CPU
+PEERS = {"LitServe, JSON": ("litserve", "/health"), "KServe, JSON": ("kserve", "/v2/health/ready")}
+"""The package of each, and where it says that it is ready."""
 SERVERS = (
     *("s2ap-defend", "s2ap-defend, access log", "s2ap-defend, JSON"),
     *("FastAPI", "FastAPI, thread", "FastAPI, thread, JSON"),
 )
 
 
-class StubClassifier(DefendedClassifier):
-    """A defended classifier whose verdicts are those of its first image, from then on at once."""
+class StubExecutor:
+    """Says of every image what the executor of a file says of a grey one, at once."""
 
-    said: Verdicts | None = None
+    name: ExecutorName = "whole"
 
-    def __call__(self, images: Float32) -> Verdicts:
+    def __init__(self, executor: Executor, shape: tuple[int, int, int]) -> None:
+        self.provider = executor.provider
+        self._said = executor.run(np.full((1, *shape), 0.5, dtype=np.float32))
+
+    def run(self, images: Float32) -> Verdicts:
         """The verdicts, as many as there are images."""
-        if self.said is None:
-            self.said = super().__call__(images[:1])
-        return self.said if len(images) == 1 else self.said.rows(np.zeros(len(images), dtype=np.int64))
+        return self._said if len(images) == 1 else self._said.rows(np.zeros(len(images), dtype=np.int64))
 
 
 class Question(BaseModel):
@@ -64,7 +72,7 @@ class Question(BaseModel):
     image: list[float]
 
 
-def bare(classifier: StubClassifier, kind: str) -> FastAPI:
+def bare(classifier: DefendedClassifier, kind: str) -> FastAPI:
     """What one would write without this package."""
     app = FastAPI()
     shape = classifier.input_shape
@@ -97,7 +105,9 @@ def asked(kind: str, model: str, images: Float32) -> bytes:
     if "JSON" in kind:
         headers = "Content-Type: application/json\r\n"
         body = orjson.dumps({"image": numbers})
-    if "FastAPI" not in kind:
+    if "LitServe" in kind:
+        path = "/predict"
+    elif "FastAPI" not in kind:
         path = f"/v2/models/{model}/infer"
         if "JSON" in kind:
             tensor = {"name": "image", "datatype": "FP32", "shape": images.shape, "data": numbers}
@@ -110,7 +120,8 @@ def asked(kind: str, model: str, images: Float32) -> bytes:
 
 def serve(kind: str, model: Path) -> None:
     """Serve until SIGTERM."""
-    classifier = StubClassifier.load(model, device="cpu", threads=1, executor="whole")
+    classifier = DefendedClassifier.load(model, device="cpu", threads=1, executor="whole")
+    classifier.executor = StubExecutor(classifier.executor, classifier.input_shape)
     with written_log("json"), listen("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)
         if "FastAPI" in kind:
@@ -130,84 +141,34 @@ def serve(kind: str, model: Path) -> None:
             Server(app, app.state.service, settings).run(sockets=[listener])
 
 
-@dataclass
-class Measured:
-    """One server: its process and port, what it is asked, and what each round took, in microseconds a request."""
-
-    process: int
-    port: int
-    request: bytes
-    cpu_us: list[float] = field(default_factory=list)
-    wall_us: list[float] = field(default_factory=list)
-
-    def ask(self, connection: socket.socket) -> None:
-        """One request and its whole answer."""
-        connection.sendall(self.request)
-        answer = b""
-        while True:
-            received = connection.recv(65536)
-            if not received:
-                raise click.ClickException("the server closed the connection")
-            answer += received
-            head, separator, body = answer.partition(b"\r\n\r\n")
-            found = re.search(rb"content-length: (\d+)", head) if separator else None
-            if found is not None and len(body) >= int(found[1]):
-                break
-        if not answer.startswith(b"HTTP/1.1 200"):
-            raise click.ClickException(f"the server answered {answer[:200]!r}")
-
-    def round(self, requests: int) -> None:
-        """Ask so many times."""
-        took = []
-        with socket.create_connection(("127.0.0.1", self.port)) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.ask(connection)
-            before = cpu_ns(self.process)
-            for _ in range(requests):
-                began = time.perf_counter_ns()
-                self.ask(connection)
-                took.append(time.perf_counter_ns() - began)
-        self.cpu_us.append((cpu_ns(self.process) - before) / requests / 1e3)
-        self.wall_us.append(statistics.median(took) / 1e3)
-
-
-def cpu_ns(process: int) -> int:
-    """Time that the threads of a process have run, in nanoseconds."""
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
-
-
-@contextmanager
-def measured(kind: str, model: Path, images: Float32) -> Iterator[Measured]:
-    """A server in its own process."""
+def measured(kind: str, model: Path, images: Float32) -> AbstractContextManager[Measured]:
+    """A server of this file."""
+    ready = "/openapi.json" if "FastAPI" in kind else "/v2/health/ready"
     command = [sys.executable, __file__, str(model), "--only-serve", kind]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603 - our own
-        try:
-            port = int(process.stdout.readline()) if process.stdout else 0
-            wait_until_ready(port, "/openapi.json" if "FastAPI" in kind else "/v2/health/ready")
-            yield Measured(process.pid, port, asked(kind, model.stem, images))
-        finally:
-            process.terminate()
+    return served(command, ready, asked(kind, model.stem, images))
 
 
-def wait_until_ready(port: int, path: str) -> None:
-    """Wait until a server answers there."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
-            if connection.recv(12) == b"HTTP/1.1 200":
-                return
-        time.sleep(0.1)
-    raise click.ClickException("the server did not start")
+def peers(interpreters: Sequence[str], images: Float32) -> Iterator[tuple[str, AbstractContextManager[Measured]]]:
+    """Servers of others, by name; it is said which of them no interpreter has."""
+    for name, (package, ready) in PEERS.items():
+        for python in (sys.executable, *interpreters):
+            if not subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode:  # noqa: S603 - named by who measures
+                with socket.create_server(("127.0.0.1", 0)) as unused:
+                    port = unused.getsockname()[1]
+                command = [python, Path(__file__).with_name(f"serving_{package}.py"), str(port)]
+                yield name, served(command, ready, asked(name, "stub", images), port)
+                break
+        else:
+            print(f"{name} is not measured: {package} is not installed; --python names an interpreter that has it")
 
 
 @click.command()
 @click.argument("model")
 @click.option("--requests", default=300, show_default=True, help="Of a round.")
 @click.option("--rounds", default=15, show_default=True, help="Of each server.")
+@click.option("--python", multiple=True, help="Interpreter that has LitServe, or KServe's SDK; once for each.")
 @click.option("--only-serve", hidden=True)
-def main(model: str, requests: int, rounds: int, only_serve: str | None) -> None:
+def main(model: str, requests: int, rounds: int, python: tuple[str, ...], only_serve: str | None) -> None:
     """Measure what the server of MODEL costs itself."""
     path = shipped_file(Path(model))
     if only_serve is not None:
@@ -219,7 +180,8 @@ def main(model: str, requests: int, rounds: int, only_serve: str | None) -> None
     images = np.random.default_rng(0).random((1, *shape), dtype=np.float32)
     print(f"{machine()}\n{rounds} alternating rounds of {requests} requests, one image {shape} each")
     with ExitStack() as stack:
-        servers = {kind: stack.enter_context(measured(kind, path, images)) for kind in SERVERS}
+        all_servers = {**{kind: measured(kind, path, images) for kind in SERVERS}, **dict(peers(python, images))}
+        servers = {kind: stack.enter_context(server) for kind, server in all_servers.items()}
         for server in servers.values():
             server.round(requests)
             server.cpu_us.clear()

@@ -44,7 +44,8 @@ def are_pixels(numbers: Float32) -> bool:
 
     The bits of such numbers, read as an integer, ascend with them, and those of all others lie above that of 1.
     """
-    return bool(np.maximum.reduce(numbers.view(np.uint32), axis=None) <= _ONE)
+    bits = numbers.view(np.uint32)
+    return bool(bits.item(bits.argmax()) <= _ONE)
 
 
 def check_images(images: object, shape: tuple[int, int, int]) -> Float32:
@@ -53,7 +54,19 @@ def check_images(images: object, shape: tuple[int, int, int]) -> Float32:
     Raises:
         InputError: With the first thing that is wrong.
     """
-    expected = f"float32 [N, {', '.join(map(str, shape))}] in [0, 1]"
+    if (
+        isinstance(images, np.ndarray)
+        and images.dtype == np.float32
+        and images.shape[1:] == shape
+        and images.size
+        and are_pixels(images)
+    ):
+        return np.ascontiguousarray(images)
+    return _checked(images, shape, f"float32 [N, {', '.join(map(str, shape))}] in [0, 1]")
+
+
+def _checked(images: object, shape: tuple[int, int, int], expected: str) -> Float32:
+    """Images among which something is wrong, or only a zero is negative."""
     if not isinstance(images, np.ndarray):
         raise InputError(f"images are {type(images).__name__}, expected a numpy array {expected}")
     if images.dtype != np.float32:
@@ -62,8 +75,6 @@ def check_images(images: object, shape: tuple[int, int, int]) -> Float32:
         raise InputError(f"images have shape {list(images.shape)}, expected {expected}")
     if len(images) == 0:
         raise InputError(f"the batch is empty, expected at least one image, {expected}")
-    if are_pixels(images):
-        return np.ascontiguousarray(images)
     low, high = images.min(), images.max()
     if low >= 0.0 and high <= 1.0:  # -0 is a pixel; false where one is no number
         return np.ascontiguousarray(images)

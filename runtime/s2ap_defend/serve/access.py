@@ -112,6 +112,11 @@ class Access:
         if keys is not None:
             self.replace(keys)
 
+    @property
+    def anybody(self) -> Caller | None:
+        """Who asks, where nobody needs a key; None where the server has keys."""
+        return self._anybody if self._entries is None else None
+
     def replace(self, keys: tuple[Key, ...]) -> None:
         """Use other keys from now on; from any thread. Those that stay as they were have used what they have used."""
         before = {entry.key: entry for entry in self._entries or ()}

@@ -122,9 +122,7 @@ def _models(service: Service) -> APIRouter:
         return metadata.describe_model(model.served.shown(evidence=CALLER.get().evidence))
 
     def statistics(*models: Model) -> dict[str, Any]:
-        for one in models:
-            one.counts.catch_up()
-        return {"model_stats": [one.counts.statistics.to_json(one.name, one.served.version) for one in models]}
+        return {"model_stats": [one.counts.to_json(one.name, one.served.version) for one in models]}
 
     def configuration(model: Model) -> dict[str, Any]:
         served = model.served.shown(evidence=CALLER.get().evidence)

@@ -14,16 +14,16 @@ import time
 from collections.abc import Callable, Sequence
 
 from s2ap_defend.errors import DefendError
+from s2ap_defend.serve.admission import Admission
 from s2ap_defend.serve.device import BatchReport, BatchResult, Device, OnBroken, Outcome, Run
-from s2ap_defend.serve.errors import DeadlineError, QueueFullError, TooLargeError, UnavailableError
+from s2ap_defend.serve.errors import DeadlineError, UnavailableError
 from s2ap_defend.serve.pace import Pace
+from s2ap_defend.serve.quick import LATE_S, Quickness
 from s2ap_defend.serve.stepping import Asked, start_device
 from s2ap_defend.serve.tickets import Piece, Ticket
-from s2ap_defend.serve.waiting import Queue
+from s2ap_defend.serve.turns import next_pieces
+from s2ap_defend.serve.waiting import Queue, Total
 from s2ap_defend.types import Float32, Verdicts
-
-HASTE = 1.1  # a request is run if this many times the expected time is left
-CAUTION = 2.0  # and taken in if so many times the expected wait is left as well
 
 
 class Batcher:
@@ -33,8 +33,8 @@ class Batcher:
         classify: The model, which takes checked images. Called by one thread only.
         max_batch_rows: Images that run at a time. A larger request is split and its verdicts are joined again.
         max_queue_rows: Images that may wait; more are refused.
-        max_queue_bytes: Bytes that they may have, those of other batchers included that share the limit.
-        queued_elsewhere: Bytes that wait in these.
+        max_queue_bytes: Bytes that they may have.
+        queued: Bytes that wait for all who share the limit; None: nobody else does.
         ageing_s: Seconds of waiting that weigh as much as one level of priority.
         on_batch: Called on the event loop after every batch.
         on_broken: Called there when the model is broken, once it was warmed up; see `Device`.
@@ -48,20 +48,22 @@ class Batcher:
         max_queue_rows: int,
         max_queue_bytes: int,
         ageing_s: float = 1.0,
-        queued_elsewhere: Callable[[], int] = lambda: 0,
+        queued: Total | None = None,
         on_batch: Callable[[BatchReport], None] | None = None,
         on_broken: OnBroken | None = None,
     ) -> None:
         self._classify = classify
-        self._max_batch_rows = max_batch_rows
-        self._max_queue_rows = max_queue_rows
-        self._max_queue_bytes = max_queue_bytes
-        self._queued_elsewhere = queued_elsewhere
         self._on_batch = on_batch
         self._on_broken = on_broken
+        self._loop: asyncio.AbstractEventLoop
         self._device: Device | None = None
         self._pace = Pace(max_batch_rows)
-        self._queue = Queue(max_batch_rows, ageing_s)
+        self._quickness = Quickness()
+        queued = queued or Total()
+        self._queue = Queue(max_batch_rows, ageing_s, queued)
+        self._admission = Admission(
+            self._queue, self._pace, queued, max_queue_rows=max_queue_rows, max_queue_bytes=max_queue_bytes
+        )
         self._running: list[Piece] = []
         self._running_since = 0.0
         self._wake_up: asyncio.Handle | None = None
@@ -93,7 +95,8 @@ class Batcher:
 
     def start(self) -> None:
         """Start the device's thread; call it on the event loop that will make the requests."""
-        self._device = start_device(self._classify, asyncio.get_running_loop(), self._on_broken)
+        self._loop = asyncio.get_running_loop()
+        self._device = start_device(self._classify, self._loop, self._on_broken)
 
     async def warm_up(self, images: Float32) -> None:
         """Run the model twice outside the queue: the first request does not pay for it, and the pace is known.
@@ -112,7 +115,7 @@ class Batcher:
         device = self._started_device()
         device.known = images if device.known is None else device.known
 
-    async def probe(self, images: Float32, *, every_stage: bool = False) -> None:
+    async def probe(self, images: Float32, *, every_stage: bool = False) -> BatchResult:
         """Run the model once, behind what it has begun and before what waits; nothing is counted.
 
         Args:
@@ -130,17 +133,33 @@ class Batcher:
             lambda result: _settle(done, result),
             every_stage=every_stage,
         )
-        outcome = (await done).outcomes[0]
+        result = await done
+        outcome = result.outcomes[0]
         if isinstance(outcome, DefendError):
             raise outcome
+        return result
 
-    def enqueue(self, images: Float32, *, priority: int = 0, deadline_s: float = math.inf) -> Ticket:
+    async def allow_here(self, images: Float32) -> None:
+        """Measure on images [N, C, H, W] of several kinds whether lone ones may be answered on the event loop.
+
+        Raises:
+            EngineError: If the model fails.
+        """
+        for i in range(len(images)):
+            took = [await self.probe(images[i : i + 1], every_stage=True) for _ in range(3)]
+            if not self._quickness.measure([(one.input_ns + one.compute_ns) / 1e9 for one in took]):
+                return
+
+    def enqueue(
+        self, images: Float32, *, priority: int = 0, deadline_s: float = math.inf, alone: bool = False
+    ) -> Ticket:
         """Queue checked images; the caller awaits the ticket's future and then releases the ticket, whatever happens.
 
         Args:
             images: [N, C, H, W], N > 0.
             priority: Lower runs first.
             deadline_s: Time of the event loop's clock at which the answer is no longer wanted.
+            alone: Whether no other request can come in this tick of the event loop.
 
         Raises:
             TooLargeError: If they could never fit into the queue.
@@ -149,15 +168,19 @@ class Batcher:
             UnavailableError: If the batcher is not running.
         """
         device = self._started_device()
-        self._admit(len(images), images.nbytes)
-        loop = asyncio.get_running_loop()
-        ticket = Ticket(loop.create_future(), images, priority, deadline_s, time.perf_counter_ns())
+        self._admission.check_room(len(images), images.nbytes, self.pending_rows)
+        loop = self._loop
+        ticket = Ticket(loop.create_future(), images, len(images), priority, deadline_s, time.perf_counter_ns())
         if deadline_s < math.inf:
-            self._expect_in_time(ticket, device, loop.time())
+            running_s = loop.time() - self._running_since
+            self._admission.check_in_time(ticket, loop.time(), self.running_rows, running_s, joins=device.takes_more)
             ticket.timer = loop.call_at(deadline_s, self._expire, ticket)
         self._queue.add(ticket, loop.time())
         if (device.takes_more or not self._running) and self._wake_up is None:
-            self._wake_up = loop.call_soon(self._dispatch)  # requests of the same tick join the batch
+            if alone:
+                self._dispatch()
+            else:
+                self._wake_up = loop.call_soon(self._dispatch)  # requests of the same tick join the batch
         return ticket
 
     def release(self, ticket: Ticket) -> None:
@@ -198,89 +221,59 @@ class Batcher:
             raise UnavailableError("the server is not running")
         return self._device
 
-    def _admit(self, rows: int, size_bytes: int) -> None:
-        if rows > self._max_queue_rows or size_bytes > self._max_queue_bytes:
-            raise TooLargeError(
-                f"the request has {rows} images of {size_bytes} bytes, the queue holds {self._max_queue_rows} images "
-                f"and {self._max_queue_bytes} bytes; send fewer at once"
-            )
-        queued_bytes = self.queued_bytes + self._queued_elsewhere()
-        if self.queued_rows + rows > self._max_queue_rows or queued_bytes + size_bytes > self._max_queue_bytes:
-            raise QueueFullError(
-                f"{self.queued_rows} images wait already; try again later", self._pace.total_s(self.pending_rows)
-            )
-
-    def _expect_in_time(self, ticket: Ticket, device: Device, now_s: float) -> None:
-        """Refuse a request that is not expected to be in time, with some caution."""
-        left_s = ticket.deadline_s - now_s
-        rows, running = ticket.waiting, self.running_rows
-        alone_s = self._pace.total_s(rows)
-        if alone_s > left_s:
-            raise DeadlineError(f"its answer takes {alone_s:.3g} s, its timeout leaves {max(left_s, 0.0):.3g} s")
-        before = self._queue.rows_before(ticket, now_s)
-        if device.takes_more and running + before + rows <= self._max_batch_rows:
-            return
-        wait_s = max(0.0, self._pace.batch_s(running) - (now_s - self._running_since)) if running else 0.0
-        expected_s = wait_s + self._pace.total_s(math.ceil(before) + rows)
-        if HASTE * alone_s + CAUTION * (expected_s - alone_s) > left_s:
-            raise QueueFullError(
-                f"{self.queued_rows} images wait already, an answer is expected in {expected_s:.3g} s and the "
-                f"request's timeout leaves {left_s:.3g} s; try again later",
-                expected_s,
-            )
-
     def _expire(self, ticket: Ticket, reason: str = "has passed") -> None:
         ticket.fail(DeadlineError(f"the deadline that the request's timeout set {reason}"))
         self._queue.drop(ticket)
 
     def _dispatch(self) -> None:
         self._wake_up = None
-        if not self._queue or self._device is None or (self._running and not self._device.takes_more):
+        device = self._device
+        if not self._queue.rows or device is None or (self._running and not device.takes_more):
             return
-        pieces = self._next_pieces()
-        if not pieces:
-            return
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
+        if self._may_run_here(device, now):
+            pieces = [self._queue.take(self._queue.first, 1, now)]
+            if self._run_here(device, pieces[0], now):
+                return
+        else:
+            pieces = next_pieces(self._queue, self._pace, self.running_rows, now, self._expire)
+            if not pieces:
+                return
         if not self._running:
             self._running_since = now
         self._running += pieces
         together, began_ns = self.running_rows, time.perf_counter_ns()
         for piece in pieces:
             piece.began_ns = began_ns
-        self._device.run(
+        device.run(
             [piece.images for piece in pieces],
             lambda index: not pieces[index].ticket.future.done(),
             lambda index, outcome, runs: self._leave([pieces[index]], [outcome], [runs]),
             lambda result: self._finish(pieces, result, now, together),
         )
 
-    def _next_pieces(self) -> list[Piece]:
-        """Take what runs next out of the queue, turn by turn; what would not be in time is answered so.
+    def _may_run_here(self, device: Device, now_s: float) -> bool:
+        """Whether what waits is one image of a quick model: to hand it to another thread would cost most."""
+        if len(self._queue) > 1 or not device.idle or not self._quickness.allows(now_s):
+            return False
+        ticket = self._queue.first
+        return ticket.waiting == 1 and ticket.deadline_s > now_s + LATE_S
 
-        A batch is made smaller for the sake of the first one's deadline, but not below half of what it could be: many
-        small batches in a row would soon have nobody in time.
-        """
-        now, rows = asyncio.get_running_loop().time(), self.running_rows
-        limit = min(self._max_batch_rows, rows + self.queued_rows)
-        fewest = max(rows + 1, (limit + 1) // 2)
-        pieces: list[Piece] = []
-        while self._queue and rows < limit:
-            ticket, free = self._queue.first, limit - rows
-            count = self._queue.turn(ticket, len(self._queue))
-            if count > free:
-                if free < self._queue.least_turn:
-                    break
-                count = free
-            if ticket.deadline_s < math.inf:
-                left_s = (ticket.deadline_s - now) / HASTE - self._pace.total_s(ticket.waiting - count)
-                if left_s < self._pace.batch_s(limit):
-                    if pieces or limit == fewest or left_s < self._pace.batch_s(fewest):
-                        self._expire(ticket, "would pass before its answer")
-                        continue
-                    limit = fewest
-            pieces.append(self._queue.take(ticket, count, now))
-            rows += count
-        return pieces
+    def _run_here(self, device: Device, piece: Piece, now_s: float) -> bool:
+        """Answer an image now; whether the model did not fail."""
+        piece.began_ns = time.perf_counter_ns()
+        ran = device.run_here(piece.images)
+        if ran is None:
+            return False
+        verdicts, result = ran
+        took_s = result.compute_ns / 1e9
+        self._quickness.observe(took_s, now_s)
+        self._pace.observe(1, took_s)
+        piece.answered, piece.ended_ns, piece.runs = True, result.started_ns + result.compute_ns, result.runs[0]
+        piece.ticket.settle(piece, verdicts)
+        if self._on_batch is not None:
+            self._on_batch(BatchReport(result, (result.started_ns - piece.ticket.arrived_ns,)))
+        return True
 
     def _leave(self, pieces: list[Piece], outcomes: Sequence[Outcome], runs: Sequence[list[Run]]) -> None:
         """Answer pieces that are done; those that were before stay as they are."""
@@ -299,7 +292,7 @@ class Batcher:
                 self._queue.drop(piece.ticket)
 
     def _finish(self, pieces: list[Piece], result: BatchResult, began_s: float, together: int) -> None:
-        self._pace.observe(together, asyncio.get_running_loop().time() - began_s)
+        self._pace.observe(together, self._loop.time() - began_s)
         self._leave(pieces, result.outcomes, result.runs)
         if self._on_batch is not None:
             waited = tuple(result.started_ns - piece.ticket.arrived_ns for piece in pieces)

@@ -12,6 +12,8 @@ from s2ap_defend.serve.errors import BodyTimeoutError, ProtocolError, QueueFullE
 from s2ap_defend.serve.shares import Hold
 
 SLOW_START_S = 5.0  # a body may stall so long in all, in addition to what its bytes need at the least rate
+REQUESTS = "s2ap_defend.requests"  # in a scope: all that this process answers over HTTP
+WHOLE_BODY = "s2ap_defend.whole_body"  # in the scope of a request whose whole body has arrived
 WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
@@ -34,7 +36,9 @@ class BodyLimits:
     rate_bytes_s: int
 
 
-async def read_body(receive: Receive, content_length: int | None, limits: BodyLimits, hold: Hold) -> bytes:
+async def read_body(
+    receive: Receive, content_length: int | None, limits: BodyLimits, hold: Hold, *, whole: bool = False
+) -> bytes:
     """Read a whole body; one that announces too much is refused before its first byte is read.
 
     Args:
@@ -42,6 +46,7 @@ async def read_body(receive: Receive, content_length: int | None, limits: BodyLi
         content_length: What the client announces, if it does. Nothing is charged for an announcement.
         limits: What it may cost.
         hold: Where the bytes that have arrived are charged.
+        whole: Whether all of it is known to have arrived.
 
     Raises:
         TooLargeError: If it is larger than the limit.
@@ -54,6 +59,11 @@ async def read_body(receive: Receive, content_length: int | None, limits: BodyLi
         raise TooLargeError(f"the body has {content_length} bytes, this server takes {size}; send fewer images")
     if not hold.fits(content_length or 1):
         raise QueueFullError(FULL)
+    if whole:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        return _charged(message, limits, hold)
     started = asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout_at(started + min(limits.timeout_s, SLOW_START_S)) as deadline:
@@ -97,15 +107,19 @@ async def _read(receive: Receive, started: float, limits: BodyLimits, hold: Hold
     chunks: list[bytes] = []
     while True:
         message = await _next(receive)
-        chunk = message.get("body", b"")
-        if hold.amount + len(chunk) > limits.size_bytes:
-            raise TooLargeError(f"the body has more than {limits.size_bytes} bytes, which is what this server takes")
-        if not hold.add(len(chunk)):
-            raise QueueFullError(FULL)
-        chunks.append(chunk)
+        chunks.append(_charged(message, limits, hold))
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         deadline.reschedule(started + min(limits.timeout_s, SLOW_START_S + hold.amount / limits.rate_bytes_s))
+
+
+def _charged(message: MutableMapping[str, Any], limits: BodyLimits, hold: Hold) -> bytes:
+    chunk: bytes = message.get("body", b"")
+    if hold.amount + len(chunk) > limits.size_bytes:
+        raise TooLargeError(f"the body has more than {limits.size_bytes} bytes, which is what this server takes")
+    if not hold.add(len(chunk)):
+        raise QueueFullError(FULL)
+    return chunk
 
 
 async def _next(receive: Receive) -> MutableMapping[str, Any]:

@@ -4,11 +4,12 @@ from starlette.responses import Response
 
 from s2ap_defend.serve.body import BodyLimits
 from s2ap_defend.serve.protocol import decode_header_length, decode_request, encode_response
-from s2ap_defend.serve.responses import JSON
+from s2ap_defend.serve.responses import JSON, Encoded
 from s2ap_defend.serve.served import Head, InferRequest, ServedModel
 from s2ap_defend.types import Verdicts
 
-HEADER_LENGTH = "inference-header-content-length"
+HEADER_LENGTH = b"inference-header-content-length"
+TENSORS, JSON_BYTES = b"application/octet-stream", JSON.encode()
 
 
 class ProtocolCodec:
@@ -23,7 +24,7 @@ class ProtocolCodec:
 
     def decode(self, body: bytes, head: Head) -> InferRequest:
         """Decode a request; see `protocol.decode_request`."""
-        length = head.headers.get(HEADER_LENGTH.encode())
+        length = head.headers.get(HEADER_LENGTH)
         served = self._in_full if head.evidence else self._served
         return decode_request(body, decode_header_length(None if length is None else length.decode("latin-1")), served)
 
@@ -31,5 +32,5 @@ class ProtocolCodec:
         """Encode an answer; see `protocol.encode_response`."""
         body, header_length = encode_response(request, verdicts, self._served)
         if header_length is None:
-            return Response(body, media_type=JSON)
-        return Response(body, media_type="application/octet-stream", headers={HEADER_LENGTH: str(header_length)})
+            return Encoded(body, JSON_BYTES)
+        return Encoded(body, TENSORS, (HEADER_LENGTH, b"%d" % header_length))

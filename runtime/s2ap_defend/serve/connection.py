@@ -10,6 +10,8 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from s2ap_defend.serve.answer import Answer
+from s2ap_defend.serve.body import REQUESTS, WHOLE_BODY
 from s2ap_defend.serve.exchange import REQUEST_ID, Exchange
 from s2ap_defend.serve.responses import error_body
 from s2ap_defend.serve.shares import Limits, peer_of
@@ -79,7 +81,8 @@ class Connection(HttpToolsProtocol):
             rest = self._parse(rest)
         if self._framing_bytes > HEAD_BYTES and not self._discarding:
             self._refuse(431, f"the head of the request has more than {HEAD_BYTES} bytes")
-        if self.timeout_keep_alive_task is None and not self._answering and not self._discarding:
+        waiting = self.timeout_keep_alive_task is None and not self._answering
+        if (self._head_begun or waiting) and not self._discarding:
             self._hurry()
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -100,7 +103,6 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._head_begun = True
         self._head_bytes = 0
-        self._hurry()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take in a header."""
@@ -117,6 +119,8 @@ class Connection(HttpToolsProtocol):
             return
         before = self.cycle
         super().on_headers_complete()
+        self.cycle.__class__ = Answer  # its task begins later; uvicorn lets nobody name the class
+        self.scope[REQUESTS] = self.tasks  # type: ignore[literal-required]
         self._unanswered.append(self.cycle)
         if self._limits.draining:
             self.cycle.keep_alive = False
@@ -133,6 +137,7 @@ class Connection(HttpToolsProtocol):
         self._framing_bytes = 0
         if not self.parser.should_upgrade():
             super().on_message_complete()
+            self.scope[WHOLE_BODY] = True  # type: ignore[literal-required]
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of a body that nobody reads."""

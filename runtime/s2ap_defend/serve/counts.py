@@ -1,21 +1,24 @@
 """What is counted of one model's answers, whichever of its files gave them."""
 
+import time
+from typing import Any
+
 import numpy as np
 
 from s2ap_defend.drift import DriftMonitor
 from s2ap_defend.serve.device import BatchReport
 from s2ap_defend.serve.metrics import SUCCESS, ModelMetrics
-from s2ap_defend.serve.statistics import Statistics
-from s2ap_defend.types import Bool, Float64, Verdicts
+from s2ap_defend.serve.statistics import Ran, Statistics
+from s2ap_defend.types import Verdicts
 
 __all__ = ["Counts"]
 
 WINDOW_ROWS = 1000  # images whose times are published together
-LOOK_ROWS = 64  # that the drift monitor sees together, not batch by batch
+LOOK_ROWS = 64  # images that are counted together: one after the other each would find the processor's caches cold
 
 
 class Counts:
-    """Metrics, statistics and drift of one model.
+    """Metrics, statistics and drift of one model; `catch_up` comes before any of them is read.
 
     Args:
         metrics: Its metrics.
@@ -31,31 +34,27 @@ class Counts:
         self._live = live
         self._drift: DriftMonitor | None = None
         self._timed_rows = self._drift_rows = 0
-        self._unseen: list[tuple[Float64, Bool]] = []  # by the drift monitor: ratios, and what was flagged
-        self._unseen_rows = 0
+        self._uncounted: list[Ran] = []
+        self._uncounted_rows = 0
 
     def watch(self, drift: DriftMonitor | None) -> None:
         """Publish what this monitor says from now on; None: there is none."""
+        self.catch_up()
         self._drift = drift
-        self._unseen, self._unseen_rows = [], 0
         self._publish_drift()
 
     def count_batch(self, report: BatchReport, drift: DriftMonitor | None) -> None:
         """Count a batch, which this monitor sees as well, unless another one has come after it."""
-        self.metrics.count_batch(report)
-        self.statistics.count_batch(report)
-        self._timed_rows += report.result.rows
-        if self._timed_rows >= WINDOW_ROWS:
-            self._timed_rows = 0
-            self.metrics.publish_times()
-            self.statistics.publish_times()
-        if drift is not None and drift is self._drift:
-            for outcome in report.result.outcomes:
-                if isinstance(outcome, Verdicts):
-                    self._unseen.append((outcome.log_likelihood_ratio, outcome.adversarial))
-                    self._unseen_rows += len(outcome)
-                    if self._unseen_rows >= min(LOOK_ROWS, drift.window - self._drift_rows):
-                        self.catch_up()
+        result, watched = report.result, drift is not None and drift is self._drift
+        answered = [outcome for outcome in result.outcomes if isinstance(outcome, Verdicts)]
+        seen = [(verdicts.log_likelihood_ratio, verdicts.adversarial) for verdicts in answered]
+        stages_ns = (result.input_ns, result.compute_ns, result.output_ns)
+        self._uncounted.append(Ran(result.rows, seen, stages_ns, report.queue_ns, time.time(), watched))
+        self._uncounted_rows += result.rows
+        self._timed_rows += result.rows
+        window = WINDOW_ROWS if drift is None else drift.window
+        if self._uncounted_rows >= min(LOOK_ROWS, window - self._drift_rows) or self._timed_rows >= WINDOW_ROWS:
+            self.catch_up()
 
     def count_request(self, outcome: str, duration_ns: int, protocol: str = "http") -> None:
         """Count one finished request; names as in the metrics."""
@@ -63,19 +62,32 @@ class Counts:
         self.statistics.count_request(outcome == SUCCESS, duration_ns)
 
     def catch_up(self) -> None:
-        """Let the drift monitor see what was served since it last did; call it before what it says is read.
+        """Count what ran since this was last done.
 
-        Without evidence it speaks once a window, about all of it: a mean of p-values before and after one request would
-        tell the rank of its log-likelihood ratio.
+        Without evidence times are published a window at a time, and the drift monitor speaks once a window, about all
+        of it: a mean of p-values before and after one request would tell the rank of its log-likelihood ratio.
         """
-        if self._drift is None or not self._unseen:
+        batches, self._uncounted, self._uncounted_rows = self._uncounted, [], 0
+        for ran in batches:
+            self.metrics.count_batch(ran)
+            self.statistics.count_batch(ran)
+        if self._timed_rows >= WINDOW_ROWS:
+            self._timed_rows = 0
+            self.metrics.publish_times()
+            self.statistics.publish_times()
+        seen = [part for ran in batches if ran.watched for part in ran.seen]
+        if self._drift is None or not seen:
             return
-        ratios, flagged = (np.concatenate(parts) for parts in zip(*self._unseen, strict=True))
+        ratios, flagged = (np.concatenate(parts) for parts in zip(*seen, strict=True))
         self._drift.observe_ratios(ratios, flagged)
-        self._drift_rows += self._unseen_rows
-        self._unseen, self._unseen_rows = [], 0
+        self._drift_rows += len(ratios)
         if self._live or self._drift_rows >= self._drift.window:
             self._publish_drift()
+
+    def to_json(self, model: str, version: str) -> dict[str, Any]:
+        """The statistics until now, as the protocol has them."""
+        self.catch_up()
+        return self.statistics.to_json(model, version)
 
     def _publish_drift(self) -> None:
         self._drift_rows = 0

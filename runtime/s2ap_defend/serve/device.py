@@ -6,7 +6,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +35,7 @@ class Run(NamedTuple):
 OnPart = Callable[[int, Outcome, list[Run]], None]
 
 
-@dataclass(frozen=True)
-class BatchResult:
+class BatchResult(NamedTuple):
     """Outcomes of the parts of one batch, and what they cost.
 
     Attributes:
@@ -59,16 +57,14 @@ class BatchResult:
     runs: list[list[Run]]
 
 
-@dataclass(frozen=True)
-class BatchReport:
+class BatchReport(NamedTuple):
     """A batch that ran: its result, and how long each of its requests, or parts of one, had waited."""
 
     result: BatchResult
     queue_ns: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Parts that were handed over together; see `Device.run`."""
 
     parts: Sequence[Float32]
@@ -111,6 +107,7 @@ class Device:
         self._observe = observe
         self._runs: list[Run] = []  # of what the model does now
         self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._owed = 0  # batches that were handed over and whose outcomes are not there yet
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._live, name="s2ap-device", daemon=True)
         self._thread.start()
@@ -133,7 +130,30 @@ class Device:
             on_done: Called on the event loop, once, with all outcomes.
             every_stage: Whether stages run first, too, that these images do not ask; of a model that goes by stages.
         """
+        self._owed += 1
         self._batches.put(Batch(parts, is_wanted, on_part, on_done, every_stage))
+
+    @property
+    def idle(self) -> bool:
+        """Whether its thread has nothing to do; asked on the event loop."""
+        return not self._owed
+
+    def run_here(self, images: Float32) -> tuple[Verdicts, BatchResult] | None:
+        """Run images [N, C, H, W] as one batch on the calling thread, which is that of the event loop.
+
+        Only while it is idle: the model is called by one thread at a time. None where the model fails; `run` finds out
+        then whether it is the images.
+        """
+        started, self._runs = time.perf_counter_ns(), []
+        try:
+            verdicts = self._classify(images)
+        except Exception:
+            return None
+        if len(verdicts) != len(images):
+            return None
+        ended = time.perf_counter_ns()
+        runs = self._runs or [Run("whole", started, ended)]
+        return verdicts, BatchResult([verdicts], len(images), started, 0, ended - started, 0, [runs])
 
     async def close(self, timeout_s: float) -> bool:
         """Stop after the batches at hand; whether the thread ended in time."""
@@ -160,7 +180,7 @@ class Device:
 
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
-            self._tell(batch.on_done, self._run(batch))
+            self._tell(self._done, batch.on_done, self._run(batch))
             del batch  # its images must not live on while this thread waits
 
     def _run(self, batch: Batch) -> BatchResult:
@@ -191,6 +211,10 @@ class Device:
             output_ns=finished - computed,
             runs=[self._runs or [Run("whole", prepared, computed)]] * len(parts),
         )
+
+    def _done(self, tell: Callable[[BatchResult], None], result: BatchResult) -> None:
+        self._owed -= 1
+        tell(result)
 
     def _after_failure(self, batch: Batch, indices: Iterable[int], failure: DefendError, rows: int) -> list[Outcome]:
         """Outcomes of those parts of a batch that failed, among so many rows."""

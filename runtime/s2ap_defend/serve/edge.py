@@ -12,20 +12,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from s2ap_defend.serve.access import CALLER, Access, http_need, presented
 from s2ap_defend.serve.access_log import AccessLog
 from s2ap_defend.serve.errors import RequestError
-from s2ap_defend.serve.exchange import EXCHANGE, REQUEST_ID, Exchange, named
+from s2ap_defend.serve.exchange import EXCHANGE, Exchange, named
 from s2ap_defend.serve.responses import error_response, failed_response, json_response
 
 __all__ = ["Application"]
 
 logger = logging.getLogger(__name__)
 
-SECURITY_HEADERS = {
-    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
-    b"cross-origin-resource-policy": b"same-origin",
-    b"referrer-policy": b"no-referrer",
-    b"x-content-type-options": b"nosniff",
-    b"x-frame-options": b"DENY",
-}
+SECURITY_HEADERS = (
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+)
+SECURED = frozenset(name for name, _ in SECURITY_HEADERS)
 INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 
 
@@ -114,7 +115,7 @@ class Application(FastAPI):
                 reason = f"this server does not answer for the host {host[:80]!r}, which no --allow-host names"
                 return json_response({"error": reason}, status=421)
         try:
-            caller = self.access.admit(presented(headers), http_need(path))
+            caller = self.access.anybody or self.access.admit(presented(headers), http_need(path))
         except RequestError as error:
             return error_response(error)
         CALLER.set(caller)
@@ -135,8 +136,11 @@ def finish(message: Message, exchange: Exchange) -> None:
     """Add to the head of an answer the id of its request, and the security headers that it has not of its own."""
     headers = message["headers"]
     present = {name for name, _ in headers}
-    headers.append((REQUEST_ID.encode(), exchange.id.encode()))
-    headers += [(name, value) for name, value in SECURITY_HEADERS.items() if name not in present]
+    headers.append((b"x-request-id", exchange.id.encode()))
+    if present.isdisjoint(SECURED):
+        headers.extend(SECURITY_HEADERS)
+    else:
+        headers.extend(header for header in SECURITY_HEADERS if header[0] not in present)
     if b"allow" in present:
         allow = MutableHeaders(raw=headers)
         if "GET" in allow["allow"]:

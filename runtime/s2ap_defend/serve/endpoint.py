@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from s2ap_defend.errors import DefendError
 from s2ap_defend.serve.access import CALLER
-from s2ap_defend.serve.body import ClientGoneError, inflate, read_body
+from s2ap_defend.serve.body import REQUESTS, WHOLE_BODY, ClientGoneError, inflate, read_body
 from s2ap_defend.serve.errors import UnavailableError
 from s2ap_defend.serve.exchange import EXCHANGE
 from s2ap_defend.serve.instance import Instance
@@ -48,6 +48,9 @@ class InferenceEndpoint(Generic[R]):
         self._codec_of = codec_of
         self._route = route
         self._decoders = decoders
+        self._waiting: dict[Ticket, Receive] = {}  # oldest first
+        self._watching: dict[Ticket, asyncio.Task[None]] = {}
+        self._look: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -109,7 +112,9 @@ class InferenceEndpoint(Generic[R]):
         caller.check(1)
         with self._service.receiving.hold(peer_of(scope.get("client"))) as hold:
             length = headers.get(b"content-length")
-            body = await read_body(receive, None if length is None else int(length), codec.limits, hold)
+            body = await read_body(
+                receive, None if length is None else int(length), codec.limits, hold, whole=WHOLE_BODY in scope
+            )
             began_ns = time.perf_counter_ns()
             head = Head(headers, scope["query_string"].decode("latin-1"), caller.evidence)
             if len(body) <= codec.inline_bytes and b"content-encoding" not in headers:
@@ -119,11 +124,36 @@ class InferenceEndpoint(Generic[R]):
                 request = await loop.run_in_executor(self._decoders, _decode, instance, codec, body, head)
             del body
             timeline.decode_ns = began_ns, time.perf_counter_ns()
-            timeline.ticket = ticket = instance.enqueue(request, caller, arrived_s)
+            alone = len(scope.get(REQUESTS, ())) == 1
+            timeline.ticket = ticket = instance.enqueue(request, caller, arrived_s, alone=alone)
         try:
-            return request, await _answer(ticket, receive)
+            answered = ticket.future.done()
+            return request, ticket.future.result() if answered else await self._answer(ticket, receive)
         finally:
             instance.batcher.release(ticket)
+
+    async def _answer(self, ticket: Ticket, receive: Receive) -> Verdicts:
+        """Wait for the verdicts, or for the client to go; the latter is only watched when it takes a while."""
+        self._waiting[ticket] = receive
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch_clients)
+        try:
+            return await ticket.future
+        finally:
+            del self._waiting[ticket]
+            watching = self._watching.pop(ticket, None)
+            if watching is not None:
+                watching.cancel()
+
+    def _watch_clients(self) -> None:
+        """Watch whoever has waited for a while; one timer for all, for most requests are answered before it fires."""
+        self._look, loop = None, asyncio.get_running_loop()
+        latest_ns = time.perf_counter_ns() - int(1e9 * WATCH_AFTER_S)
+        for ticket, receive in self._waiting.items():
+            if ticket.arrived_ns <= latest_ns and ticket not in self._watching:
+                self._watching[ticket] = loop.create_task(_watch(ticket, receive))
+        if self._waiting:
+            self._look = loop.call_later(WATCH_AFTER_S, self._watch_clients)
 
 
 def named(scope: Scope) -> tuple[str | None, str | None]:
@@ -142,19 +172,6 @@ def _decode(instance: Instance, codec: Codec[R], body: bytes, head: Head) -> R:
     request = codec.decode(body, head)
     instance.classifier.validate(request.images)  # alone, before it shares a batch
     return request
-
-
-async def _answer(ticket: Ticket, receive: Receive) -> Verdicts:
-    """Wait for the verdicts, or for the client to go; the latter is only watched when it takes a while."""
-    watching: list[asyncio.Task[None]] = []
-    loop = asyncio.get_running_loop()
-    timer = loop.call_later(WATCH_AFTER_S, lambda: watching.append(loop.create_task(_watch(ticket, receive))))
-    try:
-        return await ticket.future
-    finally:
-        timer.cancel()
-        for task in watching:
-            task.cancel()
 
 
 async def _watch(ticket: Ticket, receive: Receive) -> None:

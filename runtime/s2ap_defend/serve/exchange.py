@@ -11,6 +11,17 @@ REQUEST_ID = "x-request-id"
 SANE = re.compile(rb"[A-Za-z0-9][\w.:/+=@-]{0,127}")
 TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 VERSION_0_BYTES = 55
+ID_BYTES, IDS_AT_ONCE = 16, 64
+
+
+_unused_ids: list[str] = []  # several at a time, because a call of the system takes longer than all else here
+
+
+def _random_id() -> str:
+    if not _unused_ids:
+        drawn = os.urandom(IDS_AT_ONCE * ID_BYTES).hex()
+        _unused_ids.extend(drawn[i : i + 2 * ID_BYTES] for i in range(0, len(drawn), 2 * ID_BYTES))
+    return _unused_ids.pop()
 
 
 class Exchange:
@@ -27,7 +38,7 @@ class Exchange:
     __slots__ = ("id", "key", "trace_id", "traceparent", "tracestate")
 
     def __init__(self, name: str | None = None, traceparent: bytes | None = None, tracestate: str = "") -> None:
-        self.id = name or os.urandom(16).hex()
+        self.id = name or _random_id()
         self.key: str | None = None
         found = traceparent and TRACEPARENT.fullmatch(traceparent)
         if not traceparent or not found or (traceparent[:2] == b"00" and len(traceparent) != VERSION_0_BYTES):

@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -21,8 +21,9 @@ from s2ap_defend.serve.config import ServerConfig
 from s2ap_defend.serve.device import BROKEN, BatchReport
 from s2ap_defend.serve.errors import UnavailableError
 from s2ap_defend.serve.served import PUBLIC_OUTPUTS, InferRequest, ServedModel, largest_request
-from s2ap_defend.serve.stepping import asked
+from s2ap_defend.serve.stepping import asked, computes
 from s2ap_defend.serve.tickets import Ticket
+from s2ap_defend.serve.waiting import Total
 from s2ap_defend.types import Float32, Verdicts
 
 __all__ = ["Instance"]
@@ -35,7 +36,7 @@ class Instance:
         name: Of the model.
         classifier: What answers.
         config: Limits, and whether evidence is exposed.
-        queued_bytes: Returns the bytes that wait for all models of the server.
+        queued: Bytes that wait for all models of the server.
         on_batch: Called on the event loop after every batch.
         on_broken: Called there when the engine failed; what waited or ran has its answer then.
 
@@ -53,7 +54,7 @@ class Instance:
         classifier: DefendedClassifier,
         config: ServerConfig,
         *,
-        queued_bytes: Callable[[], int],
+        queued: Total,
         on_batch: Callable[["Instance", BatchReport], None],
         on_broken: Callable[["Instance", DefendError], None],
     ) -> None:
@@ -70,8 +71,8 @@ class Instance:
             max_batch_rows=config.max_batch_rows,
             max_queue_rows=config.max_queue_rows,
             max_queue_bytes=config.max_queue_bytes,
-            queued_elsewhere=lambda: queued_bytes() - self.batcher.queued_bytes,
-            on_batch=lambda report: on_batch(self, report),
+            queued=queued,
+            on_batch=partial(on_batch, self),
             on_broken=self._break,
         )
         limits = BodyLimits(config.max_body_bytes, config.body_timeout_s, config.body_rate_bytes_s)
@@ -110,7 +111,15 @@ class Instance:
                 raise
             raise self._failure from None
 
-    def enqueue(self, request: InferRequest, caller: Caller, arrived_s: float, left_s: float | None = None) -> Ticket:
+    def enqueue(
+        self,
+        request: InferRequest,
+        caller: Caller,
+        arrived_s: float,
+        left_s: float | None = None,
+        *,
+        alone: bool = False,
+    ) -> Ticket:
         """Queue a request that arrived at `arrived_s` of the event loop's clock; see `Batcher.enqueue`.
 
         Its deadline is the earlier of its own timeout and `left_s` seconds, which its connection sets; None for none.
@@ -123,10 +132,11 @@ class Instance:
         """
         rows = len(request.images)
         caller.check(rows)
-        deadline_s = arrived_s + min(
-            math.inf if seconds is None else seconds for seconds in (request.timeout_s, left_s)
-        )
-        ticket = self.batcher.enqueue(request.images, priority=request.priority, deadline_s=deadline_s)
+        deadline_s = math.inf
+        for seconds in (request.timeout_s, left_s):
+            if seconds is not None:
+                deadline_s = min(deadline_s, arrived_s + seconds)
+        ticket = self.batcher.enqueue(request.images, priority=request.priority, deadline_s=deadline_s, alone=alone)
         caller.charge(rows)
         return ticket
 
@@ -138,17 +148,16 @@ class Instance:
         """
         await self.batcher.probe(self._grey(1))
 
-    @contextmanager
-    def use(self) -> Iterator["Instance"]:
-        """Let it live until the end of a request."""
+    def __enter__(self) -> "Instance":
+        """Let it live until the end of a request, which is that of the context; there may be many at a time."""
         self._users += 1
         self._unused.clear()
-        try:
-            yield self
-        finally:
-            self._users -= 1
-            if not self._users:
-                self._unused.set()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
 
     async def unused(self) -> None:
         """Wait until no request uses it."""
@@ -162,6 +171,13 @@ class Instance:
                 await self.batcher.warm_up(images)
             else:
                 await self.batcher.probe(images, every_stage=True)
+        if computes(self.classifier):
+            await self.batcher.allow_here(self._kinds())
+
+    def _kinds(self) -> Float32:
+        """Images [4, C, H, W] of which some should need more members than others: grey, black, white and noise."""
+        noise = np.random.default_rng(0).random((1, *self.served.shape), dtype=np.float32)
+        return np.concatenate([self._grey(1), np.zeros_like(noise), np.ones_like(noise), noise])
 
     def _grey(self, rows: int) -> Float32:
         return np.full((rows, *self.served.shape), 0.5, dtype=np.float32)

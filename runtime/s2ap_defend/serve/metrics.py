@@ -8,15 +8,15 @@ not. What the drift monitor says is about whole windows as well; the service dec
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
-import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector
+from prometheus_client import Counter as ThreadsCounter
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
 from s2ap_defend.drift import DriftReport
-from s2ap_defend.serve.device import BatchReport
+from s2ap_defend.serve.statistics import Ran
+from s2ap_defend.serve.tallies import Counter, Histogram
 from s2ap_defend.types import Verdicts
 
 SUCCESS, CANCELLED, ERROR = "success", "cancelled", "error"
@@ -29,10 +29,7 @@ POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 RATES = tuple(i / 20 for i in range(21))
 VERDICTS = ("clean", "adversarial", "undecided")
 MODEL_LABELS = ("model", "version")
-MOST_HELD_BACK = 30_000  # times; refused requests have some, and end no window
 LOADS = ("loaded", "failed")
-
-F = TypeVar("F", Counter, Gauge, Histogram)
 
 
 class Metrics:
@@ -48,13 +45,13 @@ class Metrics:
         self.evidence = evidence
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, (*MODEL_LABELS, *labels), registry=registry)
+            return Counter(name, text, (*MODEL_LABELS, *labels), registry)
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(name, text, MODEL_LABELS, registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(name, text, (*MODEL_LABELS, *labels), buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, bounds: tuple[float, ...], *labels: str, live: bool = True) -> Histogram:
+            return Histogram(name, text, (*MODEL_LABELS, *labels), registry, bounds=bounds, live=live)
 
         self.requests = counter("s2ap_inference_requests", "Inference requests by outcome.", "protocol", "outcome")
         self.rejected = counter("s2ap_inference_rejected", "Requests turned away, by reason.", "reason")
@@ -62,22 +59,31 @@ class Metrics:
             "s2ap_access_denied", "Requests whose key is missing, unknown or lacks a right, by reason.", "reason"
         )
         self.compute = histogram(
-            "s2ap_inference_compute_duration_seconds", "Time of a batch on the device, by stage.", SECONDS, "stage"
+            "s2ap_inference_compute_duration_seconds",
+            "Time of a batch on the device, by stage.",
+            SECONDS,
+            "stage",
+            live=evidence,
         )
         self.verdicts = counter("s2ap_defense_verdicts", "Images by verdict.", "verdict")
         self.rows = counter("s2ap_inference_rows", "Images answered.")
         self.batches = counter("s2ap_inference_batches", "Batches run.")
         self.duration = histogram(
-            "s2ap_inference_request_duration_seconds", "Time from a request's head to its answer.", SECONDS
+            "s2ap_inference_request_duration_seconds",
+            "Time from a request's head to its answer.",
+            SECONDS,
+            live=evidence,
         )
-        self.queue = histogram("s2ap_inference_queue_duration_seconds", "Time that requests waited.", SECONDS)
+        self.queue = histogram(
+            "s2ap_inference_queue_duration_seconds", "Time that requests waited.", SECONDS, live=evidence
+        )
         self.batch_rows = histogram("s2ap_inference_batch_rows", "Images in a batch.", POWERS)
         self.ready = gauge("s2ap_model_ready", "1 when the model takes requests.")
         self.loads = counter("s2ap_model_loads", "Loads of a model file while the server runs, by outcome.", "outcome")
         self.failures = counter("s2ap_engine_failures", "Engines that failed and were given up.")
         self.pending_requests = gauge("s2ap_inference_pending_requests", "Requests that wait or run.")
         self.pending_rows = gauge("s2ap_inference_pending_rows", "Images that wait or run.")
-        self._dropped = Counter(
+        self._dropped = ThreadsCounter(
             "s2ap_log_records_dropped", "Records of the log that nobody read fast enough.", registry=registry
         )
         if evidence:
@@ -137,32 +143,32 @@ class ModelMetrics:
     ) -> None:
         self._server = server
         self._labels = (model, version)
+        own = self._labels
         self._requests = {
-            (protocol, outcome): self._own(server.requests, protocol, outcome)
+            (protocol, outcome): server.requests.labels(*own, protocol, outcome)
             for protocol in PROTOCOLS
             for outcome in OUTCOMES
         }
-        self._rejected = {reason: self._own(server.rejected, reason) for reason in REJECTIONS}
-        self._denied = {reason: self._own(server.denied, reason) for reason in DENIALS}
-        self._verdicts = {verdict: self._own(server.verdicts, verdict) for verdict in VERDICTS}
-        self._loads = {outcome: self._own(server.loads, outcome) for outcome in LOADS}
-        self._failures = self._own(server.failures)
-        self._compute = self._own(server.compute, "whole")
-        self._rows = self._own(server.rows)
-        self._batches = self._own(server.batches)
-        self._duration = self._own(server.duration)
-        self._queue = self._own(server.queue)
-        self._batch_rows = self._own(server.batch_rows)
-        self._ready = self._own(server.ready)
-        self._own(server.pending_requests).set_function(pending_requests)
-        self._own(server.pending_rows).set_function(pending_rows)
+        self._rejected = {reason: server.rejected.labels(*own, reason) for reason in REJECTIONS}
+        self._denied = {reason: server.denied.labels(*own, reason) for reason in DENIALS}
+        self._verdicts = {verdict: server.verdicts.labels(*own, verdict) for verdict in VERDICTS}
+        self._loads = {outcome: server.loads.labels(*own, outcome) for outcome in LOADS}
+        self._failures = server.failures.labels(*own)
+        self._compute = server.compute.labels(*own, "whole")
+        self._rows = server.rows.labels(*own)
+        self._batches = server.batches.labels(*own)
+        self._duration = server.duration.labels(*own)
+        self._queue = server.queue.labels(*own)
+        self._batch_rows = server.batch_rows.labels(*own)
+        self._ready = server.ready.labels(*own)
+        server.pending_requests.labels(*own).set_function(pending_requests)
+        server.pending_rows.labels(*own).set_function(pending_rows)
         self._evidence = server.evidence
         if server.evidence:
-            self._members = self._own(server.members)
-            self._rates = self._own(server.rates)
-            self._corrections = self._own(server.corrections)
+            self._members = server.members.labels(*own)
+            self._rates = server.rates.labels(*own)
+            self._corrections = server.corrections.labels(*own)
         self._drifting = False
-        self._held_back: list[tuple[Histogram, float]] = []
 
     def set_ready(self, ready: bool | None) -> None:
         """Tell whether the model takes requests; None, NaN in a scrape, where nobody wants it to."""
@@ -179,7 +185,7 @@ class ModelMetrics:
     def count_request(self, outcome: str, duration_s: float, protocol: str = "http") -> None:
         """Count one finished request; `outcome` is one of OUTCOMES, `protocol` one of PROTOCOLS."""
         self._requests[protocol, outcome].inc()
-        self._time(self._duration, duration_s)
+        self._duration.observe(duration_s)
         if outcome in self._rejected:
             self._rejected[outcome].inc()
 
@@ -189,53 +195,40 @@ class ModelMetrics:
 
     def count_verdicts(self, verdicts: Verdicts) -> None:
         """Count the images of one answer."""
-        self._rows.inc(len(verdicts))
-        adversarial = np.count_nonzero(verdicts.adversarial)
-        answered = len(verdicts) - np.count_nonzero(verdicts.adversarial | verdicts.abstained)
-        for verdict, rows in zip(
-            VERDICTS, (answered, adversarial, len(verdicts) - answered - adversarial), strict=True
-        ):
-            if rows:
-                self._verdicts[verdict].inc(int(rows))
+        rows, flagged = len(verdicts), verdicts.adversarial.tolist()  # so few that arrays would take longer
+        adversarial = sum(flagged)
+        undecided = sum(one and not of for one, of in zip(verdicts.abstained.tolist(), flagged, strict=True))
+        self._rows.inc(rows)
+        self._verdicts["clean"].inc(rows - adversarial - undecided)
+        self._verdicts["adversarial"].inc(adversarial)
+        self._verdicts["undecided"].inc(undecided)
         if self._evidence:
             self._corrections.inc(int(verdicts.corrected.sum()))
             for members, rate in zip(verdicts.members_used.tolist(), verdicts.label_change_rate.tolist(), strict=True):
                 self._members.observe(members)
                 self._rates.observe(rate)
 
-    def count_batch(self, report: BatchReport) -> None:
+    def count_batch(self, ran: Ran) -> None:
         """Count one batch."""
         self._batches.inc()
-        self._batch_rows.observe(report.result.rows)
-        self._time(self._compute, report.result.compute_ns / 1e9)
-        for waited_ns in report.queue_ns:
-            self._time(self._queue, waited_ns / 1e9)
+        self._batch_rows.observe(ran.rows)
+        self._compute.observe(ran.stages_ns[1] / 1e9)
+        for waited_ns in ran.queue_ns:
+            self._queue.observe(waited_ns / 1e9)
 
     def publish_times(self) -> None:
-        """Publish the times that were held back, at the end of a window."""
-        for histogram, seconds in self._held_back:
-            histogram.observe(seconds)
-        self._held_back.clear()
-
-    def _time(self, histogram: Histogram, seconds: float) -> None:
-        if self._evidence:
-            histogram.observe(seconds)
-            return
-        self._held_back.append((histogram, seconds))
-        if len(self._held_back) >= MOST_HELD_BACK:
-            self.publish_times()
+        """Publish all times until now, at the end of a window."""
+        for spread in (self._duration, self._queue, self._compute):
+            spread.publish()
 
     def set_drift(self, report: DriftReport | None) -> None:
         """Publish what the drift monitor says; None: there is none."""
         for name, gauge in self._server.drift.items():
             if report is not None:
-                self._own(gauge).set(float(getattr(report, name)))
+                gauge.labels(*self._labels).set(float(getattr(report, name)))
             elif self._drifting:
                 gauge.remove(*self._labels)
         self._drifting = report is not None
-
-    def _own(self, family: F, *labels: str) -> F:
-        return family.labels(*self._labels, *labels)
 
 
 class _Process(ProcessCollector):

@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
 from s2ap_defend.classifier import DefendedClassifier
@@ -19,6 +18,7 @@ from s2ap_defend.serve.loading import load_settled
 from s2ap_defend.serve.metrics import Metrics, ModelMetrics
 from s2ap_defend.serve.restarts import Restarts
 from s2ap_defend.serve.served import ServedModel
+from s2ap_defend.serve.waiting import Total
 from s2ap_defend.serve.watched import look
 
 __all__ = ["Model", "ModelState"]
@@ -37,7 +37,7 @@ class Model:
         classifier: The file as it was loaded.
         config: Limits, and how its file is loaded again.
         metrics: Of the server.
-        queued_bytes: Returns the bytes that wait for all models of the server.
+        queued: Bytes that wait for all models of the server.
         on_state: Called on the event loop with this model when `state` has changed.
 
     Attributes:
@@ -57,7 +57,7 @@ class Model:
         config: ServerConfig,
         metrics: Metrics,
         *,
-        queued_bytes: Callable[[], int],
+        queued: Total,
         on_state: Callable[["Model"], None],
     ) -> None:
         self.name = name
@@ -66,7 +66,7 @@ class Model:
         self.failure: DefendError | None = None
         self._path, self._threads = classifier.path, classifier.threads
         self._config = config
-        self._queued_bytes = queued_bytes
+        self._queued = queued
         self._on_state = on_state
         self._restarts = Restarts()
         self._signature = look([self._path])  # of the file that is in use
@@ -98,11 +98,6 @@ class Model:
             raise UnavailableError(self._why_not())
         return self._current
 
-    @property
-    def queued_bytes(self) -> int:
-        """Bytes that wait."""
-        return sum(one.batcher.queued_bytes for one in self._instances)
-
     def describe(self) -> str:
         """What it is doing, in one line."""
         requests = sum(one.batcher.pending_requests for one in self._instances)
@@ -118,16 +113,14 @@ class Model:
         if self.state != "ready":
             raise UnavailableError(self._why_not())
 
-    @contextmanager
-    def use(self) -> Iterator[Instance]:
-        """The instance that answers a request, as long as it takes.
+    def use(self) -> Instance:
+        """The instance that answers a request; it lives as long as its context is open.
 
         Raises:
             UnavailableError: If there is none that is ready.
         """
         self.check_ready()
-        with self.instance.use() as instance:
-            yield instance
+        return self.instance
 
     def start(self) -> None:
         """Begin to warm up."""
@@ -189,7 +182,7 @@ class Model:
             self.name,
             classifier,
             self._config,
-            queued_bytes=self._queued_bytes,
+            queued=self._queued,
             on_batch=self._count_batch,
             on_broken=self._on_broken,
         )

@@ -20,7 +20,7 @@ class Pace:
     def __init__(self, max_rows: int) -> None:
         self._max_rows = max_rows
         self._seen: dict[int, tuple[float, float]] = {}  # by power of two: weighted mean of rows, and of seconds
-        self._points: list[tuple[float, float]] = []  # the same by rows
+        self._points: list[tuple[float, float]] | None = []  # the same by rows; None: to be sorted
 
     def observe(self, rows: int, seconds: float) -> None:
         """Take in that `rows` together took so many seconds; a batch that something held up does not count in full."""
@@ -31,13 +31,15 @@ class Pace:
             DECAY * mean_rows + (1.0 - DECAY) * rows,
             DECAY * mean_s + (1.0 - DECAY) * seconds,
         )
-        self._points = sorted(self._seen.values())
+        self._points = None
 
     def batch_s(self, rows: int) -> float:
         """Seconds that a batch of so many rows is expected to take: linear between those that were seen.
 
         Beyond the largest one it is proportional to rows, below the smallest one as long as that.
         """
+        if self._points is None:
+            self._points = sorted(self._seen.values())
         points = self._points
         if not points:
             return 0.0

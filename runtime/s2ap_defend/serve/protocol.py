@@ -5,7 +5,9 @@ length of the JSON), or, with that header 0, one raw image. The protocol: github
 Triton's extension_binary_data. Whatever the bytes are, decoding raises nothing but ProtocolError, or TooLargeError.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import orjson
 from s2ap_defend.serve.errors import ProtocolError
 from s2ap_defend.serve.json_numbers import LARGE_BYTES, read_large
 from s2ap_defend.serve.served import DATATYPES, DEFAULT_PRIORITY, INPUT, InferRequest, ServedModel
-from s2ap_defend.serve.tensors import INPUT_DATATYPES, encode_tensor, from_bytes, from_json, show
+from s2ap_defend.serve.tensors import INPUT_DATATYPES, LITTLE_ENDIAN, encode_tensor, from_bytes, from_json, show
 from s2ap_defend.types import Float32, Verdicts
 
 LOWEST_PRIORITY = 10
@@ -87,23 +89,47 @@ def decode_scheduling(parameters: Mapping[str, object]) -> tuple[float | None, i
 
 def encode_response(request: InferRequest, verdicts: Verdicts, served: ServedModel) -> tuple[bytes, int | None]:
     """Encode an answer: (body, length of its JSON when binary tensors follow, else None)."""
-    answer: dict[str, Any] = {"model_name": served.model, "model_version": served.version}
+    if request.id is None and all(binary for _, binary in request.outputs):
+        arrays = [(name, getattr(verdicts, name)) for name, _ in request.outputs]
+        head = _head_of_tensors(served.model, served.version, tuple((name, array.shape) for name, array in arrays))
+        return b"".join([head, *(encode_tensor(array, name) for name, array in arrays)]), len(head)
+    answer = _named(served.model, served.version)
     if request.id is not None:
         answer["id"] = request.id
     answer["outputs"] = outputs = []
     tensors: list[bytes] = []
     for name, binary in request.outputs:
         array = np.ascontiguousarray(getattr(verdicts, name))
-        output: dict[str, Any] = {"name": name, "datatype": DATATYPES[name], "shape": array.shape}
         if binary:
-            data = encode_tensor(array, name)
-            output["parameters"] = {"binary_data_size": len(data)}
-            tensors.append(data)
+            outputs.append(_tensor(name, array.shape))
+            tensors.append(encode_tensor(array, name))
         else:
-            output["data"] = array.reshape(-1)
-        outputs.append(output)
-    head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+            outputs.append({**_output(name, array.shape), "data": array.reshape(-1)})
+    head = _dumped(answer)
     return (b"".join([head, *tensors]), len(head)) if tensors else (head, None)
+
+
+@lru_cache(maxsize=256)
+def _head_of_tensors(model: str, version: str, outputs: tuple[tuple[str, tuple[int, ...]], ...]) -> bytes:
+    """The JSON of an answer without an id whose outputs of these names and shapes are all binary: always the same."""
+    return _dumped({**_named(model, version), "outputs": [_tensor(name, shape) for name, shape in outputs]})
+
+
+def _named(model: str, version: str) -> dict[str, Any]:
+    return {"model_name": model, "model_version": version}
+
+
+def _output(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"name": name, "datatype": DATATYPES[name], "shape": shape}
+
+
+def _tensor(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    size = LITTLE_ENDIAN[DATATYPES[name]].itemsize * math.prod(shape)
+    return {**_output(name, shape), "parameters": {"binary_data_size": size}}
+
+
+def _dumped(answer: dict[str, Any]) -> bytes:
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _parse_json(data: memoryview) -> Any:  # noqa: ANN401

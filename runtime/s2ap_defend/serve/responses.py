@@ -16,6 +16,20 @@ from s2ap_defend.serve.exchange import current_id
 JSON = "application/json"
 
 
+class Encoded(Response):
+    """A body that is encoded already, with the headers that it needs and no search for others.
+
+    Args:
+        body: As it is sent.
+        media_type: Of it.
+        headers: More of them, names in lower case.
+    """
+
+    def __init__(self, body: bytes, media_type: bytes, *headers: tuple[bytes, bytes]) -> None:
+        self.status_code, self.background, self.body = 200, None, body
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", media_type), *headers]
+
+
 def json_response(payload: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:  # noqa: ANN401
     """A JSON answer; Mapping keys must be strings, numpy arrays are taken."""
     body = orjson.dumps(payload, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -16,6 +16,7 @@ from s2ap_defend.serve.keys import read_keys
 from s2ap_defend.serve.metrics import Metrics
 from s2ap_defend.serve.model import STOP_TIMEOUT_S, Model, ModelState
 from s2ap_defend.serve.shares import Shares
+from s2ap_defend.serve.waiting import Total
 from s2ap_defend.serve.watched import Watched, Watcher
 
 __all__ = ["Service"]
@@ -60,11 +61,10 @@ class Service:
             build={"version": __version__, "provider": provider},
             evidence=config.expose_evidence,
         )
+        queued = Total()
         self.models: dict[str, Model] = {}
         for name, classifier in classifiers.items():
-            self.models[name] = Model(
-                name, classifier, config, self.metrics, queued_bytes=self._queued_bytes, on_state=self._on_model
-            )
+            self.models[name] = Model(name, classifier, config, self.metrics, queued=queued, on_state=self._on_model)
         self.default = next(iter(self.models.values()))
         keys = None if config.keys is None else read_keys(config.keys)
         self.access = Access(keys, evidence=config.expose_evidence, on_denied=self.default.metrics.count_denied)
@@ -172,9 +172,6 @@ class Service:
             await model.stop()
         if self.tracer is not None:
             await asyncio.get_running_loop().run_in_executor(None, self.tracer.close, STOP_TIMEOUT_S)
-
-    def _queued_bytes(self) -> int:
-        return sum(model.queued_bytes for model in self.models.values())
 
     def _on_model(self, model: Model) -> None:
         model.metrics.set_ready(None if model.state == "unloaded" else self.takes(model))

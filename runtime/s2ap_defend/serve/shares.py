@@ -1,8 +1,6 @@
 """A budget that peers share without anybody counting peers: nobody can have all of it."""
 
 import ipaddress
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from s2ap_defend.serve.access_log import AccessLog
@@ -44,15 +42,9 @@ class Shares:
         if not self._held[peer]:
             del self._held[peer]
 
-    @contextmanager
-    def hold(self, peer: str) -> Iterator["Hold"]:
-        """What one request of `peer` takes little by little, given back at the end."""
-        hold = Hold(self, peer)
-        try:
-            yield hold
-        finally:
-            if hold.amount:
-                self.give_back(peer, hold.amount)
+    def hold(self, peer: str) -> "Hold":
+        """What one request of `peer` takes little by little, given back at the end of the context."""
+        return Hold(self, peer)
 
 
 class Hold:
@@ -64,6 +56,13 @@ class Hold:
         self._shares = shares
         self._peer = peer
         self.amount = 0
+
+    def __enter__(self) -> "Hold":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.amount:
+            self._shares.give_back(self._peer, self.amount)
 
     def fits(self, amount: int) -> bool:
         """Whether it may take `amount` now."""

@@ -1,25 +1,43 @@
 """Counters in the shape of the protocol's statistics extension."""
 
-import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from s2ap_defend.drift import DriftReport
-from s2ap_defend.serve.device import BatchReport, BatchResult
-from s2ap_defend.types import Verdicts
+from s2ap_defend.types import Bool, Float64
 
 
-@dataclass
+class Ran(NamedTuple):
+    """What is counted of a batch; its images are gone by then.
+
+    Attributes:
+        rows: Images in it.
+        seen: Of every part that was answered the final log-likelihood ratios [n], and which images were flagged [n].
+        stages_ns: Time to put it together, in the model, and to take it apart.
+        queue_ns: How long each of its parts had waited.
+        finished_s: When it was done, in seconds since 1970.
+        watched: Whether the drift monitor sees it.
+    """
+
+    rows: int
+    seen: list[tuple[Float64, Bool]]
+    stages_ns: tuple[int, int, int]
+    queue_ns: tuple[int, ...]
+    finished_s: float
+    watched: bool
+
+
+@dataclass(slots=True)
 class Duration:
     """How often something happened, and how long it took in all."""
 
     count: int = 0
     ns: int = 0
 
-    def add(self, ns: int) -> None:
-        """Count one more."""
-        self.count += 1
+    def add(self, ns: int, times: int = 1) -> None:
+        """Count one more, or several that took so long in all."""
+        self.count += times
         self.ns += ns
 
     def to_json(self) -> dict[str, int]:
@@ -57,20 +75,18 @@ class Statistics:
         """Count one finished request."""
         self._requests["success" if succeeded else "fail"].add(duration_ns)
 
-    def count_batch(self, report: BatchReport) -> None:
+    def count_batch(self, ran: Ran) -> None:
         """Count one batch; a request in several batches counts in each."""
-        result = report.result
-        finished_s = time.time()
-        self._last_inference_ms = int(1000 * finished_s) if self._live else 1000 * int(finished_s)
-        if any(isinstance(outcome, Verdicts) for outcome in result.outcomes):
+        self._last_inference_ms = int(1000 * ran.finished_s) if self._live else 1000 * int(ran.finished_s)
+        if ran.seen:
             self._execution_count += 1
-            self._inference_count += sum(len(part) for part in result.outcomes if isinstance(part, Verdicts))
-        for waited_ns in report.queue_ns:
-            self._requests["queue"].add(waited_ns)
-        for stage, ns in _stages(result).items():
-            self._batches[result.rows][stage].add(ns)
-            for _ in report.queue_ns:
-                self._requests[stage].add(ns)
+            self._inference_count += sum(len(ratios) for ratios, _ in ran.seen)
+        times = len(ran.queue_ns)
+        self._requests["queue"].add(sum(ran.queue_ns), times)
+        batch = self._batches[ran.rows]
+        for stage, ns in zip(STAGES, ran.stages_ns, strict=True):
+            batch[stage].add(ns)
+            self._requests[stage].add(times * ns, times)
 
     def publish_times(self) -> None:
         """Tell the times of all requests and batches until now from now on."""
@@ -97,7 +113,3 @@ class Statistics:
             "batch_stats": self._times["batch_stats"],
             **({} if self.drift is None else {"drift": asdict(self.drift)}),
         }
-
-
-def _stages(result: BatchResult) -> dict[str, int]:
-    return dict(zip(STAGES, (result.input_ns, result.compute_ns, result.output_ns), strict=True))

@@ -17,16 +17,27 @@ from s2ap_defend.executors.staged import StagedExecutor
 from s2ap_defend.serve.device import Batch, BatchResult, Classify, Device, OnBroken, Outcome, Run, failure_of
 from s2ap_defend.types import Int64, Verdicts
 
-__all__ = ["Asked", "SteppingDevice", "asked", "start_device"]
+__all__ = ["Asked", "SteppingDevice", "asked", "computes", "start_device"]
 
 Asked = Classify | StagedExecutor | ConstantExecutor
 """What a batcher asks: images [N, C, H, W] to N verdicts, or an executor of stages, wave by wave or all of them."""
 
 
 def asked(classifier: DefendedClassifier) -> Asked:
-    """What a batcher asks of a classifier: its executor where that has stages, otherwise itself."""
+    """What a batcher asks of a classifier, with checked images: its executor, or itself where it does more."""
     executor = classifier.executor
-    return executor if isinstance(executor, StagedExecutor | ConstantExecutor) else classifier
+    if isinstance(executor, StagedExecutor | ConstantExecutor):
+        return executor
+    return executor.run if _is_plain(classifier) else classifier
+
+
+def computes(classifier: DefendedClassifier) -> bool:
+    """Whether a classifier does nothing but compute on the processor: nobody knows how long anything else can take."""
+    return _is_plain(classifier) and classifier.provider == "CPUExecutionProvider"
+
+
+def _is_plain(classifier: DefendedClassifier) -> bool:
+    return type(classifier).__call__ is DefendedClassifier.__call__
 
 
 def start_device(model: Asked, loop: asyncio.AbstractEventLoop, on_broken: OnBroken | None = None) -> Device:
@@ -196,7 +207,7 @@ class SteppingDevice(Device):
         """Tell of batches that are done; a flight without any begins anew."""
         for riding in self._riding:
             if riding.done:
-                self._tell(riding.batch.on_done, riding.result())
+                self._tell(self._done, riding.batch.on_done, riding.result())
         self._riding = [riding for riding in self._riding if not riding.done]
         if not self._riding:
             self._flight = Flight()

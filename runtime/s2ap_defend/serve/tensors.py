@@ -10,9 +10,11 @@ from s2ap_defend.serve.json_numbers import JsonNumbers
 from s2ap_defend.serve.served import DATATYPES, INPUT
 from s2ap_defend.types import Float32
 
-__all__ = ["INPUT_DATATYPES", "encode_tensor", "from_bytes", "from_json", "show"]
+__all__ = ["INPUT_DATATYPES", "LITTLE_ENDIAN", "encode_tensor", "from_bytes", "from_json", "show"]
 
-LITTLE_ENDIAN = {"INT64": "<i8", "BOOL": "|b1", "FP32": "<f4", "FP64": "<f8"}
+LITTLE_ENDIAN = {
+    name: np.dtype(code) for name, code in {"INT64": "<i8", "BOOL": "|b1", "FP32": "<f4", "FP64": "<f8"}.items()
+}
 INPUT_DATATYPES = {"FP32": "<f4", "FP16": "<f2", "UINT8": "|u1"}
 LEVELS = np.float32(255.0)  # of UINT8
 
@@ -51,7 +53,8 @@ def from_json(data: object, shape: tuple[int, ...], datatype: str) -> Float32:
 
 def encode_tensor(array: np.ndarray, name: str) -> bytes:
     """The output called `name` as binary data."""
-    return array.astype(LITTLE_ENDIAN[DATATYPES[name]], copy=False).tobytes()
+    dtype = LITTLE_ENDIAN[DATATYPES[name]]
+    return array.tobytes() if array.dtype == dtype else array.astype(dtype).tobytes()
 
 
 def show(value: object) -> str:

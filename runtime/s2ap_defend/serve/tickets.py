@@ -13,7 +13,7 @@ __all__ = ["Key", "Piece", "Ticket"]
 Key = tuple[int, float, int]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Piece:
     """Images of one request that were handed over together.
 
@@ -36,47 +36,43 @@ class Piece:
     runs: Sequence[Run] = ()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Ticket:
     """A request that was taken in; `future` gets its verdicts, or the error.
 
     Attributes:
         images: [N, C, H, W].
+        waiting: How many of its images have not left the queue.
         priority: Lower runs first.
         deadline_s: Time of the event loop's clock at which the answer is no longer wanted.
         arrived_ns: By time.perf_counter_ns.
         key: Its place in the queue.
         queued: Whether it waits there.
-        taken: How many of its images have left the queue.
         pieces: These, in order.
         timer: Fires at the deadline.
     """
 
     future: asyncio.Future[Verdicts]
     images: Float32
+    waiting: int
     priority: int
     deadline_s: float
     arrived_ns: int
     key: Key = (0, 0.0, 0)
     queued: bool = False
-    taken: int = 0
     pieces: list[Piece] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
     @property
-    def waiting(self) -> int:
-        """Images that have not left the queue."""
-        return len(self.images) - self.taken
-
-    @property
     def waiting_bytes(self) -> int:
-        """Their bytes."""
-        return self.images[self.taken :].nbytes
+        """Bytes of those that have not left the queue."""
+        return self.images.nbytes // len(self.images) * self.waiting
 
     def cut(self, rows: int) -> Piece:
         """The next images."""
-        piece = Piece(self, self.images[self.taken : self.taken + rows])
-        self.taken += rows
+        taken = len(self.images) - self.waiting
+        piece = Piece(self, self.images[taken : taken + rows])
+        self.waiting -= rows
         self.pieces.append(piece)
         return piece
 

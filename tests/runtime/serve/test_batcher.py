@@ -23,12 +23,14 @@ REQUESTS = st.lists(
 )
 
 
-@given(requests=REQUESTS, max_batch_rows=st.integers(1, 7), poisoned=st.integers(0, 60))
+@given(requests=REQUESTS, max_batch_rows=st.integers(1, 7), poisoned=st.integers(0, 60), quick=st.booleans())
 @settings(deadline=None, max_examples=60)
-def test_every_caller_gets_exactly_its_rows(requests, max_batch_rows, poisoned):
+def test_every_caller_gets_exactly_its_rows(requests, max_batch_rows, poisoned, quick):
     async def scenario():
         model = Model()
         async with running(model, max_batch_rows=max_batch_rows, max_queue_rows=1000, max_queue_bytes=10**6) as batcher:
+            if quick:
+                await batcher.allow_here(images(0))
             tasks, first = [], 0
             for rows, priority, fate, pause in requests:
                 numbers = [POISON if number == poisoned else number for number in range(first, first + rows)]
@@ -101,6 +103,7 @@ def test_of_ten_thousand_requests_each_gets_exactly_its_rows_or_its_own_error():
         model = Model()
         limits = {"max_batch_rows": 7, "max_queue_rows": 300, "max_queue_bytes": 10**6}
         async with running(model, **limits) as batcher:
+            await batcher.allow_here(images(0))
             for begin in range(0, 10_000, 100):
                 # numbers begin above POISON: nothing else may be it
                 await asyncio.gather(*(one(batcher, 1000 + 20 * number) for number in range(begin, begin + 100)))

@@ -49,6 +49,25 @@ def test_several_requests_that_offer_http2_in_a_row_are_answered_in_order(server
     assert answers[0][2] == answers[2][2] == answers[3][2]
 
 
+@pytest.mark.parametrize("kind", ["an answer", "an error", "a page"])
+def test_head_and_body_of_an_answer_come_at_once(server, batch, kind):
+    asked = {
+        "an answer": server.raw(batch),
+        "an error": server.raw(batch).replace(b"Length: 0", b"Length: x"),
+        "a page": b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n",
+    }[kind]
+    with server.connect() as connection:
+        for _ in range(2):
+            connection.sendall(asked)
+            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+            lines = head.decode().split("\r\n")
+            headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+            assert lines[0] == ("HTTP/1.1 400 Bad Request" if kind == "an error" else "HTTP/1.1 200 OK")
+            assert len(headers) == len(lines) - 1
+            assert int(headers["content-length"]) == len(body) > 0
+            assert {"date", "x-request-id", "x-frame-options"} < set(headers)
+
+
 @pytest.mark.parametrize(
     ("sent", "status", "reason"),
     [

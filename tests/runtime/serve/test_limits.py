@@ -145,7 +145,7 @@ def test_a_full_queue_answers_429_with_retry_after(held, batch, name):
 def test_a_deadline_in_microseconds_answers_504_while_the_device_is_busy(held, batch, name):
     async def scenario():
         async with busy(held, batch, name) as (service, call):
-            status, _, answer = await call(f"/v2/models/{name}/infer", message(batch, timeout=30_000))
+            status, _, answer = await call(f"/v2/models/{name}/infer", message(batch, timeout=300_000))
             assert (status, list(answer)) == (504, ["error"])
             assert not held.gate.is_set()
             assert service.default.instance.batcher.queued_rows == 0

@@ -88,11 +88,13 @@ REQUESTS = st.lists(
 )
 
 
-@given(requests=REQUESTS, max_batch_rows=st.integers(1, 9))
+@given(requests=REQUESTS, max_batch_rows=st.integers(1, 9), quick=st.booleans())
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_caller_gets_exactly_its_rows_to_the_last_bit(executor, images, alone, requests, max_batch_rows):
+def test_every_caller_gets_exactly_its_rows_to_the_last_bit(executor, images, alone, requests, max_batch_rows, quick):
     async def scenario():
         async with running(executor, max_batch_rows=max_batch_rows) as batcher:
+            if quick:
+                await batcher.allow_here(images[:1])
             tasks, first = [], 0
             for rows, fate, pause in requests:
                 index = np.arange(first, first + rows) % len(images)

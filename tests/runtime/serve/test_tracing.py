@@ -22,6 +22,7 @@ from s2ap_defend.serve.tracing import Tracer, otlp_tracer
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
+CALL = "inference.GRPCInferenceService/ModelInfer"
 RAW = {"Inference-Header-Content-Length": "0"}
 
 
@@ -95,18 +96,40 @@ def test_what_fails_by_the_servers_fault_is_an_error_and_what_the_client_did_is_
     assert (servers.attributes["http.response.status_code"], servers.status.status_code) == (500, StatusCode.ERROR)
 
 
-def test_calls_over_grpc_and_unsampled_callers_are_traced_alike(server, spans, batch):
-    message = service_pb2.ModelInferRequest(model_name=server.service.default.name)
-    message.inputs.add(name="image", datatype="FP32", shape=batch.shape)
-    message.raw_input_contents.append(batch.tobytes())
+@pytest.fixture(scope="module")
+def stub(server):
     with grpc.insecure_channel(f"127.0.0.1:{server.server.grpc.port}") as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        for sampled in ("00", "01"):
-            stub.ModelInfer(message, metadata=(("traceparent", TRACEPARENT[:-2] + sampled),))
+        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def message(server, batch, **changes) -> service_pb2.ModelInferRequest:
+    made = service_pb2.ModelInferRequest(**{"model_name": server.service.default.name, **changes})
+    made.inputs.add(name="image", datatype="FP32", shape=batch.shape)
+    made.raw_input_contents.append(batch.tobytes())
+    return made
+
+
+def test_calls_over_grpc_and_unsampled_callers_are_traced_alike(server, stub, spans, batch):
+    for sampled in ("00", "01"):
+        stub.ModelInfer(message(server, batch), metadata=(("traceparent", TRACEPARENT[:-2] + sampled),))
     found = spans(5)
-    (whole,) = found["inference.GRPCInferenceService/ModelInfer"]  # the caller of the other one does not want it
+    (whole,) = found[CALL]  # the caller of the other one does not want it
     assert (f"{whole.context.trace_id:032x}", f"{whole.parent.span_id:016x}") == (TRACE, PARENT)
     assert (whole.attributes["s2ap.model"], found["batch"][0].attributes["s2ap.rows"]) == ("tiny", 4)
+    assert (whole.attributes["rpc.grpc.status_code"], whole.status.status_code) == (0, StatusCode.UNSET)
+
+
+def test_a_span_over_grpc_has_the_code_of_its_call_which_is_an_error_if_the_server_is_to_blame(
+    server, stub, spans, batch, monkeypatch
+):
+    asked = [message(server, batch), message(server, batch, model_name="another")]
+    list(stub.ModelStreamInfer(iter(asked)))  # a stream that ends well, whatever becomes of its requests
+    monkeypatch.setattr(server.service, "draining", True)
+    with pytest.raises(grpc.RpcError):
+        stub.ModelInfer(asked[0])
+    found = [(one.attributes["rpc.grpc.status_code"], one.status.status_code) for one in spans(6)[CALL]]
+    not_found, unavailable = grpc.StatusCode.NOT_FOUND.value[0], grpc.StatusCode.UNAVAILABLE.value[0]
+    assert found == [(0, StatusCode.UNSET), (not_found, StatusCode.UNSET), (unavailable, StatusCode.ERROR)]
 
 
 def test_who_may_see_evidence_sees_in_a_header_where_the_time_went(server, classifier, batch):

@@ -16,7 +16,7 @@ from s2ap_defend.serve.exchange import EXCHANGE, REQUEST_ID, named
 from s2ap_defend.serve.responses import explain
 from s2ap_defend.serve.shares import Shares, peer_of
 
-__all__ = ["Gate", "abort", "peer_name"]
+__all__ = ["BLAMED", "Gate", "abort", "code_of", "peer_name"]
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -29,6 +29,18 @@ CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+BLAMED = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+"""Codes for which the server is to blame, by OpenTelemetry's conventions for spans of RPC."""
 
 Call = Callable[[Any, grpc.aio.ServicerContext], Any]
 
@@ -143,13 +155,18 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
             await abort(ProtocolError("the call has no message"), context)
 
 
+def code_of(error: DefendError) -> grpc.StatusCode:
+    """The code with which a call ends that failed so."""
+    return CODES.get(explain(error)[0], grpc.StatusCode.INTERNAL)
+
+
 async def abort(error: DefendError, context: grpc.aio.ServicerContext) -> NoReturn:
     """End a call with an error."""
-    status, reason = explain(error)
+    reason = explain(error)[1]
     seconds = error.headers.get("retry-after") if isinstance(error, RequestError) else None
     again = () if seconds is None else (("grpc-retry-pushback-ms", str(1000 * int(seconds))),)
     trailing = (*context.trailing_metadata(), *again)
-    await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), reason, trailing)
+    await context.abort(code_of(error), reason, trailing)
     raise error  # for readers of types: abort does not return
 
 

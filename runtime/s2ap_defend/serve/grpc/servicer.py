@@ -19,7 +19,7 @@ from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.body import FULL
 from s2ap_defend.serve.errors import DeadlineError, QueueFullError, UnavailableError
 from s2ap_defend.serve.exchange import EXCHANGE
-from s2ap_defend.serve.grpc.gate import abort, peer_name
+from s2ap_defend.serve.grpc.gate import BLAMED, abort, code_of, peer_name
 from s2ap_defend.serve.grpc.messages import decode_message, encode_message
 from s2ap_defend.serve.instance import Instance
 from s2ap_defend.serve.metrics import CANCELLED, ERROR, SUCCESS
@@ -95,7 +95,7 @@ class InferenceServicer:
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: grpc.aio.ServicerContext) -> Message:  # noqa: N802
         """Statistics of the model, or of all when no name is given."""
         models = [await self._named(request, context)] if request.name else self._service.models.values()
-        found = [model.counts.statistics.to_json(model.name, model.served.version) for model in models]
+        found = [model.counts.to_json(model.name, model.served.version) for model in models]
         return _filled(pb.ModelStatisticsResponse(), {"model_stats": found})
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, _: object) -> Message:  # noqa: N802
@@ -149,19 +149,20 @@ class InferenceServicer:
         arrived_s, timeline, tracer = asyncio.get_running_loop().time(), Timeline(), self._service.tracer
         span = None if tracer is None else tracer.begin(EXCHANGE.get(), SPAN, timeline, {"rpc.system": "grpc"})
         left_s = context.time_remaining()
-        outcome, model = ERROR, None
+        outcome, model, code = ERROR, None, grpc.StatusCode.UNKNOWN
         self.busy += 1
         try:
             model = self._service.model(message.model_name, message.model_version or None)
             with model.use() as instance:
                 answer = await self._answer(model, instance, message, arrived_s, left_s, peer_name(context), timeline)
-            outcome = SUCCESS
+            outcome, code = SUCCESS, grpc.StatusCode.OK
         except asyncio.CancelledError:
             late = left_s is not None and asyncio.get_running_loop().time() >= arrived_s + left_s
             outcome = DeadlineError.outcome if late else CANCELLED
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
             raise
         except DefendError as error:
-            outcome = outcome_of(error)
+            outcome, code = outcome_of(error), code_of(error)
             if explain(error)[0] == 500:
                 logger.error("a request failed: %s", error)
             raise
@@ -171,7 +172,8 @@ class InferenceServicer:
             (model or self._service.default).counts.count_request(outcome, duration_ns, "grpc")
             if tracer is not None and span is not None:
                 about = {} if model is None else {"s2ap.model": model.name}
-                tracer.end(span, timeline, about, outcome if outcome == ERROR else None)
+                about["rpc.grpc.status_code"] = code.value[0]
+                tracer.end(span, timeline, about, outcome if code in BLAMED else None)
         return answer
 
     async def _answer(
