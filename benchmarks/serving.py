@@ -66,6 +66,13 @@ class StubExecutor:
         return self._said if len(images) == 1 else self._said.rows(np.zeros(len(images), dtype=np.int64))
 
 
+def stub(model: Path) -> DefendedClassifier:
+    """The classifier of a file whose model takes no time."""
+    classifier = DefendedClassifier.load(model, device="cpu", threads=1, executor="whole")
+    classifier.executor = StubExecutor(classifier.executor, classifier.input_shape)
+    return classifier
+
+
 class Question(BaseModel):
     """An image as JSON."""
 
@@ -120,8 +127,7 @@ def asked(kind: str, model: str, images: Float32) -> bytes:
 
 def serve(kind: str, model: Path) -> None:
     """Serve until SIGTERM."""
-    classifier = DefendedClassifier.load(model, device="cpu", threads=1, executor="whole")
-    classifier.executor = StubExecutor(classifier.executor, classifier.input_shape)
+    classifier = stub(model)
     with written_log("json"), listen("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], flush=True)
         if "FastAPI" in kind:

@@ -18,7 +18,7 @@ def serving(benchmarks):
 
 @pytest.fixture(scope="module")
 def classifier(serving, tiny_model_path):
-    return serving.StubClassifier.load(tiny_model_path, device="cpu", threads=1, executor="whole")
+    return serving.stub(tiny_model_path)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,14 @@ class Bare(Client):
         self._runner.close()
 
 
-def test_the_cpu_of_a_process_is_that_of_all_its_threads(serving, monkeypatch, tmp_path):
-    for number, ns in ((1, 5), (2, 7)):
-        (tmp_path / "task" / str(number)).mkdir(parents=True)
-        (tmp_path / "task" / str(number) / "schedstat").write_text(f"{ns} 3 4\n")
-    monkeypatch.setattr(serving, "Path", lambda path: tmp_path / path.split("/", 3)[3])
-    assert serving.cpu_ns(9) == 12
+def test_the_cpu_of_a_process_is_that_of_all_its_threads_and_of_those_it_started(serving, monkeypatch, tmp_path):
+    import serving_measured
+
+    for process, parent, threads in ((9, 1, {1: 5, 2: 7}), (10, 9, {3: 11}), (11, 10, {4: 13}), (12, 1, {5: 17})):
+        folder = tmp_path / str(process)
+        for number, ns in threads.items():
+            (folder / "task" / str(number)).mkdir(parents=True)
+            (folder / "task" / str(number) / "schedstat").write_text(f"{ns} 3 4\n")
+        (folder / "stat").write_text(f"{process} (a (name)) R {parent} 0\n")
+    monkeypatch.setattr(serving_measured, "Path", lambda path: tmp_path / path.removeprefix("/proc").lstrip("/"))
+    assert serving_measured.cpu_ns(9) == 5 + 7 + 11 + 13

@@ -147,7 +147,7 @@ class Device:
         started, self._runs = time.perf_counter_ns(), []
         try:
             verdicts = self._classify(images)
-        except Exception:
+        except (Exception, SystemExit):  # the thread ends by the latter, the event loop may not
             return None
         if len(verdicts) != len(images):
             return None
