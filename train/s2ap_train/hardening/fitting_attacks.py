@@ -18,7 +18,8 @@ from s2ap_defend.types import Float32, Int64
 from s2ap_train.attacks.catalogue import ATTACKS
 from s2ap_train.attacks.joint import joint_network, jury_network
 from s2ap_train.attacks.pgd import pgd
-from s2ap_train.attacks.right_images import Classifier
+from s2ap_train.attacks.right_images import BATCH, Classifier
+from s2ap_train.compute.memory import images_at_once
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet, Splits
 from s2ap_train.hardening.train import Components
@@ -136,10 +137,14 @@ def _near_or_sparse(
 def _pgd(network: Classifier, data: ImageSet, *, eps: float, seed: int) -> list[Float32]:
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+    size = images_at_once(BATCH, x.shape)
     attacked = []
     for factor in EPS_FACTORS:
         radius = factor * eps
-        step_size = RELATIVE_STEP * radius
-        found = pgd(network, x, y, eps=radius, steps=STEPS, step_size=step_size, generator=generator)
-        attacked.append(np.asarray(found.numpy(), dtype=np.float32))
+        start = x + radius * (2 * torch.rand(x.shape, generator=generator) - 1)
+        found = [
+            pgd(network, some, labels, eps=radius, steps=STEPS, step_size=RELATIVE_STEP * radius, start=begun)
+            for some, labels, begun in zip(*(torch.split(one, size) for one in (x, y, start)), strict=True)
+        ]
+        attacked.append(np.asarray(torch.cat(found).numpy(), dtype=np.float32))
     return attacked
