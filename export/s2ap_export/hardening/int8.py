@@ -28,7 +28,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
-from s2ap_export.hardening.precision import CONVOLUTIONS, is_sum, precision_of, replace_nodes
+from s2ap_export.hardening.precision import CONVOLUTIONS, check_single, is_sum, replace_nodes
 from s2ap_export.hardening.ranges import observed
 
 __all__ = ["to_int8"]
@@ -60,10 +60,7 @@ def to_int8(stage: ModelProto, images: Float32, *, symmetric: bool = True) -> Mo
     Raises:
         RecipeError: If the stage computes in less than float32 already, or has no convolution before its last layer.
     """
-    if precision_of(stage) != "float32":
-        raise RecipeError(
-            f"stage {stage.graph.name} is in {precision_of(stage)} already; convert the float32 stage, once"
-        )
+    check_single(stage)
     quantised = ModelProto()
     quantised.CopyFrom(stage)
     _Conversion(quantised, images, symmetric).convert()

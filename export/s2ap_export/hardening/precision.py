@@ -16,13 +16,23 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.half_weights import is_sum as is_sum_of
 from s2ap_defend.precision_record import Precision, weights_precision
 
-__all__ = ["CONVOLUTIONS", "ROUNDED_WEIGHTS", "is_half", "is_sum", "precision_of", "to_half"]
+__all__ = [
+    "CONVOLUTIONS",
+    "ROUNDED_WEIGHTS",
+    "check_single",
+    "half_of",
+    "is_half",
+    "is_sum",
+    "precision_of",
+    "to_half",
+]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 ROUNDED_WEIGHTS = "weights"
@@ -61,6 +71,33 @@ def precision_of(stage: ModelProto) -> Precision:
     """What the convolutions of a stage compute in, or are rounded to."""
     rounded = any(one.key == ROUNDED_WEIGHTS for one in stage.metadata_props)
     return "float16_weights" if rounded else weights_precision(stage.graph.initializer)
+
+
+def check_single(stage: ModelProto) -> None:
+    """Refuse a stage that is in less than float32 already.
+
+    Raises:
+        RecipeError: With what it is in.
+    """
+    if precision_of(stage) != "float32":
+        raise RecipeError(
+            f"stage {stage.graph.name} is in {precision_of(stage)} already; convert the float32 stage, once"
+        )
+
+
+def half_of(weight: TensorProto) -> NDArray[np.float16]:
+    """The weight rounded to float16.
+
+    Raises:
+        RecipeError: If it is too large for that.
+    """
+    values = numpy_helper.to_array(weight)
+    largest = float(np.abs(values).max(initial=0))
+    if not largest <= float(np.finfo(np.float16).max):
+        raise RecipeError(
+            f"weight {weight.name} holds {largest:.3g}, float16 ends at 65504; keep this stage in float32"
+        )
+    return values.astype(np.float16)
 
 
 def is_sum(weight: TensorProto) -> bool:
@@ -148,13 +185,7 @@ class _Conversion:
         shared = any(name in node.input and node.name not in self.half_nodes for node in self.graph.node)
         stored = f"{name}_half" if shared else name
         if stored not in self.weights or not shared:
-            values = numpy_helper.to_array(tensor)
-            largest = float(np.abs(values).max(initial=0))
-            if not largest <= float(np.finfo(np.float16).max):
-                raise RecipeError(
-                    f"weight {name} holds {largest:.3g}, float16 ends at 65504; keep this stage in float32"
-                )
-            self.weights[stored] = numpy_helper.from_array(values.astype(np.float16), stored)
+            self.weights[stored] = numpy_helper.from_array(half_of(tensor), stored)
         return stored
 
     def _cast(self, value: str, result: str, target: int) -> NodeProto:
