@@ -1,9 +1,9 @@
 """What a defended file should cost at most, and whether it does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from s2ap_defend.bench.measured import Measured
+from s2ap_defend.bench.measured import BatchTimes, Measured
 from s2ap_defend.bench.steady import Steady
 from s2ap_defend.bench.traffic import Traffic
 from s2ap_defend.decision_record import Purify
@@ -19,7 +19,8 @@ SMALL_FLOPS = 5_000_000
 MORE_AT_ONE = 1.3
 """At a batch of 1 the cost may be so many times that at 64."""
 OUTSIDE_SHARE, OUTSIDE_MS = 0.05, 0.150
-"""Beyond the stages: share of a call at a batch of 64, milliseconds at 1."""
+"""Outside the engines: share of a call at a batch of 64, milliseconds at 1. The whole file decides inside its engine,
+so what it takes beyond its stages is judged as well."""
 EXPONENT = 1.05
 GROWN_MB = 1.0
 """Memory that many batches in a row may take more, after the first tenth of them; allocators keep some."""
@@ -105,15 +106,25 @@ def _goals(measured: Measured, traffic: Traffic, purify: Purify) -> Iterator[Goa
                 if batch in by_size and limit is not None:
                     what = f"batch {batch}: cost with purification '{purify}'"
                     yield Goal(name, what, limit, by_size[batch].executors[name].times_bare, "x", batch)
-        if 1 in by_size:
-            yield Goal(name, "batch 1: beyond the stages", OUTSIDE_MS, by_size[1].outside_ms[name], " ms", 1)
-        if 64 in by_size:
-            yield Goal(name, "batch 64: beyond the stages", OUTSIDE_SHARE, by_size[64].outside_share[name], "share", 64)
+        yield from _overhead(name, by_size)
         slope = measured.exponents[name]
         if slope is not None:
             yield Goal(name, "exponent of time in batch", EXPONENT, slope, "", None)
         if name in measured.steady:
             yield from _steadiness(name, measured.steady[name])
+
+
+def _overhead(name: ExecutorName, by_size: Mapping[int, BatchTimes]) -> Iterator[Goal]:
+    if 1 in by_size:
+        one = by_size[1]
+        yield Goal(name, "batch 1: outside the engines", OUTSIDE_MS, one.outside_ms[name], " ms", 1)
+        if name == "whole":
+            yield Goal(name, "batch 1: beyond the stages", OUTSIDE_MS, one.beyond_ms[name], " ms", 1)
+    if 64 in by_size:
+        many = by_size[64]
+        yield Goal(name, "batch 64: outside the engines", OUTSIDE_SHARE, many.outside_share[name], "share", 64)
+        if name == "whole":
+            yield Goal(name, "batch 64: beyond the stages", OUTSIDE_SHARE, many.beyond_share[name], "share", 64)
 
 
 def _steadiness(name: ExecutorName, steady: Steady) -> Iterator[Goal]:

@@ -1,7 +1,6 @@
 """Time a defended file next to its bare classifier, its stages and the machine's ceilings, all in one run."""
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from onnx import ModelProto
 from s2ap_defend.bench.asked import SAID, Run, Stages, cut_stages
 from s2ap_defend.bench.ceilings import Ceilings, ceiling_variants, ceilings
 from s2ap_defend.bench.choices import Clock
+from s2ap_defend.bench.inside import Inside
 from s2ap_defend.bench.measured import BARE, BatchTimes, Measured, StageTime
 from s2ap_defend.bench.memory import Memory, measure_memory
 from s2ap_defend.bench.rounds import CLOCKS, Variant, alternate, exponent, latency, typical_round
@@ -24,8 +24,6 @@ from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.engines import Device, Engine
 from s2ap_defend.errors import EngineError
 from s2ap_defend.executors import USUAL, ExecutorName
-from s2ap_defend.executors.at_once import AtOnceExecutor
-from s2ap_defend.executors.staged import StagedExecutor
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.progress import Reporter
 from s2ap_defend.stages import CLASSIFIER, PURIFIER
@@ -35,15 +33,13 @@ WINDOW = 64
 """Images of a round, or those of one batch where that is larger, so that small batches see the same traffic."""
 
 _SOAKED = 16  # images of the batches in a row
-REPEATS = 5
-"""Rounds in which an executor's own clocks are read."""
 
 
 @dataclass(frozen=True)
 class _Timed:
     """One batch size: seconds of every variant [rounds, calls], the stages' runs, where batches begin and end.
 
-    `outside` is the share of time beyond the engines of executors that count the time inside them.
+    `inside` are the seconds that executors spent inside engines [rounds, calls].
     """
 
     batch: int
@@ -51,7 +47,7 @@ class _Timed:
     verdicts: Verdicts
     runs: list[Run]
     seconds: dict[str, Float64]
-    outside: dict[ExecutorName, float]
+    inside: dict[ExecutorName, Float64]
 
 
 def measure(
@@ -97,15 +93,17 @@ def measure(
     started = {
         name: DefendedClassifier.load(file.path, device=device, threads=threads, executor=name) for name in executors
     }
+    observed = {name: Inside(one, clock) for name, one in started.items()}
     limits = ceiling_variants(device, threads)
-    own_clocks = alone and clock == "wall"  # theirs are on the wall
     sizes = sorted(set(batches))
     with reporter.step("Timing", len(sizes) * (rounds + 1)) as step:
         began = [now() for now in CLOCKS.values()]
         run = partial(alternate, rounds=rounds, clock=clock, after_round=step.advance)
-        timed = [_timed(batch, traffic, stages, started, limits, own_clocks, run) for batch in sizes]
+        timed = [_timed(batch, traffic, stages, observed, limits, run) for batch in sizes]
         wall, processor = (now() - start for now, start in zip(CLOCKS.values(), began, strict=True))
     reached = ceilings({name: np.concatenate([one.seconds[name] for one in timed]) for name in limits})
+    for one in started.values():
+        one.executor.observe(None)
     found = tuple(_batch_times(one, executors, work, reached) for one in timed)
     steady = {}
     if soak:
@@ -132,9 +130,8 @@ def _timed(
     batch: int,
     traffic: Traffic,
     stages: Stages,
-    started: Mapping[ExecutorName, DefendedClassifier],
+    observed: Mapping[ExecutorName, Inside],
     limits: Mapping[str, Variant],
-    own_clocks: bool,
     run_rounds: Callable[[Mapping[str, Variant]], dict[str, Float64]],
 ) -> _Timed:
     """Time one batch size."""
@@ -142,29 +139,14 @@ def _timed(
     cuts = list(range(0, len(images) + 1, batch))
     parts = [images[low:high] for low, high in pairwise(cuts)]
     runs = stages.runs(images)
-    verdicts = Verdicts.concatenate([next(iter(started.values()))(part) for part in parts])
+    verdicts = Verdicts.concatenate([next(iter(observed.values()))(part) for part in parts])
     bare = stages.engines[CLASSIFIER]
     variants: dict[str, Variant] = {BARE: [partial(_ask, bare, part, SAID) for part in parts]}
-    variants |= {name: [partial(run, part) for part in parts] for name, run in started.items()}
+    variants |= {name: [partial(run, part) for part in parts] for name, run in observed.items()}
     variants |= {run.scope: _calls(run, cuts) for run in runs}
-    counting = {
-        name: one.executor for name, one in started.items() if isinstance(one.executor, StagedExecutor | AtOnceExecutor)
-    }
-    outside = {name: _outside(executor, parts) for name, executor in counting.items() if own_clocks}
-    return _Timed(batch, cuts, verdicts, runs, run_rounds({**variants, **limits}), outside)
-
-
-def _outside(executor: StagedExecutor | AtOnceExecutor, parts: Sequence[Float32]) -> float:
-    """Share of the time beyond the engines, by the executor's own clocks."""
-    shares = []
-    for _ in range(REPEATS):
-        before = sum(stage.seconds for stage in executor.times().values())
-        began = time.perf_counter()
-        for part in parts:
-            executor.run(part)
-        whole = time.perf_counter() - began
-        shares.append(1 - (sum(stage.seconds for stage in executor.times().values()) - before) / whole)
-    return float(np.median(shares))
+    seconds = run_rounds({**variants, **limits})
+    inside = {name: one.take(*seconds[name].shape) for name, one in observed.items()}
+    return _Timed(batch, cuts, verdicts, runs, seconds, inside)
 
 
 def _calls(run: Run, cuts: Sequence[int]) -> Variant:
@@ -188,9 +170,10 @@ def _batch_times(
     floor_s = sum(counted) if len(counted) == len(floors) else None
     alone = work[CLASSIFIER]
     bare_floor_s = None if alone is None else reached.floor_s(alone, timed.batch)
-    inside = sum(typical_round(seconds[run.scope]) for run in timed.runs)
+    alone_s = sum(typical_round(seconds[run.scope]) for run in timed.runs)
     typical = {name: typical_round(seconds[name]) for name in executors}
-    shares = {name: 1 - inside / typical[name] for name in executors} | timed.outside
+    outside = {name: typical_round(seconds[name] - timed.inside[name]) for name in executors}
+    beyond = {name: typical[name] - alone_s for name in executors}
     return BatchTimes(
         batch=timed.batch,
         calls=bare.size,
@@ -202,8 +185,10 @@ def _batch_times(
         stages=tuple(_stage_time(run, seconds[run.scope], bare, calls, floors[run.scope]) for run in timed.runs),
         floor_ms=None if floor_s is None else 1e3 * floor_s,
         floor_times_bare=None if floor_s is None or not bare_floor_s else floor_s / bare_floor_s,
-        outside_ms={name: 1e3 * share * typical[name] / calls for name, share in shares.items()},
-        outside_share=shares,
+        outside_ms={name: 1e3 * spent / calls for name, spent in outside.items()},
+        outside_share={name: spent / typical[name] for name, spent in outside.items()},
+        beyond_ms={name: 1e3 * spent / calls for name, spent in beyond.items()},
+        beyond_share={name: spent / typical[name] for name, spent in beyond.items()},
     )
 
 

@@ -48,9 +48,12 @@ class BatchTimes:
         stages: Its stages, alone.
         floor_ms: Of a call of the defended file: the least that its stages take by operations and bytes.
         floor_times_bare: The same as a multiple of the bare classifier's floor: what the defence costs in operations.
-        outside_ms: By executor, what a call takes beyond its stages: by the executor's own clocks where it has them,
-            one thread runs and the wall clock counts; else beyond the stages alone, below 0 where it beats those.
+        outside_ms: By executor, what a call spends outside the engines, timed within the call: everything that is not
+            inside an engine's run. The decision of the whole file is inside.
         outside_share: By executor, the same as a share of the call.
+        beyond_ms: By executor, what a call takes beyond its stages, each timed alone; below 0 where it beats those. The
+            decision of the whole file is a part of it.
+        beyond_share: By executor, the same as a share of the call.
     """
 
     batch: int
@@ -65,6 +68,8 @@ class BatchTimes:
     floor_times_bare: float | None
     outside_ms: dict[ExecutorName, float]
     outside_share: dict[ExecutorName, float]
+    beyond_ms: dict[ExecutorName, float]
+    beyond_share: dict[ExecutorName, float]
 
 
 @dataclass(frozen=True)

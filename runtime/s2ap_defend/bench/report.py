@@ -12,12 +12,15 @@ from s2ap_defend.bench.machine import describe_machine
 from s2ap_defend.bench.measured import BARE, BatchTimes, Measured
 from s2ap_defend.bench.rounds import Latency
 from s2ap_defend.bench.traffic import Traffic
+from s2ap_defend.executors import ExecutorName
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.stages import CLASSIFIER, CLASSIFIER_AGAIN, PURIFIER, member_scope
 from s2ap_defend.tables import plain_table, print_table
 
 BUSY = 0.1
 """Share of the time without a processor from which on the wall clock misleads."""
+_OUTSIDE, _BEYOND = _OVERHEADS = ("outside the engines", "beyond the stages")
+"""What an executor adds: timed within its calls, and as what they take more than the stages alone."""
 
 
 def as_json(measured: Measured, traffic: Traffic, manifest: Manifest, command: list[str]) -> dict[str, Any]:
@@ -94,10 +97,17 @@ def _stage_table(measured: Measured, manifest: Manifest) -> Table:
     for i, (name, _, _) in enumerate(parts[0]):
         table.add_row(name, *(f"{of[i][1]:.3g} ({_count(of[i][2])})" for of in parts))
     for name in measured.batches[0].executors:
-        beyond = [one.outside_share[name] * one.executors[name].times_bare for one in measured.batches]
-        table.add_row(f"{name}: beyond the stages", *(f"{value:.3g}" for value in beyond))
+        for what in _OVERHEADS:
+            spent = [_overhead(one, name, what) for one in measured.batches]
+            table.add_row(f"{name}: {what}", *(f"{value:.3g}" for value in spent))
     table.add_row("floor of all, of the bare floor", *(_or_dash(one.floor_times_bare) for one in measured.batches))
     return table
+
+
+def _overhead(one: BatchTimes, name: ExecutorName, what: str) -> float:
+    """What an executor spends there, as a multiple of the bare classifier's time."""
+    shares = one.outside_share if what == _OUTSIDE else one.beyond_share
+    return shares[name] * one.executors[name].times_bare
 
 
 def _parts(one: BatchTimes, manifest: Manifest) -> list[tuple[str, float, float]]:
@@ -150,7 +160,7 @@ def _dearest(measured: Measured, goal: Goal, manifest: Manifest) -> str:
     """The parts that cost most where a cost is too large."""
     (one,) = (one for one in measured.batches if one.batch == goal.batch)
     parts = {name: cost for name, cost, _ in _parts(one, manifest)}
-    parts["beyond the stages"] = one.outside_share[goal.executor] * one.executors[goal.executor].times_bare
+    parts[_BEYOND] = _overhead(one, goal.executor, _BEYOND)
     dearest = sorted(parts, key=lambda name: -parts[name])[:3]
     return ", ".join(f"{name} {parts[name]:.3g}x" for name in dearest)
 

@@ -1,17 +1,22 @@
 """Executors: how the engines of a model file are run. All of them give the same verdicts."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from s2ap_defend.types import Float32, Int64, Verdicts
 
-__all__ = ["USUAL", "Executor", "ExecutorName", "Landed"]
+__all__ = ["USUAL", "Executor", "ExecutorName", "Landed", "OnRun"]
 
 ExecutorName = Literal["whole", "staged", "at_once"]
 """'whole' is one engine over the whole file; 'staged' one for each stage, what is left to ask decided on the host;
 'at_once' one that purifies every image and asks all members, without a branch."""
 USUAL: tuple[ExecutorName, ...] = ("whole", "staged")
 """Those that are compared unless others are named: asking everybody costs most where it is not launches that cost."""
+
+OnRun = Callable[[str, int, int], None]
+"""Called after every run of an engine, on the thread that ran it: its stages, when it began and ended, nanoseconds."""
 
 
 class Executor(Protocol):
@@ -35,6 +40,9 @@ class Executor(Protocol):
         Raises:
             EngineError: If an engine fails.
         """
+
+    def observe(self, on_run: OnRun | None, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        """Call `on_run` after every run of an engine from now on, or nothing; `clock` says when it began and ended."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ Every image costs as if all members were asked, and as if it were purified where
 less than the ways back and forth between waves, as for single images on a GPU.
 """
 
+import time
+from collections.abc import Callable
 from typing import ClassVar
 
 from s2ap_defend.engines import Device
 from s2ap_defend.engines.onnxruntime import available_device
 from s2ap_defend.errors import EngineError
-from s2ap_defend.executors import ExecutorName
+from s2ap_defend.executors import ExecutorName, OnRun
 from s2ap_defend.executors.everything import ask_everything
 from s2ap_defend.executors.stages import Stages, StageTime
 from s2ap_defend.executors.starters import BoundStages, Defence, StageStarter
@@ -55,6 +57,10 @@ class AtOnceExecutor:
     def times(self) -> dict[str, StageTime]:
         """What the engine has done since it was loaded, by its stages."""
         return self._stages.times()
+
+    def observe(self, on_run: OnRun | None, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        """Call `on_run` after every run of the engine from now on, or nothing; `clock` says when it began and ended."""
+        self._stages.observe(on_run, clock)
 
     def run(self, images: Float32) -> Verdicts:
         """Purify every image, ask all members, then detect and correct.

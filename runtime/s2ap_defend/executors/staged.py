@@ -4,6 +4,8 @@ A wave runs for the images that ask for it, gathered; nothing runs for nobody, a
 decision is that of the numpy reference, which equals the graph of the whole file to the last bit.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -12,13 +14,13 @@ from typing import ClassVar
 import numpy as np
 
 from s2ap_defend.engines import Device
-from s2ap_defend.executors import ExecutorName, Landed
+from s2ap_defend.executors import ExecutorName, Landed, OnRun
 from s2ap_defend.executors.everything import ask_everything
 from s2ap_defend.executors.few import FEW, FewImages
 from s2ap_defend.executors.flight import Flight
 from s2ap_defend.executors.groups import PURIFY, waves_of
 from s2ap_defend.executors.rows import Opened, Rows, sanitise
-from s2ap_defend.executors.stages import OnRun, Stages, StageTime
+from s2ap_defend.executors.stages import Stages, StageTime
 from s2ap_defend.executors.starters import Defence, StageStarter, starter_for
 from s2ap_defend.model_file import ModelFile
 from s2ap_defend.sequential import Path as TestPath
@@ -87,9 +89,9 @@ class StagedExecutor:
         """What every engine has done since it was loaded, by its stages: 'classifier+member_000+member_001'."""
         return self._stages.times()
 
-    def observe(self, on_run: OnRun | None) -> None:
-        """Call this after every run of an engine from now on, or nothing."""
-        self._stages.observe(on_run)
+    def observe(self, on_run: OnRun | None, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        """Call `on_run` after every run of an engine from now on, or nothing; `clock` says when it began and ended."""
+        self._stages.observe(on_run, clock)
 
     def run(self, images: Float32) -> Verdicts:
         """Purify, detect and correct; see Executor.run."""

@@ -15,6 +15,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 from s2ap_defend.engines import Array, Engine
 from s2ap_defend.engines.bound import STACKED
+from s2ap_defend.executors import OnRun
 from s2ap_defend.executors.groups import Group
 from s2ap_defend.executors.workers import Task, Workers
 from s2ap_defend.external_data import fill
@@ -28,10 +29,6 @@ VALUE_BYTES = 2 << 20
 today's cores, takes 1 to 3 % more time, and 4 MiB as much time and more memory."""
 WORTH_SHARING_S = 3e-4
 """Work of less than this runs on the calling thread: waking another one takes about a tenth of it."""
-
-OnRun = Callable[[str, int, int], None]
-"""Called after every run of an engine, on the thread that ran it: its stages, when it began and ended, by
-time.perf_counter_ns."""
 
 _BATCH = re.compile(r".+?(?:_x(\d+))?")  # a dynamic size: the images, or so many rows of each
 
@@ -73,15 +70,16 @@ class Stage:
     Attributes:
         name: The stages: 'classifier+member_000+member_001'.
         on_run: Called after every run; None: nothing is.
+        clock: By which runs are timed, nanoseconds.
     """
-
-    on_run: OnRun | None = None
 
     def __init__(self, engine: Engine, outputs: Sequence[str], rows_at_once: int) -> None:
         self.engine, self.outputs, self.rows_at_once = engine, tuple(outputs), rows_at_once
         self.name = "+".join(dict.fromkeys(output.partition("/")[0] for output in outputs))
         self._runs, self._rows, self._seconds = 0, 0, 0.0
         self._fastest = 0.0
+        self.on_run: OnRun | None = None
+        self.clock: Callable[[], int] = time.perf_counter_ns
         self._lock = Lock()
 
     @property
@@ -99,9 +97,9 @@ class Stage:
         Raises:
             EngineError: If the engine fails.
         """
-        began_ns, rows = time.perf_counter_ns(), len(images)
+        began_ns, rows = self.clock(), len(images)
         answers = self.engine.run({"image": images}, self.outputs)
-        ended_ns = time.perf_counter_ns()
+        ended_ns = self.clock()
         seconds = (ended_ns - began_ns) / 1e9
         with self._lock:
             self._runs += 1
@@ -174,13 +172,13 @@ class Stages:
         """What every engine has done since it was loaded, by its stages: 'classifier+member_000+member_001'."""
         return {stage.name: stage.time for stage in self._engines.values()}
 
-    def observe(self, on_run: OnRun | None) -> None:
-        """Call this after every run from now on, or nothing."""
+    def observe(self, on_run: OnRun | None, clock: Callable[[], int]) -> None:
+        """Call `on_run` after every run from now on, or nothing; `clock` times the runs."""
         for stage in self._engines.values():
-            stage.on_run = on_run
+            stage.on_run, stage.clock = on_run, clock
 
     def ask(self, questions: Sequence[tuple[str, Float32]]) -> dict[str, Array]:
-        """What engines, by their first scopes, say of images [n, C, H, W] each; they run beside each other.
+        """What engines, by their first scopes, say of images [n, C, H, W] each, as many at a time as there are threads.
 
         Returns:
             Their outputs by name.

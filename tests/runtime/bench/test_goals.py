@@ -15,11 +15,10 @@ from s2ap_defend.stages import CLASSIFIER
 CLEAN = Traffic(np.zeros((1, 1, 8, 8), np.float32), "clean", "a test")
 
 
-def times(batch, cost, outside_ms=0.1, outside_share=0.01):
+def times(batch, cost, *, outside=(0.1, 0.01), beyond=(0.1, 0.01), executor="whole"):
     found = Latency(1.0, 1.0, None, 1.0, cost, 2.0)
-    return BatchTimes(
-        batch, 20, 3.0, 0.0, 1.0, found, {"whole": found}, (), 0.5, 2.0, {"whole": outside_ms}, {"whole": outside_share}
-    )
+    overheads = [{executor: value} for value in (*outside, *beyond)]  # ms and share of each
+    return BatchTimes(batch, 20, 3.0, 0.0, 1.0, found, {executor: found}, (), 0.5, 2.0, *overheads)
 
 
 def measured(*batches, flops=25_000_000, slope=1.0, **changes):
@@ -31,7 +30,7 @@ def measured(*batches, flops=25_000_000, slope=1.0, **changes):
         batches=batches,
         work={CLASSIFIER: Work(flops, 0, 0)},
         ceilings=Ceilings(1.0, 1.0),
-        exponents={BARE: 2.0, "whole": slope},
+        exponents={BARE: 2.0, "whole": slope, "staged": slope},
         memory={},
     )
     return replace(found, **changes)
@@ -54,8 +53,17 @@ def test_a_small_classifier_may_cost_more_at_64_and_is_not_judged_alone():
     assert found["batch 64: cost with purification 'always'"] == (15.0, True)
 
 
-def test_time_beyond_the_stages_is_judged_in_milliseconds_for_one_image_and_in_shares_for_64():
-    found = judged(measured(times(1, 1.0, outside_ms=0.151), times(64, 1.0, outside_share=0.05)))
+def test_time_outside_the_engines_is_judged_in_milliseconds_for_one_image_and_in_shares_for_64():
+    late = {"executor": "staged", "beyond": (9.0, 0.9)}
+    found = judged(measured(times(1, 1.0, outside=(0.151, 0.9), **late), times(64, 1.0, outside=(9.0, 0.05), **late)))
+    assert found["batch 1: outside the engines"] == (0.150, False)
+    assert found["batch 64: outside the engines"] == (0.05, True)
+    assert not any("beyond" in name for name in found)
+
+
+def test_of_the_whole_file_whose_engine_decides_time_beyond_the_stages_is_judged_as_well():
+    found = judged(measured(times(1, 1.0, beyond=(0.151, 0.9)), times(64, 1.0, beyond=(9.0, 0.05))))
+    assert found["batch 1: outside the engines"] == (0.150, True)
     assert found["batch 1: beyond the stages"] == (0.150, False)
     assert found["batch 64: beyond the stages"] == (0.05, True)
 

@@ -49,7 +49,9 @@ def test_a_file_is_timed_in_every_batch_size_beside_its_classifier_and_its_stage
         assert {"purifier", "classifier", "member_000", "member_005"} <= {stage["scope"] for stage in one["stages"]}
         inside = sum(stage["ms"] for stage in one["stages"])
         whole = one["batch"] / one["executors"]["whole"]["images_per_s"] * 1e3
-        assert one["outside_ms"]["whole"] == pytest.approx(whole - inside)
+        assert one["beyond_ms"]["whole"] == pytest.approx(whole - inside)
+        assert 0 < one["outside_ms"]["whole"] < whole
+        assert one["outside_share"]["staged"] > one["outside_share"]["whole"]
         assert one["floor_times_bare"] > 1.0
     assert found["memory"]["whole"]["ready_bytes"] > found["memory"]["bare classifier"]["ready_bytes"] > 0
     assert found["traffic"] == {"kind": "clean", "source": f"64 clean from {images}", "typical": True}
@@ -60,6 +62,7 @@ def test_a_file_is_timed_in_every_batch_size_beside_its_classifier_and_its_stage
         "bare classifier",
         "purifier",
         "whole: beyond the stages",
+        "staged: outside the engines",
         "Floor:",
         "Memory, whole",
         "not judged: med",
