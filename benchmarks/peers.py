@@ -222,7 +222,7 @@ def _parts(recipe: Recipe, splits: Splits, folder: Path, reporter: Reporter) -> 
     members = [
         parts.member(family, number) for family in FAMILIES.values() for number in range(recipe.members[family].count)
     ]
-    ready = PartStore(folder, reporter).prepare([parts.plain(), parts.score_model(), *members])
+    ready = PartStore(folder, reporter).prepare([parts.plain(), *parts.score_models(), *members])
     return {name: stored.model for name, stored in ready.items()}
 
 

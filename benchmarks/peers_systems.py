@@ -127,8 +127,8 @@ class Diffusion:
         for level, following in pairwise(levels):
             noise = self.net(z, level)
             fresh = following * math.sqrt(1 - (following / level) ** 2)
-            kept = math.sqrt(following**2 - fresh**2)
-            z = z - level * noise + kept * noise + fresh * torch.randn(images.shape, generator=random)
+            remaining = math.sqrt(following**2 - fresh**2)
+            z = z - level * noise + remaining * noise + fresh * torch.randn(images.shape, generator=random)
         return z.clamp(0, 1)
 
 

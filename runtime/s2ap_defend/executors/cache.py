@@ -1,4 +1,4 @@
-"""Stages as ONNX Runtime optimised them for this machine, kept in a folder beside the model file.
+"""Stages as ONNX Runtime optimised them for this machine, stored in a folder next to the model file.
 
     NAME.stages/KEY/index.json      outputs, rows at once and SHA-256 of each graph
     NAME.stages/KEY/SCOPE.onnx      the graph

@@ -28,7 +28,7 @@ TIMING_CACHE = "timing"
 
 
 def engine_folder(model: Path) -> Path:
-    """Where the engines of a model file lie unless another folder is named: NAME.tensorrt beside it."""
+    """Where the engines of a model file lie unless another folder is named: NAME.tensorrt next to it."""
     return model.with_name(f"{model.name}.tensorrt")
 
 

@@ -21,6 +21,9 @@ __all__ = ["LARGEST", "SinglePath", "SingleTables"]
 LARGEST = 1e30
 """Log-probabilities are summed and rounded to float32 here only where their sum is within this."""
 _NEAR_TIE = float(NEAR_TIE)
+_CLEAR = 1e-6
+"""Nats by which a network prefers one label clearly: its probabilities, computed to a relative error of 1e-10, do so
+too, and so do powers, means and mixes of those that prefer the same."""
 _FLOAT32 = Struct("f")
 _SCALE = 2.0**-SQUARINGS
 _C8, _C7, _C6, _C5, _C4, _C3, _C2, _C1, _C0 = TAYLOR
@@ -76,8 +79,8 @@ class SinglePath:
     """
 
     __slots__ = (
-        "_classes", "_own", "_probable", "_tables", "_test", "_weight", "adversarial", "changed", "classifier",
-        "decided", "first_answer", "ratio", "settled", "summed", "used", "votes",
+        "_agreed", "_classes", "_leader", "_own", "_probable", "_said", "_tables", "_test", "_weight", "adversarial",
+        "changed", "classifier", "decided", "first_answer", "ratio", "settled", "summed", "used", "votes",
     )  # fmt: skip
 
     def __init__(
@@ -96,11 +99,13 @@ class SinglePath:
         classes = len(classifier)
         self._classes = range(classes)
         self.votes, self.summed = [0.0] * classes, [0.0] * classes
-        self._probable = [0.0] * classes
+        self._probable, self._said = [0.0] * classes, list[tuple[float, Sequence[float]]]()
+        self._own: list[float] | None = None
+        self._leader = _argmax(classifier)
+        self._agreed = _is_clear(classifier)
         for i, logs in enumerate(opening):
             if test.jurors[i]:
                 self._vote(i, logs)
-        self._own = _exponential(classifier) if test.answer == "mixed" and test.jury_share < 1.0 else classifier
         self.first_answer = self._label()
         for name, edges, increments in tables.signals:
             self.ratio += increments[bisect_right(edges, self._signal(name, reconstruction_error))]
@@ -167,11 +172,12 @@ class SinglePath:
     def _vote(self, member: int, logs: Sequence[float]) -> None:
         weight = self._tables.weights[member]
         self._weight += weight
-        self.votes[_argmax(logs)] += weight
+        label = _argmax(logs)
+        self.votes[label] += weight
         self.summed = [total + weight * log for total, log in zip(self.summed, logs, strict=True)]
         if self._test.answer == "mixed":
-            probable = _exponential(logs)
-            self._probable = [total + weight * one for total, one in zip(self._probable, probable, strict=True)]
+            self._said.append((weight, logs))
+            self._agreed = self._agreed and label == self._leader and _is_clear(logs)
 
     def _decide(self, member: int) -> None:
         lower, upper = self._test.boundaries[member]
@@ -192,6 +198,14 @@ class SinglePath:
             return _argmax(self.classifier)
         if test.answer == "robust":
             return self._voted()
+        return self._leader if self._agreed else self._mixed()  # what all prefer leads in every mix of them
+
+    def _mixed(self) -> int:
+        """The label that leads in the mix."""
+        test = self._test
+        for vote, logs in self._said:
+            self._probable = [total + vote * one for total, one in zip(self._probable, _exponential(logs), strict=True)]
+        self._said.clear()
         weight, share, power = self._weight, test.jury_share, int(test.amplification)
         means = [one / weight for one in self._probable]
         if test.amplification % 1 > 0:
@@ -203,6 +217,8 @@ class SinglePath:
         *_, total = accumulate(amplified)  # sum() of later Pythons rounds otherwise
         if share == 1.0:
             return _argmax([one / total for one in amplified])
+        if self._own is None:
+            self._own = _exponential(self.classifier)
         return _argmax(
             [(1.0 - share) * own + share * (one / total) for own, one in zip(self._own, amplified, strict=True)]
         )
@@ -233,6 +249,12 @@ class SinglePath:
 
 def _argmax(values: Sequence[float]) -> int:
     return values.index(max(values))
+
+
+def _is_clear(logs: Sequence[float]) -> bool:
+    """Whether one label is preferred clearly, and its probability is one and not cut off."""
+    *_, second, most = sorted(logs)
+    return most - second > _CLEAR and LOWEST_LOG + 1.0 < most <= 0.0
 
 
 def _exponential(logs: Sequence[float]) -> list[float]:

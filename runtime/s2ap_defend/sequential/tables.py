@@ -79,11 +79,11 @@ class SequentialTest:
         opening: Members that every input is asked, before anything is decided.
         await_vote: Whether 'clean' also waits until no vote that is left can change or tie the label. Only 'robust'
             may: then the label is that of the whole jury, however few were asked.
-        signals: Evidence beside that of members.
+        signals: Evidence other than that of members.
         correction: What a flagged input gets: 'correct' the vote of the whole jury, 'keep' the answer of the whole
             jury; 'reject' no label: it abstains, and nobody else is asked.
         curtail: Whether the vote on a flagged input ends as soon as no remaining vote can change or tie its winner.
-            That saves members and never changes a label; a mix that is kept has no such end.
+            That saves members and never changes a label; a mix that answers flagged inputs has no such end.
         undecided_abstains: Whether an input undecided after all members abstains, neither clean nor adversarial;
             final_threshold must be +inf then.
 

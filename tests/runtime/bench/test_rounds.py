@@ -33,7 +33,7 @@ def test_latency_is_in_multiples_of_the_bare_classifier_and_of_the_floor():
 
 
 @pytest.mark.parametrize(("calls", "known"), [(19, (False, False)), (20, (True, False)), (100, (True, True))])
-def test_a_quantile_is_told_only_where_calls_lie_beyond_it(calls, known):
+def test_a_quantile_is_given_only_where_calls_lie_beyond_it(calls, known):
     found = latency(np.ones((1, calls)), np.ones((1, calls)), images=1, floor_s=None)
     assert (found.p95_ms is not None, found.p99_ms is not None) == known
     assert found.times_floor is None

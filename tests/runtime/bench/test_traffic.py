@@ -49,7 +49,7 @@ def test_few_images_come_again_from_the_first(tmp_path):
     np.testing.assert_array_equal(found.first(5), found.images[[0, 1, 2, 0, 1]])
 
 
-def test_without_data_the_demonstrations_images_beside_the_file_are_taken(tmp_path):
+def test_without_data_the_demonstrations_images_next_to_the_file_are_taken(tmp_path):
     written(tmp_path / "demo" / "3-clean-2.png", 10)
     written(tmp_path / "demo" / "3-attacked-2.png", 20)
     assert levels(find("clean", tmp_path)) == [10]

@@ -34,7 +34,7 @@ def timed(tiny_model_path: Path, images: Path) -> tuple[dict[str, Any], str, str
     return json.loads(json_file.read_text()), out.getvalue(), err.getvalue()
 
 
-def test_a_file_is_timed_in_every_batch_size_beside_its_classifier_and_its_stages(
+def test_a_file_is_timed_in_every_batch_size_next_to_its_classifier_and_its_stages(
     timed: tuple[dict[str, Any], str, str], tiny_model_path: Path, images: Path, random_images: np.ndarray
 ) -> None:
     found, out, err = timed

@@ -95,9 +95,9 @@ def test_no_image_is_gone_over_twice_and_sizes_are_filled_up(file: ModelFile, un
     assert BoundEngine(model, device="cpu", sizes=(2, 8), ahead=True).bound == (2, 8)
     images = np.clip(np.nan_to_num(unsure_images), 0, 1)
     (first,) = engine.run({"image": images[:7]}, ["log_probabilities"])
-    kept = first.copy()
+    before = first.copy()
     (other,) = engine.run({"image": images[20:25]}, ["log_probabilities"])
-    np.testing.assert_array_equal(first, kept)  # the buffers are used again, answers are the caller's
+    np.testing.assert_array_equal(first, before)  # the buffers are used again, answers are the caller's
     assert len(other) == 5
     np.testing.assert_array_equal(other, plain.run({"image": images[20:25]}, ["log_probabilities"])[0])
     assert engine.bound == (8,)

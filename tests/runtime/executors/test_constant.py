@@ -32,15 +32,15 @@ def test_every_stage_is_asked_about_every_image_and_every_output_has_the_same_bi
     assert {time.rows for time in constant.times().values()} == {32}
 
 
-def test_its_runs_are_told_stage_by_stage_until_nobody_asks(file: ModelFile, unsure_images: np.ndarray) -> None:
-    constant, told = ConstantExecutor(StagedExecutor.with_starter(file, CpuStages(1))), []
-    constant.observe(lambda *run: told.append(run))
+def test_its_runs_are_reported_stage_by_stage_until_nobody_asks(file: ModelFile, unsure_images: np.ndarray) -> None:
+    constant, reported = ConstantExecutor(StagedExecutor.with_starter(file, CpuStages(1))), []
+    constant.observe(lambda *run: reported.append(run))
     constant.run(unsure_images[:1])
-    assert sorted(name for name, _, _ in told) == sorted(constant.times())
-    assert all(began < ended for _, began, ended in told)
+    assert sorted(name for name, _, _ in reported) == sorted(constant.times())
+    assert all(began < ended for _, began, ended in reported)
     constant.observe(None)
     constant.run(unsure_images[:1])
-    assert len(told) == len(constant.times())
+    assert len(reported) == len(constant.times())
 
 
 def test_constant_time_is_of_executors_that_can_take_it(tiny_model_path: Path) -> None:

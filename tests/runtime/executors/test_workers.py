@@ -16,7 +16,7 @@ def test_every_task_runs_once(threads: int) -> None:
         done.clear()
 
 
-def test_tasks_run_beside_each_other() -> None:
+def test_tasks_run_at_the_same_time() -> None:
     both = threading.Barrier(2, timeout=10)
     Workers(2).run([both.wait, both.wait])
 

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from tests.runtime.sequential_cases import OUTCOME, cases, said, sequential_test
 
 from s2ap_defend.sequential import (
+    Path,
     SequentialTest,
     Signal,
     SinglePath,
@@ -83,3 +84,23 @@ def test_a_test_that_counts_the_reconstruction_error_wants_it_of_an_input_alone(
     tables, answers = SingleTables(sequential_test(signals=(signal,))), said([[0]], [0])
     with pytest.raises(ValueError, match="counts the reconstruction error"):
         started(tables, answers, 0, answers.classifier)
+
+
+@pytest.mark.parametrize("amplification", [0.5, 3.0, 16.0])
+@pytest.mark.parametrize("jury_share", [0.0, 1e-3, 0.5, 1.0])
+def test_the_mix_of_networks_that_hardly_prefer_a_label_is_that_among_many(
+    amplification: float, jury_share: float
+) -> None:
+    rng = np.random.default_rng(0)
+    mix = {"answer": "mixed", "jury_share": jury_share, "amplification": amplification}
+    test = sequential_test(2, opening=2, lower=np.array([-np.inf, -2.0]), upper=np.array([np.inf, 2.0]), **mix)
+    tops = rng.choice([0.0, 1e-7, 5e-7, 1e-6, 2e-6, 1.0], (3, 200, 3)) - rng.choice([0.5, 1.5, 38.9, 60.0], (200, 1))
+    classifier, *opening = tops.astype(np.float32)
+    expected = Path(test, classifier, np.stack(opening))
+    tables = SingleTables(test)
+    found = [
+        SinglePath(tables, own, [one[row].tolist() for one in opening]).first_answer
+        for row, own in enumerate(classifier.tolist())
+    ]
+    assert found == expected.first_answer.tolist()
+    assert len(set(found)) == 3
