@@ -38,7 +38,7 @@ from peers_systems import (
     System,
     WholeEnsemble,
 )
-from peers_tables import print_tables
+from peers_tables import ONE_BY_ONE, print_tables
 from report import as_text, data_overrides, machine
 from rich.console import Console
 
@@ -64,7 +64,6 @@ from s2ap_train.storage.parts import PartStore
 
 FILE = "this file, staged"
 WHOLE = "this file, whole"
-ONE_BY_ONE = "this file, staged, one by one"
 BARE = "bare classifier"
 SERIAL = "serial test, pruned members"
 MUTANTS = "serial test, mutants (MMT)"
@@ -125,7 +124,7 @@ def main(
         **found,
         "adaptive": [row.model_dump() for row in opened.manifest.measured],
     }
-    print_tables(document, ONE_BY_ONE)
+    print_tables(document)
     if file is not None:
         replace_file(file, as_text(document).encode())
 

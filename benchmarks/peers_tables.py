@@ -5,13 +5,15 @@ from typing import Any
 
 from report import aligned
 
+ONE_BY_ONE = "this file, staged, one by one"
+"""The system whose time is that of the file next to serial protocols."""
 
-def print_tables(document: Mapping[str, Any], timed: str) -> None:
+
+def print_tables(document: Mapping[str, Any]) -> None:
     """Print the systems, and the file against its peers.
 
     Args:
         document: The figures, as `peers.py` writes them.
-        timed: The system whose time is that of the file next to serial protocols.
     """
     header = ("system", "runs of a network", "x bare", "x file", "attacked, x file", "clean right", "flagged")
     header += ("PGD: label right", "right or flagged", "DeepFool: label right", "right or flagged")
@@ -23,7 +25,7 @@ def print_tables(document: Mapping[str, Any], timed: str) -> None:
         shares = (f"{clean['label_right']:.1%}", f"{clean['flagged']:.1%}", *under)
         lines.append((name, f"{clean['evaluations']:.1f}", *(f"{value:.3g}" for value in multiples), *shares))
     print(*aligned(lines), sep="\n")
-    file = document["systems"][timed]
+    file = document["systems"][ONE_BY_ONE]
     for peer, found in document["file_against"].items():
         peers = document["systems"][peer]
         faster = [peers["times_bare"][of] / file["times_bare"][of] for of in ("clean", "pgd")]

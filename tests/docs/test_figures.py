@@ -15,6 +15,9 @@ WHOLE = [
     ("docs/decision.md", "false-alarms-fashion", "false_alarms.print_table"),
     ("docs/decision.md", "jurors-fashion", "jurors.print_table"),
     ("docs/decision.md", "jurors-fashion-kinds", "jurors.print_table"),
+    ("docs/performance.md", "bench-digits", "bench_tables.print_table"),
+    ("docs/performance.md", "bench-fashion-shipped", "bench_tables.print_table"),
+    ("docs/performance.md", "peers-digits", "peers_tables.print_tables"),
     ("docs/purifier-figures.md", "purification-digits", "purification_tables.print_tables"),
 ]
 """Documents that hold every table of a file: the document, the file, what prints it."""
