@@ -1,12 +1,18 @@
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from s2ap_defend import DefendedClassifier
 from s2ap_defend.bench.asked import Stages, cut_stages
 from s2ap_defend.model_file import open_model_file
+from s2ap_defend.progress import Reporter
 from s2ap_defend.sequential import SequentialTest, StageAnswers, binary_tables, run_sequential_test
 from s2ap_defend.sequential.wald import paper_levels, wald_boundaries
+from s2ap_train.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("benchmarks")
 RANDOM = np.random.default_rng(0)
@@ -102,3 +108,15 @@ def test_a_file_says_the_same_of_images_one_by_one_and_at_once(golden, random_im
     assert alone.label.tolist() == together.label.tolist()
     assert alone.flagged.tolist() == together.flagged.tolist()
     assert alone.evaluations == together.evaluations
+
+
+@pytest.mark.slow
+def test_networks_of_the_recipe_that_peers_need_are_trained_once(tmp_path: Path) -> None:
+    from peers import FAMILIES, _parts
+
+    counts = [f"members.{family}.count=1" for family in FAMILIES.values()]
+    recipe = load_recipe("digits", ["plain.epochs=1", "score_model.epochs=1", *counts])
+    splits, printed = recipe.load_data(), io.StringIO()
+    found, again = (_parts(recipe, splits, tmp_path, Reporter(Console(file=printed))) for _ in range(2))
+    assert set(found) == {"plain", "score-model", "member-random_channel-0", "member-mutation-0"}
+    assert printed.getvalue().count("reused") == len(again) == len(found)
