@@ -23,7 +23,7 @@ def print_tables(document: Mapping[str, Any]) -> None:
         under = [f"{one[key]:.1%}" for one in attacked for key in ("label_right", "right_or_flagged")]
         multiples = (figure["times_bare"]["clean"], figure["times_file"]["clean"], figure["times_file"]["pgd"])
         shares = (f"{clean['label_right']:.1%}", f"{clean['flagged']:.1%}", *under)
-        lines.append((name, f"{clean['evaluations']:.1f}", *(f"{value:.3g}" for value in multiples), *shares))
+        lines.append((name, f"{clean['evaluations']:.1f}", *map(_multiple, multiples), *shares))
     print(*aligned(lines), sep="\n")
     file = document["systems"][ONE_BY_ONE]
     for peer, found in document["file_against"].items():
@@ -44,3 +44,7 @@ def print_tables(document: Mapping[str, Any]) -> None:
             f"\nThe file under the worst attack that knows it ({worst['attack']}): {worst['label_accuracy']:.1%} "
             f"labels right, {worst['robust_accuracy']:.1%} right or flagged."
         )
+
+
+def _multiple(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
