@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import get_args
 
 from s2ap_defend.engines import Device
-from s2ap_defend.engines.cores import usable_cores
-from s2ap_defend.engines.onnxruntime import chosen_device
 from s2ap_defend.errors import EngineError
 from s2ap_defend.executors import Executor, ExecutorName
 from s2ap_defend.executors.at_once import AtOnceExecutor
@@ -31,8 +29,7 @@ def start_executor(
 
     Args:
         model: A verified file.
-        name: None takes what was measured to be faster (docs/performance.md): 'staged' on the CPU with more than one
-            thread, else 'whole'. On GPUs it is 'staged': TensorRT takes no control flow, and in a CUDA graph is none.
+        name: None takes 'staged', which was measured to be as fast or faster (docs/performance.md).
         device: 'auto', 'cpu', 'cuda' or 'tensorrt'.
         threads: As for `DefendedClassifier.load`.
         cache: As there.
@@ -49,13 +46,7 @@ def start_executor(
         raise EngineError(
             "the executor 'whole' cannot take constant time: the file itself stops early; take 'staged' or 'at_once'"
         )
-    if constant_time and name is None:
-        name = "staged"
-    if name is None:
-        several = (threads or usable_cores()) > 1
-        chosen = chosen_device(device)
-        name = "staged" if several or chosen != "cpu" else "whole"
-    if name == "staged":
+    if name in (None, "staged"):
         staged = StagedExecutor.of(model, device=device, threads=threads, cache=cache, engines=engines)
         return ConstantExecutor(staged) if constant_time else staged
     if name == "at_once":  # its time is constant by nature

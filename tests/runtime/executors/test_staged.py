@@ -202,7 +202,7 @@ def test_with_one_thread_stages_that_are_asked_about_the_same_images_share_an_en
 def test_the_executor_is_chosen_by_name_and_an_unknown_one_is_refused(tiny_model_path: Path) -> None:
     for name in ("whole", "staged"):
         assert DefendedClassifier.load(tiny_model_path, device="cpu", executor=name).executor.name == name
-    assert DefendedClassifier.load(tiny_model_path, device="cpu", threads=2).executor.name == "staged"
-    assert DefendedClassifier.load(tiny_model_path, device="cpu", threads=1).executor.name == "whole"
+    for threads in (1, 2):
+        assert DefendedClassifier.load(tiny_model_path, device="cpu", threads=threads).executor.name == "staged"
     with pytest.raises(EngineError, match="executor 'fast' is not known; choose whole, staged, at_once"):
         DefendedClassifier.load(tiny_model_path, executor="fast")
