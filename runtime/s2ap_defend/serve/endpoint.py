@@ -58,7 +58,7 @@ class InferenceEndpoint(Generic[R]):
         headers = dict(scope["headers"])
         tracer, model = self._service.tracer, None
         span = None if tracer is None else tracer.begin(EXCHANGE.get(), f"POST {self._route}", timeline, HTTP)
-        outcome, response = ERROR, None
+        outcome, response, answered = ERROR, None, None
         try:
             model = self._service.model(*named(scope))
             with model.use() as instance:
@@ -71,8 +71,7 @@ class InferenceEndpoint(Generic[R]):
                     response = await loop.run_in_executor(self._decoders, codec.encode, request, verdicts)
             if CALLER.get().evidence:  # how long it took tells how many members were asked
                 response.headers["server-timing"] = server_timing(timeline.steps())
-            model.metrics.count_verdicts(verdicts)
-            outcome = SUCCESS
+            outcome, answered = SUCCESS, verdicts
         except ClientGoneError:
             outcome = CANCELLED
             return
@@ -88,7 +87,7 @@ class InferenceEndpoint(Generic[R]):
                 logger.error("a request failed: %s", error)
         finally:
             duration_ns = time.perf_counter_ns() - timeline.arrived_ns
-            (model or self._service.default).counts.count_request(outcome, duration_ns)
+            (model or self._service.default).counts.count_request(outcome, duration_ns, verdicts=answered)
             if tracer is not None and span is not None:
                 status = {} if response is None else {"http.response.status_code": response.status_code}
                 failed = (
