@@ -41,10 +41,10 @@ class Answer(RequestResponseCycle):
         named = dict(headers)
         if b"content-length" not in named or not LEAVE.isdisjoint(named):
             return False
-        lines = [b"%b: %b\r\n" % header for header in headers]
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        head = b"".join([STATUS_LINE[message["status"]], *lines, b"\r\n"])
+            headers.append((b"connection", b"close"))
+        lines = [b": ".join(header) for header in headers]
+        head = STATUS_LINE[message["status"]] + b"\r\n".join([*lines, b"", b""])
         if not len(lines) + 2 == head.count(b"\n") == head.count(b"\r") or b"\0" in head:
             return False  # what is no header uvicorn refuses
         self.response_started, self.waiting_for_100_continue = True, False

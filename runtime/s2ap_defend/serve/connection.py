@@ -41,6 +41,8 @@ class Connection(HttpToolsProtocol):
         self._admitted = False
         self._discarding = False
         self._impatience: asyncio.TimerHandle | None = None
+        self._idle_since_s: float | None = None
+        self._idle: asyncio.TimerHandle | None = None
         self._head_begun = False
         self._head_bytes = 0
         self._framing_bytes = 0
@@ -61,6 +63,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._calm()
+        if self._idle is not None:
+            self._idle.cancel()
         self._lost = True
         if self._admitted:
             self._limits.connections.give_back(self._peer, 1)
@@ -77,11 +81,11 @@ class Connection(HttpToolsProtocol):
         self._framing_bytes += len(data)
         rest: bytes | None = data
         while rest is not None:
-            self._unset_keepalive_if_required()
+            self._idle_since_s = None
             rest = self._parse(rest)
         if self._framing_bytes > HEAD_BYTES and not self._discarding:
             self._refuse(431, f"the head of the request has more than {HEAD_BYTES} bytes")
-        waiting = self.timeout_keep_alive_task is None and not self._answering
+        waiting = self._idle_since_s is None and not self._answering
         if (self._head_begun or waiting) and not self._discarding:
             self._hurry()
 
@@ -109,7 +113,10 @@ class Connection(HttpToolsProtocol):
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > HEAD_BYTES:
             raise ValueError("the parser stops here")
-        super().on_header(name, value)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Begin to answer, unless the request asks for another protocol first."""
@@ -143,7 +150,13 @@ class Connection(HttpToolsProtocol):
         """Wait for the next request, or for the rest of a body that nobody reads."""
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+            else:
+                self._rest()
         if self.cycle.more_body:
             self._hurry()
         if self.transport.is_closing():
@@ -163,6 +176,22 @@ class Connection(HttpToolsProtocol):
             self.loop.call_later(0.01, self._end)
         else:
             self._close()
+
+    def _rest(self) -> None:
+        """Begin to be idle; one timer for many requests, because each would cost more than to look at the clock."""
+        self._idle_since_s = self.loop.time()
+        if self._idle is None:
+            self._idle = self.loop.call_later(self.timeout_keep_alive, self._end_idleness)
+
+    def _end_idleness(self) -> None:
+        self._idle = None
+        if self._idle_since_s is None:
+            return  # it rests again with its next answer
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._idle = self.loop.call_later(left_s, self._end_idleness)
+        else:
+            self.timeout_keep_alive_handler()
 
     def _close(self) -> None:
         """Close when all is sent; a client that does not agree to the end of TLS is not waited for."""
@@ -238,7 +267,7 @@ class Connection(HttpToolsProtocol):
         An earlier request that is being answered gets its answer instead, unless it is the one that went wrong.
         """
         self._calm()
-        self._unset_keepalive_if_required()
+        self._idle_since_s = None
         self._discarding = True
         if self._answering and not self.cycle.more_body:
             self.cycle.keep_alive = False

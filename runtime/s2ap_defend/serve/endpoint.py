@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from s2ap_defend.errors import DefendError
 from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.body import REQUESTS, WHOLE_BODY, ClientGoneError, inflate, read_body
+from s2ap_defend.serve.edge import HEADERS
 from s2ap_defend.serve.errors import UnavailableError
 from s2ap_defend.serve.exchange import EXCHANGE
 from s2ap_defend.serve.instance import Instance
@@ -55,7 +56,7 @@ class InferenceEndpoint(Generic[R]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         arrived_s, timeline = asyncio.get_running_loop().time(), Timeline()
-        headers = dict(scope["headers"])
+        headers = scope[HEADERS]
         tracer, model = self._service.tracer, None
         span = None if tracer is None else tracer.begin(EXCHANGE.get(), f"POST {self._route}", timeline, HTTP)
         outcome, response, answered = ERROR, None, None

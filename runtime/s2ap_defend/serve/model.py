@@ -119,8 +119,9 @@ class Model:
         Raises:
             UnavailableError: If there is none that is ready.
         """
-        self.check_ready()
-        return self.instance
+        if self.state != "ready" or self._current is None:
+            raise UnavailableError(self._why_not())
+        return self._current
 
     def start(self) -> None:
         """Begin to warm up."""
