@@ -119,9 +119,8 @@ class Model:
         Raises:
             UnavailableError: If there is none that is ready.
         """
-        if self.state != "ready" or self._current is None:
-            raise UnavailableError(self._why_not())
-        return self._current
+        self.check_ready()
+        return self.instance
 
     def start(self) -> None:
         """Begin to warm up."""
