@@ -130,7 +130,7 @@ class Batcher:
             [images],
             lambda _: True,
             lambda *_: None,
-            lambda result: _settle(done, result),
+            lambda result: None if done.done() else done.set_result(result),  # done: it was cancelled
             every_stage=every_stage,
         )
         result = await done
@@ -297,9 +297,3 @@ class Batcher:
         if self._on_batch is not None:
             waited = tuple(result.started_ns - piece.ticket.arrived_ns for piece in pieces)
             self._on_batch(BatchReport(result, waited))
-
-
-def _settle(done: asyncio.Future[BatchResult], result: BatchResult) -> None:
-    """Nobody waits any more where a probe was cancelled."""
-    if not done.done():
-        done.set_result(result)
