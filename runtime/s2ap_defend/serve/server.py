@@ -28,13 +28,13 @@ from s2ap_defend.serve.logs import written_log
 from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.shares import Limits, Shares
 from s2ap_defend.serve.threads import load_models
+from s2ap_defend.signals import SIGNALS, has_terminal
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 SWITCH_INTERVAL_S = 0.0005
 HANDSHAKE_S = 0.1  # what has begun to connect when the server stops gets to its end
-SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGQUIT", "SIGHUP", "SIGUSR1")  # those that the system has
 
 
 def serve(config: ServerConfig) -> None:
@@ -140,7 +140,7 @@ class Server(uvicorn.Server):
         self._grace_s = config.grace_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
-        self._has_terminal = sys.stdin is not None and sys.stdin.isatty()
+        self._has_terminal = has_terminal()
         service.on_failure = self._stop
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:

@@ -1,5 +1,7 @@
 """How the server stops: what was sent before is answered, connections end with an answer, signals mean what they do."""
 
+import io
+import os
 import signal
 import socket
 import threading
@@ -8,6 +10,8 @@ import pytest
 from tests.runtime.running_server import running
 from tests.runtime.serve.hammer import assert_none_is_lost_when_it_stops
 from tests.runtime.serve.live import live, read_answer, until
+
+from s2ap_defend.signals import requests_ignored
 
 
 @pytest.mark.parametrize("drain_delay_s", [0.0, 0.3])
@@ -74,3 +78,21 @@ def test_a_third_signal_gives_up_what_is_unfinished_without_a_traceback(tiny_mod
             assert (status, body) == (503, b'{"error":"the server stopped before this request had arrived"}')
         assert server.wait() == 0
         assert not [line for line in server.log if "Traceback" in line or "Error" in line]
+
+
+def test_what_only_asks_for_something_does_not_end_a_server_that_starts(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # no terminal
+    asked = (signal.SIGHUP, signal.SIGUSR1)
+    heard: list[int] = []
+    before = [signal.signal(number, lambda number, _: heard.append(number)) for number in asked]
+    try:
+        with requests_ignored():
+            for number in asked:
+                os.kill(os.getpid(), number)
+        assert heard == []
+        for number in asked:
+            os.kill(os.getpid(), number)
+        assert heard == list(asked)
+    finally:
+        for number, handler in zip(asked, before, strict=True):
+            signal.signal(number, handler)
