@@ -187,7 +187,7 @@ class Connection(HttpToolsProtocol):
             self.loop.call_later(self._limits.linger_s, self._end)
 
     def _end(self) -> None:
-        if self._answering or self._head_begun or self.transport.is_closing():
+        if self._answering or self._later or self._head_begun or self.transport.is_closing():
             return  # it ends with its answer
         if unread_bytes(self.transport):  # of TLS, too; a part of a record, which TLS holds back, does not show
             self.loop.call_later(0.01, self._end)
