@@ -40,6 +40,18 @@ def test_while_draining_every_answer_ends_its_connection(classifier, batch):
         assert (status, headers["connection"]) == (200, "close")
 
 
+def test_all_of_many_requests_in_one_piece_are_answered_by_a_server_that_stops(classifier, batch):
+    with live(classifier, drain_delay_s=0) as server, server.connect() as connection:
+        connection.sendall(b"HEAD /v2/health/live HTTP/1.1\r\n\r\n" * 400 + server.raw(batch))
+        answers = connection.recv(1)
+        server.server.handle_exit(signal.SIGTERM, None)
+        while received := connection.recv(65536):
+            answers += received
+    assert answers.count(b"HTTP/1.1 200 OK") == 401
+    assert answers.count(b"connection: close") == 1
+    assert b"model_name" in answers
+
+
 def test_connections_that_wait_to_be_accepted_are_answered(classifier, batch):
     with live(classifier, drain_delay_s=0.0) as server:
         held = threading.Event()
