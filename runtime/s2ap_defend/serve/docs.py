@@ -15,11 +15,15 @@ def write_docs(description: Mapping[str, Any]) -> str:
     """The page of an OpenAPI description."""
     info = description["info"]
     paths, security = description["paths"], description.get("security", [])
-    operations = [
-        _operation(path, method, {"security": security, **operation}, _versioned(path) in paths)
+    found = [
+        (path, method, {"security": security, **operation})
         for path, methods in paths.items()
         if VERSIONED not in path
         for method, operation in methods.items()
+    ]
+    found.sort(key=lambda one: "inference" not in one[2]["tags"])  # what most readers look for comes first
+    operations = [
+        _operation(*one, versioned=one[0].replace("{model}", f"{{model}}{VERSIONED}") in paths) for one in found
     ]
     schemas = [_schema(name, schema) for name, schema in description["components"]["schemas"].items()]
     title = escape(info["title"])  # without its version, which nobody sees who has no key
@@ -51,14 +55,10 @@ to try it: <a href="/">the page</a>.</p>
 """
 
 
-def _versioned(path: str) -> str:
-    return path.replace("{model}", "{model}" + VERSIONED)
-
-
-def _operation(path: str, method: str, operation: Mapping[str, Any], versioned: bool) -> str:
+def _operation(path: str, method: str, operation: Mapping[str, Any], *, versioned: bool) -> str:
     name = f"{method}{path}".replace("/", "-").translate({ord("{"): None, ord("}"): None})
     parts = [f"<p>{escape(operation['summary'])}</p>"]
-    if versioned:
+    if versioned and "{model}" in path:
         parts.append(f"<p class='quiet'>Also with <code>{VERSIONED}</code> behind the model.</p>")
     if operation["security"]:
         parts.append("<p class='quiet'>Needs a key.</p>")

@@ -76,6 +76,9 @@ def test_the_description_can_be_read_as_a_page_which_runs_nothing(classifier):
         for method, operation in methods.items():
             assert "versions" in path or f"<code>{method.upper()} {path}</code>" in page.text
             assert escape(operation["summary"]) in page.text
+    assert page.text.index("/infer</code>") < page.text.index("<code>POST /classify") < page.text.index("<code>GET /v2")
+    versioned = sum("/versions/" in path for path in described.json()["paths"])
+    assert page.text.count("Also with <code>/versions/{version}</code> behind the model") == versioned
     for name, schema in described.json()["components"]["schemas"].items():
         assert f"<code>{name}</code>" in page.text
         assert escape(json.dumps(schema, indent=2)) in page.text
