@@ -22,9 +22,8 @@ def write_docs(description: Mapping[str, Any]) -> str:
         for method, operation in methods.items()
     ]
     found.sort(key=lambda one: "inference" not in one[2]["tags"])  # what most readers look for comes first
-    operations = [
-        _operation(*one, versioned=one[0].replace("{model}", f"{{model}}{VERSIONED}") in paths) for one in found
-    ]
+    versioned = {path.replace(VERSIONED, "") for path in paths if VERSIONED in path}
+    operations = [_operation(*one, versioned=one[0] in versioned) for one in found]
     schemas = [_schema(name, schema) for name, schema in description["components"]["schemas"].items()]
     title = escape(info["title"])  # without its version, which nobody sees who has no key
     return f"""<!doctype html>
@@ -58,7 +57,7 @@ to try it: <a href="/">the page</a>.</p>
 def _operation(path: str, method: str, operation: Mapping[str, Any], *, versioned: bool) -> str:
     name = f"{method}{path}".replace("/", "-").translate({ord("{"): None, ord("}"): None})
     parts = [f"<p>{escape(operation['summary'])}</p>"]
-    if versioned and "{model}" in path:
+    if versioned:
         parts.append(f"<p class='quiet'>Also with <code>{VERSIONED}</code> behind the model.</p>")
     if operation["security"]:
         parts.append("<p class='quiet'>Needs a key.</p>")
