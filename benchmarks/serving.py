@@ -1,4 +1,4 @@
-"""What the server itself costs a request at batch 1, beside a bare FastAPI app, with a model that takes no time.
+"""What the server itself costs a request at batch 1, next to a bare FastAPI app, with a model that takes no time.
 
     python benchmarks/serving.py fashion
 

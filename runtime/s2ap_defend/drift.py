@@ -1,7 +1,7 @@
 """The drift monitor: do served inputs still look like the clean inputs that the file was calibrated on?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -16,6 +16,7 @@ CELLS_PER_NAT = 64
 MAX_NATS = 64
 SLOPES = (-2.0, -1.0, 1.0, 2.0)
 MAX_CAPITAL = 1e300
+TOGETHER = 64  # inputs whose p-values are computed at once, by comparing each with each
 
 
 @dataclass(frozen=True)
@@ -198,20 +199,30 @@ class _Martingale:
         the first capital in equal parts and are then multiplied by 1 + s (p - 1/2), whose mean over p is one.
         """
         largest = 0.0
-        for cell, smoothing in zip(_cells(ratios).tolist(), uniform.tolist(), strict=True):
-            above = int(self._history[cell + 1 :].sum())
-            p = (above + smoothing * (int(self._history[cell]) + 1)) / (self._seen + 1)
-            self._history[cell] += 1
-            self._seen += 1
+        for p in self._p_values(_cells(ratios), uniform):
             self._steps += 1
-            started = 1.0 / (self._steps * (self._steps + 1))
+            started = 1.0 / (self._steps * (self._steps + 1)) / len(SLOPES)
             self.capital = 1.0 / (self._steps + 1)
             for i, slope in enumerate(SLOPES):  # so few that an array would take longer
-                bet = (self._bets[i] + started / len(SLOPES)) * (1.0 + slope * (p - 0.5))
+                bet = (self._bets[i] + started) * (1.0 + slope * (p - 0.5))
                 self._bets[i] = min(bet, MAX_CAPITAL)  # giving capital away keeps Ville's inequality
                 self.capital += self._bets[i]
             largest = max(largest, self.capital)
         return largest
+
+    def _p_values(self, cells: Int64, uniform: Float64) -> Iterator[float]:
+        """P-values of inputs in these cells [N], each among all before it, itself included."""
+        for first in range(0, len(cells), TOGETHER):
+            here = cells[first : first + TOGETHER]
+            above = np.cumsum(self._history[::-1])[::-1] - self._history  # of all before `here`, in cells beyond each
+            own, other = here[:, None], here[None, :]
+            earlier = np.tri(len(here), k=-1, dtype=bool)  # [i, j]: j came before i
+            more = above[here] + (earlier & (other > own)).sum(axis=1)
+            same = self._history[here] + (earlier & (other == own)).sum(axis=1)
+            seen = self._seen + np.arange(len(here))
+            np.add.at(self._history, here, 1)
+            self._seen += len(here)
+            yield from ((more + uniform[first : first + TOGETHER] * (same + 1)) / (seen + 1)).tolist()
 
 
 def _cells(ratios: Float64) -> Int64:

@@ -1,10 +1,26 @@
-"""Writing files so that a reader never sees half of one."""
+"""Reading files of bounded size, and writing them so that a reader never sees half of one."""
 
 import os
 import tempfile
 from pathlib import Path
 
-from s2ap_defend.errors import ModelFileError
+from s2ap_defend.errors import ModelFileError, RecipeError
+
+
+def read_file(path: Path, limit_bytes: int, name: str) -> bytes:
+    """Bytes of a file that messages call `name`.
+
+    Raises:
+        RecipeError: If it cannot be read, or has more than `limit_bytes`.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit_bytes + 1)
+    except OSError as error:
+        raise RecipeError(f"{name} cannot be read ({error.strerror or error})") from error
+    if len(content) > limit_bytes:
+        raise RecipeError(f"{name} has more than {limit_bytes} bytes, the limit of one file")
+    return content
 
 
 def check_writable(path: Path) -> None:

@@ -116,7 +116,7 @@ def test_serving_has_every_route(model: Path) -> None:
                 shown.add((method, route.replace("[/versions/1]", version)))
     app = create_app(DefendedClassifier.load(model, device="cpu"), ServerConfig(model=model))
     served = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
-    assert shown == served | {("GET", "/"), ("GET", "/openapi.json")}  # the two that no description lists
+    assert shown == served | {("GET", path) for path in ("/", "/docs", "/openapi.json")}  # no description lists them
 
 
 def test_serving_has_every_status() -> None:

@@ -14,7 +14,7 @@ from s2ap_defend.images.reading import check_readable, content_of, read
 from s2ap_defend.types import Float32, Resize
 
 ARRAY_SUFFIXES = (".npy", ".npz")
-_ONE = np.float32(1.0).view(np.uint32)
+_ONE = int(np.float32(1.0).view(np.uint32))
 _BROKEN = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 

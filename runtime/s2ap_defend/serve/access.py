@@ -16,7 +16,7 @@ __all__ = ["CALLER", "Access", "Caller", "Need", "grpc_need", "http_need", "pres
 Need = Right | Literal["open", "any"]
 """What a route asks for: a right, any key at all, or nothing."""
 
-OPEN_PATHS = frozenset({"/", *(f"/{name}" for name in PAGE_FILES)})  # the same in every installation
+OPEN_PATHS = frozenset({"/", "/docs", *(f"/{name}" for name in PAGE_FILES)})  # the same in every installation
 INFERENCE_CALLS = frozenset({"ModelInfer", "ModelStreamInfer"})
 OPEN_CALLS = frozenset({"ServerLive", "ServerReady"})
 ANY_KEY_CALLS = frozenset({"ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig", "RepositoryIndex"})

@@ -1,10 +1,11 @@
 """Which requests a batcher takes in: those that find room and are expected to be answered in time."""
 
 import math
+from collections.abc import Sequence
 
 from s2ap_defend.serve.errors import DeadlineError, QueueFullError, TooLargeError
 from s2ap_defend.serve.pace import Pace
-from s2ap_defend.serve.tickets import Ticket
+from s2ap_defend.serve.tickets import Piece, Ticket
 from s2ap_defend.serve.waiting import Queue, Total
 
 __all__ = ["HASTE", "Admission"]
@@ -37,8 +38,8 @@ class Admission:
         self._max_queue_rows = max_queue_rows
         self._max_queue_bytes = max_queue_bytes
 
-    def check_room(self, rows: int, size_bytes: int, pending_rows: int) -> None:
-        """Check that images find room; `pending_rows` wait or run.
+    def check_room(self, rows: int, size_bytes: int, running: Sequence[Piece]) -> None:
+        """Check that images find room while these run.
 
         Raises:
             TooLargeError: If they never would.
@@ -51,6 +52,7 @@ class Admission:
             )
         too_many = self._queue.rows + rows > self._max_queue_rows
         if too_many or self._total.size_bytes + size_bytes > self._max_queue_bytes:
+            pending_rows = self._queue.rows + sum(len(piece.images) for piece in running)
             raise QueueFullError(
                 f"{self._queue.rows} images wait already; try again later", self._pace.total_s(pending_rows)
             )

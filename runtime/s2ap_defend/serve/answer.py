@@ -1,10 +1,11 @@
 """One request and its answer on a connection: uvicorn's, but that an answer of known length is written at once."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-__all__ = ["Answer"]
+__all__ = ["Answer", "last_answer"]
 
 LEAVE = frozenset({b"connection", b"transfer-encoding"})  # headers that uvicorn understands
 
@@ -41,13 +42,23 @@ class Answer(RequestResponseCycle):
         named = dict(headers)
         if b"content-length" not in named or not LEAVE.isdisjoint(named):
             return False
-        lines = [b"%b: %b\r\n" % header for header in headers]
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        head = b"".join([STATUS_LINE[message["status"]], *lines, b"\r\n"])
-        if not len(lines) + 2 == head.count(b"\n") == head.count(b"\r") or b"\0" in head:
+            headers.append((b"connection", b"close"))
+        head = _head(message["status"], headers)
+        if not len(headers) + 2 == head.count(b"\n") == head.count(b"\r") or b"\0" in head:
             return False  # what is no header uvicorn refuses
         self.response_started, self.waiting_for_100_continue = True, False
         self.chunked_encoding, self.expected_content_length = False, int(named[b"content-length"])
         self._head = head
         return True
+
+
+def last_answer(status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """A whole answer in JSON that ends its connection."""
+    length = b"%d" % len(body)
+    own = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
+    return _head(status, [*headers, *own]) + body
+
+
+def _head(status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    return STATUS_LINE[status] + b"\r\n".join([*(b": ".join(header) for header in headers), b"", b""])

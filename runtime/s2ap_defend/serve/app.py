@@ -20,6 +20,7 @@ from s2ap_defend.serve import metadata, openapi, page, responses
 from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.access_log import AccessLog
 from s2ap_defend.serve.config import ServerConfig
+from s2ap_defend.serve.docs import write_docs
 from s2ap_defend.serve.edge import Application
 from s2ap_defend.serve.endpoint import InferenceEndpoint, named
 from s2ap_defend.serve.model import Model
@@ -87,7 +88,7 @@ def create_app(classifiers: DefendedClassifier | Mapping[str, DefendedClassifier
     app.include_router(_models(service))
     app.include_router(repository_routes(service))
     app.include_router(_operations(service))
-    app.include_router(_page(service))
+    app.include_router(_page(service, app))
     _extend_openapi(app, keys=config.keys is not None)
     return app
 
@@ -169,7 +170,7 @@ def _operations(service: Service) -> APIRouter:
     return router
 
 
-def _page(service: Service) -> APIRouter:
+def _page(service: Service, app: FastAPI) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
@@ -183,6 +184,10 @@ def _page(service: Service) -> APIRouter:
 
     for name in page.PAGE_FILES:
         add(name)
+
+    @router.get("/docs")
+    async def docs() -> Response:
+        return page.page_response(write_docs(app.openapi()).encode(), ".html")
 
     @router.get("/page.json")
     async def description(request: Request) -> Response:

@@ -130,7 +130,7 @@ class Batcher:
             [images],
             lambda _: True,
             lambda *_: None,
-            lambda result: _settle(done, result),
+            lambda result: None if done.done() else done.set_result(result),  # done: it was cancelled
             every_stage=every_stage,
         )
         result = await done
@@ -168,14 +168,17 @@ class Batcher:
             UnavailableError: If the batcher is not running.
         """
         device = self._started_device()
-        self._admission.check_room(len(images), images.nbytes, self.pending_rows)
-        loop = self._loop
+        self._admission.check_room(len(images), images.nbytes, self._running)
+        loop, now_s = self._loop, self._loop.time()
         ticket = Ticket(loop.create_future(), images, len(images), priority, deadline_s, time.perf_counter_ns())
         if deadline_s < math.inf:
-            running_s = loop.time() - self._running_since
-            self._admission.check_in_time(ticket, loop.time(), self.running_rows, running_s, joins=device.takes_more)
+            running_s = now_s - self._running_since
+            self._admission.check_in_time(ticket, now_s, self.running_rows, running_s, joins=device.takes_more)
             ticket.timer = loop.call_at(deadline_s, self._expire, ticket)
-        self._queue.add(ticket, loop.time())
+        if alone and not self._queue.rows and self._may_run_here(device, ticket, now_s):
+            self._run_here(device, ticket.cut(1), now_s)
+            return ticket
+        self._queue.add(ticket, now_s)
         if (device.takes_more or not self._running) and self._wake_up is None:
             if alone:
                 self._dispatch()
@@ -231,16 +234,15 @@ class Batcher:
         if not self._queue.rows or device is None or (self._running and not device.takes_more):
             return
         now = self._loop.time()
-        if self._may_run_here(device, now):
-            pieces = [self._queue.take(self._queue.first, 1, now)]
-            if self._run_here(device, pieces[0], now):
-                return
-        else:
-            pieces = next_pieces(self._queue, self._pace, self.running_rows, now, self._expire)
-            if not pieces:
-                return
+        if len(self._queue) == 1 and self._may_run_here(device, self._queue.first, now):
+            self._run_here(device, self._queue.take(self._queue.first, 1, now), now)
+        elif pieces := next_pieces(self._queue, self._pace, self.running_rows, now, self._expire):
+            self._hand_over(device, pieces, now)
+
+    def _hand_over(self, device: Device, pieces: list[Piece], now_s: float) -> None:
+        """Let the thread of the device run pieces."""
         if not self._running:
-            self._running_since = now
+            self._running_since = now_s
         self._running += pieces
         together, began_ns = self.running_rows, time.perf_counter_ns()
         for piece in pieces:
@@ -249,22 +251,21 @@ class Batcher:
             [piece.images for piece in pieces],
             lambda index: not pieces[index].ticket.future.done(),
             lambda index, outcome, runs: self._leave([pieces[index]], [outcome], [runs]),
-            lambda result: self._finish(pieces, result, now, together),
+            lambda result: self._finish(pieces, result, now_s, together),
         )
 
-    def _may_run_here(self, device: Device, now_s: float) -> bool:
-        """Whether what waits is one image of a quick model: to hand it to another thread would cost most."""
-        if len(self._queue) > 1 or not device.idle or not self._quickness.allows(now_s):
-            return False
-        ticket = self._queue.first
-        return ticket.waiting == 1 and ticket.deadline_s > now_s + LATE_S
+    def _may_run_here(self, device: Device, ticket: Ticket, now_s: float) -> bool:
+        """Whether a request, the only one, has one image of a quick model: another thread would cost most of it."""
+        late_s = now_s + LATE_S
+        return ticket.waiting == 1 and device.idle and ticket.deadline_s > late_s and self._quickness.allows(now_s)
 
-    def _run_here(self, device: Device, piece: Piece, now_s: float) -> bool:
-        """Answer an image now; whether the model did not fail."""
+    def _run_here(self, device: Device, piece: Piece, now_s: float) -> None:
+        """Answer an image now; where the model fails, the device finds out whether it is the image."""
         piece.began_ns = time.perf_counter_ns()
         ran = device.run_here(piece.images)
         if ran is None:
-            return False
+            self._hand_over(device, [piece], now_s)
+            return
         verdicts, result = ran
         took_s = result.compute_ns / 1e9
         self._quickness.observe(took_s, now_s)
@@ -273,7 +274,6 @@ class Batcher:
         piece.ticket.settle(piece, verdicts)
         if self._on_batch is not None:
             self._on_batch(BatchReport(result, (result.started_ns - piece.ticket.arrived_ns,)))
-        return True
 
     def _leave(self, pieces: list[Piece], outcomes: Sequence[Outcome], runs: Sequence[list[Run]]) -> None:
         """Answer pieces that are done; those that were before stay as they are."""
@@ -297,9 +297,3 @@ class Batcher:
         if self._on_batch is not None:
             waited = tuple(result.started_ns - piece.ticket.arrived_ns for piece in pieces)
             self._on_batch(BatchReport(result, waited))
-
-
-def _settle(done: asyncio.Future[BatchResult], result: BatchResult) -> None:
-    """Nobody waits any more where a probe was cancelled."""
-    if not done.done():
-        done.set_result(result)

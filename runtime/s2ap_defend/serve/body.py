@@ -57,13 +57,10 @@ async def read_body(
     size = limits.size_bytes
     if content_length is not None and content_length > size:
         raise TooLargeError(f"the body has {content_length} bytes, this server takes {size}; send fewer images")
+    if whole:
+        return _charged(await _next(receive), limits, hold)
     if not hold.fits(content_length or 1):
         raise QueueFullError(FULL)
-    if whole:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        return _charged(message, limits, hold)
     started = asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout_at(started + min(limits.timeout_s, SLOW_START_S)) as deadline:

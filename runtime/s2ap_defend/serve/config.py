@@ -49,7 +49,7 @@ class ServerConfig:
         executor: What runs the model, as there; None takes the faster one.
         engines: Folder of TensorRT's engines, as there.
         constant_time: Whether every stage is asked about every image, as there.
-        cache: Whether the staged executor keeps the optimised graphs of its stages beside the model, as there.
+        cache: Whether the staged executor stores the optimised graphs of its stages next to the model, as there.
         max_batch_rows: Images that run at a time; larger requests are split.
         max_queue_rows: Images that may wait.
         max_queue_bytes: Bytes of images that may wait, and, counted apart, of bodies that have arrived in part; a peer

@@ -1,26 +1,27 @@
 """One HTTP connection: uvicorn's, with limits on how many there are and on what a client may leave undone."""
 
 import asyncio
-import fcntl
-import sys
-import termios
 from collections import deque
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from s2ap_defend.serve.answer import Answer
+from s2ap_defend.serve.answer import Answer, last_answer
 from s2ap_defend.serve.body import REQUESTS, WHOLE_BODY
 from s2ap_defend.serve.exchange import REQUEST_ID, Exchange
+from s2ap_defend.serve.flow import Flow, unread_bytes
+from s2ap_defend.serve.idleness import Idleness
 from s2ap_defend.serve.responses import error_body
 from s2ap_defend.serve.shares import Limits, peer_of
 
-__all__ = ["Connection"]
+__all__ = ["MOST_UNANSWERED", "PIECE_BYTES", "Connection"]
 
 GOODBYE_S = 1.0  # for a client to agree to the end of TLS, once it has all that was sent to it
 DISCARD_S = 1.0  # a client that still sends must be able to read why it was refused
 HEAD_BYTES = 32 * 1024
+PIECE_BYTES = 4 * 1024  # are parsed at a time: hundreds of requests at most
+MOST_UNANSWERED = 8  # requests of a client that pipelines: more are begun when these are answered
 OVERHEAD = 8  # bytes of framing for a byte of body; a chunk of one byte has 5
 FIRST_PROBE_S, SLOWEST_PROBE_S = 0.05, 1.0
 
@@ -41,6 +42,8 @@ class Connection(HttpToolsProtocol):
         self._admitted = False
         self._discarding = False
         self._impatience: asyncio.TimerHandle | None = None
+        self._idleness = Idleness(self.loop, self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._later = b""  # what has come and waits for answers to what came before it
         self._head_begun = False
         self._head_bytes = 0
         self._framing_bytes = 0
@@ -50,6 +53,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take in a connection, or turn it away."""
         super().connection_made(transport)
+        self.flow: Flow = Flow(transport)
         self._peer = peer_of(self.client)
         self._admitted = self._limits.connections.take(self._peer, 1)
         if self._admitted:
@@ -61,7 +65,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._calm()
-        self._lost = True
+        self._idleness.close()
+        self._lost, self._later = True, b""
         if self._admitted:
             self._limits.connections.give_back(self._peer, 1)
             self._admitted = False
@@ -71,17 +76,31 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; whoever sends without having sent a whole head is given little time."""
-        if self._discarding or self.transport.is_closing():
-            return
+        """Take what came; whoever sends without having sent a whole head is given little time."""
+        data, self._later = self._later + data, b""
+        for start in range(0, len(data), PIECE_BYTES):
+            if self._discarding or self.transport.is_closing():
+                return
+            if len(self._unanswered) >= MOST_UNANSWERED:
+                self._later = data[start:]
+                self._calm()
+                self.flow.hold()
+                return
+            self._take(data[start : start + PIECE_BYTES])
+
+    def _take_later(self) -> None:
+        self.flow.release()
+        self.data_received(b"")
+
+    def _take(self, data: bytes) -> None:
         self._framing_bytes += len(data)
         rest: bytes | None = data
         while rest is not None:
-            self._unset_keepalive_if_required()
+            self._idleness.end()
             rest = self._parse(rest)
         if self._framing_bytes > HEAD_BYTES and not self._discarding:
             self._refuse(431, f"the head of the request has more than {HEAD_BYTES} bytes")
-        waiting = self.timeout_keep_alive_task is None and not self._answering
+        waiting = not self._idleness.lasts and not self._answering
         if (self._head_begun or waiting) and not self._discarding:
             self._hurry()
 
@@ -109,7 +128,10 @@ class Connection(HttpToolsProtocol):
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > HEAD_BYTES:
             raise ValueError("the parser stops here")
-        super().on_header(name, value)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Begin to answer, unless the request asks for another protocol first."""
@@ -143,7 +165,15 @@ class Connection(HttpToolsProtocol):
         """Wait for the next request, or for the rest of a body that nobody reads."""
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+            else:
+                self._idleness.begin()
+        if self._later and len(self._unanswered) < MOST_UNANSWERED:
+            self.loop.call_soon(self._take_later)
         if self.cycle.more_body:
             self._hurry()
         if self.transport.is_closing():
@@ -157,9 +187,9 @@ class Connection(HttpToolsProtocol):
             self.loop.call_later(self._limits.linger_s, self._end)
 
     def _end(self) -> None:
-        if self._answering or self._head_begun or self.transport.is_closing():
+        if self._answering or self._later or self._head_begun or self.transport.is_closing():
             return  # it ends with its answer
-        if _unread(self.transport):  # of TLS, too; a part of a record, which TLS holds back, does not show
+        if unread_bytes(self.transport):  # of TLS, too; a part of a record, which TLS holds back, does not show
             self.loop.call_later(0.01, self._end)
         else:
             self._close()
@@ -238,8 +268,8 @@ class Connection(HttpToolsProtocol):
         An earlier request that is being answered gets its answer instead, unless it is the one that went wrong.
         """
         self._calm()
-        self._unset_keepalive_if_required()
-        self._discarding = True
+        self._idleness.end()
+        self._discarding, self._later = True, b""
         if self._answering and not self.cycle.more_body:
             self.cycle.keep_alive = False
             return
@@ -252,22 +282,14 @@ class Connection(HttpToolsProtocol):
         self._write_error(status, reason)
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.flow.resume_reading()
+        self.flow.release()
         self.loop.call_later(DISCARD_S, self._close)
 
     def _write_error(self, status: int, reason: str, *, retry_after: int | None = None) -> None:
         """Answer what no application sees."""
-        exchange, body = Exchange(), error_body(reason)
+        exchange = Exchange()
         if self._limits.access_log is not None:
             self._limits.access_log.http(exchange, self.client and self.client[0], "-", b"-", status, 0.0)
-        head = [STATUS_LINE[status], f"{REQUEST_ID}: {exchange.id}\r\n".encode()]
-        head += [name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers]
-        head += [b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)]
-        head += [b"retry-after: %d\r\n" % retry_after] if retry_after is not None else []
-        self.transport.write(b"".join([*head, b"\r\n", body]))
-
-
-def _unread(transport: asyncio.Transport) -> int:
-    """Bytes that have arrived and were not read yet."""
-    count = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
-    return int.from_bytes(count, sys.byteorder)
+        headers = [(REQUEST_ID.encode(), exchange.id.encode()), *self.server_state.default_headers]
+        headers += [(b"retry-after", b"%d" % retry_after)] if retry_after is not None else []
+        self.transport.write(last_answer(status, headers, error_body(reason)))

@@ -82,7 +82,7 @@ class Device:
 
     Args:
         classify: The model: images [N, C, H, W] to N verdicts. Called by one thread only.
-        loop: The event loop on which callers are told.
+        loop: The event loop on which it calls back.
         on_broken: Called there with the error when the model is broken, or the thread has ended by an error.
         observe: Tells the model what to call after every run of its engines; without it a batch is one run.
 
@@ -262,7 +262,7 @@ class Device:
 
 
 def failure_of(error: Exception, rows: int) -> DefendError:
-    """What callers are told of a batch that failed; the log has the whole error."""
+    """What callers hear of a batch that failed; the log has the whole error."""
     if isinstance(error, DefendError):
         logger.warning("a batch of %d images failed: %s", rows, error)
         return error

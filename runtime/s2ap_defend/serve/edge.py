@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
@@ -12,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from s2ap_defend.serve.access import CALLER, Access, http_need, presented
 from s2ap_defend.serve.access_log import AccessLog
 from s2ap_defend.serve.errors import RequestError
-from s2ap_defend.serve.exchange import EXCHANGE, Exchange, named
+from s2ap_defend.serve.exchange import EXCHANGE, NAMING, Exchange, named
 from s2ap_defend.serve.responses import error_response, failed_response, json_response
 
-__all__ = ["Application"]
+__all__ = ["HEADERS", "Application"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ SECURITY_HEADERS = (
     (b"x-frame-options", b"DENY"),
 )
 SECURED = frozenset(name for name, _ in SECURITY_HEADERS)
+FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
+HEADERS = "s2ap_defend.headers"  # in a scope: its headers by name
 INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 
 
@@ -34,6 +37,7 @@ class Application(FastAPI):
     """FastAPI behind what holds for every route; inference does not pass through it.
 
     Attributes:
+        behind_proxy: What puts into a scope what a proxy says of its client, None for nothing.
         allowed_hosts: Names by which clients may ask for it, in lower case; empty allows any. What health checks ask is
             answered under any name.
         access: Who may ask what.
@@ -47,6 +51,7 @@ class Application(FastAPI):
     classify: ASGIApp
     access_log: AccessLog | None = None
     allowed_hosts: frozenset[str] = frozenset()
+    behind_proxy: Any = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -55,7 +60,10 @@ class Application(FastAPI):
             return
         began_s = time.perf_counter()
         headers = scope["headers"]
-        exchange = named(headers)
+        scope[HEADERS] = by_name = dict(headers)
+        if not FORWARDED.isdisjoint(by_name) and self.behind_proxy is not None:
+            await self.behind_proxy(scope, receive, send)
+        exchange = Exchange() if NAMING.isdisjoint(by_name) else named(headers)
         EXCHANGE.set(exchange)
         status: int | None = None
 
@@ -64,7 +72,7 @@ class Application(FastAPI):
             if message["type"] == "http.response.start":
                 status = message["status"]
                 finish(message, exchange)
-                if status >= 400 and any(name == b"expect" for name, _ in headers):
+                if status >= 400 and b"expect" in by_name:
                     # the body of such a request may never be sent, so the connection cannot go on
                     MutableHeaders(raw=message["headers"])["connection"] = "close"
             await send(message)

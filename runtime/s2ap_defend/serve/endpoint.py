@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from s2ap_defend.errors import DefendError
 from s2ap_defend.serve.access import CALLER
 from s2ap_defend.serve.body import REQUESTS, WHOLE_BODY, ClientGoneError, inflate, read_body
+from s2ap_defend.serve.edge import HEADERS
 from s2ap_defend.serve.errors import UnavailableError
 from s2ap_defend.serve.exchange import EXCHANGE
 from s2ap_defend.serve.instance import Instance
@@ -55,10 +56,10 @@ class InferenceEndpoint(Generic[R]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         arrived_s, timeline = asyncio.get_running_loop().time(), Timeline()
-        headers = dict(scope["headers"])
+        headers = scope[HEADERS]
         tracer, model = self._service.tracer, None
         span = None if tracer is None else tracer.begin(EXCHANGE.get(), f"POST {self._route}", timeline, HTTP)
-        outcome, response = ERROR, None
+        outcome, response, answered = ERROR, None, None
         try:
             model = self._service.model(*named(scope))
             with model.use() as instance:
@@ -71,8 +72,7 @@ class InferenceEndpoint(Generic[R]):
                     response = await loop.run_in_executor(self._decoders, codec.encode, request, verdicts)
             if CALLER.get().evidence:  # how long it took tells how many members were asked
                 response.headers["server-timing"] = server_timing(timeline.steps())
-            model.metrics.count_verdicts(verdicts)
-            outcome = SUCCESS
+            outcome, answered = SUCCESS, verdicts
         except ClientGoneError:
             outcome = CANCELLED
             return
@@ -88,7 +88,7 @@ class InferenceEndpoint(Generic[R]):
                 logger.error("a request failed: %s", error)
         finally:
             duration_ns = time.perf_counter_ns() - timeline.arrived_ns
-            (model or self._service.default).counts.count_request(outcome, duration_ns)
+            (model or self._service.default).counts.count_request(outcome, duration_ns, verdicts=answered)
             if tracer is not None and span is not None:
                 status = {} if response is None else {"http.response.status_code": response.status_code}
                 failed = (

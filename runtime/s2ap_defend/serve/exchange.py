@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable
 from contextvars import ContextVar
 
-__all__ = ["EXCHANGE", "REQUEST_ID", "Exchange", "current_id", "named"]
+__all__ = ["EXCHANGE", "NAMING", "REQUEST_ID", "Exchange", "current_id", "named"]
 
 REQUEST_ID = "x-request-id"
+NAMING = frozenset({b"x-request-id", b"traceparent"})  # headers of which `named` makes anything
 SANE = re.compile(rb"[A-Za-z0-9][\w.:/+=@-]{0,127}")
 TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 VERSION_0_BYTES = 55

@@ -94,8 +94,7 @@ class Instance:
         self._failure: DefendError | None = None
         self._warming: asyncio.Task[None] | None = None
         self._users = 0
-        self._unused = asyncio.Event()
-        self._unused.set()
+        self._on_unused: asyncio.Future[None] | None = None
 
     async def warm_up(self) -> None:
         """Run every stage on every size of batch, and learn how long batches take; the batcher is started.
@@ -151,17 +150,18 @@ class Instance:
     def __enter__(self) -> "Instance":
         """Let it live until the end of a request, which is that of the context; there may be many at a time."""
         self._users += 1
-        self._unused.clear()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._users -= 1
-        if not self._users:
-            self._unused.set()
+        if not self._users and self._on_unused is not None and not self._on_unused.done():
+            self._on_unused.set_result(None)
 
     async def unused(self) -> None:
         """Wait until no request uses it."""
-        await self._unused.wait()
+        if self._users:
+            self._on_unused = asyncio.get_running_loop().create_future()
+            await self._on_unused
 
     async def _warm(self) -> None:
         largest = self._max_batch_rows

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.files import replace_file
+from s2ap_defend.files import read_file, replace_file
 
 __all__ = ["RIGHTS", "Key", "Right", "add_key", "hash_key", "new_key", "parse_entry", "read_keys", "write_entry"]
 
@@ -89,13 +89,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     Raises:
         RecipeError: If it cannot be read, is no TOML, or an entry is not what it has to be.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"cannot read the keys file {path}: {error.strerror or error}") from error
-    if len(content) > LARGEST_FILE_BYTES:
-        raise RecipeError(f"the keys file {path} has more than {LARGEST_FILE_BYTES} bytes, so it is none")
+    content = read_file(path, LARGEST_FILE_BYTES, f"the keys file {path}")
     try:
         table = tomllib.loads(content.decode())
     except ValueError as error:

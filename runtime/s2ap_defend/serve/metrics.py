@@ -7,17 +7,19 @@ not. What the drift monitor says is about whole windows as well; the service dec
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector
 from prometheus_client import Counter as ThreadsCounter
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
 from s2ap_defend.drift import DriftReport
-from s2ap_defend.serve.statistics import Ran
-from s2ap_defend.serve.tallies import Counter, Histogram
-from s2ap_defend.types import Verdicts
+from s2ap_defend.serve import tallies
+from s2ap_defend.serve.statistics import Answered, Finished, Ran
 
 SUCCESS, CANCELLED, ERROR = "success", "cancelled", "error"
 REJECTIONS = ("unavailable", "queue_full", "rate_limited", "too_large", "deadline", "timeout")
@@ -44,14 +46,16 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self.evidence = evidence
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, (*MODEL_LABELS, *labels), registry)
+        def counter(name: str, text: str, *labels: str) -> tallies.Counter:
+            return tallies.Counter(name, text, (*MODEL_LABELS, *labels), registry)
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(name, text, MODEL_LABELS, registry=registry)
 
-        def histogram(name: str, text: str, bounds: tuple[float, ...], *labels: str, live: bool = True) -> Histogram:
-            return Histogram(name, text, (*MODEL_LABELS, *labels), registry, bounds=bounds, live=live)
+        def histogram(
+            name: str, text: str, bounds: tuple[float, ...], *labels: str, live: bool = True
+        ) -> tallies.Histogram:
+            return tallies.Histogram(name, text, (*MODEL_LABELS, *labels), registry, bounds=bounds, live=live)
 
         self.requests = counter("s2ap_inference_requests", "Inference requests by outcome.", "protocol", "outcome")
         self.rejected = counter("s2ap_inference_rejected", "Requests turned away, by reason.", "reason")
@@ -163,7 +167,6 @@ class ModelMetrics:
         self._ready = server.ready.labels(*own)
         server.pending_requests.labels(*own).set_function(pending_requests)
         server.pending_rows.labels(*own).set_function(pending_rows)
-        self._evidence = server.evidence
         if server.evidence:
             self._members = server.members.labels(*own)
             self._rates = server.rates.labels(*own)
@@ -182,39 +185,27 @@ class ModelMetrics:
         """Count an engine that failed."""
         self._failures.inc()
 
-    def count_request(self, outcome: str, duration_s: float, protocol: str = "http") -> None:
-        """Count one finished request; `outcome` is one of OUTCOMES, `protocol` one of PROTOCOLS."""
-        self._requests[protocol, outcome].inc()
-        self._duration.observe(duration_s)
-        if outcome in self._rejected:
-            self._rejected[outcome].inc()
-
     def count_denied(self, reason: str) -> None:
         """Count a request that is not let in; `reason` is one of DENIALS."""
         self._denied[reason].inc()
 
-    def count_verdicts(self, verdicts: Verdicts) -> None:
-        """Count the images of one answer."""
-        rows, flagged = len(verdicts), verdicts.adversarial.tolist()  # so few that arrays would take longer
-        adversarial = sum(flagged)
-        undecided = sum(one and not of for one, of in zip(verdicts.abstained.tolist(), flagged, strict=True))
-        self._rows.inc(rows)
-        self._verdicts["clean"].inc(rows - adversarial - undecided)
-        self._verdicts["adversarial"].inc(adversarial)
-        self._verdicts["undecided"].inc(undecided)
-        if self._evidence:
-            self._corrections.inc(int(verdicts.corrected.sum()))
-            for members, rate in zip(verdicts.members_used.tolist(), verdicts.label_change_rate.tolist(), strict=True):
-                self._members.observe(members)
-                self._rates.observe(rate)
+    def count_requests(self, finished: Sequence[Finished]) -> None:
+        """Count finished requests and the images of their answers."""
+        for of, times in Counter(map(itemgetter(0, 1), finished)).items():
+            self._requests[of].inc(times)
+            if of[1] in self._rejected:
+                self._rejected[of[1]].inc(times)
+        self._duration.observe([one.duration_ns / 1e9 for one in finished])
+        answered = [one.answered for one in finished if one.answered is not None]
+        if answered:
+            self._count_verdicts(answered)
 
-    def count_batch(self, ran: Ran) -> None:
-        """Count one batch."""
-        self._batches.inc()
-        self._batch_rows.observe(ran.rows)
-        self._compute.observe(ran.stages_ns[1] / 1e9)
-        for waited_ns in ran.queue_ns:
-            self._queue.observe(waited_ns / 1e9)
+    def count_batches(self, batches: Sequence[Ran]) -> None:
+        """Count batches."""
+        self._batches.inc(len(batches))
+        self._batch_rows.observe([ran.rows for ran in batches])
+        self._compute.observe([ran.stages_ns[1] / 1e9 for ran in batches])
+        self._queue.observe([waited_ns / 1e9 for ran in batches for waited_ns in ran.queue_ns])
 
     def publish_times(self) -> None:
         """Publish all times until now, at the end of a window."""
@@ -229,6 +220,19 @@ class ModelMetrics:
             elif self._drifting:
                 gauge.remove(*self._labels)
         self._drifting = report is not None
+
+    def _count_verdicts(self, answered: Sequence[Answered]) -> None:
+        flagged = np.concatenate([one.adversarial for one in answered])
+        abstained = np.concatenate([one.abstained for one in answered])
+        adversarial, undecided = int(flagged.sum()), int((abstained & ~flagged).sum())
+        self._rows.inc(len(flagged))
+        self._verdicts["clean"].inc(len(flagged) - adversarial - undecided)
+        self._verdicts["adversarial"].inc(adversarial)
+        self._verdicts["undecided"].inc(undecided)
+        for evidence in (one.evidence for one in answered if one.evidence is not None):
+            self._corrections.inc(int(evidence.corrected.sum()))
+            self._members.observe(evidence.members_used.tolist())
+            self._rates.observe(evidence.label_change_rate.tolist())
 
 
 class _Process(ProcessCollector):

@@ -254,17 +254,9 @@ class Model:
 
     async def _revive(self, error: DefendError) -> None:
         """Start the engine again until it answers, or that is given up."""
-        while (wait_s := self._restarts.failed()) is not None:
-            await asyncio.sleep(wait_s)
-            try:
-                await self._alone(self._replace_broken)
-            except DefendError as failure:
-                logger.error("the engine of model %s could not be started: %s", self.name, failure)
-                error = failure
-            else:
-                return
-        if self.state == "broken":
-            self.failure = error
+        failure = await self._restarts.revive(self.name, lambda: self._alone(self._replace_broken), error)
+        if failure is not None and self.state == "broken":
+            self.failure = failure
             self._become("failed")
             logger.critical("model %s: %s", self.name, self._why_not())
 

@@ -169,7 +169,7 @@ function select(index) {
   $("verdict").className = answer ? verdictOf(answer) : "";
   $("summary").textContent = `${name}${cropped ? ", resized here" : ""}${answer ? "" : `: ${error}`}`;
   const evidence = answer && answer.evidence;
-  $("original").src = evidence ? evidence.image : url;  // beside the purified image: what the model was given
+  $("original").src = evidence ? evidence.image : url;  // next to the purified image: what the model was given
   for (const part of document.querySelectorAll(".of-evidence")) part.hidden = !evidence;
   $("hidden").hidden = !answer || Boolean(evidence);
   if (!evidence) return;

@@ -28,8 +28,12 @@ PAGE_FILES = ("page.css", "page.js", "page-evidence.js", "page-resize.js")
 
 def page_file(name: str) -> Response:
     """One of the page's files."""
-    content = files("s2ap_defend.serve").joinpath(name).read_bytes()
-    return Response(content, media_type=MEDIA_TYPES[PurePath(name).suffix], headers=HEADERS)
+    return page_response(files("s2ap_defend.serve").joinpath(name).read_bytes(), PurePath(name).suffix)
+
+
+def page_response(content: bytes, suffix: str) -> Response:
+    """A file with this ending, under the policy of the page."""
+    return Response(content, media_type=MEDIA_TYPES[suffix], headers=HEADERS)
 
 
 def describe_page(manifest: Manifest, served: ServedModel, resize: Resize | None) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def decode_request(body: bytes, header_length: int | None, served: ServedModel) 
     """
     if header_length == 0:
         image = from_bytes(memoryview(body), (1, *served.shape), "the raw body")
-        return InferRequest(images=image, outputs=tuple((name, True) for name in served.outputs))
+        return InferRequest(images=image, outputs=served.in_binary)
     head, tail = memoryview(body), memoryview(b"")
     if header_length is not None:
         if header_length > len(body):
@@ -89,10 +89,11 @@ def decode_scheduling(parameters: Mapping[str, object]) -> tuple[float | None, i
 
 def encode_response(request: InferRequest, verdicts: Verdicts, served: ServedModel) -> tuple[bytes, int | None]:
     """Encode an answer: (body, length of its JSON when binary tensors follow, else None)."""
-    if request.id is None and all(binary for _, binary in request.outputs):
-        arrays = [(name, getattr(verdicts, name)) for name, _ in request.outputs]
-        head = _head_of_tensors(served.model, served.version, tuple((name, array.shape) for name, array in arrays))
-        return b"".join([head, *(encode_tensor(array, name) for name, array in arrays)]), len(head)
+    if request.id is None and all([binary for _, binary in request.outputs]):  # noqa: C419 - so few that a list is faster
+        arrays = [getattr(verdicts, name) for name, _ in request.outputs]
+        head = _head_of_tensors(served.model, served.version, request.outputs, tuple([array.shape for array in arrays]))
+        encoded = [encode_tensor(array, name) for array, (name, _) in zip(arrays, request.outputs, strict=True)]
+        return b"".join([head, *encoded]), len(head)
     answer = _named(served.model, served.version)
     if request.id is not None:
         answer["id"] = request.id
@@ -110,9 +111,12 @@ def encode_response(request: InferRequest, verdicts: Verdicts, served: ServedMod
 
 
 @lru_cache(maxsize=256)
-def _head_of_tensors(model: str, version: str, outputs: tuple[tuple[str, tuple[int, ...]], ...]) -> bytes:
-    """The JSON of an answer without an id whose outputs of these names and shapes are all binary: always the same."""
-    return _dumped({**_named(model, version), "outputs": [_tensor(name, shape) for name, shape in outputs]})
+def _head_of_tensors(
+    model: str, version: str, outputs: tuple[tuple[str, bool], ...], shapes: tuple[tuple[int, ...], ...]
+) -> bytes:
+    """The JSON of an answer without an id whose outputs, of these shapes, are all binary: always the same."""
+    tensors = [_tensor(name, shape) for (name, _), shape in zip(outputs, shapes, strict=True)]
+    return _dumped({**_named(model, version), "outputs": tensors})
 
 
 def _named(model: str, version: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def describe_repository(service: Service, *, ready: bool) -> list[dict[str, str]
 
 
 def check_load(parameters: object) -> None:
-    """Check the parameters of a request to load a model: files lie where the server was told, nobody sends them.
+    """Check the parameters of a request to load a model: files lie where the server's settings say, nobody sends them.
 
     Raises:
         ProtocolError: If they give files, or are no object.

@@ -1,9 +1,15 @@
 """When an engine that failed is started again: soon at first, ever later, and not without end."""
 
+import asyncio
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+
+from s2ap_defend.errors import DefendError
 
 __all__ = ["MOST_FAILURES", "Restarts"]
+
+logger = logging.getLogger(__name__)
 
 FIRST_S, LONGEST_S = 0.5, 60.0
 MOST_FAILURES = 6  # in a row, after which it is started again
@@ -36,3 +42,20 @@ class Restarts:
         self._ready_since_s = None
         self.failures += 1
         return None if self.failures > MOST_FAILURES else min(FIRST_S * 2.0 ** (self.failures - 1), LONGEST_S)
+
+    async def revive(self, name: str, start: Callable[[], Awaitable[None]], error: DefendError) -> DefendError | None:
+        """Start the engine of a model, which failed with this error, until it answers.
+
+        Returns:
+            None, or the last error where that is given up.
+        """
+        while (wait_s := self.failed()) is not None:
+            await asyncio.sleep(wait_s)
+            try:
+                await start()
+            except DefendError as failure:
+                logger.error("the engine of model %s could not be started: %s", name, failure)
+                error = failure
+            else:
+                return None
+        return error

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar
 
 from starlette.responses import Response
@@ -58,6 +59,11 @@ class ServedModel:
     classes: int
     outputs: tuple[str, ...] = PUBLIC_OUTPUTS
     version: str = "1"
+
+    @cached_property
+    def in_binary(self) -> tuple[tuple[str, bool], ...]:
+        """All that clients may see, as binary data."""
+        return tuple((name, True) for name in self.outputs)
 
     def shown(self, *, evidence: bool) -> "ServedModel":
         """The model as it is shown to those who may see evidence, or to all others."""

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from s2ap_defend.errors import EngineError, RecipeError
 from s2ap_defend.serve import extras
@@ -27,13 +28,13 @@ from s2ap_defend.serve.logs import written_log
 from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.shares import Limits, Shares
 from s2ap_defend.serve.threads import load_models
+from s2ap_defend.signals import SIGNALS, has_terminal
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 SWITCH_INTERVAL_S = 0.0005
 HANDSHAKE_S = 0.1  # what has begun to connect when the server stops gets to its end
-SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGQUIT", "SIGHUP", "SIGUSR1")  # those that the system has
 
 
 def serve(config: ServerConfig) -> None:
@@ -128,16 +129,18 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # the application asks for them where a request has them
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=math.ceil(config.grace_s) + 1,  # after ours, which answers with 503
             )
         )
+        app.behind_proxy = ProxyHeadersMiddleware(_nothing, self.config.forwarded_allow_ips)
         self._service = service
         self._drain_delay_s = config.drain_delay_s
         self._grace_s = config.grace_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
-        self._has_terminal = sys.stdin is not None and sys.stdin.isatty()
+        self._has_terminal = has_terminal()
         service.on_failure = self._stop
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -271,6 +274,10 @@ def _protocol(limits: Limits, certificate: Certificate | None) -> Any:  # noqa: 
     from s2ap_defend.serve.entrance import Entrance
 
     return partial(Entrance, limits=limits, certificate=certificate)
+
+
+async def _nothing(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - uvicorn's
+    """What is behind the middleware that reads a proxy's headers: it puts into the scope what they say."""
 
 
 def _url(listener: socket.socket, certificate: Certificate | None) -> str:

@@ -1,11 +1,14 @@
 """Counters in the shape of the protocol's statistics extension."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter, mul
 from typing import Any, NamedTuple
 
 from s2ap_defend.drift import DriftReport
-from s2ap_defend.types import Bool, Float64
+from s2ap_defend.types import Bool, Float32, Float64, Int64
 
 
 class Ran(NamedTuple):
@@ -28,6 +31,50 @@ class Ran(NamedTuple):
     watched: bool
 
 
+class Evidence(NamedTuple):
+    """What is counted of evidence, each array [n].
+
+    Attributes:
+        corrected: Which images got another label than the classifier's.
+        members_used: Members asked about each.
+        label_change_rate: Share of them that disagree.
+    """
+
+    corrected: Bool
+    members_used: Int64
+    label_change_rate: Float32
+
+
+class Answered(NamedTuple):
+    """What is counted of the verdicts of a request.
+
+    Attributes:
+        adversarial: Which images were flagged [n].
+        abstained: Which got no answer [n].
+        evidence: None where it is not counted.
+    """
+
+    adversarial: Bool
+    abstained: Bool
+    evidence: Evidence | None
+
+
+class Finished(NamedTuple):
+    """What is counted of a request that is over.
+
+    Attributes:
+        protocol: By which it came, as the metrics have it.
+        outcome: What became of it, likewise.
+        duration_ns: How long it took.
+        answered: Of its verdicts, None without.
+    """
+
+    protocol: str
+    outcome: str
+    duration_ns: int
+    answered: Answered | None
+
+
 @dataclass(slots=True)
 class Duration:
     """How often something happened, and how long it took in all."""
@@ -35,8 +82,8 @@ class Duration:
     count: int = 0
     ns: int = 0
 
-    def add(self, ns: int, times: int = 1) -> None:
-        """Count one more, or several that took so long in all."""
+    def add(self, ns: int, times: int) -> None:
+        """Count so many more, which took so long in all."""
         self.count += times
         self.ns += ns
 
@@ -71,22 +118,27 @@ class Statistics:
         )
         self.publish_times()
 
-    def count_request(self, succeeded: bool, duration_ns: int) -> None:
-        """Count one finished request."""
-        self._requests["success" if succeeded else "fail"].add(duration_ns)
+    def count_requests(self, durations_ns: Sequence[int], *, succeeded: bool) -> None:
+        """Count finished requests."""
+        self._requests["success" if succeeded else "fail"].add(sum(durations_ns), len(durations_ns))
 
-    def count_batch(self, ran: Ran) -> None:
-        """Count one batch; a request in several batches counts in each."""
-        self._last_inference_ms = int(1000 * ran.finished_s) if self._live else 1000 * int(ran.finished_s)
-        if ran.seen:
-            self._execution_count += 1
-            self._inference_count += sum(len(ratios) for ratios, _ in ran.seen)
-        times = len(ran.queue_ns)
-        self._requests["queue"].add(sum(ran.queue_ns), times)
-        batch = self._batches[ran.rows]
-        for stage, ns in zip(STAGES, ran.stages_ns, strict=True):
-            batch[stage].add(ns)
-            self._requests[stage].add(times * ns, times)
+    def count_batches(self, batches: Sequence[Ran]) -> None:
+        """Count batches in their order; a request in several of them counts in each."""
+        if not batches:
+            return
+        last_s = batches[-1].finished_s
+        self._last_inference_ms = int(1000 * last_s) if self._live else 1000 * int(last_s)
+        answered = [ran.seen for ran in batches if ran.seen]
+        self._execution_count += len(answered)
+        self._inference_count += sum(len(ratios) for seen in answered for ratios, _ in seen)
+        for rows, group in groupby(batches, key=attrgetter("rows")):
+            alike = list(group)
+            parts = [len(ran.queue_ns) for ran in alike]
+            self._requests["queue"].add(sum(sum(ran.queue_ns) for ran in alike), sum(parts))
+            batch = self._batches[rows]
+            for stage, took_ns in zip(STAGES, zip(*(ran.stages_ns for ran in alike), strict=True), strict=True):
+                batch[stage].add(sum(took_ns), len(alike))
+                self._requests[stage].add(sum(map(mul, parts, took_ns)), sum(parts))
 
     def publish_times(self) -> None:
         """Tell the times of all requests and batches until now from now on."""

@@ -123,7 +123,7 @@ class SteppingDevice(Device):
 
     Args:
         executor: What runs; by one thread only.
-        loop: The event loop on which callers are told.
+        loop: The event loop on which it calls back.
         on_broken: As for `Device`.
     """
 

@@ -4,7 +4,7 @@ prometheus-client's own take a lock and half a dozen calls whenever they count, 
 """
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -43,10 +43,11 @@ class Spread:
         self._total = 0.0
         self.publish()
 
-    def observe(self, number: float) -> None:
-        """Count a number."""
-        self._counts[bisect.bisect_left(self._bounds, number)] += 1
-        self._total += number
+    def observe(self, numbers: Sequence[float]) -> None:
+        """Count numbers."""
+        for number in numbers:
+            self._counts[bisect.bisect_left(self._bounds, number)] += 1
+        self._total += sum(numbers)
 
     def publish(self) -> None:
         """Show all numbers until now: how many in each bucket, and their sum."""

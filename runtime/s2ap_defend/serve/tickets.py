@@ -71,7 +71,7 @@ class Ticket:
     def cut(self, rows: int) -> Piece:
         """The next images."""
         taken = len(self.images) - self.waiting
-        piece = Piece(self, self.images[taken : taken + rows])
+        piece = Piece(self, self.images if rows == len(self.images) else self.images[taken : taken + rows])
         self.waiting -= rows
         self.pieces.append(piece)
         return piece

@@ -21,7 +21,7 @@ from s2ap_defend.serve.classify import encode_png
 from s2ap_defend.types import Verdicts
 
 PUBLIC = ["label", "adversarial", "abstained"]
-OPEN = ("/", "/page.css", "/page.js", "/page-evidence.js", "/v2/health/live", "/v2/health/ready")
+OPEN = ("/", "/docs", "/page.css", "/page.js", "/page-evidence.js", "/v2/health/live", "/v2/health/ready")
 ANY = ("/v2", "/openapi.json", "/page.json", "/v2/models/{0}", "/v2/models/{0}/ready", "/v2/models/{0}/config")
 ADMIN = ("/metrics", "/v2/models/stats", "/v2/models/{0}/stats", "/v2/models/{0}/versions/1/stats")
 INFER = ("/classify", "/v2/models/{0}/infer", "/v2/models/{0}/versions/1/infer")
@@ -64,7 +64,7 @@ def test_every_route_asks_for_its_right_and_for_nothing_more(client, ring, name)
         **{path: {"asker": 405, "operator": 403, None: 401} for path in INFER},
         **{path: {"asker": 405, None: 401} for path in INDEX},
         **{path: {"asker": 403, "operator": 405, None: 401} for path in CONTROL},
-        **{path: {"asker": 404, None: 401} for path in ("/none", "/docs", "/v2/models/a%2Fb")},
+        **{path: {"asker": 404, None: 401} for path in ("/none", "/v2/models/a%2Fb")},
     }
     for path, statuses in expected.items():
         for caller, status in statuses.items():

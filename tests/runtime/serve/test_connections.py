@@ -1,6 +1,7 @@
 """What one client, or one peer, may take of a server: nobody can lock the others out."""
 
 import json
+import re
 import socket
 import struct
 import time
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.runtime.serve.live import is_closed, live, read_answer, read_error, until
 
+from s2ap_defend.serve.connection import MOST_UNANSWERED, PIECE_BYTES
 from s2ap_defend.serve.shares import Shares, peer_of
 
 RESET = struct.pack("ii", 1, 0)
@@ -138,3 +140,36 @@ def test_a_client_that_pipelines_and_goes_leaves_nothing_in_the_log(classifier, 
         until(lambda: not server.server.server_state.connections and not server.server.server_state.tasks)
         assert server.answers(batch) == 200
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_of_thousands_of_requests_in_one_piece_few_are_begun_at_a_time_and_all_are_answered_in_order(held, batch):
+    """They were all begun at once, and nobody else was answered meanwhile."""
+    held.gate.set()
+    with live(held) as server, server.connect() as connection, server.connect() as other:
+        held.gate.clear()
+        connection.sendall(server.raw(batch) + b"HEAD /v2/health/live HTTP/1.1\r\n\r\n" * 999 + server.raw(batch))
+        connection.shutdown(socket.SHUT_WR)
+        connections = server.server.server_state.connections
+        until(lambda: any(one.pipeline for one in connections))
+        other.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_answer(other)[0] == 200
+        assert max(len(one.pipeline) for one in connections) <= MOST_UNANSWERED + PIECE_BYTES // 33
+        held.gate.set()
+        with connection.makefile("rb") as stream:
+            answers = stream.read()
+    lines = re.findall(rb"HTTP/1.1 (200 OK)\r\n(?:[^\r]+\r\n)*?content-length: (\d+)", answers)
+    assert [line for line, _ in lines] == [b"200 OK"] * 1001
+    lengths = [int(length) for _, length in lines]
+    assert lengths[0] == lengths[-1] > lengths[1] == lengths[500] == len(b'{"live":true}')
+
+
+def test_a_connection_is_idle_from_its_last_answer_on(classifier, batch, monkeypatch):
+    monkeypatch.setattr("s2ap_defend.serve.server.KEEP_ALIVE_S", 0.5)
+    with live(classifier) as server, server.connect() as connection:
+        for _ in range(3):
+            connection.sendall(server.raw(batch))
+            assert read_answer(connection)[0] == 200
+            answered_s = time.monotonic()
+            time.sleep(0.2)
+        assert is_closed(connection)
+        assert 0.4 < time.monotonic() - answered_s < 10

@@ -1,23 +1,15 @@
 """gRPC on the batcher of HTTP: the real server, tritonclient and its stubs, answers compared with offline ones."""
 
-import asyncio
-import re
 import signal
 import threading
-import time
 
 import grpc
-import httpx
 import numpy as np
 import pytest
-import tritonclient.grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.runtime.running_server import running
+from tests.runtime.serve.calls import tensor
 from tests.runtime.serve.live import live, until
-from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, service_pb2, service_pb2_grpc
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
-
-from s2ap_defend.types import Verdicts
+from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
 
 PUBLIC = ("label", "adversarial", "abstained")
 Code = grpc.StatusCode
@@ -41,12 +33,6 @@ def address(server) -> str:
 
 def channel(server) -> grpc.Channel:
     return grpc.insecure_channel(address(server))
-
-
-def tensor(images) -> InferInput:
-    made = InferInput("image", list(images.shape), np_to_triton_dtype(images.dtype))
-    made.set_data_from_numpy(images)
-    return made
 
 
 def message(name, images, **changes) -> service_pb2.ModelInferRequest:
@@ -202,6 +188,15 @@ def test_messages_are_bounded(stub, name):
     assert "larger than max" in reason
 
 
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer", "ServerLive"])
+def test_bytes_that_are_no_message_are_refused_without_a_traceback(server, method, caplog):
+    with channel(server) as opened:
+        call = opened.stream_stream(f"/inference.GRPCInferenceService/{method}")
+        code, reason = code_of(lambda: list(call(iter([b"\xff" * 20]))))
+    assert (code, reason) == (Code.INVALID_ARGUMENT, "the message is none of this call: its bytes cannot be read")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_what_is_not_offered_says_why(stub):
     for call, reason in (
         (lambda: stub.CudaSharedMemoryStatus(service_pb2.CudaSharedMemoryStatusRequest()), "shared memory"),
@@ -280,46 +275,3 @@ def test_a_stopping_server_answers_what_it_accepted_and_nothing_new(classifier, 
         until(lambda: server.server.should_exit)
         go.set()
         assert accepted.result(timeout=20).raw_output_contents[0] == classifier(batch).label.tobytes()
-
-
-@pytest.fixture(scope="module")
-def process(tiny_model_path):
-    with running(tiny_model_path, "--expose-evidence", "--grpc-port", "0", "--drain-delay", "0") as server:
-        server.grpc = "127.0.0.1:" + server.wait_for("gRPC on port").rpartition(" ")[2].strip()
-        yield server
-
-
-def test_calls_at_the_same_time_each_get_their_own_rows_and_are_counted(process, classifier, name):
-    rng = np.random.default_rng(7)
-    work = [rng.random((int(rows), *classifier.input_shape), dtype=np.float32) for rows in rng.integers(1, 6, 24)]
-
-    async def ask() -> list:
-        wanted = [InferRequestedOutput(field) for field in Verdicts.FIELDS]
-        async with tritonclient.grpc.aio.InferenceServerClient(process.grpc) as client:
-            return await asyncio.gather(*(client.infer(name, [tensor(one)], outputs=wanted) for one in work))
-
-    for images, answer in zip(work, asyncio.run(ask()), strict=True):
-        expected = classifier(images)
-        for field in Verdicts.FIELDS:
-            np.testing.assert_array_equal(answer.as_numpy(field), getattr(expected, field))
-    metrics = httpx.get(f"http://{process.address}/metrics").text
-    (counted,) = re.findall(r'requests_total{[^}]*outcome="success"[^}]*protocol="grpc"[^}]*} (\d+)', metrics)
-    assert int(counted) >= len(work)
-
-
-def test_a_missing_model_is_an_error_of_tritonclient(process, batch):
-    with (
-        InferenceServerClient(process.grpc) as client,
-        pytest.raises(InferenceServerException, match="there is no model 'other'"),
-    ):
-        client.infer("other", [tensor(batch)])
-
-
-def test_the_process_ends_at_once_when_only_idle_streams_are_open(process):
-    with grpc.insecure_channel(process.grpc) as opened:
-        watching = health_pb2_grpc.HealthStub(opened).Watch(health_pb2.HealthCheckRequest())
-        assert next(watching).status == health_pb2.HealthCheckResponse.SERVING
-        started = time.monotonic()
-        process.process.send_signal(signal.SIGTERM)
-        assert process.wait() == 0
-        assert time.monotonic() - started < 15  # the grace is 20 s

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -14,24 +13,6 @@ from s2ap_defend.errors import RecipeError
 from s2ap_defend.serve import ServerConfig, create_app
 
 CHUNK = {"type": "http.request", "body": b"", "more_body": True}
-
-
-class HeldClassifier(DefendedClassifier):
-    """A defended classifier that can be held inside a batch."""
-
-    gate = threading.Event()
-
-    def __call__(self, images):
-        assert self.gate.wait(10)
-        return super().__call__(images)
-
-
-@pytest.fixture
-def held(tiny_model_path):
-    classifier = HeldClassifier.load(tiny_model_path, device="cpu", threads=1, executor="whole")
-    classifier.gate = threading.Event()
-    yield classifier
-    classifier.gate.set()
 
 
 @asynccontextmanager

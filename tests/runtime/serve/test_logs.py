@@ -160,6 +160,15 @@ def test_every_request_is_a_line_with_the_id_that_its_answer_carries(server, key
     assert all(0.0 < line["duration_ms"] < 20_000 for line in found)
 
 
+def test_a_proxy_on_this_machine_says_who_asks_and_nobody_else_does(server, lines):
+    heads = {"127.0.0.1": b"X-Forwarded-For: 198.51.100.7\r\n", "127.0.0.2": b"X-Forwarded-For: 198.51.100.8\r\n"}
+    for peer, head in heads.items():
+        with server.connect(peer) as connection:
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n")
+            assert read_answer(connection)[0] == 200
+    assert [line["peer"] for line in lines(2)] == ["198.51.100.7", "127.0.0.2"]
+
+
 def test_what_no_application_sees_has_an_id_and_a_line_too(server, lines):
     with server.connect() as connection:
         connection.sendall(b"this is no request\r\n\r\n")

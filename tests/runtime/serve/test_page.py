@@ -1,7 +1,9 @@
 """The page at / needs nothing but this server."""
 
 import asyncio
+import json
 import re
+from html import escape
 from html.parser import HTMLParser
 from importlib.resources import files
 
@@ -64,8 +66,27 @@ def test_no_file_of_the_page_names_another_server(name):
     assert not re.search(r"https?:|[\"'(]//|@import|url\(", text)
 
 
-def test_the_policy_forbids_other_servers_and_inline_code_and_the_page_keeps_to_it(classifier):
-    (response,) = get(classifier, "/")
+def test_the_description_can_be_read_as_a_page_which_runs_nothing(classifier):
+    page, described = get(classifier, "/docs", "/openapi.json")
+    links = parsed(page.text)
+    assert set(links.found) == {"data:,", "page.css", "openapi.json", "/"}
+    assert "<script" not in page.text
+    assert len(links.ids) == len(set(links.ids))
+    for path, methods in described.json()["paths"].items():
+        for method, operation in methods.items():
+            assert "versions" in path or f"<code>{method.upper()} {path}</code>" in page.text
+            assert escape(operation["summary"]) in page.text
+    assert page.text.index("/infer</code>") < page.text.index("<code>POST /classify") < page.text.index("<code>GET /v2")
+    versioned = sum("/versions/" in path for path in described.json()["paths"])
+    assert page.text.count("Also with <code>/versions/{version}</code> behind the model") == versioned
+    for name, schema in described.json()["components"]["schemas"].items():
+        assert f"<code>{name}</code>" in page.text
+        assert escape(json.dumps(schema, indent=2)) in page.text
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_the_policy_forbids_other_servers_and_inline_code_and_the_page_keeps_to_it(classifier, path):
+    (response,) = get(classifier, path)
     policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy

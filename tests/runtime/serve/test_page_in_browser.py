@@ -176,6 +176,16 @@ def test_nothing_is_wider_than_the_screen(page, pictures, width):
     assert page.value("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [320, 1280])
+def test_the_description_of_the_api_fits_and_has_a_heading_for_every_request(page, server, width):
+    page.view(width=width)
+    page.open(f"{server.url}/docs", "location.pathname === '/docs' && document.readyState === 'complete'")
+    assert page.value("Math.max(...[...document.querySelectorAll('table')].map(one => one.scrollWidth))") <= width
+    assert page.value("document.documentElement.scrollWidth") <= width
+    headings = [name for role, name in page.spoken() if role == "heading"]
+    assert {"POST /classify", "POST /v2/models/{model}/infer", "GET /metrics", "Objects"} <= set(headings)
+
+
 def test_it_is_dark_where_the_system_is_and_text_stands_out(page, pictures):
     answered(page, pictures[0], pictures[1])
     for scheme, dark in (("light", False), ("dark", True)):

@@ -1,5 +1,7 @@
 """How the server stops: what was sent before is answered, connections end with an answer, signals mean what they do."""
 
+import io
+import os
 import signal
 import socket
 import threading
@@ -8,6 +10,8 @@ import pytest
 from tests.runtime.running_server import running
 from tests.runtime.serve.hammer import assert_none_is_lost_when_it_stops
 from tests.runtime.serve.live import live, read_answer, until
+
+from s2ap_defend.signals import requests_ignored
 
 
 @pytest.mark.parametrize("drain_delay_s", [0.0, 0.3])
@@ -34,6 +38,18 @@ def test_while_draining_every_answer_ends_its_connection(classifier, batch):
         idle.sendall(server.raw(batch))
         status, headers, _ = read_answer(idle)
         assert (status, headers["connection"]) == (200, "close")
+
+
+def test_all_of_many_requests_in_one_piece_are_answered_by_a_server_that_stops(classifier, batch):
+    with live(classifier, drain_delay_s=0) as server, server.connect() as connection:
+        connection.sendall(b"HEAD /v2/health/live HTTP/1.1\r\n\r\n" * 400 + server.raw(batch))
+        answers = connection.recv(1)
+        server.server.handle_exit(signal.SIGTERM, None)
+        while received := connection.recv(65536):
+            answers += received
+    assert answers.count(b"HTTP/1.1 200 OK") == 401
+    assert answers.count(b"connection: close") == 1
+    assert b"model_name" in answers
 
 
 def test_connections_that_wait_to_be_accepted_are_answered(classifier, batch):
@@ -74,3 +90,21 @@ def test_a_third_signal_gives_up_what_is_unfinished_without_a_traceback(tiny_mod
             assert (status, body) == (503, b'{"error":"the server stopped before this request had arrived"}')
         assert server.wait() == 0
         assert not [line for line in server.log if "Traceback" in line or "Error" in line]
+
+
+def test_what_only_asks_for_something_does_not_end_a_server_that_starts(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # no terminal
+    asked = (signal.SIGHUP, signal.SIGUSR1)
+    heard: list[int] = []
+    before = [signal.signal(number, lambda number, _: heard.append(number)) for number in asked]
+    try:
+        with requests_ignored():
+            for number in asked:
+                os.kill(os.getpid(), number)
+        assert heard == []
+        for number in asked:
+            os.kill(os.getpid(), number)
+        assert heard == list(asked)
+    finally:
+        for number, handler in zip(asked, before, strict=True):
+            signal.signal(number, handler)

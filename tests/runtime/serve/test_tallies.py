@@ -28,20 +28,22 @@ def test_a_scrape_reads_as_prometheus_clients_own():
         counter.labels("a", "success").inc()
         counter.labels("a", "success").inc(3)
         counter.labels('"b"\n', "none")
-        for number in numbers:
-            histogram.labels("a").observe(number)
         histogram.labels("b")
+    for number in numbers:
+        histograms[1].labels("a").observe(number)
+    histograms[0].labels("a").observe(numbers[:30])
+    histograms[0].labels("a").observe(numbers[30:])
     assert scraped(plain) == scraped(own)
 
 
 def test_what_is_not_live_is_shown_as_it_was_when_it_was_published():
     registry = CollectorRegistry()
     spread = Histogram("took", "How long.", (), registry, bounds=BOUNDS, live=False).labels()
-    spread.observe(0.4)
+    spread.observe([0.4])
     before = scraped(registry)
     assert "took_count 0.0" in before
     spread.publish()
-    spread.observe(0.4)
+    spread.observe([0.4])
     assert [line for line in scraped(registry) if line not in before] == [
         'took_bucket{le="0.5"} 1.0',
         'took_bucket{le="1.0"} 1.0',

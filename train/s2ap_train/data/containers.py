@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.files import read_file
 
 LARGEST_FILE = 256 * 1024 * 1024  # bytes of one image file or list
 DEEPEST = 6  # folders below the root
@@ -99,14 +100,7 @@ class Folder:
         path = self.path / name
         if path.exists() and not path.is_file():  # a pipe is waited for without end
             raise RecipeError(f"{self.label(name)} is a pipe or device, not a file; take it out of the folder")
-        try:
-            with path.open("rb") as file:
-                content = file.read(LARGEST_FILE + 1)
-        except OSError as error:
-            raise RecipeError(f"{self.label(name)} cannot be read ({error.strerror or error})") from error
-        if len(content) > LARGEST_FILE:
-            raise RecipeError(f"{self.label(name)} has more than {LARGEST_FILE} bytes, the limit of one file")
-        return content
+        return read_file(path, LARGEST_FILE, self.label(name))
 
     def label(self, name: str) -> str:
         """The path."""

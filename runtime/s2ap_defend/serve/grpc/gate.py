@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from s2ap_defend.errors import DefendError
 from s2ap_defend.serve.access import CALLER, Access, grpc_need, presented
@@ -95,7 +96,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
         else:
             make, within = grpc.stream_unary_rpc_method_handler, self._single
         call = self._logged(within(answer, handler.request_streaming, denied), details.method)
-        return make(call, handler.request_deserializer, handler.response_serializer)
+        return make(call, _checked(handler.request_deserializer), handler.response_serializer)
 
     def _logged(self, call: Call, method: str) -> Call:
         async def logged(messages: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
@@ -103,6 +104,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
             context.set_trailing_metadata(((REQUEST_ID, exchange.id),))
             try:
                 return await call(messages, context)
+            except DefendError as error:  # of what could not be read
+                await abort(error, context)
             except asyncio.CancelledError:
                 context.set_code(grpc.StatusCode.CANCELLED)
                 raise
@@ -153,6 +156,16 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no typ
             await abort(BodyTimeoutError(f"the message did not arrive within {self._timeout_s:g} s"), context)
         except StopAsyncIteration:
             await abort(ProtocolError("the call has no message"), context)
+
+
+def _checked(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def checked(data: bytes) -> Any:  # noqa: ANN401 - a message
+        try:
+            return read(data)
+        except DecodeError as error:
+            raise ProtocolError("the message is none of this call: its bytes cannot be read") from error
+
+    return checked
 
 
 def code_of(error: DefendError) -> grpc.StatusCode:

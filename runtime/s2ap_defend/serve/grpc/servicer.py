@@ -29,6 +29,7 @@ from s2ap_defend.serve.responses import explain, outcome_of
 from s2ap_defend.serve.served import InferRequest, ServedModel
 from s2ap_defend.serve.service import Service
 from s2ap_defend.serve.timeline import Timeline
+from s2ap_defend.types import Verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -149,12 +150,14 @@ class InferenceServicer:
         arrived_s, timeline, tracer = asyncio.get_running_loop().time(), Timeline(), self._service.tracer
         span = None if tracer is None else tracer.begin(EXCHANGE.get(), SPAN, timeline, {"rpc.system": "grpc"})
         left_s = context.time_remaining()
-        outcome, model, code = ERROR, None, grpc.StatusCode.UNKNOWN
+        outcome, model, verdicts, code = ERROR, None, None, grpc.StatusCode.UNKNOWN
         self.busy += 1
         try:
             model = self._service.model(message.model_name, message.model_version or None)
             with model.use() as instance:
-                answer = await self._answer(model, instance, message, arrived_s, left_s, peer_name(context), timeline)
+                answer, verdicts = await self._answer(
+                    instance, message, arrived_s, left_s, peer_name(context), timeline
+                )
             outcome, code = SUCCESS, grpc.StatusCode.OK
         except asyncio.CancelledError:
             late = left_s is not None and asyncio.get_running_loop().time() >= arrived_s + left_s
@@ -169,7 +172,7 @@ class InferenceServicer:
         finally:
             self.busy -= 1
             duration_ns = time.perf_counter_ns() - timeline.arrived_ns
-            (model or self._service.default).counts.count_request(outcome, duration_ns, "grpc")
+            (model or self._service.default).counts.count_request(outcome, duration_ns, "grpc", verdicts)
             if tracer is not None and span is not None:
                 about = {} if model is None else {"s2ap.model": model.name}
                 about["rpc.grpc.status_code"] = code.value[0]
@@ -178,14 +181,13 @@ class InferenceServicer:
 
     async def _answer(
         self,
-        model: Model,
         instance: Instance,
         message: pb.ModelInferRequest,
         arrived_s: float,
         left_s: float | None,
         peer: str,
         timeline: Timeline,
-    ) -> Message:
+    ) -> tuple[Message, Verdicts]:
         service, loop = self._service, asyncio.get_running_loop()
         if service.draining:
             raise UnavailableError("the server is stopping")
@@ -208,9 +210,7 @@ class InferenceServicer:
             verdicts = await ticket.future
         finally:
             instance.batcher.release(ticket)
-        answer: Message = encode_message(request, verdicts, served)
-        model.metrics.count_verdicts(verdicts)
-        return answer
+        return encode_message(request, verdicts, served), verdicts
 
     async def _named(self, request: pb.ModelReadyRequest, context: grpc.aio.ServicerContext) -> Model:
         try:
