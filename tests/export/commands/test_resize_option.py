@@ -8,7 +8,8 @@ from PIL import Image
 
 from s2ap_defend.commands.main import run
 from s2ap_export.commands.harden import harden
-from s2ap_export.commands.own_recipe import Own, tables_of
+from s2ap_export.commands.own_options import Own
+from s2ap_export.commands.own_recipe import tables_of
 from s2ap_train.data import DataSettings, load_data
 
 

@@ -19,6 +19,8 @@ from s2ap_train.models.modes import device_of, evaluation_mode
 from s2ap_train.models.normalisation import Normalisation
 
 NAME = "user"
+_TO_ONNX = "torch.onnx.export(module, (images,), 'classifier.onnx', dynamo=False), and give that file with --onnx"
+"""What makes a TorchScript module an ONNX file, in messages."""
 
 
 class UserNetwork(Classifier):
@@ -178,6 +180,11 @@ def _made(
             f"factory {name} failed with {type(error).__name__}: {error}; it is called with those of in_channels, "
             "classes, image_size, image_shape, height and width that it takes, by keyword"
         ) from error
+    if isinstance(made, torch.jit.ScriptModule):
+        raise RecipeError(
+            f"factory {name} returned a TorchScript module, whose layers cannot be pruned or written; return the "
+            f"network that it was made of, or export it, {_TO_ONNX}"
+        )
     if not isinstance(made, nn.Module):
         raise RecipeError(f"factory {name} returned a {type(made).__name__}, expected a torch.nn.Module")
     return made
