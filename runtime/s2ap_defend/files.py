@@ -16,6 +16,8 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise ModelFileError(f"{path} is a folder; name a file to write, such as {path / 'model.onnx'}")
+        if path.exists() and not path.is_file():  # a file would take its place
+            raise ModelFileError(f"{path} is a pipe or device; name a file to write")
         with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
             pass
     except OSError as error:

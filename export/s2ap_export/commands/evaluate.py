@@ -127,6 +127,13 @@ def evaluate(
     or the input is flagged or not answered. What attacks find is kept: after an interruption the same command goes on
     where it stopped.
     """
+    outputs = {"--json": json_file, "--report": report, "--badge": badge, "--write-manifest": write_manifest}
+    check_outputs(
+        {option: path for option, path in outputs.items() if path is not None},
+        (model, *own_data(model), Path(recipe or "")),
+    )
+    _check_options(overrides, time_limit)
+
     from s2ap_export.commands.evaluated_recipe import check_data, recipe_of
     from s2ap_export.hardening.networks import compared_networks
     from s2ap_train.recipe import Recipe
@@ -137,12 +144,6 @@ def evaluate(
     from s2ap_train.redteam.report.page import write_page
     from s2ap_train.storage.lock import locked_folder
 
-    outputs = {"--json": json_file, "--report": report, "--badge": badge, "--write-manifest": write_manifest}
-    check_outputs(
-        {option: path for option, path in outputs.items() if path is not None},
-        (model, *own_data(model), Path(recipe or "")),
-    )
-    _check_options(overrides, time_limit)
     manifest = open_model_file(model).manifest
     kept = model.with_name(f"{model.name}.training") if checkpoints is None else checkpoints
     settings = recipe_of(model, manifest, recipe, data, overrides, kept)

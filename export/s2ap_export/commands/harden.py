@@ -155,6 +155,10 @@ def harden(
     """  # noqa: D301  click's mark of a paragraph that is not filled
     options = Own(**own)
     check_options(recipe, options)  # before the imports, which take seconds
+    page = output.with_name(f"{output.name}.html") if report is None else report
+    folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
+    check_outputs({"--output": output, "--report": page}, (Path(recipe or ""), *options.files))
+    _check_apart({"--output": output, "--report": page, "--work-dir": folder}, options.data)
 
     from s2ap_defend.commands.decision_tables import print_frontier
     from s2ap_defend.sequential import asked_members
@@ -167,10 +171,6 @@ def harden(
     from s2ap_train.redteam.report.page import write_page
 
     check_workers(workers)
-    page = output.with_name(f"{output.name}.html") if report is None else report
-    folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
-    check_outputs({"--output": output, "--report": page}, (Path(recipe or ""), *options.files))
-    _check_apart({"--output": output, "--report": page, "--work-dir": folder}, options.data)
     tables = tables_of(recipe, options, overrides)
     settings = hardening_recipe(tables, recipe or "photos")
     console = Console()

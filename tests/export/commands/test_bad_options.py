@@ -52,6 +52,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--output best.pt would overwrite best.pt, which is read; name another file to write",
         ),
         (["--data", "photos", "-o", "m.onnx", "--report", "m.onnx"], "--output and --report both write m.onnx"),
+        (["--data", "photos", "-o", "/dev/null"], "/dev/null is a pipe or device; name a file to write"),
+        (["--data", "photos", "--report", "photos"], "photos is a folder; name a file to write"),
         (["--data", "photos", "-o", "photos/m.onnx"], "--output photos/m.onnx lies in photos, which is read as images"),
         (["--data", "photos", "--work-dir", "photos"], "--work-dir photos lies in photos, which is read as images"),
         (["--data", "photos", "--image-size", "100000"], "'100000' is not a side or HEIGHTxWIDTH of 2 to 4096 pixels"),
