@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 @click.option(
     "--attacks",
     metavar="quick|standard|full|NAMES",
-    help="A preset, or names with commas between them; by default the recipe's evaluation.budget.",
+    help="A preset, or names with commas between them; by default the recipe's evaluation.budget. Your own join as "
+    "package.module:function.",
 )
 @click.option(
     "--budget",

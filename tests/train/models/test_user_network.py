@@ -160,7 +160,10 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
         ("./nets/my_networks.py:build", "names a file, expected the module: my_networks:build, from the folder"),
         ("nowhere.networks:make", "there is no module nowhere; run from the folder that holds it, or install it"),
         ("my_networks:missing", "my_networks holds nothing called missing, expected a function"),
-        ("my_networks:constant", "my_networks holds a int called constant"),
+        (
+            "my_networks:constant",
+            "factory my_networks:constant is a int, expected a function that returns a torch module",
+        ),
         ("my_broken:make", "importing my_broken failed: No module named 'there_is_no_such_package'; install what"),
         ("my_failing:make", "importing my_failing failed with LookupError: half written; correct the module"),
         ("my_networks:nothing", "returned a NoneType, expected a torch.nn.Module"),
