@@ -76,10 +76,10 @@ class Own:
 
 
 def check_options(recipe: str | None, own: Own) -> None:
-    """Refuse options that contradict each other.
+    """Refuse options that contradict each other, or name what is not there.
 
     Raises:
-        RecipeError: With the first two that do.
+        RecipeError: With the first that do.
     """
     if recipe is None and own.data is None:
         raise RecipeError(
@@ -100,6 +100,9 @@ def check_options(recipe: str | None, own: Own) -> None:
         raise RecipeError(f"--onnx fills the recipe of your own data; leave recipe {recipe} out")
     if own.layout is not None and own.onnx is None:
         raise RecipeError("--layout is of an ONNX graph; name it with --onnx")
+    for option, file in (("--weights", own.weights), ("--onnx", own.onnx), ("--robust-weights", own.robust_weights)):
+        if file is not None and not file.exists():
+            raise RecipeError(f"{option} {file} does not exist; name a file")
     for option, network in (("--model", own.model), ("--robust-model", own.robust_model)):
         _check_network(option, network)
     is_own = own.onnx is not None or (own.model is not None and ":" in own.model)

@@ -37,6 +37,11 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (["--data", "photos", "--model", "nets/my.py"], "names a file; name the module and its function that returns"),
         (
+            ["--data", "photos", "--model", "mynets:build", "--weights", "no.pt"],
+            "--weights no.pt does not exist; name a",
+        ),
+        (["--data", "photos", "--onnx", "no.onnx"], "--onnx no.onnx does not exist; name a file"),
+        (
             ["--data", "photos", "--onnx", "best.pt"],
             "best.pt is an archive as torch.save and torch.jit.save write them",
         ),
