@@ -35,10 +35,10 @@ def replace_file(path: Path, content: bytes) -> None:
         OSError: If it cannot be written; nothing is left of it then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        beside.write_bytes(content)
-        beside.replace(path)
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise

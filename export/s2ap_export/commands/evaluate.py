@@ -125,8 +125,8 @@ def evaluate(
     """Attack MODEL with its test images, or those of a recipe, and print what is left of its accuracy.
 
     Two figures, and those of simpler alternatives: the final label is right under every attack; it is right,
-    or the input is flagged or not answered. What attacks find is kept: after an interruption the same command goes on
-    where it stopped.
+    or the input is flagged or not answered. What attacks find is stored: after an interruption the same command goes
+    on where it stopped.
     """
     outputs = {"--json": json_file, "--report": report, "--badge": badge, "--write-manifest": write_manifest}
     check_outputs(

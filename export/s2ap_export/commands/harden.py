@@ -150,8 +150,8 @@ def harden(
       s2ap-defend harden digits -o model.onnx
 
     Without RECIPE, networks, trainings and attacks are chosen by your data, network and --effort. RECIPE is the name of
-    a packaged recipe, such as 'digits', or the path of a .toml or .json file. Finished parts are kept in the work
-    folder: after an interruption the same command goes on where it stopped.
+    a packaged recipe, such as 'digits', or the path of a .toml or .json file. Finished parts are stored in the
+    work folder: after an interruption the same command goes on where it stopped.
     """  # noqa: D301  click's mark of a paragraph that is not filled
     options = Own(**own)
     check_options(recipe, options)  # before the imports, which take seconds

@@ -32,7 +32,7 @@ class OnnxRuntimeEngine:
     """One ONNX Runtime session.
 
     Args:
-        model: Path of a model file (its external data lies beside it) or serialised bytes.
+        model: Path of a model file (its external data lies next to it) or serialised bytes.
         folder: Of the external data of serialised bytes; None: they have none. ONNX Runtime maps it into memory.
         device: 'auto' takes CUDA where it works and the CPU elsewhere; a named device is used or refused.
         threads: Threads inside one operator; None: as many as this process has cores, within OMP_NUM_THREADS.

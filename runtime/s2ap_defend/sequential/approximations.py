@@ -1,4 +1,4 @@
-"""Wald's approximations and bounds for a design: what the exact numbers are printed beside.
+"""Wald's approximations and bounds for a design, which are printed next to the exact numbers.
 
 They let L stop exactly on a boundary and ignore truncation and min_accept. A real L jumps over the boundary, so error
 rates are usually overestimated and the members needed underestimated (Wald 1945, sections 3 and 4).

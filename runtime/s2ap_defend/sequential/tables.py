@@ -79,7 +79,7 @@ class SequentialTest:
         opening: Members that every input is asked, before anything is decided.
         await_vote: Whether 'clean' also waits until no vote that is left can change or tie the label. Only 'robust'
             may: then the label is that of the whole jury, however few were asked.
-        signals: Evidence beside that of members.
+        signals: Evidence in addition to that of members.
         correction: What a flagged input gets: 'correct' the vote of the whole jury, 'keep' the answer of the whole
             jury; 'reject' no label: it abstains, and nobody else is asked.
         curtail: Whether the vote on a flagged input ends as soon as no remaining vote can change or tie its winner.
