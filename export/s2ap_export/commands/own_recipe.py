@@ -160,7 +160,7 @@ def _change(tables: dict[str, Any], own: Own) -> None:
     """Put what options say into a named recipe."""
     if own.data is not None:
         table = tables.get("data", {})
-        tables["data"] = {**({"source": table} if isinstance(table, str) else table), "root": str(own.data)}
+        tables["data"] = {**({"source": table} if isinstance(table, str) else table), "root": str(own.data.resolve())}
     if changes := _changes_of_data(own):
         tables["data"] = {**tables["data"], **changes}
     if own.model is not None:

@@ -45,6 +45,15 @@ def test_a_recipes_images_are_resized_as_the_option_says(photos: Path) -> None:
     assert (tables["data"]["image_size"], tables["data"]["resize"]) == (8, "pad")
 
 
+@pytest.mark.parametrize("recipe", [None, "fashion"])
+def test_a_relative_path_of_images_is_found_again_from_another_folder(
+    recipe: str | None, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    tables = tables_of(recipe, own("--data", "photos", "--image-size", "16"), ())
+    assert tables["data"]["root"] == str(photos)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
