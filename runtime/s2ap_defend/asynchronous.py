@@ -26,9 +26,15 @@ class AsyncClassifier:
         classifier: What is asked; only by one thread.
         max_batch: Images that run together at most; a call with more runs in parts.
         max_waiting: Images that may wait; a call beyond is refused with an error, not delayed.
+
+    Raises:
+        EngineError: If one of these is below 1.
     """
 
     def __init__(self, classifier: DefendedClassifier, *, max_batch: int = 64, max_waiting: int = 4096) -> None:
+        for name, value in (("max_batch", max_batch), ("max_waiting", max_waiting)):
+            if value < 1:
+                raise EngineError(f"{name} is {value}, expected a number of images from 1")
         self.classifier = classifier
         channels, height, width = classifier.input_shape
         self._batcher = Batcher(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from s2ap_defend.engines import Device
-from s2ap_defend.errors import InputError
+from s2ap_defend.errors import EngineError, InputError
 from s2ap_defend.executors import Executor, ExecutorName
 from s2ap_defend.executors.start import start_executor
 from s2ap_defend.images import check_images
@@ -71,8 +71,10 @@ class DefendedClassifier:
 
         Raises:
             ModelFileError: If the file is missing, broken, changed, undefended or of another version.
-            EngineError: If the device cannot be used, or there is no such executor.
+            EngineError: If the device cannot be used, there is no such executor, or `threads` is no number from 1.
         """
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise EngineError(f"threads is {threads!r}, expected a number from 1, or None for one a core")
         model = open_model_file(Path(path))
         started = start_executor(
             model,

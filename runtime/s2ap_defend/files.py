@@ -32,6 +32,8 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise ModelFileError(f"{path} is a folder; name a file to write, such as {path / 'model.onnx'}")
+        if path.exists() and not path.is_file():  # a file would take its place
+            raise ModelFileError(f"{path} is a pipe or device; name a file to write")
         with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
             pass
     except OSError as error:
@@ -49,10 +51,10 @@ def replace_file(path: Path, content: bytes) -> None:
         OSError: If it cannot be written; nothing is left of it then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        beside.write_bytes(content)
-        beside.replace(path)
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise

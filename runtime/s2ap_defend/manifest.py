@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
-    JsonValue,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -27,8 +26,8 @@ from s2ap_defend.manifest_fields import (
     Rate,
     Sha256,
     WeaknessRecord,
-    check_accuracies,
 )
+from s2ap_defend.measurement_record import Measurement, Protocol
 from s2ap_defend.precision_record import Precision, PrecisionRecord
 from s2ap_defend.purifier_record import (
     ChoiceRecord,
@@ -154,57 +153,6 @@ class Member(ManifestTable):
         if self.role == "sensor" and self.vote_weight:
             raise ValueError(f"a sensor has no vote, found vote_weight {self.vote_weight}")
         return self
-
-
-class Measurement(ManifestTable):
-    """Accuracy under one attack, measured on `samples` test images when the file was made.
-
-    Attributes:
-        attack: Its name.
-        eps: Its l_inf budget, pixels in [0, 1].
-        samples: Test images.
-        bare_accuracy: Labels of the classifier alone that are right under the same attack, made on it.
-        robust_accuracy: Final label right, or flagged, or not answered.
-        label_accuracy: Final label right, flagged or not.
-        flagged: Images flagged.
-        members_used: Members asked, mean.
-    """
-
-    attack: str
-    eps: Amount
-    samples: Positive
-    bare_accuracy: Rate
-    robust_accuracy: Rate
-    label_accuracy: Rate
-    flagged: Rate
-    members_used: Amount
-
-    @model_validator(mode="after")
-    def _right_is_right_or_flagged(self) -> "Measurement":
-        check_accuracies(self.label_accuracy, self.robust_accuracy)
-        return self
-
-
-class Protocol(ManifestTable):
-    """With what the file can be evaluated again, if the data are there.
-
-    Attributes:
-        split: Settings of the data set and of its cut, all but where it lies.
-        test_sha256: Of the test images and their labels.
-        eps: l_inf budget of the attacks, pixels in [0, 1].
-        l2: l2 budget; null: it follows from eps.
-        pixels: l0 budget, positions.
-        samples: Test images.
-        budget: Work of the attacks.
-    """
-
-    split: dict[str, JsonValue]
-    test_sha256: Sha256
-    eps: Amount
-    l2: Amount | None
-    pixels: Count
-    samples: Positive
-    budget: Literal["quick", "standard", "full"]
 
 
 class Provenance(ManifestTable):

@@ -23,7 +23,6 @@ from s2ap_defend.manifest import METADATA_KEY, Manifest, read_manifest
 from s2ap_defend.shipped import shipped_file
 from s2ap_defend.sparse_weights import compress, expand
 
-HARDEN_COMMAND = "s2ap-defend harden RECIPE -o model.onnx"
 MAX_EMBEDDED_BYTES = 1_900_000_000
 
 
@@ -100,7 +99,10 @@ def _open(path: Path) -> ModelFile:
     proto, data = _load(path)
     texts = [entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY]
     if not texts:
-        raise ModelFileError(f"{path} is an ONNX model without a defence; make one with: {HARDEN_COMMAND}")
+        raise ModelFileError(
+            f"{path} is an ONNX model without a defence; make one with: s2ap-defend harden --data FOLDER --onnx {path} "
+            "-o model.onnx"
+        )
     manifest = read_manifest(texts[0], source=path.name)
     if manifest.sparse_weights and data:
         raise ModelFileError(

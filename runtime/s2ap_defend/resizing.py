@@ -1,11 +1,12 @@
 """Images to another size, the same for training and for whoever classifies."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from s2ap_defend.errors import InputError
 from s2ap_defend.types import Float32, Resize
 
 __all__ = ["resize", "unit_range"]
@@ -21,7 +22,12 @@ def resize(images: NDArray[Any], size: tuple[int, int], how: Resize = "crop") ->
 
     Returns:
         float32 [..., height, width] in [0, 1]; an image of this size as it is.
+
+    Raises:
+        InputError: If there is no such way to resize.
     """
+    if how not in get_args(Resize):
+        raise InputError(f"resize is {how!r}, expected one of {', '.join(get_args(Resize))}")
     if how == "pad":
         height, width = _within(images.shape[-2:], size)
         padded = np.zeros((*images.shape[:-2], *size), dtype=np.float32)

@@ -57,12 +57,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Iter
         photo = tmp_path / f"{folder}/{3 + i % 2}/{i}.png"
         photo.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.roll(pixels, i)).convert("RGB").save(photo)
-    (tmp_path / "mynets.py").write_text(next(block for block in blocks(text_of("tutorial.md")) if "def build" in block))
+    (tmp_path / "best.pt").touch()
+    for module, document, function in (("mynets", "tutorial.md", "build"), ("mine", "evaluation.md", "descend")):
+        source = next(block for block in blocks(text_of(document)) if f"def {function}" in block)
+        (tmp_path / f"{module}.py").write_text(source)
     _, public = write_key(tmp_path, "private")  # as openssl makes them
     public.rename("public.pem")
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     yield tmp_path
-    sys.modules.pop("mynets", None)  # other tests have a package of that name
+    for module in ("mynets", "mine"):
+        sys.modules.pop(module, None)  # other tests have a package of that name
 
 
 @pytest.fixture

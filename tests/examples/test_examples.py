@@ -41,7 +41,23 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"asyncio_batches", "dataloader", "fastapi_app", "video"}
+    here = {"asyncio_batches", "dataloader", "fastapi_app", "plain_onnxruntime", "video"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == here
+
+
+def test_the_file_alone_says_of_photos_what_the_package_says(
+    tiny_model_path: Path, classifier: DefendedClassifier, random_images: np.ndarray, tmp_path: Path
+) -> None:
+    photos = [tmp_path / f"photo {number}.png" for number in range(12)]
+    for photo, image in zip(photos, stored(random_images), strict=False):
+        Image.fromarray(image).save(photo)
+    verdicts = classifier(pixels(random_images[:12]))
+    expected = [
+        classifier.classes[label] + (", flagged" if flagged else "")
+        for label, flagged in zip(verdicts.label, verdicts.adversarial, strict=True)
+    ]
+    assert example("plain_onnxruntime").main(str(tiny_model_path), *map(str, photos)) == expected
+    assert 0 < sum("flagged" in said for said in expected) < 12
 
 
 def test_tasks_ask_one_by_one_and_get_the_answers_of_all(

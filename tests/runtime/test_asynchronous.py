@@ -113,3 +113,9 @@ def test_a_classifier_that_is_not_open_says_how_it_is_opened_and_one_that_closes
         return (await asyncio.gather(waiting, return_exceptions=True))[0]
 
     assert isinstance(asyncio.run(main()), EngineError | Verdicts)
+
+
+@pytest.mark.parametrize("limit", ["max_batch", "max_waiting"])
+def test_limits_that_nothing_fits_are_refused(classifier: DefendedClassifier, limit: str) -> None:
+    with pytest.raises(EngineError, match=f"{limit} is 0, expected a number of images from 1"):
+        AsyncClassifier(classifier, **{limit: 0})

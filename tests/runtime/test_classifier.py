@@ -92,6 +92,12 @@ def test_the_file_alone_in_plain_onnxruntime_gives_the_same_verdicts(
     same(Verdicts(*session.run(None, {"image": random_images})), classifier(random_images))
 
 
+@pytest.mark.parametrize("threads", [0, -1, True, 1.5, "2"])
+def test_threads_that_are_no_number_are_refused(tiny_model_path: Path, threads: object) -> None:
+    with pytest.raises(EngineError, match=rf"threads is {re.escape(repr(threads))}, expected a number from 1"):
+        DefendedClassifier.load(tiny_model_path, threads=threads)  # type: ignore[arg-type]
+
+
 def test_input_that_does_not_fit_is_refused_before_it_runs(classifier: DefendedClassifier) -> None:
     with pytest.raises(InputError, match=r"shape \[2, 1, 9, 8\], expected float32 \[N, 1, 8, 8\] in \[0, 1\]"):
         classifier(np.zeros((2, 1, 9, 8), dtype=np.float32))

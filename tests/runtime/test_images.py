@@ -52,10 +52,20 @@ def test_a_bad_image_is_refused_with_one_sentence(data: bytes, message: str) -> 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([[0.0]], "list"),
-        (np.zeros((1, 1, 8, 8)), "float64"),
-        (np.zeros((1, 8, 8), np.float32), r"shape \[1, 8, 8\]"),
-        (np.zeros((2, 3, 8, 8), np.float32), r"shape \[2, 3, 8, 8\]"),
+        ([[0.0]], r"are list, expected a numpy array float32 \[N, 1, 8, 8\] in \[0, 1\]$"),
+        ([np.zeros(GREY, np.float32)] * 2, r"list.*join arrays of one image each with numpy\.stack$"),
+        ("digit.png", r"str.*s2ap_defend\.images\.read makes one image of a file"),
+        (Image.new("L", (8, 8)), r"Image, .*s2ap_defend\.images\.read makes one image of .*a Pillow image$"),
+        (np.zeros((1, 1, 8, 8)), r"float64, .*; convert with \.astype\('float32'\)$"),
+        (np.zeros((1, 1, 8, 8), np.uint8), r"uint8, .*; convert with \(images / 255\)\.astype\('float32'\)"),
+        (np.zeros((1, 8, 8), np.float32), r"shape \[1, 8, 8\].*a single image goes in as images\[None\]$"),
+        (np.zeros((8, 8, 1), np.float32), r"channels first: images\.transpose\(2, 0, 1\)\[None\]$"),
+        (np.zeros((2, 8, 8, 1), np.float32), r"channels first: images\.transpose\(0, 3, 1, 2\)$"),
+        (np.zeros((8, 8), np.float32), r"give grey images their channel: images\[None, None\]$"),
+        (np.zeros((5, 8, 8), np.float32), r"give grey images their channel: images\[:, None\]$"),
+        (np.zeros((5, 1, 9, 8), np.float32), r"s2ap_defend\.images\.resize brings them to that size$"),
+        (np.zeros((2, 3, 8, 8), np.float32), r"shape \[2, 3, 8, 8\], expected float32 \[N, 1, 8, 8\] in \[0, 1\]$"),
+        (np.full((1, 1, 8, 8), -1, np.float32), r"\[-1, -1\], .*; do not normalise, the file does$"),
         (np.zeros((0, 1, 8, 8), np.float32), "empty"),
         (np.full((1, 1, 8, 8), np.nan, np.float32), "NaN"),
         (np.full((1, 1, 8, 8), np.inf, np.float32), "infinite"),
@@ -66,6 +76,51 @@ def test_a_bad_image_is_refused_with_one_sentence(data: bytes, message: str) -> 
 def test_arrays_that_the_model_does_not_take_are_refused(images: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_images(images, GREY)
+
+
+def test_whatever_holds_an_image_gives_the_same_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "small image.jpg"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, exif=turned, quality=90)
+    expected = read(path)
+    assert expected.shape == (3, 9, 6), "turned upright"
+    content = path.read_bytes()
+    for same in (str(path), content, bytearray(content), memoryview(content), io.BytesIO(content), Image.open(path)):
+        assert np.array_equal(read(same), expected), type(same)
+    with path.open("rb") as file:
+        assert np.array_equal(read(file), expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_an_image_of_pillow_is_read_as_its_png_file_is(mode: str) -> None:
+    levels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    image = Image.fromarray(levels.astype(np.uint16) * 900) if mode == "I;16" else Image.fromarray(levels).convert(mode)
+    assert image.mode == mode
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    assert np.array_equal(read(image), read(buffer.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.new("CMYK", (8, 8)), r"Pillow's mode CMYK, .*convert it with \.convert\('RGB'\)$"),
+        (np.zeros(GREY, np.float32), "the image is a ndarray, expected a path, the bytes of a file"),
+        (io.StringIO("text"), r"the image is a file of text, .*\('rb'\)"),
+        (None, "the image is a NoneType"),
+    ],
+)
+def test_what_holds_no_image_is_refused_with_what_would(image: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(image)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["trained", "fit", ""])
+def test_an_unknown_way_to_resize_is_refused(how: str) -> None:
+    with pytest.raises(InputError, match=rf"resize is '{how}', expected one of crop, stretch, pad"):
+        read(png(size=(9, 8)), GREY, resize=how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

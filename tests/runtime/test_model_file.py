@@ -140,7 +140,9 @@ def test_a_plain_onnx_model_is_refused_with_the_command_that_hardens_it(tmp_path
     answer = helper.make_tensor_value_info("label", onnx.TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Identity", ["image"], ["label"])], "plain", [value], [answer])
     onnx.save_model(helper.make_model(graph), tmp_path / "plain.onnx")
-    with pytest.raises(ModelFileError, match=r"without a defence; make one with: s2ap-defend harden"):
+    with pytest.raises(
+        ModelFileError, match=r"without a defence; make one with: s2ap-defend harden .* --onnx \S*plain\.onnx"
+    ):
         open_model_file(tmp_path / "plain.onnx")
 
 

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 @click.option(
     "--attacks",
     metavar="quick|standard|full|NAMES",
-    help="A preset, or names with commas between them; by default the recipe's evaluation.budget.",
+    help="A preset, or names with commas between them; by default the recipe's evaluation.budget. Your own join as "
+    "package.module:function.",
 )
 @click.option(
     "--budget",
@@ -124,9 +125,16 @@ def evaluate(
     """Attack MODEL with its test images, or those of a recipe, and print what is left of its accuracy.
 
     Two figures, and those of simpler alternatives: the final label is right under every attack; it is right,
-    or the input is flagged or not answered. What attacks find is kept: after an interruption the same command goes on
-    where it stopped.
+    or the input is flagged or not answered. What attacks find is stored: after an interruption the same command goes
+    on where it stopped.
     """
+    outputs = {"--json": json_file, "--report": report, "--badge": badge, "--write-manifest": write_manifest}
+    check_outputs(
+        {option: path for option, path in outputs.items() if path is not None},
+        (model, *own_data(model), Path(recipe or "")),
+    )
+    _check_options(overrides, time_limit)
+
     from s2ap_export.commands.evaluated_recipe import check_data, recipe_of
     from s2ap_export.hardening.networks import compared_networks
     from s2ap_train.recipe import Recipe
@@ -137,12 +145,6 @@ def evaluate(
     from s2ap_train.redteam.report.page import write_page
     from s2ap_train.storage.lock import locked_folder
 
-    outputs = {"--json": json_file, "--report": report, "--badge": badge, "--write-manifest": write_manifest}
-    check_outputs(
-        {option: path for option, path in outputs.items() if path is not None},
-        (model, *own_data(model), Path(recipe or "")),
-    )
-    _check_options(overrides, time_limit)
     manifest = open_model_file(model).manifest
     kept = model.with_name(f"{model.name}.training") if checkpoints is None else checkpoints
     settings = recipe_of(model, manifest, recipe, data, overrides, kept)

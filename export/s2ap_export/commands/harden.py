@@ -1,5 +1,6 @@
 """`s2ap-defend harden`; light to import, the work is imported when it is asked for."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -15,7 +16,8 @@ from s2ap_defend.types import Resize
 from s2ap_export.commands.cost_limit import CostLimit
 from s2ap_export.commands.options import numbers, pixels, workers_option
 from s2ap_export.commands.outputs import check_outputs
-from s2ap_export.commands.own_recipe import Own, tables_of
+from s2ap_export.commands.own_options import Own, check_options
+from s2ap_export.commands.own_recipe import tables_of
 
 if TYPE_CHECKING:
     from s2ap_export.hardening.harden import Hardened
@@ -148,9 +150,16 @@ def harden(
       s2ap-defend harden digits -o model.onnx
 
     Without RECIPE, networks, trainings and attacks are chosen by your data, network and --effort. RECIPE is the name of
-    a packaged recipe, such as 'digits', or the path of a .toml or .json file. Finished parts are kept in the work
-    folder: after an interruption the same command goes on where it stopped.
+    a packaged recipe, such as 'digits', or the path of a .toml or .json file. Finished parts are stored in the
+    work folder: after an interruption the same command goes on where it stopped.
     """  # noqa: D301  click's mark of a paragraph that is not filled
+    options = Own(**own)
+    check_options(recipe, options)  # before the imports, which take seconds
+    page = output.with_name(f"{output.name}.html") if report is None else report
+    folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
+    check_outputs({"--output": output, "--report": page}, (Path(recipe or ""), *options.files))
+    _check_apart({"--output": output, "--report": page, "--work-dir": folder}, options.data)
+
     from s2ap_defend.commands.decision_tables import print_frontier
     from s2ap_defend.sequential import asked_members
     from s2ap_export.hardening.harden import harden as run
@@ -162,11 +171,6 @@ def harden(
     from s2ap_train.redteam.report.page import write_page
 
     check_workers(workers)
-    page = output.with_name(f"{output.name}.html") if report is None else report
-    options = Own(**own)
-    folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
-    check_outputs({"--output": output, "--report": page}, (Path(recipe or ""), *options.files))
-    _check_apart({"--output": output, "--report": page, "--work-dir": folder}, options.data)
     tables = tables_of(recipe, options, overrides)
     settings = hardening_recipe(tables, recipe or "photos")
     console = Console()
@@ -216,13 +220,14 @@ def _closing(output: Path, page: Path, hardened: "Hardened") -> list[str]:
     """What the answer buys and costs, what is weak, the files that were written, and what to do next."""
     frontier = hardened.manifest.decision.frontier
     lines = [] if frontier is None else [frontier.reason]
+    named = shlex.quote(str(output))
     return [
         *lines,
         *(f"weak: {harmless(one.text)}" for one in hardened.manifest.weaknesses),
         f"wrote {output}",
         f"wrote {page}",
         "Next:",
-        f"    s2ap-defend classify {output} IMAGE...",
-        f"    s2ap-defend evaluate {output} --attacks standard --report report.html",
-        f"    s2ap-defend serve {output}",
+        f"    s2ap-defend classify {named} IMAGE...",
+        f"    s2ap-defend evaluate {named} --attacks standard --report report.html",
+        f"    s2ap-defend serve {named}",
     ]

@@ -2,77 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from s2ap_defend.errors import RecipeError
-from s2ap_defend.types import Resize
-from s2ap_export.commands.cost_limit import CostLimit
+from s2ap_export.commands.own_options import Own, check_options
 
-if TYPE_CHECKING:
-    from s2ap_train.recipe.efforts import Effort
-
-__all__ = ["Own", "tables_of"]
+__all__ = ["tables_of"]
 
 _DEFAULT_EPS = 8 / 255
-
-
-@dataclass(frozen=True)
-class Own:
-    """The user's own things, as far as options name them.
-
-    Attributes:
-        data: Folder, zip or .npz file of images, or where the data of a recipe lies.
-        model: The network: "package.module:function", or a name of ours.
-        weights: File of its weights.
-        onnx: An ONNX file in the place of network and weights.
-        layout: How its graph takes images.
-        robust_model: The network of `robust_weights`, where it is another.
-        robust_weights: File of an adversarially trained network's weights.
-        robust_mean: As `mean`, of that network.
-        robust_std: As `std`, of that network.
-        mean: Subtracted from each channel of the pixels in [0, 1].
-        std: What the difference is divided by.
-        inside: Whether the network is said to normalise by itself.
-        classes: File of class names, one a line, in the order of the network's outputs.
-        size: (height, width) that images are resized to.
-        resize: How they are.
-        eps: Attack budget, l_inf in [0, 1] pixels.
-        effort: How long it may take.
-        answer: Who answers.
-        max_cost: What a clean image may cost, as a multiple of the classifier.
-        accelerator: Where networks are trained.
-        seed: Of split and training.
-    """
-
-    data: Path | None
-    model: str | None
-    weights: Path | None
-    onnx: Path | None
-    layout: Literal["NCHW", "NHWC"] | None
-    robust_model: str | None
-    robust_weights: Path | None
-    robust_mean: tuple[float, ...] | None
-    robust_std: tuple[float, ...] | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    inside: bool
-    classes: Path | None
-    size: tuple[int, int] | None
-    resize: Resize | None
-    eps: float | None
-    effort: Effort | None
-    answer: Literal["robust", "mixed", "accurate"] | None
-    max_cost: CostLimit | None
-    accelerator: str | None
-    seed: int | None
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Those that are read."""
-        named = (self.data, self.weights, self.onnx, self.robust_weights, self.classes)
-        return tuple(path for path in named if path is not None)
 
 
 def tables_of(recipe: str | None, own: Own, overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -83,7 +21,7 @@ def tables_of(recipe: str | None, own: Own, overrides: tuple[str, ...]) -> dict[
     """
     from s2ap_train.recipe.text import apply_override, read_recipe
 
-    _check(recipe, own)
+    check_options(recipe, own)
     if recipe is None:
         tables = _photos(own)
     else:
@@ -92,59 +30,6 @@ def tables_of(recipe: str | None, own: Own, overrides: tuple[str, ...]) -> dict[
     for override in overrides:
         apply_override(tables, override)
     return tables
-
-
-def _check(recipe: str | None, own: Own) -> None:
-    """Refuse options that contradict each other.
-
-    Raises:
-        RecipeError: With the first two that do.
-    """
-    if recipe is None and own.data is None:
-        raise RecipeError(
-            "nothing to harden: give --data FOLDER with your own images, and --model and --weights with your own "
-            "network, or name a RECIPE, such as digits"
-        )
-    if recipe is not None and own.effort is not None:
-        raise RecipeError(
-            f"--effort fills the recipe of your own data; recipe {recipe} says by itself how much is done"
-        )
-    if own.inside and (own.mean is not None or own.std is not None):
-        raise RecipeError(
-            "--normalised-inside says that the network normalises pixels itself; leave --mean and --std out"
-        )
-    if own.onnx is not None and (own.model is not None or own.weights is not None):
-        raise RecipeError("--onnx is the whole classifier; leave --model and --weights out")
-    if own.onnx is not None and recipe is not None:
-        raise RecipeError(f"--onnx fills the recipe of your own data; leave recipe {recipe} out")
-    if own.layout is not None and own.onnx is None:
-        raise RecipeError("--layout is of an ONNX graph; name it with --onnx")
-    is_own = own.onnx is not None or (own.model is not None and ":" in own.model)
-    if (own.mean is not None or own.std is not None) and not is_own:
-        raise RecipeError(
-            "--mean and --std are for a network of your own; name it with --model package.module:function or --onnx"
-        )
-    if own.weights is not None and own.model is None and recipe is None:
-        raise RecipeError("--weights are of a network; name it with --model package.module:function")
-    _check_robust(recipe, own)
-
-
-def _check_robust(recipe: str | None, own: Own) -> None:
-    """The same of what is said about an adversarially trained network."""
-    feed = own.robust_mean is not None or own.robust_std is not None
-    if own.robust_weights is None:
-        if own.robust_model is not None or feed:
-            name = "--robust-model" if own.robust_model is not None else "--robust-mean"
-            raise RecipeError(f"{name} belongs to the network of --robust-weights, which is missing")
-        return
-    network = own.robust_model or own.model
-    if network is None and (recipe is None or own.onnx is not None):
-        raise RecipeError("--robust-weights are of a network; name it with --robust-model package.module:function")
-    if feed and (network is None or ":" not in network):
-        raise RecipeError(
-            "--robust-mean and --robust-std are for a network of your own; name it with --robust-model "
-            "package.module:function"
-        )
 
 
 def _photos(own: Own) -> dict[str, Any]:
@@ -275,7 +160,7 @@ def _change(tables: dict[str, Any], own: Own) -> None:
     """Put what options say into a named recipe."""
     if own.data is not None:
         table = tables.get("data", {})
-        tables["data"] = {**({"source": table} if isinstance(table, str) else table), "root": str(own.data)}
+        tables["data"] = {**({"source": table} if isinstance(table, str) else table), "root": str(own.data.resolve())}
     if changes := _changes_of_data(own):
         tables["data"] = {**tables["data"], **changes}
     if own.model is not None:

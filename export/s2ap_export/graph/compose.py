@@ -36,7 +36,7 @@ from s2ap_export.graph.decision import decide
 from s2ap_export.graph.jury import JuryLayout
 from s2ap_export.graph.opening import judge, read_opening
 from s2ap_export.graph.sanitise import sanitise
-from s2ap_export.graph.scopes import MOST_IN_BRANCHES, embed, move, rename_scope
+from s2ap_export.graph.scopes import MOST_IN_BRANCHES, embed, leave_out_unread, move, rename_scope
 from s2ap_export.graph.waves import Wave, pack, waits
 
 __all__ = ["MOST_IN_BRANCHES", "compose"]
@@ -117,6 +117,7 @@ def compose(
     found = decide(build, test, layout, said, own, clean.finite, opened.state)
     found |= {"purified": images["purified"], "reconstruction_error": error}
     _declare(build, graph, found, image_shape, classes)
+    leave_out_unread(graph)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     model.producer_name = PRODUCER
     onnx.checker.check_model(model, full_check=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from onnx import GraphProto, ModelProto
 
 from s2ap_defend.model_file import all_graphs
-from s2ap_defend.stages import rename_values, value_names
+from s2ap_defend.stages import reads, rename_values, value_names
 from s2ap_export.graph.builder import BATCH, GraphBuilder
 
-__all__ = ["MOST_IN_BRANCHES", "embed", "move", "rename_scope", "run_again"]
+__all__ = ["MOST_IN_BRANCHES", "embed", "leave_out_unread", "move", "rename_scope", "run_again"]
 
 MOST_IN_BRANCHES = 64 * 2**20
 """Bytes of weights that may lie in branches: engines rearrange them there, which is faster, and hold them 4 times."""
@@ -65,3 +65,20 @@ def move(build: GraphBuilder, graph: GraphProto) -> None:
     graph.initializer.extend(build.initializers.values())
     build.nodes.clear()
     build.initializers.clear()
+
+
+def leave_out_unread(graph: GraphProto) -> None:
+    """Take away initialisers that no node reads, in place, branches included; engines warn of each when they load one.
+
+    The tables of the test, which lie in its scope and in no inner one, stay: readers compare them with the manifest.
+    """
+    for one in all_graphs(graph):
+        read = {name for node in one.node for name in reads(node)} | {output.name for output in one.output}
+        for place in reversed(range(len(one.initializer))):
+            name = one.initializer[place].name
+            if name not in read and not _is_table(name):
+                del one.initializer[place]
+
+
+def _is_table(name: str) -> bool:
+    return name.startswith("test/") and name.count("/") == 1

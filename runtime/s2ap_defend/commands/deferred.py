@@ -15,11 +15,13 @@ class DeferredCommand(click.Command):
         name: Its name. Without an extra it is the function NAME of `s2ap_defend.commands.NAME`, dashes underscores.
         line: The first sentence of its help.
         extra: The extra that it needs; it is found by its entry point then.
+        resumes: Whether the same command goes on where it was interrupted.
     """
 
-    def __init__(self, name: str, line: str, *, extra: str | None = None) -> None:
+    def __init__(self, name: str, line: str, *, extra: str | None = None, resumes: bool = False) -> None:
         super().__init__(name, help=line)
         self.extra = extra
+        self.resumes = resumes
 
     def load(self) -> click.Command:
         """Import the command itself.
@@ -91,6 +93,7 @@ COMMANDS = (
         "choose-purifier",
         "Attack the purifiers of RECIPE's [choice] table and print which is best; nothing is exported.",
         extra="train",
+        resumes=True,
     ),
     DeferredCommand(
         "compare",
@@ -101,20 +104,24 @@ COMMANDS = (
         "evaluate",
         "Attack MODEL with its test images, or those of a recipe, and print what is left of its accuracy.",
         extra="train",
+        resumes=True,
     ),
     DeferredCommand(
         "harden",
         "Give your classifier, or that of RECIPE, back as one model file that defends itself.",
         extra="train",
+        resumes=True,
     ),
     DeferredCommand(
         "prune",
         "Train, prune, fine-tune and measure the robust classifier of RECIPE, into one run folder.",
         extra="train",
+        resumes=True,
     ),
     DeferredCommand(
         "score-model",
         "Train the purifier's score model of RECIPE and nothing else, and report what it can do.",
         extra="train",
+        resumes=True,
     ),
 )

@@ -8,7 +8,7 @@ import sys
 import click
 
 from s2ap_defend import __version__
-from s2ap_defend.commands.deferred import COMMANDS
+from s2ap_defend.commands.deferred import COMMANDS, DeferredCommand
 from s2ap_defend.errors import DefendError
 
 PROGRAM = "s2ap-defend"
@@ -109,7 +109,8 @@ def run(arguments: list[str], command: click.Command = cli, program: str = PROGR
     except DefendError as error:
         return _fail(str(error))
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted; finished steps are kept, run the same command again to resume")
+        more = "; what was finished is stored, run the same command again to go on"
+        return _fail(f"interrupted{more if _resumes(command, arguments) else ''}")
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_ERROR
@@ -125,6 +126,14 @@ def run(arguments: list[str], command: click.Command = cli, program: str = PROGR
             return _fail(f"{asked} needs {error.name}, of the extra [train]; pip install '.[train]' in a checkout")
         raise
     return result if isinstance(result, int) else 0
+
+
+def _resumes(command: click.Command, arguments: list[str]) -> bool:
+    """Whether the command that was called goes on where it was interrupted; one that is no group does."""
+    if not isinstance(command, click.Group):
+        return True
+    asked = command.commands.get(arguments[0])
+    return isinstance(asked, DeferredCommand) and asked.resumes
 
 
 def _not_written(error: OSError) -> int:

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from PIL.Image import Image
 
 from s2ap_defend.errors import InputError
 from s2ap_defend.images.kinds import OTHER_SUFFIXES, SUFFIXES
@@ -68,11 +69,14 @@ def check_images(images: object, shape: tuple[int, int, int]) -> Float32:
 def _checked(images: object, shape: tuple[int, int, int], expected: str) -> Float32:
     """Images among which something is wrong, or only a zero is negative."""
     if not isinstance(images, np.ndarray):
-        raise InputError(f"images are {type(images).__name__}, expected a numpy array {expected}")
+        raise InputError(f"images are {type(images).__name__}, expected a numpy array {expected}{_to_array(images)}")
     if images.dtype != np.float32:
-        raise InputError(f"images have dtype {images.dtype}, expected {expected}; convert with .astype('float32')")
+        scaled = "(images / 255).astype('float32'), where 255 is the largest pixel that there can be"
+        how = scaled if images.dtype.kind in "iu" else ".astype('float32')"
+        raise InputError(f"images have dtype {images.dtype}, expected {expected}; convert with {how}")
     if images.ndim != 4 or images.shape[1:] != shape:
-        raise InputError(f"images have shape {list(images.shape)}, expected {expected}")
+        how = _to_shape(images.shape, shape)
+        raise InputError(f"images have shape {list(images.shape)}, expected {expected}{how}")
     if len(images) == 0:
         raise InputError(f"the batch is empty, expected at least one image, {expected}")
     low, high = images.min(), images.max()
@@ -80,7 +84,35 @@ def _checked(images: object, shape: tuple[int, int, int], expected: str) -> Floa
         return np.ascontiguousarray(images)
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"images hold NaN or infinite values, expected {expected}")
-    raise InputError(f"image values lie in [{low:g}, {high:g}], expected {expected}; divide 8-bit pixels by 255")
+    how = "do not normalise, the file does" if low < 0.0 and high - low < 16.0 else "divide 8-bit pixels by 255"
+    raise InputError(f"image values lie in [{low:g}, {high:g}], expected {expected}; {how}")
+
+
+def _to_array(images: object) -> str:
+    """How something else becomes an array, in words that follow what is expected; '' where that is not known."""
+    if hasattr(images, "detach"):
+        return "; a torch tensor becomes one by .detach().cpu().numpy()"
+    if isinstance(images, str | bytes | Path | Image):
+        return "; s2ap_defend.images.read makes one image of a file, its bytes or a Pillow image"
+    if isinstance(images, list | tuple) and images and isinstance(images[0], np.ndarray):
+        return "; join arrays of one image each with numpy.stack"
+    return ""
+
+
+def _to_shape(found: tuple[int, ...], shape: tuple[int, int, int]) -> str:
+    """How an array of another shape is made to fit (C, H, W), in words as those of `_to_array`."""
+    channels, *size = shape
+    last = (*size, channels)
+    if found == shape:
+        return "; a single image goes in as images[None]"
+    if found[-3:] == last and len(found) in {3, 4}:
+        moved = "images.transpose(0, 3, 1, 2)" if len(found) == 4 else "images.transpose(2, 0, 1)[None]"
+        return f"; put the channels first: {moved}"
+    if channels == 1 and found[-2:] == tuple(size) and len(found) in {2, 3}:
+        return "; give grey images their channel: " + ("images[:, None]" if len(found) == 3 else "images[None, None]")
+    if len(found) == 4 and found[1] == channels:
+        return "; s2ap_defend.images.resize brings them to that size"
+    return ""
 
 
 def _load_array(data: bytes, path: Path) -> np.ndarray:

@@ -8,7 +8,8 @@ from PIL import Image
 
 from s2ap_defend.commands.main import run
 from s2ap_export.commands.harden import harden
-from s2ap_export.commands.own_recipe import Own, tables_of
+from s2ap_export.commands.own_options import Own
+from s2ap_export.commands.own_recipe import tables_of
 from s2ap_train.data import DataSettings, load_data
 
 
@@ -42,6 +43,15 @@ def test_images_of_mixed_sizes_are_resized_as_the_option_says(how: str, white: f
 def test_a_recipes_images_are_resized_as_the_option_says(photos: Path) -> None:
     tables = tables_of("fashion", own("--data", str(photos), "--image-size", "8", "--resize", "pad"), ())
     assert (tables["data"]["image_size"], tables["data"]["resize"]) == (8, "pad")
+
+
+@pytest.mark.parametrize("recipe", [None, "fashion"])
+def test_a_relative_path_of_images_is_found_again_from_another_folder(
+    recipe: str | None, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    tables = tables_of(recipe, own("--data", "photos", "--image-size", "16"), ())
+    assert tables["data"]["root"] == str(photos)
 
 
 @pytest.mark.parametrize(

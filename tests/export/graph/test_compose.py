@@ -12,8 +12,9 @@ from torch import nn
 
 from s2ap_defend.decision_record import Purify
 from s2ap_defend.errors import RecipeError
+from s2ap_defend.model_file import all_graphs
 from s2ap_defend.sequential import SequentialTest, Signal, tables_in_graph
-from s2ap_defend.stages import cut_stage, stage_sizes
+from s2ap_defend.stages import cut_stage, reads, stage_sizes
 from s2ap_defend.types import Verdicts
 from s2ap_export.graph.compose import compose
 from s2ap_export.tracing.torch_exporter import WRITER
@@ -116,6 +117,11 @@ def test_the_composed_file_keeps_the_contract(
     assert [value.name for value in model.graph.input] == ["image"]
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
     assert sorted(stage_sizes(model)) == ["classifier", *MEMBERS, "purifier", "test"]
+    for graph in all_graphs(model.graph):
+        read = {name for node in graph.node for name in reads(node)}
+        assert {tensor.name for tensor in graph.initializer} <= read | {
+            f"test/{name}" for name in tables_in_graph(test)
+        }
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name, table in tables_in_graph(test).items():
         np.testing.assert_array_equal(found[f"test/{name}"], table)

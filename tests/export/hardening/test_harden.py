@@ -284,39 +284,6 @@ def test_evaluate_writes_the_documented_json(hardened: Path, tmp_path: Path) -> 
     assert [row["attack"] for row in rows] == ["clean", "fgsm", "pgd", "square", "unrolled-pgd", "worst case"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["harden", "digit", "-o", "x.onnx"], "did you mean 'digits'"),
-        (["harden", "digits", "-o", "x.onnx", "--set", "purifer.sigma=1"], "did you mean 'purifier'"),
-        (["harden", "digits"], "Missing option '-o'"),
-        (
-            ["harden", "digits", "-o", "x.onnx", "--choose", "luck"],
-            "'luck' is not one of 'recipe', 'validation', 'unmeasured'",
-        ),
-        (
-            ["harden", "digits", "-o", "x.onnx", "--set", "choice.settings=[{sigma=[-1.0]}]"],
-            "recipe digits: choice.settings.0: this cannot purify",
-        ),
-        (["harden", "digits", "-o", "/proc/no/model.onnx"], "/proc/no/model.onnx cannot be written"),
-        (["evaluate", "missing.onnx", "--recipe", "digits"], "missing.onnx does not exist"),
-    ],
-)
-def test_what_cannot_work_is_said_in_one_line_before_any_training(
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
-    assert not list(tmp_path.iterdir())
-
-
 def test_evaluate_suggests_the_nearest_attack(hardened: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", str(hardened), "--recipe", "digits", "--attacks", "clean,sqare", "--samples", "10"]) == 2
     assert "did you mean square" in capsys.readouterr().err

@@ -64,3 +64,36 @@ def test_harden_the_sweep_alone_and_members_alone_stay_out_of_a_folder_in_which_
     assert [path.name for path in work.iterdir()] == [".lock"]
     with locked_folder(work):
         pass  # freed with the process that held it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["harden", "digit", "-o", "x.onnx"], "did you mean 'digits'"),
+        (["harden", "digits", "-o", "x.onnx", "--set", "purifer.sigma=1"], "did you mean 'purifier'"),
+        (["harden", "digits"], "Missing option '-o'"),
+        (
+            ["harden", "digits", "-o", "x.onnx", "--choose", "luck"],
+            "'luck' is not one of 'recipe', 'validation', 'unmeasured'",
+        ),
+        (
+            ["harden", "digits", "-o", "x.onnx", "--set", "choice.settings=[{sigma=[-1.0]}]"],
+            "recipe digits: choice.settings.0: this cannot purify",
+        ),
+        (["harden", "digits", "-o", "/proc/no/model.onnx"], "/proc/no/model.onnx cannot be written"),
+        (["evaluate", "missing.onnx", "--recipe", "digits"], "missing.onnx does not exist"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line_before_any_training(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not list(tmp_path.iterdir())

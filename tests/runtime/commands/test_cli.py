@@ -12,6 +12,7 @@ from onnx import helper
 from PIL import Image
 
 from s2ap_defend import DefendedClassifier
+from s2ap_defend.commands.deferred import DeferredCommand
 from s2ap_defend.commands.main import run
 
 
@@ -160,3 +161,21 @@ def test_a_port_in_use_is_named(tiny_model_path: Path, capsys: pytest.CaptureFix
 
 def test_an_address_that_others_reach_needs_insecure(tiny_model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--insecure" in refused(capsys, "serve", tiny_model_path, "--host", "0.0.0.0")  # noqa: S104
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("classify", "Error: interrupted\n"),
+        ("harden", "Error: interrupted; what was finished is stored, run the same command again to go on\n"),
+    ],
+)
+def test_what_is_interrupted_says_whether_it_goes_on(
+    command: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DeferredCommand, "load", interrupted)
+    assert run([command, "photo.png"]) == 2
+    assert capsys.readouterr().err == said

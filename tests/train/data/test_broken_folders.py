@@ -79,6 +79,10 @@ def test_a_class_without_images_is_refused(tmp_path: Path) -> None:
         ({**files(), "train/0.png": picture(1)}, r"train/0\.png lies in no class folder"),
         ({**files(), "train/cat/a/b.png": picture(1)}, r"train/cat/a/b\.png lies deeper than its class folder"),
         ({**files(test=0), "test/0.png": picture(1)}, "the images in test lie in no class folder"),
+        (
+            {**files(), "train/cat/x.tif": b"x", "train/cat/y.GIF": b"x", "train/cat/z.heic": b"x"},
+            r"x\.tif and 2 more files are no PNG, JPEG, WebP or BMP images; convert or remove them",
+        ),
         ({**files(), "train/cat/x.tif": b"x"}, r"x\.tif is no PNG, JPEG, WebP or BMP image; convert or"),
         ({n: c for n, c in files().items() if n[:4] == "test"}, "holds test/CLASS/IMAGE but no train/CLASS/IMAGE"),
         ({n: c for n, c in files().items() if "cat" in n}, "has 1 class, a classifier needs two or more"),

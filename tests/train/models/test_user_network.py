@@ -78,6 +78,9 @@ def frozen(in_channels, classes):
     network[0].requires_grad_(False)
     return network
 
+def scripted(in_channels, classes):
+    return torch.jit.script(make(in_channels, classes))
+
 def no_parameters():
     return Sums()
 
@@ -157,10 +160,14 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
         ("./nets/my_networks.py:build", "names a file, expected the module: my_networks:build, from the folder"),
         ("nowhere.networks:make", "there is no module nowhere; run from the folder that holds it, or install it"),
         ("my_networks:missing", "my_networks holds nothing called missing, expected a function"),
-        ("my_networks:constant", "my_networks holds a int called constant"),
+        (
+            "my_networks:constant",
+            "factory my_networks:constant is a int, expected a function that returns a torch module",
+        ),
         ("my_broken:make", "importing my_broken failed: No module named 'there_is_no_such_package'; install what"),
         ("my_failing:make", "importing my_failing failed with LookupError: half written; correct the module"),
         ("my_networks:nothing", "returned a NoneType, expected a torch.nn.Module"),
+        ("my_networks:scripted", "returned a TorchScript module, .*or export it, torch.onnx.export.*--onnx$"),
         ("my_networks:fails", "factory my_networks:fails failed with ZeroDivisionError: no classes left"),
         ("my_script:make", "importing my_script ends the program; put what the script does"),
         ("my_networks:leaves", "factory my_networks:leaves failed with SystemExit: 3"),
@@ -178,6 +185,7 @@ def test_a_users_network_without_channels_is_rebuilt_too(factories):
         ("my_networks:cannot_run", r"failed on images of shape \(2, 2, 9, 9\) with RuntimeError"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_factory_that_makes_no_classifier_is_refused(factories, factory, message):
     with pytest.raises(RecipeError, match=message):
         build({"name": "user", "factory": factory, "in_channels": 2, "classes": 4, "image_size": 9})

@@ -1,6 +1,7 @@
 """Weights that a user brings: every usual form of file, and what is refused."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -117,10 +118,14 @@ def test_a_damaged_or_missing_file_is_one_sentence(tmp_path, name):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
-def test_files_of_another_kind_are_called_what_they_are(tmp_path):
+def test_files_of_another_kind_are_called_what_they_are(tmp_path, monkeypatch):
     torch.jit.script(network()).save(str(tmp_path / "script.pt"))
-    with pytest.raises(RecipeError, match=r"script.pt are a TorchScript archive, which holds code; save the"):
+    with pytest.raises(RecipeError, match=r"script.pt are a TorchScript archive, which holds code; take") as caught:
         loaded(tmp_path / "script.pt")
+    (cure,) = re.findall(r"torch\.save\(.*\)", str(caught.value))
+    monkeypatch.chdir(tmp_path)
+    exec(cure, {"torch": torch})  # noqa: S102  what the message says
+    assert loaded(tmp_path / "weights.pt")
     np.savez(tmp_path / "w.npz", weight=np.ones(3))
     with pytest.raises(RecipeError, match=r"w.npz are no file that torch.save wrote; save the state_dict alone"):
         loaded(tmp_path / "w.npz")

@@ -37,7 +37,7 @@ def has_evidence(right: Answers, fooled: Answers, weak: OnWeakness) -> bool:
             found=f"calibration needs {FEWEST} clean inputs that are answered right and {FEWEST} attacked ones that "
             f"are answered wrong, got {len(right)} and {len(fooled)}",
             instead="no evidence was fitted and nothing is flagged",
-            cure="give more fitting images or a stronger attack",
+            cure="give more fitting images (data.fit), or attack with a larger eps",
         )
     )
     return False

@@ -69,10 +69,11 @@ def read_tree(containers: Sequence[Container]) -> Tree:
     (train, data-test.zip) is that split.
 
     Raises:
-        RecipeError: If two containers hold the same path, or a picture is of a kind that is not read.
+        RecipeError: If two containers hold the same path, or pictures are of kinds that are not read.
     """
     files: dict[str, ImageFile] = {}
     folders: set[str] = set()
+    others: list[str] = []
     for container in containers:
         wrapper = _wrapper(container)
         inner = {path: path.removeprefix(wrapper) for path in container.files if path.startswith(wrapper)}
@@ -82,10 +83,14 @@ def read_tree(containers: Sequence[Container]) -> Tree:
         for path, short in inner.items():
             name = split + short
             if name.lower().endswith(OTHER_SUFFIXES):
-                raise RecipeError(f"{container.label(path)} is no {READ} image; convert or remove it")
+                others.append(container.label(path))
             if name in files:
                 raise RecipeError(f"{container.label(path)} is also {files[name].label}; give each image once")
             files[name] = ImageFile(container, path)
+    if len(others) > 1:
+        raise RecipeError(f"{others[0]} and {len(others) - 1} more files are no {READ} images; convert or remove them")
+    if others:
+        raise RecipeError(f"{others[0]} is no {READ} image; convert or remove it")
     label = " and ".join(str(container.path) for container in containers)
     return Tree(label, dict(sorted(files.items())), frozenset(folders))
 

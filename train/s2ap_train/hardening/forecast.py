@@ -14,7 +14,7 @@ from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
 from s2ap_train.hardening.attack_forecast import Gradients, Phase, StoredAttacks, attack_phases
 from s2ap_train.hardening.network import VALIDATION_ATTACK_STEPS
-from s2ap_train.hardening.parts import ADVERSARIAL, JURY, PLAIN, PRUNED, jurors_of, member_name
+from s2ap_train.hardening.part_names import ADVERSARIAL, JURY, PLAIN, PRUNED, jurors_of, member_name
 from s2ap_train.hardening.purifier_choice import By, check_grid
 from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
 from s2ap_train.hardening.score_model import TEACHER

@@ -79,7 +79,7 @@ def check_given_robust(recipe: EnsembleRecipe, splits: Splits) -> tuple[GivenCla
     notes = found.notes
     if robust <= _commonest(splits):
         notes += (
-            f"the robust classifier keeps only {robust:.1%} of its labels under attack at eps {recipe.eps:.4g}: were "
+            f"under attack at eps {recipe.eps:.4g} only {robust:.1%} of the robust classifier's labels are right: were "
             "these weights trained adversarially, at an eps as large?",
         )
     return GivenClassifier(found.model, found.accuracy, notes), robust

@@ -16,6 +16,7 @@ from s2ap_train.data import Splits
 from s2ap_train.ensemble import Base, Fitted, Jury, fit_pruned, train_on_together
 from s2ap_train.ensemble.pruned import epochs_of
 from s2ap_train.hardening.network import Network, known_network, measured, network_record, network_summary
+from s2ap_train.hardening.part_names import ADVERSARIAL, JURY, PLAIN, PRUNED, jurors_of, member_name
 from s2ap_train.hardening.score_model import score_model_parts
 from s2ap_train.hardening.surrogate import lacked_gradients, train_surrogate
 from s2ap_train.models import Classifier, ModelTable
@@ -28,22 +29,9 @@ from s2ap_train.storage.parts import Needs, Part, PartStore, Trained
 from s2ap_train.storage.snapshots import Snapshots
 from s2ap_train.training import OnEpoch, Run, TrainingConfig, TrainingData, accuracies, train_classifier
 
-__all__ = ["ADVERSARIAL", "JURY", "PLAIN", "PRUNED", "PartList", "jurors_of", "member_name", "train_dense"]
-
-PLAIN, ADVERSARIAL, PRUNED, JURY = "plain", "adversarial", "pruned", "jury"
+__all__ = ["PartList", "train_dense"]
 
 Fit = Callable[[Needs, Run], Fitted]
-
-
-def member_name(family: str, number: int) -> str:
-    """Name of a member's part and folder; `number` from 0."""
-    return f"member-{family}-{number}"
-
-
-def jurors_of(recipe: EnsembleRecipe) -> list[tuple[str, int]]:
-    """(family, number) of every member that is a juror, in the order of the recipe."""
-    families = recipe.members.items()
-    return [(name, i) for name, family in families if family.role == "juror" for i in range(family.count)]
 
 
 class PartList:

@@ -20,7 +20,8 @@ from s2ap_train.compute import check_available
 from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import Splits
 from s2ap_train.hardening.network import Network, known_network, lean
-from s2ap_train.hardening.parts import ADVERSARIAL, JURY, PLAIN, PRUNED, PartList, jurors_of, member_name
+from s2ap_train.hardening.part_names import ADVERSARIAL, JURY, PLAIN, PRUNED, jurors_of, member_name
+from s2ap_train.hardening.parts import PartList
 from s2ap_train.hardening.score_model import NAME as SCORE_MODEL
 from s2ap_train.hardening.score_model import report_score_model
 from s2ap_train.jobs import Job, Workers, check_workers, run_jobs, worker_count

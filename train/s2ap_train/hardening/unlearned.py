@@ -8,7 +8,7 @@ import numpy as np
 
 from s2ap_train.calibration import Weakness
 from s2ap_train.data import Splits
-from s2ap_train.hardening.parts import PRUNED, member_name
+from s2ap_train.hardening.part_names import PRUNED, member_name
 from s2ap_train.recipe import Recipe
 
 __all__ = ["unlearned"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +35,11 @@ def read_graph(path: Path) -> ModelProto:
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror or error}; name an ONNX file") from error
     except Exception as error:  # protobuf and onnx raise whatever a damaged file leads them to
+        if zipfile.is_zipfile(path):
+            raise RecipeError(
+                f"{path} is an archive as torch.save and torch.jit.save write them, no ONNX model; export the network "
+                "with torch.onnx.export, or give its weights with --weights and its function with --model"
+            ) from error
         raise RecipeError(
             f"{path} is no ONNX model that can be read: {first_line(error)[:200].rstrip('.')}; export it again"
         ) from error

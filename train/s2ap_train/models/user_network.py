@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +13,12 @@ from s2ap_defend.errors import RecipeError
 from s2ap_train.models.classifier import Classifier, ImageSize
 from s2ap_train.models.logits import Reading, logits_of, reading_of
 from s2ap_train.models.modes import device_of, evaluation_mode
+from s2ap_train.models.named_object import named_object
 from s2ap_train.models.normalisation import Normalisation
 
 NAME = "user"
+_TO_ONNX = "torch.onnx.export(module, (images,), 'classifier.onnx', dynamo=False), and give that file with --onnx"
+"""What makes a TorchScript module an ONNX file, in messages."""
 
 
 class UserNetwork(Classifier):
@@ -121,43 +121,10 @@ class UserNetwork(Classifier):
 
 
 def _factory(name: str) -> Callable[..., object]:
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name or ":" in function_name:
-        raise RecipeError(f"the factory is {name!r}, expected package.module:function, as in mynets.small:make")
-    if module_name.endswith(".py") or "/" in module_name or "\\" in module_name:
-        stem = module_name.replace("\\", "/").rpartition("/")[2].removesuffix(".py")
-        raise RecipeError(
-            f"the factory {name!r} names a file, expected the module: {stem}:{function_name}, from the folder that "
-            "holds it"
-        )
-    here = str(Path.cwd())
-    if here not in sys.path:  # an installed command does not look there by itself
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise RecipeError(
-                f"factory {name}: importing {module_name} failed: {error}; install what it needs"
-            ) from error
-        raise RecipeError(
-            f"factory {name}: there is no module {error.name}; run from the folder that holds it, or install it"
-        ) from error
-    except SystemExit as error:
-        raise RecipeError(
-            f"factory {name}: importing {module_name} ends the program; put what the script does, such as reading its "
-            'options, behind if __name__ == "__main__"'
-        ) from error
-    except Exception as error:  # whatever the user's module raises
-        raise RecipeError(
-            f"factory {name}: importing {module_name} failed with {type(error).__name__}: {error}; correct the module"
-        ) from error
-    function: object = getattr(module, function_name, None)
+    function = named_object(name, "factory", "a function that returns a torch module")
     if not callable(function):
-        found = "nothing" if function is None else f"a {type(function).__name__}"
         raise RecipeError(
-            f"factory {name}: {module_name} holds {found} called {function_name}, expected a function that returns "
-            "a torch module"
+            f"factory {name} is a {type(function).__name__}, expected a function that returns a torch module"
         )
     return function
 
@@ -178,6 +145,11 @@ def _made(
             f"factory {name} failed with {type(error).__name__}: {error}; it is called with those of in_channels, "
             "classes, image_size, image_shape, height and width that it takes, by keyword"
         ) from error
+    if isinstance(made, torch.jit.ScriptModule):
+        raise RecipeError(
+            f"factory {name} returned a TorchScript module, whose layers cannot be pruned or written; return the "
+            f"network that it was made of, or export it, {_TO_ONNX}"
+        )
     if not isinstance(made, nn.Module):
         raise RecipeError(f"factory {name} returned a {type(made).__name__}, expected a torch.nn.Module")
     return made

@@ -35,6 +35,7 @@ _HARMLESS: tuple[Any, ...] = (
     *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
 )
 """What training scripts store besides the weights: settings and numbers, none of which runs code."""
+_TORCH_SCRIPT = "are a TorchScript archive, which holds code"
 _SHOWN = 3
 _OPTIONAL = "num_batches_tracked"
 
@@ -148,10 +149,13 @@ def _unpickled(path: Path) -> object:
             with torch.serialization.safe_globals([*_HARMLESS]):
                 loaded: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no pickle raise anything
-        raise RecipeError(
-            f"weights {path} {_unread(path, error)}; save the state_dict alone: torch.save(network.state_dict(), "
-            "path), or a safetensors file"
-        ) from error
+        why = _unread(path, error)
+        cure = (
+            f"take its weights out: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')"
+            if why == _TORCH_SCRIPT
+            else "save the state_dict alone: torch.save(network.state_dict(), path), or a safetensors file"
+        )
+        raise RecipeError(f"weights {path} {why}; {cure}") from error
     return loaded
 
 
@@ -161,7 +165,7 @@ def _unread(path: Path, error: Exception) -> str:
     with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         names = [name.rpartition("/")[2] for name in archive.namelist()]
     if "constants.pkl" in names:
-        return "are a TorchScript archive, which holds code"
+        return _TORCH_SCRIPT
     if "data.pkl" not in names and not _bytes(path).startswith(pickle.PROTO):
         return "are no file that torch.save wrote"
     code = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch's own advice is to trust the file

@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 from torch import nn
 
+from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
 from s2ap_train.adaptive.budget import AdaptiveBudget
 from s2ap_train.attacks.budget import distortion, project
@@ -19,7 +20,8 @@ from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
 from s2ap_train.jobs import SECONDS, Done, Found, ResumableJob
 from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
-from s2ap_train.redteam.attacks.catalogue import ATTACKS
+from s2ap_train.redteam.attacks.catalogue import attack_named
+from s2ap_train.redteam.attacks.own import is_own
 from s2ap_train.redteam.attacks.white_box_search import SKIPPED
 from s2ap_train.redteam.probes import Probe
 from s2ap_train.redteam.target import open_targets
@@ -130,7 +132,7 @@ def attack_jobs(
         until: Time after which none is begun.
         always: Names of attacks that are begun whatever the time.
     """
-    chosen = {attack.name for attack in attacks}
+    chosen = {attack.name: attack for attack in attacks}
     surrogates = weights_digest(setup.surrogates) if setup.surrogates else None
     return [
         _job(setup, attack, which, shard, rows, chosen, surrogates, None if attack.name in always else until)
@@ -208,12 +210,12 @@ def _job(
     which: Which,
     shard: int,
     rows: slice,
-    chosen: set[str],
+    chosen: Mapping[str, RedTeamAttack],
     surrogates: str | None,
     until: float | None,
 ) -> ResumableJob:
-    before = tuple(name for name in attack.after if name in chosen and not (which == BARE and ATTACKS[name].needs_test))
-    waits = [_name(ATTACKS[name], which, shard) for name in before]
+    before = [chosen[name] for name in attack.after if name in chosen]
+    waits = [_name(one, which, shard) for one in before if not (which == BARE and one.needs_test)]
     if attack.after and which == DEFENDED and not attack.needs_test:
         waits.append(_name(attack, BARE, shard))  # what the bare classifier fell for is tried on the defence
 
@@ -228,7 +230,13 @@ def _job(
         name=_name(attack, which, shard),
         function=_attacked,
         arguments=arguments,
-        decides=(attack.name, which, rows.start, rows.stop, surrogates if attack.needs == "surrogates" else None),
+        decides=(
+            attack.name + attack.version,
+            which,
+            rows.start,
+            rows.stop,
+            surrogates if attack.needs == "surrogates" else None,
+        ),
         after=tuple(waits),
         weight=attack.weight * (1.0 if which == DEFENDED else 0.2) * (rows.stop - rows.start) / SHARD,
         until=until,
@@ -238,7 +246,7 @@ def _job(
 
 def _attacked(model: Path, which: Which, name: str, task: Task) -> Found:
     """One attack on one shard; also called in other processes."""
-    attack = ATTACKS[name]
+    attack = attack_named(name)
     with one_thread():
         defended, bare = open_targets(model)
         found = attack.run(defended if which == DEFENDED else bare, task)
@@ -256,17 +264,19 @@ def _inside(images: Float32, attack: RedTeamAttack, task: Task) -> Float32:
 
     Raises:
         ValueError: If they are not: a bug of the attack, whose figures would be worth nothing.
+        RecipeError: If it is a user's own.
     """
+    kind = RecipeError if is_own(attack.name) else ValueError
     clean = task.data.images
     if images.shape != clean.shape or not np.isfinite(images).all():
-        raise ValueError(f"{attack.name} returned images of shape {images.shape}, or not finite ones")
+        raise kind(f"{attack.name} returned images of shape {images.shape}, or not finite ones")
     images = images.astype(np.float32)
     if attack.norm == "linf":
         return project(images, clean, task.eps)
     images = images.clip(0.0, 1.0)
     _, l2, l0 = distortion(clean, images)
     if attack.norm == "l2" and (l2 > task.l2 * (1 + 1e-4)).any():
-        raise ValueError(f"{attack.name} left the l2 ball: {l2.max()} > {task.l2}")
+        raise kind(f"{attack.name} left the l2 ball: {l2.max()} > {task.l2}")
     if attack.norm == "l0" and (l0 > task.pixels).any():
-        raise ValueError(f"{attack.name} changed {int(l0.max())} positions, {task.pixels} are allowed")
+        raise kind(f"{attack.name} changed {int(l0.max())} positions, {task.pixels} are allowed")
     return images

@@ -75,18 +75,18 @@ def write_folder(folder: Path, files: Mapping[str, bytes], record: Mapping[str, 
     }
     check_replaceable(folder)
     files = {**files, RECORD_FILE: json_bytes(document, f"the record of checkpoint {folder}")}
-    beside = _beside(folder)
+    unfinished = _unfinished(folder)
     try:
         for name, content in files.items():
-            _write(beside / name, content)
-        beside.chmod(0o755)
-        _replace(folder, beside)
+            _write(unfinished / name, content)
+        unfinished.chmod(0o755)
+        _replace(folder, unfinished)
     except OSError as error:
         raise RecipeError(
             f"checkpoint {folder} cannot be written ({error.strerror}); make room or choose another folder"
         ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def read_folder(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -123,7 +123,7 @@ def check_replaceable(folder: Path) -> None:
         raise RecipeError(f"{folder} cannot be read ({error.strerror}); choose another folder or remove it") from error
     if taken:
         raise RecipeError(f"{folder} exists and is not a checkpoint; choose another folder or remove it")
-    _beside(folder).rmdir()
+    _unfinished(folder).rmdir()
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -190,7 +190,7 @@ def _record_hash(record: object, folder: Path) -> str:
     return hashlib.sha256(json_bytes(record, f"the record of checkpoint {folder}")).hexdigest()
 
 
-def _beside(folder: Path) -> Path:
+def _unfinished(folder: Path) -> Path:
     """A new empty folder next to the target, which a rename can move there."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -206,13 +206,13 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _replace(folder: Path, beside: Path) -> None:
+def _replace(folder: Path, unfinished: Path) -> None:
     if not folder.exists():
-        beside.rename(folder)
+        unfinished.rename(folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
     folder.rename(old / folder.name)
-    beside.rename(folder)
+    unfinished.rename(folder)
     shutil.rmtree(old)
 
 

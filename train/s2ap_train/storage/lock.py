@@ -31,13 +31,13 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     except OSError as error:
-        raise RecipeError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
+        raise RecipeError(f"{path} cannot be written ({error.strerror}); choose another work folder") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             raise RecipeError(
-                f"another process is working in {path.parent}; wait for it, or choose another folder"
+                f"another process is working in {path.parent}; wait for it, or choose another work folder"
             ) from error
         yield
 

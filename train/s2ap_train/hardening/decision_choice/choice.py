@@ -121,7 +121,7 @@ def choose_decision(
             eps=recipe.eps,
             seed=recipe.seed,
             attack=(
-                "Auto-PGD for a wrong answer of each choice, flagged or not, and of those that kept most labels for an "
+                "Auto-PGD for a wrong answer of each choice, flagged or not, and of those with most labels left for an "
                 f"unflagged one, too; through the purifier and past it, wrong labels aimed at: "
                 f"{search.work.budget.targets}, {grid.steps} steps each; what was found for one choice is tried on all"
             ),

@@ -136,7 +136,7 @@ def chosen_answer(wanted: DecisionRecipe, measured: Sequence[Measured]) -> tuple
     figures = f"{jury.label_right.mean():.1%} right and {jury.robust_right.mean():.1%} right or flagged"
     if wanted.answer == "robust":
         return 0, (
-            f"The jury that keeps the most labels under attack: {figures}, with {jury.clean_right.mean():.1%} right "
+            f"The jury with the most labels right under attack: {figures}, with {jury.clean_right.mean():.1%} right "
             "without attack."
         )
     if wanted.answer == "accurate":

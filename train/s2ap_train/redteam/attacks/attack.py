@@ -72,6 +72,7 @@ class RedTeamAttack:
         needs: What it needs that the file does not have.
         after: Attacks whose images it starts from.
         weight: Its time, roughly, against others; long ones are started first.
+        version: Of the code, where it is no part of this package: what another version found is found again.
     """
 
     name: str
@@ -85,3 +86,4 @@ class RedTeamAttack:
     needs: Need | None = None
     after: tuple[str, ...] = ()
     weight: float = 1.0
+    version: str = ""

@@ -101,8 +101,8 @@ def _against_published(kept: Bool, published: BestKnown) -> Check:
 
 def _meaning(*, passed: bool, reference: str) -> str:
     if passed:
-        return f"the defence keeps no more at eps than a classifier is known to keep at half of it ({reference})"
+        return f"no more images are left at eps than a classifier is known to have left at half of it ({reference})"
     return (
-        "the attack is likely to be weak: what the defence keeps at eps would make a classifier at half eps that is "
+        "the attack is likely to be weak: as many images left at half eps would make a classifier that is "
         f"better than {reference}; do not quote the figure before a stronger attack has failed"
     )

@@ -154,8 +154,8 @@ def _parts(evaluation: Evaluation, *, short: bool = False) -> list[Block]:
         if costs
         else "",
         list(map(cost_in_words, costs)),
-        f"With reject instead of correct, {percent(evaluation.rejecting_label_accuracy)} of the images are answered, "
-        "and rightly, under every attack; what is flagged gets no answer then.",
+        f"If what is flagged got no answer, {percent(evaluation.rejecting_label_accuracy)} of the images would be "
+        "answered, and rightly, under every attack.",
     ]
 
 
