@@ -10,6 +10,12 @@ def classifier(tiny_model_path) -> DefendedClassifier:
 
 
 @pytest.fixture(scope="module")
+def whole(tiny_model_path) -> DefendedClassifier:
+    """The file in one session: what answers a batch can be replaced."""
+    return DefendedClassifier.load(tiny_model_path, device="cpu", threads=1, executor="whole")
+
+
+@pytest.fixture(scope="module")
 def name(tiny_model_path) -> str:
     return tiny_model_path.stem
 

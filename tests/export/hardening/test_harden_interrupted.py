@@ -32,6 +32,6 @@ def test_ctrl_c_ends_with_one_line_and_the_next_run_goes_on(tmp_path: Path, work
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 2
     assert errors.count("\n") == 1, errors
-    assert "run the same command again to resume" in errors
+    assert "run the same command again to go on" in errors
     assert kept.exists()
     assert not path.exists()

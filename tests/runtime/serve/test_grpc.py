@@ -16,8 +16,8 @@ Code = grpc.StatusCode
 
 
 @pytest.fixture(scope="module")
-def server(classifier):
-    with live(classifier, grpc_port=0, drain_delay_s=0) as server:
+def server(whole):
+    with live(whole, grpc_port=0, drain_delay_s=0) as server:
         yield server
 
 
@@ -241,9 +241,9 @@ def test_deadlines_and_cancelled_calls_leave_the_queue(server, stub, name, batch
     assert len(running_call.result().raw_output_contents) == len(PUBLIC)
 
 
-def test_a_full_queue_is_said(classifier, name, batch, monkeypatch):
+def test_a_full_queue_is_said(whole, name, batch, monkeypatch):
     limits = {"max_batch_rows": 4, "max_queue_rows": 4}
-    with live(classifier, grpc_port=0, drain_delay_s=0, **limits) as server, channel(server) as opened:
+    with live(whole, grpc_port=0, drain_delay_s=0, **limits) as server, channel(server) as opened:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
         go = hold_the_device(server.service, monkeypatch)
         try:
@@ -258,8 +258,8 @@ def test_a_full_queue_is_said(classifier, name, batch, monkeypatch):
         assert first.result() == second.result()
 
 
-def test_a_stopping_server_answers_what_it_accepted_and_nothing_new(classifier, name, batch, monkeypatch):
-    with live(classifier, grpc_port=0, drain_delay_s=1.0) as server, channel(server) as opened:
+def test_a_stopping_server_answers_what_it_accepted_and_nothing_new(whole, name, batch, monkeypatch):
+    with live(whole, grpc_port=0, drain_delay_s=1.0) as server, channel(server) as opened:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
         health = health_pb2_grpc.HealthStub(opened)
         statuses = health.Watch(health_pb2.HealthCheckRequest(service=name))
@@ -274,4 +274,4 @@ def test_a_stopping_server_answers_what_it_accepted_and_nothing_new(classifier, 
         assert (code, reason) == (Code.UNAVAILABLE, "the server is stopping")
         until(lambda: server.server.should_exit)
         go.set()
-        assert accepted.result(timeout=20).raw_output_contents[0] == classifier(batch).label.tobytes()
+        assert accepted.result(timeout=20).raw_output_contents[0] == whole(batch).label.tobytes()

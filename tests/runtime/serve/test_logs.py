@@ -119,8 +119,8 @@ def keys(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(classifier, keys):
-    with live(classifier, access_log=True, grpc_port=0, keys=keys.path, head_timeout_s=5.0) as server:
+def server(whole, keys):
+    with live(whole, access_log=True, grpc_port=0, keys=keys.path, head_timeout_s=5.0) as server:
         yield server
 
 

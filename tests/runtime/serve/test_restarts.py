@@ -27,7 +27,7 @@ class Failure(DefendedClassifier):
 
 @pytest.fixture(scope="module")
 def loaded(tiny_model_path) -> Failure:
-    return Failure.load(tiny_model_path, device="cpu", threads=1)
+    return Failure.load(tiny_model_path, device="cpu", threads=1, executor="whole")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_an_engine_that_fails_is_started_again_from_the_file(failing, batch, mon
     def fail(_):
         raise SystemExit  # which ends the thread
 
-    with serving(failing) as (server, client, model):
+    with serving(failing, executor="whole") as (server, client, model):
         assert infer(client, server, batch)[0] == 200
         for failures in (1, 2):
             if failures == 1:
@@ -115,7 +115,7 @@ def test_an_engine_that_cannot_be_started_is_given_up_and_can_be_loaded_again(
     caplog.set_level(logging.INFO)
     path = tmp_path / "tiny.onnx"
     path.write_bytes(tiny_model_path.read_bytes())
-    failing = Failure.load(path, device="cpu", threads=1)
+    failing = Failure.load(path, device="cpu", threads=1, executor="whole")
     with serving(failing, allow_load=True) as (server, client, model):
         path.unlink()
         failing.error = EngineError
