@@ -40,7 +40,7 @@ __all__ = [
     "probe_jobs",
 ]
 
-REDTEAM_VERSION = 6
+REDTEAM_VERSION = 7
 """Raise it with every change of what an attack does: what was found under another number is found again."""
 SHARD = 60
 """Images of one shard, at the most. Shards do not depend on the number of workers, so neither does any result."""

@@ -37,12 +37,19 @@ def test_a_tie_of_two_jurors_goes_to_the_surer_one():
     assert wrong("answer", defence(SURE, (linear(FIRST), weak), tied)) == [True, False, False]
 
 
+@pytest.mark.parametrize("name", ["answer", "apgd-ce"])
 @pytest.mark.parametrize(("share", "lost"), [(0.5, [True, False, False]), (0.9, [False] * 3)])
-def test_a_mix_with_half_of_a_fooled_classifier_loses_its_labels_and_one_with_a_tenth_does_not(share, lost):
+def test_a_mix_with_half_of_a_fooled_classifier_loses_its_labels_and_one_with_a_tenth_does_not(name, share, lost):
     # The margin of the classifier falls to -2.8, -.4 and .4 nats, its probability to .06, .40 and .60; the jury keeps
     # .65. Half and half that is .35, .52 and .62.
     mixed = agreement_test(1, lower=[-INF], upper=[INF], answer="mixed", jury_share=share)
-    assert wrong("answer", defence(linear(10 * FIRST), (linear(0 * FIRST, 0.6),), mixed)) == lost
+    assert wrong(name, defence(linear(10 * FIRST), (linear(0 * FIRST, 0.6),), mixed)) == lost
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "autoattack"])
+def test_a_jury_that_answers_is_what_the_library_attacks(name):
+    target = defence(SURE, (linear(FIRST), linear(FIRST)), agreement_test(2, **SILENT, answer="robust"))
+    assert wrong(name, target) == (SHARES < 1).tolist()
 
 
 def test_an_attacker_flags_on_purpose_where_the_jury_that_is_then_asked_can_be_turned():

@@ -1,4 +1,4 @@
-"""The same attack by libraries that others wrote: projected gradient descent on the classifier behind the purifier.
+"""The same attack by libraries that others wrote: projected gradient descent on what answers, behind the purifier.
 
 Where ours finds less than theirs, ours is wrong. The libraries are not among this package's dependencies.
 """
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.types import Float32
-from s2ap_train.adaptive.search import View
 from s2ap_train.attacks.from_foolbox import quiet_import
 from s2ap_train.jobs import Found
 from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
 from s2ap_train.redteam.attacks.candidates import into_ball
+from s2ap_train.redteam.attacks.white_box_search import surrogates_of
 from s2ap_train.redteam.target import Target
 
-__all__ = ["ATTACKS", "MODULES", "RELATIVE_STEP", "BehindThePurifier", "library"]
+__all__ = ["ATTACKS", "MODULES", "RELATIVE_STEP", "Answering", "library"]
 
 RELATIVE_STEP = 0.25
 """Length of a step, of eps; as that of our own PGD."""
@@ -52,17 +52,24 @@ def library(module: str, package: str) -> ModuleType:
         ) from error
 
 
-class BehindThePurifier(nn.Module):
-    """Images [N, C, H, W] -> log-probabilities [N, K] of the classifier, with the exact gradient of the purifier."""
+class Answering(nn.Module):
+    """Images [N, C, H, W] -> log-probabilities [N, K] of which the answer is the largest, were nothing flagged.
 
-    def __init__(self, view: View) -> None:
+    Those of the classifier, of its mix with the jury, or the jurors' mean, whichever answers; with the exact gradient
+    of the purifier.
+    """
+
+    def __init__(self, target: Target) -> None:
         super().__init__()
-        self._view = view
+        self._target = target
+        self._answer = None if target.test is None else surrogates_of(target)[0]
+        self._members = 0 if target.test is None or target.test.answer == "accurate" else None
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)  # libraries ask parameters where the network is
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities [N, K] of images [N, C, H, W]."""
-        return self._view(images, "exact", 0)[0]
+        classifier, members = self._target.view(images, self._target.path, self._members)
+        return classifier if self._answer is None else self._answer.scores(classifier, members).log_softmax(1)
 
 
 def _art(network: nn.Module, task: Task) -> Float32:
@@ -117,7 +124,7 @@ def _secml(network: nn.Module, task: Task) -> Float32:
 def _run(attack: Any, target: Target, task: Task) -> Found:  # noqa: ANN401 - a function of (network, task)
     if task.eps == 0.0:
         return Found(task.data.images.copy(), {"steps": 0})
-    network = BehindThePurifier(target.view).eval()
+    network = Answering(target).eval()
     with _set_apart(task.seed):
         images = attack(network, task).astype(np.float32)
     inside = into_ball(images, task.data.images, task.eps, "linf")
@@ -148,8 +155,8 @@ ATTACKS = (
         goal="mislead",
         knows="everything",
         norm="linf",
-        assumes="PGD of the Adversarial Robustness Toolbox on the classifier through the exact purifier; members and "
-        "test are not attacked",
+        assumes="PGD of the Adversarial Robustness Toolbox on what answers through the exact purifier; the test is "
+        "not attacked",
         source="Nicolae et al. 2018, arXiv 1807.01069",
         needs="library",
         weight=3.0,
@@ -160,7 +167,7 @@ ATTACKS = (
         goal="mislead",
         knows="everything",
         norm="linf",
-        assumes="PGD of SecML-Torch on the classifier through the exact purifier; members and test are not attacked",
+        assumes="PGD of SecML-Torch on what answers through the exact purifier; the test is not attacked",
         source="Madry et al. 2018, arXiv 1706.06083",
         needs="library",
         weight=3.0,

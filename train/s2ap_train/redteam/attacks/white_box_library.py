@@ -1,4 +1,4 @@
-"""APGD of the library pyautoattack, through every step of the purifier."""
+"""APGD of the library pyautoattack on what answers, through every step of the purifier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from s2ap_train.attacks.right_images import class_count
 from s2ap_train.jobs import Found
 from s2ap_train.measures.autoattack import FEWEST_FOR_DLR, Loss, apgd, autoattacked
 from s2ap_train.redteam.attacks.attack import RedTeamAttack, Task
-from s2ap_train.redteam.attacks.cross_checks import BehindThePurifier
+from s2ap_train.redteam.attacks.cross_checks import Answering
 from s2ap_train.redteam.attacks.white_box_search import alone
 from s2ap_train.redteam.target import Target
 
@@ -20,17 +20,18 @@ __all__ = ["ATTACKS"]
 
 
 def _apgd(loss: Loss, target: Target, task: Task) -> Found:
-    """The classifier behind the purifier, its detector ignored: images that fool it are kept, flagged or not.
+    """What answers behind the purifier, the detector ignored: images that fool it are given back, flagged or not.
 
     The library's restarts go to the images that are not fooled yet; those that never are come back clean. Below three
     classes the difference-of-logits ratio does not exist, and its place is taken by the cross-entropy.
     """
     budget = alone(task.budget)
     images, labels = task.data.images, task.data.labels
-    classes = class_count(lambda x: target.view(x, target.path, 0)[0], images)
+    answering = Answering(target)
+    classes = class_count(answering, images)
     used: Loss = loss if classes >= FEWEST_FOR_DLR else "ce"
     found = apgd(
-        lambda x: target.view(x, target.path, 0)[0],
+        answering,
         images,
         labels,
         loss=used,
@@ -44,13 +45,13 @@ def _apgd(loss: Loss, target: Target, task: Task) -> Found:
 
 
 def _autoattack(target: Target, task: Task) -> Found:
-    """The whole of AutoAttack on the classifier behind the purifier; what is flagged is for the file to say."""
+    """The whole of AutoAttack on what answers behind the purifier; what is flagged is for the file to say."""
     x, y = torch.from_numpy(task.data.images), torch.from_numpy(task.data.labels)
     budget = task.budget
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "there are .* points with zero gradient")
         found, attacks, _ = autoattacked(
-            BehindThePurifier(target.view).eval(),
+            Answering(target).eval(),
             x,
             y,
             eps=task.eps,
@@ -72,8 +73,8 @@ _APGD = tuple(
         goal="mislead",
         knows="everything",
         norm="linf",
-        assumes=f"AutoAttack's APGD on the {words} of the classifier, through every step of the purifier; members and "
-        "test are ignored",
+        assumes=f"AutoAttack's APGD on the {words} of what answers, be it the classifier, the mix or the jurors' mean, "
+        "through every step of the purifier; the test is ignored",
         source="Croce and Hein 2020, arXiv 2003.01690 (pyautoattack)",
         weight=1.5,
     )
@@ -88,8 +89,8 @@ ATTACKS: tuple[RedTeamAttack, ...] = (
         goal="mislead",
         knows="everything",
         norm="linf",
-        assumes="AutoAttack's standard set on the classifier, through every step of the purifier; members and test are "
-        "ignored",
+        assumes="AutoAttack's standard set on what answers, be it the classifier, the mix or the jurors' mean, through "
+        "every step of the purifier; the test is ignored",
         source="Croce and Hein 2020, arXiv 2003.01690 (pyautoattack)",
         weight=30.0,
     ),
