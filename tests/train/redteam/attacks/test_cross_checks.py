@@ -50,7 +50,7 @@ def test_a_purifier_that_turns_the_image_round_turns_the_attack_round(attack):
     def view(images, path, members):
         return plain.view(1 - images if path == "exact" else images, path, members)
 
-    target = replace(plain, system=lambda images, labels: plain.system(1 - images, labels), view=view)
+    target = replace(plain, system=lambda images, labels: plain.system(1 - images, labels), view=view, purifies=True)
     found = attack.run(target, task_of(data, eps=EPS, budget=BUDGET))
     assert target.system(found.images, data.labels).success.all()
 
