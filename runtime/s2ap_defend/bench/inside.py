@@ -1,20 +1,16 @@
 """How much of an executor's calls is spent inside engines, timed within these very calls."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 
 import numpy as np
 
 from s2ap_defend.bench.choices import Clock
+from s2ap_defend.bench.rounds import CLOCKS
 from s2ap_defend.classifier import DefendedClassifier
 from s2ap_defend.types import Float32, Float64, Verdicts
 
 __all__ = ["Inside", "covered_ns"]
 
-_CLOCKS: Mapping[Clock, Callable[[], int]] = MappingProxyType(
-    {"wall": time.perf_counter_ns, "processor": time.process_time_ns}
-)
 _Span = tuple[int, int]
 
 
@@ -32,7 +28,7 @@ class Inside:
     def __init__(self, classifier: DefendedClassifier, clock: Clock) -> None:
         self._classifier = classifier
         self._calls: list[list[_Span]] = []
-        classifier.executor.observe(self._ran, _CLOCKS[clock])
+        classifier.executor.observe(self._ran, CLOCKS[clock])
 
     def __call__(self, images: Float32) -> Verdicts:
         """Run one batch."""

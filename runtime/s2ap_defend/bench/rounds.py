@@ -10,8 +10,8 @@ import numpy as np
 from s2ap_defend.bench.choices import Clock
 from s2ap_defend.types import Float64
 
-CLOCKS: Mapping[Clock, Callable[[], float]] = MappingProxyType(
-    {"wall": time.perf_counter, "processor": time.process_time}
+CLOCKS: Mapping[Clock, Callable[[], int]] = MappingProxyType(
+    {"wall": time.perf_counter_ns, "processor": time.process_time_ns}
 )
 Variant = Sequence[Callable[[], object]]
 """The calls of one variant in a round."""
@@ -59,7 +59,7 @@ def alternate(
             for i, call in enumerate(calls):
                 began = now()
                 call()
-                seconds[name][number - 1, i] = now() - began  # the first round is overwritten by the last
+                seconds[name][number - 1, i] = (now() - began) / 1e9  # the first round is overwritten by the last
         after_round()
     return seconds
 

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 @click.option(
     "--otel", is_flag=True, help="Send spans of requests over OTLP, as OTEL_* in the environment says. [otel]."
 )
+@requests_ignored()  # also while the server is imported, which takes a second
 def serve(
     model: tuple[str, ...],
     print_config: bool,
@@ -106,40 +107,39 @@ def serve(
 
     What no flag says may be in the environment (S2AP_DEFEND_SERVE_MAX_BATCH_ROWS), or in the file of --config.
     """
-    with requests_ignored():  # also while this is imported, which takes a second
-        from s2ap_defend.serve.config import ServerConfig
-        from s2ap_defend.serve.server import serve as run_server
+    from s2ap_defend.serve.config import ServerConfig
+    from s2ap_defend.serve.server import serve as run_server
 
-        config = ServerConfig(
-            model=named_models(model),
-            host=host,
-            port=port,
-            grpc_port=grpc_port,
-            insecure=insecure,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            keys=keys,
-            allowed_hosts=allow_host,
-            allow_load=allow_load,
-            expose_evidence=expose_evidence,
-            on_white=on_white,
-            resize=resize,
-            device=device,
-            threads=threads,
-            executor=executor,
-            constant_time=constant_time,
-            cache=cache,
-            engines=engines,
-            max_batch_rows=max_batch_rows,
-            max_queue_rows=max_queue_rows,
-            max_connections=max_connections,
-            drain_delay_s=drain_delay,
-            grace_s=grace,
-            log_format=log_format,
-            access_log=access_log,
-            otel=otel,
-        )
-        if print_config:
-            print_settings(click.get_current_context())
-        else:
-            run_server(config)
+    config = ServerConfig(
+        model=named_models(model),
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        insecure=insecure,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        keys=keys,
+        allowed_hosts=allow_host,
+        allow_load=allow_load,
+        expose_evidence=expose_evidence,
+        on_white=on_white,
+        resize=resize,
+        device=device,
+        threads=threads,
+        executor=executor,
+        constant_time=constant_time,
+        cache=cache,
+        engines=engines,
+        max_batch_rows=max_batch_rows,
+        max_queue_rows=max_queue_rows,
+        max_connections=max_connections,
+        drain_delay_s=drain_delay,
+        grace_s=grace,
+        log_format=log_format,
+        access_log=access_log,
+        otel=otel,
+    )
+    if print_config:
+        print_settings(click.get_current_context())
+    else:
+        run_server(config)
