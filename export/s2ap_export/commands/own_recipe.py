@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from s2ap_defend.errors import RecipeError
-from s2ap_export.commands.own_options import Own, check_options
+from s2ap_export.commands.own_options import Own
 
 __all__ = ["tables_of"]
 
@@ -14,14 +14,13 @@ _DEFAULT_EPS = 8 / 255
 
 
 def tables_of(recipe: str | None, own: Own, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """The tables of the recipe that is to be hardened; `--set` comes last.
+    """The tables of the recipe that is to be hardened, by options that were checked; `--set` comes last.
 
     Raises:
-        RecipeError: If neither a recipe nor data are named, options contradict each other, or the data cannot be read.
+        RecipeError: If the recipe or the data cannot be read.
     """
     from s2ap_train.recipe.text import apply_override, read_recipe
 
-    check_options(recipe, own)
     if recipe is None:
         tables = _photos(own)
     else:
