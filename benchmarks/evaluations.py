@@ -115,10 +115,11 @@ def pooled(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def print_tables(document: Mapping[str, Any]) -> None:
     """All tables in Markdown."""
-    seeds = f"{len(document['files'])} seeds, {document['samples']} test images each"
+    files = len(document["files"])
+    seeds = f"{files} seed{'s' if files > 1 else ''}, {document['samples']} test images each"
     print(f"{document['recipe']}, {seeds}, {document['preset']}, l_inf {document['eps']:g}\n")
     header = (
-        "%, mean (smallest to largest)",
+        "%, mean (smallest to largest)" if files > 1 else "%",
         "clean",
         "flagged clean",
         "label right",
@@ -138,7 +139,7 @@ def print_tables(document: Mapping[str, Any]) -> None:
     print("\n".join(aligned([header, ("---",) * len(header), *rows])), end="\n\n")
     compared = [(one["baseline"], one["measure"], points(one["effect"])) for one in document["comparisons"]]
     print("\n".join(aligned([("the file against", "figure", "points"), ("---",) * 3, *compared])), end="\n\n")
-    print("what must hold, all seeds together")
+    print("what must hold" + ", all seeds together" * (files > 1))
     for line in document["must_hold"]:
         print(f"- {line['result']}: {line['line']}: {line['said']}")
 

@@ -66,7 +66,7 @@ def medians(
 
 
 def as_text(document: Mapping[str, Any]) -> str:
-    """JSON of five decimals, a line for each key."""
+    """JSON of five decimals, or three digits where that is more, a line for each key."""
     lines = (f"{json.dumps(key)}: {json.dumps(_rounded(value))}" for key, value in document.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -76,7 +76,9 @@ def _rounded(value: Any) -> Any:  # noqa: ANN401 - JSON values
         return {key: _rounded(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_rounded(part) for part in value]
-    return round(value, DECIMALS) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return round(value, DECIMALS) if abs(value) >= 10 ** (2 - DECIMALS) else float(f"{value:.3g}")
 
 
 def data_overrides(data: tuple[Path, ...]) -> list[str]:

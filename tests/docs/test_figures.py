@@ -12,6 +12,7 @@ WHOLE = [
     ("docs/decision.md", "decision-digits", "decision_tables.print_tables"),
     ("docs/decision.md", "decision-fashion", "decision_tables.print_tables"),
     ("docs/decision.md", "evaluation-fashion", "evaluations.print_tables"),
+    ("docs/decision.md", "evaluation-fashion-standard", "evaluations.print_tables"),
     ("docs/decision.md", "false-alarms-fashion", "false_alarms.print_table"),
     ("docs/decision.md", "jurors-fashion", "jurors.print_table"),
     ("docs/decision.md", "jurors-fashion-kinds", "jurors.print_table"),
