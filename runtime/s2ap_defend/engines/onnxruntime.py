@@ -1,7 +1,11 @@
 """ONNX Runtime on the CPU, on CUDA, or through its TensorRT provider."""
 
+import io
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +61,7 @@ class OnnxRuntimeEngine:
         provider_options: Mapping[str, str] | None = None,
     ) -> None:
         chosen = available_device(device)
-        wanted = _PROVIDERS[chosen]
+        wanted, missing = _PROVIDERS[chosen], "" if chosen == "cpu" else _load_libraries(chosen)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = operator_threads() if threads is None else threads
@@ -75,11 +79,11 @@ class OnnxRuntimeEngine:
             self._session = onnxruntime.InferenceSession(source, options, providers=each, enable_fallback=fallback)
         except Exception as error:  # the runtime raises its own, undocumented types
             if _is_of_provider(error):
-                raise _not_started(device, f"could not start {wanted[0]}", chosen) from error
+                raise _not_started(device, f"could not start {wanted[0]}", chosen, missing) from error
             raise ModelFileError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
         self.provider: str = self._session.get_providers()[0]
         if device != "auto" and self.provider != wanted[0]:
-            raise _not_started(device, f"could only start {self.provider}", chosen)
+            raise _not_started(device, f"could only start {self.provider}", chosen, missing)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
         """Evaluate the graph; see Engine.run."""
@@ -187,6 +191,23 @@ def available_device(device: Device) -> Literal["cpu", "cuda", "tensorrt"]:
     return chosen
 
 
+@cache
+def _load_libraries(chosen: str) -> str:
+    """Load the libraries of CUDA and TensorRT that pip installed: a provider looks for those of the system alone.
+
+    Returns:
+        Which of CUDA is missing and why, empty where all are there.
+    """
+    printed = io.StringIO()
+    with redirect_stdout(printed), suppress(OSError, RuntimeError):
+        onnxruntime.preload_dlls()
+    if chosen == "tensorrt":
+        with suppress(ImportError, OSError):
+            import_module("tensorrt")  # which loads its own
+    failed = (line for line in printed.getvalue().splitlines() if line.startswith("Failed to load "))
+    return next(failed, "").partition(": ")[2]
+
+
 def _cuda_is_usable() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and Path("/dev/nvidiactl").exists()
 
@@ -196,9 +217,10 @@ def _is_of_provider(error: Exception) -> bool:
     return any(word in str(error) for word in ("RegisterTensorRTPlugins", "CUDA failure", "CUDA error"))
 
 
-def _not_started(device: str, found: str, chosen: str) -> EngineError:
+def _not_started(device: str, found: str, chosen: str, missing: str) -> EngineError:
+    why = f": {missing}" if missing else ""
     return EngineError(
-        f"device {device!r} was asked for, but ONNX Runtime {found}; check the driver; {INSTALL[chosen]}; or use "
+        f"device {device!r} was asked for, but ONNX Runtime {found}{why}; check the driver; {INSTALL[chosen]}; or use "
         "--device cpu"
     )
 
