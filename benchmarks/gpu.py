@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py parity-torch --device cuda --folder build/gpu
 
-A part whose library or provider is missing writes which, under "skipped"; one that fails writes PART.error.txt. The exit
-code of both is 1, and the next call tries them again.
+A part whose library or provider is missing writes which, under "skipped"; one that fails writes PART.error.txt. The
+exit code of both is 1, and the next call tries them again.
 """
 
 import argparse

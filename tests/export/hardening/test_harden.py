@@ -254,6 +254,7 @@ def test_the_recipe_may_ask_for_less_precision_and_what_it_changes_is_in_the_man
     assert compared.reduced.size_bytes < compared.float32.size_bytes
     assert compared.reduced.milliseconds is not None
     assert compared.float32.milliseconds is not None
+    assert compared.reduced.adaptive_accuracy is not None, "through the twin, which rounds as the file does"
     capsys.readouterr()
     assert run(["inspect", str(path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
