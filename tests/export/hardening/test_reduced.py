@@ -1,6 +1,7 @@
 """A file in less than float32 is compared with the same in float32, and refused where too many verdicts change."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import numpy_helper
 from s2ap_defend import DefendedClassifier, RecipeError
 from s2ap_defend.model_file import all_graphs, open_model_file, write_model_file
 from s2ap_defend.precision_record import PrecisionFigures, PrecisionRecord
+from s2ap_export.hardening import reduced
 from s2ap_export.hardening.reduced import MEASURED_FILE, check_flips, compare_precision, with_comparison
 from s2ap_train.data import ImageSet
 from s2ap_train.recipe import load_recipe
@@ -71,8 +73,9 @@ def test_more_flips_than_the_recipe_allows_are_refused(tiny_model_path: Path, bl
 
 
 def test_the_file_in_float32_is_made_only_where_something_is_reduced(
-    tiny_model_path: Path, clean: ImageSet, tmp_path: Path
+    tiny_model_path: Path, clean: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reduced, "ADAPTIVE", replace(reduced.ADAPTIVE, steps=1, cheap_steps=5))
     file, path = open_model_file(tiny_model_path), Path(shutil.copy(tiny_model_path, tmp_path / "model.onnx"))
     clean = clean.subset(slice(0, 6))
     made: list[str] = []
@@ -84,8 +87,8 @@ def test_the_file_in_float32_is_made_only_where_something_is_reduced(
     assert with_comparison(file.manifest, path, in_float32, clean, clean, tmp_path, **ASKED) is file.manifest
     assert not made
     record = PrecisionRecord(classifier="float32", comparison=None)
-    reduced = file.manifest.model_copy(update={"precision": record})
-    compared = with_comparison(reduced, path, in_float32, clean, clean, tmp_path, **ASKED).precision
+    half = file.manifest.model_copy(update={"precision": record})
+    compared = with_comparison(half, path, in_float32, clean, clean, tmp_path, **ASKED).precision
     assert compared is not None
     assert compared.comparison is not None
     assert compared.comparison.label_flips == 0
@@ -100,7 +103,7 @@ def test_the_file_in_float32_is_made_only_where_something_is_reduced(
     assert " ms an image (" in compared.comparison.in_words
     files = ["float32-model.onnx", "model.onnx", MEASURED_FILE]
     assert sorted(one.name for one in tmp_path.iterdir()) == files
-    again = with_comparison(reduced, path, in_float32, clean, clean, tmp_path, **ASKED)
+    again = with_comparison(half, path, in_float32, clean, clean, tmp_path, **ASKED)
     assert again.precision == compared, "both are measured once"
     old = compared.comparison.model_copy(
         update={"reduced": _older(compared.comparison.reduced), "adaptive_samples": None}
