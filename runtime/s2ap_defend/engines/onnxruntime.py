@@ -61,7 +61,9 @@ class OnnxRuntimeEngine:
         provider_options: Mapping[str, str] | None = None,
     ) -> None:
         chosen = available_device(device)
-        wanted, missing = _PROVIDERS[chosen], "" if chosen == "cpu" else _load_libraries(chosen)
+        wanted = _PROVIDERS[chosen]
+        if missing := "" if chosen == "cpu" else _load_libraries(chosen):
+            raise _not_started(device, f"could not load {missing}", chosen)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = operator_threads() if threads is None else threads
@@ -79,11 +81,11 @@ class OnnxRuntimeEngine:
             self._session = onnxruntime.InferenceSession(source, options, providers=each, enable_fallback=fallback)
         except Exception as error:  # the runtime raises its own, undocumented types
             if _is_of_provider(error):
-                raise _not_started(device, f"could not start {wanted[0]}", chosen, missing) from error
+                raise _not_started(device, f"could not start {wanted[0]}", chosen) from error
             raise ModelFileError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
         self.provider: str = self._session.get_providers()[0]
         if device != "auto" and self.provider != wanted[0]:
-            raise _not_started(device, f"could only start {self.provider}", chosen, missing)
+            raise _not_started(device, f"could only start {self.provider}", chosen)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[np.ndarray]:
         """Evaluate the graph; see Engine.run."""
@@ -204,12 +206,14 @@ def _load_libraries(chosen: str) -> str:
     if chosen == "tensorrt":
         with suppress(ImportError, OSError):
             import_module("tensorrt")  # which loads its own
-    failed = (line for line in printed.getvalue().splitlines() if line.startswith("Failed to load "))
-    return next(failed, "").partition(": ")[2]
+    failed = (line for line in printed.getvalue().splitlines() if line.startswith("Failed to load lib"))
+    needed = (line for line in failed if "libnvrtc" not in line)  # which the provider does without
+    return next(needed, "").partition(": ")[2]
 
 
 def _cuda_is_usable() -> bool:
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and Path("/dev/nvidiactl").exists()
+    provided = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return provided and Path("/dev/nvidiactl").exists() and not _load_libraries("cuda")
 
 
 def _is_of_provider(error: Exception) -> bool:
@@ -217,10 +221,9 @@ def _is_of_provider(error: Exception) -> bool:
     return any(word in str(error) for word in ("RegisterTensorRTPlugins", "CUDA failure", "CUDA error"))
 
 
-def _not_started(device: str, found: str, chosen: str, missing: str) -> EngineError:
-    why = f": {missing}" if missing else ""
+def _not_started(device: str, found: str, chosen: str) -> EngineError:
     return EngineError(
-        f"device {device!r} was asked for, but ONNX Runtime {found}{why}; check the driver; {INSTALL[chosen]}; or use "
+        f"device {device!r} was asked for, but ONNX Runtime {found}; check the driver; {INSTALL[chosen]}; or use "
         "--device cpu"
     )
 
