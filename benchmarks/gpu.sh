@@ -27,7 +27,7 @@ for part in environment:60 parity-onnxruntime:90 parity-torch:90 bench-onnxrunti
         echo "$name: done before"
         measured=$((measured + 1))
     else
-        timeout "${part#*:}" "$PYTHON" benchmarks/gpu.py "$name" --device "$DEVICE" --sizes "$SIZES" --folder "$FOLDER"
+        timeout --foreground "${part#*:}" "$PYTHON" benchmarks/gpu.py "$name" --device "$DEVICE" --sizes "$SIZES" --folder "$FOLDER"
         code=$?
         case $code in
         0 | 1) ;; # it has said what

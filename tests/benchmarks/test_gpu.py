@@ -40,7 +40,7 @@ def test_every_part_is_measured_once_and_brought_out(tmp_path: Path) -> None:
     rows = found["bench-onnxruntime"]["resnet18, six members asked"]
     assert [row["batch"] for row in rows["at_once"]] == [1, 2]
     assert all(row["p99_ms"] >= row["p50_ms"] > 0 for of in rows.values() for row in of)
-    assert found["bench-torch"]["resnet18, two members asked"]["float32, batched"][0]["of_ceiling"] > 0
+    assert found["bench-torch"]["resnet18, four members asked"]["float32, batched"][0]["of_ceiling"] > 0
     assert found["training"]["32"]["images_per_s"] > 0
     (folder / "environment.json").unlink()
     again = run(folder, out)
