@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py parity-torch --device cuda --folder build/gpu
 
-A part whose library or provider is missing writes which, under "skipped"; one that fails writes PART.error.txt, and is
-tried again by the next call.
+A part whose library or provider is missing writes which, under "skipped"; one that fails writes PART.error.txt. The
+exit code of both is 1, and the next call tries them again.
 """
 
 import argparse
@@ -207,7 +207,9 @@ def main() -> None:
     path = asked.folder / f"{asked.part}.json"
     path.with_suffix(".tmp").write_text(json.dumps(document, indent=1) + "\n")
     path.with_suffix(".tmp").replace(path)
-    print(f"{asked.part}: {found.get('skipped', 'done')}, {seconds:.0f} s")
+    if "skipped" in found:
+        sys.exit(f"{asked.part}: skipped, {found['skipped']}")
+    print(f"{asked.part}: done, {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ class Sizes:
 
 
 SIZES = {
-    "full": Sizes((1, 2, 4, 8, 16, 32, 64, 128, 256), 256, 0.5, (1.0, (3, 32, 32)), 5120),
+    "full": Sizes((1, 2, 4, 8, 16, 32, 64, 128, 256), 1000, 0.5, (1.0, (3, 32, 32)), 5120),
     "tiny": Sizes((1, 2), 4, 0.01, (0.0625, (3, 8, 8)), 16),
 }
 
 
 def shaped(sizes: Sizes) -> Iterator[tuple[str, bool, Any]]:
-    """Untrained files of the shape cifar10-resnet18 with six members, decided after two of them or after all."""
+    """Untrained files of the shape cifar10-resnet18 with six members, decided after their first wave or after all."""
     from latency_files import built
 
     from s2ap_export.tracing.trace import trace_classifier
@@ -45,7 +45,7 @@ def shaped(sizes: Sizes) -> Iterator[tuple[str, bool, Any]]:
     networks = [fold_batch_norm(ResNet18(shape[0], 10, width=width, seed=seed).eval()) for seed in range(7)]
     scopes = ["classifier", *(f"member_{i:03d}" for i in range(6))]
     traced = [trace_classifier(network, shape, scope) for network, scope in zip(networks, scopes, strict=True)]
-    for name, asks_all in (("resnet18, two members asked", False), ("resnet18, six members asked", True)):
+    for name, asks_all in (("resnet18, four members asked", False), ("resnet18, six members asked", True)):
         yield name, asks_all, built(shape, 6, asks_all=asks_all, networks=traced)
 
 

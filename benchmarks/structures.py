@@ -5,7 +5,8 @@
 A ResNet18 of half its width on 3x32x32 images, untrained: time does not depend on what weights say, but for zeros that
 an engine looks for. All structures and engines take turns on one batch, a call each, in seconds of the processor on one
 thread; a ratio is the median over the rounds of one round's ratio. Kernels are those that the engine names: ONNX
-Runtime in the graph that it optimised for this machine, PyTorch in its profile.
+Runtime in the graph that it optimised for this machine, PyTorch in its profile. Then whole files whose eight members
+have the structure and whose classifier is dense, without a purifier: images stop after the first wave of four or never.
 """
 
 import statistics
@@ -19,6 +20,7 @@ import click
 import numpy as np
 import onnx
 import torch
+from latency_files import built
 from report import aligned, as_text, machine
 from torch import Tensor, nn
 
@@ -31,6 +33,7 @@ from s2ap_train.onnx_graphs.onnx_module import torch_stage
 
 SHAPE = (3, 32, 32)
 DENSE = "dense"
+MEMBERS = 8
 _CALLERS = {"aten::conv2d", "aten::convolution", "aten::_convolution", "aten::thnn_conv2d"}
 """What PyTorch's profile counts besides the kernels that they call."""
 Masking = Callable[[Tensor], Tensor]
@@ -119,6 +122,17 @@ def ratios(runs: dict[tuple[str, str], Callable[[], object]], rounds: int) -> di
     }
 
 
+def defended(stages: dict[str, onnx.ModelProto], images: np.ndarray) -> dict[tuple[str, str], Callable[[], object]]:
+    """Calls of whole files by the structure of their members, and by executor and members asked."""
+    runs = {}
+    for name, stage in stages.items():
+        for asked, asks_all in (("four", False), ("all eight", True)):
+            file = built(SHAPE, MEMBERS, asks_all=asks_all, networks=[stages[DENSE], *[stage] * MEMBERS])
+            for executor in ("whole", "staged"):
+                (runs[name, f"{executor}, {asked} asked"],) = file.variants(images)[executor]
+    return runs
+
+
 def _names(kernels: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(kernels.items())) or "none"
 
@@ -133,20 +147,31 @@ def main(batch: int, rounds: int, width: float, file: Path | None) -> None:
     images = np.random.default_rng(0).random((batch, *SHAPE), dtype=np.float32)
     runs, kernels = {}, {}
     with one_thread():
-        for name, network in structures(width).items():
-            stage = trace_classifier(network, SHAPE, "classifier")
+        stages = {name: trace_classifier(one, SHAPE, "classifier") for name, one in structures(width).items()}
+        for name, stage in stages.items():
             for engine, start in ENGINES.items():
                 runs[name, engine], kernels[name, engine] = start(stage, images)
         found = ratios(runs, rounds)
+        whole = ratios(defended(stages, images), rounds)
     rows = [("structure", "engine", "kernels", "time over dense"), ("---", "---", "---", "---:")]
     rows += [(name, engine, kernels[name, engine], f"{found[name, engine]:.2f}") for name, engine in runs]
-    print(*aligned(rows), machine(), sep="\n")
+    files = [("members", "file", "time over dense"), ("---", "---", "---:")]
+    files += [(*key, f"{ratio:.2f}") for key, ratio in whole.items()]
+    print(*aligned(rows), "", *aligned(files), machine(), sep="\n")
     if file is not None:
         table = [
             {"structure": name, "engine": engine, "kernels": kernels[name, engine], "ratio": found[name, engine]}
             for name, engine in runs
         ]
-        said = {"batch": batch, "rounds": rounds, "width": width, "machine": machine(), "rows": table}
+        defences = [{"members": name, "file": how, "ratio": ratio} for (name, how), ratio in whole.items()]
+        said = {
+            "batch": batch,
+            "rounds": rounds,
+            "width": width,
+            "machine": machine(),
+            "rows": table,
+            "files": defences,
+        }
         file.write_text(as_text(said))
 
 

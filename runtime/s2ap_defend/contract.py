@@ -14,6 +14,7 @@ from s2ap_defend.half_weights import are_halves, weight_names
 from s2ap_defend.manifest import Manifest
 from s2ap_defend.precision_record import weights_precision
 from s2ap_defend.sequential import tables_in_graph
+from s2ap_defend.two_four import two_four_stages
 from s2ap_defend.types import Verdicts
 
 __all__ = ["BANK", "check_contract", "check_outputs"]
@@ -42,6 +43,7 @@ def check_contract(proto: ModelProto, graphs: Sequence[GraphProto], manifest: Ma
     _check_again(graphs, path)
     _check_purifier(graphs, manifest, path)
     _check_precision(graphs, manifest, path)
+    _check_two_four(graphs, manifest, path)
 
 
 def check_outputs(proto: ModelProto, manifest: Manifest, path: Path) -> None:
@@ -144,6 +146,15 @@ def _check_purifier(graphs: Sequence[GraphProto], manifest: Manifest, path: Path
     if expected:
         raise ModelFileError(
             f"{path}: the graph has {found}, the manifest's purifier says {expected}; export the model again"
+        )
+
+
+def _check_two_four(graphs: Sequence[GraphProto], manifest: Manifest, path: Path) -> None:
+    """Count the groups of weights of every stage that the manifest calls 2:4."""
+    wrong = sorted(set(manifest.two_four) - set(two_four_stages(graphs, path.parent))) if manifest.two_four else []
+    if wrong:
+        raise ModelFileError(
+            f"{path}: the weights of {', '.join(wrong)} are not 2:4, the manifest says so; export the model again"
         )
 
 

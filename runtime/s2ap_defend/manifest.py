@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 METADATA_KEY = "s2ap_defend"
-_LEFT_OUT = ("weaknesses", "precision", "sparse_weights")
+_LEFT_OUT = ("weaknesses", "precision", "sparse_weights", "two_four")
 FORMAT_VERSION: Literal[4] = 4
 
 
@@ -171,7 +171,8 @@ class Manifest(ManifestTable):
     """The whole manifest of a defended model file.
 
     The keys of weaknesses, of precision and of sparse weights are missing where there is none and all is float32, as in
-    older files. `sparse_weights` is how many tensors are stored as values and gaps; None: none is to be.
+    older files. `sparse_weights` is how many tensors are stored as values and gaps; None: none is to be. `two_four`
+    names the stages whose weights are 2:4 sparse, for engines that have kernels for it.
     """
 
     format_version: Literal[4]
@@ -188,6 +189,7 @@ class Manifest(ManifestTable):
     weaknesses: tuple[WeaknessRecord, ...] = ()
     precision: PrecisionRecord | None = None
     sparse_weights: Count | None = None
+    two_four: tuple[str, ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:

@@ -22,6 +22,7 @@ from s2ap_defend.half_weights import lengthen, shorten
 from s2ap_defend.manifest import METADATA_KEY, Manifest, read_manifest
 from s2ap_defend.shipped import shipped_file
 from s2ap_defend.sparse_weights import compress, expand
+from s2ap_defend.two_four import two_four_stages
 
 MAX_EMBEDDED_BYTES = 1_900_000_000
 
@@ -150,8 +151,8 @@ def write_model_file(
 
     Args:
         model: The defended graph.
-        manifest: Its manifest; the two hashes in it are computed anew, and so is the number of sparse weights, unless
-            it is None: then all are stored dense. In external data they always are.
+        manifest: Its manifest; the two hashes in it and its 2:4 stages are found anew, and so is the number of sparse
+            weights, unless it is None: then all are stored dense. In external data they always are.
         path: The file to write.
         external_data: Whether weights go to a file of their own in the same folder; None decides by size. Its name
             holds their hash, so that whoever opens the model file while it is replaced finds the old pair or the new.
@@ -167,10 +168,11 @@ def write_model_file(
     written = ModelProto()
     written.CopyFrom(model)
     graphs = list(all_graphs(written.graph))
+    two_four = two_four_stages(graphs)
     sparse = None if external or manifest.sparse_weights is None else compress(graphs)
     if manifest.has_half_weights and not external:
         shorten(graphs)
-    sealed = manifest.model_copy(update={**hashes, "sparse_weights": sparse})
+    sealed = manifest.model_copy(update={**hashes, "sparse_weights": sparse, "two_four": two_four})
     del written.metadata_props[:]
     written.metadata_props.add(key=METADATA_KEY, value=sealed.to_json())
     if golden is not None:

@@ -37,15 +37,18 @@ class PrecisionFigures(ManifestTable):
         clean_flagged: Clean images flagged.
         label_accuracy: Attacked images whose final label is right, flagged or not.
         robust_accuracy: Attacked images right, flagged or not answered.
+        adaptive_accuracy: Images right, flagged or not answered that were attacked through this file's own twin, which
+            rounds as the file does; the key is missing where it was not measured, as in older files.
         size_bytes: Of the file.
         milliseconds: Processor time of one of 64 clean images at once, on one thread of the machine that made the file;
-            the key is missing where it was not measured, as in older files.
+            missing likewise.
     """
 
     clean_accuracy: Rate
     clean_flagged: Rate
     label_accuracy: Rate
     robust_accuracy: Rate
+    adaptive_accuracy: Rate | None = None
     size_bytes: Positive
     milliseconds: Amount | None = None
 
@@ -69,6 +72,8 @@ class PrecisionComparison(ManifestTable):
         flag_flips: Clean images that are flagged in one of the two, or not answered in one.
         attack: What attacked images were made with, on the networks in float32: they are transferred.
         attacked_samples: How many.
+        adaptive_samples: Images that were attacked through the twin of each file; missing where none was, as in older
+            files.
         reduced: Of the file.
         float32: Of the other.
     """
@@ -79,8 +84,13 @@ class PrecisionComparison(ManifestTable):
     flag_flips: Count
     attack: str
     attacked_samples: Positive
+    adaptive_samples: Positive | None = None
     reduced: PrecisionFigures
     float32: PrecisionFigures
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_measured(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {key: value for key, value in serialise(self).items() if value is not None}
 
     @model_validator(mode="after")
     def _flips_are_images(self) -> "PrecisionComparison":
@@ -92,12 +102,18 @@ class PrecisionComparison(ManifestTable):
     def in_words(self) -> str:
         """For people."""
         of, single = self.reduced, self.float32
+        through = (
+            f"{of.adaptive_accuracy:.1%} ({single.adaptive_accuracy:.1%}) of {self.adaptive_samples} attacked through "
+            "each file's own twin, "
+            if of.adaptive_accuracy is not None and single.adaptive_accuracy is not None
+            else ""
+        )
         return (
             f"against float32, of {self.samples} {self.split} images {self.label_flips} have another label and "
             f"{self.flag_flips} another flag; {of.clean_accuracy:.1%} clean ({single.clean_accuracy:.1%} in float32), "
             f"{of.label_accuracy:.1%} label right ({single.label_accuracy:.1%}) and {of.robust_accuracy:.1%} right or "
             f"flagged ({single.robust_accuracy:.1%}) of {self.attacked_samples} transferred attacks, "
-            f"{of.size_bytes / 1e6:.2f} MB ({single.size_bytes / 1e6:.2f} MB)"
+            f"{through}{of.size_bytes / 1e6:.2f} MB ({single.size_bytes / 1e6:.2f} MB)"
             + (
                 f", {of.milliseconds:.3g} ms an image ({single.milliseconds:.3g} ms)"
                 if of.milliseconds is not None and single.milliseconds is not None

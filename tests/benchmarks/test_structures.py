@@ -29,7 +29,10 @@ def test_structures_are_compared_with_dense_weights_on_every_engine(tmp_path: Pa
     asked = ["--batch", "1", "--rounds", "2", "--width", "0.125", "--json", str(found)]
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 0, result.output
-    rows = json.loads(found.read_text())["rows"]
+    said = json.loads(found.read_text())
+    assert len(said["files"]) == 5 * 2 * 2
+    assert all(row["ratio"] == 1.0 for row in said["files"] if row["members"] == "dense")
+    rows = said["rows"]
     assert len(rows) == 5 * len(ENGINES)
     assert all(row["ratio"] == 1.0 for row in rows if row["structure"] == "dense")
     assert all("Conv" in row["kernels"] or "conv" in row["kernels"] for row in rows)

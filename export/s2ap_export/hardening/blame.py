@@ -1,4 +1,4 @@
-"""Which layer of a network reads other images of the batch, or makes the number of images a number."""
+"""Which layer or node of a network reads other images of the batch, or makes the number of images a number."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
+from onnx import ModelProto, helper
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-__all__ = ["layer_at_fault"]
+from s2ap_defend.engines.onnxruntime import OnnxRuntimeEngine
+from s2ap_train.models.onnx_network import OnnxNetwork
+
+__all__ = ["layer_at_fault", "node_at_fault"]
 
 _ALIKE = 1e-4
 """Largest difference of an image's values in another batch that rounding explains, of the largest value."""
@@ -34,6 +39,35 @@ def layer_at_fault(module: nn.Module, images: Tensor) -> str:
     if not found:
         return ""
     return f"layer {found} ({type(module.get_submodule(found)).__name__}): "
+
+
+def node_at_fault(network: OnnxNetwork, images: Tensor) -> str:
+    """The first node of an ONNX file whose answer to an image depends on the others.
+
+    Args:
+        network: The file.
+        images: Some, [N, C, H, W], N > 1.
+
+    Returns:
+        'node NAME (OPERATOR): ' for a message; empty where no node does so.
+    """
+    shown = ModelProto()
+    shown.CopyFrom(network.proto)
+    made = {name: node for node in shown.graph.node for name in node.output if name}
+    del shown.graph.output[:]
+    shown.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in made)
+    with suppress(Exception), torch.no_grad():  # what is wrong with it was said already
+        engine, image = OnnxRuntimeEngine(shown.SerializeToString(), device="cpu"), shown.graph.input[0].name
+        x = network.normalisation(images.float())
+        feed = (x if network.layout == "NCHW" else x.permute(0, 2, 3, 1)).contiguous().numpy()
+        together, alone = (engine.run({image: some}, list(made)) for some in (feed, feed[:1]))
+        for (name, node), whole, single in zip(made.items(), together, alone, strict=True):
+            first = whole[:1] if whole.ndim and (len(whole), len(single)) == (len(feed), 1) else whole  # or one for all
+            if first.shape == single.shape:
+                apart = np.abs(first.astype(np.float64) - single).max(initial=0)
+                if not apart <= _ALIKE * np.abs(whole.astype(np.float64)).max(initial=0):
+                    return f"node {node.name or name} ({node.op_type}): "
+    return ""
 
 
 def _mixing(module: nn.Module, images: Tensor) -> str:

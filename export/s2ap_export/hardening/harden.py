@@ -190,6 +190,8 @@ def harden(
                     splits.validation,
                     decided.fitting,
                     work_dir,
+                    eps=recipe.eps,
+                    seed=recipe.seed,
                     max_flips=recipe.export.max_flips,
                 )
             step.advance(f"{len(manifest.members)} members, {candidate.path.stat().st_size / 1e6:.1f} MB")

@@ -1,4 +1,4 @@
-"""Times that are measured once and stored in a work folder, so that a second run makes the same file."""
+"""Numbers that are measured once and stored in a work folder, so that a second run makes the same file."""
 
 import contextlib
 from collections.abc import Callable, Sequence

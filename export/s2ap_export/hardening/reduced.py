@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,17 +17,24 @@ from s2ap_defend.model_file import open_model_file, write_model_file
 from s2ap_defend.precision_record import PrecisionComparison, PrecisionFigures
 from s2ap_defend.types import Float32, Verdicts
 from s2ap_export.hardening.measured_once import measured_once
+from s2ap_train.adaptive.search import AdaptiveBudget, adaptive_attack
+from s2ap_train.compute.threads import one_thread
 from s2ap_train.data import ImageSet
 from s2ap_train.recipe.tables import StagePrecision
+from s2ap_train.redteam.target import defended_target
+from s2ap_train.twin import Twin
 
-__all__ = ["TIMES_FILE", "check_flips", "compare_precision", "milliseconds", "with_comparison"]
+__all__ = ["MEASURED_FILE", "check_flips", "compare_precision", "milliseconds", "with_comparison"]
 
 ATTACK = "that of calibration, on the networks in float32, transferred"
 MOST_ATTACKED = 1024
 """Attacked images that are compared; they are taken evenly from all."""
+ADAPTIVE = AdaptiveBudget(steps=10, cheap_steps=20, restarts=1, targets=1, thorough=False)
+"""Of the attack through the twin of each file, on at most `MOST_ADAPTIVE` images."""
+MOST_ADAPTIVE = 64
 _ROWS = 256
 _TIMED_ROWS, _ROUNDS = 64, 11
-TIMES_FILE = "precision-times.json"
+MEASURED_FILE = "precision-measured.json"
 
 
 def with_comparison(
@@ -37,6 +45,8 @@ def with_comparison(
     attacked: ImageSet,
     work_dir: Path,
     *,
+    eps: float,
+    seed: int,
     max_flips: float,
 ) -> Manifest:
     """The manifest of a file with what its precision changes; the other file is written to the same folder.
@@ -47,7 +57,9 @@ def with_comparison(
         in_float32: Makes the same of the same networks in float32, calibrated in the same way.
         clean: Validation images.
         attacked: Attacked images with their true labels.
-        work_dir: Where the times are stored, so that a second run writes the same manifest.
+        work_dir: Where times and attacks are stored, so that a second run writes the same manifest.
+        eps: l_inf budget of the attack through the twins, pixels in [0, 1].
+        seed: Of its random starts.
         max_flips: Of the recipe.
 
     Raises:
@@ -59,21 +71,26 @@ def with_comparison(
     write_model_file(*in_float32(), single)
     comparison = compare_precision(reduced, single, clean, attacked)
     check_flips(comparison, max_flips)
-    files = (reduced, single)
-    key = "-".join(open_model_file(path).manifest.graph_sha256 for path in files)
-    times = measured_once(work_dir / TIMES_FILE, key, lambda: milliseconds(files, clean.images))
+    files, some = (reduced, single), _evenly(clean, MOST_ADAPTIVE)
+
+    def measure() -> list[float]:
+        through = [_adaptive_accuracy(path, some, eps=eps, seed=seed) for path in files]
+        return [*milliseconds(files, clean.images), *through]
+
+    sums = [open_model_file(path).manifest.graph_sha256 for path in files]
+    key = "-".join([*sums, hashlib.sha256(some.images.tobytes()).hexdigest(), f"{eps:g}-{seed}"])
+    found = measured_once(work_dir / MEASURED_FILE, key, measure)
     of, other = (
-        figures.model_copy(update={"milliseconds": time})
-        for figures, time in zip((comparison.reduced, comparison.float32), times, strict=True)
+        figures.model_copy(update={"milliseconds": time, "adaptive_accuracy": through})
+        for figures, time, through in zip((comparison.reduced, comparison.float32), found[:2], found[2:], strict=True)
     )
-    comparison = comparison.model_copy(update={"reduced": of, "float32": other})
+    comparison = comparison.model_copy(update={"adaptive_samples": len(some), "reduced": of, "float32": other})
     return manifest.model_copy(update={"precision": manifest.precision.model_copy(update={"comparison": comparison})})
 
 
 def compare_precision(reduced: Path, single: Path, clean: ImageSet, attacked: ImageSet) -> PrecisionComparison:
     """Compare two files of the same networks on clean and on transferred attacked images, on the CPU."""
-    rows = np.linspace(0, len(attacked) - 1, min(MOST_ATTACKED, len(attacked))).astype(np.int64)
-    some = attacked.subset(rows)
+    some = _evenly(attacked, MOST_ATTACKED)
     asked = {path: (_ask(path, clean.images), _ask(path, some.images)) for path in (reduced, single)}
     one, other = asked[reduced][0], asked[single][0]
     flagged = (one.adversarial != other.adversarial) | (one.abstained != other.abstained)
@@ -118,6 +135,22 @@ def check_flips(comparison: PrecisionComparison, max_flips: float) -> None:
             f"export.precision: {comparison.in_words}; export.max_flips {max_flips:g} allows {allowed:.3g} of either; "
             f"keep the purifier, or {' or '.join(kinds)}, in float32, or allow more"
         )
+
+
+def _evenly(data: ImageSet, most: int) -> ImageSet:
+    return data.subset(np.linspace(0, len(data) - 1, min(most, len(data))).astype(np.int64))
+
+
+def _adaptive_accuracy(path: Path, data: ImageSet, *, eps: float, seed: int) -> float:
+    """Share of images right, flagged or not answered under descents through the twin of the file."""
+    file = open_model_file(path)
+    target = defended_target(file, path, Twin.from_file(file))
+    with one_thread():
+        found = adaptive_attack(
+            target.system, target.view, target.plan(ADAPTIVE), data, eps=eps, budget=ADAPTIVE, seed=seed
+        )
+    said = _ask(path, found.images)
+    return float(((said.label == data.labels) | said.adversarial | said.abstained).mean())
 
 
 def _ask(path: Path, images: Float32) -> Verdicts:

@@ -48,6 +48,9 @@ def inspect(model: Path, as_json: bool) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if manifest.two_four:
+        stages_said = harmless(", ".join(manifest.two_four))
+        console.print(f"2:4     {stages_said}", markup=False, highlight=False, soft_wrap=True)
     for weakness in manifest.weaknesses:
         console.print(f"weak    {harmless(weakness.text)}", markup=False, highlight=False, soft_wrap=True)
     for table in (_stage_table(stages), _member_table(manifest), decision_table(manifest)):

@@ -1,7 +1,13 @@
 """ONNX Runtime on the CPU, on CUDA, or through its TensorRT provider."""
 
+import io
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
+from ctypes import CDLL
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +31,8 @@ INSTALL = {"cuda": _CUDA, "tensorrt": f"{_CUDA}, TensorRT's are installed separa
 _ALWAYS = {"cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}}
 """Options of a provider: thresholds are calibrated in float32, whose mantissa TF32 cuts to 10 bits; and an exhaustive
 search for the fastest convolution, the default, makes whoever comes first with a size of batch wait for it."""
+_LIBRARIES = ("cudart", "cublasLt", "cublas", "nvrtc", "curand", "cufft", "cudnn")
+"""Of CUDA, each behind those that it needs."""
 _FATAL_ONLY = 4  # errors come as exceptions
 
 
@@ -58,6 +66,8 @@ class OnnxRuntimeEngine:
     ) -> None:
         chosen = available_device(device)
         wanted = _PROVIDERS[chosen]
+        if missing := "" if chosen == "cpu" else _load_libraries(chosen):
+            raise _not_started(device, f"could not load {missing}", chosen)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = operator_threads() if threads is None else threads
@@ -187,8 +197,39 @@ def available_device(device: Device) -> Literal["cpu", "cuda", "tensorrt"]:
     return chosen
 
 
+@cache
+def _load_libraries(chosen: str) -> str:
+    """Load the libraries of CUDA and TensorRT that pip installed: a provider looks for those of the system alone.
+
+    Returns:
+        Which of CUDA is missing and why, empty where all are there.
+    """
+    printed = io.StringIO()
+    with redirect_stdout(printed), suppress(OSError, RuntimeError):
+        onnxruntime.preload_dlls()
+    if chosen == "tensorrt":
+        with suppress(ImportError, OSError):
+            import_module("tensorrt")  # which loads its own
+    failed = [line.removeprefix("Failed to load ") for line in printed.getvalue().splitlines()]
+    missing = [line for line in failed if line.startswith("lib") and "libnvrtc" not in line]  # does without that one
+    spec = find_spec("nvidia") if missing else None
+    for folder in (spec and spec.submodule_search_locations) or ():  # ONNX Runtime looks next to itself alone
+        for file in (file for name in _LIBRARIES for file in sorted(Path(folder).glob(f"*/lib/lib{name}.so.*"))):
+            _loads(str(file))
+    return next((line.partition(": ")[2] for line in missing if not _loads(line.partition(": ")[0])), "")
+
+
+def _loads(library: str) -> bool:
+    """Load a library by its path, or by its name where the system has it or it is loaded already."""
+    with suppress(OSError):
+        CDLL(library)
+        return True
+    return False
+
+
 def _cuda_is_usable() -> bool:
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and Path("/dev/nvidiactl").exists()
+    provided = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return provided and Path("/dev/nvidiactl").exists() and not _load_libraries("cuda")
 
 
 def _is_of_provider(error: Exception) -> bool:

@@ -5,20 +5,46 @@ Networks are strongly typed: what computes in float16 or int8 says so in the ONN
 
 import importlib
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 from s2ap_defend.errors import EngineError
 from s2ap_defend.executors.tensorrt import TIMING_CACHE
 from s2ap_defend.tensorrt.index import Machine
 from s2ap_defend.tensorrt.plan import PlannedEngine
 
-__all__ = ["build_engine", "this_machine"]
+__all__ = ["BatchProfile", "Polygraphy", "build_engine", "this_machine"]
 
 _QUERY = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
 _PATIENCE_S = 20
 _INSTALL = "install NVIDIA's TensorRT and polygraphy, which come from NVIDIA (docs/export.md)"
+
+
+class BatchProfile(Protocol):
+    """Sizes of a batch, in Polygraphy."""
+
+    def add(self, name: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]) -> "BatchProfile":  # noqa: A002
+        """The profile with the shapes of one input more."""
+
+
+class Polygraphy(Protocol):
+    """What is called of `polygraphy.backend.trt`, which has no types; a test compares it with the library's own."""
+
+    def Profile(self) -> BatchProfile:  # noqa: N802
+        """An empty profile."""
+
+    def CreateConfig(  # noqa: N802
+        self, *, profiles: Sequence[BatchProfile], sparse_weights: bool, load_timing_cache: str | None
+    ) -> object:
+        """What makes the configuration of a builder."""
+
+    def network_from_onnx_bytes(self, model_bytes: bytes, *, strongly_typed: bool) -> object:
+        """A builder, network and parser."""
+
+    def engine_bytes_from_network(self, network: object, *, config: object, save_timing_cache: str) -> object:
+        """The serialised engine, which has a buffer."""
 
 
 def this_machine() -> Machine:
@@ -58,14 +84,15 @@ def build_engine(planned: PlannedEngine, folder: Path) -> bytes:
             sparse_weights=planned.sparse,
             load_timing_cache=str(cache) if cache.exists() else None,
         )
-        return bytes(trt.engine_bytes_from_network(network, config=config, save_timing_cache=str(cache)))
+        made = trt.engine_bytes_from_network(network, config=config, save_timing_cache=str(cache))
+        return bytes(cast("bytes", made))
     except Exception as error:  # Polygraphy's and TensorRT's own types
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EngineError(f"TensorRT builds no engine {planned.file}: {said}") from error
 
 
-def _polygraphy() -> Any:  # noqa: ANN401 - a module that is not installed here
+def _polygraphy() -> Polygraphy:
     try:
-        return importlib.import_module("polygraphy.backend.trt")
+        return cast("Polygraphy", importlib.import_module("polygraphy.backend.trt"))
     except ImportError as error:
         raise EngineError(f"polygraphy is not installed for this Python; {_INSTALL}") from error

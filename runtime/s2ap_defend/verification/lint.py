@@ -2,9 +2,9 @@
 
 The list is that of NVIDIA's parser for TensorRT 10.0 (onnx/onnx-tensorrt, docs/operators.md), which reads operator
 sets 9 to 20, less what a stage may not hold for our own reasons: control flow, which no CUDA graph can capture;
-operators whose result has a size that only its values decide; random numbers; and float64, which TensorRT rounds to
-float32. Quantisation must be symmetric: int8 with zero points 0. Whether a plan can be built, and is fast, only
-TensorRT itself says.
+operators whose result has a size that only its values decide; random numbers; float64, which TensorRT rounds to
+float32; and integers of 16 bits or without sign, which it has for no value within a graph. Quantisation must be
+symmetric: int8 with zero points 0. Whether a plan can be built, and is fast, only TensorRT itself says.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,17 @@ _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 _WIDE = {TensorProto.DOUBLE, TensorProto.COMPLEX64, TensorProto.COMPLEX128}
-_SIZES = {
+_FOREIGN = _WIDE | {
+    TensorProto.UINT8,
+    TensorProto.INT16,
+    TensorProto.UINT16,
+    TensorProto.UINT32,
+    TensorProto.UINT64,
+    TensorProto.STRING,
+}
+"""Types that no value of a stage may have."""
+_AXES = ("CumSum", "Split", "Squeeze", "Unsqueeze", *(name for name in sorted(SUPPORTED) if name.startswith("Reduce")))
+_SIZES = dict.fromkeys(_AXES, slice(1, 2)) | {
     "ConstantOfShape": slice(0, 1),
     "Expand": slice(1, 2),
     "OneHot": slice(1, 2),
@@ -55,7 +65,7 @@ _SIZES = {
     "Tile": slice(1, 2),
     "TopK": slice(1, 2),
 }
-"""Which inputs of an operator are sizes."""
+"""Which inputs of an operator are sizes or axes."""
 
 
 def lint_stage(stage: ModelProto) -> list[str]:
@@ -67,8 +77,10 @@ def lint_stage(stage: ModelProto) -> list[str]:
     opset = next((one.version for one in stage.opset_import if one.domain in {"", "ai.onnx"}), 0)
     found = [] if opset in OPSETS else [f"operator set {opset}, expected {OPSETS.start} to {OPSETS.stop - 1}"]
     found += [_named(node, reason) for node in stage.graph.node if (reason := _refused(node))]
-    wide = [f"{name} is {TensorProto.DataType.Name(kind).lower()}" for name, kind in _types(stage) if kind in _WIDE]
-    return [*found, *wide, *_asymmetric(stage), *_sizes_from_values(stage)]
+    foreign = [
+        f"{name} is {TensorProto.DataType.Name(kind).lower()}" for name, kind in _types(stage) if kind in _FOREIGN
+    ]
+    return [*found, *foreign, *_asymmetric(stage), *_sizes_from_values(stage)]
 
 
 def _refused(node: NodeProto) -> str:
@@ -124,6 +136,6 @@ def _sizes_from_values(stage: ModelProto) -> Iterator[str]:
     tainted = {stage.graph.input[0].name} if stage.graph.input else set()
     for node in stage.graph.node:
         if tainted.intersection(node.input[_SIZES.get(node.op_type, slice(0))]):
-            yield _named(node, f"{node.op_type} takes a size from the values of an image")
+            yield _named(node, f"{node.op_type} takes a size or axis from the values of an image")
         if node.op_type not in {"Shape", "Size"} and tainted.intersection(node.input):
             tainted.update(node.output)

@@ -43,7 +43,7 @@ def sign_file(model: Path, key: Path, signature: Path) -> None:
     check_writable(signature)
     try:
         signer = library.signing.Config().use_elliptic_key_signer(private_key=key)
-    except (ValueError, TypeError) as error:  # TypeError: a password is missing
+    except Exception as error:  # the library raises what its libraries do
         raise RecipeError(
             f"{key} is no private key that can be used ({_line(error)}); it must be a file of P-256, P-384 or P-521, "
             f"without a password: {_CURVES}"
@@ -73,7 +73,7 @@ def check_signature(model: Path, key: Path, signature: Path) -> Check:
     _check_file(signature, "signature", "name it with --signature, or sign the file with s2ap-defend sign")
     try:
         verifier = library.verifying.Config().use_elliptic_key_verifier(public_key=key)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # likewise
         raise RecipeError(f"{key} is no public key that can be used ({_line(error)}); {_PUBLIC}") from error
     try:
         verifier.verify(model.resolve(), signature)
@@ -102,4 +102,6 @@ def _check_file(path: Path, what: str, cure: str) -> None:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, AttributeError):  # of a curve
+        return "it is of no elliptic curve"
     return (str(error).strip().splitlines() or [type(error).__name__])[0].split(" See ")[0].rstrip(".")

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from s2ap_defend.manifest import ChoiceRecord
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import PURIFIER, stage_sizes
 from s2ap_defend.verification.verify import verify_file
+from s2ap_export.hardening import reduced
 from s2ap_train.commands.choose_purifier import choose_purifier as sweep_alone
 from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
 
@@ -229,8 +231,15 @@ def test_a_purifier_that_is_off_leaves_images_as_they_are_and_is_measured_as_off
 
 @pytest.mark.parametrize(("precision", "flips"), [("float16", 0.05), ("int8", 0.3)])
 def test_the_recipe_may_ask_for_less_precision_and_what_it_changes_is_in_the_manifest(
-    precision: str, flips: float, hardened: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    precision: str,
+    flips: float,
+    hardened: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(reduced, "ADAPTIVE", replace(reduced.ADAPTIVE, steps=1, cheap_steps=1))
+    monkeypatch.setattr(reduced, "MOST_ADAPTIVE", 4)
     allowed = ("--set", f"export.max_flips={flips}")  # networks that were hardly trained lie near their thresholds
     stages = f'export.precision={{purifier="float16", classifier="{precision}", members="{precision}"}}'
     path = again(hardened, tmp_path, "--set", stages, *allowed, *ONE_ATTACK)
@@ -254,6 +263,8 @@ def test_the_recipe_may_ask_for_less_precision_and_what_it_changes_is_in_the_man
     assert compared.reduced.size_bytes < compared.float32.size_bytes
     assert compared.reduced.milliseconds is not None
     assert compared.float32.milliseconds is not None
+    assert compared.adaptive_samples == 4
+    assert compared.reduced.adaptive_accuracy is not None, "through the twin, which rounds as the file does"
     capsys.readouterr()
     assert run(["inspect", str(path)]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -1,6 +1,7 @@
 """A file in less than float32 is compared with the same in float32, and refused where too many verdicts change."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from onnx import numpy_helper
 from s2ap_defend import DefendedClassifier, RecipeError
 from s2ap_defend.model_file import all_graphs, open_model_file, write_model_file
 from s2ap_defend.precision_record import PrecisionFigures, PrecisionRecord
-from s2ap_export.hardening.reduced import TIMES_FILE, check_flips, compare_precision, with_comparison
+from s2ap_export.hardening import reduced
+from s2ap_export.hardening.reduced import MEASURED_FILE, check_flips, compare_precision, with_comparison
 from s2ap_train.data import ImageSet
 from s2ap_train.recipe import load_recipe
 from s2ap_train.recipe.tables import ExportSettings, StagePrecision
 
+ASKED = {"eps": 0.1, "seed": 0, "max_flips": 0.0}
 IMAGES = np.random.default_rng(3).random((40, 1, 8, 8), dtype=np.float32)
 
 
@@ -70,39 +73,52 @@ def test_more_flips_than_the_recipe_allows_are_refused(tiny_model_path: Path, bl
 
 
 def test_the_file_in_float32_is_made_only_where_something_is_reduced(
-    tiny_model_path: Path, clean: ImageSet, tmp_path: Path
+    tiny_model_path: Path, clean: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reduced, "ADAPTIVE", replace(reduced.ADAPTIVE, steps=1, cheap_steps=5))
     file, path = open_model_file(tiny_model_path), Path(shutil.copy(tiny_model_path, tmp_path / "model.onnx"))
+    clean = clean.subset(slice(0, 6))
     made: list[str] = []
 
     def in_float32() -> tuple[onnx.ModelProto, object]:
         made.append("float32")
         return file.proto, file.manifest
 
-    assert with_comparison(file.manifest, path, in_float32, clean, clean, tmp_path, max_flips=0.0) is file.manifest
+    assert with_comparison(file.manifest, path, in_float32, clean, clean, tmp_path, **ASKED) is file.manifest
     assert not made
     record = PrecisionRecord(classifier="float32", comparison=None)
-    reduced = file.manifest.model_copy(update={"precision": record})
-    compared = with_comparison(reduced, path, in_float32, clean, clean, tmp_path, max_flips=0.0).precision
+    half = file.manifest.model_copy(update={"precision": record})
+    compared = with_comparison(half, path, in_float32, clean, clean, tmp_path, **ASKED).precision
     assert compared is not None
     assert compared.comparison is not None
     assert compared.comparison.label_flips == 0
     times = compared.comparison.reduced.milliseconds, compared.comparison.float32.milliseconds
     assert min(one or 0.0 for one in times) > 0
+    through = [one.adaptive_accuracy for one in (compared.comparison.reduced, compared.comparison.float32)]
+    assert through[0] == through[1] < compared.comparison.float32.robust_accuracy, "attacks through each twin"
+    assert (
+        f"of {compared.comparison.adaptive_samples} attacked through each file's own twin"
+        in compared.comparison.in_words
+    )
     assert " ms an image (" in compared.comparison.in_words
-    files = ["float32-model.onnx", "model.onnx", TIMES_FILE]
+    files = ["float32-model.onnx", "model.onnx", MEASURED_FILE]
     assert sorted(one.name for one in tmp_path.iterdir()) == files
-    again = with_comparison(reduced, path, in_float32, clean, clean, tmp_path, max_flips=0.0)
-    assert again.precision == compared, "times are measured once"
-    old = compared.comparison.model_copy(update={"reduced": _untimed(compared.comparison.reduced)})
-    assert "milliseconds" not in old.model_dump(mode="json")["reduced"]
+    again = with_comparison(half, path, in_float32, clean, clean, tmp_path, **ASKED)
+    assert again.precision == compared, "both are measured once"
+    old = compared.comparison.model_copy(
+        update={"reduced": _older(compared.comparison.reduced), "adaptive_samples": None}
+    )
+    written = old.model_dump(mode="json")
+    assert not {"milliseconds", "adaptive_accuracy"} & set(written["reduced"])
+    assert "adaptive_samples" not in written
     assert "ms an image" not in old.in_words
+    assert "twin" not in old.in_words
 
 
-def _untimed(figures: PrecisionFigures) -> PrecisionFigures:
-    """As files have them in which no time was measured."""
+def _older(figures: PrecisionFigures) -> PrecisionFigures:
+    """As files have them in which neither time nor attacks through the twin were measured."""
     said = figures.model_dump(mode="json")
-    del said["milliseconds"]
+    del said["milliseconds"], said["adaptive_accuracy"]
     return PrecisionFigures.model_validate(said)
 
 

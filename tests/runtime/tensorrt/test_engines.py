@@ -1,5 +1,6 @@
 """The folder of engines: what is built again and why, and what is said where nothing can be built."""
 
+import inspect
 import os
 import shutil
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from s2ap_defend import DefendedClassifier, EngineError, ModelFileError
 from s2ap_defend.commands.main import run
 from s2ap_defend.model_file import ModelFile
-from s2ap_defend.tensorrt.build import build_engine, this_machine
+from s2ap_defend.tensorrt.build import BatchProfile, Polygraphy, build_engine, this_machine
 from s2ap_defend.tensorrt.index import INDEX, Machine, read_index, stale_engines, write_engines
 from s2ap_defend.tensorrt.plan import PlannedEngine
 
@@ -99,6 +100,21 @@ def test_what_is_missing_is_named(planned: Plan, tmp_path: Path, monkeypatch: py
         assert not (tmp_path / "engines").exists()
 
 
+def parameters(function: object) -> set[str]:
+    """What may be named in a call, those that a class hands to its parents among them."""
+    sources = [one.__init__ for one in function.__mro__] if inspect.isclass(function) else [function]
+    return {name for source in sources for name in inspect.signature(source).parameters}
+
+
+def test_the_calls_of_polygraphy_are_those_that_the_library_has() -> None:
+    library = pytest.importorskip("polygraphy.backend.trt", reason="NVIDIA's polygraphy is not installed")
+    called = {name: function for name, function in vars(Polygraphy).items() if not name.startswith("_")}
+    assert len(called) == 4
+    for name, function in called.items():
+        assert parameters(function) - {"self"} <= parameters(getattr(library, name)), name
+    assert parameters(library.Profile.add) == parameters(BatchProfile.add)
+
+
 def test_the_command_builds_nothing_where_there_is_no_gpu(
     file: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +143,7 @@ def test_one_of_the_two_is_written(
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a GPU")
 def test_a_classifier_on_tensorrt_is_refused_in_one_line_where_there_is_none(file: ModelFile, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"(has no|could not start) TensorrtExecutionProvider"):
+    with pytest.raises(EngineError, match=r"(has no|could not start) TensorrtExecutionProvider|could not load lib"):
         DefendedClassifier.load(file.path, device="tensorrt", engines=tmp_path / "engines")
     assert not (tmp_path / "engines").exists()
 

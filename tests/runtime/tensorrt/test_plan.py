@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -11,7 +12,8 @@ from s2ap_defend import EngineError, ModelFileError
 from s2ap_defend.executors.groups import Group
 from s2ap_defend.executors.stages import stage_graphs
 from s2ap_defend.executors.tensorrt import BUCKETS, engine_folder, made_folders, provider_options, stage_options
-from s2ap_defend.model_file import ModelFile, write_model_file
+from s2ap_defend.manifest import METADATA_KEY
+from s2ap_defend.model_file import ModelFile, all_graphs, open_model_file, weights_sha256, write_model_file
 from s2ap_defend.stages import CLASSIFIER, PURIFIER, cut_stage
 from s2ap_defend.tensorrt.plan import PlannedEngine, plan_engines
 from s2ap_defend.two_four import is_two_four
@@ -141,3 +143,32 @@ def test_two_of_four_are_counted_along_the_inputs(quantised: bool, tmp_path: Pat
     assert not is_two_four(convolutions(first, quantised=quantised))
     model = convolutions(sparse, quantised=quantised).SerializeToString()
     assert stage_options(tmp_path, "member_000", model)["trt_sparsity_enable"] == "True"
+
+
+def test_a_stage_of_2_4_weights_is_marked_when_the_file_is_written_and_counted_when_it_is_opened(
+    file: ModelFile, tmp_path: Path
+) -> None:
+    proto = ModelProto()
+    proto.CopyFrom(file.proto)
+    tensors = {tensor.name: tensor for graph in all_graphs(proto.graph) for tensor in graph.initializer}
+    read = {node.input[1] for graph in all_graphs(proto.graph) for node in graph.node if node.op_type == "Conv"}
+    for name in sorted(read & set(tensors)):
+        weight = numpy_helper.to_array(tensors[name]).copy()
+        if name.startswith("member_001/") and weight.ndim == 4:
+            weight[:, ::4] = weight[:, 1::4] = 0
+            tensors[name].CopyFrom(numpy_helper.from_array(weight, name))
+    assert file.manifest.two_four == ()
+    assert "two_four" not in file.manifest.to_json(), "left out, as in older files"
+    for external in (False, True):
+        write_model_file(proto, file.manifest, tmp_path / "m.onnx", external_data=external)
+        marked = open_model_file(tmp_path / "m.onnx")
+        assert marked.manifest.two_four == ("member_001",)
+    assert {one.scope for one in plan_engines(marked) if one.sparse} == {"member_001"}
+    dense = onnx.load(file.path)
+    said = marked.manifest.model_copy(
+        update={"weights_sha256": weights_sha256(file.proto), "graph_sha256": file.manifest.graph_sha256}
+    )
+    next(one for one in dense.metadata_props if one.key == METADATA_KEY).value = said.to_json()
+    onnx.save_model(dense, tmp_path / "wrong.onnx")
+    with pytest.raises(ModelFileError, match="the weights of member_001 are not 2:4, the manifest says so"):
+        open_model_file(tmp_path / "wrong.onnx")

@@ -52,6 +52,14 @@ FLOAT64 = helper.np_dtype_to_tensor_dtype(np.dtype(np.float64))
         ("member_000/bernoulli: Bernoulli takes random numbers", stage(node("Bernoulli", "image", "x"))),
         ("member_000/maxpool: TensorRT has no indices", stage(node("MaxPool", "image", "x i", kernel_shape=[2]))),
         ("member_000/cast: Cast to float64, which", stage(node("Cast", "image", "x", to=FLOAT64))),
+        (
+            "x is uint16",
+            stage(node("Cast", "image", "x", to=TensorProto.UINT16), node("Cast", "x", "y", to=TensorProto.FLOAT)),
+        ),
+        (
+            "member_000/reducesum: ReduceSum takes a size or axis from the values of an image",
+            stage(node("Cast", "image", "n", to=TensorProto.INT64), node("ReduceSum", "image n", "x")),
+        ),
         ("w is double", stage(node("Mul", "image w", "x"), w=np.float64(2))),
         (
             "member_000/quantizelinear: QuantizeLinear with a zero point that is not int8 0",
@@ -63,11 +71,11 @@ FLOAT64 = helper.np_dtype_to_tensor_dtype(np.dtype(np.float64))
         ),
         ("operator set 24, expected 9 to 20", stage(node("Relu", "image", "x"), opset=24)),
         (
-            "member_000/expand: Expand takes a size from the values of an image",
+            "member_000/expand: Expand takes a size or axis from the values of an image",
             stage(node("Cast", "image", "n", to=TensorProto.INT64), node("Expand", "one n", "x"), one=np.float32(1)),
         ),
         (
-            "member_000/range: Range takes a size from the values of an image",
+            "member_000/range: Range takes a size or axis from the values of an image",
             stage(node("ReduceMax", "image", "n", keepdims=0), node("Range", "a n b", "x"), a=0.0, b=1.0),
         ),
     ],

@@ -94,6 +94,9 @@ def test_keys_and_places_that_cannot_be_used_are_said_in_one_line(
     locked, _ = write_key(tmp_path, "locked", password=b"secret")
     assert "public.pem is no private key that can be used" in refused(capsys, "sign", signed, "--key", public)
     assert "without a password: openssl" in refused(capsys, "sign", signed, "--key", locked)
+    edwards = write_key(tmp_path, "edwards", other=True)
+    for key, command in zip(edwards, ("sign", "verify"), strict=True):
+        assert "key that can be used (it is of no elliptic curve)" in refused(capsys, command, signed, "--key", key)
     assert "the private key none.pem does not exist; openssl" in refused(capsys, "sign", signed, "--key", "none.pem")
     assert "would overwrite" in refused(capsys, "sign", signed, "--key", private, "-o", signed)
     assert "own.pem is no public key that can be used" in refused(capsys, "verify", signed, "--key", private)
