@@ -1,12 +1,13 @@
 """The figures as tables, sentences and JSON."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from s2ap_defend.bench.choices import Clock
 from s2ap_defend.bench.goals import Goal, elsewhere, goals, not_judged
 from s2ap_defend.bench.machine import describe_machine
 from s2ap_defend.bench.measured import BARE, BatchTimes, Measured
@@ -19,6 +20,11 @@ from s2ap_defend.tables import plain_table, print_table
 
 BUSY = 0.1
 """Share of the time without a processor from which on the wall clock misleads."""
+_BUSY_MEANS: Mapping[Clock, str] = {
+    "wall": "That lengthens long calls more than short ones and makes multiples too large; --clock processor counts "
+    "what was computed.",
+    "processor": "Whoever had it empties caches, so what is outside the engines took up to twice as long as alone.",
+}
 _OUTSIDE, _BEYOND = _OVERHEADS = ("outside the engines", "beyond the stages")
 """What an executor adds: timed within its calls, and as what they take more than the stages alone."""
 
@@ -51,11 +57,8 @@ def print_report(measured: Measured, traffic: Traffic, manifest: Manifest, conso
         f"Floor: convolutions and products over {reached.flops_per_s / 1e9:.3g} GFLOP/s, or weights and images over "
         f"{reached.bytes_per_s / 1e9:.3g} GB/s, the best a matrix product and a pass over memory reached in this run."
     )
-    if measured.clock == "wall" and (measured.waited or 0) > BUSY:
-        say(
-            f"Warning: this process had no processor {measured.waited:.0%} of the time. That lengthens long calls more "
-            "than short ones and makes multiples too large; --clock processor counts what was computed."
-        )
+    if (measured.waited or 0) > BUSY:
+        say(f"Warning: this process had no processor {measured.waited:.0%} of the time. {_BUSY_MEANS[measured.clock]}")
     for line in (*_memory_lines(measured), *_accuracy_lines(manifest), *_goal_lines(measured, traffic, manifest)):
         say(line)
 
