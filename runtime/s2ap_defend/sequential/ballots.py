@@ -15,6 +15,8 @@ from s2ap_defend.types import Bool, Float32, Float64, Int64
 
 __all__ = ["Ballots", "by_class"]
 
+_SUMS = ("_votes", "_summed", "_probable", "_own")
+
 
 class Ballots:
     """What jurors say of N inputs: weights of their votes, and weighted sums of what they say of each class.
@@ -29,16 +31,17 @@ class Ballots:
 
     def __init__(self, test: SequentialTest, classifier: Float32, opening: Float32) -> None:
         self._test = test
+        self._waiting: list[tuple[int, Float32, Bool]] = []
         exact = np.empty((len(opening) + 1, *opening.shape[1:]))
         exact[:-1], exact[-1] = opening, classifier.T
         probabilities = exponential(exact) if test.answer == "mixed" else exact
-        self._own = probabilities[-1]
-        ballots = _ballots(test, self._weights(0, opening), opening, exact[:-1], probabilities[:-1])
-        self._counted = np.zeros(ballots.shape[1:])
-        for votes, ballot in zip(test.jurors, ballots, strict=False):
-            if votes:
-                self._counted += ballot
-        self._waiting: list[tuple[int, Float32, Bool]] = []
+        weights, self._own = test.vote_weights[: len(opening)], probabilities[-1]
+        self._votes = _votes(opening, np.broadcast_to(weights[:, None], (len(opening), len(classifier))))
+        self._summed, self._probable = np.zeros(self._votes.shape), np.zeros(self._votes.shape)
+        for j, weight in enumerate(weights.tolist()):
+            if weight:
+                self._summed += exact[j] * weight
+                self._probable += probabilities[j] * weight
 
     def hear(self, first: int, logs: Float32, asked: Bool) -> None:
         """Take down what members behind the opening say.
@@ -53,80 +56,71 @@ class Ballots:
     @property
     def votes(self) -> Float64:
         """Weight of the votes for each class [K, N]."""
-        return np.asarray(self._count()[0])
+        self._count()
+        return self._votes
 
     @property
     def summed(self) -> Float64:
-        """Sum of the log-probabilities [K, N]."""
-        return np.asarray(self._count()[1])
+        """Sum of the log-probabilities [K, N]; of all jurors where a vote may give the label, else of the opening's."""
+        self._count()
+        return self._summed
 
     def voted_label(self) -> Int64:
-        """The label with most votes [N]."""
-        votes, summed, *_ = self._count()
-        return voted_label(votes, summed)
+        """The label with most votes [N]; where a vote may give it."""
+        return voted_label(self.votes, self.summed)
 
     def mixed_label(self) -> Int64:
-        """The label of the mix [N]."""
-        test, (votes, _, probabilities) = self._test, self._count()
-        weight = np.add.reduce(votes, axis=0)  # exact, in whatever order
+        """The label of the mix [N]; where the answer is mixed."""
+        test, weight = self._test, np.add.reduce(self.votes, axis=0)  # exact, in whatever order
         share, amplification = test.jury_share, test.amplification
-        return mixed_label(self._own, probabilities, weight, jury_share=share, amplification=amplification)
+        return mixed_label(self._own, self._probable, weight, jury_share=share, amplification=amplification)
 
     def rows(self, index: Bool | Int64 | slice) -> Self:
         """The chosen inputs."""
         chosen = copy(self)
-        chosen._counted, chosen._own = self._counted[..., index], self._own[:, index]
+        for name in _SUMS:
+            setattr(chosen, name, getattr(self, name)[:, index])
         chosen._waiting = [(first, logs[..., index], asked[:, index]) for first, logs, asked in self._waiting]
         return chosen
 
     def join(self, others: Sequence[Self]) -> Self:
         """These inputs and others of the same test."""
         everyone, joined = (self, *others), copy(self)
-        joined._counted = np.concatenate([one._count() for one in everyone], axis=-1)
-        joined._own = np.concatenate([one._own for one in everyone], axis=-1)
+        for one in everyone:
+            one._count()
+        for name in _SUMS:
+            setattr(joined, name, np.concatenate([getattr(one, name) for one in everyone], axis=1))
         joined._waiting = []
         return joined
 
-    def _count(self) -> Float64:
-        """Count what has been heard [J, K, N], one juror after the other."""
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return self._counted
-        test, members = self._test, [i for first, logs, _ in waiting for i in range(first, first + len(logs))]
-        logs, asked, weights = waiting[0][1], waiting[0][2], self._weights(*waiting[0][:2])
-        if len(waiting) > 1:
-            logs, asked = (np.concatenate([one[part] for one in waiting]) for part in (1, 2))
-            weights = np.concatenate([self._weights(*one[:2]) for one in waiting])
+    def _count(self) -> None:
+        """Count what has been heard, one juror after the other."""
+        if not self._waiting:
+            return
+        test, waiting, self._waiting = self._test, self._waiting, []
+        weights = np.concatenate([test.vote_weights[first : first + len(logs)] for first, logs, _ in waiting])
+        logs, asked = (np.concatenate([one[part] for one in waiting]) for part in (1, 2))
+        self._votes = self._votes + _votes(logs, weights[:, None] * asked)
         exact = logs.astype(np.float64)
-        ballots = _ballots(test, weights, logs, exact, exponential(exact) if test.answer == "mixed" else exact)
-        for i, ballot, where in zip(members, ballots, asked, strict=True):
-            if test.jurors[i]:
-                np.add(self._counted, ballot, out=self._counted, where=where)
-        return self._counted
-
-    def _weights(self, first: int, logs: Float32) -> Float64:
-        """Weights of the votes of members [w], the first of them of this index."""
-        return self._test.vote_weights[first : first + len(logs)]
+        if test.sums_logs:
+            _add(self._summed, exact, weights, asked)
+        if test.answer == "mixed":
+            _add(self._probable, exponential(exact), weights, asked)
 
 
-def _ballots(test: SequentialTest, weights: Float64, logs: Float32, exact: Float64, probabilities: Float64) -> Float64:
-    """What members add [w, J, K, N].
+def _votes(logs: Float32, weights: Float64) -> Float64:
+    """Weight of the votes for each class [K, N], exact; of log-probabilities [w, K, N] and weights [w, N]."""
+    _, classes, count = logs.shape
+    places = logs.argmax(axis=1) * count + np.arange(count)
+    counted = np.bincount(places.ravel(), weights.ravel(), classes * count)
+    return np.asarray(counted.reshape(classes, count), dtype=np.float64)
 
-    Args:
-        test: The tables.
-        weights: Of their votes [w].
-        logs: Their log-probabilities [w, K, N].
-        exact: The same.
-        probabilities: Theirs; for a mix.
-    """
-    count, classes, inputs = exact.shape
-    ballots = np.empty((count, 3 if test.answer == "mixed" else 2, classes, inputs))
-    np.equal(logs.argmax(axis=1)[:, None], np.arange(classes)[:, None], out=ballots[:, 0])
-    ballots[:, 1] = exact
-    if test.answer == "mixed":
-        ballots[:, 2] = probabilities
-    ballots *= weights[:, None, None, None]
-    return ballots
+
+def _add(total: Float64, numbers: Float64, weights: Float64, asked: Bool) -> None:
+    """Add numbers [w, K, N] times weights [w] to a sum [K, N], one juror after the other, where asked [w, N]."""
+    for weight, one, where in zip(weights.tolist(), numbers, asked, strict=True):
+        if weight:
+            np.add(total, one * weight, out=total, where=where)
 
 
 def by_class(logs: Float32) -> Float32:

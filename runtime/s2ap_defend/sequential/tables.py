@@ -198,6 +198,11 @@ class SequentialTest:
         return self.members if self.await_vote or not len(closed) else int(closed[0])
 
     @cached_property
+    def sums_logs(self) -> bool:
+        """Whether log-probabilities of jurors behind the opening are looked at: they break ties of the vote."""
+        return self.answer == "robust" or self.correction == "correct"
+
+    @cached_property
     def counts_each(self) -> bool:
         """Whether votes are looked at after every member."""
         return self.await_vote or self.curtails
