@@ -63,6 +63,20 @@ def print_report(measured: Measured, traffic: Traffic, manifest: Manifest, conso
         say(line)
 
 
+def where_time_goes(measured: Measured, goal: Goal, manifest: Manifest) -> str:
+    """Where the time goes that is too much, in words; of a goal for one batch size."""
+    (one,) = (one for one in measured.batches if one.batch == goal.batch)
+    if goal.unit == "x":
+        return _dearest(one, goal, manifest)
+    if _BEYOND in goal.what:
+        return "the test, and what leads images from stage to stage, in its engine"
+    spent = one.outside_parts[goal.executor]
+    return (
+        f"{1e3 * spent.before_ms:,.0f} us before the first run of an engine, {1e3 * spent.between_ms:,.0f} us between "
+        f"{spent.runs:.3g} runs, {1e3 * spent.behind_ms:,.0f} us behind the last"
+    )
+
+
 def _latency_table(measured: Measured) -> Table:
     seconds = {"wall": "Time", "processor": "Processor time"}[measured.clock]
     title = f"{seconds} of a call on {measured.provider}, {measured.rounds} rounds"
@@ -151,7 +165,7 @@ def _accuracy_lines(manifest: Manifest) -> Iterator[str]:
 def _goal_lines(measured: Measured, traffic: Traffic, manifest: Manifest) -> Iterator[str]:
     for goal in goals(measured, traffic, manifest.decision.purify):
         found, most = (_amount(goal, value) for value in (goal.found, goal.most))
-        where = f"; {_dearest(measured, goal, manifest)}" if goal.unit == "x" and not goal.holds else ""
+        where = "" if goal.holds or goal.batch is None else f"; {where_time_goes(measured, goal, manifest)}"
         yield f"{'holds ' if goal.holds else 'MISSED'}  {goal.executor}, {goal.what}: {found}, at most {most}{where}"
     for reason in not_judged(measured, traffic):
         yield f"not judged: {reason}"
@@ -159,9 +173,8 @@ def _goal_lines(measured: Measured, traffic: Traffic, manifest: Manifest) -> Ite
         yield f"not measured here: {what}"
 
 
-def _dearest(measured: Measured, goal: Goal, manifest: Manifest) -> str:
+def _dearest(one: BatchTimes, goal: Goal, manifest: Manifest) -> str:
     """The parts that cost most where a cost is too large."""
-    (one,) = (one for one in measured.batches if one.batch == goal.batch)
     parts = {name: cost for name, cost, _ in _parts(one, manifest)}
     parts[_BEYOND] = _overhead(one, goal.executor, _BEYOND)
     dearest = sorted(parts, key=lambda name: -parts[name])[:3]
