@@ -13,8 +13,8 @@ from onnx import ModelProto
 from s2ap_defend.bench.asked import SAID, Run, Stages, cut_stages
 from s2ap_defend.bench.ceilings import Ceilings, ceiling_variants, ceilings
 from s2ap_defend.bench.choices import Clock
-from s2ap_defend.bench.inside import Inside
-from s2ap_defend.bench.measured import BARE, BatchTimes, Measured, StageTime
+from s2ap_defend.bench.inside import Inside, Spent
+from s2ap_defend.bench.measured import BARE, BatchTimes, Measured, OutsideParts, StageTime
 from s2ap_defend.bench.memory import Memory, measure_memory
 from s2ap_defend.bench.rounds import CLOCKS, Variant, alternate, exponent, latency, typical_round
 from s2ap_defend.bench.steady import THREADS, measure_steady
@@ -39,7 +39,7 @@ _SOAKED = 16  # images of the batches in a row
 class _Timed:
     """One batch size: seconds of every variant [rounds, calls], the stages' runs, where batches begin and end.
 
-    `inside` are the seconds that executors spent inside engines [rounds, calls].
+    `spent` says where executors spent them.
     """
 
     batch: int
@@ -47,7 +47,7 @@ class _Timed:
     verdicts: Verdicts
     runs: list[Run]
     seconds: dict[str, Float64]
-    inside: dict[ExecutorName, Float64]
+    spent: dict[ExecutorName, Spent]
 
 
 def measure(
@@ -145,8 +145,8 @@ def _timed(
     variants |= {name: [partial(run, part) for part in parts] for name, run in observed.items()}
     variants |= {run.scope: _calls(run, cuts) for run in runs}
     seconds = run_rounds({**variants, **limits})
-    inside = {name: one.take(*seconds[name].shape) for name, one in observed.items()}
-    return _Timed(batch, cuts, verdicts, runs, seconds, inside)
+    spent = {name: one.take(*seconds[name].shape) for name, one in observed.items()}
+    return _Timed(batch, cuts, verdicts, runs, seconds, spent)
 
 
 def _calls(run: Run, cuts: Sequence[int]) -> Variant:
@@ -172,7 +172,7 @@ def _batch_times(
     bare_floor_s = None if alone is None else reached.floor_s(alone, timed.batch)
     alone_s = sum(typical_round(seconds[run.scope]) for run in timed.runs)
     typical = {name: typical_round(seconds[name]) for name in executors}
-    outside = {name: typical_round(seconds[name] - timed.inside[name]) for name in executors}
+    outside = {name: typical_round(seconds[name] - timed.spent[name].inside) for name in executors}
     beyond = {name: typical[name] - alone_s for name in executors}
     return BatchTimes(
         batch=timed.batch,
@@ -189,7 +189,16 @@ def _batch_times(
         outside_share={name: spent / typical[name] for name, spent in outside.items()},
         beyond_ms={name: 1e3 * spent / calls for name, spent in beyond.items()},
         beyond_share={name: spent / typical[name] for name, spent in beyond.items()},
+        outside_parts={name: _outside_parts(seconds[name], timed.spent[name]) for name in executors},
     )
+
+
+def _outside_parts(seconds: Float64, spent: Spent) -> OutsideParts:
+    between = seconds - spent.inside - spent.before - spent.behind
+    before_ms, between_ms, behind_ms = (
+        1e3 * typical_round(part) / seconds.shape[1] for part in (spent.before, between, spent.behind)
+    )
+    return OutsideParts(before_ms, between_ms, behind_ms, float(spent.runs.mean()))
 
 
 def _stage_time(run: Run, seconds: Float64, bare: Float64, calls: int, floor_s: float | None) -> StageTime:

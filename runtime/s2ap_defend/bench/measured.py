@@ -34,6 +34,23 @@ class StageTime:
 
 
 @dataclass(frozen=True)
+class OutsideParts:
+    """Where a call is outside the engines.
+
+    Attributes:
+        before_ms: Before the first run of an engine: images are checked.
+        between_ms: Between two of them: decisions, rows taken apart.
+        behind_ms: Behind the last one: the last decision, and verdicts.
+        runs: Runs of engines, mean.
+    """
+
+    before_ms: float
+    between_ms: float
+    behind_ms: float
+    runs: float
+
+
+@dataclass(frozen=True)
 class BatchTimes:
     """What one batch size takes.
 
@@ -54,6 +71,7 @@ class BatchTimes:
         beyond_ms: By executor, what a call takes beyond its stages, each timed alone; below 0 where it beats those. The
             decision of the whole file is a part of it.
         beyond_share: By executor, the same as a share of the call.
+        outside_parts: By executor, where the time outside the engines is.
     """
 
     batch: int
@@ -70,6 +88,7 @@ class BatchTimes:
     outside_share: dict[ExecutorName, float]
     beyond_ms: dict[ExecutorName, float]
     beyond_share: dict[ExecutorName, float]
+    outside_parts: dict[ExecutorName, OutsideParts]
 
 
 @dataclass(frozen=True)

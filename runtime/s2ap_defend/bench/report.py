@@ -1,12 +1,13 @@
 """The figures as tables, sentences and JSON."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from s2ap_defend.bench.choices import Clock
 from s2ap_defend.bench.goals import Goal, elsewhere, goals, not_judged
 from s2ap_defend.bench.machine import describe_machine
 from s2ap_defend.bench.measured import BARE, BatchTimes, Measured
@@ -19,6 +20,11 @@ from s2ap_defend.tables import plain_table, print_table
 
 BUSY = 0.1
 """Share of the time without a processor from which on the wall clock misleads."""
+_BUSY_MEANS: Mapping[Clock, str] = {
+    "wall": "That lengthens long calls more than short ones and makes multiples too large; --clock processor counts "
+    "what was computed.",
+    "processor": "Whoever had it empties caches, so what is outside the engines took up to twice as long as alone.",
+}
 _OUTSIDE, _BEYOND = _OVERHEADS = ("outside the engines", "beyond the stages")
 """What an executor adds: timed within its calls, and as what they take more than the stages alone."""
 
@@ -51,13 +57,24 @@ def print_report(measured: Measured, traffic: Traffic, manifest: Manifest, conso
         f"Floor: convolutions and products over {reached.flops_per_s / 1e9:.3g} GFLOP/s, or weights and images over "
         f"{reached.bytes_per_s / 1e9:.3g} GB/s, the best a matrix product and a pass over memory reached in this run."
     )
-    if measured.clock == "wall" and (measured.waited or 0) > BUSY:
-        say(
-            f"Warning: this process had no processor {measured.waited:.0%} of the time. That lengthens long calls more "
-            "than short ones and makes multiples too large; --clock processor counts what was computed."
-        )
+    if (measured.waited or 0) > BUSY:
+        say(f"Warning: this process had no processor {measured.waited:.0%} of the time. {_BUSY_MEANS[measured.clock]}")
     for line in (*_memory_lines(measured), *_accuracy_lines(manifest), *_goal_lines(measured, traffic, manifest)):
         say(line)
+
+
+def where_time_goes(measured: Measured, goal: Goal, manifest: Manifest) -> str:
+    """Where the time goes that is too much, in words; of a goal for one batch size."""
+    (one,) = (one for one in measured.batches if one.batch == goal.batch)
+    if goal.unit == "x":
+        return _dearest(one, goal, manifest)
+    if _BEYOND in goal.what:
+        return "the test, and what leads images from stage to stage, in its engine"
+    spent = one.outside_parts[goal.executor]
+    return (
+        f"{1e3 * spent.before_ms:,.0f} us before the first run of an engine, {1e3 * spent.between_ms:,.0f} us between "
+        f"{spent.runs:.3g} runs, {1e3 * spent.behind_ms:,.0f} us behind the last"
+    )
 
 
 def _latency_table(measured: Measured) -> Table:
@@ -148,7 +165,7 @@ def _accuracy_lines(manifest: Manifest) -> Iterator[str]:
 def _goal_lines(measured: Measured, traffic: Traffic, manifest: Manifest) -> Iterator[str]:
     for goal in goals(measured, traffic, manifest.decision.purify):
         found, most = (_amount(goal, value) for value in (goal.found, goal.most))
-        where = f"; {_dearest(measured, goal, manifest)}" if goal.unit == "x" and not goal.holds else ""
+        where = "" if goal.holds or goal.batch is None else f"; {where_time_goes(measured, goal, manifest)}"
         yield f"{'holds ' if goal.holds else 'MISSED'}  {goal.executor}, {goal.what}: {found}, at most {most}{where}"
     for reason in not_judged(measured, traffic):
         yield f"not judged: {reason}"
@@ -156,9 +173,8 @@ def _goal_lines(measured: Measured, traffic: Traffic, manifest: Manifest) -> Ite
         yield f"not measured here: {what}"
 
 
-def _dearest(measured: Measured, goal: Goal, manifest: Manifest) -> str:
+def _dearest(one: BatchTimes, goal: Goal, manifest: Manifest) -> str:
     """The parts that cost most where a cost is too large."""
-    (one,) = (one for one in measured.batches if one.batch == goal.batch)
     parts = {name: cost for name, cost, _ in _parts(one, manifest)}
     parts[_BEYOND] = _overhead(one, goal.executor, _BEYOND)
     dearest = sorted(parts, key=lambda name: -parts[name])[:3]

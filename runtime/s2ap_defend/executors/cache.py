@@ -24,7 +24,7 @@ from s2ap_defend.model_file import ModelFile
 __all__ = ["NewCache", "StageCache"]
 
 _INDEX = "index.json"
-_CUT = "2"  # another one when stages are cut in another way
+_CUT = "3"  # another one when stages are cut in another way
 
 
 class StageCache:

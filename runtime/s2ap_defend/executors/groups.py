@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from s2ap_defend.decision_record import Purify, Sees
@@ -38,11 +39,19 @@ class Group:
 
 
 def waves_of(test: SequentialTest, purify: Purify) -> list[range]:
-    """The members that each step asks; none in the step PURIFY, where there is one."""
-    sizes = list(wave_sizes(test, purify))
+    """The members that each step asks; none in the step PURIFY, where there is one.
+
+    Waves are those of the file but for members that only flagged inputs ask, because nothing is left undecided before
+    them: where no vote can end early these are one wave, which nobody else waits in.
+    """
+    ends = list(accumulate(wave_sizes(test, purify)))
+    if test.last + 1 < test.members and not test.curtails:
+        last = max(test.last + 1, ends[0])
+        ends = sorted({*(end for end in ends if end < last), last, test.members})
+    waves = [range(begin, end) for begin, end in pairwise((0, *ends))]
     if purify == "suspicious":
-        sizes.insert(PURIFY, 0)
-    return [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
+        waves.insert(PURIFY, range(ends[0], ends[0]))
+    return waves
 
 
 def asked_groups(test: SequentialTest, sees: Sequence[Sees], purify: Purify, *, joining: Joining) -> list[Group]:

@@ -69,8 +69,8 @@ class Rows:
         reconstruction_error: What the purifier left [N].
         opening: Log-probabilities of the opening's members [N, o, K].
         path: Evidence and votes.
-        valid: As in Sane [N].
-        finite: As in Sane [N].
+        valid: As in Sane [N]; None: all are.
+        finite: As in Sane [N]; None: all are.
     """
 
     number: Int64
@@ -81,8 +81,8 @@ class Rows:
     reconstruction_error: Float32
     opening: Float32
     path: Path
-    valid: Bool
-    finite: Bool
+    valid: Bool | None
+    finite: Bool | None
 
     def __len__(self) -> int:
         return len(self.number)
@@ -92,6 +92,7 @@ class Rows:
         if index.all():
             return self
         chosen: dict[str, Any] = {name: getattr(self, name)[index] for name in _ARRAYS}
+        chosen |= {name: None if (own := getattr(self, name)) is None else own[index] for name in _CHECKS}
         image = chosen["image"]
         purified = image if self.purified is self.image else self.purified[index]
         return Rows(**chosen, purified=purified, path=self.path.rows(index))
@@ -102,6 +103,7 @@ class Rows:
             return self
         everyone = (self, *others)
         joined: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in everyone]) for name in _ARRAYS}
+        joined |= {name: _joined_checks([(getattr(one, name), len(one)) for one in everyone]) for name in _CHECKS}
         untouched = all(one.purified is one.image for one in everyone)
         purified = joined["image"] if untouched else np.concatenate([one.purified for one in everyone])
         return Rows(**joined, purified=purified, path=self.path.join([one.path for one in others]))
@@ -121,11 +123,19 @@ class Rows:
             votes=np.ascontiguousarray(path.votes),
             purified=self.purified.copy() if self.purified is self.image else self.purified,
             reconstruction_error=self.reconstruction_error,
-            abstained=abstained | ~self.finite,
+            abstained=abstained if self.finite is None else abstained | ~self.finite,
         )
 
 
-_ARRAYS = tuple(one.name for one in fields(Rows) if one.name not in {"purified", "path"})
+_CHECKS = ("valid", "finite")
+_ARRAYS = tuple(one.name for one in fields(Rows) if one.name not in {"purified", "path", *_CHECKS})
+
+
+def _joined_checks(parts: Sequence[tuple[Bool | None, int]]) -> Bool | None:
+    """Checks of rows as one, each with how many rows they are; None where all of them passed."""
+    if all(one is None for one, _ in parts):
+        return None
+    return np.concatenate([np.ones(count, dtype=bool) if one is None else one for one, count in parts])
 
 
 def joined_rows(parts: Sequence[Rows]) -> Rows:

@@ -158,7 +158,6 @@ class StagedExecutor:
         opening = logs[: self._test.opening]
         path = TestPath(self._test, classified, opening, reconstruction_error=error, valid=sane.valid)
         path.scan(0, logs)
-        everyone = np.ones(count, dtype=bool)
         return Rows(
             number=np.arange(number, number + count),
             born=np.full(count, number),
@@ -168,8 +167,8 @@ class StagedExecutor:
             reconstruction_error=error,
             opening=opening.swapaxes(0, 1),
             path=path,
-            valid=everyone if sane.valid is None else sane.valid,
-            finite=everyone if sane.finite is None else sane.finite,
+            valid=sane.valid,
+            finite=sane.finite,
         )
 
     def _finish(self, step: int, rows: Rows) -> Verdicts:
@@ -212,8 +211,9 @@ class StagedExecutor:
     def _ask(self, step: int, rows: Rows) -> Rows:
         """A later wave; every member runs for the rows that may ask it, sensors for undecided ones alone."""
         wave, path = self._waves[step], rows.path
-        waiting, undecided = path.waits(wave.start, len(wave)), ~path.decided
-        asking = {True: waiting.nonzero()[0], False: undecided.nonzero()[0]}  # by whether the member votes
+        asking = {True: path.waits(wave.start, len(wave)).nonzero()[0]}  # by whether the member votes
+        if not all(group.votes for group in self._groups[step]):
+            asking[False] = (~path.decided).nonzero()[0]
         asked = [group for group in self._groups[step] if len(asking[group.votes])]
         seen = {
             (eye, votes): _chosen(rows.image if eye == "raw" else rows.purified, asking[votes])

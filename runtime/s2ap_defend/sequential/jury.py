@@ -57,7 +57,9 @@ def exponential(logs: Float64) -> Float64:
 
 def power(base: Float64, exponent: float) -> Float64:
     """The power of probabilities by products and a square root; the exponent is a multiple of 1/2 above 0."""
-    factors = [base] * int(exponent) + [np.sqrt(base)] * (exponent % 1 > 0)
+    factors = [base] * int(exponent)
+    if exponent % 1:
+        factors.append(np.sqrt(base))
     return reduce(np.multiply, factors)
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from s2ap_defend.types import Bool, Float32, Float64, Int64
+from s2ap_defend.types import Bool, Float32, Float64
 
 Evidence = Literal["margin", "surprise"]
 Truncation = Literal["sign", "clean", "adversarial", "abstain"]
@@ -54,6 +54,35 @@ class Signal:
     name: SignalName
     edges: Float32
     increments: Float64
+
+    @cached_property
+    def increments_of(self) -> "Increments":
+        """Those of its scores."""
+        return Increments.of(self.edges, self.increments)
+
+
+@dataclass(frozen=True)
+class Increments:
+    """Increments of scores by their bins, found by bisection of what scores and edges are below 0.
+
+    So a score that is no number falls into the first bin, as it does where it is compared with every edge.
+
+    Attributes:
+        edges: The negative edges, ascending [K - 1].
+        increments: In their order [K].
+    """
+
+    edges: Float32
+    increments: Float64
+
+    @classmethod
+    def of(cls, edges: Float32, increments: Float64) -> "Increments":
+        """Those of ascending edges [K - 1], an increment for each bin [K]."""
+        return cls(np.ascontiguousarray(-edges[::-1]), np.ascontiguousarray(increments[::-1]))
+
+    def at(self, negative: Float32) -> Float64:
+        """The increments of scores, given as their negatives [N]."""
+        return np.asarray(self.increments.take(self.edges.searchsorted(negative)))
 
 
 @dataclass(frozen=True)
@@ -155,9 +184,28 @@ class SequentialTest:
         return list(zip(self.lower.tolist(), self.upper.tolist(), strict=True))
 
     @cached_property
-    def first_bins(self) -> Int64:
-        """Where each member's increments begin among those of all [n, 1]."""
-        return np.arange(0, self.increments.size, self.increments.shape[1])[:, None]
+    def increments_of(self) -> "list[Increments | None]":
+        """The increments of each member's scores [n]; None of those whose score says nothing."""
+        return [
+            Increments.of(edges, increments) if increments.any() else None
+            for edges, increments in zip(self.edges, self.increments, strict=True)
+        ]
+
+    @cached_property
+    def last(self) -> int:
+        """Index of the first member behind which nothing is left undecided; `members` where there is none."""
+        closed = np.flatnonzero(self.closed)
+        return self.members if self.await_vote or not len(closed) else int(closed[0])
+
+    @cached_property
+    def sums_logs(self) -> bool:
+        """Whether log-probabilities of jurors behind the opening are looked at: they break ties of the vote."""
+        return self.answer == "robust" or self.correction == "correct"
+
+    @cached_property
+    def counts_each(self) -> bool:
+        """Whether votes are looked at after every member."""
+        return self.await_vote or self.curtails
 
     def _check_evidence(self) -> None:
         members, bins = self.increments.shape

@@ -5,11 +5,13 @@ import pytest
 
 from s2ap_defend.bench.ceilings import Ceilings
 from s2ap_defend.bench.goals import elsewhere, goals, not_judged
-from s2ap_defend.bench.measured import BARE, BatchTimes, Measured
+from s2ap_defend.bench.measured import BARE, BatchTimes, Measured, OutsideParts
+from s2ap_defend.bench.report import where_time_goes
 from s2ap_defend.bench.rounds import Latency
 from s2ap_defend.bench.steady import Steady
 from s2ap_defend.bench.traffic import Traffic
 from s2ap_defend.bench.work import Work
+from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import CLASSIFIER
 
 CLEAN = Traffic(np.zeros((1, 1, 8, 8), np.float32), "clean", "a test")
@@ -18,7 +20,8 @@ CLEAN = Traffic(np.zeros((1, 1, 8, 8), np.float32), "clean", "a test")
 def times(batch, cost, *, outside=(0.1, 0.01), beyond=(0.1, 0.01), executor="whole"):
     found = Latency(1.0, 1.0, None, 1.0, cost, 2.0)
     overheads = [{executor: value} for value in (*outside, *beyond)]  # ms and share of each
-    return BatchTimes(batch, 20, 3.0, 0.0, 1.0, found, {executor: found}, (), 0.5, 2.0, *overheads)
+    parts = {executor: OutsideParts(0.02, 0.05, 0.03, 4.0)}
+    return BatchTimes(batch, 20, 3.0, 0.0, 1.0, found, {executor: found}, (), 0.5, 2.0, *overheads, parts)
 
 
 def measured(*batches, flops=25_000_000, slope=1.0, **changes):
@@ -66,6 +69,18 @@ def test_of_the_whole_file_whose_engine_decides_time_beyond_the_stages_is_judged
     assert found["batch 1: outside the engines"] == (0.150, True)
     assert found["batch 1: beyond the stages"] == (0.150, False)
     assert found["batch 64: beyond the stages"] == (0.05, True)
+
+
+def test_where_the_time_goes_is_said_of_what_is_missed(golden):
+    manifest = open_model_file(golden / "version-4.onnx").manifest
+    found = measured(times(64, 1.0, outside=(0.1, 0.06), beyond=(0.1, 0.06)))
+    said = {goal.what: where_time_goes(found, goal, manifest) for goal in goals(found, CLEAN, "off") if not goal.holds}
+    assert said == {
+        "batch 64: outside the engines": (
+            "20 us before the first run of an engine, 50 us between 4 runs, 30 us behind the last"
+        ),
+        "batch 64: beyond the stages": "the test, and what leads images from stage to stage, in its engine",
+    }
 
 
 def test_growth_with_the_batch_is_judged_of_the_defended_file_alone():

@@ -21,10 +21,11 @@ def test_time_inside_engines_is_a_part_of_the_very_calls_that_were_timed(executo
     before = observed(random_images[:4])
     calls = [lambda part=part: observed(part) for part in (random_images[:1], random_images[:16])]
     seconds = alternate({"file": calls}, 3, clock="processor")["file"]
-    inside = observed.take(*seconds.shape)
-    assert inside.shape == (3, 2)
-    assert (inside > 0).all()
-    assert (inside < seconds).all()
+    spent = observed.take(*seconds.shape)
+    assert spent.inside.shape == (3, 2)
+    assert (np.stack([spent.inside, spent.before, spent.behind]) > 0).all()
+    assert (spent.inside + spent.before + spent.behind < seconds).all()
+    assert (spent.runs == 1).all() == (executor != "staged")
     classifier.executor.observe(None)
     np.testing.assert_array_equal(classifier(random_images[:4]).label, before.label)
-    assert observed.take(0, 1).size == 0
+    assert observed.take(0, 1).inside.size == 0

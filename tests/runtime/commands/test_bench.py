@@ -52,6 +52,11 @@ def test_a_file_is_timed_in_every_batch_size_next_to_its_classifier_and_its_stag
         assert one["beyond_ms"]["whole"] == pytest.approx(whole - inside)
         assert 0 < one["outside_ms"]["whole"] < whole
         assert one["outside_share"]["staged"] > one["outside_share"]["whole"]
+        parts = one["outside_parts"]["staged"]
+        said = [parts[f"{where}_ms"] for where in ("before", "between", "behind")]
+        assert min(said) > 0
+        if one["batch"] == 64:  # of one call the parts are of one round
+            assert sum(said) == pytest.approx(one["outside_ms"]["staged"])
         assert one["floor_times_bare"] > 1.0
     assert found["memory"]["whole"]["ready_bytes"] > found["memory"]["bare classifier"]["ready_bytes"] > 0
     assert found["traffic"] == {"kind": "clean", "source": f"64 clean from {images}", "typical": True}

@@ -16,6 +16,7 @@ from s2ap_defend.sequential import (
     wald_boundaries,
     wald_increments,
 )
+from s2ap_defend.sequential.tables import Increments
 
 
 def wald_test(n: int = 24, *, waves: tuple[int, ...] | None = None, **changes: object) -> SequentialTest:
@@ -272,3 +273,11 @@ def test_correction_abstains_from_nothing() -> None:
 def test_tables_that_contradict_each_other_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         wald_test(3, **changes)
+
+
+def test_increments_are_found_as_by_comparing_every_edge() -> None:
+    edges = np.array([-1.0, 0.0, 0.0, 0.5, np.inf], dtype=np.float32)
+    scores = np.array([-2.0, -1.0, -0.0, 0.0, 0.3, 0.5, np.inf, -np.inf, np.nan], dtype=np.float32)
+    bins = (scores >= edges[:, None]).sum(axis=0)
+    assert bins.tolist() == [0, 1, 3, 3, 3, 4, 5, 0, 0]
+    assert Increments.of(edges, np.arange(6.0)).at(-scores).tolist() == bins.tolist()
