@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from s2ap_defend.manifest import ChoiceRecord
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.stages import PURIFIER, stage_sizes
 from s2ap_defend.verification.verify import verify_file
-from s2ap_export.hardening import reduced
+from s2ap_export.hardening import harden, reduced
 from s2ap_train.commands.choose_purifier import choose_purifier as sweep_alone
+from s2ap_train.redteam.evaluation import evaluate_file
 from s2ap_train.storage.checkpoint import load_checkpoint, save_checkpoint
 
 ONE_ATTACK = ("--set", 'evaluation.attacks="fgsm"')
@@ -240,6 +242,7 @@ def test_the_recipe_may_ask_for_less_precision_and_what_it_changes_is_in_the_man
 ) -> None:
     monkeypatch.setattr(reduced, "ADAPTIVE", replace(reduced.ADAPTIVE, steps=1, cheap_steps=1))
     monkeypatch.setattr(reduced, "MOST_ADAPTIVE", 4)
+    monkeypatch.setattr(harden, "evaluate_file", partial(evaluate_file, ablation=False))  # other tests look at it
     allowed = ("--set", f"export.max_flips={flips}")  # networks that were hardly trained lie near their thresholds
     stages = f'export.precision={{purifier="float16", classifier="{precision}", members="{precision}"}}'
     path = again(hardened, tmp_path, "--set", stages, *allowed, *ONE_ATTACK)
