@@ -16,6 +16,7 @@ WHOLE = [
     ("docs/decision.md", "false-alarms-fashion", "false_alarms.print_table"),
     ("docs/decision.md", "jurors-fashion", "jurors.print_table"),
     ("docs/decision.md", "jurors-fashion-kinds", "jurors.print_table"),
+    ("docs/detection.md", "corruptions-fashion", "corruptions.print_table"),
     ("docs/performance.md", "bench-always-digits", "bench_tables.print_table"),
     ("docs/performance.md", "bench-always-fashion", "bench_tables.print_table"),
     ("docs/performance.md", "bench-digits", "bench_tables.print_table"),
