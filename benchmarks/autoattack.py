@@ -104,7 +104,7 @@ def main(
         if output is not None:
             check_writable(output)
         manifest = open_model_file(model).manifest
-        recipe = recipe_of(model, manifest, None, data, (), model.with_name(f"{model.name}.training"))
+        recipe = recipe_of(model, manifest, data=data)
         splits = recipe.load_data()
         test = splits.test
         if first + samples > len(test):

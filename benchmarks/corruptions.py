@@ -38,7 +38,7 @@ def main(model: Path, data: Path | None, samples: int, output: Path | None) -> N
             check_writable(output)
         classifier = DefendedClassifier.load(model, device="cpu")
         manifest = classifier.manifest
-        recipe = recipe_of(model, manifest, None, data, (), model.with_name(f"{model.name}.training"))
+        recipe = recipe_of(model, manifest, data=data)
         images = recipe.load_data().test.subset(slice(0, samples))
         rows = corruptions(classifier, images, recipe.seed)
     except DefendError as error:

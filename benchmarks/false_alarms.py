@@ -58,7 +58,7 @@ def false_alarms(model: Path, data: Path | None, alphas: tuple[float, ...]) -> l
     """
     file = open_model_file(model)
     manifest = file.manifest
-    recipe = recipe_of(model, manifest, None, data, (), model.with_name(f"{model.name}.training"))
+    recipe = recipe_of(model, manifest, data=data)
     splits = recipe.load_data()
     engines = StageEngines.from_file(file)
     calibration, test = (_answers(engines, part) for part in (splits.calibration, splits.test))

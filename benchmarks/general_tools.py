@@ -124,7 +124,7 @@ def main(model: Path, data: Path | None, samples: int) -> None:
     """Change the file with every tool and count what its verdicts lose."""
     try:
         manifest = open_model_file(model).manifest
-        recipe = recipe_of(model, manifest, None, data, (), model.with_name(f"{model.name}.training"))
+        recipe = recipe_of(model, manifest, data=data)
         splits = recipe.load_data()
         images = splits.test.images[:samples]
     except DefendError as error:

@@ -6,7 +6,8 @@
 # docs/export.md says what to install before and what is in the files. A second call goes on: parts that are done are not
 # run again. No network, no installation: a part whose library is missing says so in its file, one that fails leaves
 # NAME.error.txt, one that takes too long is stopped; all three are tried again by the next call, and the exit code is 1
-# until every part is measured. DEVICE=cpu SIZES=tiny tries the same code on a CPU. PYTHON names the interpreter, .venv/bin/python or python3 without it.
+# until every part is measured. DEVICE=cpu SIZES=tiny tries the same code on a CPU. PYTHON names the interpreter,
+# .venv/bin/python or python3 without it.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 FOLDER=${1:-build/gpu}

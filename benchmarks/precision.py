@@ -77,7 +77,7 @@ def main(model: Path, data: Path | None, samples: int) -> None:
     ]
     try:
         file = open_model_file(model)
-        splits = recipe_of(model, file.manifest, None, data, (), model.with_name(f"{model.name}.training")).load_data()
+        splits = recipe_of(model, file.manifest, data=data).load_data()
         test = splits.test.subset(slice(0, samples))
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / f"{i}.onnx" for i in range(len(VARIANTS))]

@@ -39,7 +39,7 @@ def main(model: Path, data: Path | None, count: int, looks: int, noise: float, t
     """Time every image with both servers in turn, print the table."""
     try:
         manifest = open_model_file(model).manifest
-        recipe = recipe_of(model, manifest, None, data, (), model.with_name(f"{model.name}.training"))
+        recipe = recipe_of(model, manifest, data=data)
         clean = recipe.load_data().test.images[:count]
         classifier = DefendedClassifier.load(model, device="cpu", threads=threads)
     except DefendError as error:

@@ -147,7 +147,7 @@ def evaluate(
 
     manifest = open_model_file(model).manifest
     kept = model.with_name(f"{model.name}.training") if checkpoints is None else checkpoints
-    settings = recipe_of(model, manifest, recipe, data, overrides, kept)
+    settings = recipe_of(model, manifest, recipe=recipe, data=data, overrides=overrides, checkpoints=kept)
     splits = settings.load_data()
     check_data(splits, settings, manifest, model, made_by=recipe is None)
     plan = plan_of(

@@ -18,22 +18,23 @@ __all__ = ["check_data", "recipe_of"]
 def recipe_of(
     model: Path,
     manifest: Manifest,
-    recipe: str | None,
-    data: Path | None,
-    overrides: tuple[str, ...],
-    checkpoints: Path,
+    *,
+    recipe: str | None = None,
+    data: Path | None = None,
+    overrides: tuple[str, ...] = (),
+    checkpoints: Path | None = None,
 ) -> Recipe | EvaluationRecipe:
     """The recipe that is named; else the one in the work folder; else data and budgets of the manifest.
 
     The split is always the file's own, so that no image that it was trained on is a test image.
 
     Args:
-        model: The file, for messages.
+        model: The file.
         manifest: Its manifest.
         recipe: What the user names.
         data: Where the data lie.
         overrides: Changes of the recipe's keys.
-        checkpoints: The work folder of the file's hardening.
+        checkpoints: The work folder of the file's hardening; None: the one that `harden` puts next to the file.
 
     Raises:
         RecipeError: If there is no recipe and the data are not named, or the recipe cannot work.
@@ -41,7 +42,7 @@ def recipe_of(
     from s2ap_train.recipe import evaluation_recipe, load_recipe
     from s2ap_train.recipe.text import RECIPE_FILE
 
-    stored = checkpoints / RECIPE_FILE
+    stored = (checkpoints or model.with_name(f"{model.name}.training")) / RECIPE_FILE
     root = () if data is None else (f'data.root="{data.resolve()}"',)
     changes = (*root, *overrides, f"seed={manifest.provenance.seed}")
     if recipe is not None or stored.is_file():
