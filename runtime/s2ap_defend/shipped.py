@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-SHIPPED: Mapping[str, str] = {"fashion": "fashion.onnx"}
+SHIPPED: Mapping[str, str] = {"cifar10-small": "cifar10-small.onnx", "fashion": "fashion.onnx"}
 """File names by the name that stands for a path."""
 _FOLDERS = (Path(__file__).parent / "models", Path(__file__).parents[2] / "models")  # of an installation, of a checkout
 
