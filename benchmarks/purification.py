@@ -1,7 +1,7 @@
 """Every purifier and baseline in front of every classifier, under attacks that know all of it.
 
-    python benchmarks/purification.py [digits|cifar10-small|cifar10-resnet18] [--data PATH] [--json FILE]
-        [--pictures FOLDER]
+    python benchmarks/purification.py [digits|fashion|cifar10-small|cifar10-resnet18] [--data PATH]
+        [--variants NAMES] [--classifiers NAMES] [--json FILE] [--pictures FOLDER]
 
 Attacks, each from scratch on every image: PGD on the bare classifier (oblivious), BPDA, the exact gradient of the
 unrolled purifier, the same with straight-through clamps, with the J-free purifier's gradient, APGD-CE and APGD-DLR of
@@ -57,6 +57,7 @@ BATCHES = (1, 64)
 @click.option("--queries", type=click.IntRange(1), help="Of Square, an image.")
 @click.option("--restarts", type=click.IntRange(1), help="Of every gradient attack.")
 @click.option("--variants", help="Purifiers, comma-separated; all by default, 'off' always.")
+@click.option("--classifiers", help=f"What they stand before, comma-separated; by default {', '.join(CLASSIFIERS)}.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; by default one a core.")
 @click.option(
     "--work-dir", type=click.Path(path_type=Path, file_okay=False), help="By default build/purification-RECIPE."
@@ -72,6 +73,7 @@ def main(
     queries: int | None,
     restarts: int | None,
     variants: str | None,
+    classifiers: str | None,
     workers: int | None,
     work_dir: Path | None,
     file: Path | None,
@@ -91,11 +93,13 @@ def main(
         for target in _pictures(pictures, name) if pictures else ():
             check_writable(target)
         setting = Setting(load_recipe(recipe, [*data_overrides(data), *overrides]), preset, folder)
-        names = _listed(variants, list(all_variants(setting.recipe.purifier, preset)))
+        known = list(all_variants(setting.recipe.purifier, preset))
+        names = known if variants is None else _listed(variants, known, "off")
+        behind = list(CLASSIFIERS) if classifiers is None else _listed(classifiers, list(CLASSIFIERS))
         parts = Parts(setting, reporter)
-        found = attack_all(parts, names, reporter, processes)
+        found = attack_all(parts, names, behind, reporter, processes)
         shown = [name for name in SHOWN_CURVES if name in names]
-        drawn = curves(parts, shown, CLASSIFIERS[-1], reporter, processes)
+        drawn = curves(parts, shown, behind[-1], reporter, processes)
     except DefendError as error:
         raise click.ClickException(str(error)) from error
     document = {
@@ -105,9 +109,9 @@ def main(
         ),
         "preset": asdict(preset),
         "samples": len(parts.data),
-        "classifiers": {name: _accuracies(parts, name) for name in CLASSIFIERS},
+        "classifiers": {name: _accuracies(parts, name) for name in behind},
         "machine": machine(),
-        "figures": figures(found, names, CLASSIFIERS),
+        "figures": figures(found, names, behind),
         "cost": cost(parts, names),
         "curves": drawn,
     }
@@ -159,10 +163,11 @@ def _accuracies(parts: Parts, name: str) -> dict[str, float]:
 def _draw(
     folder: Path, name: str, parts: Parts, found: Mapping[tuple[str, str], Attacked], drawn: Mapping[str, Any]
 ) -> None:
-    chosen = {title: variant for title, variant in ((RECIPE, RECIPE), ("wide", "wide")) if ("plain", variant) in found}
-    purifiers = {title: parts.variant(variant) for title, variant in chosen.items()}
+    behind = next(iter(found))[0]
+    chosen = [variant for variant in (RECIPE, "wide") if (behind, variant) in found]
+    purifiers = {variant: parts.variant(variant) for variant in chosen}
     images, lines = _pictures(folder, name)
-    attacked = found["plain", RECIPE if RECIPE in chosen else "off"].worst
+    attacked = found[behind, RECIPE if RECIPE in chosen else "off"].worst
     draw_images(images, parts.data.images, attacked, purifiers)
     draw_curves(lines, drawn)
 
@@ -172,17 +177,15 @@ def _pictures(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"purifier-{name}.png", folder / f"purifier-{name}-curves.png"
 
 
-def _listed(named: str | None, known: list[str]) -> list[str]:
-    """The purifiers of a comma-separated list of whole names; names with commas are matched longest first."""
-    if named is None:
-        return known
-    wanted, rest = ["off"], named
+def _listed(named: str, known: list[str], always: str | None = None) -> list[str]:
+    """The names of a comma-separated list, in the known order; names with commas are matched longest first."""
+    wanted, rest = [] if always is None else [always], named
     while rest:
         match = max((name for name in known if rest == name or rest.startswith(f"{name},")), key=len, default=None)
         if match is None:
-            raise click.ClickException(f"purifier {rest!r} is not known; choose from {'; '.join(known)}")
+            raise click.ClickException(f"{rest!r} is not known; choose from {'; '.join(known)}")
         rest = rest.removeprefix(match).removeprefix(",").strip()
-        wanted += [match] if match not in wanted else []
+        wanted.append(match)
     return [name for name in known if name in wanted]
 
 

@@ -34,6 +34,9 @@ from s2ap_train.storage.parts import PartStore
 CLASSIFIERS = ("plain", "adversarial", "pruned")
 """In the order of the tables."""
 
+SHARD = 250
+"""Images that one job attacks: what an interruption loses."""
+
 Classify = Callable[[Tensor], Tensor]
 _TOOK, _ATTACKED, _NOISY = "took", "attacked", "noisy"
 
@@ -100,12 +103,12 @@ class Parts:
         """A purifier by name."""
         return self.makes[name](self.score_model, self.splits.image_shape)
 
-    def attacker(self, classifier: str, variant: str, eps: float | None = None) -> Attacker:
-        """The attacks on one system, with the recipe's budget or another."""
+    def attacker(self, classifier: str, variant: str, rows: slice = slice(None), eps: float | None = None) -> Attacker:
+        """The attacks on one system, on some of the images, with the recipe's budget or another."""
         setting = self.setting
         budget = setting.recipe.eps if eps is None else eps
-        make = partial(self.variant, variant)
-        return Attacker(make, self.classifiers[classifier], self.data, budget, setting.recipe.seed, setting.preset)
+        make, data = partial(self.variant, variant), self.data.subset(rows)
+        return Attacker(make, self.classifiers[classifier], data, budget, setting.recipe.seed, setting.preset)
 
     @cached_property
     def weights(self) -> str:
@@ -114,21 +117,26 @@ class Parts:
         return f"{images} {weights_digest((*(one.model for one in self.networks.values()), self.score_model))}"
 
 
-def attack_all(parts: Parts, names: Sequence[str], reporter: Reporter, workers: int) -> dict[tuple[str, str], Attacked]:
+def attack_all(
+    parts: Parts, names: Sequence[str], classifiers: Sequence[str], reporter: Reporter, workers: int
+) -> dict[tuple[str, str], Attacked]:
     """Attack every purifier in front of every classifier, and with the images that broke the others.
 
     Args:
         parts: Networks.
         names: Of the purifiers, 'off' among them.
+        classifiers: Of CLASSIFIERS.
         reporter: Shows every system.
         workers: Processes.
     """
     setting = parts.setting
-    wanted = [(classifier, name) for name in names for classifier in CLASSIFIERS]
-    jobs = [_attack_job(setting, *system) for system in wanted]
+    wanted = [(classifier, name) for name in names for classifier in classifiers]
+    starts = range(0, len(parts.data), SHARD)
+    jobs = {system: [_attack_job(setting, *system, start) for start in starts] for system in wanted}
     store = Store(setting.folder / "attacked", setting.key(parts.weights))
-    done = run_resumable(jobs, store, reporter, title="attacks", workers=workers)
-    found = {system: _as_attacked(done[job.name]) for system, job in zip(wanted, jobs, strict=True)}
+    every = [job for of_system in jobs.values() for job in of_system]
+    done = run_resumable(every, store, reporter, title="attacks", workers=workers)
+    found = {system: _joined([_as_attacked(done[job.name]) for job in jobs[system]]) for system in wanted}
     with reporter.step("transfer", len(wanted)) as step, one_thread():
         for classifier, name in wanted:
             found[classifier, name].right["transfer"] = _transferred(parts, classifier, name, found)
@@ -170,15 +178,16 @@ def curves(parts: Parts, names: Sequence[str], classifier: str, reporter: Report
     return document
 
 
-def _attack_job(setting: Setting, classifier: str, name: str) -> ResumableJob:
-    title = f"{name} before {classifier}"
+def _attack_job(setting: Setting, classifier: str, name: str, start: int) -> ResumableJob:
+    title = f"{name} before {classifier}, images from {start}"
 
     def says(found: Found) -> str:
         attacked = _as_attacked(found)
         left = np.logical_and.reduce(list(attacked.right.values())).mean()
         return f"{title}: {left:.1%} left, {sum(attacked.seconds.values()):.0f} s"
 
-    return ResumableJob(title, _attack, lambda _: (setting, classifier, name), (classifier, name), says=says)
+    decides = (classifier, name, start)
+    return ResumableJob(title, _attack, lambda _: (setting, *decides), decides, says=says)
 
 
 def _point_job(setting: Setting, classifier: str, name: str, eps: float, steps: int | None) -> ResumableJob:
@@ -190,12 +199,12 @@ def _point_name(name: str, eps: float, steps: int | None) -> str:
     return f"{name}, eps {eps:g}, steps {steps}"
 
 
-def _attack(setting: Setting, classifier: str, name: str) -> Found:
-    """Attack one system; also called in other processes."""
+def _attack(setting: Setting, classifier: str, name: str, start: int) -> Found:
+    """Attack one system on the images from one on; also called in other processes."""
     with one_thread():
         parts = _loaded(setting)
-        attacker = parts.attacker(classifier, name)
-        bare = oblivious.pgd(parts.classifiers[classifier], parts.data, eps=attacker.eps, seed=attacker.seed)
+        attacker = parts.attacker(classifier, name, slice(start, start + SHARD))
+        bare = oblivious.pgd(parts.classifiers[classifier], attacker.data, eps=attacker.eps, seed=attacker.seed)
         attacked = attacker.run(bare)
     right = {f"right.{attack}": images for attack, images in attacked.right.items()}
     images = {f"images.{attack}": attacked.images[attack] for attack in GRADIENT}
@@ -209,11 +218,22 @@ def _as_attacked(found: Found) -> Attacked:
     return Attacked(right, {attack: arrays[f"images.{attack}"] for attack in GRADIENT}, seconds, found.images)
 
 
+def _joined(shards: Sequence[Attacked]) -> Attacked:
+    """What attacks made of all images, from what they made of some each."""
+    first = shards[0]
+    return Attacked(
+        {name: np.concatenate([one.right[name] for one in shards]) for name in first.right},
+        {name: np.concatenate([one.images[name] for one in shards]) for name in first.images},
+        {name: sum(one.seconds[name] for one in shards) for name in first.seconds},
+        np.concatenate([one.worst for one in shards]),
+    )
+
+
 def _point(setting: Setting, classifier: str, name: str, eps: float, steps: int | None) -> Found:
     """One point of a curve: what stays right under attack, and under random noise; also called in other processes."""
     with one_thread():
         parts = _loaded(setting)
-        attacker = parts.attacker(classifier, name, eps)
+        attacker = parts.attacker(classifier, name, slice(setting.preset.curve_samples), eps)
         right = {_ATTACKED: attacker.union(steps=steps), _NOISY: attacker.random_noise()}
     return Found(parts.data.images[:0], {}, right)  # the images themselves are not asked for
 

@@ -38,6 +38,7 @@ class Preset:
         draws: Purifications that are averaged where one draws noise.
         eps: Budgets of the curve over eps, pixels in [0, 1].
         curve_steps: Attack steps of the curve over steps.
+        curve_samples: Test images of both curves, the first of those that are attacked; None: all.
         wide: The purifier of the specification's table.
         j_free_sigma: Its noise level in J-free mode.
         left_out: Names of variants that would take hours.
@@ -53,6 +54,7 @@ class Preset:
     curve_steps: tuple[int, ...]
     wide: Purification
     j_free_sigma: float
+    curve_samples: int | None = None
     left_out: tuple[str, ...] = field(default=())
 
 
@@ -80,7 +82,20 @@ CIFAR = Preset(
     wide=Purification(sigma=0.125, radius=16 / 255, steps=3, step_size=0.7, rho=0.3, bank_size=4),
     j_free_sigma=0.125,
 )
-PRESETS: Mapping[str, Preset] = {"digits": DIGITS}
+FASHION = Preset(
+    samples=1000,
+    steps=10,
+    cheap_steps=20,
+    queries=100,
+    restarts=1,
+    draws=4,
+    eps=(0.0, 0.05, 0.1, 0.2, 0.3, 0.5),
+    curve_steps=(1, 5, 10, 20),
+    wide=Purification(sigma=0.3, radius=0.2, steps=3, step_size=0.7, rho=0.2, bank_size=4),
+    j_free_sigma=0.2,
+    curve_samples=50,
+)
+PRESETS: Mapping[str, Preset] = {"digits": DIGITS, "fashion": FASHION}
 
 
 def variants(base: Purification, preset: Preset) -> dict[str, Make]:
