@@ -52,6 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Iter
         Image.fromarray(pixels).save(name)
     Image.fromarray(np.kron(pixels, np.ones((2, 3), np.uint8))).save("photo.jpg")
     np.save("images.npy", np.float32(pixels[None, None] / 255))
+    np.save("photos.npy", np.float32(np.pad(pixels, 12)[None, None].repeat(3, 1) / 255))
     np.save("garments.npy", np.float32(np.pad(pixels, 10)[None, None] / 255))
     for folder, i in itertools.product(("photos", "new"), range(100)):
         photo = tmp_path / f"{folder}/{3 + i % 2}/{i}.png"

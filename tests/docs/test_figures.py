@@ -27,6 +27,7 @@ WHOLE = [
     ("docs/performance.md", "bench-fashion-shipped", "bench_tables.print_table"),
     ("docs/performance.md", "peers-digits", "peers_tables.print_tables"),
     ("docs/purifier-figures.md", "purification-digits", "purification_tables.print_tables"),
+    ("docs/purifier-figures.md", "purification-fashion", "purification_tables.print_tables"),
 ]
 """Documents that hold every table of a file: the document, the file, what prints it."""
 PARTS = [
