@@ -95,10 +95,28 @@ def test_a_second_run_repeats_no_attack_and_prints_the_same_figures(measured: tu
     assert all(line in again.output for line in tables)
 
 
-def test_a_purifier_that_is_not_known_is_refused(benchmarks: None, tmp_path: Path) -> None:
-    result = run(tmp_path, "--variants", "recipe,wider")
+@pytest.mark.parametrize(("option", "name"), [("--variants", "wider"), ("--classifiers", "prunned")])
+def test_a_name_that_is_not_known_is_refused(option: str, name: str, benchmarks: None, tmp_path: Path) -> None:
+    known = {"--variants": "recipe", "--classifiers": "plain"}[option]
+    result = run(tmp_path, option, f"{known},{name}")
     assert result.exit_code != 0
-    assert "'wider' is not known" in result.output
+    assert f"'{name}' is not known; choose from " in result.output
+
+
+def test_what_is_made_of_some_images_each_is_joined_in_their_order(benchmarks: None) -> None:
+    from purification_attacks import Attacked  # type: ignore[import-not-found]
+    from purification_runs import _joined  # type: ignore[import-not-found]
+
+    images, right = np.random.default_rng(0).random((5, 1, 2, 2), np.float32), np.arange(5) % 2 == 0
+    parts = [
+        Attacked({"bpda": right[rows]}, {"bpda": images[rows]}, {"bpda": 1.5}, 1 - images[rows])
+        for rows in (slice(0, 3), slice(3, 5))
+    ]
+    joined = _joined(parts)
+    assert (joined.right["bpda"] == right).all()
+    assert (joined.images["bpda"] == images).all()
+    assert (joined.worst == 1 - images).all()
+    assert joined.seconds == {"bpda": 3.0}
 
 
 def halves(x: Tensor) -> Tensor:
