@@ -28,6 +28,7 @@ WHOLE = [
     ("docs/performance.md", "peers-digits", "peers_tables.print_tables"),
     ("docs/purifier-figures.md", "purification-digits", "purification_tables.print_tables"),
     ("docs/purifier-figures.md", "purification-fashion", "purification_tables.print_tables"),
+    ("docs/purifier-figures.md", "purification-fashion-wide", "purification_tables.print_tables"),
 ]
 """Documents that hold every table of a file: the document, the file, what prints it."""
 PARTS = [
