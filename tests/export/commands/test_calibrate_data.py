@@ -80,6 +80,21 @@ def test_class_folders_count_by_name(
     assert "no images of 8 of the file's classes" in captured.err
 
 
+def test_a_part_of_what_the_file_was_made_with_is_warned_about(
+    model: Path, digits: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = open_model_file(model)
+    made = file.manifest.provenance.model_copy(update={"data": "pets-train+pets-test"})
+    write_model_file(file.proto, file.manifest.model_copy(update={"provenance": made}), model)
+    names = [f"{label}/{i}.png" for i, label in enumerate(digits.labels[:60])]
+    for folder in ("pets-train", "pets"):
+        save_images(tmp_path / folder, digits.images[:60], names)
+        assert run(["calibrate", str(model), "--data", str(tmp_path / folder), "--alpha", "0.5", "--json"]) == 0
+        warned = "if images of it trained the file, the false-alarm rate does not hold" in capsys.readouterr().err
+        assert warned == (folder == "pets-train")
+        model.with_name("model.calibrated.onnx").unlink()
+
+
 def test_a_limit_takes_a_sample(model: Path, npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = figures(capsys, model, "--data", npz, "--calibrate-on", "all", "--alpha", "0.1", "--limit", "50")
     assert said["inputs"] == 50

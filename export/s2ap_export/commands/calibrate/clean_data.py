@@ -159,8 +159,14 @@ def _of_source(source: DataSource, manifest: Manifest, limit: int | None, labell
     rows = _sample(len(part.labels), limit)
     kept = None if labels is None else labels[rows]
     missing = [] if kept is None else [name for i, name in enumerate(manifest.classes) if not (kept == i).any()]
-    warnings = (f"no images of {len(missing)} of the file's classes, such as {missing[0]!r}",) if missing else ()
-    return CleanData(part.read(rows, lambda _: None), kept, f"{len(rows)} {what} of {source.name}", warnings)
+    warnings = [f"no images of {len(missing)} of the file's classes, such as {missing[0]!r}"] if missing else []
+    made = manifest.provenance.data
+    if source.name in made.split("+"):
+        warnings.append(
+            f"{source.name} has the name of what the file was made with ({made}): if images of it trained the file, "
+            "the false-alarm rate does not hold; name one folder that holds all, and its calibration part is taken"
+        )
+    return CleanData(part.read(rows, lambda _: None), kept, f"{len(rows)} {what} of {source.name}", tuple(warnings))
 
 
 def _unlabelled(tree: Tree, manifest: Manifest, limit: int | None) -> CleanData:
