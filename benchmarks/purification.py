@@ -94,7 +94,7 @@ def main(
             check_writable(target)
         setting = Setting(load_recipe(recipe, [*data_overrides(data), *overrides]), preset, folder)
         known = list(all_variants(setting.recipe.purifier, preset))
-        names = known if variants is None else _listed(variants, known, "off")
+        names = known if variants is None else _listed(f"off,{variants}", known)
         behind = list(CLASSIFIERS) if classifiers is None else _listed(classifiers, list(CLASSIFIERS))
         parts = Parts(setting, reporter)
         found = attack_all(parts, names, behind, reporter, processes)
@@ -177,9 +177,9 @@ def _pictures(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"purifier-{name}.png", folder / f"purifier-{name}-curves.png"
 
 
-def _listed(named: str, known: list[str], always: str | None = None) -> list[str]:
+def _listed(named: str, known: list[str]) -> list[str]:
     """The names of a comma-separated list, in the known order; names with commas are matched longest first."""
-    wanted, rest = [] if always is None else [always], named
+    wanted, rest = [], named
     while rest:
         match = max((name for name in known if rest == name or rest.startswith(f"{name},")), key=len, default=None)
         if match is None:

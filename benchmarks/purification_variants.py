@@ -82,16 +82,11 @@ CIFAR = Preset(
     wide=Purification(sigma=0.125, radius=16 / 255, steps=3, step_size=0.7, rho=0.3, bank_size=4),
     j_free_sigma=0.125,
 )
-FASHION = Preset(
+FASHION = replace(
+    CIFAR,
     samples=1000,
-    steps=10,
-    cheap_steps=20,
-    queries=100,
-    restarts=1,
-    draws=4,
     eps=(0.0, 0.05, 0.1, 0.2, 0.3, 0.5),
-    curve_steps=(1, 5, 10, 20),
-    wide=Purification(sigma=0.3, radius=0.2, steps=3, step_size=0.7, rho=0.2, bank_size=4),
+    wide=replace(CIFAR.wide, sigma=0.3, radius=0.2, rho=0.2),
     j_free_sigma=0.2,
     curve_samples=50,
 )

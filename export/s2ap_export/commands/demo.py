@@ -19,6 +19,7 @@ from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_defend.tables import foreign, plain_table, print_table
 from s2ap_defend.types import Float32, Int64, Verdicts
+from s2ap_export.commands.outputs import work_folder
 
 if TYPE_CHECKING:
     from s2ap_train.data import ImageSet
@@ -42,7 +43,7 @@ def demo(output: Path) -> None:
     console = Console()
     tables = read_recipe("digits", ())
     recipe = hardening_recipe(tables, "digits")
-    folder = output.with_name(f"{output.name}.training")
+    folder = work_folder(output)
     hardened = harden(recipe, output, folder, Reporter(console), overwrite=True, tables=tables)
     print_summary(hardened.evaluation, console)
     report = output.with_name("report.html")

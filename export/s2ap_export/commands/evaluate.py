@@ -20,7 +20,7 @@ from s2ap_defend.files import replace_file
 from s2ap_defend.model_file import open_model_file
 from s2ap_defend.progress import Reporter
 from s2ap_export.commands.options import workers_option
-from s2ap_export.commands.outputs import check_outputs
+from s2ap_export.commands.outputs import check_outputs, work_folder
 
 if TYPE_CHECKING:
     from s2ap_train.redteam.plan import Plan
@@ -146,7 +146,7 @@ def evaluate(
     from s2ap_train.storage.lock import locked_folder
 
     manifest = open_model_file(model).manifest
-    kept = model.with_name(f"{model.name}.training") if checkpoints is None else checkpoints
+    kept = work_folder(model) if checkpoints is None else checkpoints
     settings = recipe_of(model, manifest, recipe=recipe, data=data, overrides=overrides, checkpoints=kept)
     splits = settings.load_data()
     check_data(splits, settings, manifest, model, made_by=recipe is None)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from s2ap_defend.errors import InputError, RecipeError
 from s2ap_defend.manifest import Manifest
+from s2ap_export.commands.outputs import work_folder
 
 if TYPE_CHECKING:
     from s2ap_train.data import Splits
@@ -42,7 +43,7 @@ def recipe_of(
     from s2ap_train.recipe import evaluation_recipe, load_recipe
     from s2ap_train.recipe.text import RECIPE_FILE
 
-    stored = (checkpoints or model.with_name(f"{model.name}.training")) / RECIPE_FILE
+    stored = (work_folder(model) if checkpoints is None else checkpoints) / RECIPE_FILE
     root = () if data is None else (f'data.root="{data.resolve()}"',)
     changes = (*root, *overrides, f"seed={manifest.provenance.seed}")
     if recipe is not None or stored.is_file():

@@ -15,7 +15,7 @@ from s2ap_defend.tables import harmless
 from s2ap_defend.types import Resize
 from s2ap_export.commands.cost_limit import CostLimit
 from s2ap_export.commands.options import numbers, pixels, workers_option
-from s2ap_export.commands.outputs import check_outputs
+from s2ap_export.commands.outputs import check_outputs, work_folder
 from s2ap_export.commands.own_options import Own, check_options
 from s2ap_export.commands.own_recipe import tables_of
 
@@ -156,7 +156,7 @@ def harden(
     options = Own(**own)
     check_options(recipe, options)  # before the imports, which take seconds
     page = output.with_name(f"{output.name}.html") if report is None else report
-    folder = output.with_name(f"{output.name}.training") if work_dir is None else work_dir
+    folder = work_folder(output) if work_dir is None else work_dir
     check_outputs({"--output": output, "--report": page}, (Path(recipe or ""), *options.files))
     _check_apart({"--output": output, "--report": page, "--work-dir": folder}, options.data)
 

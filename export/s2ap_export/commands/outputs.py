@@ -1,4 +1,4 @@
-"""Files that a command writes: each can be written, and is none that it reads or writes besides."""
+"""Files and folders that a command writes: each file can be written, and is none that it reads or writes besides."""
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
@@ -7,7 +7,12 @@ from pathlib import Path
 from s2ap_defend.errors import RecipeError
 from s2ap_defend.files import check_writable
 
-__all__ = ["check_outputs"]
+__all__ = ["check_outputs", "work_folder"]
+
+
+def work_folder(model: Path) -> Path:
+    """Where `harden` keeps the parts of a file and its recipe, unless it is said otherwise: next to it."""
+    return model.with_name(f"{model.name}.training")
 
 
 def check_outputs(outputs: Mapping[str, Path], read: Iterable[Path]) -> None:
